@@ -1,0 +1,55 @@
+# `make demo` and `make test` work on a fresh machine with only Python >= 3.11 and make.
+
+VENV ?= .venv
+BIN := $(VENV)/bin
+READY := $(VENV)/.ready
+WORKERS ?= auto
+
+# The first Python that runs and is new enough; PYTHON=/path/to/python make ... overrides it.
+PYTHON ?= $(firstword $(foreach python,python3 python python3.14 python3.13 python3.12 python3.11,\
+	$(shell $(python) -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo $(python))))
+
+.DEFAULT_GOAL := help
+.PHONY: help setup demo test test-slow lint types format bench docs clean
+
+help: ## show this list
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  make \1\t/' | expand -t 20
+
+setup: $(READY) ## create .venv and install smolmoe with what its tests need
+
+$(READY): pyproject.toml scripts/install_torch.py
+	$(if $(PYTHON),,$(error no Python >= 3.11 found: set PYTHON=/path/to/python3))
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python scripts/install_torch.py
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-compile --editable '.[dev]'
+	@touch $@
+
+demo: $(READY) ## train, upcycle, verify and report on a small model made from this machine's own text
+	$(BIN)/smolmoe quickstart
+
+test: $(READY) ## run the tests, in parallel
+	$(BIN)/python -m pytest -n $(WORKERS) --maxprocesses 8 --dist worksteal
+
+test-slow: $(READY) ## run the slow tests
+	$(BIN)/python -m pytest -m slow
+
+lint: $(READY) ## check the code's rules and format
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+types: $(READY) ## check the types
+	$(BIN)/mypy
+
+format: $(READY) ## rewrite the code to the format
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+bench: $(READY) ## measure time and memory beside mergekit-moe, and update benchmarks/README.md
+	$(BIN)/python benchmarks/upcycle.py
+
+docs: $(READY) ## regenerate the generated pages of docs/
+	$(BIN)/python scripts/docs.py
+
+clean: ## remove what make and the tools made; runs/ is yours and stays
+	rm -rf $(VENV) dist build .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	find src tests benchmarks scripts examples -name __pycache__ -type d -prune -exec rm -rf {} +

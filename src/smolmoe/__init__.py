@@ -1,0 +1,54 @@
+"""smolmoe: turn a dense causal language model into a Mixture-of-Experts, and prove by measurement what came out."""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+__version__ = "0.1.0"
+
+if TYPE_CHECKING:
+    from smolmoe.errors import SmolmoeError
+    from smolmoe.generation import generate
+    from smolmoe.moe import register
+    from smolmoe.pipeline import upcycle
+    from smolmoe.proof.doctor import doctor
+    from smolmoe.proof.verify import verify
+    from smolmoe.quickstart import quickstart
+    from smolmoe.recipe import UpcycleRecipe
+    from smolmoe.surgery.inspection import inspect
+
+# Imported on first use: `import smolmoe` costs nothing, and the recipes never need torch.
+_HOME = {
+    "SmolmoeError": "smolmoe.errors",
+    "UpcycleRecipe": "smolmoe.recipe",
+    "doctor": "smolmoe.proof.doctor",
+    "generate": "smolmoe.generation",
+    "inspect": "smolmoe.surgery.inspection",
+    "quickstart": "smolmoe.quickstart",
+    "register": "smolmoe.moe",
+    "upcycle": "smolmoe.pipeline",
+    "verify": "smolmoe.proof.verify",
+}
+
+__all__ = [
+    "SmolmoeError",
+    "UpcycleRecipe",
+    "doctor",
+    "generate",
+    "inspect",
+    "quickstart",
+    "register",
+    "upcycle",
+    "verify",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOME:
+        raise AttributeError(f"module 'smolmoe' has no attribute {name!r}")
+    return getattr(import_module(_HOME[name]), name)
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *_HOME])

@@ -1,0 +1,42 @@
+"""The command line: parse, call one function, print. Every decision is made elsewhere."""
+
+from __future__ import annotations
+
+import signal
+import sys
+from types import FrameType
+
+import typer
+
+from smolmoe.cli import convert, models
+from smolmoe.cli.output import print_error
+from smolmoe.errors import SmolmoeError, VerificationError
+
+FAILED = 1  # a check was made and failed
+BAD_INPUT = 2  # the request, the source or the output is at fault
+
+app = typer.Typer(
+    name="smolmoe",
+    help="Turn a dense causal language model into a Mixture-of-Experts, and prove by measurement what came out.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+)
+convert.add_to(app)
+models.add_to(app)
+
+
+def main() -> None:
+    """Entry point of the `smolmoe` command."""
+    # A polite kill must clean up as Ctrl-C does: nothing half-written stays behind.
+    signal.signal(signal.SIGTERM, _terminate)
+    try:
+        app()
+    except SmolmoeError as error:
+        print_error(error, as_json="--json" in sys.argv)
+        sys.exit(FAILED if isinstance(error, VerificationError) else BAD_INPUT)
+
+
+def _terminate(number: int, frame: FrameType | None) -> None:
+    raise SystemExit(128 + number)

@@ -1,0 +1,109 @@
+"""What the terminal shows: results on stdout, progress and errors on stderr, JSON where asked."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+from smolmoe.errors import SmolmoeError
+
+_STAGES = {
+    "plan": "Reading headers and planning",
+    "router": "Reading the domains' text for the router",
+    "predict": "Predicting errors on the dense model",
+    "write": "Writing",
+    "verify": "Reloading the files and measuring",
+}
+
+
+def quiet_libraries() -> None:
+    """Keep other libraries' chatter off the terminal; their errors still come."""
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+    os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
+    os.environ.setdefault("TQDM_DISABLE", "1")
+    logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stderr)
+
+
+def print_json(data: Any) -> None:
+    print(json.dumps(data, indent=2, ensure_ascii=False, default=str))
+
+
+def print_error(error: SmolmoeError, *, as_json: bool) -> None:
+    if as_json:
+        print_json(error.to_json())
+    where = f"{error.field} = {error.value}: " if error.field else ""
+    print(f"error: {where}{error.message}", file=sys.stderr)
+    if error.fix:
+        print(f"  fix: {error.fix}", file=sys.stderr)
+
+
+def print_rows(rows: Sequence[tuple[str, object]]) -> None:
+    """Two aligned columns."""
+    width = max((len(name) for name, _ in rows), default=0)
+    for name, value in rows:
+        print(f"  {name:<{width}}  {value}")
+
+
+def table(title: str, columns: Sequence[str], rows: Sequence[Sequence[object]]) -> None:
+    """A table that wraps to the terminal; plain and whole where stdout is no terminal."""
+    from rich import box
+    from rich.console import Console
+    from rich.table import Table
+
+    grid = Table(title=title, title_justify="left", title_style="bold", box=box.SIMPLE_HEAD, pad_edge=False)
+    for index, column in enumerate(columns):
+        grid.add_column(column, no_wrap=index == 0)
+    for row in rows:
+        grid.add_row(*(str(cell) for cell in row))
+    console = Console(width=None if sys.stdout.isatty() else 140)
+    console.print(grid, markup=False)
+
+
+def count(number: float) -> str:
+    """1234567 as "1.23 M"."""
+    for factor, unit in ((1e9, "B"), (1e6, "M"), (1e3, "K")):
+        if number >= factor:
+            return f"{number / factor:.3g} {unit}"
+    return f"{number:.3g}"
+
+
+def size(nbytes: float) -> str:
+    """Bytes as "1.40 GB"."""
+    for factor, unit in ((1e9, "GB"), (1e6, "MB"), (1e3, "kB")):
+        if nbytes >= factor:
+            return f"{nbytes / factor:.3g} {unit}"
+    return f"{nbytes:.0f} B"
+
+
+@contextmanager
+def progress(show: bool) -> Iterator[Any]:
+    """A `Report` that draws a bar per stage on stderr; silent where `show` is false or stderr is no terminal."""
+    if not show or not sys.stderr.isatty():
+        yield _log if show else None
+        return
+    from rich.console import Console
+    from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
+
+    columns = (TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn())
+    with Progress(*columns, console=Console(stderr=True), transient=True) as bars:
+        tasks: dict[str, Any] = {}
+
+        def report(stage: str, done: int, total: int) -> None:
+            if stage not in tasks:
+                for task in tasks.values():
+                    bars.stop_task(task)
+                tasks[stage] = bars.add_task(_STAGES.get(stage, stage), total=total or None)
+            bars.update(tasks[stage], completed=done)
+
+        yield report
+
+
+def _log(stage: str, done: int, total: int) -> None:
+    if done in (0, total) and not (done and stage != "write"):
+        print(f"{_STAGES.get(stage, stage)} ..." if done == 0 else f"Written: {size(total)}", file=sys.stderr)

@@ -1,0 +1,164 @@
+"""Loss on held-out documents: the same tokens, in the same windows, for every model that is compared."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    import torch
+
+IGNORED = -100
+
+
+@dataclass(frozen=True)
+class HeldOut:
+    """Windows of held-out documents.
+
+    Attributes:
+        windows: token ids; a window predicts all its tokens but the first.
+        owners: for each window, the index of its document.
+        domains: for each document, its domain.
+    """
+
+    windows: tuple[tuple[int, ...], ...]
+    owners: tuple[int, ...]
+    domains: tuple[str, ...]
+
+    @property
+    def tokens(self) -> int:
+        """Predicted tokens."""
+        return sum(len(window) - 1 for window in self.windows)
+
+
+@dataclass(frozen=True)
+class DocumentLosses:
+    """Negative log-likelihood in nats, summed over the tokens of each document; `tokens` counts them."""
+
+    nll: tuple[float, ...]
+    tokens: tuple[int, ...]
+    domains: tuple[str, ...]
+
+    @property
+    def loss(self) -> float:
+        """Nats a token."""
+        return sum(self.nll) / sum(self.tokens)
+
+    @property
+    def by_domain(self) -> dict[str, float]:
+        """Nats a token in each domain."""
+        return {domain: self._part(domain) for domain in sorted(set(self.domains))}
+
+    def _part(self, domain: str) -> float:
+        chosen = [index for index, name in enumerate(self.domains) if name == domain]
+        return sum(self.nll[index] for index in chosen) / sum(self.tokens[index] for index in chosen)
+
+    def to_json(self) -> dict[str, Any]:
+        return {"loss": self.loss, "by_domain": self.by_domain, "tokens": sum(self.tokens)}
+
+
+def cut_windows(
+    token_ids: Sequence[Sequence[int]],
+    domains: Sequence[str],
+    *,
+    length: int,
+    start: int,
+    budget: int,
+    per_document: int,
+) -> HeldOut:
+    """Windows of whole held-out documents, about `budget` tokens of each domain.
+
+    Every document begins anew: with the `start` token, and without the documents before it.
+
+    Args:
+        token_ids: of each document.
+        domains: of each document.
+        length: the most tokens a window predicts.
+        start: the token that precedes a document, usually end-of-text.
+        budget: tokens to predict in each domain; documents are taken in order until it is reached.
+        per_document: the most tokens to predict of one document, so that no long one decides for its domain.
+    """
+    spent = dict.fromkeys(domains, 0)
+    windows: list[tuple[int, ...]] = []
+    owners: list[int] = []
+    kept: list[str] = []
+    for ids, domain in zip(token_ids, domains, strict=True):
+        if spent[domain] >= budget or not ids:
+            continue
+        text = [start, *ids[:per_document]]
+        cuts = range(0, len(text) - 1, length)
+        windows += [tuple(text[cut : cut + length + 1]) for cut in cuts]
+        owners += [len(kept)] * len(cuts)
+        kept.append(domain)
+        spent[domain] += len(text) - 1
+    return HeldOut(tuple(windows), tuple(owners), tuple(kept))
+
+
+def document_losses(model: Any, held_out: HeldOut, *, batch: int = 16) -> DocumentLosses:
+    """The loss of a causal language model on each held-out document, in the model's own dtype.
+
+    Windows of like length share a batch [B, S]; what fills the shorter ones up comes after their text, where no causal
+    model sees it, and is not counted.
+    """
+    import torch
+
+    nll = [0.0] * len(held_out.domains)
+    tokens = [0] * len(held_out.domains)
+    was_training = model.training
+    model.eval()
+    order = sorted(range(len(held_out.windows)), key=lambda index: len(held_out.windows[index]))
+    with torch.inference_mode():
+        for first in range(0, len(order), batch):
+            chosen = order[first : first + batch]
+            inputs, targets = _batch([held_out.windows[index] for index in chosen], model.device)
+            logits = model(input_ids=inputs, use_cache=False).logits.float()
+            losses = torch.nn.functional.cross_entropy(
+                logits.transpose(1, 2), targets, ignore_index=IGNORED, reduction="none"
+            )
+            sums = losses.double().sum(dim=1).tolist()
+            for index, total in zip(chosen, sums, strict=True):
+                nll[held_out.owners[index]] += total
+                tokens[held_out.owners[index]] += len(held_out.windows[index]) - 1
+    model.train(was_training)
+    return DocumentLosses(tuple(nll), tuple(tokens), held_out.domains)
+
+
+def _batch(windows: Sequence[Sequence[int]], device: Any) -> tuple[torch.Tensor, torch.Tensor]:
+    """Inputs and targets [B, S], filled up on the right."""
+    import torch
+
+    longest = max(len(window) for window in windows) - 1
+    inputs = torch.zeros(len(windows), longest, dtype=torch.long)
+    targets = torch.full((len(windows), longest), IGNORED)
+    for row, window in enumerate(windows):
+        inputs[row, : len(window) - 1] = torch.tensor(window[:-1])
+        targets[row, : len(window) - 1] = torch.tensor(window[1:])
+    return inputs.to(device), targets.to(device)
+
+
+def paired_difference(
+    a: DocumentLosses, b: DocumentLosses, *, draws: int = 1000, seed: int = 0
+) -> tuple[float, float, float]:
+    """Loss of `a` minus loss of `b` on the same documents, with the 95% interval of a bootstrap over documents.
+
+    Args:
+        a, b: losses of two models on the same documents.
+        draws: bootstrap samples.
+
+    Returns:
+        The difference, and the interval's low and high end, in nats a token. The interval says how far the choice of
+        documents matters; it says nothing about another seed.
+    """
+    if a.tokens != b.tokens:
+        raise ValueError("the losses are not of the same documents")
+    count = len(a.tokens)
+    gaps = [x - y for x, y in zip(a.nll, b.nll, strict=True)]
+    rng = random.Random(seed)
+    means = []
+    for _ in range(draws):
+        chosen = rng.choices(range(count), k=count)
+        means.append(sum(gaps[index] for index in chosen) / sum(a.tokens[index] for index in chosen))
+    means.sort()
+    return sum(gaps) / sum(a.tokens), means[int(0.025 * draws)], means[int(0.975 * draws) - 1]

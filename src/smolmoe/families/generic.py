@@ -1,0 +1,59 @@
+"""The generic MoE: the dense class as it is, with our blocks in place of its FFNs. It expresses every request."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from smolmoe.families.types import DenseSpec, ExpertNames, MoeNames, MoeSizes, MoeTarget
+
+CODE_FILE = "modeling_smolmoe.py"
+
+
+def _config(spec: DenseSpec, sizes: MoeSizes) -> dict[str, Any]:
+    module = CODE_FILE.removesuffix(".py")
+    return {
+        "auto_map": {"AutoConfig": f"{module}.SmolMoeConfig", "AutoModelForCausalLM": f"{module}.SmolMoeForCausalLM"},
+        "text_config": spec.config,
+        "layers_module": spec.mlp.layers,
+        "mlp_module": spec.mlp.module,
+        "gated": spec.mlp.gated,
+        "mlp_bias": spec.mlp.bias,
+        "hidden_act": spec.mlp.activation,
+        "mlp_dropout": spec.mlp.dropout,
+        "moe_layers": [i for i in range(spec.layers) if i not in sizes.dense_layers],
+        "num_experts": sizes.experts,
+        "num_experts_per_tok": sizes.top_k,
+        "moe_intermediate_size": sizes.width,
+        "shared_expert_intermediate_size": sizes.shared_width,
+        "scoring_func": "softmax",
+        "norm_topk_prob": True,
+    }
+
+
+TARGET = MoeTarget(
+    name="generic",
+    architecture="SmolMoeForCausalLM",
+    names=MoeNames(
+        router="gate.weight",
+        memory_router="gate.weight",
+        experts=ExpertNames(gate_up="experts.gate_up_proj", up="experts.up_proj", down="experts.down_proj"),
+        memory_experts="experts",
+        shared=ExpertNames(
+            gate_up="shared_expert.gate_up_proj.weight",
+            up="shared_expert.up_proj.weight",
+            down="shared_expert.down_proj.weight",
+        ),
+        selection_bias="gate.e_score_correction_bias",
+    ),
+    config=_config,
+    attention_bias=("none", "qkv", "qkvo", "other"),
+    windows="layers",
+    shared="optional",
+    dense_layers="any",
+    runs=(
+        ("transformers", "yes, with trust_remote_code or smolmoe.register()"),
+        ("vLLM", "no"),
+        ("SGLang", "no"),
+        ("llama.cpp", "no"),
+    ),
+)

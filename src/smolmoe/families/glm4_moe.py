@@ -1,0 +1,58 @@
+"""Glm4Moe: sigmoid scores with a selection bias (loss-free balancing), renormalised, always an ungated shared expert.
+
+It counts its shared expert in multiples of the expert width, and keeps only a prefix of the layers dense.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from smolmoe.families.qwen2_moe import PROJ_EXPERTS
+from smolmoe.families.types import DenseSpec, ExpertNames, MoeNames, MoeSizes, MoeTarget
+
+
+def _config(spec: DenseSpec, sizes: MoeSizes) -> dict[str, Any]:
+    return {
+        "attention_bias": spec.attention_bias == "qkv",
+        "use_qk_norm": spec.qk_norm == "head",
+        # The class rotates half of each head unless told otherwise, here and in the rope parameters.
+        "partial_rotary_factor": 1.0,
+        "rope_parameters": {**spec.config["rope_parameters"], "partial_rotary_factor": 1.0},
+        "n_routed_experts": sizes.experts,
+        "num_experts_per_tok": sizes.top_k,
+        "moe_intermediate_size": sizes.width,
+        "n_shared_experts": sizes.shared_width // sizes.width,
+        "intermediate_size": sizes.dense_width,
+        "first_k_dense_replace": len(sizes.dense_layers),
+        "norm_topk_prob": True,
+        "routed_scaling_factor": 1.0,
+        "n_group": 1,
+        "topk_group": 1,
+        "num_nextn_predict_layers": 0,
+    }
+
+
+TARGET = MoeTarget(
+    name="glm4_moe",
+    architecture="Glm4MoeForCausalLM",
+    names=MoeNames(
+        router="mlp.gate.weight",
+        memory_router="mlp.gate.weight",
+        experts=PROJ_EXPERTS,
+        memory_experts="mlp.experts",
+        shared=ExpertNames(
+            gate="mlp.shared_experts.gate_proj.weight",
+            up="mlp.shared_experts.up_proj.weight",
+            down="mlp.shared_experts.down_proj.weight",
+        ),
+        selection_bias="mlp.gate.e_score_correction_bias",
+    ),
+    config=_config,
+    attention_bias=("none", "qkv"),
+    shared="required",
+    shared_multiple=True,
+    dense_layers="prefix",
+    scoring="sigmoid",
+    min_experts=2,  # its router sums the two best scores of each expert group
+    runs=(("transformers", "yes"), ("vLLM", "yes"), ("SGLang", "yes"), ("llama.cpp", "yes")),
+)

@@ -1,0 +1,37 @@
+"""Mixtral: softmax, renormalised top-k, no shared expert, no biases, one sliding window for all layers or none."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from smolmoe.families.types import DenseSpec, ExpertNames, MoeNames, MoeSizes, MoeTarget
+
+
+def _config(spec: DenseSpec, sizes: MoeSizes) -> dict[str, Any]:
+    return {
+        "num_local_experts": sizes.experts,
+        "num_experts_per_tok": sizes.top_k,
+        "intermediate_size": sizes.width,
+        "sliding_window": spec.windows[0],
+        "router_jitter_noise": 0.0,
+    }
+
+
+TARGET = MoeTarget(
+    name="mixtral",
+    architecture="MixtralForCausalLM",
+    names=MoeNames(
+        router="block_sparse_moe.gate.weight",
+        memory_router="mlp.gate.weight",
+        experts=ExpertNames(
+            gate="block_sparse_moe.experts.{e}.w1.weight",
+            up="block_sparse_moe.experts.{e}.w3.weight",
+            down="block_sparse_moe.experts.{e}.w2.weight",
+        ),
+        memory_experts="mlp.experts",
+    ),
+    config=_config,
+    attention_bias=("none",),
+    windows="global",
+    runs=(("transformers", "yes"), ("vLLM", "yes"), ("SGLang", "yes"), ("llama.cpp", "yes")),
+)

@@ -1,0 +1,13 @@
+"""Qwen2 and Qwen2.5: Llama with biases on q, k and v, and a sliding window on chosen layers."""
+
+from smolmoe.families.llama import LLAMA_MLP
+from smolmoe.families.types import DenseFamily
+
+FAMILY = DenseFamily(
+    model_type="qwen2",
+    examples="Qwen2, Qwen2.5",
+    mlp=LLAMA_MLP,
+    targets=("qwen2_moe", "granitemoeshared", "glm4_moe"),
+    attention_bias="qkv",
+    windows="layers",
+)

@@ -1,0 +1,64 @@
+"""Qwen2Moe: softmax, top-k renormalised on request, always a shared expert behind a sigmoid gate."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from smolmoe.families.types import DenseSpec, ExpertNames, MoeNames, MoeSizes, MoeTarget
+
+PROJ_EXPERTS = ExpertNames(
+    gate="mlp.experts.{e}.gate_proj.weight",
+    up="mlp.experts.{e}.up_proj.weight",
+    down="mlp.experts.{e}.down_proj.weight",
+)
+
+
+def _config(spec: DenseSpec, sizes: MoeSizes) -> dict[str, Any]:
+    sliding = any(spec.windows)
+    return {
+        "qkv_bias": True,
+        "num_experts": sizes.experts,
+        "num_experts_per_tok": sizes.top_k,
+        "moe_intermediate_size": sizes.width,
+        "shared_expert_intermediate_size": sizes.shared_width,
+        "intermediate_size": sizes.dense_width,
+        "norm_topk_prob": True,
+        "decoder_sparse_step": 1,
+        "mlp_only_layers": sizes.dense_layers,
+        # Written out: left to itself this class derives them otherwise than Qwen2 does.
+        "layer_types": ["sliding_attention" if window else "full_attention" for window in spec.windows],
+        "use_sliding_window": sliding,
+        "sliding_window": max(filter(None, spec.windows), default=None),
+        "max_window_layers": 0,
+    }
+
+
+TARGET = MoeTarget(
+    name="qwen2_moe",
+    architecture="Qwen2MoeForCausalLM",
+    names=MoeNames(
+        router="mlp.gate.weight",
+        memory_router="mlp.gate.weight",
+        experts=PROJ_EXPERTS,
+        memory_experts="mlp.experts",
+        shared=ExpertNames(
+            gate="mlp.shared_expert.gate_proj.weight",
+            up="mlp.shared_expert.up_proj.weight",
+            down="mlp.shared_expert.down_proj.weight",
+        ),
+        shared_gate="mlp.shared_expert_gate.weight",
+    ),
+    attention_bias=("none", "qkv"),
+    zero_biases=(("none", ("q_proj", "k_proj", "v_proj")),),  # vLLM always reads them
+    windows="layers",
+    config=_config,
+    shared="required",
+    shared_gated=True,
+    dense_layers="any",
+    runs=(
+        ("transformers", "yes"),
+        ("vLLM", "yes"),
+        ("SGLang", "yes"),
+        ("llama.cpp", "no: it never renormalises this class's gates"),
+    ),
+)

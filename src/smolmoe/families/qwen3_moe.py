@@ -1,0 +1,40 @@
+"""Qwen3Moe: softmax, renormalised top-k, no shared expert, a norm over each head of q and k."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from smolmoe.families.qwen2_moe import PROJ_EXPERTS
+from smolmoe.families.types import DenseSpec, MoeNames, MoeSizes, MoeTarget
+
+
+def _config(spec: DenseSpec, sizes: MoeSizes) -> dict[str, Any]:
+    return {
+        "attention_bias": spec.attention_bias == "qkvo",
+        "num_experts": sizes.experts,
+        "num_experts_per_tok": sizes.top_k,
+        "moe_intermediate_size": sizes.width,
+        "intermediate_size": sizes.dense_width,
+        "norm_topk_prob": True,
+        "decoder_sparse_step": 1,
+        "mlp_only_layers": sizes.dense_layers,
+        "use_sliding_window": spec.windows[0] is not None,
+        "sliding_window": spec.windows[0],
+    }
+
+
+TARGET = MoeTarget(
+    name="qwen3_moe",
+    architecture="Qwen3MoeForCausalLM",
+    names=MoeNames(
+        router="mlp.gate.weight",
+        memory_router="mlp.gate.weight",
+        experts=PROJ_EXPERTS,
+        memory_experts="mlp.experts",
+    ),
+    config=_config,
+    attention_bias=("none", "qkvo"),
+    windows="global",
+    dense_layers="any",
+    runs=(("transformers", "yes"), ("vLLM", "yes"), ("SGLang", "yes"), ("llama.cpp", "yes, without rope scaling")),
+)

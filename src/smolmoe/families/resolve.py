@@ -1,0 +1,84 @@
+"""Which MoE class expresses a request exactly, and for each that does not, why and what is nearest."""
+
+from __future__ import annotations
+
+from smolmoe.errors import TargetError
+from smolmoe.families import MOE_TARGETS
+from smolmoe.families.types import DenseSpec, MoeSizes, MoeTarget
+
+GENERIC = "generic"
+
+
+def candidates(spec: DenseSpec) -> tuple[str, ...]:
+    """Targets worth asking, the preferred first: the family's native classes, then the generic model."""
+    native = spec.family.targets if spec.family and not spec.mlp.bias else ()
+    return (*native, GENERIC)
+
+
+def refusals(target: MoeTarget, spec: DenseSpec, sizes: MoeSizes) -> list[str]:
+    """Why `target` cannot express this source in these sizes exactly; empty if it can."""
+    if target.name == GENERIC:
+        return []
+    return [*source_refusals(target, spec), *_request_refusals(target, spec, sizes)]
+
+
+def source_refusals(target: MoeTarget, spec: DenseSpec) -> list[str]:
+    """Why `target` cannot carry this source's attention, norms or FFN, whatever is requested."""
+    if target.name == GENERIC:
+        return []
+    if spec.family is None or target.name not in spec.family.targets:
+        return [f"its attention or norms compute something else than {spec.model_type}'s"]
+    reasons = []
+    if spec.mlp.bias:
+        reasons.append("its experts have no biases, the source's FFN has")
+    if spec.attention_bias not in target.attention_bias:
+        reasons.append(f"it cannot carry biases on {spec.attention_bias} of the attention")
+    windows = set(spec.windows)
+    if windows != {None} and target.windows == "none":
+        reasons.append("it has no sliding window")
+    elif len(windows) > 1 and target.windows == "global":
+        reasons.append("it has one sliding window for all layers, the source mixes windowed and full layers")
+    return reasons
+
+
+def _request_refusals(target: MoeTarget, spec: DenseSpec, sizes: MoeSizes) -> list[str]:
+    reasons = []
+    if sizes.shared_width and target.shared == "never":
+        reasons.append("it has no shared expert")
+    if not sizes.shared_width and target.shared == "required":
+        reasons.append("it always has a shared expert (--shared full, residual or a width)")
+    if sizes.shared_width and target.shared_multiple and sizes.shared_width % sizes.width:
+        reasons.append(
+            f"its shared width must be a multiple of the expert width {sizes.width}, not {sizes.shared_width}"
+        )
+    if sizes.experts < target.min_experts:
+        reasons.append(f"its router needs at least {target.min_experts} experts")
+    if sizes.dense_layers and target.dense_layers == "none":
+        reasons.append("it cannot keep chosen layers dense")
+    elif target.dense_layers == "prefix" and sizes.dense_layers != list(range(len(sizes.dense_layers))):
+        reasons.append("it can keep only the first layers dense")
+    return reasons
+
+
+def resolve(name: str, spec: DenseSpec, sizes: MoeSizes) -> MoeTarget:
+    """The target of that name, or with "auto" the first native class that expresses the request, else the generic one.
+
+    Raises:
+        TargetError: the named target cannot express it; says why and which one can.
+    """
+    order = candidates(spec)
+    able = [MOE_TARGETS[n] for n in order if not refusals(MOE_TARGETS[n], spec, sizes)]
+    if name == "auto":
+        return able[0]
+    if name not in MOE_TARGETS:
+        raise TargetError("no such target.", field="target", value=name, fix=f"Known: auto, {', '.join(MOE_TARGETS)}.")
+    target = MOE_TARGETS[name]
+    reasons = refusals(target, spec, sizes)
+    if reasons:
+        raise TargetError(
+            f"{target.name} cannot express this: {'; '.join(reasons)}.",
+            field="target",
+            value=name,
+            fix=f"Use --target {able[0].name} (or auto), which can.",
+        )
+    return target

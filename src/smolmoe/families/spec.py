@@ -1,0 +1,112 @@
+"""From a config to what surgery has to know of the model: known families by heart, others by looking."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from smolmoe.errors import SourceError
+from smolmoe.families import DENSE_FAMILIES
+from smolmoe.families.types import DenseFamily, DenseSpec, MlpLayout
+
+_MOE_KEYS = ("num_local_experts", "num_experts", "n_routed_experts", "moe_num_experts", "moe_layers")
+
+
+def describe(config: Any) -> DenseSpec:
+    """What the dense model of this config is.
+
+    Args:
+        config: a transformers PreTrainedConfig.
+
+    Raises:
+        SourceError: not a dense decoder-only causal language model, or its FFN cannot be found.
+    """
+    _refuse_what_is_not_dense(config)
+    family = DENSE_FAMILIES.get(config.model_type)
+    layers = int(config.num_hidden_layers)
+    heads = int(getattr(config, "num_attention_heads", 0) or 0)
+    hidden = int(config.hidden_size)
+    mlp, ffn = _ffn(config, family)
+    return DenseSpec(
+        family=family,
+        model_type=config.model_type,
+        architecture=config.architectures[0],
+        hidden_size=hidden,
+        ffn_size=ffn,
+        layers=layers,
+        vocab_size=int(config.vocab_size),
+        heads=heads,
+        kv_heads=int(getattr(config, "num_key_value_heads", None) or heads),
+        head_dim=int(getattr(config, "head_dim", None) or (hidden // heads if heads else 0)),
+        attention_bias=_attention_bias(config, family),
+        qk_norm=family.qk_norm if family else "other",
+        windows=_windows(config, family, layers),
+        tied=bool(config.tie_word_embeddings),
+        mlp=mlp,
+        config=config.to_dict(),
+    )
+
+
+def _refuse_what_is_not_dense(config: Any) -> None:
+    architecture = (getattr(config, "architectures", None) or ["nothing"])[0]
+    if getattr(config, "quantization_config", None) is not None:
+        raise SourceError(
+            "the source is quantised, and its weights are not numbers that can be split or scaled.",
+            field="quantization_config",
+            value=config.quantization_config.get("quant_method", "?")
+            if isinstance(config.quantization_config, dict)
+            else "?",
+            fix="Use the unquantised checkpoint (fp32, fp16 or bf16).",
+        )
+    if getattr(config, "is_encoder_decoder", False):
+        raise SourceError(
+            "an encoder-decoder model; only decoder-only causal language models can be upcycled.",
+            field="model_type",
+            value=config.model_type,
+        )
+    experts = [key for key in _MOE_KEYS if (getattr(config, key, None) or 0) not in (0, 1)]
+    if experts:
+        raise SourceError(
+            f"the source is a mixture of experts already ({experts[0]}={getattr(config, experts[0])}).",
+            field="model_type",
+            value=config.model_type,
+            fix="Start from the dense model it was made from.",
+        )
+    if not architecture.endswith(("ForCausalLM", "LMHeadModel")):
+        raise SourceError(
+            "not a causal language model with its head (the class must end in ForCausalLM or LMHeadModel).",
+            field="architectures",
+            value=architecture,
+            fix="Encoder models and bare backbones cannot be upcycled; use the causal LM checkpoint of the family.",
+        )
+
+
+def _ffn(config: Any, family: DenseFamily | None) -> tuple[MlpLayout, int]:
+    if family is not None and not (family.mlp_bias and getattr(config, family.mlp_bias)):
+        layout = family.mlp
+        if config.hidden_act != layout.activation:
+            layout = MlpLayout(
+                layout.layers, layout.module, layout.gate, layout.up, layout.down, activation=config.hidden_act
+            )
+        return layout, int(config.intermediate_size)
+    from smolmoe.families.detect import find_mlp  # builds the class, so only where the family is not known by heart
+
+    layout = find_mlp(config)
+    width = getattr(config, "intermediate_size", None) or getattr(config, "n_inner", None) or 4 * config.hidden_size
+    return layout, int(width)
+
+
+def _attention_bias(config: Any, family: DenseFamily | None) -> str:
+    if family is None:
+        return "other"
+    if family.attention_bias == "config":
+        return "qkvo" if config.attention_bias else "none"
+    return family.attention_bias
+
+
+def _windows(config: Any, family: DenseFamily | None, layers: int) -> tuple[int | None, ...]:
+    window = getattr(config, "sliding_window", None) or None
+    if family is None or family.windows == "none" or window is None:
+        return (None,) * layers
+    if family.windows == "global":
+        return (window,) * layers
+    return tuple(window if kind == "sliding_attention" else None for kind in config.layer_types)

@@ -1,0 +1,197 @@
+"""What is said about an architecture: the vocabulary of the family files. No torch here."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+
+@dataclass(frozen=True)
+class Slot:
+    """Where one of the FFN's projections lives.
+
+    `name` is the module inside the FFN (`gate_proj`, `c_fc`); `half` is 0 or 1 where gate and up are fused into one
+    matrix of 2F rows, gate rows first being half 0 (Phi-3's `gate_up_proj`), else None.
+    """
+
+    name: str
+    half: int | None = None
+
+
+@dataclass(frozen=True)
+class MlpLayout:
+    """Where a decoder keeps its feed-forward networks, and what they compute.
+
+    A gated FFN is down(act(gate(x)) * up(x)); a plain one (gate is None) is down(act(up(x))).
+
+    Attributes:
+        layers: module path of the list of decoder layers in the causal LM, e.g. `model.layers` or `transformer.h`.
+        module: path of the FFN inside a layer, e.g. `mlp`.
+        gate, up, down: the projections.
+        transposed: weights are stored [in, out] (GPT-2's Conv1D) rather than [out, in].
+        bias: every projection has a bias.
+        activation: a key of transformers' ACT2FN.
+        dropout: probability of the dropout after `down` (GPT-2's resid_pdrop), 0 where there is none.
+    """
+
+    layers: str
+    module: str
+    gate: Slot | None
+    up: Slot
+    down: Slot
+    transposed: bool = False
+    bias: bool = False
+    activation: str = "silu"
+    dropout: float = 0.0
+
+    @property
+    def gated(self) -> bool:
+        return self.gate is not None
+
+
+@dataclass(frozen=True)
+class DenseFamily:
+    """A dense architecture, as far as surgery has to know it.
+
+    Attributes:
+        model_type: transformers' name for it.
+        examples: checkpoints a reader would know.
+        mlp: where the feed-forward network is.
+        targets: native MoE classes whose attention and norms compute the same, the preferred first. What a request
+            asks of them beyond that is in each target's own capabilities.
+        attention_bias: which projections have a bias: "none", "qkv", "qkvo", or "config" (all four, where
+            `config.attention_bias` is set).
+        mlp_bias: config key that gives the FFN biases, or None.
+        qk_norm: "none", "head" (over each head) or "full" (over the whole projection).
+        windows: where a sliding window may act: "none", "global" (every layer the same) or "layers" (`layer_types`).
+        norms: the layer's norms by tensor name.
+        ffn_norm: the norm whose output the FFN reads, or None where it reads the residual stream itself.
+    """
+
+    model_type: str
+    examples: str
+    mlp: MlpLayout
+    targets: tuple[str, ...] = ()
+    attention_bias: str = "none"
+    mlp_bias: str | None = None
+    qk_norm: str = "none"
+    windows: str = "none"
+    norms: tuple[str, ...] = ("input_layernorm", "post_attention_layernorm")
+
+
+@dataclass(frozen=True)
+class DenseSpec:
+    """What one dense checkpoint is, from its config alone.
+
+    Attributes:
+        family: what we know of its architecture, or None where the FFN was found by looking at the class.
+        model_type, architecture: transformers' names.
+        hidden_size, ffn_size, layers, vocab_size: D, F, L, V.
+        heads, kv_heads, head_dim: of the attention (0 where the config does not say).
+        attention_bias: "none", "qkv", "qkvo", or "other" outside the known families.
+        qk_norm: "none", "head", "full" or "other".
+        windows: the sliding window of each layer, None for full attention.
+        tied: the output head is the input embedding.
+        mlp: where the FFN is and what it computes.
+        config: the config as transformers normalises it, every default written out.
+    """
+
+    family: DenseFamily | None
+    model_type: str
+    architecture: str
+    hidden_size: int
+    ffn_size: int
+    layers: int
+    vocab_size: int
+    heads: int
+    kv_heads: int
+    head_dim: int
+    attention_bias: str
+    qk_norm: str
+    windows: tuple[int | None, ...]
+    tied: bool
+    mlp: MlpLayout
+    config: dict[str, Any]
+
+
+@dataclass(frozen=True)
+class ExpertNames:
+    """Names of one set of gated projections on disk, relative to the decoder layer; `{e}` is the expert's index.
+
+    Either `gate_up` (one matrix, gate rows first) or `gate` and `up`. A name without `{e}` in a routed set is a stack
+    over experts.
+    """
+
+    down: str
+    gate_up: str | None = None
+    gate: str | None = None
+    up: str | None = None
+
+
+@dataclass(frozen=True)
+class MoeNames:
+    """Names of the MoE's tensors, relative to the decoder layer. `memory_*` are those of the class once loaded.
+
+    In memory every stock class keeps stacks: `gate_up_proj [E, 2I, D]`, `down_proj [E, D, I]`.
+    """
+
+    router: str
+    memory_router: str
+    experts: ExpertNames
+    memory_experts: str
+    shared: ExpertNames | None = None
+    shared_gate: str | None = None
+    selection_bias: str | None = None
+
+
+@dataclass(frozen=True)
+class MoeSizes:
+    """What a request comes to in numbers: E experts of width I, K per token, a shared expert of width W (0: none).
+
+    `dense_width` is the source's F, `dense_layers` the indices of the layers that stay dense.
+    """
+
+    experts: int
+    top_k: int
+    width: int
+    shared_width: int
+    dense_width: int
+    dense_layers: list[int]
+
+
+@dataclass(frozen=True)
+class MoeTarget:
+    """A native MoE class: what it can express, what it calls things, and where it runs.
+
+    Attributes:
+        name: our name, equal to the model type.
+        architecture: transformers' class.
+        names: names in memory and on disk.
+        config: the settings that are this class's own; the common ones are copied from the source.
+        attention_bias: which of a source's attention biases it can carry.
+        zero_biases: source's attention bias -> projections that get a bias of zeros, since this class has one there.
+        windows: "none", "global" or "layers", as in `DenseFamily`.
+        shared: "never", "optional" or "required".
+        shared_gated: the shared expert's output is multiplied by sigmoid(gate(x)), 1/2 at a zero gate.
+        shared_multiple: the shared width must be a multiple of the expert width.
+        dense_layers: which layers may stay dense: "none", "any" or "prefix".
+        scoring: "softmax" or "sigmoid"; every target renormalises the chosen gates to sum 1.
+        min_experts: the fewest experts its router works with.
+        runs: engine -> what is known of it there, for the families table.
+    """
+
+    name: str
+    architecture: str
+    names: MoeNames
+    config: Callable[[DenseSpec, MoeSizes], dict[str, Any]]
+    attention_bias: tuple[str, ...]
+    zero_biases: tuple[tuple[str, tuple[str, ...]], ...] = ()
+    windows: str = "none"
+    shared: str = "never"
+    shared_gated: bool = False
+    shared_multiple: bool = False
+    dense_layers: str = "none"
+    scoring: str = "softmax"
+    min_experts: int = 1
+    runs: tuple[tuple[str, str], ...] = ()

@@ -1,0 +1,160 @@
+"""Continue a text with a dense or MoE checkpoint."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from smolmoe.errors import RequestError, SourceError
+
+
+@dataclass(frozen=True)
+class Generation:
+    """Continuations of a prompt.
+
+    Attributes:
+        prompt: what was continued.
+        texts: the continuations, without the prompt.
+        new_tokens: tokens of each, an end-of-text token included.
+        seconds: for all of them, loading excluded.
+    """
+
+    prompt: str
+    texts: tuple[str, ...]
+    new_tokens: tuple[int, ...]
+    seconds: float
+
+    def to_json(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+def generate(
+    model: str | Path,
+    prompt: str,
+    *,
+    max_new_tokens: int = 100,
+    temperature: float = 1.0,
+    top_p: float = 1.0,
+    repetition_penalty: float = 1.0,
+    num: int = 1,
+    seed: int = 0,
+    device: str = "cpu",
+) -> Generation:
+    """Continue `prompt` `num` times, in the dtype that the model is stored in.
+
+    Args:
+        model: folder or hub id of a dense model, a stock MoE or our generic one; no remote code is run.
+        max_new_tokens: longest continuation, in tokens; it ends earlier at the model's end-of-text token.
+        temperature: 0 takes the likeliest token every time.
+        top_p: sample from the likeliest tokens that together have this probability.
+        repetition_penalty: above 1, what was said becomes less likely.
+        seed: of the sampling.
+
+    Raises:
+        RequestError: a value out of its range, or a prompt that leaves no room in the model's context.
+        SourceError: no such model, or it has no tokenizer.
+        CheckpointError: its files are missing or corrupt.
+    """
+    _check_values(max_new_tokens, temperature, top_p, repetition_penalty, num)
+    import torch
+    from transformers import GenerationConfig
+
+    from smolmoe.moe.loading import Skeleton, load_model, load_tokenizer
+
+    skeleton = Skeleton(model)
+    tokenizer = load_tokenizer(skeleton.folder)
+    if tokenizer is None:
+        raise SourceError("the model has no tokenizer.", field="model", value=str(model), fix="Put its files there.")
+    ids = _encode(tokenizer, prompt)
+    context = getattr(skeleton.config.get_text_config(), "max_position_embeddings", None)
+    _check_room(len(ids), max_new_tokens, context)
+
+    network = load_model(skeleton.folder, dtype=skeleton.stored_dtype(), device=device)
+    ends = _as_list(network.generation_config.eos_token_id)
+    # Of the checkpoint's own generation settings only the end of text: what is asked for is what is done.
+    network.generation_config = GenerationConfig(eos_token_id=ends or None)
+    started = time.monotonic()
+    with torch.no_grad(), torch.random.fork_rng():
+        torch.manual_seed(seed)
+        out = network.generate(
+            input_ids=torch.tensor([ids], device=device),
+            attention_mask=torch.ones(1, len(ids), dtype=torch.long, device=device),
+            max_new_tokens=max_new_tokens,
+            num_return_sequences=num,
+            repetition_penalty=repetition_penalty,
+            pad_token_id=ends[0] if ends else 0,
+            **({"do_sample": True, "temperature": temperature, "top_p": top_p, "top_k": 0} if temperature else {}),
+        )
+    seconds = time.monotonic() - started
+    rows = [_until_end(row, len(ids), ends) for row in out.tolist()]
+    texts = tuple(_continuation(tokenizer, row, len(ids)) for row in rows)
+    return Generation(prompt, texts, tuple(len(row) - len(ids) for row in rows), round(seconds, 3))
+
+
+def _check_values(max_new_tokens: int, temperature: float, top_p: float, repetition_penalty: float, num: int) -> None:
+    valid = {
+        "max_new_tokens": (max_new_tokens, max_new_tokens >= 1, "at least 1"),
+        "temperature": (temperature, 0 <= temperature < float("inf"), "0 (greedy) or above"),
+        "top_p": (top_p, 0 < top_p <= 1, "above 0, at most 1"),
+        "repetition_penalty": (repetition_penalty, 0 < repetition_penalty < float("inf"), "above 0; 1 is none"),
+        "num": (num, num >= 1, "at least 1"),
+    }
+    for field, (value, is_valid, wanted) in valid.items():
+        if not is_valid:
+            raise RequestError("out of range.", field=field, value=value, fix=f"Use a value {wanted}.")
+    if num > 1 and temperature == 0:
+        raise RequestError(
+            "greedy decoding gives the same text every time.",
+            field="num",
+            value=num,
+            fix="Use num=1, or a temperature above 0.",
+        )
+
+
+def _encode(tokenizer: Any, prompt: str) -> list[int]:
+    ids = list(tokenizer(prompt)["input_ids"])
+    if not ids and tokenizer.bos_token_id is not None:
+        ids = [tokenizer.bos_token_id]
+    if not ids:
+        raise RequestError("the prompt holds no tokens.", field="prompt", value=prompt, fix="Give some text.")
+    return ids
+
+
+def _check_room(given: int, new: int, context: int | None) -> None:
+    if context is None or given + new <= context:
+        return
+    if given >= context:
+        raise RequestError(
+            f"{given} tokens, the model's context holds {context}.",
+            field="prompt",
+            value=f"{given} tokens",
+            fix="Shorten it.",
+        )
+    raise RequestError(
+        f"with a prompt of {given} tokens it exceeds the model's context of {context}.",
+        field="max_new_tokens",
+        value=new,
+        fix=f"Use at most {context - given}.",
+    )
+
+
+def _as_list(tokens: int | list[int] | None) -> list[int]:
+    if tokens is None:
+        return []
+    return list(tokens) if isinstance(tokens, list | tuple) else [tokens]
+
+
+def _until_end(row: list[int], given: int, ends: list[int]) -> list[int]:
+    """The row up to its first end-of-text token; what follows is padding."""
+    end = next((at for at in range(given, len(row)) if row[at] in ends), len(row) - 1)
+    return row[: end + 1]
+
+
+def _continuation(tokenizer: Any, row: list[int], given: int) -> str:
+    """The text of the new tokens: cut from the whole, since some tokenizers drop the space before a first token."""
+    whole = tokenizer.decode(row, skip_special_tokens=True)
+    start = tokenizer.decode(row[:given], skip_special_tokens=True)
+    is_prefix = whole.startswith(start)
+    return whole[len(start) :] if is_prefix else tokenizer.decode(row[given:], skip_special_tokens=True)

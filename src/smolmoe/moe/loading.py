@@ -1,0 +1,257 @@
+"""A checkpoint folder as a transformers model: stock classes or our generic one, without remote code.
+
+Tensors go through transformers' own renaming and conversion, never through the tables that wrote the files, so that
+what is measured on the loaded model holds for everybody who loads it with transformers.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Collection, Iterable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from smolmoe.checkpoint import FLOAT_DTYPES, Checkpoint, open_checkpoint
+from smolmoe.errors import CheckpointError, SourceError
+
+GENERIC_TYPE = "smolmoe"
+_TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json", "tokenizer_config.json")
+
+
+def load_config(folder: Path) -> Any:
+    """The folder's config, as a transformers object.
+
+    Raises:
+        SourceError: an architecture that neither transformers nor smolmoe has, or a config that does not fit it.
+    """
+    from transformers import AutoConfig
+
+    path = folder / "config.json"
+    try:
+        if json.loads(path.read_text(encoding="utf-8")).get("model_type") == GENERIC_TYPE:
+            from smolmoe.moe.generic import SmolMoeConfig
+
+            return SmolMoeConfig.from_pretrained(folder)
+        return AutoConfig.from_pretrained(folder, trust_remote_code=False)
+    except (ValueError, KeyError, TypeError, OSError) as error:
+        raise SourceError(
+            f"the config cannot be used: {_first_line(error)}", field="config.json", value=str(path)
+        ) from error
+
+
+def causal_lm_class(config: Any) -> Any:
+    """The class that runs this config.
+
+    Raises:
+        SourceError: transformers has no causal language model for it.
+    """
+    if config.model_type == GENERIC_TYPE:
+        from smolmoe.moe.generic import SmolMoeForCausalLM
+
+        return SmolMoeForCausalLM
+    from transformers import MODEL_FOR_CAUSAL_LM_MAPPING
+
+    if type(config) not in MODEL_FOR_CAUSAL_LM_MAPPING:
+        raise SourceError(
+            "transformers has no causal language model for it.", field="model_type", value=config.model_type
+        )
+    return MODEL_FOR_CAUSAL_LM_MAPPING[type(config)]
+
+
+def load_tokenizer(folder: Path) -> Any | None:
+    """The folder's tokenizer, or None where it has none.
+
+    Raises:
+        SourceError: its files cannot be read.
+    """
+    if not any((folder / name).is_file() for name in _TOKENIZER_FILES):
+        return None
+    from transformers import AutoTokenizer
+
+    try:
+        return AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
+    except Exception as error:  # the tokenizers library raises bare Exception on a corrupt file
+        raise SourceError(
+            f"the tokenizer cannot be read: {_first_line(error)}", field="tokenizer", value=str(folder)
+        ) from error
+
+
+def load_model(folder: str | Path, *, dtype: torch.dtype = torch.float32, device: str = "cpu") -> Any:
+    """The whole model in memory, in evaluation mode, by `from_pretrained`.
+
+    Raises:
+        SourceError: no such model, or one that transformers cannot run.
+        CheckpointError: tensors absent, left over or of another shape, where transformers would only warn.
+    """
+    skeleton = Skeleton(folder, dtype=dtype)
+    config = load_config(skeleton.folder)
+    with no_progress_bar():
+        model = causal_lm_class(config).from_pretrained(skeleton.folder, config=config, dtype=dtype)
+    return model.to(device).eval()
+
+
+class Skeleton:
+    """A model on the meta device, and its checkpoint to fill it from, by parts.
+
+    Making one reads no weights, but renames and converts every tensor's shape, so that whatever does not fit is found
+    at once. Buffers that no checkpoint holds (rotary frequencies) are real from the start.
+
+    Attributes:
+        model: the transformers model, its parameters on meta.
+        folder, config, dtype: of the checkpoint; `dtype` is that of the parameters.
+        names: each tensor's name on disk -> the parameter it is (a part of), as transformers maps it.
+        missing: parameters that no file holds: those tied to another one.
+
+    Raises:
+        SourceError: no such model, or one that transformers cannot run.
+        CheckpointError: tensors absent, left over or of another shape, each by name.
+    """
+
+    def __init__(self, folder: str | Path, *, dtype: torch.dtype = torch.float32):
+        from accelerate import init_empty_weights
+        from transformers.conversion_mapping import get_model_conversion_mapping
+
+        self._checkpoint: Checkpoint = open_checkpoint(folder, field="model")
+        self.folder = self._checkpoint.folder
+        self.dtype = dtype
+        self.config = load_config(self.folder)
+        with init_empty_weights(include_buffers=False):
+            self.model = causal_lm_class(self.config)._from_config(self.config, dtype=dtype)
+        self.model.eval()
+        self._mapping = get_model_conversion_mapping(self.model)
+        self.names = self._renamed()
+        self.missing: set[str] = self._dry_run()
+
+    def fill(
+        self,
+        names: Iterable[str],
+        *,
+        device: str | torch.device = "cpu",
+        stored_dtype: torch.dtype | None = None,
+    ) -> None:
+        """Load the tensors of these names on disk into the model.
+
+        Args:
+            stored_dtype: round to this dtype before casting to the model's own.
+        """
+        self._convert({name: _OnDisk(self._checkpoint, name, stored_dtype) for name in names}, device)
+
+    def stored_dtype(self) -> torch.dtype:
+        """The dtype that most of the checkpoint's numbers are stored in."""
+        sizes: dict[str, int] = {}
+        for name in self.names:
+            info = self._checkpoint.tensors[name]
+            sizes[info.dtype] = sizes.get(info.dtype, 0) + info.nbytes
+        return getattr(torch, FLOAT_DTYPES[max(sizes, key=lambda code: sizes[code])])
+
+    def _renamed(self) -> dict[str, str]:
+        from transformers.core_model_loading import WeightConverter, WeightRenaming, rename_source_key
+
+        known = self.model.state_dict()
+        renamings = [entry for entry in self._mapping if isinstance(entry, WeightRenaming)]
+        converters = [entry for entry in self._mapping if isinstance(entry, WeightConverter)]
+        names = {}
+        for disk in self._checkpoint.tensors:
+            name, _ = rename_source_key(disk, renamings, converters, self.model.base_model_prefix, known)
+            names[disk] = disk if name not in known and disk in known else name
+        return names
+
+    def _dry_run(self) -> set[str]:
+        on_meta = {}
+        for name, info in self._checkpoint.tensors.items():
+            if info.dtype not in FLOAT_DTYPES and self.names[name] in self.model.state_dict():
+                raise CheckpointError(
+                    f"stored as {info.dtype}: quantised weights are not loaded.", field="tensor", value=name
+                )
+            dtype = getattr(torch, FLOAT_DTYPES.get(info.dtype, "float32"))
+            on_meta[name] = torch.empty(info.shape, dtype=dtype, device="meta")
+        buffers = dict(self.model.named_buffers())
+        info = self._convert(on_meta, "meta")
+        for name, buffer in buffers.items():  # the dry run put those that are in the files on meta
+            _set_tensor(self.model, name, buffer)
+        # Missing is only what nothing is tied to: names that transformers would quietly initialise are missing too.
+        missing = set(info.missing_keys)
+        self.model._adjust_missing_and_unexpected_keys(info)
+        tied = self.model.all_tied_weights_keys
+        absent = {name for name in missing if name not in tied and name not in tied.values()}
+        absent |= {name for name, source in tied.items() if name in missing and source in missing}
+        wrong = [_shape_problem(*entry) for entry in info.mismatched_keys]
+        wrong += [f"{name} (its parts do not go together)" for name in info.conversion_errors]
+        absent -= set(info.conversion_errors)
+        _refuse(self.folder, absent=absent, unexpected=info.unexpected_keys, wrong=wrong)
+        return missing
+
+    def _convert(self, tensors: dict[str, Any], device: str | torch.device) -> Any:
+        from transformers.core_model_loading import convert_and_load_state_dict_in_model
+        from transformers.modeling_utils import LoadStateDictConfig
+
+        plan = LoadStateDictConfig(
+            device_map={"": device},
+            dtype=self.dtype,
+            dtype_plan=self.model._get_dtype_plan(self.dtype),
+            weight_mapping=self._mapping,
+        )
+        with no_progress_bar():
+            info, _ = convert_and_load_state_dict_in_model(self.model, tensors, plan)
+        return info
+
+
+class _OnDisk:
+    """What transformers takes for a lazily read tensor: indexing it reads it."""
+
+    def __init__(self, checkpoint: Checkpoint, name: str, stored_dtype: torch.dtype | None):
+        self._checkpoint = checkpoint
+        self._name = name
+        self._stored_dtype = stored_dtype
+
+    def __getitem__(self, _: Any) -> torch.Tensor:
+        tensor = self._checkpoint.read(self._name)
+        return tensor if self._stored_dtype is None else tensor.to(self._stored_dtype)
+
+
+@contextmanager
+def no_progress_bar() -> Iterator[None]:
+    """Loading layer by layer would draw a bar for each layer."""
+    from transformers.utils import logging
+
+    shown = logging.is_progress_bar_enabled()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if shown:
+            logging.enable_progress_bar()
+
+
+def _set_tensor(model: torch.nn.Module, name: str, tensor: torch.Tensor) -> None:
+    path, _, key = name.rpartition(".")
+    setattr(model.get_submodule(path), key, tensor)
+
+
+def _refuse(folder: Path, *, absent: Collection[str], unexpected: Collection[str], wrong: Collection[str]) -> None:
+    problems = {"absent": absent, "not in the model": unexpected, "of another shape": wrong}
+    found = [f"{problem}: {_listed(names)}" for problem, names in problems.items() if names]
+    if found:
+        raise CheckpointError(
+            f"the tensors do not fit the config; {'; '.join(found)}.",
+            field="weights",
+            value=str(folder),
+            fix="Write or download the checkpoint again.",
+        )
+
+
+def _listed(names: Collection[str], most: int = 8) -> str:
+    shown = ", ".join(sorted(names)[:most])
+    return f"{shown} and {len(names) - most} more" if len(names) > most else shown
+
+
+def _shape_problem(name: str, found: Iterable[int], expected: Iterable[int]) -> str:
+    return f"{name} ({list(found)}, the config says {list(expected)})"
+
+
+def _first_line(error: Exception) -> str:
+    lines = str(error).strip().splitlines()
+    return lines[0] if lines else type(error).__name__

@@ -1,0 +1,237 @@
+"""The routers of any MoE of transformers: finding them, capturing what they decide, counting it."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from types import TracebackType
+from typing import Any
+
+import torch
+from torch import nn
+
+from smolmoe.errors import SourceError
+from smolmoe.moe.structure import find_layers
+
+_ROUTER_NAME = re.compile(r"router$|topk_?gat(e|ing)$", re.IGNORECASE)
+
+
+@dataclass(frozen=True)
+class Routing:
+    """What one layer's router decided for T tokens.
+
+    Attributes:
+        logits: [T, E].
+        weights: [T, K], the gates of the chosen experts.
+        indices: [T, K], the chosen experts, in no particular order.
+        scores: [T, E], what the K highest were chosen by: the logits, or scores with a selection bias added.
+    """
+
+    logits: torch.Tensor
+    weights: torch.Tensor
+    indices: torch.Tensor
+    scores: torch.Tensor
+
+    @property
+    def experts(self) -> int:
+        return self.logits.shape[-1]
+
+    @property
+    def top_k(self) -> int:
+        return self.indices.shape[-1]
+
+    def at(self, tokens: slice | torch.Tensor) -> Routing:
+        """The same for some of the tokens."""
+        return Routing(self.logits[tokens], self.weights[tokens], self.indices[tokens], self.scores[tokens])
+
+    def chosen(self) -> torch.Tensor:
+        """[T, E] bool: the experts of each token as a set."""
+        return torch.zeros_like(self.logits, dtype=torch.bool).scatter_(1, self.indices, True)
+
+
+@dataclass(frozen=True)
+class _Found:
+    layer: int
+    module: nn.Module
+    logits_at: int
+
+
+def find_routers(model: nn.Module) -> list[tuple[int, nn.Module]]:
+    """(layer index, router) of every MoE layer, in order; empty for a dense model.
+
+    A router is what the model's class records as `router_logits`; where a class records none, what is called one.
+    """
+    return [(found.layer, found.module) for found in _find(model)]
+
+
+class RoutingCapture:
+    """Records what every router decides while it is active.
+
+        with RoutingCapture(model) as capture:
+            model(input_ids)
+        capture.routing(0).indices  # [T, K]
+
+    The recorded tensors keep their graph where gradients are on.
+
+    Args:
+        model: any MoE of transformers whose routers return logits, gates and indices.
+
+    Attributes:
+        layers: indices of the MoE layers.
+        keep: [T] bool of what to record of the following calls, or None for all: a flat attention mask drops padding.
+
+    Raises:
+        SourceError: the model has no router, or one that does not return logits, gates and indices.
+    """
+
+    def __init__(self, model: nn.Module):
+        self._found = _find(model)
+        if not self._found:
+            raise SourceError(
+                "the model has no router that transformers knows of, it is dense.",
+                field="model",
+                value=type(model).__name__,
+                fix="Name a mixture of experts.",
+            )
+        self.layers = [found.layer for found in self._found]
+        self.keep: torch.Tensor | None = None
+        self._calls: dict[int, list[Routing]] = {layer: [] for layer in self.layers}
+        self._handles: list[Any] = []
+
+    def __enter__(self) -> RoutingCapture:
+        for found in self._found:
+            self._handles.append(found.module.register_forward_hook(_recorder(self, found)))
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        for handle in self._handles:
+            handle.remove()
+        self._handles.clear()
+
+    def calls(self, layer: int) -> list[Routing]:
+        """What the router of `layer` decided, call by call."""
+        return self._calls[layer]
+
+    def routing(self, layer: int) -> Routing:
+        """The same, all calls one after the other."""
+        calls = self._calls[layer]
+        return Routing(
+            torch.cat([call.logits for call in calls]),
+            torch.cat([call.weights for call in calls]),
+            torch.cat([call.indices for call in calls]),
+            torch.cat([call.scores for call in calls]),
+        )
+
+    def clear(self) -> None:
+        """Forget what was recorded so far."""
+        for calls in self._calls.values():
+            calls.clear()
+
+    def record(self, layer: int, routing: Routing) -> None:
+        self._calls[layer].append(routing if self.keep is None else routing.at(self.keep))
+
+
+def expert_load(routing: Routing) -> torch.Tensor:
+    """[E]: the share of all choices that fell on each expert; 1/E each at perfect balance."""
+    counts = torch.bincount(routing.indices.flatten(), minlength=routing.experts)
+    return counts / max(1, routing.indices.numel())
+
+
+def dead_experts(routing: Routing) -> tuple[int, ...]:
+    """The experts that no token reached."""
+    return tuple(torch.nonzero(~routing.chosen().any(0)).flatten().tolist())
+
+
+def incomplete_groups(routing: Routing, granularity: int) -> float:
+    """The share of tokens whose experts are not whole groups, group of e = e // granularity (arXiv 2410.07524)."""
+    per_group = routing.chosen().unflatten(1, (-1, granularity)).sum(-1)
+    return ((per_group != 0) & (per_group != granularity)).any(1).float().mean().item()
+
+
+def flipped(a: Routing, b: Routing) -> torch.Tensor:
+    """[T] bool: tokens whose set of experts differs between two runs."""
+    return (a.chosen() != b.chosen()).any(1)
+
+
+def tied(routing: Routing) -> torch.Tensor:
+    """[T] bool: tokens for which a chosen and an unchosen expert score exactly the same, so order decided."""
+    chosen = routing.chosen()
+    same = routing.scores.gather(1, routing.indices)[:, :, None] == routing.scores[:, None, :]  # [T, K, E]
+    return (same & ~chosen[:, None, :]).any(2).any(1)
+
+
+def margin(routing: Routing) -> torch.Tensor:
+    """[T]: by how much the worst chosen expert's score exceeds the best unchosen one's; infinite where K = E."""
+    chosen = routing.chosen()
+    worst = routing.scores.masked_fill(~chosen, float("inf")).amin(1)
+    best = routing.scores.masked_fill(chosen, float("-inf")).amax(1)
+    return worst - best
+
+
+def _find(model: nn.Module) -> list[_Found]:
+    path, _ = find_layers(model)
+    recorders = _recorders(model)
+    found = {}
+    for name, module in model.named_modules():
+        at = _logits_position(recorders, name, module) if name.startswith(f"{path}.") else None
+        if at is not None:
+            layer = int(name.removeprefix(f"{path}.").split(".")[0])
+            found[layer] = _Found(layer, module, at)
+    return [found[layer] for layer in sorted(found)]
+
+
+def _logits_position(recorders: list[Any], name: str, module: nn.Module) -> int | None:
+    """Where in the module's output the router logits are, or None if it is no router."""
+    for recorder in recorders:
+        suffix, part = recorder.class_name, recorder.layer_name
+        is_class = recorder.target_class is not None and isinstance(module, recorder.target_class)
+        is_there = part is None or f".{part.strip('.')}." in f"{name}."
+        if is_there and (is_class or (suffix is not None and name.endswith(suffix))):
+            return int(recorder.index)
+    is_called_one = not recorders and _ROUTER_NAME.search(type(module).__name__)
+    return 0 if is_called_one else None
+
+
+def _recorders(model: nn.Module) -> list[Any]:
+    from transformers.utils.output_capturing import OutputRecorder
+
+    found: list[Any] = []
+    for module in model.modules():
+        entry = (getattr(module, "_can_record_outputs", None) or {}).get("router_logits", [])
+        recorders = entry if isinstance(entry, list) else [entry]
+        found += [recorder for recorder in recorders if isinstance(recorder, OutputRecorder) and recorder not in found]
+    return found
+
+
+def _recorder(capture: RoutingCapture, found: _Found) -> Any:
+    def hook(module: nn.Module, args: Any, output: Any) -> None:
+        capture.record(found.layer, _as_routing(module, output, found.logits_at))
+
+    return hook
+
+
+def _as_routing(router: nn.Module, output: Any, logits_at: int) -> Routing:
+    """Routers agree on what they return but not on the order: indices are the integers, gates have their shape."""
+    rest = [t for at, t in enumerate(output) if at != logits_at] if isinstance(output, tuple) else []
+    indices = [t for t in rest if isinstance(t, torch.Tensor) and not t.is_floating_point()]
+    gates = [t for t in rest if isinstance(t, torch.Tensor) and indices and t.shape == indices[0].shape]
+    gates = [t for t in gates if t.is_floating_point()]
+    if len(indices) != 1 or len(gates) != 1:
+        raise SourceError(
+            "this router does not return logits, gates and indices; its decisions cannot be read.",
+            field="router",
+            value=type(router).__name__,
+        )
+    logits = output[logits_at].reshape(-1, output[logits_at].shape[-1])
+    return Routing(logits, gates[0].flatten(0, -2), indices[0].flatten(0, -2), _selection_scores(router, logits))
+
+
+def _selection_scores(router: nn.Module, logits: torch.Tensor) -> torch.Tensor:
+    bias = getattr(router, "e_score_correction_bias", None)
+    if bias is None or bool((bias == bias[0]).all()):
+        return logits.detach()  # scores rise with the logits, whatever the function
+    is_softmax = getattr(router, "scoring_func", "sigmoid") == "softmax"
+    scores = logits.detach().float()
+    return (scores.softmax(-1) if is_softmax else scores.sigmoid()) + bias

@@ -1,0 +1,242 @@
+"""Run a causal language model whose weights need not fit in memory, decoder layer by decoder layer."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from functools import partial
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import torch
+from torch import nn
+
+from smolmoe.errors import SourceError
+from smolmoe.moe.loading import Skeleton, load_tokenizer
+from smolmoe.moe.structure import ffn_parts, find_layers
+
+GIB = 1 << 30
+Transform = Callable[[str, torch.Tensor], torch.Tensor]
+
+
+class StreamedModel:
+    """A checkpoint folder as a transformers model that holds at most `resident_bytes` of decoder layers at a time.
+
+    Embeddings, final norm and head are in memory throughout. Each decoder layer is read just before its forward; those
+    that fit stay, the others go back to the meta device after it. Everything that transformers does with a model works
+    (`forward`, `generate` with its KV cache), only gradients do not. Use it as a context manager:
+
+        with StreamedModel(folder) as streamed:
+            logits = streamed.model(input_ids).logits  # [B, S, V]
+
+    Args:
+        folder: config and safetensors, in one file or in shards, of any dense or MoE causal LM.
+        dtype: of the parameters and the computation.
+        stored_dtype: round every tensor to this dtype first, as if it had been saved in it.
+        transform: (parameter name, tensor) -> tensor of the same shape, applied to each parameter after it was read.
+            A layer may be read several times: it must give the same each time.
+        resident_bytes: memory for decoder layers, in bytes. One layer at least is always held.
+        device: where the computation happens.
+
+    Attributes:
+        model: the transformers model.
+        layers: its decoder layers, L modules.
+        tokenizer: the folder's tokenizer, or None.
+        current: index of the batch in flight in `logits`, for the hooks of who wants to know.
+
+    Raises:
+        SourceError: no such model, or one that transformers cannot run.
+        CheckpointError: missing, truncated or corrupt files; tensors absent, left over or of another shape.
+    """
+
+    def __init__(
+        self,
+        folder: str | Path,
+        *,
+        dtype: torch.dtype = torch.float32,
+        stored_dtype: torch.dtype | None = None,
+        transform: Transform | None = None,
+        resident_bytes: int = 8 * GIB,
+        device: str = "cpu",
+    ):
+        self._skeleton = Skeleton(folder, dtype=dtype)
+        self.model = self._skeleton.model
+        self.folder = self._skeleton.folder
+        self.tokenizer = load_tokenizer(self.folder)
+        self.current = 0
+        self._stored_dtype, self._transform, self._device = stored_dtype, transform, device
+        path, self.layers = find_layers(self.model)
+        self._prefixes = [f"{path}.{i}." for i in range(len(self.layers))]
+        self._empty = [dict(layer.named_parameters()) for layer in self.layers]
+        self._on_disk = self._tensors_by_layer()
+        self._stays = self._resident(resident_bytes)
+        self._loaded: set[int] = set()
+        # Set while `logits` is at work: the layer to stop after, and what the layers before it gave.
+        self._depth: int | None = None
+        self._carried: Any = None
+        for index, layer in enumerate(self.layers):
+            layer.forward = partial(self._run_layer, index, layer.forward)
+        self._load_rest()
+
+    def __enter__(self) -> StreamedModel:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Give all memory back; the model cannot be used afterwards."""
+        self.model.to("meta")
+        self._loaded.clear()
+
+    @property
+    def config(self) -> Any:
+        return self.model.config
+
+    @property
+    def resident(self) -> bool:
+        """Whether all layers fit, so that each is read only once."""
+        return all(self._stays)
+
+    def stored_dtype(self) -> torch.dtype:
+        """The dtype that the files are in."""
+        return self._skeleton.stored_dtype()
+
+    def mlp(self, index: int) -> tuple[nn.Module, ...]:
+        """The modules whose outputs add up to layer `index`'s FFN output, see `ffn_parts`."""
+        return ffn_parts(self.layers[index])
+
+    @torch.no_grad()
+    def logits(self, batches: Sequence[Mapping[str, Any]]) -> Iterator[torch.Tensor]:
+        """The logits [B, S, V] of every batch in turn, each layer being read only once for all of them.
+
+        Layer by layer, each batch runs through the model with the layers before replaced by what they gave. That is the
+        model's own forward, so masks, positions and whatever else a class hands to its layers are its own too.
+
+        Args:
+            batches: keyword arguments of the model's forward.
+        """
+        carried: list[Any] = [None] * len(batches)
+        for depth in range(len(self.layers)):
+            for index, batch in enumerate(batches):
+                carried[index] = self._layer_output(depth, carried[index], index, batch)
+            self._release(depth)
+        for index, batch in enumerate(batches):
+            with self._resuming(len(self.layers), carried[index], index):
+                logits = self.model(**batch, use_cache=False).logits
+            carried[index] = None
+            yield logits
+
+    def _layer_output(self, depth: int, carried: Any, index: int, batch: Mapping[str, Any]) -> Any:
+        with self._resuming(depth, carried, index):
+            try:
+                self.model(**batch, use_cache=False)
+            except _LayerDone as done:
+                return done.output
+        raise SourceError(
+            f"decoder layer {depth} takes no part in the forward pass.", field="model", value=type(self.model).__name__
+        )
+
+    @contextmanager
+    def _resuming(self, depth: int, carried: Any, index: int) -> Iterator[None]:
+        self._depth, self._carried, self.current = depth, carried, index
+        try:
+            yield
+        finally:
+            self._depth, self._carried, self.current = None, None, 0
+
+    def _run_layer(self, index: int, forward: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        if self._depth is not None and index < self._depth:
+            return self._carried
+        self._load_layer(index)
+        output = forward(*args, **kwargs)
+        if self._depth is not None:
+            raise _LayerDone(output)
+        self._release(index)
+        return output
+
+    def _tensors_by_layer(self) -> list[list[str]]:
+        """Names on disk of each layer's tensors; the last list holds those of no layer."""
+        groups: list[list[str]] = [[] for _ in range(len(self.layers) + 1)]
+        owner = {prefix: index for index, prefix in enumerate(self._prefixes)}
+        depth = self._prefixes[0].count(".")
+        for disk, name in self._skeleton.names.items():
+            prefix = ".".join(name.split(".")[:depth]) + "."
+            groups[owner.get(prefix, len(self.layers))].append(disk)
+        return groups
+
+    def _resident(self, budget: int) -> list[bool]:
+        sizes = [sum(p.numel() * p.element_size() for p in layer.parameters()) for layer in self.layers]
+        if sum(sizes) <= budget:
+            return [True] * len(sizes)
+        budget -= max(sizes)  # room for the layer that is passing through
+        stays = []
+        for size in sizes:
+            stays.append(size <= budget)
+            budget -= size
+        return stays
+
+    def _load_rest(self) -> None:
+        self._fill(len(self.layers))
+        self.model.tie_weights(missing_keys=set(self._skeleton.missing), recompute_mapping=False)
+        inside = tuple(self._prefixes)
+        for name, parameter in self.model.named_parameters():
+            if not name.startswith(inside):
+                self._apply(name, parameter)
+        # Buffers are few and small, in layers or not.
+        for name, buffer in self.model.named_buffers():
+            parent, _, key = name.rpartition(".")
+            setattr(self.model.get_submodule(parent), key, buffer.to(self._device))
+
+    def _load_layer(self, index: int) -> None:
+        if index in self._loaded:
+            return
+        self._fill(index)
+        for name, parameter in self.layers[index].named_parameters():
+            self._apply(self._prefixes[index] + name, parameter)
+        self._loaded.add(index)
+
+    def _fill(self, group: int) -> None:
+        self._skeleton.fill(self._on_disk[group], device=self._device, stored_dtype=self._stored_dtype)
+
+    def _apply(self, name: str, parameter: nn.Parameter) -> None:
+        if self._transform is not None:
+            parameter.data = self._transform(name, parameter.data)
+        parameter.requires_grad_(False)
+
+    def _release(self, index: int) -> None:
+        if self._stays[index] or index not in self._loaded:
+            return
+        layer = self.layers[index]
+        for name, parameter in self._empty[index].items():
+            path, _, key = name.rpartition(".")
+            setattr(layer.get_submodule(path), key, parameter)
+        self._loaded.discard(index)
+
+
+class _LayerDone(Exception):  # noqa: N818 - a way out of the forward, no error
+    """Carries a layer's output out of the model's forward."""
+
+    def __init__(self, output: Any):
+        self.output = output
+
+
+def random_like(names: Iterable[str], seed: int) -> Transform:
+    """A transform that draws the named parameters anew, N(their own mean, their own standard deviation)."""
+    import zlib
+
+    chosen = frozenset(names)
+
+    def redraw(name: str, tensor: torch.Tensor) -> torch.Tensor:
+        if name not in chosen:
+            return tensor
+        # By name, so that a layer that is read twice is the same both times.
+        generator = torch.Generator().manual_seed(seed + zlib.crc32(name.encode()))
+        drawn = torch.randn(tensor.shape, generator=generator)
+        values = tensor.float()
+        return (drawn.to(tensor.device) * values.std() + values.mean()).to(tensor.dtype)
+
+    return redraw

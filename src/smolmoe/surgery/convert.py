@@ -1,0 +1,155 @@
+"""Carry out a plan: weights, config, tokenizer and provenance, whole or not at all."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import sys
+from collections.abc import Mapping
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from smolmoe.checkpoint import fingerprint
+from smolmoe.families.generic import CODE_FILE
+from smolmoe.surgery.plan import Plan
+from smolmoe.surgery.sources import BASE
+from smolmoe.surgery.writer import Progress, check_output, parse_size, whole_or_nothing, write_tensors
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+SCHEMA_VERSION = 1
+PROVENANCE_FILE = "smolmoe.json"
+# Everything beside weights and config that a model folder may carry and that stays true of the MoE.
+_CARRIED = (
+    "tokenizer*",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "vocab.json",
+    "merges.txt",
+    "*.jinja",
+    "additional_chat_templates",
+    "generation_config.json",
+    "LICENSE*",
+)
+
+
+def check_room(plan: Plan) -> None:
+    """Refuse an output that must not or cannot be written, before any work is done for it.
+
+    Raises:
+        OutputError, RequestError
+    """
+    parse_size(plan.recipe.max_shard_size)
+    folders = [source.checkpoint.folder for source in plan.sources.values()]
+    check_output(plan.recipe.out.absolute(), plan.nbytes, folders, overwrite=plan.recipe.overwrite)
+
+
+def convert(
+    plan: Plan,
+    *,
+    rows: Mapping[str, Tensor] | None = None,
+    router: dict[str, Any] | None = None,
+    progress: Progress = lambda nbytes: None,
+) -> Path:
+    """Write the MoE that a plan describes and return its folder.
+
+    Args:
+        plan: from `make_plan`, with its predictions.
+        rows: router rows by stream, where the plan asks for them.
+        router: what router initialisation found (domains, predicted load), for the provenance.
+        progress: called with the number of bytes just written.
+
+    Raises:
+        OutputError: no room, or the folder may not be written.
+    """
+    check_room(plan)
+    out = plan.recipe.out.absolute()
+    sources = {name: source.checkpoint for name, source in plan.sources.items()}
+    with whole_or_nothing(out) as work:
+        write_tensors(
+            work,
+            plan.tensors,
+            sources,
+            seed=plan.recipe.seed,
+            max_shard_bytes=parse_size(plan.recipe.max_shard_size),
+            rows=rows,
+            progress=progress,
+        )
+        write_json(work / "config.json", plan.config)
+        _carry_files(plan, work)
+        write_json(work / PROVENANCE_FILE, provenance(plan, router))
+    return out
+
+
+def write_json(path: Path, data: Any) -> None:
+    """JSON written beside its place and renamed into it."""
+    beside = path.with_name(f".{path.name}.partial")
+    beside.write_text(json.dumps(data, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    beside.replace(path)
+
+
+def _carry_files(plan: Plan, work: Path) -> None:
+    folder = plan.sources[BASE].checkpoint.folder
+    for pattern in _CARRIED:
+        for path in folder.glob(pattern):
+            if path.is_dir():
+                shutil.copytree(path, work / path.name)
+            else:
+                shutil.copyfile(path, work / path.name)
+    if plan.target.name == "generic":
+        shutil.copyfile(Path(__file__).parents[1] / "moe" / "generic.py", work / CODE_FILE)
+
+
+def provenance(plan: Plan, router: dict[str, Any] | None) -> dict[str, Any]:
+    """What smolmoe.json says: what was asked, of which sources, with what, and what is claimed."""
+    layout = plan.layout
+    return {
+        "schema_version": SCHEMA_VERSION,
+        "stage": "upcycle",
+        "request": plan.recipe.model_dump(mode="json", exclude={"out", "overwrite", "verify"}),
+        "target": plan.target.name,
+        "layout": {
+            "experts": layout.experts,
+            "top_k": layout.top_k,
+            "granularity": layout.granularity,
+            "expert_width": layout.width,
+            "shared_width": layout.shared_width,
+            "moe_layers": list(layout.moe_layers),
+        },
+        "sources": {
+            name: {
+                "name": str(plan.recipe.source if name == BASE else plan.recipe.expert[name]),
+                "revision": source.checkpoint.revision,
+                "sha256": fingerprint(source.checkpoint),
+            }
+            for name, source in plan.sources.items()
+        },
+        "parameters": plan.parameters.to_json(),
+        "claim": plan.claim.to_json(),
+        "warnings": list(plan.warnings),
+        "router": router,
+        "verification": None,
+        "seed": plan.recipe.seed,
+        "versions": versions(),
+        "command": " ".join(["smolmoe", *sys.argv[1:]]) if Path(sys.argv[0]).name.startswith("smolmoe") else None,
+    }
+
+
+def versions() -> dict[str, str]:
+    """Versions of what decides the result."""
+    found = {"python": sys.version.split()[0]}
+    for package in ("smolmoe", "torch", "transformers", "safetensors"):
+        try:
+            found[package] = version(package)
+        except PackageNotFoundError:
+            found[package] = "not installed"
+    return found
+
+
+def record_verification(folder: Path, verification: dict[str, Any]) -> None:
+    """Add the measured verification to the provenance of a written folder."""
+    path = folder / PROVENANCE_FILE
+    data = json.loads(path.read_text(encoding="utf-8"))
+    write_json(path, data | {"verification": verification})

@@ -1,0 +1,66 @@
+"""The values of a block of the tensor program, in float32."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor
+
+from smolmoe.checkpoint import Checkpoint
+from smolmoe.surgery.initialisers import add_noise, choose_neurons, generator, normal_rows, redraw_neurons
+from smolmoe.surgery.program import Block, Perturb
+
+
+def block_values(
+    block: Block, sources: Mapping[str, Checkpoint], seed: int, rows: Mapping[str, Tensor] | None = None
+) -> Tensor:
+    """Values of a whole block, float32, of the block's shape.
+
+    Args:
+        block: what to make.
+        sources: checkpoint of every source the block reads.
+        seed: of every random stream.
+        rows: values for blocks of fill "rows", by the block's stream: [E / repeat, D].
+    """
+    if not block.reads:
+        return _filled(block, seed, rows or {})
+    values = [_read(sources[read.source], read.tensor, block).float() for read in block.reads]
+    mean = values[0] if len(values) == 1 else torch.stack(values).mean(0)
+    mean = mean.reshape(block.shape)
+    if block.perturb is not None:
+        mean = _perturbed(mean, block.perturb, seed, block.stream)
+    return mean if block.scale == 1.0 else mean * block.scale
+
+
+def fresh_neurons(perturb: Perturb, count: int, seed: int) -> Tensor:
+    """Which of `count` neurons drop draws anew: the mask of fresh entries, as indices."""
+    return choose_neurons(count, perturb.ratio, generator(seed, perturb.indices))
+
+
+def _read(checkpoint: Checkpoint, tensor: str, block: Block) -> Tensor:
+    """A source's part of a block, oriented [out, in] and narrowed to its neurons; only the rows needed are read."""
+    if block.span is not None and block.axis == 0 and not block.transposed:
+        return checkpoint.read(tensor, block.span)
+    values = checkpoint.read(tensor)
+    values = values.T if block.transposed else values
+    return values if block.span is None else values.narrow(block.axis, block.span[0], block.span[1] - block.span[0])
+
+
+def _perturbed(values: Tensor, perturb: Perturb, seed: int, stream: str) -> Tensor:
+    rng = generator(seed, stream)
+    if perturb.kind == "noise":
+        return add_noise(values, perturb.std, rng)
+    neurons = fresh_neurons(perturb, values.shape[perturb.axis], seed)
+    return redraw_neurons(values, neurons, perturb.axis, rng)
+
+
+def _filled(block: Block, seed: int, rows: Mapping[str, Tensor]) -> Tensor:
+    if block.fill == "zeros":
+        return torch.zeros(block.shape)
+    once = (block.shape[0] // block.repeat, *block.shape[1:])
+    if block.fill == "normal":
+        values = normal_rows(once, block.std, generator(seed, block.stream))
+    else:
+        values = rows[block.stream].float()
+    return values.repeat_interleave(block.repeat, dim=0)

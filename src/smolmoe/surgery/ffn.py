@@ -1,0 +1,245 @@
+"""The algebra: one dense FFN becomes routed experts, a shared expert and a router, as blocks of the tensor program.
+
+Every target's gates sum to 1 over the chosen experts, so for ANY router
+
+- copies give the dense output: sum_e g_e FFN(x) = FFN(x);
+- with granularity G, expert e holds shard e mod G, the G experts of a group share their router row and are chosen
+  together with equal gates, which sum to 1/G per shard: down * G restores the dense output (arXiv 2410.07524, whose
+  own scaling spreads over gate, up and down and is not exact, SiLU not being homogeneous);
+- a full shared expert and copies: 1/2 each;
+- a shared width W: its W neurons always on, the routed experts made of the other F - W;
+- residual: the shared expert is the dense FFN, routed down projections are 0.
+
+A shared expert behind a sigmoid gate of zero weights is halved by it, which its down projection makes up for. Only
+down projections are scaled. Biases of down follow their own sums: gates sum to 1, so a routed bias is not times G.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+
+from smolmoe.families import DenseSpec, ExpertNames, MoeTarget, Slot
+from smolmoe.recipe import UpcycleRecipe
+from smolmoe.surgery.program import Block, OutTensor, Perturb, Read, Region, Role
+from smolmoe.surgery.request import Layout
+from smolmoe.surgery.sources import BASE, Source
+
+ROUTER_STD = 0.02
+RESIDUAL_DROP = 0.5
+
+
+@dataclass(frozen=True)
+class Scales:
+    """Factors on down projections and their biases; a routed weight of 0 means zeros."""
+
+    routed: float
+    routed_bias: float
+    shared: float
+
+
+def scales(shared: str | int, granularity: int, gated: bool) -> Scales:
+    """The factors that keep the function, see the module's text. `gated`: the shared expert is halved by its gate."""
+    undo_gate = 2.0 if gated else 1.0
+    if shared == "none":
+        return Scales(routed=float(granularity), routed_bias=1.0, shared=0.0)
+    if shared == "full":
+        return Scales(routed=granularity / 2, routed_bias=0.5, shared=undo_gate / 2)
+    if shared == "residual":
+        return Scales(routed=0.0, routed_bias=0.0, shared=undo_gate)
+    return Scales(routed=float(granularity), routed_bias=0.0, shared=undo_gate)
+
+
+@dataclass(frozen=True)
+class MoeLayer:
+    """The MoE of one layer: `tensors()` are its part of the program."""
+
+    recipe: UpcycleRecipe
+    spec: DenseSpec
+    target: MoeTarget
+    layout: Layout
+    sources: dict[str, Source]
+    layer: int
+
+    def tensors(self) -> Iterator[OutTensor]:
+        yield from self._router()
+        yield from self._routed()
+        if self.layout.shared_width:
+            yield from self._shared()
+
+    # -- names ------------------------------------------------------------------------------------------------
+
+    @property
+    def _stem(self) -> str:
+        mlp = self.spec.mlp
+        if self.target.name == "generic":
+            return f"lm.{mlp.layers}.{self.layer}.{mlp.module}."
+        return f"{mlp.layers}.{self.layer}."
+
+    @property
+    def _dtype(self) -> str:
+        base = self.sources[BASE]
+        return self.recipe.dtype or base.tensors[base.slot_name(self.layer, self.spec.mlp.up)].dtype
+
+    def _out(
+        self,
+        name: str,
+        memory: str,
+        region: Region,
+        shape: tuple[int, ...],
+        role: Role,
+        *blocks: Block,
+        dtype: str = "",
+    ) -> OutTensor:
+        return OutTensor(self._stem + name, self._stem + memory, region, shape, dtype or self._dtype, role, blocks)
+
+    # -- router -----------------------------------------------------------------------------------------------
+
+    def _router(self) -> Iterator[OutTensor]:
+        names, e, d = self.target.names, self.layout.experts, self.spec.hidden_size
+        rows = self.router_rows()
+        yield self._out(names.router, names.memory_router, (), (e, d), "router", rows)
+        if names.selection_bias:
+            bias = names.selection_bias
+            yield self._out(bias, bias, (), (e,), "new", Block((e,)), dtype="float32")
+        if self.layout.shared_width and names.shared_gate:
+            yield self._out(names.shared_gate, names.shared_gate, (), (1, d), "new", Block((1, d)))
+
+    def router_rows(self) -> Block:
+        """The router's weight."""
+        # Residual's routed output is 0 for any choice, so its experts need no groups and may part at once.
+        repeat = 1 if self.recipe.shared == "residual" else self.layout.granularity
+        fill = {"random": "normal", "zero": "zeros", "domains": "rows"}[self.recipe.router]
+        shape = (self.layout.experts, self.spec.hidden_size)
+        return Block(shape, fill=fill, std=ROUTER_STD, repeat=repeat, stream=f"layer.{self.layer}.router")  # type: ignore[arg-type]
+
+    # -- routed experts ---------------------------------------------------------------------------------------
+
+    def _expert_source(self, expert: int) -> str:
+        """Specialists take turns over groups: group g comes from specialist g mod N."""
+        names = [name for name in self.sources if name != BASE] or [BASE]
+        return names[expert // self.layout.granularity % len(names)]
+
+    def _expert_span(self, expert: int) -> tuple[int, int]:
+        start = self.layout.routed_neurons[0] + expert % self.layout.granularity * self.layout.width
+        return start, start + self.layout.width
+
+    def _perturb(self, expert: int, axis: int, slot: str) -> Perturb | None:
+        recipe = self.recipe
+        if recipe.shared == "residual" and recipe.diversify == "none":
+            kind, ratio = "drop", RESIDUAL_DROP
+        else:
+            kind, ratio = recipe.diversify, recipe.drop_ratio
+        if kind == "none":
+            return None
+        if kind == "noise":
+            return Perturb("noise", std=recipe.noise_std, axis=axis)
+        indices = f"layer.{self.layer}.expert.{expert}.drop" + (f".{slot}" if recipe.drop_independent else "")
+        return Perturb("drop", ratio=ratio, axis=axis, indices=indices)
+
+    def projection(self, expert: int, name: str, *, bias: bool = False) -> Block:
+        """One projection ("gate", "up", "down") of one routed expert."""
+        factors = scales(self.recipe.shared, self.layout.granularity, self.target.shared_gated)
+        down = name == "down"
+        block = self._copy(self._expert_source(expert), name, self._expert_span(expert), bias=bias)
+        factor = (factors.routed_bias if bias else factors.routed) if down else 1.0
+        if factor == 0.0:
+            return Block(block.shape)
+        perturb = (
+            None if bias and (down or self.recipe.diversify == "noise") else self._perturb(expert, int(down), name)
+        )
+        return replace(
+            block,
+            scale=factor,
+            perturb=perturb,
+            stream=f"layer.{self.layer}.expert.{expert}.{name}{'.bias' if bias else ''}" if perturb else "",
+        )
+
+    def dense_projection(self, name: str, *, bias: bool = False) -> Block:
+        """The base's projection, whole and as it is."""
+        return self._copy(BASE, name, (0, self.spec.ffn_size), bias=bias)
+
+    def _copy(self, source: str, name: str, span: tuple[int, int], *, bias: bool = False) -> Block:
+        """Neurons `span` of a dense projection, oriented [out, in]; a bias of down has no neurons and is whole."""
+        mlp, d, width = self.spec.mlp, self.spec.hidden_size, span[1] - span[0]
+        slot: Slot | None = {"gate": mlp.gate, "up": mlp.up, "down": mlp.down}[name]
+        assert slot is not None
+        origin = self.sources[source]
+        read = Read(source, origin.tensors[origin.slot_name(self.layer, slot, "bias" if bias else "weight")].disk_name)
+        offset = slot.half * self.spec.ffn_size if slot.half else 0
+        span = (span[0] + offset, span[1] + offset)
+        if bias:
+            return Block((d,), (read,)) if name == "down" else Block((width,), (read,), span=span)
+        if name == "down":
+            return Block((d, width), (read,), axis=1, span=span, transposed=mlp.transposed)
+        return Block((width, d), (read,), axis=0, span=span, transposed=mlp.transposed)
+
+    def _routed(self) -> Iterator[OutTensor]:
+        names = self.target.names.experts
+        if "{e}" in names.down:
+            for expert in range(self.layout.experts):
+                yield from self._separate(names, expert)
+        else:
+            yield from self._stacked(names)
+
+    def _separate(self, names: ExpertNames, expert: int) -> Iterator[OutTensor]:
+        """One tensor per projection and expert."""
+        width, memory = self.layout.width, self.target.names.memory_experts
+        rows = {"gate": (0, width), "up": (width, 2 * width)}
+        for name, disk in (("gate", names.gate), ("up", names.up), ("down", names.down)):
+            assert disk is not None
+            block = self.projection(expert, name)
+            region: Region = (expert,) if name == "down" else (expert, rows[name])
+            stack = f"{memory}.{'down_proj' if name == 'down' else 'gate_up_proj'}"
+            yield self._out(disk.format(e=expert), stack, region, block.shape, "expert", block)
+
+    def _stacked(self, names: ExpertNames) -> Iterator[OutTensor]:
+        """Stacks over experts, in the same shape as in memory: [E, 2I, D] (plain FFNs: [E, I, D]) and [E, D, I]."""
+        e, d, width = self.layout.experts, self.spec.hidden_size, self.layout.width
+        inner = ("gate", "up") if self.spec.mlp.gated else ("up",)
+        disk_in = names.gate_up if self.spec.mlp.gated else names.up
+        assert disk_in is not None
+        memory_in = f"{self.target.names.memory_experts}.{'gate_up_proj' if self.spec.mlp.gated else 'up_proj'}"
+        memory_down = f"{self.target.names.memory_experts}.down_proj"
+        rows = len(inner) * width
+        for bias in (False, True) if self.spec.mlp.bias else (False,):
+            tail = "_bias" if bias else ""
+            into = [self.projection(i, name, bias=bias) for i in range(e) for name in inner]
+            yield self._out(disk_in + tail, memory_in + tail, (), (e, rows) if bias else (e, rows, d), "expert", *into)
+            out = [self.projection(i, "down", bias=bias) for i in range(e)]
+            yield self._out(
+                names.down + tail, memory_down + tail, (), (e, d) if bias else (e, d, width), "expert", *out
+            )
+
+    # -- shared expert ----------------------------------------------------------------------------------------
+
+    def shared_projection(self, name: str, *, bias: bool = False) -> Block:
+        """One projection ("gate", "up", "down") of the shared expert: the first W neurons of the base's FFN."""
+        block = self._copy(BASE, name, (0, self.layout.shared_width), bias=bias)
+        if name != "down":
+            return block
+        return replace(
+            block, scale=scales(self.recipe.shared, self.layout.granularity, self.target.shared_gated).shared
+        )
+
+    def _shared(self) -> Iterator[OutTensor]:
+        names, width, d = self.target.names.shared, self.layout.shared_width, self.spec.hidden_size
+        assert names is not None
+        inner = ("gate", "up") if self.spec.mlp.gated else ("up",)
+        for bias in (False, True) if self.spec.mlp.bias else (False,):
+            for disk, parts in [*self._shared_inner(names, inner), (names.down, ("down",))]:
+                blocks = [self.shared_projection(part, bias=bias) for part in parts]
+                out = _as_bias(disk) if bias else disk
+                rows = d if parts == ("down",) else len(parts) * width
+                columns = width if parts == ("down",) else d
+                yield self._out(out, out, (), (rows,) if bias else (rows, columns), "shared", *blocks)
+
+    def _shared_inner(self, names: ExpertNames, inner: tuple[str, ...]) -> list[tuple[str, tuple[str, ...]]]:
+        """(name on disk, projections it holds) of the shared expert's matrices before the activation."""
+        if self.spec.mlp.gated and names.gate_up:
+            return [(names.gate_up, inner)]
+        return [(str(getattr(names, part)), (part,)) for part in inner]
+
+
+def _as_bias(name: str) -> str:
+    return name.removesuffix(".weight") + ".bias"

@@ -1,0 +1,47 @@
+"""What the dense model's FFNs really get to read: their inputs on a text, layer by layer."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+Consumer = Callable[[int, "list[Tensor]"], None]
+
+
+def each_layers_inputs(
+    folder: Path, sequences: Sequence[Sequence[int]], consume: Consumer, *, device: str = "cpu"
+) -> None:
+    """Run the dense model over token sequences and hand on, per layer, its FFN's inputs.
+
+    Only one layer's inputs, and the weights that fit, are in memory at a time.
+
+    Args:
+        folder: of the dense model.
+        sequences: token ids; each sequence runs alone, so no padding takes part.
+        consume: called once per layer, in order, with the layer's index and one tensor [S, D] (float32) per sequence.
+    """
+    import torch
+
+    from smolmoe.moe.streaming import StreamedModel
+
+    with StreamedModel(folder, device=device) as streamed:
+        seen: list[Tensor] = []
+
+        def hook(layer: int) -> Callable[..., None]:
+            def keep(module: object, args: tuple[Tensor, ...]) -> None:
+                seen.append(args[0].reshape(-1, args[0].shape[-1]).detach().float().cpu())
+                if len(seen) == len(sequences):
+                    consume(layer, list(seen))
+                    seen.clear()
+
+            return keep
+
+        for layer in range(len(streamed.layers)):
+            streamed.mlp(layer)[0].register_forward_pre_hook(hook(layer))
+        batches = [{"input_ids": torch.tensor([list(ids)], device=device)} for ids in sequences]
+        for _ in streamed.logits(batches):
+            pass

@@ -1,0 +1,132 @@
+"""What a dense model is, and what each MoE class can make of it."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from smolmoe.checkpoint import open_checkpoint
+from smolmoe.families import MOE_TARGETS, DenseSpec, MoeTarget
+from smolmoe.families.resolve import candidates, refusals, source_refusals
+from smolmoe.families.spec import describe
+from smolmoe.families.types import MoeSizes
+from smolmoe.moe.loading import load_config
+from smolmoe.surgery.plan import Parameters, count_dense
+from smolmoe.surgery.sources import BASE, source_tensors
+
+EXACT_IN = "float32 files for any granularity, bfloat16 and float16 files for powers of two"
+
+
+@dataclass(frozen=True)
+class TargetReport:
+    """What one MoE class can make of the source.
+
+    Attributes:
+        target: its name.
+        routed, shared: whether it expresses routed experts alone, and with a shared expert, exactly.
+        dense_layers: which layers it can leave dense: "none", "first" or "any".
+        why_not: reasons for what it does not express.
+        nearest: the first target that expresses what this one does not; "" where it expresses everything.
+        runs: engine -> what is known of this class there.
+    """
+
+    target: str
+    routed: bool
+    shared: bool
+    dense_layers: str
+    why_not: tuple[str, ...]
+    nearest: str
+    runs: dict[str, str]
+
+
+@dataclass(frozen=True)
+class Inspection:
+    """What a dense checkpoint is and can become."""
+
+    source: str
+    family: str
+    architecture: str
+    sizes: dict[str, int]
+    tied: bool
+    attention_bias: str
+    mlp_bias: bool
+    ffn: str
+    qk_norm: str
+    sliding_window: str
+    rope: dict[str, Any]
+    dtypes: tuple[str, ...]
+    nbytes: int
+    parameters: Parameters
+    targets: tuple[TargetReport, ...]
+
+    def to_json(self) -> dict[str, Any]:
+        return asdict(self) | {"parameters": self.parameters.to_json()}
+
+
+def inspect(source: str, *, revision: str | None = None) -> Inspection:
+    """Say what a dense model is and which MoE classes can express it, from its config and headers alone.
+
+    Raises:
+        SmolmoeError: not a dense decoder-only checkpoint, or damaged.
+    """
+    checkpoint = open_checkpoint(source, revision=revision)
+    spec = describe(load_config(checkpoint.folder))
+    tensors = source_tensors(checkpoint, spec, BASE).tensors
+    return Inspection(
+        source=source,
+        family=spec.model_type if spec.family else f"{spec.model_type} (FFN found by looking)",
+        architecture=spec.architecture,
+        sizes={
+            "hidden": spec.hidden_size,
+            "ffn": spec.ffn_size,
+            "layers": spec.layers,
+            "heads": spec.heads,
+            "kv_heads": spec.kv_heads,
+            "head_dim": spec.head_dim,
+            "vocabulary": spec.vocab_size,
+            "context": int(spec.config.get("max_position_embeddings") or spec.config.get("n_positions") or 0),
+        },
+        tied=spec.tied,
+        attention_bias=spec.attention_bias,
+        mlp_bias=spec.mlp.bias,
+        ffn=f"{'gated' if spec.mlp.gated else 'plain'} {spec.mlp.activation}, at {spec.mlp.layers}.*.{spec.mlp.module}",
+        qk_norm=spec.qk_norm,
+        sliding_window=_windows(spec),
+        rope=dict(spec.config.get("rope_parameters") or {}),
+        dtypes=tuple(sorted({tensor.dtype for tensor in tensors.values()})),
+        nbytes=sum(info.nbytes for info in checkpoint.tensors.values()),
+        parameters=count_dense(tensors),
+        targets=tuple(_report(target, spec) for target in MOE_TARGETS.values()),
+    )
+
+
+def _windows(spec: DenseSpec) -> str:
+    windows = set(spec.windows)
+    if windows == {None}:
+        return "none"
+    if len(windows) == 1:
+        return f"{spec.windows[0]} in all layers"
+    return f"{max(filter(None, windows))} in {sum(map(bool, spec.windows))} of {spec.layers} layers"
+
+
+def _report(target: MoeTarget, spec: DenseSpec) -> TargetReport:
+    """Ask the target for each kind of request; 8 experts, top-2."""
+    f = spec.ffn_size
+    routed, shared = MoeSizes(8, 2, f, 0, f, []), MoeSizes(8, 2, f, f, f, [])
+    asked = [(sizes, refusals(target, spec, sizes)) for sizes in (routed, shared)]
+    layers = {"none": "none", "prefix": "first", "any": "any"}[target.dense_layers]
+    reasons = source_refusals(target, spec) or [reason for _, found in asked for reason in found]
+    refused = [sizes for sizes, found in asked if found]
+    return TargetReport(
+        target.name,
+        routed=not asked[0][1],
+        shared=not asked[1][1],
+        dense_layers="none" if len(refused) == len(asked) else layers,
+        why_not=tuple(dict.fromkeys(reasons)),
+        nearest=_nearest(refused[0], spec) if refused else "",
+        runs=dict(target.runs),
+    )
+
+
+def _nearest(sizes: MoeSizes, spec: DenseSpec) -> str:
+    return next(name for name in candidates(spec) if not refusals(MOE_TARGETS[name], spec, sizes))

@@ -1,0 +1,189 @@
+"""The plan: everything about one conversion, made from configs and headers without loading a weight."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from smolmoe.checkpoint import Checkpoint
+from smolmoe.errors import CheckpointError, SourceError
+from smolmoe.families import DenseSpec, MoeTarget
+from smolmoe.families.resolve import resolve
+from smolmoe.families.spec import describe
+from smolmoe.moe.loading import load_config
+from smolmoe.recipe import UpcycleRecipe
+from smolmoe.surgery.claim import Claim, make_claim
+from smolmoe.surgery.configs import moe_config
+from smolmoe.surgery.ffn import MoeLayer
+from smolmoe.surgery.program import Block, OutTensor, Read
+from smolmoe.surgery.request import Layout, lay_out
+from smolmoe.surgery.sources import BASE, Source, SourceTensor, check_specialist, source_tensors
+
+
+@dataclass(frozen=True)
+class Parameters:
+    """Parameter counts. `active` is what one token uses: all but the experts that it is not routed to."""
+
+    total: int
+    active: int
+    embedding: int
+
+    def to_json(self) -> dict[str, int]:
+        return {
+            "total": self.total,
+            "active": self.active,
+            "total_without_embeddings": self.total - self.embedding,
+            "active_without_embeddings": self.active - self.embedding,
+        }
+
+
+@dataclass(frozen=True)
+class Plan:
+    """One conversion, whole: what is asked, what comes out, and what that is claimed to be.
+
+    Attributes:
+        recipe: the request.
+        spec: the dense source.
+        target: the MoE class.
+        layout: the request in numbers.
+        sources: "base" and the specialists.
+        tensors: the tensor program, in the order in which it is written.
+        config: the output's config.json.
+        claim: what is to be expected of the files.
+        warnings: what the user should know before spending compute on it.
+    """
+
+    recipe: UpcycleRecipe
+    spec: DenseSpec
+    target: MoeTarget
+    layout: Layout
+    sources: dict[str, Source]
+    tensors: tuple[OutTensor, ...]
+    config: dict[str, Any]
+    claim: Claim
+    warnings: tuple[str, ...]
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the output's tensors."""
+        return sum(tensor.nbytes for tensor in self.tensors)
+
+    @property
+    def parameters(self) -> Parameters:
+        total = sum(t.size for t in self.tensors)
+        idle = sum(t.size for t in self.tensors if t.role == "expert") * (self.layout.experts - self.layout.top_k)
+        embedding = sum(t.size for t in self.tensors if _is_embedding(t.name))
+        return Parameters(total, total - idle // self.layout.experts, embedding)
+
+    @property
+    def dense_parameters(self) -> Parameters:
+        return count_dense(self.sources[BASE].tensors)
+
+
+def count_dense(tensors: Mapping[str, SourceTensor]) -> Parameters:
+    """Parameters of a dense model: every token uses all of them."""
+    total = sum(tensor.size for tensor in tensors.values())
+    return Parameters(total, total, sum(tensor.size for name, tensor in tensors.items() if _is_embedding(name)))
+
+
+def _is_embedding(name: str) -> bool:
+    return name.endswith(
+        ("embed_tokens.weight", "lm_head.weight", "wte.weight", "wpe.weight", "embed_in.weight", "embed_out.weight")
+    )
+
+
+def make_plan(recipe: UpcycleRecipe, base: Checkpoint, specialists: dict[str, Checkpoint] | None = None) -> Plan:
+    """Plan a conversion.
+
+    Args:
+        recipe: what is asked.
+        base: the dense source.
+        specialists: checkpoint of each name in `recipe.expert`.
+
+    Raises:
+        SmolmoeError: a subclass that says what is wrong with the source or the request.
+    """
+    spec = describe(load_config(base.folder))
+    layout = lay_out(recipe, spec)
+    target = resolve(recipe.target, spec, layout.sizes(spec))
+    sources = {BASE: source_tensors(base, spec, BASE)}
+    for name, checkpoint in (specialists or {}).items():
+        sources[name] = source_tensors(checkpoint, spec, name)
+        check_specialist(name, checkpoint, sources[name], base, sources[BASE], spec)
+    tensors = tuple(_program(recipe, spec, target, layout, sources))
+    _check_unique(tensors)
+    claim = make_claim(recipe, spec, target, layout, tensors)
+    return Plan(
+        recipe,
+        spec,
+        target,
+        layout,
+        sources,
+        tensors,
+        moe_config(recipe, spec, target, layout, sources[BASE]),
+        claim,
+        tuple(_warnings(recipe, layout)),
+    )
+
+
+def _program(
+    recipe: UpcycleRecipe, spec: DenseSpec, target: MoeTarget, layout: Layout, sources: dict[str, Source]
+) -> Iterator[OutTensor]:
+    """The output's tensors: those before the layers, each layer with its MoE, those after."""
+    base = sources[BASE]
+    averaged = [name for name in sources if name != BASE] if recipe.expert and recipe.attention == "average" else [BASE]
+    ffn = {name for i in layout.moe_layers for name in base.ffn_names(i)}
+    seen: set[int] = set()
+    for name, info in base.tensors.items():
+        layer = base.layer_of(name)
+        if name not in ffn:
+            reads = tuple(Read(source, sources[source].tensors[name].disk_name) for source in averaged)
+            out = _kept_name(name, target)
+            yield OutTensor(out, out, (), info.shape, recipe.dtype or info.dtype, "kept", (Block(info.shape, reads),))
+        if layer is not None and layer not in seen:
+            seen.add(layer)
+            yield from _zero_biases(recipe, spec, target, base, layer)
+            if layer in layout.moe_layers:
+                yield from MoeLayer(recipe, spec, target, layout, sources, layer).tensors()
+
+
+def _kept_name(name: str, target: MoeTarget) -> str:
+    return f"lm.{name}" if target.name == "generic" else name
+
+
+def _zero_biases(
+    recipe: UpcycleRecipe, spec: DenseSpec, target: MoeTarget, base: Source, layer: int
+) -> Iterator[OutTensor]:
+    for projection in dict(target.zero_biases).get(spec.attention_bias, ()):
+        stem = f"{spec.mlp.layers}.{layer}.self_attn.{projection}"
+        weight = base.tensors[f"{stem}.weight"]
+        shape = (weight.shape[0],)
+        name = f"{stem}.bias"
+        yield OutTensor(name, name, (), shape, recipe.dtype or weight.dtype, "new", (Block(shape),))
+
+
+def _check_unique(tensors: tuple[OutTensor, ...]) -> None:
+    names = [tensor.name for tensor in tensors]
+    if len(names) != len(set(names)):
+        raise SourceError("two tensors of the output would have the same name: the source is not what its config says.")
+    for tensor in tensors:
+        if sum(block.size for block in tensor.blocks) != tensor.size:
+            raise CheckpointError("the blocks of a tensor do not fill it.", field="tensor", value=tensor.name)
+
+
+def _warnings(recipe: UpcycleRecipe, layout: Layout) -> Iterator[str]:
+    if recipe.router == "zero":
+        yield (
+            f"A zero router ties all {layout.experts} experts: every token goes to the same {layout.top_k}, and the "
+            f"other {layout.experts - layout.top_k} stay dead. Use --router random unless training breaks the tie."
+        )
+    if layout.top_k == 1:
+        yield (
+            "Top-1 with renormalised gates: the only gate is always 1, so the router gets no gradient from the "
+            "language-model loss. Use --top-k 2, or train with another router signal."
+        )
+    if recipe.shared == "residual" and recipe.diversify == "none":
+        yield "Residual experts must differ to be of use: half of the gate and up neurons of each are drawn anew."
+    if layout.top_k == layout.experts and layout.experts > 1:
+        yield "Every token uses every expert (K = E): nothing is sparse."

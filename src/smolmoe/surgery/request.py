@@ -1,0 +1,216 @@
+"""From a recipe and a source to sizes: every number of the conversion checked, each error with its mend."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from smolmoe.errors import RequestError
+from smolmoe.families import DenseSpec
+from smolmoe.families.types import MoeSizes
+from smolmoe.recipe import UpcycleRecipe
+
+
+@dataclass(frozen=True)
+class Layout:
+    """A request in numbers, checked against the source.
+
+    Attributes:
+        experts, top_k, granularity: E, K, G.
+        width: neurons I of one routed expert.
+        routed_neurons: the neurons (start, stop) of the dense FFN that the routed experts are made of.
+        shared_width: neurons of the shared expert, 0 where there is none.
+        moe_layers: indices of the layers that become MoE.
+    """
+
+    experts: int
+    top_k: int
+    granularity: int
+    width: int
+    routed_neurons: tuple[int, int]
+    shared_width: int
+    moe_layers: tuple[int, ...]
+
+    @property
+    def groups(self) -> int:
+        """How many groups of G experts hold one whole FFN between them."""
+        return self.experts // self.granularity
+
+    def sizes(self, spec: DenseSpec) -> MoeSizes:
+        dense = [i for i in range(spec.layers) if i not in self.moe_layers]
+        return MoeSizes(self.experts, self.top_k, self.width, self.shared_width, spec.ffn_size, dense)
+
+
+def lay_out(recipe: UpcycleRecipe, spec: DenseSpec) -> Layout:
+    """Check a recipe against its source and work out the sizes.
+
+    Raises:
+        RequestError: naming the option, its value and what would work.
+    """
+    _check_unused(recipe)
+    experts = _experts(recipe)
+    _check_counts(recipe, experts)
+    shared_width = _shared_width(recipe, spec)
+    start = shared_width if isinstance(recipe.shared, int) else 0
+    routed = spec.ffn_size - start
+    g = recipe.granularity
+    if routed % g:
+        divisors = [d for d in range(1, 65) if routed % d == 0]
+        raise RequestError(
+            f"does not divide the {routed} neurons that the routed experts are made of.",
+            field="granularity",
+            value=g,
+            fix=f"Use one of {', '.join(map(str, divisors))}" + (" or another shared width." if start else "."),
+        )
+    _check_router(recipe)
+    _check_diversify(recipe)
+    return Layout(
+        experts,
+        recipe.top_k,
+        g,
+        routed // g,
+        (start, spec.ffn_size),
+        shared_width,
+        parse_layers(recipe.layers, spec.layers),
+    )
+
+
+def _check_unused(recipe: UpcycleRecipe) -> None:
+    needs = {
+        "noise_std": ("diversify", recipe.diversify == "noise", "--diversify noise"),
+        "drop_ratio": ("diversify", recipe.diversify == "drop", "--diversify drop"),
+        "drop_independent": ("diversify", recipe.diversify == "drop", "--diversify drop"),
+        "router_data": ("router", recipe.router == "domains", "--router domains"),
+        "router_centroids": ("router", recipe.router == "domains", "--router domains"),
+        "attention": ("expert", bool(recipe.expert), "--expert NAME=PATH"),
+    }
+    for field, (_, used, fix) in needs.items():
+        if field in recipe.model_fields_set and not used:
+            raise RequestError(
+                "given, but nothing in this request uses it.",
+                field=field,
+                value=getattr(recipe, field),
+                fix=f"Add {fix}, or leave it out.",
+            )
+
+
+def _experts(recipe: UpcycleRecipe) -> int:
+    if not recipe.expert:
+        return recipe.experts
+    whole = len(recipe.expert) * recipe.granularity
+    if "experts" not in recipe.model_fields_set:
+        return whole
+    if recipe.experts % whole:
+        raise RequestError(
+            f"{len(recipe.expert)} specialists at granularity {recipe.granularity} need a multiple of {whole} experts.",
+            field="experts",
+            value=recipe.experts,
+            fix=f"Use --experts {whole}, or leave it out.",
+        )
+    return recipe.experts
+
+
+def _check_counts(recipe: UpcycleRecipe, experts: int) -> None:
+    k, g = recipe.top_k, recipe.granularity
+    for field, value in (("experts", experts), ("top_k", k), ("granularity", g)):
+        if value < 1:
+            raise RequestError("must be at least 1.", field=field, value=value)
+    if k > experts:
+        raise RequestError(
+            f"more experts per token than the {experts} there are.",
+            field="top_k",
+            value=k,
+            fix=f"Use at most {experts}.",
+        )
+    if experts % g:
+        raise RequestError(
+            f"does not divide the {experts} experts into whole groups.",
+            field="granularity",
+            value=g,
+            fix=f"Use --experts {-(-experts // g) * g}.",
+        )
+    if k % g and recipe.shared != "residual":
+        raise RequestError(
+            f"a token must get whole groups of {g} experts, so K must be a multiple of it (K is {k}).",
+            field="granularity",
+            value=g,
+            fix=f"Use --top-k {max(1, round(k / g)) * g}.",
+        )
+
+
+def _shared_width(recipe: UpcycleRecipe, spec: DenseSpec) -> int:
+    if recipe.shared == "none":
+        return 0
+    if isinstance(recipe.shared, str):
+        if recipe.shared == "residual" and recipe.expert:
+            raise RequestError(
+                "residual zeroes the routed down projections, and the specialists' knowledge with them.",
+                field="shared",
+                value="residual",
+                fix="Use --shared full or none with --expert.",
+            )
+        return spec.ffn_size
+    if not 0 < recipe.shared < spec.ffn_size:
+        raise RequestError(
+            f"a shared width must lie between 1 and {spec.ffn_size - 1} (the FFN has {spec.ffn_size} neurons).",
+            field="shared",
+            value=recipe.shared,
+            fix="Use --shared full for all of them, none for no shared expert.",
+        )
+    return recipe.shared
+
+
+def _check_router(recipe: UpcycleRecipe) -> None:
+    if recipe.router == "zero" and recipe.granularity > 1 and recipe.shared != "residual":
+        raise RequestError(
+            "a zero router ties every expert, so the chosen K are not whole groups and the function is lost.",
+            field="router",
+            value="zero",
+            fix="Use --router random or domains with --granularity above 1.",
+        )
+    if recipe.router == "domains" and recipe.router_data is None:
+        raise RequestError(
+            "needs text to take the domains from.",
+            field="router",
+            value="domains",
+            fix='Add --router-data FILE.jsonl with rows {"text": ..., "domain": ...}.',
+        )
+
+
+def _check_diversify(recipe: UpcycleRecipe) -> None:
+    if recipe.diversify == "noise" and recipe.noise_std <= 0:
+        raise RequestError("must be positive.", field="noise_std", value=recipe.noise_std)
+    if recipe.diversify == "drop" and not 0 < recipe.drop_ratio <= 1:
+        raise RequestError("must lie above 0 and not above 1.", field="drop_ratio", value=recipe.drop_ratio)
+
+
+def parse_layers(text: str, count: int) -> tuple[int, ...]:
+    """Layer indices from "all", "2-10" (both ends), "every:2" (1, 3, 5, ...: every second) or "0,3,5".
+
+    Raises:
+        RequestError: not of these forms, or a layer that is not there.
+    """
+    try:
+        if text == "all":
+            chosen = list(range(count))
+        elif text.startswith("every:"):
+            step = int(text.removeprefix("every:"))
+            chosen = [i for i in range(count) if (i + 1) % step == 0]
+        else:
+            chosen = []
+            for part in text.split(","):
+                first, _, last = part.partition("-")
+                chosen += range(int(first), int(last or first) + 1)
+    except (ValueError, ZeroDivisionError):
+        raise RequestError(
+            "not understood.",
+            field="layers",
+            value=text,
+            fix="Use all, a range such as 2-10, every:2, or a list such as 0,3,5.",
+        ) from None
+    if not chosen or min(chosen) < 0 or max(chosen) >= count:
+        raise RequestError(
+            f"names no layer, or one that is not there (the model has layers 0 to {count - 1}).",
+            field="layers",
+            value=text,
+        )
+    return tuple(sorted(set(chosen)))

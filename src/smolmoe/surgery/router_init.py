@@ -1,0 +1,161 @@
+"""A router that starts informed: its rows are the directions in which domains differ at the FFN's input.
+
+Rows come from centroids of the inputs that the FFN really gets on domain-tagged text (compare the cluster centroids
+of arXiv 2604.13508). A stock router has no bias, so a row that points along the mean input would favour its expert on
+every token: the mean's direction is taken out. Rows of a layer are then scaled together so that logits spread by 1.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from smolmoe.errors import DataError
+from smolmoe.surgery.ffn import MoeLayer
+from smolmoe.surgery.ffn_inputs import each_layers_inputs
+from smolmoe.surgery.initialisers import generator
+from smolmoe.surgery.plan import Plan
+from smolmoe.surgery.sources import BASE
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+TOKENS_PER_DOMAIN = 2048
+SEQUENCE = 256
+_KMEANS_ROUNDS = 20
+
+
+@dataclass(frozen=True)
+class RouterRows:
+    """Router rows per layer's stream, [E / repeat, D], and what they will do.
+
+    Attributes:
+        rows: by the stream that the plan names.
+        domains: the domain that each row was made for, or "cluster i".
+        load: per MoE layer, the share of choices that each of the E experts is predicted to get on the text.
+    """
+
+    rows: dict[str, Tensor]
+    domains: tuple[str, ...]
+    load: dict[int, list[float]]
+
+    def to_json(self) -> dict[str, Any]:
+        return {"rows_for": list(self.domains), "predicted_load": {str(i): v for i, v in self.load.items()}}
+
+
+def domain_rows(plan: Plan, tokenizer: Any) -> RouterRows:
+    """Rows for `--router domains`.
+
+    Raises:
+        DataError: no domains in the data, or more of them than groups of experts.
+    """
+    from smolmoe.data.text import encode, read_documents
+
+    assert plan.recipe.router_data is not None
+    by_domain: dict[str, list[Any]] = {}
+    for document in read_documents(plan.recipe.router_data):
+        if document.domain:
+            by_domain.setdefault(document.domain, []).append(document)
+    owners = _owners(plan, sorted(by_domain))
+    sequences: list[list[int]] = []
+    tags: list[int] = []
+    for index, domain in enumerate(sorted(by_domain)):
+        ids = encode(
+            tokenizer, by_domain[domain], length=SEQUENCE, count=TOKENS_PER_DOMAIN // SEQUENCE, seed=plan.recipe.seed
+        )
+        sequences += ids
+        tags += [index] * len(ids)
+    return _rows_of_layers(plan, sequences, tags, owners, sorted(by_domain))
+
+
+def _owners(plan: Plan, domains: list[str]) -> list[int]:
+    """Which domain each row belongs to: domains take turns."""
+    count = _row_count(plan)
+    data = str(plan.recipe.router_data)
+    if len(domains) < 2:
+        raise DataError(
+            f"{len(domains)} domain(s) in it; at least two are needed.",
+            field="router_data",
+            value=data,
+            fix='Rows must be {"text": ..., "domain": ...}.',
+        )
+    if len(domains) > count and plan.recipe.router_centroids == "mean":
+        raise DataError(
+            f"{len(domains)} domains, but only {count} groups of experts to give them to.",
+            field="router_data",
+            value=data,
+            fix="Use more experts, or --router-centroids kmeans.",
+        )
+    return [i % len(domains) for i in range(count)]
+
+
+def _row_count(plan: Plan) -> int:
+    layer = MoeLayer(plan.recipe, plan.spec, plan.target, plan.layout, plan.sources, plan.layout.moe_layers[0])
+    return plan.layout.experts // layer.router_rows().repeat
+
+
+def _rows_of_layers(
+    plan: Plan, sequences: list[list[int]], tags: list[int], owners: list[int], domains: list[str]
+) -> RouterRows:
+    import torch
+
+    from smolmoe.moe.reference import choose, expert_load
+
+    rows: dict[str, Tensor] = {}
+    load: dict[int, list[float]] = {}
+
+    def consume(layer: int, inputs: list[Tensor]) -> None:
+        if layer not in plan.layout.moe_layers:
+            return
+        block = MoeLayer(plan.recipe, plan.spec, plan.target, plan.layout, plan.sources, layer).router_rows()
+        x = torch.cat(inputs)
+        tag = torch.cat([torch.full((len(part),), t) for part, t in zip(inputs, tags, strict=True)])
+        rng = generator(plan.recipe.seed, block.stream)
+        whole = plan.recipe.router_centroids == "kmeans"
+        centroids = kmeans(x, len(owners), rng) if whole else _centroids_by_domain(x, tag, owners, rng)
+        rows[block.stream] = rows_from_centroids(x, centroids)
+        logits = x @ rows[block.stream].repeat_interleave(block.repeat, 0).T
+        _, chosen = choose(logits, plan.layout.top_k, plan.target.scoring)
+        load[layer] = expert_load(chosen, plan.layout.experts).tolist()
+
+    each_layers_inputs(plan.sources[BASE].checkpoint.folder, sequences, consume, device=plan.recipe.device)
+    whole = plan.recipe.router_centroids == "kmeans"
+    names = tuple(f"cluster {i}" if whole else domains[owner] for i, owner in enumerate(owners))
+    return RouterRows(rows, names, load)
+
+
+def _centroids_by_domain(x: Tensor, tag: Tensor, owners: Sequence[int], rng: Any) -> Tensor:
+    """One centroid per row [R, D]: its domain's mean, or k-means within the domain where several rows share it."""
+    import torch
+
+    out = torch.empty(len(owners), x.shape[1])
+    for domain in set(owners):
+        mine = [i for i, owner in enumerate(owners) if owner == domain]
+        out[mine] = kmeans(x[tag == domain], len(mine), rng)
+    return out
+
+
+def kmeans(x: Tensor, count: int, rng: Any) -> Tensor:
+    """Centroids [count, D] of x [T, D] by Lloyd's rounds from random tokens; an empty cluster keeps its place."""
+    import torch
+
+    if count == 1:
+        return x.mean(0, keepdim=True)
+    centroids = x[torch.randperm(len(x), generator=rng)[:count]].clone()
+    for _ in range(_KMEANS_ROUNDS):
+        nearest = torch.cdist(x, centroids).argmin(1)
+        sums = torch.zeros_like(centroids).index_add_(0, nearest, x)
+        sizes = torch.bincount(nearest, minlength=count).unsqueeze(1)
+        centroids = torch.where(sizes > 0, sums / sizes.clamp(min=1), centroids)
+    return centroids
+
+
+def rows_from_centroids(x: Tensor, centroids: Tensor) -> Tensor:
+    """Router rows [R, D]: centroids less the mean input, orthogonal to it, of one length, logits of spread 1 over x."""
+    mean = x.mean(0)
+    direction = mean / mean.norm().clamp(min=1e-12)
+    rows = centroids - mean
+    rows = rows - (rows @ direction).unsqueeze(1) * direction
+    rows = rows / rows.norm(dim=1, keepdim=True).clamp(min=1e-12)
+    return rows / (x @ rows.T).std().clamp(min=1e-12)

@@ -1,0 +1,310 @@
+"""Carry out a tensor program: from the sources' safetensors to the output's, with no model in memory.
+
+Values that only move are moved by the kernel from file to file and never enter the process. The rest is computed in
+float32 one block at a time. Everything is written beside its place, flushed, and renamed into it when whole.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import json
+import math
+import os
+import shutil
+import tempfile
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from smolmoe.checkpoint import DTYPE_CODES, INDEX_FILE, SINGLE_FILE, Checkpoint
+from smolmoe.errors import OutputError, RequestError
+from smolmoe.surgery.program import Block, OutTensor
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+CHUNK = 1 << 24  # bytes; bounds the memory of copies and of casts
+Progress = Callable[[int], None]
+
+
+def parse_size(text: str) -> int:
+    """Bytes of "500MB", "5GB" or "1GiB".
+
+    Raises:
+        RequestError: not of this form.
+    """
+    units = {"KB": 10**3, "MB": 10**6, "GB": 10**9, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30}
+    for unit, factor in units.items():
+        if text.upper().endswith(unit):
+            with contextlib.suppress(ValueError):
+                if (size := int(float(text[: -len(unit)]) * factor)) > 0:
+                    return size
+    raise RequestError("not a size.", field="max_shard_size", value=text, fix="Use a form such as 500MB or 5GB.")
+
+
+def shard(tensors: Sequence[OutTensor], limit: int) -> list[tuple[str, list[OutTensor]]]:
+    """Tensors in files of at most `limit` bytes (a larger tensor has a file to itself), under their standard names."""
+    groups: list[list[OutTensor]] = [[]]
+    size = 0
+    for tensor in tensors:
+        if groups[-1] and size + tensor.nbytes > limit:
+            groups.append([])
+            size = 0
+        groups[-1].append(tensor)
+        size += tensor.nbytes
+    if len(groups) == 1:
+        return [(SINGLE_FILE, groups[0])]
+    return [(f"model-{i:05d}-of-{len(groups):05d}.safetensors", group) for i, group in enumerate(groups, 1)]
+
+
+def write_tensors(
+    folder: Path,
+    tensors: Sequence[OutTensor],
+    sources: Mapping[str, Checkpoint],
+    *,
+    seed: int,
+    max_shard_bytes: int,
+    rows: Mapping[str, Tensor] | None = None,
+    progress: Progress = lambda nbytes: None,
+) -> None:
+    """Write a program's tensors into `folder` as safetensors, with an index where there are several files.
+
+    Args:
+        rows: values of blocks filled with "rows", by stream.
+        progress: called with the number of bytes just written.
+    """
+    shards = shard(tensors, max_shard_bytes)
+    values = _Values(sources, seed, rows or {})
+    for name, group in shards:
+        with open(folder / name, "wb", buffering=0) as out:
+            _write_all(out, _header(group))
+            for tensor in group:
+                for block in tensor.blocks:
+                    values.write(out, block, tensor.dtype, progress)
+    if len(shards) > 1:
+        index = {
+            "metadata": {"total_size": sum(tensor.nbytes for tensor in tensors)},
+            "weight_map": {tensor.name: name for name, group in shards for tensor in group},
+        }
+        (folder / INDEX_FILE).write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")
+
+
+def _header(tensors: Sequence[OutTensor]) -> bytes:
+    """safetensors' header: its length in 8 bytes, then JSON, padded so that the data starts on a multiple of 8."""
+    entries: dict[str, Any] = {"__metadata__": {"format": "pt"}}
+    offset = 0
+    for tensor in tensors:
+        end = offset + tensor.nbytes
+        entries[tensor.name] = {
+            "dtype": DTYPE_CODES[tensor.dtype],
+            "shape": list(tensor.shape),
+            "data_offsets": [offset, end],
+        }
+        offset = end
+    text = json.dumps(entries, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)
+    return len(text).to_bytes(8, "little") + text
+
+
+class _Values:
+    """Writes blocks: by moving bytes where nothing changes, else through float32."""
+
+    def __init__(self, sources: Mapping[str, Checkpoint], seed: int, rows: Mapping[str, Tensor]):
+        self._sources = sources
+        self._seed = seed
+        self._rows = rows
+
+    def write(self, out: Any, block: Block, dtype: str, progress: Progress) -> None:
+        moved = self._moves(block, dtype)
+        if moved is not None:
+            file, offset, nbytes = moved
+            _copy_range(file, offset, nbytes, out, progress)
+        elif self._row_wise(block):
+            for part in _row_chunks(block):
+                self._compute(out, part, dtype, progress)
+        else:
+            self._compute(out, block, dtype, progress)
+
+    def _moves(self, block: Block, dtype: str) -> tuple[Path, int, int] | None:
+        """(file, offset, bytes) of the source range that the block is byte for byte, or None."""
+        if len(block.reads) != 1 or block.scale != 1.0 or block.perturb or block.transposed:
+            return None
+        read = block.reads[0]
+        checkpoint = self._sources[read.source]
+        info = checkpoint.tensors[read.tensor]
+        if checkpoint.dtype(read.tensor) != dtype:
+            return None
+        if block.span is None:
+            return info.file, info.offset, info.nbytes
+        if block.axis != 0:
+            return None
+        row = info.nbytes // info.shape[0]
+        return info.file, info.offset + block.span[0] * row, (block.span[1] - block.span[0]) * row
+
+    @staticmethod
+    def _row_wise(block: Block) -> bool:
+        """Rows can be computed a few at a time: nothing is drawn, and rows are rows in the source."""
+        return bool(block.reads) and block.perturb is None and not block.transposed and block.axis == 0
+
+    def _compute(self, out: Any, block: Block, dtype: str, progress: Progress) -> None:
+        import torch
+
+        from smolmoe.surgery.evaluate import block_values
+
+        values = block_values(block, self._sources, self._seed, self._rows).to(getattr(torch, dtype)).contiguous()
+        data = values.reshape(-1).view(torch.uint8).numpy()
+        _write_all(out, memoryview(data))
+        progress(data.nbytes)
+
+
+def _row_chunks(block: Block) -> Iterator[Block]:
+    start, stop = block.span or (0, block.shape[0])
+    step = max(1, CHUNK // (4 * math.prod(block.shape[1:])))
+    for first in range(start, stop, step):
+        last = min(first + step, stop)
+        yield replace(block, span=(first, last), shape=(last - first, *block.shape[1:]))
+
+
+def _copy_range(source: Path, offset: int, nbytes: int, out: Any, progress: Progress) -> None:
+    with open(source, "rb", buffering=0) as file:
+        done = 0
+        while done < nbytes:
+            count = _copy_some(file.fileno(), offset + done, min(nbytes - done, CHUNK), out)
+            if count == 0:
+                raise OutputError("the source ended while it was being copied.", field="source", value=str(source))
+            done += count
+            progress(count)
+
+
+def _copy_some(fd: int, offset: int, nbytes: int, out: Any) -> int:
+    if hasattr(os, "copy_file_range"):
+        try:
+            return os.copy_file_range(fd, out.fileno(), nbytes, offset)
+        except OSError as error:  # not between these file systems
+            if error.errno not in (errno.EXDEV, errno.ENOSYS, errno.EINVAL, errno.EOPNOTSUPP):
+                raise
+    data = os.pread(fd, nbytes, offset)
+    _write_all(out, data)
+    return len(data)
+
+
+def _write_all(out: Any, data: bytes | memoryview) -> None:
+    view = memoryview(data).cast("B")
+    while len(view):
+        view = view[out.write(view[: 1 << 30]) :]
+
+
+# -- the folder -----------------------------------------------------------------------------------------------
+
+
+def check_output(out: Path, nbytes: int, sources: Sequence[Path], *, overwrite: bool) -> None:
+    """Refuse what must not be written, before anything is.
+
+    Raises:
+        OutputError: OUT lies in a source, exists, is not a model folder that may be replaced, or does not fit.
+    """
+    for source in sources:
+        if out == source or source in out.parents:
+            raise OutputError("lies inside the source.", field="out", value=str(out), fix="Choose another folder.")
+        if out in source.parents:
+            raise OutputError("contains the source.", field="out", value=str(out), fix="Choose another folder.")
+    if out.exists() and not (out.is_dir() and not any(out.iterdir())):
+        if not overwrite:
+            raise OutputError("exists.", field="out", value=str(out), fix="Use --overwrite to replace it.")
+        if not (out / "config.json").is_file():
+            raise OutputError(
+                "exists and is not a model folder, so it is not replaced.",
+                field="out",
+                value=str(out),
+                fix="Choose another folder.",
+            )
+    parent = _existing(out.parent)
+    free = shutil.disk_usage(parent).free
+    if nbytes > free:
+        raise OutputError(
+            f"needs {nbytes / 1e9:.2f} GB, the disk has {free / 1e9:.2f} GB free.",
+            field="out",
+            value=str(out),
+            fix="Free some space or choose another disk.",
+        )
+
+
+def _existing(path: Path) -> Path:
+    while not path.exists():
+        path = path.parent
+    return path
+
+
+@contextlib.contextmanager
+def whole_or_nothing(out: Path) -> Iterator[Path]:
+    """A folder beside `out` to write into; renamed to `out` when the block ends well, removed when it does not.
+
+    A folder that was at `out` is replaced in the last moment. What killed runs left beside it is cleared away.
+
+    Raises:
+        OutputError: the disk is full.
+    """
+    out.parent.mkdir(parents=True, exist_ok=True)
+    _clear_leftovers(out)
+    work = Path(tempfile.mkdtemp(prefix=f".{out.name}.{os.getpid()}.", dir=out.parent))
+    work.chmod(0o755)
+    try:
+        yield work
+        for path in work.rglob("*"):
+            _flush(path)
+        _flush(work)
+        _move_into_place(work, out)
+        _flush(out.parent)
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise OutputError(
+                "the disk is full; nothing was left behind.",
+                field="out",
+                value=str(out),
+                fix="Free some space or choose another disk.",
+            ) from error
+        raise
+    finally:
+        shutil.rmtree(work, ignore_errors=True)
+
+
+def _flush(path: Path) -> None:
+    if path.is_dir() and os.name != "posix":
+        return
+    fd = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(fd)
+    finally:
+        os.close(fd)
+
+
+def _move_into_place(work: Path, out: Path) -> None:
+    old = work.with_name(f"{work.name}.old")
+    if out.exists():
+        out.rename(old)
+    work.rename(out)
+    shutil.rmtree(old, ignore_errors=True)
+
+
+def _clear_leftovers(out: Path) -> None:
+    """Remove what runs that were killed left; put back what one of them had moved aside and not yet replaced."""
+    for path in sorted(out.parent.glob(f".{out.name}.*")):
+        pid = path.name.removeprefix(f".{out.name}.").split(".")[0]
+        if not path.is_dir() or not pid.isdigit() or _alive(int(pid)):
+            continue
+        if path.suffix == ".old" and not out.exists():
+            path.rename(out)
+        else:
+            shutil.rmtree(path, ignore_errors=True)
+
+
+def _alive(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        return True
+    return True
