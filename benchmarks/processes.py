@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import multiprocessing
 import os
 import subprocess
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -54,6 +55,18 @@ def run(command: Sequence[str | Path], log: Path, env: dict[str, str] | None = N
         mapped=sampler.mapped,
         resident=usage.ru_maxrss * 1024,
     )
+
+
+def in_own_process(function: Callable[..., object], *arguments: object) -> None:
+    """Call an importable function in a fresh process.
+
+    What is run later inherits the high-water mark of the process that starts it, so this one has to stay small.
+    """
+    child = multiprocessing.get_context("spawn").Process(target=function, args=arguments)
+    child.start()
+    child.join()
+    if child.exitcode != 0:
+        raise RuntimeError(f"{function.__name__}{arguments} failed")
 
 
 class _Sampler(threading.Thread):

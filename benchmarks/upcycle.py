@@ -9,7 +9,6 @@ hits all of them. mergekit gets an environment of its own, made on the first run
 from __future__ import annotations
 
 import argparse
-import multiprocessing
 import os
 import shlex
 import shutil
@@ -25,7 +24,7 @@ from typing import Any
 
 import machine
 from checkpoints import SMOLLM_135M, Shape, write_random
-from processes import MB, Run, run
+from processes import MB, Run, in_own_process, run
 
 HERE = Path(__file__).resolve().parent
 MERGEKIT = "0.1.5"
@@ -75,12 +74,7 @@ class Bench:
     def source(self, shape: Shape) -> Path:
         folder = self.work / f"dense-{shape.layers}"
         if not folder.exists():
-            # In a process of its own: a contender inherits this process's high-water mark, so this one stays small.
-            child = multiprocessing.get_context("spawn").Process(target=write_random, args=(folder, shape, SEED))
-            child.start()
-            child.join()
-            if child.exitcode != 0:
-                raise RuntimeError(f"the checkpoint of {shape.layers} layers could not be made")
+            in_own_process(write_random, folder, shape, SEED)
         return folder
 
     def upcycle(self, shape: Shape) -> Run:

@@ -8,7 +8,7 @@ from types import FrameType
 
 import typer
 
-from smolmoe.cli import convert, models
+from smolmoe.cli import convert, models, proofs
 from smolmoe.cli.output import print_error
 from smolmoe.errors import SmolmoeError, VerificationError
 
@@ -24,6 +24,7 @@ app = typer.Typer(
     rich_markup_mode=None,
 )
 convert.add_to(app)
+proofs.add_to(app)
 models.add_to(app)
 
 

@@ -1,4 +1,4 @@
-"""inspect, upcycle, verify, doctor."""
+"""inspect, upcycle."""
 
 from __future__ import annotations
 
@@ -7,23 +7,18 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from smolmoe.cli.output import count, print_json, print_rows, progress, quiet_libraries, size, table
+from smolmoe.cli.output import Json, count, print_json, print_rows, progress, quiet_libraries, size, table
+from smolmoe.cli.proofs import show_verification
 from smolmoe.errors import RequestError
 
 if TYPE_CHECKING:
     from smolmoe.pipeline import UpcycleResult
-    from smolmoe.proof.doctor import Diagnosis
-    from smolmoe.proof.verify import Verification
     from smolmoe.surgery.inspection import Inspection
-
-Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
 
 
 def add_to(app: typer.Typer) -> None:
     app.command()(inspect)
     app.command()(upcycle)
-    app.command()(verify)
-    app.command()(doctor)
 
 
 def inspect(
@@ -217,7 +212,7 @@ def _show_upcycled(result: UpcycleResult) -> None:
         _show_router(result)
     if result.verification is not None:
         print()
-        _show_verification(result.verification)
+        show_verification(result.verification)
     print(f"\n{'Planned' if result.dry_run else 'Done'} in {result.seconds:.1f} s.")
 
 
@@ -230,55 +225,3 @@ def _show_router(result: UpcycleResult) -> None:
     rows = [(layer, *(f"{share:.1%}" for share in load)) for layer, load in result.router.load.items()]
     print()
     table(f"Predicted load per expert, before training (balanced: {1 / layout.experts:.1%})", columns, rows)
-
-
-def verify(
-    dense: Annotated[Path, typer.Argument(metavar="DENSE", help="Folder of the dense model.")],
-    moe: Annotated[Path, typer.Argument(metavar="MOE", help="Folder of the MoE made from it.")],
-    text: Annotated[
-        Path | None,
-        typer.Option(help="Text to measure on (.txt, .jsonl).  [default: text of this Python installation]"),
-    ] = None,
-    device: Annotated[str, typer.Option(help="Where to compute.")] = "cpu",
-    seed: Annotated[int, typer.Option(help="Of the choice of text and of the random control.")] = 0,
-    as_json: Json = False,
-) -> None:
-    """Measure an MoE's files against the dense model and the claim that was made of them."""
-    quiet_libraries()
-    from smolmoe.proof.verify import verify as run
-
-    result = run(dense, moe, text=text, device=device, seed=seed)
-    if as_json:
-        print_json(result.to_json())
-    else:
-        _show_verification(result)
-    raise typer.Exit(0 if result.passed else 1)
-
-
-def _show_verification(result: Verification) -> None:
-    print("pending")
-
-
-def doctor(
-    moe: Annotated[Path, typer.Argument(metavar="MOE", help="Folder of any transformers MoE.")],
-    data: Annotated[
-        Path | None, typer.Option(help="Text to look on.  [default: text of this Python installation]")
-    ] = None,
-    device: Annotated[str, typer.Option(help="Where to compute.")] = "cpu",
-    seed: Annotated[int, typer.Option(help="Of the choice of text.")] = 0,
-    as_json: Json = False,
-) -> None:
-    """Look for what would waste a long training run: routers that cannot learn, dead or identical experts, leaks."""
-    quiet_libraries()
-    from smolmoe.proof.doctor import doctor as run
-
-    diagnosis = run(moe, data=data, device=device, seed=seed)
-    if as_json:
-        print_json(diagnosis.to_json())
-    else:
-        _show_diagnosis(diagnosis)
-    raise typer.Exit(1 if diagnosis.worst == "error" else 0)
-
-
-def _show_diagnosis(diagnosis: Diagnosis) -> None:
-    print("pending")

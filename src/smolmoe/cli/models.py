@@ -7,8 +7,7 @@ from typing import Annotated
 
 import typer
 
-from smolmoe.cli.convert import Json
-from smolmoe.cli.output import print_json, quiet_libraries
+from smolmoe.cli.output import Json, print_json, quiet_libraries
 
 
 def add_to(app: typer.Typer) -> None:

@@ -8,9 +8,13 @@ import os
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import Annotated, Any
+
+import typer
 
 from smolmoe.errors import SmolmoeError
+
+Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
 
 _STAGES = {
     "plan": "Reading headers and planning",

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 ALREADY_MOE = "It is a Mixture-of-Experts already."
+OTHER_FORMULA = "does not compute down(act(gate(x)) * up(x)) or down(act(up(x))) with a known activation"
 EXPERT_COUNTS = ("num_experts", "num_local_experts", "n_routed_experts", "moe_num_experts")
 TINY_HIDDEN, TINY_WIDTH = 16, 24
 TOLERANCE = 1e-6  # relative, in fp64; the nearest two activations (both kinds of GELU) differ by 1e-4
@@ -115,9 +116,11 @@ def _layer_layout(config: PreTrainedConfig, layers: str, layer: nn.Module) -> Ml
         if not path or "attention" in type(module).__name__.lower() or any(path.startswith(f"{p}.") for p in found):
             continue
         for roles in _possible_roles(module, getattr(config, "hidden_size", None)):
+            reasons.setdefault(path, f"`{path}` ({type(module).__name__}) {OTHER_FORMULA}")
             try:
-                found[path] = _identify(config, layers, path, module, roles)
-                break
+                if layout := _identify(config, layers, path, module, roles):
+                    found[path] = layout
+                    break
             except _NotAnFfnError as why:
                 reasons[path] = f"`{path}` ({type(module).__name__}) {why}"
     if len(found) > 1:
@@ -176,8 +179,8 @@ def _possible_roles(module: nn.Module, hidden_size: int | None) -> list[_Roles]:
     return found
 
 
-def _identify(config: PreTrainedConfig, layers: str, path: str, module: nn.Module, roles: _Roles) -> MlpLayout:
-    """Run the module and find the activation with which these roles give the same numbers."""
+def _identify(config: PreTrainedConfig, layers: str, path: str, module: nn.Module, roles: _Roles) -> MlpLayout | None:
+    """Run the module and find the activation with which these roles give the same numbers; None if there is none."""
     import torch
 
     with torch.random.fork_rng(devices=[]):
@@ -187,9 +190,7 @@ def _identify(config: PreTrainedConfig, layers: str, path: str, module: nn.Modul
         output = _run(ffn.eval(), x)
         activation = _activation(config, ffn, roles, x, output)
         if activation is None:
-            raise _NotAnFfnError(
-                "does not compute down(act(gate(x)) * up(x)) or down(act(up(x))) with a known activation"
-            )
+            return None
         dropout = _dropout(_run(ffn.train(), x), output)
     leaves = _leaves(module).values()
     if len({_is_transposed(leaf) for leaf in leaves}) > 1 or len({leaf.bias is not None for leaf in leaves}) > 1:

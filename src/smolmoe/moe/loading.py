@@ -177,7 +177,7 @@ class Skeleton:
         self.model._adjust_missing_and_unexpected_keys(info)
         tied = self.model.all_tied_weights_keys
         absent = {name for name in missing if name not in tied and name not in tied.values()}
-        absent |= {name for name, source in tied.items() if name in missing and source in missing}
+        absent |= {source for name, source in tied.items() if name in missing and source in missing}
         wrong = [_shape_problem(*entry) for entry in info.mismatched_keys]
         wrong += [f"{name} (its parts do not go together)" for name in info.conversion_errors]
         absent -= set(info.conversion_errors)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from smolmoe.proof.claim import Claim
-from smolmoe.proof.results import Check, Control, Decoding, Difference, Padding
+from smolmoe.proof.results import Check, Control, Decoding, Difference, HalfPrecision, Padding
 
 # Equivalent computations in fp32 (another batch shape, a KV cache) differ by rounding, far below this share of a logit.
 SELF_TOLERANCE = 1e-4
@@ -11,6 +11,8 @@ SELF_TOLERANCE = 1e-4
 CONTROL_FACTOR = 100
 # "rounded" predicts the rounding error from its statistics; twice that is no longer chance.
 ROUNDED_FACTOR = 2
+# Two computations in 16 bits differ from each other by about as much as each does from fp32.
+HALF_FACTOR = 3
 # Below this an FFN error is fp32 rounding, whatever was predicted.
 FFN_NOISE = 1e-5
 
@@ -25,11 +27,16 @@ def judge(
     decoding: Decoding,
     control: Control,
     ffn_error: tuple[float | None, ...],
+    half: HalfPrecision | None,
 ) -> tuple[Check, ...]:
     """The checks that every MoE must pass, and those of its claim."""
     checks = _sanity(finite, same_tokens, logits, padding, decoding)
     if claim.kind == "exact":
         checks += _exact(claim, logits, padding, decoding, control)
+        # Split groups are another function for the tokens concerned, which such a claim says.
+        if half is not None and not half.incomplete_groups:
+            meaning = f"Computed in {half.dtype}, the two differ on average by no more than rounding explains."
+            checks.append(_at_most(half.dtype, half.mean_abs, HALF_FACTOR * half.noise_mean_abs, meaning))
     if claim.kind in ("rounded", "deviates"):
         checks += _ffn(claim, ffn_error)
     return tuple(checks)

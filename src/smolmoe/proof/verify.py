@@ -99,6 +99,7 @@ def verify(
     )
     decoding = _decoding(reference.decoded, measured.decoded, measured.cached_self)
     control = Control(random_experts.loss, random_experts.max_abs)
+    half = _half(pair, reference, measured, sample, claim) if pair.dtype != torch.float32 else None
     return Verification(
         dense=str(pair.dense),
         moe=str(pair.moe),
@@ -113,7 +114,7 @@ def verify(
         control=control,
         ffn_error=measured.ffn_error,
         incomplete_groups=_incomplete(measured.routing, claim.granularity),
-        half=_half(pair, reference, measured, sample, claim) if pair.dtype != torch.float32 else None,
+        half=half,
         checks=judge(
             claim,
             finite=measured.plain.finite,
@@ -123,6 +124,7 @@ def verify(
             decoding=decoding,
             control=control,
             ffn_error=measured.ffn_error,
+            half=half,
         ),
         seconds=round(time.monotonic() - started, 1),
     )

@@ -18,7 +18,7 @@ from smolmoe.surgery.configs import moe_config
 from smolmoe.surgery.ffn import MoeLayer
 from smolmoe.surgery.program import Block, OutTensor, Read
 from smolmoe.surgery.request import Layout, lay_out
-from smolmoe.surgery.sources import BASE, Source, SourceTensor, check_specialist, source_tensors
+from smolmoe.surgery.sources import BASE, Source, SourceTensor, source_tensors, specialist_tensors
 
 
 @dataclass(frozen=True)
@@ -109,8 +109,7 @@ def make_plan(recipe: UpcycleRecipe, base: Checkpoint, specialists: dict[str, Ch
     target = resolve(recipe.target, spec, layout.sizes(spec))
     sources = {BASE: source_tensors(base, spec, BASE)}
     for name, checkpoint in (specialists or {}).items():
-        sources[name] = source_tensors(checkpoint, spec, name)
-        check_specialist(name, checkpoint, sources[name], base, sources[BASE], spec)
+        sources[name] = specialist_tensors(name, checkpoint, sources[BASE])
     tensors = tuple(_program(recipe, spec, target, layout, sources))
     _check_unique(tensors)
     claim = make_claim(recipe, spec, target, layout, tensors)

@@ -180,50 +180,50 @@ def _check_complete(source: Source, expected: dict[str, tuple[int, ...] | None],
         )
 
 
-def check_specialist(
-    name: str, checkpoint: Checkpoint, source: Source, base_checkpoint: Checkpoint, base: Source, spec: DenseSpec
-) -> None:
-    """A specialist must be the base with other weights: same class, settings, shapes and tokenizer.
+# Settings in which a specialist must be its base, or the same weights would mean something else.
+_SAME_SETTINGS = (
+    "model_type",
+    "hidden_size",
+    "intermediate_size",
+    "num_hidden_layers",
+    "num_attention_heads",
+    "num_key_value_heads",
+    "head_dim",
+    "vocab_size",
+    "hidden_act",
+    "rope_parameters",
+    "tie_word_embeddings",
+    "rms_norm_eps",
+)
+
+
+def specialist_tensors(name: str, checkpoint: Checkpoint, base: Source) -> Source:
+    """A specialist's tensors; it must be the base with other weights: same class, settings, shapes and tokenizer.
 
     Raises:
         RequestError: naming the first difference.
     """
-    option = f"expert {name}"
-    config = load_config(checkpoint.folder).to_dict()
-    for key in (
-        "model_type",
-        "hidden_size",
-        "num_hidden_layers",
-        "num_attention_heads",
-        "num_key_value_heads",
-        "vocab_size",
-        "intermediate_size",
-        "hidden_act",
-        "rope_parameters",
-        "tie_word_embeddings",
-        "rms_norm_eps",
-    ):
-        if config.get(key) != spec.config.get(key):
+    option, where = f"expert {name}", str(checkpoint.folder)
+    config, expected = load_config(checkpoint.folder).to_dict(), base.spec.config
+    for key in _SAME_SETTINGS:
+        if config.get(key) != expected.get(key):
             raise RequestError(
-                f"its {key} is {config.get(key)}, the base's {spec.config.get(key)}.",
+                f"its {key} is {config.get(key)}, the base's {expected.get(key)}.",
                 field=option,
-                value=str(checkpoint.folder),
+                value=where,
                 fix="Specialists must be fine-tuned from the same base.",
             )
-    for tensor, info in base.tensors.items():
-        if tensor not in source.tensors or source.tensors[tensor].shape != info.shape:
-            raise RequestError(
-                f"its tensor {tensor} is missing or of another shape than the base's.",
-                field=option,
-                value=str(checkpoint.folder),
-            )
-    if not _same_tokenizer(checkpoint.folder, base_checkpoint.folder):
+    source = source_tensors(checkpoint, base.spec, option)
+    if {n: t.shape for n, t in source.tensors.items()} != {n: t.shape for n, t in base.tensors.items()}:
+        raise RequestError("its tensors are not those of the base.", field=option, value=where)
+    if not _same_tokenizer(checkpoint.folder, base.checkpoint.folder):
         raise RequestError(
             "its tokenizer is not the base's, so the same text would reach the experts as other tokens.",
             field=option,
-            value=str(checkpoint.folder),
+            value=where,
             fix="Fine-tune it with the base's tokenizer.",
         )
+    return source
 
 
 def _same_tokenizer(one: Path, other: Path) -> bool:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 import tempfile
 import time
 from collections.abc import Callable
@@ -10,7 +9,6 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 import torch
-from tqdm import tqdm
 from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArguments
 
 
@@ -61,20 +59,19 @@ def fit(
     settings: FitSettings,
     *,
     evaluate: Callable[[Any], float] | None = None,
-    name: str = "train",
-    progress: bool = True,
+    on_step: Callable[[int, float], None] | None = None,
 ) -> list[Point]:
     """Train `model` in place on `blocks` [N, S] in their order, from the first again where they do not suffice.
 
     Args:
         evaluate: gives the held-out loss of a model.
-        name: of the progress bar, on stderr.
+        on_step: is told of every step done, and of its loss.
 
     Returns:
         The loss of every step, and the held-out losses. All are of language modelling alone: a router's auxiliary loss
         is trained on but not in them.
     """
-    watch = _Watch(settings, evaluate, name, progress)
+    watch = _Watch(settings, evaluate, on_step)
     with tempfile.TemporaryDirectory() as folder:
         trainer = _Trainer(
             model=model,
@@ -144,18 +141,21 @@ class _Trainer(Trainer):
 
 
 class _Watch(TrainerCallback):
-    """Progress bar and curve."""
+    """Draws the curve."""
 
     def __init__(
-        self, settings: FitSettings, evaluate: Callable[[Any], float] | None, name: str, progress: bool
+        self,
+        settings: FitSettings,
+        evaluate: Callable[[Any], float] | None,
+        on_step: Callable[[int, float], None] | None,
     ) -> None:
-        self.settings = settings
         self.evaluate = evaluate
+        self.on_step = on_step
         self.losses: list[torch.Tensor] = []
         self.points: list[Point] = []
         self.held_out_at = {round(settings.steps * (i + 1) / settings.evaluations) for i in range(settings.evaluations)}
-        self.bar = tqdm(total=settings.steps, desc=name, unit="step", file=sys.stderr, disable=not progress)
         self.seconds = 0.0
+        self.resumed = 0.0
 
     def on_train_begin(self, *_: Any, **__: Any) -> None:
         self.resumed = time.perf_counter()
@@ -165,12 +165,9 @@ class _Watch(TrainerCallback):
         self.seconds += now - self.resumed
         loss = self.losses[-1].item()
         self.points.append(Point("train", state.global_step, loss, self.seconds))
-        self.bar.set_postfix(loss=f"{loss:.3f}", refresh=False)
-        self.bar.update()
+        if self.on_step is not None:
+            self.on_step(state.global_step, loss)
         if self.evaluate is not None and state.global_step in self.held_out_at:
             held_out = self.evaluate(kwargs["model"])
             self.points.append(Point("held_out", state.global_step, held_out, self.seconds))
         self.resumed = time.perf_counter()
-
-    def on_train_end(self, *_: Any, **__: Any) -> None:
-        self.bar.close()

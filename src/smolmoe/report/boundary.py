@@ -1,0 +1,195 @@
+"""The boundary report: what happened to the held-out loss when the dense model became an MoE, and after."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+INK, GREY, PALE = "black", "0.45", "0.75"
+
+
+@dataclass(frozen=True)
+class HeldOutLoss:
+    """Nats a token on the held-out documents: over all, and in each domain."""
+
+    loss: float
+    by_domain: dict[str, float]
+
+
+@dataclass(frozen=True)
+class Interval:
+    """A difference of losses in nats a token, with its 95% interval over documents."""
+
+    value: float
+    low: float
+    high: float
+
+
+@dataclass(frozen=True)
+class BoundaryReport:
+    """Losses on the same held-out tokens, just before and after the conversion, and after training on.
+
+    Attributes:
+        documents, tokens: held out.
+        dense, moe: just before and just after the conversion.
+        moe_trained: after training on.
+        dense_continued: the same dense model after the same further batches; None where that was left out.
+        difference: moe_trained - dense_continued; below 0 the MoE is better.
+    """
+
+    documents: int
+    tokens: int
+    dense: HeldOutLoss
+    moe: HeldOutLoss
+    moe_trained: HeldOutLoss
+    dense_continued: HeldOutLoss | None
+    difference: Interval | None
+
+    @property
+    def jump(self) -> float:
+        """The loss just after the conversion minus the loss just before it."""
+        return self.moe.loss - self.dense.loss
+
+    def rows(self) -> list[tuple[str, HeldOutLoss]]:
+        """The models in order of time, with their losses."""
+        rows = [("dense, before", self.dense), ("MoE, just converted", self.moe), ("MoE, trained on", self.moe_trained)]
+        if self.dense_continued is not None:
+            rows.append(("dense, trained on", self.dense_continued))
+        return rows
+
+    def to_json(self) -> dict[str, Any]:
+        return {**asdict(self), "jump": self.jump}
+
+
+@dataclass(frozen=True)
+class Curve:
+    """Losses of one model while it was trained.
+
+    Attributes:
+        label: of the model.
+        train: (training tokens seen, loss of that step's batch).
+        held_out: (training tokens seen, loss on the held-out documents).
+    """
+
+    label: str
+    train: Sequence[tuple[int, float]]
+    held_out: Sequence[tuple[int, float]]
+
+
+def boundary_text(report: BoundaryReport) -> str:
+    """The report as an aligned table and the two sentences that matter."""
+    domains = sorted(report.dense.by_domain)
+    header = ["held-out loss, nats a token", "all", *domains]
+    lines = [header] + [
+        [name, f"{held.loss:.4f}", *(f"{held.by_domain[domain]:.4f}" for domain in domains)]
+        for name, held in report.rows()
+    ]
+    widths = [max(len(line[column]) for line in lines) for column in range(len(header))]
+    table = [
+        "  ".join(cell.ljust(widths[0]) if i == 0 else cell.rjust(widths[i]) for i, cell in enumerate(line))
+        for line in lines
+    ]
+    text = "\n".join((table[0], "-" * len(table[0]), *table[1:]))
+    text += f"\n\nThe conversion changed the loss by {report.jump:+.6f} on {report.tokens:,} held-out tokens."
+    if report.difference is not None:
+        text += (
+            f"\nAfter the same further batches the MoE is {_side(report.difference)} the dense model: "
+            f"{report.difference.value:+.4f} [{report.difference.low:+.4f}, {report.difference.high:+.4f}] "
+            f"(95% over {report.documents} documents, one seed)."
+        )
+    return text
+
+
+def _side(difference: Interval) -> str:
+    if difference.low <= 0 <= difference.high:
+        return "not told apart from"
+    return "better than" if difference.value < 0 else "worse than"
+
+
+def plot_boundary(path: str | Path, report: BoundaryReport, dense: Curve, moe: Curve, continued: Curve | None) -> None:
+    """Draw the loss across the boundary as a PNG: the whole run on the left, held-out losses near the end on the right.
+
+    Everything is told apart by marker, line style and label as well as by shade, for print in black and white.
+
+    Args:
+        dense: until the conversion.
+        moe, continued: after it; their tokens count on from the dense model's.
+    """
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(11, 4.6), dpi=150, layout="constrained")
+    FigureCanvasAgg(figure)
+    whole, near = figure.subplots(1, 2, width_ratios=(3, 2))
+    boundary = dense.held_out[-1][0]
+    _draw_whole(whole, dense, moe, boundary)
+    _draw_near(near, report, dense, moe, continued, boundary)
+    for axes in (whole, near):
+        axes.set_xlabel("training tokens (thousands)")
+        axes.set_ylabel("loss (nats a token)")
+        axes.spines[["top", "right"]].set_visible(False)
+        axes.grid(axis="y", color="0.9", linewidth=0.6)
+        axes.legend(frameon=False, fontsize=8, loc="upper right")
+    figure.savefig(path)
+
+
+def _draw_whole(axes: Axes, dense: Curve, moe: Curve, boundary: int) -> None:
+    for curve, shade in ((dense, PALE), (moe, GREY)):
+        axes.plot(*_columns(_smooth(curve.train)), color=shade, linewidth=1, label=f"{curve.label}: training batches")
+    axes.plot(*_columns(dense.held_out), "-o", color=INK, markersize=5, label=f"{dense.label}: held out")
+    axes.plot(*_columns(moe.held_out), "--s", color=INK, markersize=5, label=f"{moe.label}: held out")
+    axes.axvline(boundary / 1000, color=INK, linewidth=0.8, linestyle=":")
+    low, high = axes.get_ylim()
+    axes.annotate(
+        "conversion",
+        (boundary / 1000, low + 0.55 * (high - low)),
+        rotation=90,
+        ha="right",
+        va="center",
+        fontsize=8,
+        xytext=(-3, 0),
+        textcoords="offset points",
+    )
+    axes.set_title("The whole run", loc="left", fontsize=10)
+
+
+def _draw_near(
+    axes: Axes, report: BoundaryReport, dense: Curve, moe: Curve, continued: Curve | None, boundary: int
+) -> None:
+    before = [point for point in dense.held_out if point[0] >= boundary / 2]
+    axes.plot(*_columns(before), "-o", color=INK, markersize=5, label=dense.label)
+    if continued is not None:
+        joined = [dense.held_out[-1], *continued.held_out]
+        axes.plot(*_columns(joined), ":^", color=GREY, markersize=6, markerfacecolor="white", label=continued.label)
+    axes.plot(*_columns(moe.held_out), "--s", color=INK, markersize=5, label=moe.label)
+    axes.axvline(boundary / 1000, color=INK, linewidth=0.8, linestyle=":")
+    axes.annotate(
+        f"conversion: {report.dense.loss:.4f} → {report.moe.loss:.4f}\n(jump {report.jump:+.1e})",
+        (boundary / 1000, report.dense.loss),
+        xytext=(-12, -42),
+        textcoords="offset points",
+        ha="right",
+        fontsize=8,
+        arrowprops={"arrowstyle": "->", "color": INK, "linewidth": 0.8},
+    )
+    axes.margins(y=0.18)
+    axes.set_title(f"Held-out loss near the conversion ({report.tokens:,} tokens)", loc="left", fontsize=10)
+
+
+def _columns(points: Sequence[tuple[int, float]]) -> tuple[list[float], list[float]]:
+    """Thousands of tokens, and losses."""
+    return [tokens / 1000 for tokens, _ in points], [loss for _, loss in points]
+
+
+def _smooth(points: Sequence[tuple[int, float]], keep: float = 0.9) -> list[tuple[int, float]]:
+    """An exponential average of the losses, without the pull of its start."""
+    smoothed, total, weight = [], 0.0, 0.0
+    for tokens, loss in points:
+        total, weight = keep * total + loss, keep * weight + 1
+        smoothed.append((tokens, total / weight))
+    return smoothed

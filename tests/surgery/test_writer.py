@@ -1,0 +1,229 @@
+"""What is written is what the program says, byte for byte; nothing else is ever left behind."""
+
+from __future__ import annotations
+
+import errno
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors import safe_open
+from tests import zoo
+from tests.surgery.test_request import plan
+
+from smolmoe.checkpoint import open_checkpoint
+from smolmoe.errors import OutputError, RequestError
+from smolmoe.surgery import writer
+from smolmoe.surgery.convert import convert
+from smolmoe.surgery.evaluate import block_values
+from smolmoe.surgery.program import Block, OutTensor, Read
+
+
+def written(made: Any, out: Path) -> Path:
+    object.__setattr__(made.recipe, "out", out)
+    return convert(made)
+
+
+def load(folder: Path) -> dict[str, torch.Tensor]:
+    tensors: dict[str, torch.Tensor] = {}
+    for file in sorted(folder.glob("*.safetensors")):
+        with safe_open(file, "pt") as opened:
+            tensors |= {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118
+    return tensors
+
+
+@pytest.mark.parametrize(
+    ("name", "options"),
+    [
+        ("llama", {}),
+        ("llama", {"granularity": 2, "shared": "full", "dtype": "bfloat16"}),
+        ("llama", {"diversify": "drop", "max_shard_size": "20KB"}),
+        ("gpt2", {"shared": 16, "diversify": "noise"}),
+        ("phi3", {"router": "zero"}),
+    ],
+)
+@pytest.mark.parametrize("chunk", [1 << 24, 1 << 10])
+def test_files_hold_the_program(
+    name: str, options: dict[str, Any], chunk: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Moved bytes, chunked rows and computed blocks all equal the block's values, for any chunk size."""
+    monkeypatch.setattr(writer, "CHUNK", chunk)
+    made = plan(name, **options)
+    files = load(written(made, tmp_path / "moe"))
+    sources = {key: source.checkpoint for key, source in made.sources.items()}
+    assert set(files) == {tensor.name for tensor in made.tensors}
+    for tensor in made.tensors:
+        values = torch.cat([block_values(block, sources, 0).reshape(-1) for block in tensor.blocks])
+        expected = values.to(getattr(torch, tensor.dtype)).reshape(tensor.shape)
+        assert files[tensor.name].dtype == expected.dtype
+        assert torch.equal(files[tensor.name], expected), tensor.name
+
+
+def test_averages_of_several_sources(tmp_path: Path) -> None:
+    paths = {"a": str(zoo.folder("llama", seed=1)), "b": str(zoo.folder("llama", seed=2))}
+    files = load(written(plan(expert=paths), tmp_path / "moe"))
+    a, b = (load(Path(path)) for path in paths.values())
+    name = "model.layers.1.self_attn.q_proj.weight"
+    assert torch.allclose(files[name], (a[name] + b[name]) / 2)
+    expert = "model.layers.1.block_sparse_moe.experts.{}.w2.weight"
+    assert torch.equal(files[expert.format(0)], a["model.layers.1.mlp.down_proj.weight"])
+    assert torch.equal(files[expert.format(1)], b["model.layers.1.mlp.down_proj.weight"])
+    files = load(written(plan(expert=paths, attention="base"), tmp_path / "base"))
+    assert torch.equal(files[name], load(zoo.folder("llama"))[name])
+
+
+def test_shards_stay_under_their_size_and_are_indexed(tmp_path: Path) -> None:
+    folder = written(plan(max_shard_size="30KB"), tmp_path / "moe")
+    files = sorted(folder.glob("model-*.safetensors"))
+    assert len(files) > 5
+    assert files[0].name.endswith(f"-of-{len(files):05d}.safetensors")
+    assert set(open_checkpoint(folder).tensors) == set(load(folder))
+    from transformers import AutoModelForCausalLM
+
+    AutoModelForCausalLM.from_pretrained(folder)
+
+
+@pytest.mark.parametrize("text", ["", "5", "GB", "-1GB", "0MB", "1XB"])
+def test_sizes_that_are_none(text: str) -> None:
+    with pytest.raises(RequestError):
+        writer.parse_size(text)
+
+
+def test_sizes() -> None:
+    assert writer.parse_size("5GB") == 5 * 10**9
+    assert writer.parse_size("1.5MiB") == 3 << 19
+
+
+def test_copying_falls_back_where_the_kernel_cannot(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*args: Any) -> int:
+        raise OSError(errno.EXDEV, "cross-device")
+
+    monkeypatch.setattr(os, "copy_file_range", refuse, raising=False)
+    folder = written(plan(), tmp_path / "moe")
+    assert torch.equal(load(folder)["model.norm.weight"], load(zoo.folder("llama"))["model.norm.weight"])
+
+
+# -- the folder -----------------------------------------------------------------------------------------------
+
+
+def test_out_is_refused_where_it_must_not_be(tmp_path: Path) -> None:
+    source = zoo.folder("llama")
+    with pytest.raises(OutputError, match="inside the source"):
+        written(plan(), source / "moe")
+    with pytest.raises(OutputError, match="inside the source"):
+        written(plan(overwrite=True), source)
+    with pytest.raises(OutputError, match="contains the source"):
+        written(plan(overwrite=True), source.parent)
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "diary.txt").write_text("dear")
+    with pytest.raises(OutputError, match="--overwrite"):
+        written(plan(), tmp_path / "mine")
+    with pytest.raises(OutputError, match="not a model folder"):
+        written(plan(overwrite=True), tmp_path / "mine")
+    assert (tmp_path / "mine" / "diary.txt").read_text() == "dear"
+
+
+def test_overwrite_replaces_whole(tmp_path: Path) -> None:
+    out = written(plan(max_shard_size="30KB"), tmp_path / "moe")
+    written(plan(overwrite=True), out)
+    assert [path.name for path in out.glob("*.safetensors")] == ["model.safetensors"]
+    assert os.listdir(tmp_path) == ["moe"]
+
+
+def test_no_room_is_said_before_anything_is_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import shutil
+
+    usage = shutil.disk_usage(tmp_path)
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: usage._replace(free=1000))
+    with pytest.raises(OutputError, match="GB free"):
+        written(plan(), tmp_path / "moe")
+    assert os.listdir(tmp_path) == []
+
+
+def test_a_disk_that_fills_up_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    calls = 0
+
+    def fill_up(*args: Any) -> int:
+        nonlocal calls
+        calls += 1
+        if calls > 40:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        return real(*args)
+
+    real = os.copy_file_range
+    monkeypatch.setattr(os, "copy_file_range", fill_up)
+    with pytest.raises(OutputError, match="disk is full"):
+        written(plan(), tmp_path / "moe")
+    assert calls == 41
+    assert os.listdir(tmp_path) == []
+
+
+_SLOW_RUN = """
+import os, sys, time
+from smolmoe.surgery import writer
+real = writer._copy_some
+def slow(*args):
+    print("writing", flush=True)
+    time.sleep(0.05)
+    return real(*args)
+writer._copy_some = slow
+sys.argv = ["smolmoe", "upcycle", {source!r}, {out!r}, "--no-verify", "--overwrite"]
+from smolmoe.cli import main
+main()
+"""
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
+def test_interrupted(number: signal.Signals, tmp_path: Path) -> None:
+    """The old folder is untouched; what a kill leaves beside it is gone after the next run."""
+    out = written(plan(seed=5), tmp_path / "moe")
+    before = load(out)
+    code = _SLOW_RUN.format(source=str(zoo.folder("llama")), out=str(out))
+    run = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    assert run.stdout is not None
+    for _ in range(10):
+        assert run.stdout.readline() == "writing\n"
+    run.send_signal(number)
+    run.communicate()
+    assert run.returncode != 0
+    after = load(out)
+    assert all(torch.equal(after[name], before[name]) for name in before)
+    assert set(after) == set(before)
+    left = [name for name in os.listdir(tmp_path) if name != "moe"]
+    assert len(left) == (1 if number == signal.SIGKILL else 0)
+    written(plan(overwrite=True), out)
+    assert os.listdir(tmp_path) == ["moe"]
+
+
+def test_a_folder_moved_aside_by_a_killed_run_comes_back(tmp_path: Path) -> None:
+    """Killed between the two renames: the only copy of the old folder must not be cleared away."""
+    out = written(plan(), tmp_path / "moe")
+    dead = subprocess.run([sys.executable, "-c", "import os; print(os.getpid())"], capture_output=True, text=True)
+    out.rename(tmp_path / f".moe.{int(dead.stdout)}.x.old")
+    writer._clear_leftovers(out)
+    assert "model.norm.weight" in load(out)
+
+
+def test_a_file_of_another_run_in_progress_is_left_alone(tmp_path: Path) -> None:
+    mine = tmp_path / f".moe.{os.getpid()}.abc"
+    mine.mkdir()
+    writer._clear_leftovers(tmp_path / "moe")
+    assert mine.is_dir()
+
+
+def test_a_tensor_larger_than_a_chunk_is_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(writer, "CHUNK", 100)
+    source = open_checkpoint(zoo.folder("llama"))
+    name = "model.embed_tokens.weight"
+    shape = source.tensors[name].shape
+    cast = OutTensor("a", "a", (), shape, "bfloat16", "kept", (Block(shape, (Read("base", name),)),))
+    seen: list[int] = []
+    writer.write_tensors(tmp_path, [cast], {"base": source}, seed=0, max_shard_bytes=10**9, progress=seen.append)
+    assert torch.equal(load(tmp_path)["a"], source.read(name).bfloat16())
+    assert sum(seen) == cast.nbytes
+    assert len(seen) > 100
