@@ -9,6 +9,10 @@ WORKERS ?= auto
 PYTHON ?= $(firstword $(foreach python,python3 python python3.14 python3.13 python3.12 python3.11,\
 	$(shell $(python) -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo $(python))))
 
+# Installing compiles nothing, which halves its time; modules are compiled when first imported, and must be kept then.
+export PYTHONDONTWRITEBYTECODE :=
+FIRST_IMPORTS := import matplotlib.pyplot, smolmoe.cli, torch; from transformers import AutoModelForCausalLM, LlamaForCausalLM, MixtralForCausalLM, Trainer
+
 .DEFAULT_GOAL := help
 .PHONY: help setup demo test test-slow lint types format bench docs clean
 
@@ -22,6 +26,7 @@ $(READY): pyproject.toml scripts/install_torch.py
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python scripts/install_torch.py
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-compile --editable '.[dev]'
+	$(BIN)/python -c '$(FIRST_IMPORTS)'
 	@touch $@
 
 demo: $(READY) ## train, upcycle, verify and report on a small model made from this machine's own text

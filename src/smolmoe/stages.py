@@ -58,9 +58,8 @@ class RunFolder:
             return record
         start = time.perf_counter()
         record = make()
-        record = {**record, "wall_seconds": round(time.perf_counter() - start, 2)}
-        write_json(file, record)
-        return record
+        write_json(file, {**record, "wall_seconds": round(time.perf_counter() - start, 2)})
+        return self.stage(name, make)
 
     def is_done(self, name: str) -> bool:
         """Whether the stage is finished."""

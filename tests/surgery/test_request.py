@@ -18,7 +18,9 @@ def plan(name: str = "llama", **options: Any) -> Any:
     from smolmoe.checkpoint import open_checkpoint
     from smolmoe.surgery.plan import make_plan
 
-    recipe = parse(UpcycleRecipe, {"source": str(zoo.folder(name)), "out": "unused", **options})
+    recipe = parse(
+        UpcycleRecipe, {"source": str(options.pop("source", None) or zoo.folder(name)), "out": "unused", **options}
+    )
     specialists = {key: open_checkpoint(path) for key, path in recipe.expert.items()}
     return make_plan(recipe, open_checkpoint(recipe.source), specialists)
 
@@ -118,6 +120,20 @@ def test_target_refuses_with_the_nearest(name: str, options: dict[str, Any], say
 )
 def test_auto_prefers_native(name: str, options: dict[str, Any], target: str) -> None:
     assert plan(name, **options).target.name == target
+
+
+@pytest.mark.parametrize(
+    ("options", "says"),
+    [
+        ({"shared": 18}, "another shared width"),
+        ({"granularity": 8, "top_k": 8}, "--granularity 1, 2, 3, 4, 6, 12"),
+        ({"granularity": 4, "top_k": 4, "dtype": "float16"}, "--dtype float32"),
+    ],
+)
+def test_widths_that_stock_kernels_cannot_run(options: dict[str, Any], says: str) -> None:
+    with pytest.raises(RequestError) as caught:
+        plan(**options)
+    assert says in str(caught.value.fix)
 
 
 def test_layers() -> None:

@@ -6,6 +6,7 @@ import json
 import random
 from collections.abc import Sequence
 from dataclasses import dataclass
+from importlib import import_module
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -182,8 +183,7 @@ def _bad_row(file: Path, where: str, problem: str) -> DataError:
 
 def _read_parquet(file: Path) -> list[Document]:
     try:
-        import pyarrow
-        import pyarrow.parquet as parquet
+        pyarrow, parquet = import_module("pyarrow"), import_module("pyarrow.parquet")
     except ImportError as error:
         raise DataError(
             "reading .parquet needs pyarrow, which is not installed.",

@@ -1,6 +1,6 @@
 """GraniteMoeShared: softmax over the chosen logits (equal to renormalising), an ungated shared expert or none.
 
-Its own multipliers are switched off by 1, but attention_multiplier, which replaces head_dim^-0.5 and must be equal to it.
+Its own multipliers are switched off by 1, but attention_multiplier, which stands in for head_dim^-0.5.
 """
 
 from __future__ import annotations

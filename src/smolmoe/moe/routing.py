@@ -13,6 +13,8 @@ from torch import nn
 from smolmoe.errors import SourceError
 from smolmoe.moe.structure import find_layers
 
+# Where no recorder says where a router's logits are: at the end that does not hold the indices.
+UNRECORDED = -1
 _ROUTER_NAME = re.compile(r"router$|topk_?gat(e|ing)$", re.IGNORECASE)
 
 
@@ -53,7 +55,7 @@ class Routing:
 class _Found:
     layer: int
     module: nn.Module
-    logits_at: int
+    logits_at: int  # position in the router's output
 
 
 def find_routers(model: nn.Module) -> list[tuple[int, nn.Module]]:
@@ -191,7 +193,7 @@ def _logits_position(recorders: list[Any], name: str, module: nn.Module) -> int 
         if is_there and (is_class or (suffix is not None and name.endswith(suffix))):
             return int(recorder.index)
     is_called_one = not recorders and _ROUTER_NAME.search(type(module).__name__)
-    return 0 if is_called_one else None
+    return UNRECORDED if is_called_one else None
 
 
 def _recorders(model: nn.Module) -> list[Any]:
@@ -214,10 +216,12 @@ def _recorder(capture: RoutingCapture, found: _Found) -> Any:
 
 def _as_routing(router: nn.Module, output: Any, logits_at: int) -> Routing:
     """Routers agree on what they return but not on the order: indices are the integers, gates have their shape."""
-    rest = [t for at, t in enumerate(output) if at != logits_at] if isinstance(output, tuple) else []
-    indices = [t for t in rest if isinstance(t, torch.Tensor) and not t.is_floating_point()]
-    gates = [t for t in rest if isinstance(t, torch.Tensor) and indices and t.shape == indices[0].shape]
-    gates = [t for t in gates if t.is_floating_point()]
+    output = output if isinstance(output, tuple) else (output,)
+    if logits_at == UNRECORDED:
+        logits_at = 0 if output[0].is_floating_point() else len(output) - 1
+    rest = [t for at, t in enumerate(output) if at != logits_at and isinstance(t, torch.Tensor)]
+    indices = [t for t in rest if not t.is_floating_point()]
+    gates = [t for t in rest if t.is_floating_point() and indices and t.shape == indices[0].shape]
     if len(indices) != 1 or len(gates) != 1:
         raise SourceError(
             "this router does not return logits, gates and indices; its decisions cannot be read.",

@@ -16,6 +16,9 @@ from smolmoe.moe.structure import expert_parameters, find_layers
 from smolmoe.proof.compare import before_first_close_call, largest, next_token_losses
 from smolmoe.proof.sample import Side, padded, plain, real_positions
 
+# Whether the auxiliary loss is in the graph shows on a few tokens as on many.
+AUX_TOKENS = 32
+
 
 @dataclass(frozen=True)
 class LayerVitals:
@@ -77,7 +80,8 @@ def take_vitals(model: Any, sequences: Sequence[torch.Tensor], device: str) -> V
     bad = [name for name, parameter in model.named_parameters() if not bool(torch.isfinite(parameter).all())]
     routers = find_routers(model)
     routings, largest_logit, losses_finite = _language_model_pass(model, sequences, device)
-    aux = _aux_gradients(model, padded(model, sequences, "right", device), [router for _, router in routers])
+    few = [sequence[:AUX_TOKENS] for sequence in sequences[:2]]
+    aux = _aux_gradients(model, padded(model, few, "right", device), [router for _, router in routers])
     gradients_finite = all(
         bool(torch.isfinite(parameter.grad).all()) for parameter in model.parameters() if parameter.grad is not None
     )
@@ -96,7 +100,7 @@ def take_vitals(model: Any, sequences: Sequence[torch.Tensor], device: str) -> V
         has_aux_loss=aux is not None,
         aux_in_config=bool(getattr(model.config, "output_router_logits", False)),
         causal=_later_on_earlier(model, sequences[0], device),
-        padding=max(_pad_leakage(model, sequences[:2], side, device) for side in ("left", "right")),
+        padding=_pad_leakage(model, sequences, device),
     )
 
 
@@ -104,13 +108,16 @@ def _language_model_pass(
     model: Any, sequences: Sequence[torch.Tensor], device: str
 ) -> tuple[dict[int, Routing], float, bool]:
     """Gradients of the mean next-token loss are left on the routers and experts."""
+    # One batch: a backward pass costs the experts' weights, not the tokens.
+    batch = padded(model, sequences, "right", device)
     with _only_moe_gradients(model), RoutingCapture(model) as capture:
-        top, finite, predicted = 0.0, True, sum(len(sequence) - 1 for sequence in sequences)
-        for sequence in sequences:
-            logits = model(**plain(sequence, device), use_cache=False, output_router_logits=False).logits[0]
-            top = max(top, logits.detach().abs().max().item())
-            finite &= bool(torch.isfinite(logits).all())
-            (next_token_losses(logits, sequence).sum() / predicted).backward()
+        capture.keep = batch["attention_mask"].flatten().bool()
+        logits = model(**batch, use_cache=False, output_router_logits=False).logits
+        real = [logits[row, : len(sequence)] for row, sequence in enumerate(sequences)]
+        losses = [next_token_losses(*pair) for pair in zip(real, sequences, strict=True)]
+        torch.cat(losses).mean().backward()
+    finite = all(bool(torch.isfinite(part).all()) for part in real)
+    top = max(part.detach().abs().max().item() for part in real)
     return {layer: capture.routing(layer) for layer in capture.layers}, top, finite
 
 
@@ -200,17 +207,17 @@ def _later_on_earlier(model: Any, sequence: torch.Tensor, device: str) -> float:
 
 
 @torch.no_grad()
-def _pad_leakage(model: Any, sequences: Sequence[torch.Tensor], side: Side, device: str) -> float:
-    """Also with another token as padding: what is masked must not matter."""
-    batch = padded(model, [*sequences, torch.cat(list(sequences))], side, device, pad=1)
-    longest = batch["input_ids"].shape[1]
-    worst = 0.0
-    for row, sequence in enumerate(sequences):
-        place = real_positions(len(sequence), longest, side)
-        tokens = slice(row * longest + place.start, row * longest + place.stop)
-        alone = _logits_and_routing(model, plain(sequence, device), slice(0, len(sequence)))
-        worst = max(worst, _difference(alone, _logits_and_routing(model, batch, tokens)))
-    return worst
+def _pad_leakage(model: Any, sequences: Sequence[torch.Tensor], device: str) -> float:
+    short, long = sequences[0][: len(sequences[-1]) // 2], sequences[-1]
+    alone = _logits_and_routing(model, plain(short, device), slice(0, len(short)))
+    sides: tuple[Side, ...] = ("left", "right")
+    differences = []
+    for side in sides:
+        # Padded with an ordinary token: what is masked must not matter, whatever it is.
+        batch = padded(model, [short, long], side, device, pad=int(long[0]))
+        place = real_positions(len(short), len(long), side)
+        differences.append(_difference(alone, _logits_and_routing(model, batch, place)))
+    return max(differences)
 
 
 def _logits_and_routing(

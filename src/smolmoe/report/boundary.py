@@ -11,6 +11,9 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 INK, GREY, PALE = "black", "0.45", "0.75"
+DENSE: dict[str, Any] = {"color": INK, "linestyle": "-", "marker": "o", "markersize": 5}
+MOE: dict[str, Any] = {"color": INK, "linestyle": "--", "marker": "s", "markersize": 8, "markerfacecolor": "none"}
+CONTINUED: dict[str, Any] = {"color": GREY, "linestyle": "-.", "marker": "^", "markersize": 6}
 
 
 @dataclass(frozen=True)
@@ -125,60 +128,49 @@ def plot_boundary(path: str | Path, report: BoundaryReport, dense: Curve, moe: C
 
     figure = Figure(figsize=(11, 4.6), dpi=150, layout="constrained")
     FigureCanvasAgg(figure)
-    whole, near = figure.subplots(1, 2, width_ratios=(3, 2))
-    boundary = dense.held_out[-1][0]
-    _draw_whole(whole, dense, moe, boundary)
-    _draw_near(near, report, dense, moe, continued, boundary)
+    whole, near = figure.subplots(1, 2, width_ratios=(1, 1))
+    _draw_whole(whole, dense, moe)
+    _draw_near(near, report, dense, moe, continued)
     for axes in (whole, near):
+        axes.axvline(dense.held_out[-1][0] / 1000, color=INK, linewidth=0.8, linestyle=":", zorder=0)
         axes.set_xlabel("training tokens (thousands)")
-        axes.set_ylabel("loss (nats a token)")
         axes.spines[["top", "right"]].set_visible(False)
         axes.grid(axis="y", color="0.9", linewidth=0.6)
-        axes.legend(frameon=False, fontsize=8, loc="upper right")
+        axes.legend(facecolor="white", edgecolor="none", framealpha=1, fontsize=8, loc="upper right")
     figure.savefig(path)
 
 
-def _draw_whole(axes: Axes, dense: Curve, moe: Curve, boundary: int) -> None:
+def _draw_whole(axes: Axes, dense: Curve, moe: Curve) -> None:
     for curve, shade in ((dense, PALE), (moe, GREY)):
-        axes.plot(*_columns(_smooth(curve.train)), color=shade, linewidth=1, label=f"{curve.label}: training batches")
-    axes.plot(*_columns(dense.held_out), "-o", color=INK, markersize=5, label=f"{dense.label}: held out")
-    axes.plot(*_columns(moe.held_out), "--s", color=INK, markersize=5, label=f"{moe.label}: held out")
-    axes.axvline(boundary / 1000, color=INK, linewidth=0.8, linestyle=":")
-    low, high = axes.get_ylim()
-    axes.annotate(
-        "conversion",
-        (boundary / 1000, low + 0.55 * (high - low)),
-        rotation=90,
-        ha="right",
-        va="center",
-        fontsize=8,
-        xytext=(-3, 0),
-        textcoords="offset points",
-    )
+        axes.plot(*_columns(_smooth(curve.train)), color=shade, linewidth=1, label=f"{curve.label}, training batches")
+    axes.plot(*_columns(dense.held_out), label=f"{dense.label}, held out", **DENSE)
+    axes.plot(*_columns(moe.held_out), label=f"{moe.label}, held out", **MOE)
+    middle = sum(axes.get_ylim()) / 2
+    axes.annotate("conversion", (moe.held_out[0][0] / 1000, middle), rotation=90, ha="right", va="center", fontsize=9)
     axes.set_title("The whole run", loc="left", fontsize=10)
+    axes.set_ylabel("loss (nats a token)")
 
 
-def _draw_near(
-    axes: Axes, report: BoundaryReport, dense: Curve, moe: Curve, continued: Curve | None, boundary: int
-) -> None:
-    before = [point for point in dense.held_out if point[0] >= boundary / 2]
-    axes.plot(*_columns(before), "-o", color=INK, markersize=5, label=dense.label)
+def _draw_near(axes: Axes, report: BoundaryReport, dense: Curve, moe: Curve, continued: Curve | None) -> None:
+    boundary = dense.held_out[-1]
+    after = moe.held_out[-1][0] - boundary[0]
+    before = [point for point in dense.held_out if point[0] >= boundary[0] - 2 * after] or [boundary]
+    axes.plot(*_columns(before), label=dense.label, **DENSE)
     if continued is not None:
-        joined = [dense.held_out[-1], *continued.held_out]
-        axes.plot(*_columns(joined), ":^", color=GREY, markersize=6, markerfacecolor="white", label=continued.label)
-    axes.plot(*_columns(moe.held_out), "--s", color=INK, markersize=5, label=moe.label)
-    axes.axvline(boundary / 1000, color=INK, linewidth=0.8, linestyle=":")
+        axes.plot(*_columns([boundary, *continued.held_out]), label=continued.label, **CONTINUED)
+    axes.plot(*_columns(moe.held_out), label=moe.label, **MOE)
     axes.annotate(
-        f"conversion: {report.dense.loss:.4f} → {report.moe.loss:.4f}\n(jump {report.jump:+.1e})",
-        (boundary / 1000, report.dense.loss),
-        xytext=(-12, -42),
-        textcoords="offset points",
-        ha="right",
-        fontsize=8,
-        arrowprops={"arrowstyle": "->", "color": INK, "linewidth": 0.8},
+        f"conversion: {report.dense.loss:.4f} → {report.moe.loss:.4f}\njump {report.jump:+.1e}",
+        (boundary[0] / 1000, boundary[1]),
+        xytext=(0.42, 0.62),
+        textcoords="axes fraction",
+        fontsize=9,
+        bbox={"facecolor": "white", "edgecolor": "none"},
+        arrowprops={"arrowstyle": "->", "color": INK, "linewidth": 0.8, "shrinkB": 7},
     )
-    axes.margins(y=0.18)
-    axes.set_title(f"Held-out loss near the conversion ({report.tokens:,} tokens)", loc="left", fontsize=10)
+    axes.margins(y=0.15)
+    axes.set_title(f"Near the conversion, {report.tokens:,} held-out tokens", loc="left", fontsize=10)
+    axes.set_ylabel("held-out loss (nats a token)")
 
 
 def _columns(points: Sequence[tuple[int, float]]) -> tuple[list[float], list[float]]:

@@ -42,7 +42,6 @@ def moe_config(
         "dtype": recipe.dtype or up.dtype,
         "transformers_version": __version__,
         "output_router_logits": False,
-        "router_aux_loss_coef": 0.001,
     }
     if target.name == "generic":
         config |= {

@@ -14,6 +14,7 @@ from smolmoe.checkpoint import fingerprint
 from smolmoe.families.generic import CODE_FILE
 from smolmoe.surgery.plan import Plan
 from smolmoe.surgery.sources import BASE
+from smolmoe.surgery.tokenizer import keep_tokenizer
 from smolmoe.surgery.writer import Progress, check_output, parse_size, whole_or_nothing, write_tensors
 
 if TYPE_CHECKING:
@@ -98,6 +99,7 @@ def _carry_files(plan: Plan, work: Path) -> None:
                 shutil.copytree(path, work / path.name)
             else:
                 shutil.copyfile(path, work / path.name)
+    keep_tokenizer(folder, work)
     if plan.target.name == "generic":
         shutil.copyfile(Path(__file__).parents[1] / "moe" / "generic.py", work / CODE_FILE)
 

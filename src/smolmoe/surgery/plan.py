@@ -17,7 +17,7 @@ from smolmoe.surgery.claim import Claim, make_claim
 from smolmoe.surgery.configs import moe_config
 from smolmoe.surgery.ffn import MoeLayer
 from smolmoe.surgery.program import Block, OutTensor, Read
-from smolmoe.surgery.request import Layout, lay_out
+from smolmoe.surgery.request import Layout, check_kernel, lay_out
 from smolmoe.surgery.sources import BASE, Source, SourceTensor, source_tensors, specialist_tensors
 
 
@@ -108,6 +108,7 @@ def make_plan(recipe: UpcycleRecipe, base: Checkpoint, specialists: dict[str, Ch
     layout = lay_out(recipe, spec)
     target = resolve(recipe.target, spec, layout.sizes(spec))
     sources = {BASE: source_tensors(base, spec, BASE)}
+    check_kernel(recipe, layout, sources[BASE])
     for name, checkpoint in (specialists or {}).items():
         sources[name] = specialist_tensors(name, checkpoint, sources[BASE])
     tensors = tuple(_program(recipe, spec, target, layout, sources))
@@ -184,5 +185,10 @@ def _warnings(recipe: UpcycleRecipe, layout: Layout) -> Iterator[str]:
         )
     if recipe.shared == "residual" and recipe.diversify == "none":
         yield "Residual experts must differ to be of use: half of the gate and up neurons of each are drawn anew."
+    if layout.width % 8:
+        yield (
+            f"Experts of width {layout.width} run in float32; in 16 bits transformers' default kernel (grouped_mm) needs "
+            "a multiple of 8: load with experts_implementation='eager' there."
+        )
     if layout.top_k == layout.experts and layout.experts > 1:
         yield "Every token uses every expert (K = E): nothing is sparse."

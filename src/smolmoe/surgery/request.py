@@ -8,6 +8,7 @@ from smolmoe.errors import RequestError
 from smolmoe.families import DenseSpec
 from smolmoe.families.types import MoeSizes
 from smolmoe.recipe import UpcycleRecipe
+from smolmoe.surgery.sources import Source
 
 
 @dataclass(frozen=True)
@@ -71,6 +72,31 @@ def lay_out(recipe: UpcycleRecipe, spec: DenseSpec) -> Layout:
         (start, spec.ffn_size),
         shared_width,
         parse_layers(recipe.layers, spec.layers),
+    )
+
+
+def check_kernel(recipe: UpcycleRecipe, layout: Layout, base: Source) -> None:
+    """Refuse expert widths that stock transformers cannot run as it comes.
+
+    Its default experts implementation is torch's grouped_mm, which takes rows of whole 16 bytes only.
+
+    Raises:
+        RequestError
+    """
+    dtype = recipe.dtype or base.tensors[base.slot_name(layout.moe_layers[0], base.spec.mlp.up)].dtype
+    multiple = 4 if dtype == "float32" else 8
+    if layout.width % multiple == 0:
+        return
+    start, stop = layout.routed_neurons
+    good = [g for g in range(1, 65) if (stop - start) % (g * multiple) == 0]
+    ways = [f"--granularity {', '.join(map(str, good))}"] if good else []
+    ways += ["--dtype float32"] if multiple == 8 and layout.width % 4 == 0 else []
+    ways += ["another shared width"] if start else []
+    raise RequestError(
+        f"experts of width {layout.width} in {dtype} cannot run: transformers' kernel needs a multiple of {multiple}.",
+        field="granularity",
+        value=recipe.granularity,
+        fix=f"Use {' or '.join(ways)}." if ways else None,
     )
 
 

@@ -22,7 +22,7 @@ class FitSettings:
         learning_rate: the peak.
         warmup: steps of linear warm-up.
         final: the learning rate at the end as a share of the peak, reached along a cosine.
-        evaluations: held-out measurements on the way, evenly spaced, the last one after the last step.
+        evaluations: held-out measurements on the way, evenly spaced between the first step and the last.
     """
 
     steps: int
@@ -76,7 +76,7 @@ def fit(
         trainer = _Trainer(
             model=model,
             args=_arguments(folder, settings),
-            train_dataset=[{"input_ids": block, "labels": block} for block in blocks],  # type: ignore[arg-type]
+            train_dataset=[{"input_ids": block, "labels": block} for block in blocks],
             callbacks=[watch],
         )
         trainer.remove_callback(PrinterCallback)  # it prints to stdout, which is for results
@@ -89,7 +89,7 @@ def bf16_is_fast() -> bool:
     """Whether this machine multiplies bf16 matrices in hardware, faster than fp32 ones."""
     if torch.cuda.is_available():
         return torch.cuda.is_bf16_supported(including_emulation=False)
-    capabilities = getattr(torch.cpu, "get_capabilities", dict)()
+    capabilities: dict[str, Any] = getattr(torch.cpu, "get_capabilities", dict)()
     return any(capabilities.get(name, False) for name in ("avx512_bf16", "amx_bf16"))
 
 
@@ -153,7 +153,9 @@ class _Watch(TrainerCallback):
         self.on_step = on_step
         self.losses: list[torch.Tensor] = []
         self.points: list[Point] = []
-        self.held_out_at = {round(settings.steps * (i + 1) / settings.evaluations) for i in range(settings.evaluations)}
+        self.held_out_at = {
+            round(settings.steps * (i + 1) / (settings.evaluations + 1)) for i in range(settings.evaluations)
+        }
         self.seconds = 0.0
         self.resumed = 0.0
 

@@ -1,5 +1,6 @@
 """The whole way in one command: train a small dense model, upcycle it, prove it, train on, report."""
 
-from smolmoe.quickstart.run import QuickstartResult, QuickstartSettings, quickstart
+from smolmoe.demo.run import QuickstartResult, quickstart
+from smolmoe.demo.settings import QuickstartSettings
 
 __all__ = ["QuickstartResult", "QuickstartSettings", "quickstart"]

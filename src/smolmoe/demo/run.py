@@ -11,6 +11,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from smolmoe.demo.settings import PROMPTS, QuickstartSettings
 from smolmoe.stages import RunFolder, write_json
 
 if TYPE_CHECKING:
@@ -29,50 +30,6 @@ BALANCE_WEIGHT = 0.01  # of the load-balancing loss that the MoE's own class add
 INTERIM = 3  # held-out measurements during each training, beside those of the written checkpoints
 HELD_OUT_PER_DOCUMENT = 1024  # tokens: no long document decides for its domain
 LOAD_TOKENS = 3000  # of each domain, to see which experts it goes to
-PROMPTS = {
-    "code": "def read_lines(path):\n    ",
-    "math": "Problem: Anna buys 4 mugs at $6 each and 3 books at $5 each, and pays with $50. How much change is there?",
-    "prose": "Return the ",
-}
-
-
-@dataclass(frozen=True)
-class QuickstartSettings:
-    """Sizes of the run. The defaults take about four minutes on two CPU cores.
-
-    Attributes:
-        megabytes: of text.
-        vocabulary: of the tokenizer.
-        hidden, layers, intermediate, heads, kv_heads: D, L, F and the attention of the dense Llama.
-        length: S, tokens a block.
-        batch, dense_steps, dense_learning_rate: of the training before the conversion.
-        moe_batch, moe_steps, moe_learning_rate: of the training after it.
-        experts, top_k: E and K.
-        held_out_tokens: in each domain.
-        compare: train the dense model on, too, on the same batches: the baseline that tells what the MoE is worth.
-        new_tokens: of each sample.
-    """
-
-    seed: int = 0
-    megabytes: float = 4.5
-    vocabulary: int = 4096
-    hidden: int = 192
-    layers: int = 4
-    intermediate: int = 512
-    heads: int = 3
-    kv_heads: int = 3
-    length: int = 256
-    batch: int = 4
-    dense_steps: int = 900
-    dense_learning_rate: float = 3e-3
-    moe_batch: int = 8
-    moe_steps: int = 140
-    moe_learning_rate: float = 1e-3
-    experts: int = 8
-    top_k: int = 2
-    held_out_tokens: int = 10_000
-    compare: bool = True
-    new_tokens: int = 60
 
 
 @dataclass(frozen=True)
@@ -96,7 +53,7 @@ class QuickstartResult:
 
     def text(self) -> str:
         """The findings to read in a terminal."""
-        from smolmoe.quickstart.summary import text
+        from smolmoe.demo.summary import text
 
         return text(self.out, self.boundary, self.report)
 
@@ -300,6 +257,7 @@ class _Quickstart:
     ) -> dict[str, Any]:
         """Train, save, and measure what was saved."""
         from smolmoe.evaluate.held_out import document_losses
+        from smolmoe.moe.loading import no_progress_bar
         from smolmoe.train.fit import FitSettings, fit
 
         s = self.settings
@@ -322,8 +280,10 @@ class _Quickstart:
         )
         before_saving()
         with self.folder.folder(name) as folder:
-            model.cpu().save_pretrained(folder)
+            with no_progress_bar():
+                model.cpu().save_pretrained(folder)
             self.tokens.save_pretrained(folder)
+            write_json(folder / "smolmoe.json", self.provenance(name))
         return {
             "parameters": model.num_parameters(),
             "tokens": {"before": first * s.length, "a_step": batch * s.length, "trained": steps * batch * s.length},
@@ -331,6 +291,18 @@ class _Quickstart:
             "train_seconds": round(points[-1].seconds, 2),
             "points": [point.to_json() for point in points],
             **self.measure(name),
+        }
+
+    def provenance(self, name: str) -> dict[str, Any]:
+        """What a trained checkpoint's smolmoe.json says."""
+        from smolmoe.surgery.convert import versions
+
+        return {
+            "schema_version": SCHEMA_VERSION,
+            "stage": f"quickstart {name}",
+            "request": asdict(self.settings),
+            "seed": self.settings.seed,
+            "versions": versions(),
         }
 
     def measure(self, name: str) -> dict[str, Any]:
@@ -370,7 +342,7 @@ class _Quickstart:
 
     def finish(self, records: dict[str, Any]) -> QuickstartResult:
         """Put the stages' records together: `metrics.jsonl`, `boundary.png`, `report.json`."""
-        from smolmoe.quickstart import summary
+        from smolmoe.demo import summary
         from smolmoe.report.boundary import plot_boundary
         from smolmoe.surgery.convert import versions
 

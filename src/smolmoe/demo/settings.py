@@ -1,0 +1,50 @@
+"""What a quickstart run is made of."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+PROMPTS = {
+    "code": "    def read(self, size=-1):\n",
+    "math": "Problem: What is 236 + 152?\nSolution:\n",
+    "prose": "The value of this attribute is",
+}
+
+
+@dataclass(frozen=True)
+class QuickstartSettings:
+    """Sizes of the run. The defaults take about four minutes on two CPU cores.
+
+    Attributes:
+        megabytes: of text.
+        vocabulary: of the tokenizer.
+        hidden, layers, intermediate, heads, kv_heads: D, L, F and the attention of the dense Llama.
+        length: S, tokens a block.
+        batch, dense_steps, dense_learning_rate: of the training before the conversion.
+        moe_batch, moe_steps, moe_learning_rate: of the training after it.
+        experts, top_k: E and K.
+        held_out_tokens: in each domain.
+        compare: train the dense model on, too, on the same batches: the baseline that tells what the MoE is worth.
+        new_tokens: of each sample.
+    """
+
+    seed: int = 0
+    megabytes: float = 4.5
+    vocabulary: int = 4096
+    hidden: int = 192
+    layers: int = 4
+    intermediate: int = 512
+    heads: int = 3
+    kv_heads: int = 3
+    length: int = 256
+    batch: int = 4
+    dense_steps: int = 900
+    dense_learning_rate: float = 3e-3
+    moe_batch: int = 8
+    moe_steps: int = 140
+    moe_learning_rate: float = 1e-3
+    experts: int = 8
+    top_k: int = 2
+    held_out_tokens: int = 10_000
+    compare: bool = True
+    new_tokens: int = 60

@@ -1,0 +1,52 @@
+"""The families table of the documentation, made from the families themselves."""
+
+from __future__ import annotations
+
+from smolmoe.families import DENSE_FAMILIES, MOE_TARGETS
+from smolmoe.families.types import MoeTarget
+
+
+def sources_table() -> str:
+    """Markdown: what can be upcycled, and to which native classes."""
+    rows = [
+        (family.model_type, family.examples, ", ".join(f"`{name}`" for name in family.targets) + ", `generic`")
+        for family in DENSE_FAMILIES.values()
+    ]
+    rows.append(("any other decoder", "GPT-2, Gemma, Phi, StarCoder2, GPT-NeoX, StableLM, SmolLM3", "`generic`"))
+    return _markdown(("source", "for example", "becomes (first that expresses the request)"), rows)
+
+
+def targets_table() -> str:
+    """Markdown: what each MoE class can express, and where it runs."""
+    engines = [engine for engine, _ in next(iter(MOE_TARGETS.values())).runs]
+    rows = [
+        (f"`{t.name}`", _shared(t), _layers(t), _windows(t), _router(t), *(dict(t.runs)[engine] for engine in engines))
+        for t in MOE_TARGETS.values()
+    ]
+    columns = ("target", "shared expert", "layers left dense", "sliding window", "router", *engines)
+    return _markdown(columns, rows)
+
+
+def _shared(target: MoeTarget) -> str:
+    if target.shared == "never":
+        return "no"
+    kind = "behind a sigmoid gate" if target.shared_gated else "ungated"
+    width = ", width a multiple of the experts'" if target.shared_multiple else ""
+    return f"{'always' if target.shared == 'required' else 'optional'}, {kind}{width}"
+
+
+def _layers(target: MoeTarget) -> str:
+    return {"none": "none", "any": "any", "prefix": "the first ones"}[target.dense_layers]
+
+
+def _windows(target: MoeTarget) -> str:
+    return {"none": "no", "global": "one for all layers", "layers": "per layer"}[target.windows]
+
+
+def _router(target: MoeTarget) -> str:
+    return f"{target.scoring}, renormalised{', selection bias' if target.names.selection_bias else ''}"
+
+
+def _markdown(columns: tuple[str, ...], rows: list[tuple[str, ...]]) -> str:
+    lines = [columns, tuple("---" for _ in columns), *rows]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)

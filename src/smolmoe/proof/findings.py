@@ -1,0 +1,157 @@
+"""What the doctor can find: the words for it, as data."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+Severity = Literal["error", "warning", "info"]
+SEVERITIES: tuple[Severity, ...] = ("error", "warning", "info")
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One thing found.
+
+    Attributes:
+        code: its short name, e.g. "zero-router".
+        layers: MoE layers concerned; empty for the whole model.
+        message: what was measured.
+        meaning: why it matters.
+        remedy: what to do.
+    """
+
+    code: str
+    severity: Severity
+    layers: tuple[int, ...]
+    message: str
+    meaning: str
+    remedy: str
+
+
+def finding(code: str, layers: tuple[int, ...] = (), **numbers: object) -> Finding:
+    """The finding of this code, its message filled with the numbers measured."""
+    severity, message, meaning, remedy = _WORDS[code]
+    return Finding(code, severity, layers, message.format(**numbers), meaning, remedy)
+
+
+# code: severity, message, meaning, remedy
+_WORDS: dict[str, tuple[Severity, str, str, str]] = {
+    "not-finite": (
+        "error",
+        "Not finite: {names}.",
+        "A single NaN or infinity spreads to every weight at the first step.",
+        "Go back to the last good checkpoint, or convert again from a finite source.",
+    ),
+    "zero-router": (
+        "error",
+        "The router gives all experts the same score, and they are copies: {top_k} of {experts} get every token.",
+        "The router's gradient is zero as long as the experts are equal, and the others never get a token to become "
+        "different by: they stay dead for good.",
+        "Initialise the router at random (--router random) or from domains, or make the experts differ "
+        "(--diversify noise or drop).",
+    ),
+    "tied-router": (
+        "warning",
+        "The router gives all experts the same score: {top_k} of {experts} get every token.",
+        "Only their order decides until training moves the router; the others have nothing to learn from meanwhile.",
+        "Initialise the router at random (--router random) or from domains.",
+    ),
+    "ties": (
+        "warning",
+        "For up to {share:.1%} of tokens a chosen and an unchosen expert score exactly the same.",
+        "Their order decides, and kernels differ in it; with shards, a token gets parts of two groups.",
+        "Compute the router in float32, or give tied experts different router rows. With granularity, top-k must be a "
+        "multiple of it.",
+    ),
+    "top-1": (
+        "error",
+        "One expert per token and a gate that is always the same (renormalised): the router's gradient is {ratio:.0e} "
+        "of the experts'.",
+        "The language-model loss cannot tell the router anything, so it never learns.",
+        "Use a top-k of 2 or more, gates that are not renormalised, or a signal of the router's own (auxiliary loss "
+        "with output_router_logits=true, domain guidance).",
+    ),
+    "top-1-balanced": (
+        "info",
+        "One expert per token and a gate that is always the same (renormalised): the router's gradient is {ratio:.0e} "
+        "of the experts'.",
+        "The language-model loss cannot tell the router anything; only the auxiliary loss moves it, towards balance.",
+        "Use a top-k of 2 or more, or gates that are not renormalised, if the router is to learn what experts are for.",
+    ),
+    "router-gradient": (
+        "error",
+        "The language-model loss gives the router no gradient ({ratio:.0e} of the experts'), although the experts "
+        "differ.",
+        "The router never learns which expert suits a token: its gates are detached from the loss or do not enter it.",
+        "Look for a detach or no_grad around the router or its gates, and for gates that are rounded or replaced.",
+    ),
+    "silent-experts": (
+        "info",
+        "Routed experts give zero (a projection is all zeros), so the router's gradient is zero at this step.",
+        "As meant for a residual start: the zero projections get gradients now, router and the rest from the next on.",
+        "Nothing to do. If this is a trained model, its routed experts have never been trained.",
+    ),
+    "copies": (
+        "info",
+        "The experts are bit-identical copies; the router's gradient is {ratio:.0e} of theirs, which is rounding.",
+        "As upcycling writes them. Different tokens reach them, so they part at the first step, and from then on the "
+        "router learns.",
+        "Nothing to do; experts that differ from the start (--diversify) let the router learn at once.",
+    ),
+    "shards": (
+        "info",
+        "The experts are the same {distinct} shards over and over, chosen in whole groups by a shared router row.",
+        "A whole group is the dense FFN. Plain training gives the rows of a group different gradients, after which "
+        "tokens get parts of several groups.",
+        "Keep the rows of a group tied (averaged gradients) for the first steps, or freeze the router for them.",
+    ),
+    "some-copies": (
+        "info",
+        "Some experts are bit-identical (layer {layer}: {distinct} different ones of {experts}).",
+        "Between copies the router has nothing to learn until they part; in a trained model, copies never got a token.",
+        "After training: look at the load, and train with load balancing.",
+    ),
+    "unreached": (
+        "warning",
+        "No token of {tokens} reaches {which}; balanced, each would get about {expected:.0f}.",
+        "An expert without tokens gets no gradient. It costs memory and gives nothing.",
+        "Train with load balancing (auxiliary loss or selection bias), or examine more and other text (--data).",
+    ),
+    "small-sample": (
+        "info",
+        "No token of {tokens} reaches {which}.",
+        "The sample is too small to tell whether they are dead.",
+        "Examine more text (--data).",
+    ),
+    "no-aux-loss": (
+        "info",
+        "The class computes no load-balancing loss of its own.",
+        "Nothing keeps its experts evenly loaded unless the trainer does.",
+        "Train with a load-balancing loss from outside, or with a selection bias where the class has one.",
+    ),
+    "aux-off": (
+        "info",
+        "The class's load-balancing loss works, but the config leaves it out (output_router_logits is false).",
+        "Plain training with this config balances nothing.",
+        "Set output_router_logits=true for training, or use a trainer that adds its own loss.",
+    ),
+    "aux-detached": (
+        "error",
+        "The class's load-balancing loss gives the router no gradient.",
+        "It is computed, reported and without effect: loads drift as if there were none.",
+        "Look for a detach around the router's logits; under gradient checkpointing set use_reentrant=False.",
+    ),
+    "causality": (
+        "error",
+        "Changing later tokens changes earlier logits by up to {value:.2g} (rounding: below {limit:.1g}).",
+        "The model sees the future: its training loss is worth nothing, and it cannot generate.",
+        "Check the attention mask, and that no router decides over several tokens at once.",
+    ),
+    "padding": (
+        "error",
+        "Padding changes the logits of real tokens by up to {value:.2g} (rounding: below {limit:.1g}).",
+        "What a prompt gives depends on its neighbours in the batch.",
+        "Check that the attention mask reaches the attention, and that padding takes no expert's capacity.",
+    ),
+}

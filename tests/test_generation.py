@@ -1,0 +1,115 @@
+"""Text comes out, the same for the same seed, and what cannot be done is said."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from helpers import dense_llama, moe_of, random_moe, save, tiny_tokenizer
+
+from smolmoe.errors import RequestError, SourceError
+from smolmoe.generation import generate
+
+
+@pytest.fixture(scope="module")
+def moe(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return save(random_moe("mixtral", eos_token_id=None), tmp_path_factory.mktemp("moe"))
+
+
+def test_greedy_text_is_what_transformers_generates(moe: Path) -> None:
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(moe)
+    ids = tokenizer("def add(", return_tensors="pt")
+    stock = AutoModelForCausalLM.from_pretrained(moe)
+    expected = stock.generate(**ids, max_new_tokens=12, do_sample=False, pad_token_id=1)[0, ids["input_ids"].shape[1] :]
+    result = generate(moe, "def add(", max_new_tokens=12, temperature=0)
+    assert result.texts == (tokenizer.decode(expected, skip_special_tokens=True),)
+    assert result.new_tokens == (12,)
+    assert result.prompt == "def add("
+    assert result.to_json()["texts"] == result.texts
+
+
+def test_a_dense_model_and_its_exact_moe_write_the_same(tmp_path: Path) -> None:
+    dense, moe = save(dense_llama(), tmp_path / "dense"), save(moe_of(dense_llama()), tmp_path / "moe")
+    options: dict[str, Any] = {"max_new_tokens": 20, "num": 2, "seed": 3}
+    assert generate(dense, "The sum", **options).texts == generate(moe, "The sum", **options).texts
+
+
+def test_the_generic_model_needs_no_remote_code(tmp_path: Path) -> None:
+    from smolmoe.moe.generic import SmolMoeConfig, SmolMoeForCausalLM
+
+    config = SmolMoeConfig(text_config=dense_llama().config.to_dict(), num_experts=4)
+    folder = save(SmolMoeForCausalLM(config), tmp_path)
+    assert len(generate(folder, "The sum", max_new_tokens=4).texts) == 1
+
+
+def test_samples_follow_the_seed_and_differ_from_each_other(moe: Path) -> None:
+    state = torch.random.get_rng_state()
+    first = generate(moe, "The", num=3, max_new_tokens=10, seed=1)
+    assert torch.equal(torch.random.get_rng_state(), state)
+    assert generate(moe, "The", num=3, max_new_tokens=10, seed=1).texts == first.texts
+    assert generate(moe, "The", num=3, max_new_tokens=10, seed=2).texts != first.texts
+    assert len(set(first.texts)) == 3
+
+
+def test_a_tiny_nucleus_is_greedy_and_a_penalty_is_not(moe: Path) -> None:
+    greedy = generate(moe, "The sum", temperature=0, max_new_tokens=16)
+    assert generate(moe, "The sum", top_p=1e-6, max_new_tokens=16, seed=5).texts == greedy.texts
+    assert generate(moe, "The sum", temperature=0, repetition_penalty=5.0, max_new_tokens=16).texts != greedy.texts
+
+
+def test_settings_of_the_checkpoint_do_not_interfere(moe: Path, tmp_path: Path) -> None:
+    from transformers import GenerationConfig
+
+    folder = save(random_moe("mixtral", eos_token_id=None), tmp_path)
+    GenerationConfig(do_sample=True, top_k=1, max_length=3).save_pretrained(folder)
+    options: dict[str, Any] = {"num": 2, "max_new_tokens": 10, "seed": 1}
+    assert generate(folder, "The sum", **options).texts == generate(moe, "The sum", **options).texts
+
+
+def test_the_end_of_text_ends_it(tmp_path: Path) -> None:
+    model = dense_llama(tie_word_embeddings=False)
+    with torch.no_grad():
+        model.lm_head.weight.zero_()
+    assert tiny_tokenizer().eos_token_id == 0  # the first of equal logits
+    result = generate(save(model, tmp_path), "The sum", temperature=0, max_new_tokens=9)
+    assert result.new_tokens == (1,)
+    assert result.texts == ("",)
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("max_new_tokens", 0),
+        ("temperature", -0.1),
+        ("temperature", float("nan")),
+        ("top_p", 0.0),
+        ("top_p", 1.5),
+        ("repetition_penalty", 0.0),
+        ("num", 0),
+    ],
+)
+def test_values_out_of_range_are_named(moe: Path, field: str, value: float) -> None:
+    with pytest.raises(RequestError) as caught:
+        generate(moe, "The", **{field: value})
+    assert caught.value.field == field
+    assert caught.value.fix
+
+
+def test_requests_that_make_no_sense_are_refused(moe: Path, tmp_path: Path) -> None:
+    with pytest.raises(RequestError, match="same text"):
+        generate(moe, "The", temperature=0, num=2)
+    with pytest.raises(RequestError, match="Use at most 1"):
+        generate(moe, "The", max_new_tokens=128)
+    with pytest.raises(RequestError, match="context"):
+        generate(moe, "The sum of three and four. " * 40, max_new_tokens=1)
+    with pytest.raises(RequestError, match="no tokens"):
+        generate(moe, "")
+    with pytest.raises(SourceError, match="no such model folder"):
+        generate(tmp_path / "nowhere", "The")
+    bare = save(dense_llama(), tmp_path / "bare", tokenizer=False)
+    with pytest.raises(SourceError, match="tokenizer"):
+        generate(bare, "The")
