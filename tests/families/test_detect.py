@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from typing import Any
 
 import pytest
@@ -71,9 +72,9 @@ LAYOUTS = [
 )
 def test_layouts(name: str, options: dict[str, Any], expected: MlpLayout) -> None:
     config = getattr(transformers, name)(**options)
-    before, state = config.to_dict(), torch.random.get_rng_state()
+    before, state = copy.deepcopy(vars(config)), torch.random.get_rng_state()
     assert find_mlp(config) == expected
-    assert config.to_dict() == before
+    assert vars(config) == before
     assert torch.equal(torch.random.get_rng_state(), state)
 
 
@@ -84,6 +85,7 @@ REFUSALS = [
     ("T5Config", {}, "encoder-decoder"),
     ("BartConfig", {}, "encoder-decoder"),
     ("BertConfig", {}, "encoder: a masked, not a causal"),
+    ("BertGenerationConfig", {"num_hidden_layers": 2}, "nothing but 2 or 3 projections"),
     ("MixtralConfig", {"num_hidden_layers": 1}, "Mixture-of-Experts already"),
     ("Qwen2MoeConfig", {"num_hidden_layers": 2, "mlp_only_layers": [0]}, "Mixture-of-Experts already"),
     ("ViTConfig", {}, "no causal language model"),
@@ -140,6 +142,19 @@ class InnerDropoutFfn(Ffn):
         return self.down_proj(nn.functional.dropout(self.hidden(x), 0.1, self.training))
 
 
+class TwoDropoutsFfn(InnerDropoutFfn):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return nn.functional.dropout(super().forward(x), 0.1, self.training)
+
+
+class ScaledPlainFfn(nn.Sequential):
+    def __init__(self) -> None:
+        super().__init__(nn.Linear(16, 24), nn.SiLU(), nn.Linear(24, 16))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return 1.001 * super().forward(x)
+
+
 class TupleFfn(Ffn):
     def forward(self, x: torch.Tensor) -> Any:
         return super().forward(x), None
@@ -173,7 +188,9 @@ def find_with(monkeypatch: pytest.MonkeyPatch, *ffns: nn.Module) -> MlpLayout:
     [
         (ScaledFfn, "does not compute"),
         (ResidualFfn, "does not compute"),
+        (ScaledPlainFfn, "does not compute"),
         (InnerDropoutFfn, "drops something else than its output"),
+        (TwoDropoutsFfn, "drops something else than its output"),
         (TupleFfn, "does not return one tensor"),
         (NormedFfn, "nothing but 2 or 3 projections"),
         (lambda: Ffn(bias=True), "with and without a bias"),
@@ -194,6 +211,11 @@ def test_names_do_not_decide_which_projection_is_the_gate(monkeypatch: pytest.Mo
 def test_layers_must_agree(other: nn.Module, monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(SourceError, match="layer 1 differs from that of layer 0"):
         find_with(monkeypatch, Ffn(), other)
+
+
+def test_of_an_ffn_and_its_wrapper_the_wrapper_is_replaced(monkeypatch: pytest.MonkeyPatch) -> None:
+    found = find_with(monkeypatch, nn.Sequential(Ffn(), nn.Dropout(0.3)), nn.Sequential(Ffn(), nn.Dropout(0.3)))
+    assert (found.module, found.up, found.dropout) == ("mlp", Slot("0.up_proj"), 0.3)
 
 
 def test_two_ffns_in_a_layer_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -8,7 +8,7 @@ import pytest
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM, MixtralConfig, MixtralForCausalLM
 
-from smolmoe.train.fit import FitSettings, fit
+from smolmoe.train.fit import FitSettings, affordable_steps, fit
 
 SIZES = {
     "vocab_size": 32,
@@ -92,3 +92,12 @@ def test_the_same_seed_gives_the_same_model(blocks):
 def test_nothing_is_printed(blocks, capfd):
     fit(dense(), blocks, FitSettings(steps=2, batch=2))
     assert capfd.readouterr().out == ""
+
+
+def test_a_slow_machine_trains_fewer_steps_of_a_whole_schedule(blocks):
+    model = dense()
+    before = {name: parameter.clone() for name, parameter in model.named_parameters()}
+    settings = FitSettings(steps=50, batch=2)
+    assert affordable_steps(model, blocks, settings, seconds=1000) == 50
+    assert affordable_steps(model, blocks, settings, seconds=1e-9) == 1
+    assert all(torch.equal(before[name], parameter) for name, parameter in model.named_parameters())

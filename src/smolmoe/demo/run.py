@@ -6,7 +6,7 @@ from __future__ import annotations
 import json
 import logging
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from smolmoe.data.text import Document
     from smolmoe.evaluate.held_out import HeldOut
     from smolmoe.report.boundary import BoundaryReport
+    from smolmoe.train.fit import FitSettings
 
 logger = logging.getLogger(__name__)
 
@@ -29,6 +30,7 @@ SCHEMA_VERSION = 1
 BALANCE_WEIGHT = 0.01  # of the load-balancing loss that the MoE's own class adds (Switch, arXiv 2101.03961)
 INTERIM = 3  # held-out measurements during each training, beside those of the written checkpoints
 HELD_OUT_PER_DOCUMENT = 1024  # tokens: no long document decides for its domain
+ATTENTION = "eager"  # on CPUs and at this length a third faster to train than the fused one
 LOAD_TOKENS = 3000  # of each domain, to see which experts it goes to
 
 
@@ -94,6 +96,7 @@ class _Quickstart:
         self.path = folder.path
         self.settings = settings
         self.report = report or (lambda stage, done, total: None)
+        self.records: dict[str, dict[str, Any]] = {}
 
     def run(self) -> QuickstartResult:
         stages: dict[str, Callable[[], dict[str, Any]]] = {
@@ -108,11 +111,10 @@ class _Quickstart:
         if self.settings.compare:
             stages["dense-trained"] = self.train_dense_on
         stages["samples"] = self.samples
-        records: dict[str, Any] = {}
         for name, make in stages.items():
-            records[name] = self.folder.stage(name, make)
-            logger.info("%s: %.1f s", name, records[name]["wall_seconds"])
-        return self.finish(records)
+            self.records[name] = self.folder.stage(name, make)
+            logger.info("%s: %.1f s", name, self.records[name]["wall_seconds"])
+        return self.finish()
 
     # -- text
 
@@ -187,6 +189,8 @@ class _Quickstart:
         import torch
         from transformers import LlamaConfig, LlamaForCausalLM
 
+        from smolmoe.train.fit import FitSettings
+
         s = self.settings
         config = LlamaConfig(
             vocab_size=len(self.tokens),
@@ -204,7 +208,9 @@ class _Quickstart:
         with torch.random.fork_rng():
             torch.manual_seed(s.seed)
             model = LlamaForCausalLM(config)
-        return self.train(model, "dense", "Training the dense model", boundary=False)
+        wanted = FitSettings(s.dense_steps, s.batch, s.dense_learning_rate, evaluations=INTERIM, seed=s.seed)
+        settings = self.affordable(model, wanted, s.dense_seconds)
+        return self.train(model, "dense", "Training the dense model", settings, start=0)
 
     def upcycle(self) -> dict[str, Any]:
         from smolmoe.pipeline import upcycle
@@ -230,7 +236,9 @@ class _Quickstart:
 
     def train_moe(self) -> dict[str, Any]:
         from smolmoe.moe.loading import load_model
+        from smolmoe.train.fit import FitSettings
 
+        s = self.settings
         model = load_model(self.path / "moe")
         stored = model.config.output_router_logits, model.config.router_aux_loss_coef
         model.config.output_router_logits, model.config.router_aux_loss_coef = True, BALANCE_WEIGHT
@@ -238,45 +246,55 @@ class _Quickstart:
         def restore() -> None:
             model.config.output_router_logits, model.config.router_aux_loss_coef = stored
 
-        return self.train(model, "moe-trained", "Training the MoE on", boundary=True, before_saving=restore)
+        wanted = FitSettings(s.moe_steps, s.moe_batch, s.moe_learning_rate, evaluations=INTERIM, seed=s.seed)
+        settings = self.affordable(model, wanted, s.moe_seconds)
+        start = self.records["dense"]["blocks"]
+        return self.train(model, "moe-trained", "Training the MoE on", settings, start, before_saving=restore)
 
     def train_dense_on(self) -> dict[str, Any]:
+        """The same training as the MoE's, from the same function, on the same batches."""
         from smolmoe.moe.loading import load_model
+        from smolmoe.train.fit import FitSettings
 
         model = load_model(self.path / "dense")
-        return self.train(model, "dense-trained", "Training the dense model on, for comparison", boundary=True)
+        settings = FitSettings(**self.records["moe-trained"]["fit"])
+        start = self.records["dense"]["blocks"]
+        return self.train(model, "dense-trained", "Training the dense model on, for comparison", settings, start)
+
+    def affordable(self, model: Any, wanted: FitSettings, seconds: float) -> FitSettings:
+        """The wanted training, shortened on a machine that would take longer than `seconds`."""
+        from smolmoe.train.fit import affordable_steps
+
+        model.set_attn_implementation(ATTENTION)
+        self.report("Timing this machine", 0, 0)
+        steps = affordable_steps(model, self.blocks, wanted, seconds)
+        if steps < wanted.steps:
+            logger.warning("This machine is slow: %d steps of training instead of %d.", steps, wanted.steps)
+        return replace(wanted, steps=steps, warmup=steps // 20)
 
     def train(
         self,
         model: Any,
         name: str,
         title: str,
+        settings: FitSettings,
+        start: int,
         *,
-        boundary: bool,
         before_saving: Callable[[], None] = lambda: None,
     ) -> dict[str, Any]:
-        """Train, save, and measure what was saved."""
+        """Train on the blocks from `start` on, save, and measure what was saved."""
         from smolmoe.evaluate.held_out import document_losses
         from smolmoe.moe.loading import no_progress_bar
-        from smolmoe.train.fit import FitSettings, fit
+        from smolmoe.train.fit import fit
 
-        s = self.settings
-        first = s.dense_steps * s.batch if boundary else 0
-        rate = s.moe_learning_rate if boundary else s.dense_learning_rate
-        steps, batch = (s.moe_steps, s.moe_batch) if boundary else (s.dense_steps, s.batch)
-        blocks = self.blocks.roll(-first, 0)
-        settings = FitSettings(
-            steps=steps, batch=batch, learning_rate=rate, warmup=max(1, steps // 20), evaluations=INTERIM, seed=s.seed
-        )
-        # On CPUs the plain attention is a third faster to train at this length than the fused one.
-        model.set_attn_implementation("eager")
-        self.report(title, 0, steps)
+        model.set_attn_implementation(ATTENTION)
+        self.report(title, 0, settings.steps)
         points = fit(
             model,
-            blocks,
+            self.blocks.roll(-start, 0),
             settings,
             evaluate=lambda model: document_losses(model, self.held_out).loss,
-            on_step=lambda step, loss: self.report(title, step, steps),
+            on_step=lambda step, loss: self.report(title, step, settings.steps),
         )
         before_saving()
         with self.folder.folder(name) as folder:
@@ -286,8 +304,11 @@ class _Quickstart:
             write_json(folder / "smolmoe.json", self.provenance(name))
         return {
             "parameters": model.num_parameters(),
-            "tokens": {"before": first * s.length, "a_step": batch * s.length, "trained": steps * batch * s.length},
-            "distinct_tokens": blocks.numel(),
+            "fit": asdict(settings),
+            "start": start,
+            "blocks": settings.steps * settings.batch,
+            "block_tokens": self.settings.length,
+            "distinct_blocks": len(self.blocks),
             "train_seconds": round(points[-1].seconds, 2),
             "points": [point.to_json() for point in points],
             **self.measure(name),
@@ -340,13 +361,14 @@ class _Quickstart:
 
     # -- report
 
-    def finish(self, records: dict[str, Any]) -> QuickstartResult:
+    def finish(self) -> QuickstartResult:
         """Put the stages' records together: `metrics.jsonl`, `boundary.png`, `report.json`."""
         from smolmoe.demo import summary
         from smolmoe.report.boundary import plot_boundary
         from smolmoe.surgery.convert import versions
 
         self.report("Writing the report", 0, 0)
+        records = self.records
         boundary = summary.boundary(records)
         curves = {name: summary.curve(name, records) for name in summary.TRAINED if name in records}
         with (self.path / "metrics.jsonl").open("w", encoding="utf-8") as file:

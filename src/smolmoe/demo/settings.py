@@ -22,6 +22,7 @@ class QuickstartSettings:
         length: S, tokens a block.
         batch, dense_steps, dense_learning_rate: of the training before the conversion.
         moe_batch, moe_steps, moe_learning_rate: of the training after it.
+        dense_seconds, moe_seconds: at most for the two; on a machine that would take longer the steps are fewer.
         experts, top_k: E and K.
         held_out_tokens: in each domain.
         compare: train the dense model on, too, on the same batches: the baseline that tells what the MoE is worth.
@@ -40,9 +41,11 @@ class QuickstartSettings:
     batch: int = 4
     dense_steps: int = 900
     dense_learning_rate: float = 3e-3
+    dense_seconds: float = 150
     moe_batch: int = 8
     moe_steps: int = 140
     moe_learning_rate: float = 1e-3
+    moe_seconds: float = 90
     experts: int = 8
     top_k: int = 2
     held_out_tokens: int = 10_000

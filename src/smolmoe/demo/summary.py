@@ -44,14 +44,14 @@ def points(name: str, records: dict[str, Record]) -> list[Record]:
     The last held-out one is that of the checkpoint as written; an MoE's first is that of the conversion.
     """
     record = records[name]
-    before, step = record["tokens"]["before"], record["tokens"]["a_step"]
-    found = [{**point, "tokens": before + point["step"] * step} for point in record["points"]]
-    end = {"kind": "held_out", "step": record["tokens"]["trained"] // step, "loss": record["loss"]}
-    found.append({**end, "seconds": record["train_seconds"], "tokens": before + record["tokens"]["trained"]})
+    before, each = (record[key] * record["block_tokens"] for key in ("start", "blocks"))
+    steps = record["fit"]["steps"]
+    ends = [{"kind": "held_out", "step": steps, "loss": record["loss"], "seconds": record["train_seconds"]}]
+    starts = []
     if name == "moe-trained":
-        start = {"kind": "held_out", "step": 0, "loss": records["moe"]["loss"], "seconds": 0.0, "tokens": before}
-        found.insert(0, start)
-    return found
+        starts = [{"kind": "held_out", "step": 0, "loss": records["moe"]["loss"], "seconds": 0.0}]
+    found = [*starts, *record["points"], *ends]
+    return [{**point, "tokens": before + each * point["step"] // steps} for point in found]
 
 
 def metrics(records: dict[str, Record]) -> Iterator[Record]:

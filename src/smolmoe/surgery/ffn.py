@@ -166,13 +166,16 @@ class MoeLayer:
         assert slot is not None
         origin = self.sources[source]
         read = Read(source, origin.tensors[origin.slot_name(self.layer, slot, "bias" if bias else "weight")].disk_name)
+        if bias and name == "down":
+            return Block((d,), (read,))
         offset = slot.half * self.spec.ffn_size if slot.half else 0
-        span = (span[0] + offset, span[1] + offset)
+        part: tuple[int, int] | None = (span[0] + offset, span[1] + offset)
+        if slot.half is None and width == self.spec.ffn_size:
+            part = None  # the whole matrix: it can be moved as it is, along whichever axis its neurons are
         if bias:
-            return Block((d,), (read,)) if name == "down" else Block((width,), (read,), span=span)
-        if name == "down":
-            return Block((d, width), (read,), axis=1, span=span, transposed=mlp.transposed)
-        return Block((width, d), (read,), axis=0, span=span, transposed=mlp.transposed)
+            return Block((width,), (read,), span=part)
+        shape = (d, width) if name == "down" else (width, d)
+        return Block(shape, (read,), axis=int(name == "down"), span=part, transposed=mlp.transposed)
 
     def _routed(self) -> Iterator[OutTensor]:
         names = self.target.names.experts

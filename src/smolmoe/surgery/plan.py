@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 from smolmoe.checkpoint import Checkpoint
@@ -64,12 +65,12 @@ class Plan:
     claim: Claim
     warnings: tuple[str, ...]
 
-    @property
+    @cached_property
     def nbytes(self) -> int:
         """Bytes of the output's tensors."""
         return sum(tensor.nbytes for tensor in self.tensors)
 
-    @property
+    @cached_property
     def parameters(self) -> Parameters:
         total = sum(t.size for t in self.tensors)
         idle = sum(t.size for t in self.tensors if t.role == "expert") * (self.layout.experts - self.layout.top_k)
@@ -187,8 +188,8 @@ def _warnings(recipe: UpcycleRecipe, layout: Layout) -> Iterator[str]:
         yield "Residual experts must differ to be of use: half of the gate and up neurons of each are drawn anew."
     if layout.width % 8:
         yield (
-            f"Experts of width {layout.width} run in float32; in 16 bits transformers' default kernel (grouped_mm) needs "
-            "a multiple of 8: load with experts_implementation='eager' there."
+            f"Experts of width {layout.width} run in float32; in 16 bits transformers' default kernel, grouped_mm, "
+            "needs a multiple of 8: load with experts_implementation='eager' there."
         )
     if layout.top_k == layout.experts and layout.experts > 1:
         yield "Every token uses every expert (K = E): nothing is sparse."

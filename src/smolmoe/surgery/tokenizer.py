@@ -17,7 +17,7 @@ _PLAIN_CLASS = "TokenizersBackend"  # reads tokenizer.json as it stands
 
 
 def keep_tokenizer(source: Path, out: Path) -> None:
-    """Make the tokenizer in `out`, a folder with its config written and the source's files copied, act as the source's."""
+    """Make the tokenizer in `out` act as the source's; the config is written and the tokenizer's files are copied."""
     theirs = load_tokenizer(source)
     rules = _rules(theirs)
     if rules is None or _rules(load_tokenizer(out)) == rules:

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import copy
 import tempfile
 import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import torch
@@ -83,6 +84,17 @@ def fit(
         watch.losses = trainer.losses
         trainer.train()
     return watch.points
+
+
+def affordable_steps(model: Any, blocks: torch.Tensor, settings: FitSettings, seconds: float) -> int:
+    """How many of the wanted steps fit into `seconds` on this machine, by trying a few on a copy of `model`.
+
+    A schedule must know its length beforehand: stopping the clock in the middle of one would leave the learning rate
+    high, and the model worse than a shorter training does.
+    """
+    tried = fit(copy.deepcopy(model), blocks, replace(settings, steps=6, warmup=1))
+    each = (tried[-1].seconds - tried[0].seconds) / 5  # the first one pays for what is set up once
+    return max(1, min(settings.steps, int(seconds / each)))
 
 
 def bf16_is_fast() -> bool:
