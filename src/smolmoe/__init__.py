@@ -8,13 +8,13 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
+    from smolmoe.demo.run import quickstart
     from smolmoe.errors import SmolmoeError
     from smolmoe.generation import generate
     from smolmoe.moe import register
     from smolmoe.pipeline import upcycle
     from smolmoe.proof.doctor import doctor
     from smolmoe.proof.verify import verify
-    from smolmoe.quickstart import quickstart
     from smolmoe.recipe import UpcycleRecipe
     from smolmoe.surgery.inspection import inspect
 
@@ -25,7 +25,7 @@ _HOME = {
     "doctor": "smolmoe.proof.doctor",
     "generate": "smolmoe.generation",
     "inspect": "smolmoe.surgery.inspection",
-    "quickstart": "smolmoe.quickstart",
+    "quickstart": "smolmoe.demo.run",
     "register": "smolmoe.moe",
     "upcycle": "smolmoe.pipeline",
     "verify": "smolmoe.proof.verify",

@@ -61,7 +61,7 @@ class Checkpoint:
         data = torch.empty(nbytes, dtype=torch.uint8)
         with open(info.file, "rb", buffering=0) as file:
             file.seek(offset)
-            _read_exactly(file, memoryview(data.numpy()), name)
+            _read_exactly(file, data.numpy().data, name)
         return data.view(getattr(torch, FLOAT_DTYPES[info.dtype])).reshape(shape)
 
     def files(self) -> list[Path]:

@@ -13,6 +13,7 @@ from smolmoe.errors import VerificationError
 from smolmoe.recipe import UpcycleRecipe, parse
 
 if TYPE_CHECKING:
+    from smolmoe.claim import Claim
     from smolmoe.proof.verify import Verification
     from smolmoe.surgery.plan import Plan
     from smolmoe.surgery.router_init import RouterRows
@@ -45,7 +46,7 @@ class UpcycleResult:
         return self.plan.target.name
 
     @property
-    def claim(self) -> Any:
+    def claim(self) -> Claim:
         return self.plan.claim
 
     def to_json(self) -> dict[str, Any]:

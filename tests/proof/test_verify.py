@@ -13,7 +13,7 @@ from helpers import VOCABULARY, dense_llama, edit_tensors, moe_of, save
 
 from smolmoe.errors import CheckpointError, DataError, RequestError, SourceError
 from smolmoe.proof.checks import judge
-from smolmoe.proof.claim import Claim
+from smolmoe.claim import Claim
 from smolmoe.proof.compare import Comparison, before_first_close_call
 from smolmoe.proof.verify import Verification, verify
 

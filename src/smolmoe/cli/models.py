@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from smolmoe.cli.output import Json, print_json, quiet_libraries
+from smolmoe.cli.output import Json, print_json, progress, quiet_libraries
 
 
 def add_to(app: typer.Typer) -> None:
@@ -56,8 +56,12 @@ def quickstart(
 ) -> None:
     """The whole way on text of this Python installation: train dense, upcycle, verify, train on, report."""
     quiet_libraries()
-    from smolmoe.quickstart import quickstart as run
+    from smolmoe.demo.run import quickstart as run
 
-    result = run(out, seed=seed, overwrite=overwrite)
+    with progress(show=not as_json) as report:
+        result = run(out, seed=seed, overwrite=overwrite, report=report)
     if as_json:
         print_json(result.to_json())
+    else:
+        print(result.text())
+    raise typer.Exit(0 if result.verified else 1)

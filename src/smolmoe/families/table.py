@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from smolmoe.families import DENSE_FAMILIES, MOE_TARGETS
 from smolmoe.families.types import MoeTarget
 
@@ -47,6 +49,6 @@ def _router(target: MoeTarget) -> str:
     return f"{target.scoring}, renormalised{', selection bias' if target.names.selection_bias else ''}"
 
 
-def _markdown(columns: tuple[str, ...], rows: list[tuple[str, ...]]) -> str:
+def _markdown(columns: tuple[str, ...], rows: Sequence[tuple[str, ...]]) -> str:
     lines = [columns, tuple("---" for _ in columns), *rows]
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)

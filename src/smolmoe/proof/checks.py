@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from smolmoe.proof.claim import Claim
+from smolmoe.claim import Claim
 from smolmoe.proof.results import Check, Control, Decoding, Difference, HalfPrecision, Padding
 
 # Equivalent computations in fp32 (another batch shape, a KV cache) differ by rounding, far below this share of a logit.

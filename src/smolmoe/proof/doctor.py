@@ -7,11 +7,12 @@ from pathlib import Path
 from typing import Any
 
 from smolmoe.checkpoint import open_checkpoint
+from smolmoe.claim import read_claim
 from smolmoe.moe.loading import Skeleton, load_model, load_tokenizer
 from smolmoe.moe.routing import RoutingCapture
 from smolmoe.proof.checks import SELF_TOLERANCE
-from smolmoe.proof.claim import as_json, read_claim
 from smolmoe.proof.findings import SEVERITIES, Finding, Severity, finding
+from smolmoe.proof.results import as_json
 from smolmoe.proof.sample import draw_sample
 from smolmoe.proof.vitals import LayerVitals, Vitals, take_vitals
 

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from smolmoe.proof.claim import Claim, as_json
+from smolmoe.claim import Claim
 
 
 @dataclass(frozen=True)
@@ -154,3 +155,14 @@ class Verification:
 
     def to_json(self) -> dict[str, Any]:
         return as_json({"passed": self.passed, **asdict(self)})
+
+
+def as_json(value: Any) -> Any:
+    """Plain data of nested results; numbers that JSON has no sign for become text."""
+    if isinstance(value, dict):
+        return {key: as_json(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [as_json(item) for item in value]
+    if isinstance(value, float) and not math.isfinite(value):
+        return str(value)
+    return value

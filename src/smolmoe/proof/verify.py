@@ -11,13 +11,13 @@ from typing import Any
 
 import torch
 
+from smolmoe.claim import Claim, read_claim
 from smolmoe.errors import RequestError, SourceError
 from smolmoe.moe.loading import Skeleton
 from smolmoe.moe.routing import Routing, RoutingCapture, incomplete_groups
 from smolmoe.moe.streaming import GIB, StreamedModel, random_like
 from smolmoe.moe.structure import find_layers
 from smolmoe.proof.checks import judge
-from smolmoe.proof.claim import Claim, read_claim
 from smolmoe.proof.compare import Comparison, flip_rate, largest
 from smolmoe.proof.measure import Decoded, DenseRun, MoeRun, expert_names, run_dense, run_moe, run_plain
 from smolmoe.proof.results import Control, Decoding, Difference, HalfPrecision, Padding, Verification

@@ -1,52 +1,17 @@
-"""What a plan promises of the files, per dtype, said before a weight is read and measured afterwards."""
+"""What a plan promises of the files, per dtype: read off the program before a weight is."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
-from dataclasses import asdict, dataclass, replace
-from typing import Any, Literal
 
+from smolmoe.claim import Claim
 from smolmoe.families import DenseSpec, MoeTarget
 from smolmoe.recipe import UpcycleRecipe
 from smolmoe.surgery.program import OutTensor
 from smolmoe.surgery.request import Layout
 
-Kind = Literal["exact", "rounded", "deviates", "none"]
 # Rounding to nearest errs by at most half a unit in the last place, uniformly spread: sqrt(1/3) of that on average.
 _ROUNDING = {"bfloat16": 2.0**-9 / math.sqrt(3), "float16": 2.0**-12 / math.sqrt(3)}
-
-
-@dataclass(frozen=True)
-class Claim:
-    """The expectation.
-
-    Attributes:
-        kind: "exact": the dense model's function, up to the order in which numbers are added; "rounded": the same
-            but for one rounding of scaled weights to the files' dtype; "deviates": by design, by a predicted amount;
-            "none": different by design with nothing to predict it from (merges).
-        reason: why, in one or two sentences.
-        tolerance: exact: largest |logit difference| over the largest |logit|, computing in fp32.
-        predicted_ffn_error: per layer, |moe_ffn(x) - ffn(x)| / |ffn(x)| on the dense model's own FFN inputs; None
-            where the layer stays dense, or nothing is predicted.
-        band: measured / predicted must lie within it.
-        granularity: G, so that a reader of the files knows which experts belong together.
-        dtypes: what to expect when computing in each dtype.
-    """
-
-    kind: Kind
-    reason: str
-    dtypes: dict[str, str]
-    granularity: int = 1
-    tolerance: float = 1e-5
-    predicted_ffn_error: tuple[float | None, ...] | None = None
-    band: tuple[float, float] = (0.75, 1.33)
-
-    def with_prediction(self, errors: Iterable[float | None]) -> Claim:
-        return replace(self, predicted_ffn_error=tuple(errors))
-
-    def to_json(self) -> dict[str, Any]:
-        return asdict(self)
 
 
 def make_claim(

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from smolmoe.checkpoint import fingerprint
+from smolmoe.claim import PROVENANCE_FILE
 from smolmoe.families.generic import CODE_FILE
 from smolmoe.surgery.plan import Plan
 from smolmoe.surgery.sources import BASE
@@ -21,7 +22,6 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 SCHEMA_VERSION = 1
-PROVENANCE_FILE = "smolmoe.json"
 # Everything beside weights and config that a model folder may carry and that stays true of the MoE.
 _CARRIED = (
     "tokenizer*",

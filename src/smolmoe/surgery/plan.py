@@ -8,13 +8,14 @@ from functools import cached_property
 from typing import Any
 
 from smolmoe.checkpoint import Checkpoint
+from smolmoe.claim import Claim
 from smolmoe.errors import CheckpointError, SourceError
 from smolmoe.families import DenseSpec, MoeTarget
 from smolmoe.families.resolve import resolve
 from smolmoe.families.spec import describe
 from smolmoe.moe.loading import load_config
 from smolmoe.recipe import UpcycleRecipe
-from smolmoe.surgery.claim import Claim, make_claim
+from smolmoe.surgery.claim import make_claim
 from smolmoe.surgery.configs import moe_config
 from smolmoe.surgery.ffn import MoeLayer
 from smolmoe.surgery.program import Block, OutTensor, Read

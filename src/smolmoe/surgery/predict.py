@@ -42,7 +42,7 @@ def with_predictions(plan: Plan, sequences: Sequence[Sequence[int]], rows: Mappi
             errors[layer] = _layer_error(plan, layer, _spread(inputs), rows or {})
 
     each_layers_inputs(plan.sources[BASE].checkpoint.folder, sequences, consume, device=plan.recipe.device)
-    return replace(plan, claim=plan.claim.with_prediction(errors))
+    return replace(plan, claim=replace(plan.claim, predicted_ffn_error=tuple(errors)))
 
 
 def _spread(inputs: list[Tensor]) -> Tensor:

@@ -155,7 +155,7 @@ class _Values:
 
         values = block_values(block, self._sources, self._seed, self._rows).to(getattr(torch, dtype)).contiguous()
         data = values.reshape(-1).view(torch.uint8).numpy()
-        _write_all(out, memoryview(data))
+        _write_all(out, data.data)
         progress(data.nbytes)
 
 

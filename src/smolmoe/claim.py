@@ -1,11 +1,10 @@
-"""What a conversion says that it will do, as its plan wrote it down."""
+"""What a conversion says that it will do: written by the plan, read by whoever measures it."""
 
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -20,21 +19,28 @@ class Claim:
     """What is claimed of an MoE against the dense model that it was made from.
 
     Attributes:
-        kind: "exact": the same function; "rounded": the same but for rounding weights to the files' dtype; "deviates":
-            another function by design; "none": nothing.
-        tolerance: largest |difference of logits| of an exact claim, relative to the largest |logit|, in fp32.
-        predicted_ffn_error: per layer ||moe_ffn(x) - dense_ffn(x)|| / ||dense_ffn(x)||, None where not predicted.
-        band: lowest and highest measured / predicted of a claim that deviates.
-        reason: why it deviates.
+        kind: "exact": the dense model's function, up to the order in which numbers are added; "rounded": the same but
+            for one rounding of scaled weights to the files' dtype; "deviates": another function by design, by a
+            predicted amount; "none": another function with nothing to predict it from (merges).
+        reason: why, in one or two sentences.
+        dtypes: what to expect when computing in each dtype.
         granularity: G; the experts g*G ... g*G+G-1 are one group, chosen together.
+        tolerance: largest |difference of logits| of an exact claim, relative to the largest |logit|, in fp32.
+        predicted_ffn_error: per layer ||moe_ffn(x) - dense_ffn(x)|| / ||dense_ffn(x)|| on the dense model's own FFN
+            inputs, None for a layer that stays dense; empty where nothing is predicted.
+        band: lowest and highest measured / predicted of a claim that deviates.
     """
 
     kind: str = "none"
+    reason: str = ""
+    dtypes: dict[str, str] = field(default_factory=dict)
+    granularity: int = 1
     tolerance: float = 1e-5
     predicted_ffn_error: tuple[float | None, ...] = ()
     band: tuple[float, float] = (0.75, 1.33)
-    reason: str = ""
-    granularity: int = 1
+
+    def to_json(self) -> dict[str, Any]:
+        return asdict(self)
 
     @classmethod
     def from_json(cls, values: Mapping[str, Any]) -> Claim:
@@ -49,6 +55,7 @@ class Claim:
                 ),
                 band=(float(low), float(high)),
                 reason=str(values.get("reason") or ""),
+                dtypes=dict(values.get("dtypes") or {}),
                 granularity=int(values.get("granularity") or 1),
             )
         except (TypeError, ValueError) as error:
@@ -72,14 +79,3 @@ def read_claim(folder: Path) -> Claim:
     except (ValueError, AttributeError) as error:
         raise CheckpointError(f"not readable: {error}.", field=PROVENANCE_FILE, value=str(path)) from error
     return Claim.from_json(values)
-
-
-def as_json(value: Any) -> Any:
-    """Plain data of nested results; numbers that JSON has no sign for become text."""
-    if isinstance(value, dict):
-        return {key: as_json(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [as_json(item) for item in value]
-    if isinstance(value, float) and not math.isfinite(value):
-        return str(value)
-    return value

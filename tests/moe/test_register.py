@@ -1,0 +1,33 @@
+"""`register()` makes the generic model load through the Auto classes without remote code; importing alone does not."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+from smolmoe.surgery.convert import convert
+from tests.surgery.test_request import plan
+
+_CODE = """
+import sys
+import smolmoe
+from transformers import AutoConfig, AutoModelForCausalLM
+try:
+    AutoConfig.from_pretrained(sys.argv[1], trust_remote_code=False)
+    raise SystemExit("importing smolmoe must not change transformers")
+except ValueError:
+    pass
+smolmoe.register()
+smolmoe.register()
+model = AutoModelForCausalLM.from_pretrained(sys.argv[1])
+print(type(model).__module__)
+"""
+
+
+def test_register(tmp_path: object) -> None:
+    made = plan("gpt2")
+    object.__setattr__(made.recipe, "out", tmp_path / "moe")  # type: ignore[operator]
+    folder = convert(made)
+    run = subprocess.run([sys.executable, "-c", _CODE, str(folder)], capture_output=True, text=True, check=False)
+    assert run.returncode == 0, run.stderr[-2000:]
+    assert run.stdout.strip() == "smolmoe.moe.generic"
