@@ -10,7 +10,7 @@ import torch
 from helpers import dense_llama, moe_of, random_moe, save, tiny_tokenizer
 
 from smolmoe.errors import RequestError, SourceError
-from smolmoe.generation import generate
+from smolmoe.generation import _until_end, generate
 
 
 @pytest.fixture(scope="module")
@@ -65,7 +65,7 @@ def test_settings_of_the_checkpoint_do_not_interfere(moe: Path, tmp_path: Path) 
     from transformers import GenerationConfig
 
     folder = save(random_moe("mixtral", eos_token_id=None), tmp_path)
-    GenerationConfig(do_sample=True, top_k=1, max_length=3).save_pretrained(folder)
+    GenerationConfig(do_sample=True, no_repeat_ngram_size=1, min_p=0.5).save_pretrained(folder)
     options: dict[str, Any] = {"num": 2, "max_new_tokens": 10, "seed": 1}
     assert generate(folder, "The sum", **options).texts == generate(moe, "The sum", **options).texts
 
@@ -78,6 +78,9 @@ def test_the_end_of_text_ends_it(tmp_path: Path) -> None:
     result = generate(save(model, tmp_path), "The sum", temperature=0, max_new_tokens=9)
     assert result.new_tokens == (1,)
     assert result.texts == ("",)
+    # what follows it in a batch whose other rows went on is padding
+    assert _until_end([0, 7, 8, 0, 0, 0], 2, [0]) == [0, 7, 8, 0]
+    assert _until_end([0, 7, 8, 9], 2, [0]) == [0, 7, 8, 9]
 
 
 @pytest.mark.parametrize(

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from smolmoe.errors import OutputError
+from smolmoe.files import write_json
 
 SETTINGS = "settings.json"
 RECORDS = "stages"
@@ -92,13 +93,6 @@ class RunFolder:
                 fix="Name a new folder.",
             )
         return None
-
-
-def write_json(path: Path, data: Any) -> None:
-    """Write JSON beside its place, and into it when whole."""
-    partial = path.with_name(f".{path.name}.partial")
-    partial.write_text(json.dumps(data, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
-    partial.replace(path)
 
 
 def _differences(found: dict[str, Any], asked: dict[str, Any]) -> str:

@@ -5,8 +5,9 @@ from __future__ import annotations
 import subprocess
 import sys
 
-from smolmoe.surgery.convert import convert
 from tests.surgery.test_request import plan
+
+from smolmoe.surgery.convert import convert
 
 _CODE = """
 import sys

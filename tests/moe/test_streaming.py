@@ -82,6 +82,20 @@ def test_equals_from_pretrained_in_bfloat16(kind: str, tmp_path: Path) -> None:
         assert torch.equal(next(streamed.logits(BATCHES[:1])), whole(**BATCHES[0]).logits)
 
 
+def test_what_transformers_keeps_in_fp32_stays_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from transformers import MixtralForCausalLM
+
+    monkeypatch.setattr(MixtralForCausalLM, "_keep_in_fp32_modules_strict", ["norm"])
+    save(random_moe("mixtral"), tmp_path)
+    whole = load_model(tmp_path, dtype=torch.bfloat16)
+    with StreamedModel(tmp_path, dtype=torch.bfloat16) as streamed:
+        for layer in range(2):
+            streamed._load_layer(layer)  # not run: the class does not expect it
+        for name, parameter in streamed.model.named_parameters():
+            assert parameter.dtype == whole.get_parameter(name).dtype
+        assert streamed.layers[1].input_layernorm.weight.dtype == torch.float32
+
+
 def test_shards_untied_head_and_part_of_the_layers_resident(tmp_path: Path) -> None:
     model = random_moe("mixtral", tie_word_embeddings=False, num_hidden_layers=4)
     save(model, tmp_path, max_shard_size="30KB")

@@ -13,7 +13,10 @@ import torch
 from helpers import MOE_CONFIGS, dense_llama, edit_tensors, moe_of, random_moe, save
 
 from smolmoe.errors import DataError, SourceError
+from smolmoe.moe.routing import RoutingCapture, expert_load
+from smolmoe.proof.compare import next_token_losses
 from smolmoe.proof.doctor import Diagnosis, diagnose, doctor
+from smolmoe.proof.vitals import take_vitals
 
 HARMLESS = {"aux-off", "no-aux-loss", "unreached", "small-sample"}
 
@@ -175,6 +178,20 @@ def test_experts_that_no_token_reaches(examine: Callable[..., Diagnosis]) -> Non
     assert finding.layers == (1,)
     assert "expert 2 of layer 1" in finding.message
     assert diagnosis.vitals.layers[0].load[2] == 0
+
+
+def test_padding_counts_neither_in_loads_nor_in_gradients() -> None:
+    model = random_moe("mixtral")
+    generator = torch.Generator().manual_seed(0)
+    sequences = [torch.randint(5, 300, (length,), generator=generator) for length in (12, 30)]
+    vitals = take_vitals(model, sequences, "cpu")
+    with RoutingCapture(model) as capture:
+        losses = [next_token_losses(model(ids[None]).logits[0], ids) for ids in sequences]
+    torch.cat(losses).mean().backward()
+    for layer in vitals.layers:
+        assert layer.load == pytest.approx(expert_load(capture.routing(layer.layer)).tolist(), abs=1e-6)
+        router = model.model.layers[layer.layer].mlp.gate.weight
+        assert layer.router_gradient == pytest.approx(router.grad.norm().item(), rel=1e-4)
 
 
 def test_few_tokens_prove_no_expert_dead(examine: Callable[..., Diagnosis]) -> None:

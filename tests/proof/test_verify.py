@@ -11,9 +11,9 @@ import pytest
 import torch
 from helpers import VOCABULARY, dense_llama, edit_tensors, moe_of, save
 
+from smolmoe.claim import Claim
 from smolmoe.errors import CheckpointError, DataError, RequestError, SourceError
 from smolmoe.proof.checks import judge
-from smolmoe.claim import Claim
 from smolmoe.proof.compare import Comparison, before_first_close_call
 from smolmoe.proof.verify import Verification, verify
 
@@ -118,6 +118,7 @@ def test_a_nan_fails_and_can_be_written_as_json(dense: Path, text: Path, tmp_pat
     edit_tensors(moe, _not_a_number)
     result = verify(dense, moe, text=text, **SMALL)
     assert not check(result, "finite")
+    assert result.logits.max_abs == float("inf")
     assert json.dumps(result.to_json(), allow_nan=False)
 
 
@@ -183,6 +184,13 @@ def test_experts_that_do_not_matter_fail_the_control(text: Path, tmp_path: Path)
             layer.mlp.down_proj.weight.zero_()
     dense, moe = save(model, tmp_path / "dense"), save(moe_of(model), tmp_path / "moe")
     assert failed(verify(dense, moe, text=text, claim=EXACT, **SMALL)) == {"control"}
+
+
+def test_an_moe_may_be_the_reference(text: Path, tmp_path: Path) -> None:
+    """Its FFN has two parts, on either side of the comparison."""
+    moe = save(moe_of(dense_llama(), "granitemoeshared"), tmp_path / "moe")
+    result = verify(moe, moe, text=text, **SMALL)
+    assert max(error or 0 for error in result.ffn_error) < 1e-6
 
 
 # 16 bits

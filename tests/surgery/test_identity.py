@@ -201,7 +201,7 @@ def test_config_says_nothing_that_the_class_does_not_know(name: str, tmp_path: P
 
 
 def test_text_becomes_the_same_tokens(tmp_path: Path) -> None:
-    """transformers splits text by Qwen2's own rule beside a Qwen2 config only: the MoE's files must say it themselves."""
+    """transformers splits text by Qwen2's own rule beside a Qwen2 config only; the MoE's files must say it."""
     from transformers import AutoTokenizer
 
     source = zoo.folder("qwen2")

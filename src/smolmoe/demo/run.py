@@ -12,7 +12,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from smolmoe.demo.settings import PROMPTS, QuickstartSettings
-from smolmoe.stages import RunFolder, write_json
+from smolmoe.files import write_json
+from smolmoe.stages import RunFolder
 
 if TYPE_CHECKING:
     import torch

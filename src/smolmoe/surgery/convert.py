@@ -6,6 +6,7 @@ import json
 import shutil
 import sys
 from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -13,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 from smolmoe.checkpoint import fingerprint
 from smolmoe.claim import PROVENANCE_FILE
 from smolmoe.families.generic import CODE_FILE
+from smolmoe.files import write_json
 from smolmoe.surgery.plan import Plan
 from smolmoe.surgery.sources import BASE
 from smolmoe.surgery.tokenizer import keep_tokenizer
@@ -68,7 +70,10 @@ def convert(
     check_room(plan)
     out = plan.recipe.out.absolute()
     sources = {name: source.checkpoint for name, source in plan.sources.items()}
-    with whole_or_nothing(out) as work:
+    with whole_or_nothing(out) as work, ThreadPoolExecutor(1) as beside:
+        write_json(work / "config.json", plan.config)
+        # Hashing and loading a tokenizer take as long as moving the weights does, which the kernel does for us.
+        said = beside.submit(_write_the_rest, plan, work, router)
         write_tensors(
             work,
             plan.tensors,
@@ -78,17 +83,13 @@ def convert(
             rows=rows,
             progress=progress,
         )
-        write_json(work / "config.json", plan.config)
-        _carry_files(plan, work)
-        write_json(work / PROVENANCE_FILE, provenance(plan, router))
+        said.result()
     return out
 
 
-def write_json(path: Path, data: Any) -> None:
-    """JSON written beside its place and renamed into it."""
-    beside = path.with_name(f".{path.name}.partial")
-    beside.write_text(json.dumps(data, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
-    beside.replace(path)
+def _write_the_rest(plan: Plan, work: Path, router: dict[str, Any] | None) -> None:
+    _carry_files(plan, work)
+    write_json(work / PROVENANCE_FILE, provenance(plan, router))
 
 
 def _carry_files(plan: Plan, work: Path) -> None:
