@@ -11,6 +11,7 @@ from pathlib import Path
 
 import click
 import typer.main
+
 from smolmoe.cli import app
 from smolmoe.families.table import sources_table, targets_table
 

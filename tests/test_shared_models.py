@@ -23,11 +23,19 @@ REQUESTS: dict[str, dict[str, Any]] = {
 }
 # By default one model of each architecture takes the requests that differ most; `make test-slow` runs them all.
 QUICK = [
-    ("mix_llama_6m", "copies"), ("mix_llama_6m", "drop split shared"), ("mix_llama_6m", "bf16"),
-    ("mix_llama_6m", "noise"), ("stories260K", "drop"), ("stories260K", "copies"),
-    ("babyllama_char361", "full"), ("babyllama_char361", "width split"), ("seed_qwen2_1m3", "residual"), ("seed_qwen2_1m3", "thirds in bf16"),
-    ("seed_gpt2_1m3", "split"), ("seed_gpt2_1m3", "drop"),
-]  # fmt: skip
+    ("mix_llama_6m", "copies"),
+    ("mix_llama_6m", "drop split shared"),
+    ("mix_llama_6m", "bf16"),
+    ("mix_llama_6m", "noise"),
+    ("stories260K", "drop"),
+    ("stories260K", "copies"),
+    ("babyllama_char361", "full"),
+    ("babyllama_char361", "width split"),
+    ("seed_qwen2_1m3", "residual"),
+    ("seed_qwen2_1m3", "thirds in bf16"),
+    ("seed_gpt2_1m3", "split"),
+    ("seed_gpt2_1m3", "drop"),
+]
 
 
 def upcycle_and_verify(shared: Path, out: Path, model: str, request_name: str) -> Any:

@@ -8,11 +8,11 @@ from typing import Any
 
 import pytest
 import torch
-from helpers import MOE_CONFIGS, dense_gpt2, dense_llama, edit_tensors, moe_of, random_moe, save
+from helpers import MOE_CONFIGS, dense_gpt2, dense_llama, edit_tensors, moe_of, random_moe, save, tiny_tokenizer
 from transformers import AutoModelForCausalLM
 
 from smolmoe.errors import CheckpointError, SourceError
-from smolmoe.moe.loading import load_model
+from smolmoe.moe.loading import load_model, load_tokenizer
 from smolmoe.moe.streaming import StreamedModel, random_like
 
 BATCHES = [
@@ -163,6 +163,20 @@ def test_a_hook_sees_which_batch_is_in_flight(tmp_path: Path) -> None:
             layer.mlp.register_forward_hook(lambda *_: seen.append(streamed.current))
         list(streamed.logits(BATCHES))
     assert seen == [0, 1, 0, 1]
+
+
+def test_the_tokenizer_of_the_generic_model_is_the_dense_ones(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from transformers import PreTrainedConfig
+
+    def unknown(*args: Any, **options: Any) -> None:
+        raise AssertionError("transformers had to guess what kind of model this is")
+
+    save(generic("gpt2"), tmp_path / "moe")
+    assert load_tokenizer(tmp_path) is None
+    monkeypatch.setattr(PreTrainedConfig, "from_pretrained", classmethod(unknown))
+    monkeypatch.setattr("smolmoe.moe.loading.load_config", lambda folder: generic("gpt2").config)
+    tokenizer = load_tokenizer(tmp_path / "moe")
+    assert tokenizer("The sum")["input_ids"] == tiny_tokenizer()("The sum")["input_ids"]
 
 
 # What must be noticed before anything is run

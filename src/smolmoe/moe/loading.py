@@ -29,17 +29,21 @@ def load_config(folder: Path) -> Any:
     """
     from transformers import AutoConfig
 
-    path = folder / "config.json"
     try:
-        if json.loads(path.read_text(encoding="utf-8")).get("model_type") == GENERIC_TYPE:
+        if _model_type(folder) == GENERIC_TYPE:
             from smolmoe.moe.generic import SmolMoeConfig
 
             return SmolMoeConfig.from_pretrained(folder)
         return AutoConfig.from_pretrained(folder, trust_remote_code=False)
     except (ValueError, KeyError, TypeError, OSError) as error:
         raise SourceError(
-            f"the config cannot be used: {_first_line(error)}", field="config.json", value=str(path)
+            f"the config cannot be used: {_first_line(error)}", field="config.json", value=str(folder)
         ) from error
+
+
+def _model_type(folder: Path) -> Any:
+    path = folder / "config.json"
+    return json.loads(path.read_text(encoding="utf-8")).get("model_type") if path.is_file() else None
 
 
 def causal_lm_class(config: Any) -> Any:
@@ -71,8 +75,11 @@ def load_tokenizer(folder: Path) -> Any | None:
         return None
     from transformers import AutoTokenizer
 
+    # Which tokenizer class fits our generic model is for the dense model inside to say.
+    is_generic = _model_type(folder) == GENERIC_TYPE
+    options = {"config": load_config(folder).get_text_config()} if is_generic else {}
     try:
-        return AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
+        return AutoTokenizer.from_pretrained(folder, trust_remote_code=False, **options)
     except Exception as error:  # the tokenizers library raises bare Exception on a corrupt file
         raise SourceError(
             f"the tokenizer cannot be read: {_first_line(error)}", field="tokenizer", value=str(folder)
