@@ -99,5 +99,5 @@ def test_a_slow_machine_trains_fewer_steps_of_a_whole_schedule(blocks):
     before = {name: parameter.clone() for name, parameter in model.named_parameters()}
     settings = FitSettings(steps=50, batch=2)
     assert affordable_steps(model, blocks, settings, seconds=1000) == 50
-    assert affordable_steps(model, blocks, settings, seconds=1e-9) == 1
+    assert affordable_steps(model, blocks, settings, seconds=1e-9) == 17  # a third, rounded up
     assert all(torch.equal(before[name], parameter) for name, parameter in model.named_parameters())

@@ -30,20 +30,20 @@ class QuickstartSettings:
     """
 
     seed: int = 0
-    megabytes: float = 4.5
-    vocabulary: int = 4096
-    hidden: int = 192
+    megabytes: float = 5.0
+    vocabulary: int = 2048
+    hidden: int = 128
     layers: int = 4
-    intermediate: int = 512
-    heads: int = 3
-    kv_heads: int = 3
+    intermediate: int = 352
+    heads: int = 2
+    kv_heads: int = 2
     length: int = 256
     batch: int = 4
-    dense_steps: int = 900
-    dense_learning_rate: float = 3e-3
+    dense_steps: int = 1200
+    dense_learning_rate: float = 4e-3
     dense_seconds: float = 150
-    moe_batch: int = 8
-    moe_steps: int = 140
+    moe_batch: int = 4
+    moe_steps: int = 400
     moe_learning_rate: float = 1e-3
     moe_seconds: float = 90
     experts: int = 8

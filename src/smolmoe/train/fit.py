@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import copy
+import math
 import tempfile
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
+from itertools import pairwise
 from typing import Any
 
 import torch
 from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArguments
+
+LEAST = 1 / 3  # of the wanted steps: below that the model has learned too little to show anything
 
 
 @dataclass(frozen=True)
@@ -87,14 +91,15 @@ def fit(
 
 
 def affordable_steps(model: Any, blocks: torch.Tensor, settings: FitSettings, seconds: float) -> int:
-    """How many of the wanted steps fit into `seconds` on this machine, by trying a few on a copy of `model`.
+    """How many of the wanted steps, a third at least, fit into `seconds` here, by trying a few on a copy of `model`.
 
     A schedule must know its length beforehand: stopping the clock in the middle of one would leave the learning rate
     high, and the model worse than a shorter training does.
     """
-    tried = fit(copy.deepcopy(model), blocks, replace(settings, steps=6, warmup=1))
-    each = (tried[-1].seconds - tried[0].seconds) / 5  # the first one pays for what is set up once
-    return max(1, min(settings.steps, int(seconds / each)))
+    tried = fit(copy.deepcopy(model), blocks, replace(settings, steps=8, warmup=1))
+    # The fastest step tells what the machine can do; the others, what else it was doing at the time.
+    fastest = min(b.seconds - a.seconds for a, b in pairwise(tried))
+    return max(math.ceil(settings.steps * LEAST), min(settings.steps, int(seconds / fastest)))
 
 
 def bf16_is_fast() -> bool:
