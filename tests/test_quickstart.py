@@ -85,7 +85,7 @@ def test_both_models_went_on_with_the_same_batches(run):
     }
     # Before their first step the two models are the same function: the same loss means the same batch.
     assert first["moe-trained"]["loss"] == pytest.approx(first["dense-trained"]["loss"], abs=2e-2)
-    assert {row["tokens"] for row in first.values()} == {64 * (4 * 30 + 8)}
+    assert {row["tokens"] for row in first.values()} == {64 * (SETTINGS.batch * 30 + SETTINGS.moe_batch)}
 
 
 def test_the_metrics_are_the_whole_curve(run):
@@ -97,7 +97,7 @@ def test_the_metrics_are_the_whole_curve(run):
         assert len(held_out) == 5 if stage == "moe-trained" else 4
         tokens = [row["tokens"] for row in held_out]
         assert tokens == sorted(tokens)
-    boundary = [row for row in found if row["kind"] == "held_out" and row["tokens"] == 64 * 4 * 30]
+    boundary = [row for row in found if row["kind"] == "held_out" and row["tokens"] == 64 * SETTINGS.batch * 30]
     assert [(row["stage"], row["loss"]) for row in boundary] == [
         ("dense", run.boundary.dense.loss),
         ("moe-trained", run.boundary.moe.loss),

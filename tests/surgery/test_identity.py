@@ -110,55 +110,59 @@ def _conversions(
                 made = plan(name, **options, target=target)
             except TargetError:
                 continue
-            key = f"{request} -> {made.target.name}"
+            key = f"{name}: {request} -> {made.target.name}"
             if key in pairs:
                 continue
-            object.__setattr__(made.recipe, "out", work / key.replace(" ", "_").replace(">", "to"))
+            object.__setattr__(made.recipe, "out", work / f"{name}_{len(pairs)}")
             pairs[key] = (zoo.folder(name), convert(made))
     return pairs
 
 
-@pytest.mark.parametrize("name", list(zoo.ZOO))
-def test_exact_requests_keep_the_function(name: str, tmp_path: Path) -> None:
-    if name in FULL:
-        _check(name, tmp_path, _conversions(name, tmp_path, list(REQUESTS), ["auto"]))
-    else:
-        _check(name, tmp_path, _conversions(name, tmp_path, QUICK, ["auto"]))
+@pytest.mark.parametrize("name", FULL)
+def test_every_exact_request_keeps_the_function(name: str, tmp_path: Path) -> None:
+    _check([name], tmp_path, list(REQUESTS), ["auto"])
+
+
+# A few families in one child process: starting it takes longer than what it does.
+@pytest.mark.parametrize("part", range(4))
+def test_every_family_keeps_the_function(part: int, tmp_path: Path) -> None:
+    _check([name for name in zoo.ZOO if name not in FULL][part::4], tmp_path, QUICK, ["auto"])
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", list(zoo.ZOO))
 def test_every_exact_request_on_every_target(name: str, tmp_path: Path) -> None:
-    _check(name, tmp_path, _conversions(name, tmp_path, list(REQUESTS), [*NATIVE, "generic"]))
+    _check([name], tmp_path, list(REQUESTS), [*NATIVE, "generic"])
 
 
-def _check(name: str, tmp_path: Path, pairs: dict[str, tuple[Path, Path]]) -> None:
-    broken = tmp_path / "broken"  # the negative control: a comparison that cannot fail proves nothing
-    made = plan(name, experts=4)
-    object.__setattr__(made.recipe, "out", broken)
-    convert(made)
-    edit_tensors(broken, _halve_down)
-    results = stock_results(pairs | {"broken": (zoo.folder(name), broken)}, tmp_path)
-    control = results.pop("broken")
-    assert control["plain"] > 1e-3
-    for key, found in results.items():
-        target = MOE_TARGETS[key.split(" -> ")[1]]
-        assert found["class"] == target.architecture, key
+def _check(names: Sequence[str], work: Path, requests: Sequence[str], targets: Sequence[str]) -> None:
+    pairs = {key: pair for name in names for key, pair in _conversions(name, work, requests, targets).items()}
+    for name in names:  # the negative control: a comparison that cannot fail proves nothing
+        made = plan(name, experts=4)
+        object.__setattr__(made.recipe, "out", work / f"broken_{name}")
+        pairs[f"{name}: broken"] = (zoo.folder(name), convert(made))
+        edit_tensors(made.recipe.out, _lose_neurons)
+    for key, found in stock_results(pairs, work).items():
+        if key.endswith("broken"):
+            assert found["plain"] > 1e-3, key
+            continue
+        assert found["class"] == MOE_TARGETS[key.split(" -> ")[1]].architecture, key
         assert found["tokens"], key
         assert max(found["plain"], found["padded"], found["cached"]) <= 1e-5, (key, found)
 
 
-def _halve_down(tensors: dict[str, Any]) -> None:
+def _lose_neurons(tensors: dict[str, Any]) -> None:
+    """Every second neuron. A wrong scale would not do: OLMo 2 and Gemma 2 normalise it away."""
     for key in tensors:
         if ".w2." in key or "down_proj" in key or "output_linear" in key:
-            tensors[key] *= 0.5
+            tensors[key][..., ::2] = 0
 
 
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
 def test_files_in_16_bits_hold_the_same_function(dtype: str, tmp_path: Path) -> None:
     """Computed in float32, powers of two lose nothing: equal to the dense model's own 16-bit files."""
     pairs = {}
-    for request in ("copies", "split", "full", "width split", "residual"):
+    for request in ("copies", "full split", "width split", "residual"):
         made = plan("llama", **REQUESTS[request])
         object.__setattr__(made.recipe, "source", str(zoo.folder("llama", dtype=dtype)))
         from smolmoe.checkpoint import open_checkpoint
@@ -182,22 +186,22 @@ def test_config_says_nothing_that_the_class_does_not_know(name: str, tmp_path: P
                 made = plan(name, shared=shared, target=target, experts=4)
             except Exception:
                 continue
-            known = AutoConfig.for_model(target).to_dict()
-            read = AutoConfig.for_model(target, **{k: v for k, v in made.config.items() if k != "model_type"}).to_dict()
+            known = AutoConfig.for_model(target)
+            read = AutoConfig.for_model(target, **{k: v for k, v in made.config.items() if k != "model_type"})
             for key, value in made.config.items():
                 if key in ("transformers_version", "partial_rotary_factor"):
                     continue
                 if key == "sliding_window" and not value:
-                    assert not read[key]  # Qwen2Moe writes 0 for none
+                    assert not getattr(read, key)  # Qwen2Moe writes 0 for none
                     continue
-                assert str(read[key]).removeprefix("torch.") == str(value), (target, key)
-                assert key in known or key in ("architectures", "head_dim", "num_nextn_predict_layers"), (target, key)
+                assert str(getattr(read, key)).removeprefix("torch.") == str(value), (target, key)
+                assert hasattr(known, key) or key == "head_dim", (target, key)
             source = made.spec.config
             for key in ("bos_token_id", "eos_token_id", "pad_token_id", "rope_parameters", "rms_norm_eps"):
                 if key == "rope_parameters":
-                    assert source[key].items() <= read[key].items()
+                    assert source[key].items() <= read.rope_parameters.items()
                 else:
-                    assert read[key] == source[key], (target, key)
+                    assert getattr(read, key) == source[key], (target, key)
 
 
 def test_text_becomes_the_same_tokens(tmp_path: Path) -> None:

@@ -87,7 +87,7 @@ def test_claims() -> None:
     rounded = plan(**thirds, dtype="bfloat16").claim
     assert rounded.kind == "rounded"
     assert rounded.predicted_ffn_error is not None
-    assert plan(granularity=4, top_k=4, dtype="bfloat16").claim.kind == "exact"
+    assert plan(granularity=2, dtype="bfloat16").claim.kind == "exact"
     other = str(zoo.folder("llama", seed=1))
     assert plan(expert={"a": other, "b": other}).claim.kind == "none"
 

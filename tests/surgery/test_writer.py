@@ -10,6 +10,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from safetensors import safe_open
@@ -227,3 +228,37 @@ def test_a_tensor_larger_than_a_chunk_is_whole(tmp_path: Path, monkeypatch: pyte
     assert torch.equal(load(tmp_path)["a"], source.read(name).bfloat16())
     assert sum(seen) == cast.nbytes
     assert len(seen) > 100
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float16", "bfloat16"])
+def test_rounding_without_torch_is_torch_s(dtype: str) -> None:
+    """Ties, subnormals and negative zero included."""
+    rng = np.random.default_rng(0)
+    values = (rng.standard_normal(20_000) * 10.0 ** rng.integers(-6, 3, 20_000)).astype(np.float32)
+    ties = np.array([0.0, -0.0, 1 + 2**-8, 1 + 3 * 2**-8, 1 + 2**-11, -(1 + 3 * 2**-11), 1e-41], dtype=np.float32)
+    values = np.concatenate([values, ties])
+    expected = torch.from_numpy(values).to(getattr(torch, dtype))
+    ours = torch.frombuffer(bytearray(writer._numpy_bytes(values, dtype)), dtype=getattr(torch, dtype))
+    assert torch.equal(ours.view(torch.uint8), expected.view(torch.uint8))
+
+
+def test_copies_need_neither_torch_nor_transformers(tmp_path: Path) -> None:
+    """Their import takes longer than the conversion of a small model."""
+    code = (
+        "import sys; sys.argv = ['smolmoe', 'upcycle', *sys.argv[1:], '--no-verify']\n"
+        "from smolmoe.cli import main\n"
+        "try: main()\n"
+        "finally: assert not {'torch', 'transformers'} & set(sys.modules)\n"
+    )
+    source = tmp_path / "bf16"
+    zoo.build("llama").bfloat16().save_pretrained(source)
+    tokenizer = zoo.folder("llama") / "tokenizer.json"
+    (source / "tokenizer.json").write_bytes(tokenizer.read_bytes())
+    (source / "tokenizer_config.json").write_text('{"tokenizer_class": "PreTrainedTokenizerFast"}')
+    run = subprocess.run(
+        [sys.executable, "-c", code, str(source), str(tmp_path / "moe")], capture_output=True, text=True
+    )
+    assert run.returncode == 0, run.stderr
+    from transformers import AutoModelForCausalLM
+
+    AutoModelForCausalLM.from_pretrained(tmp_path / "moe")

@@ -1,6 +1,6 @@
 """Mistral: Llama with one sliding window for all layers, or none."""
 
-from smolmoe.families.llama import LLAMA_MLP
+from smolmoe.families.llama import COMMON_DEFAULTS, LLAMA_MLP
 from smolmoe.families.types import DenseFamily
 
 FAMILY = DenseFamily(
@@ -9,4 +9,11 @@ FAMILY = DenseFamily(
     mlp=LLAMA_MLP,
     targets=("mixtral", "granitemoeshared", "qwen2_moe", "glm4_moe"),
     windows="global",
+    defaults={
+        **COMMON_DEFAULTS,
+        "num_key_value_heads": 8,
+        "bos_token_id": 1,
+        "eos_token_id": 2,
+        "sliding_window": 4096,
+    },
 )

@@ -1,6 +1,6 @@
 """OLMo 2: norms after attention and FFN (the FFN reads the raw residual), and a norm over the whole q and k."""
 
-from smolmoe.families.llama import LLAMA_MLP
+from smolmoe.families.llama import COMMON_DEFAULTS, LLAMA_MLP
 from smolmoe.families.types import DenseFamily
 
 FAMILY = DenseFamily(
@@ -11,4 +11,5 @@ FAMILY = DenseFamily(
     attention_bias="config",
     qk_norm="full",
     norms=("post_attention_layernorm", "post_feedforward_layernorm"),
+    defaults={**COMMON_DEFAULTS, "pad_token_id": 1, "eos_token_id": 50279, "attention_bias": False},
 )

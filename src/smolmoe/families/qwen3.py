@@ -1,6 +1,6 @@
 """Qwen3: Llama with a norm over each head of q and k, and a sliding window on chosen layers."""
 
-from smolmoe.families.llama import LLAMA_MLP
+from smolmoe.families.llama import COMMON_DEFAULTS, LLAMA_MLP
 from smolmoe.families.types import DenseFamily
 
 FAMILY = DenseFamily(
@@ -11,4 +11,13 @@ FAMILY = DenseFamily(
     attention_bias="config",
     qk_norm="head",
     windows="layers",
+    defaults={
+        **COMMON_DEFAULTS,
+        "num_key_value_heads": 32,
+        "use_sliding_window": False,
+        "sliding_window": 4096,
+        "max_window_layers": 28,
+        "head_dim": 128,
+        "attention_bias": False,
+    },
 )

@@ -2,24 +2,39 @@
 
 from __future__ import annotations
 
+import json
+from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 from smolmoe.errors import SourceError
 from smolmoe.families import DENSE_FAMILIES
+from smolmoe.families.settings import known_settings
 from smolmoe.families.types import DenseFamily, DenseSpec, MlpLayout
 
 _MOE_KEYS = ("num_local_experts", "num_experts", "n_routed_experts", "moe_num_experts", "moe_layers")
 
 
-def describe(config: Any) -> DenseSpec:
-    """What the dense model of this config is.
-
-    Args:
-        config: a transformers PreTrainedConfig.
+def read_spec(folder: Path) -> DenseSpec:
+    """What the dense model in a folder is, from its config.json.
 
     Raises:
         SourceError: not a dense decoder-only causal language model, or its FFN cannot be found.
     """
+    path = folder / "config.json"
+    try:
+        settings = known_settings(json.loads(path.read_text(encoding="utf-8")))
+    except (ValueError, TypeError, AttributeError) as error:
+        raise SourceError(f"not a config: {error}.", field="config.json", value=str(path)) from error
+    if settings is not None:
+        return _describe(SimpleNamespace(**settings), settings)
+    from smolmoe.moe.loading import load_config
+
+    config = load_config(folder)
+    return _describe(config, config.to_dict())
+
+
+def _describe(config: Any, settings: dict[str, Any]) -> DenseSpec:
     _refuse_what_is_not_dense(config)
     family = DENSE_FAMILIES.get(config.model_type)
     layers = int(config.num_hidden_layers)
@@ -42,7 +57,7 @@ def describe(config: Any) -> DenseSpec:
         windows=_windows(config, family, layers),
         tied=bool(config.tie_word_embeddings),
         mlp=mlp,
-        config=config.to_dict(),
+        config=settings,
     )
 
 

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
 
@@ -66,7 +66,8 @@ class DenseFamily:
         qk_norm: "none", "head" (over each head) or "full" (over the whole projection).
         windows: where a sliding window may act: "none", "global" (every layer the same) or "layers" (`layer_types`).
         norms: the layer's norms by tensor name.
-        ffn_norm: the norm whose output the FFN reads, or None where it reads the residual stream itself.
+        defaults: what the config class assumes for settings that a config.json may leave out.
+        own_tokenizer: transformers splits text by a rule of this model type's own, whatever the tokenizer's files say.
     """
 
     model_type: str
@@ -78,6 +79,8 @@ class DenseFamily:
     qk_norm: str = "none"
     windows: str = "none"
     norms: tuple[str, ...] = ("input_layernorm", "post_attention_layernorm")
+    defaults: Mapping[str, Any] = field(default_factory=dict)
+    own_tokenizer: bool = False
 
 
 @dataclass(frozen=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from importlib.metadata import version
 from typing import Any
 
 from smolmoe.families import DenseSpec, MoeTarget
@@ -33,14 +34,12 @@ def moe_config(
     recipe: UpcycleRecipe, spec: DenseSpec, target: MoeTarget, layout: Layout, base: Source
 ) -> dict[str, Any]:
     """config.json of the result, as plain data."""
-    from transformers import __version__
-
     up = base.tensors[base.slot_name(layout.moe_layers[0], spec.mlp.up)]
     config: dict[str, Any] = {
         "architectures": [target.architecture],
         "model_type": "smolmoe" if target.name == "generic" else target.name,
         "dtype": recipe.dtype or up.dtype,
-        "transformers_version": __version__,
+        "transformers_version": version("transformers"),
         "output_router_logits": False,
     }
     if target.name == "generic":

@@ -100,7 +100,7 @@ def _carry_files(plan: Plan, work: Path) -> None:
                 shutil.copytree(path, work / path.name)
             else:
                 shutil.copyfile(path, work / path.name)
-    keep_tokenizer(folder, work)
+    keep_tokenizer(folder, work, plan.spec.family)
     if plan.target.name == "generic":
         shutil.copyfile(Path(__file__).parents[1] / "moe" / "generic.py", work / CODE_FILE)
 

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import TYPE_CHECKING
 
-import torch
-from torch import Tensor
+import numpy as np
 
 from smolmoe.checkpoint import Checkpoint
-from smolmoe.surgery.initialisers import add_noise, choose_neurons, generator, normal_rows, redraw_neurons
+from smolmoe.surgery.initialisers import Values, add_noise, choose_neurons, generator, normal, redraw_neurons
 from smolmoe.surgery.program import Block, Perturb
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 def block_values(
@@ -23,8 +26,12 @@ def block_values(
         seed: of every random stream.
         rows: values for blocks of fill "rows", by the block's stream: [E / repeat, D].
     """
+    import torch
+
     if not block.reads:
-        return _filled(block, seed, rows or {})
+        if block.fill != "rows":
+            return torch.from_numpy(filled(block, seed))
+        return (rows or {})[block.stream].float().repeat_interleave(block.repeat, dim=0)
     values = [_read(sources[read.source], read.tensor, block).float() for read in block.reads]
     mean = values[0] if len(values) == 1 else torch.stack(values).mean(0)
     mean = mean.reshape(block.shape)
@@ -55,12 +62,9 @@ def _perturbed(values: Tensor, perturb: Perturb, seed: int, stream: str) -> Tens
     return redraw_neurons(values, neurons, perturb.axis, rng)
 
 
-def _filled(block: Block, seed: int, rows: Mapping[str, Tensor]) -> Tensor:
+def filled(block: Block, seed: int) -> Values:
+    """Values of a block that copies nothing and whose rows are not supplied."""
     if block.fill == "zeros":
-        return torch.zeros(block.shape)
-    once = (block.shape[0] // block.repeat, *block.shape[1:])
-    if block.fill == "normal":
-        values = normal_rows(once, block.std, generator(seed, block.stream))
-    else:
-        values = rows[block.stream].float()
-    return values.repeat_interleave(block.repeat, dim=0)
+        return np.zeros(block.shape, dtype=np.float32)
+    once = normal((block.shape[0] // block.repeat, *block.shape[1:]), generator(seed, block.stream))
+    return (once * np.float32(block.std)).repeat(block.repeat, axis=0)

@@ -1,35 +1,48 @@
-"""Pure initialisers: values in, values out, every draw from the generator that is given. All in float32."""
+"""Pure initialisers: values in, values out, every draw from the generator that is given. All in float32.
+
+Draws are NumPy's, from a counter-based generator that is keyed by name: the same on every machine and version of torch,
+and a conversion that only copies needs no torch at all.
+"""
 
 from __future__ import annotations
 
 import hashlib
+from typing import TYPE_CHECKING
 
-import torch
-from torch import Tensor
+import numpy as np
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+Values = np.ndarray[tuple[int, ...], np.dtype[np.float32]]
 
 
-def generator(seed: int, stream: str) -> torch.Generator:
+def generator(seed: int, stream: str) -> np.random.Generator:
     """A random stream of its own for every name, so that no block's values depend on what was drawn before."""
-    digest = hashlib.blake2b(f"{seed}/{stream}".encode(), digest_size=8).digest()
-    return torch.Generator().manual_seed(int.from_bytes(digest, "little") >> 1)
+    digest = hashlib.blake2b(f"{seed}/{stream}".encode(), digest_size=16).digest()
+    return np.random.Generator(np.random.Philox(key=int.from_bytes(digest, "little")))
 
 
-def normal_rows(shape: tuple[int, ...], std: float, rng: torch.Generator) -> Tensor:
-    """N(0, std) of this shape."""
-    return torch.randn(shape, generator=rng) * std
+def normal(shape: tuple[int, ...], rng: np.random.Generator) -> Values:
+    """N(0, 1) of this shape."""
+    return rng.standard_normal(shape, dtype=np.float32)
 
 
-def add_noise(values: Tensor, std: float, rng: torch.Generator) -> Tensor:
+def add_noise(values: Tensor, std: float, rng: np.random.Generator) -> Tensor:
     """values + N(0, std), as in the noise variant of Drop-Upcycling (arXiv 2502.19261)."""
-    return values + torch.randn(values.shape, generator=rng) * std
+    import torch
+
+    return values + torch.from_numpy(normal(tuple(values.shape), rng)) * std
 
 
-def choose_neurons(count: int, ratio: float, rng: torch.Generator) -> Tensor:
+def choose_neurons(count: int, ratio: float, rng: np.random.Generator) -> Tensor:
     """floor(ratio * count) of the neurons 0..count-1, ascending."""
-    return torch.randperm(count, generator=rng)[: int(ratio * count)].sort().values
+    import torch
+
+    return torch.from_numpy(np.sort(rng.permutation(count)[: int(ratio * count)]))
 
 
-def redraw_neurons(values: Tensor, neurons: Tensor, axis: int, rng: torch.Generator) -> Tensor:
+def redraw_neurons(values: Tensor, neurons: Tensor, axis: int, rng: np.random.Generator) -> Tensor:
     """Replace the chosen neurons by N(mean, std) of the values they had, mean and std over all of them together.
 
     Drop-Upcycling (arXiv 2502.19261).
@@ -38,8 +51,10 @@ def redraw_neurons(values: Tensor, neurons: Tensor, axis: int, rng: torch.Genera
         values: [I, D] (axis 0), [D, I] (axis 1), or a bias [I].
         neurons: indices along `axis`.
     """
+    import torch
+
     replaced = values.index_select(axis, neurons)
     if replaced.numel() < 2:  # no spread to draw from
         return values
-    fresh = torch.randn(replaced.shape, generator=rng) * replaced.std() + replaced.mean()
+    fresh = torch.from_numpy(normal(tuple(replaced.shape), rng)) * replaced.std() + replaced.mean()
     return values.index_copy(axis, neurons, fresh)

@@ -8,9 +8,8 @@ from typing import Any
 from smolmoe.checkpoint import open_checkpoint
 from smolmoe.families import MOE_TARGETS, DenseSpec, MoeTarget
 from smolmoe.families.resolve import candidates, refusals, source_refusals
-from smolmoe.families.spec import describe
+from smolmoe.families.spec import read_spec
 from smolmoe.families.types import MoeSizes
-from smolmoe.moe.loading import load_config
 from smolmoe.surgery.plan import Parameters, count_dense
 from smolmoe.surgery.sources import BASE, source_tensors
 
@@ -70,7 +69,7 @@ def inspect(source: str, *, revision: str | None = None) -> Inspection:
         SmolmoeError: not a dense decoder-only checkpoint, or damaged.
     """
     checkpoint = open_checkpoint(source, revision=revision)
-    spec = describe(load_config(checkpoint.folder))
+    spec = read_spec(checkpoint.folder)
     tensors = source_tensors(checkpoint, spec, BASE).tensors
     return Inspection(
         source=source,

@@ -12,8 +12,7 @@ from smolmoe.claim import Claim
 from smolmoe.errors import CheckpointError, SourceError
 from smolmoe.families import DenseSpec, MoeTarget
 from smolmoe.families.resolve import resolve
-from smolmoe.families.spec import describe
-from smolmoe.moe.loading import load_config
+from smolmoe.families.spec import read_spec
 from smolmoe.recipe import UpcycleRecipe
 from smolmoe.surgery.claim import make_claim
 from smolmoe.surgery.configs import moe_config
@@ -106,7 +105,7 @@ def make_plan(recipe: UpcycleRecipe, base: Checkpoint, specialists: dict[str, Ch
     Raises:
         SmolmoeError: a subclass that says what is wrong with the source or the request.
     """
-    spec = describe(load_config(base.folder))
+    spec = read_spec(base.folder)
     layout = lay_out(recipe, spec)
     target = resolve(recipe.target, spec, layout.sizes(spec))
     sources = {BASE: source_tensors(base, spec, BASE)}

@@ -142,7 +142,7 @@ def kmeans(x: Tensor, count: int, rng: Any) -> Tensor:
 
     if count == 1:
         return x.mean(0, keepdim=True)
-    centroids = x[torch.randperm(len(x), generator=rng)[:count]].clone()
+    centroids = x[torch.from_numpy(rng.permutation(len(x))[:count])].clone()
     for _ in range(_KMEANS_ROUNDS):
         nearest = torch.cdist(x, centroids).argmin(1)
         sums = torch.zeros_like(centroids).index_add_(0, nearest, x)

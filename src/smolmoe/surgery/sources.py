@@ -10,7 +10,7 @@ from pathlib import Path
 from smolmoe.checkpoint import FLOAT_DTYPES, Checkpoint
 from smolmoe.errors import CheckpointError, RequestError, SourceError
 from smolmoe.families import DenseSpec, Slot
-from smolmoe.moe.loading import load_config
+from smolmoe.families.spec import read_spec
 
 BASE = "base"
 # Buffers that old checkpoints carry and no class loads.
@@ -204,7 +204,7 @@ def specialist_tensors(name: str, checkpoint: Checkpoint, base: Source) -> Sourc
         RequestError: naming the first difference.
     """
     option, where = f"expert {name}", str(checkpoint.folder)
-    config, expected = load_config(checkpoint.folder).to_dict(), base.spec.config
+    config, expected = read_spec(checkpoint.folder).config, base.spec.config
     for key in _SAME_SETTINGS:
         if config.get(key) != expected.get(key):
             raise RequestError(

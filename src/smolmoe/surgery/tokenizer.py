@@ -11,21 +11,33 @@ import json
 from pathlib import Path
 from typing import Any
 
-from smolmoe.moe.loading import load_tokenizer
+from smolmoe.families import DenseFamily
+from smolmoe.files import write_json
 
 _PLAIN_CLASS = "TokenizersBackend"  # reads tokenizer.json as it stands
 
 
-def keep_tokenizer(source: Path, out: Path) -> None:
+# Where the files name one of these, they are read as they stand beside any config but that of a type with own rules.
+_PLAIN_CLASSES = (_PLAIN_CLASS, "PreTrainedTokenizerFast")
+
+
+def keep_tokenizer(source: Path, out: Path, family: DenseFamily | None) -> None:
     """Make the tokenizer in `out` act as the source's; the config is written and the tokenizer's files are copied."""
+    if family is not None and not family.own_tokenizer and _settings(source).get("tokenizer_class") in _PLAIN_CLASSES:
+        return
+    from smolmoe.moe.loading import load_tokenizer
+
     theirs = load_tokenizer(source)
     rules = _rules(theirs)
     if rules is None or _rules(load_tokenizer(out)) == rules:
         return
     (out / "tokenizer.json").write_text(rules, encoding="utf-8")
-    path = out / "tokenizer_config.json"
-    settings = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
-    path.write_text(json.dumps(settings | {"tokenizer_class": _PLAIN_CLASS}, indent=2) + "\n", encoding="utf-8")
+    write_json(out / "tokenizer_config.json", _settings(out) | {"tokenizer_class": _PLAIN_CLASS})
+
+
+def _settings(folder: Path) -> dict[str, Any]:
+    path = folder / "tokenizer_config.json"
+    return dict(json.loads(path.read_text(encoding="utf-8"))) if path.is_file() else {}
 
 
 def _rules(tokenizer: Any) -> str | None:

@@ -18,8 +18,12 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from smolmoe.checkpoint import DTYPE_CODES, INDEX_FILE, SINGLE_FILE, Checkpoint
 from smolmoe.errors import OutputError, RequestError
+from smolmoe.surgery.evaluate import block_values, filled
+from smolmoe.surgery.initialisers import Values
 from smolmoe.surgery.program import Block, OutTensor
 
 if TYPE_CHECKING:
@@ -149,14 +153,28 @@ class _Values:
         return bool(block.reads) and block.perturb is None and not block.transposed and block.axis == 0
 
     def _compute(self, out: Any, block: Block, dtype: str, progress: Progress) -> None:
-        import torch
-
-        from smolmoe.surgery.evaluate import block_values
-
-        values = block_values(block, self._sources, self._seed, self._rows).to(getattr(torch, dtype)).contiguous()
-        data = values.reshape(-1).view(torch.uint8).numpy()
-        _write_all(out, data.data)
+        if block.reads or block.fill == "rows":
+            data = _torch_bytes(block_values(block, self._sources, self._seed, self._rows), dtype)
+        else:
+            data = _numpy_bytes(filled(block, self._seed), dtype)
+        _write_all(out, data)
         progress(data.nbytes)
+
+
+def _torch_bytes(values: Tensor, dtype: str) -> memoryview:
+    import torch
+
+    return values.to(getattr(torch, dtype)).contiguous().reshape(-1).view(torch.uint8).numpy().data
+
+
+def _numpy_bytes(values: Values, dtype: str) -> memoryview:
+    """As `_torch_bytes`, without torch: a conversion that only copies needs it for nothing else."""
+    if dtype != "bfloat16":
+        return values.astype(dtype).reshape(-1).view(np.uint8).data
+    bits = values.reshape(-1).view(np.uint32)
+    # Round to nearest, ties to even: half of what is cut off, less one where the last bit that stays is 0.
+    rounded = (bits + np.uint32(0x7FFF) + ((bits >> 16) & np.uint32(1))) >> 16
+    return rounded.astype(np.uint16).view(np.uint8).data
 
 
 def _row_chunks(block: Block) -> Iterator[Block]:
