@@ -9,7 +9,7 @@ import re
 import sys
 from pathlib import Path
 
-import click
+import typer.core
 import typer.main
 
 from smolmoe.cli import app
@@ -20,19 +20,19 @@ ROOT = Path(__file__).resolve().parents[1]
 
 def between(text: str, name: str, content: str) -> str:
     """`text` with what stands between the markers of `name` replaced."""
-    pattern = re.compile(rf"(<!-- {name} -->\n).*?(\n<!-- /{name} -->)", re.DOTALL)
+    pattern = re.compile(rf"(<!-- {name} -->\n).*?(<!-- /{name} -->)", re.DOTALL)
     if not pattern.search(text):
         raise SystemExit(f"no markers for {name}")
-    return pattern.sub(lambda match: match[1] + content + match[2], text)
+    return pattern.sub(lambda match: match[1] + content + "\n" + match[2], text)
 
 
 def cli_page() -> str:
     """The help of every command, as a reader of the terminal sees it."""
     group = typer.main.get_command(app)
+    assert isinstance(group, typer.core.TyperGroup)
     parts = ["# Command line\n\nGenerated from the program by `make docs`.\n"]
-    commands = group.commands.items() if isinstance(group, click.Group) or hasattr(group, "commands") else []
-    for name, command in commands:
-        context = command.make_context(name, [], resilient_parsing=True, info_name=f"smolmoe {name}", max_content_width=110)
+    for name, command in group.commands.items():
+        context = typer.Context(command, info_name=f"smolmoe {name}", max_content_width=110, terminal_width=110)
         parts.append(f"## smolmoe {name}\n\n```\n{command.get_help(context).rstrip()}\n```\n")
     return "\n".join(parts)
 

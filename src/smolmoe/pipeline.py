@@ -98,7 +98,8 @@ def run_upcycle(recipe: UpcycleRecipe, *, dry_run: bool = False, report: Report 
     base = open_checkpoint(recipe.source, revision=recipe.revision)
     specialists = {name: open_checkpoint(path, field=f"expert {name}") for name, path in recipe.expert.items()}
     plan = make_plan(recipe, base, specialists)
-    check_room(plan)
+    if not dry_run:
+        check_room(plan)
     router = _router_rows(plan, report)
     if recipe.verify:
         plan = _predict(plan, router, report)
