@@ -40,5 +40,10 @@ TARGET = MoeTarget(
     attention_bias=("none", "qkv", "qkvo"),
     zero_biases=(("qkv", ("o_proj",)),),  # its attention_bias gives all four or none
     shared="optional",
-    runs=(("transformers", "yes"), ("vLLM", "yes"), ("SGLang", "not known"), ("llama.cpp", "yes; with biases not known")),
+    runs=(
+        ("transformers", "yes"),
+        ("vLLM", "yes"),
+        ("SGLang", "not known"),
+        ("llama.cpp", "yes; with biases not known"),
+    ),
 )
