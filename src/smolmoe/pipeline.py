@@ -115,7 +115,7 @@ def run_upcycle(recipe: UpcycleRecipe, *, dry_run: bool = False, report: Report 
     rows = router.rows if router else None
     out = convert(plan, rows=rows, router=router.to_json() if router else None, progress=progress)
     verification = _verify(plan, out, report) if recipe.verify else None
-    return UpcycleResult(out, plan, router, verification, time.monotonic() - start, False)
+    return UpcycleResult(recipe.out, plan, router, verification, time.monotonic() - start, False)
 
 
 def _router_rows(plan: Plan, report: Report) -> RouterRows | None:

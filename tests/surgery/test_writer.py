@@ -185,7 +185,14 @@ def test_interrupted(number: signal.Signals, tmp_path: Path) -> None:
     out = written(plan(seed=5), tmp_path / "moe")
     before = load(out)
     code = _SLOW_RUN.format(source=str(zoo.folder("llama")), out=str(out))
-    run = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    run = subprocess.Popen(
+        [sys.executable, "-c", code],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        # A shell's background job, as this test may be, ignores Ctrl-C, and its children inherit that.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
+    )
     assert run.stdout is not None
     for _ in range(10):
         assert run.stdout.readline() == "writing\n"

@@ -111,5 +111,8 @@ def progress(show: bool) -> Iterator[Any]:
 
 
 def _log(stage: str, done: int, total: int) -> None:
-    if done in (0, total) and not (done and stage != "write"):
-        print(f"{_STAGES.get(stage, stage)} ..." if done == 0 else f"Written: {size(total)}", file=sys.stderr)
+    """A line per stage, for logs: when it starts, and when the writing is done."""
+    if done == 0:
+        print(f"{_STAGES.get(stage, stage)} ...", file=sys.stderr)
+    elif stage == "write" and done == total:
+        print(f"Written: {size(total)}", file=sys.stderr)
