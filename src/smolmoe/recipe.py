@@ -16,7 +16,6 @@ Router = Literal["random", "zero", "domains"]
 Centroids = Literal["mean", "kmeans"]
 Attention = Literal["average", "base"]
 Dtype = Literal["float32", "float16", "bfloat16"]
-TARGET_NAMES = ("auto", "mixtral", "qwen2_moe", "qwen3_moe", "granitemoeshared", "glm4_moe", "flex_olmo", "generic")
 
 
 class _Recipe(BaseModel):

@@ -62,10 +62,6 @@ class RunFolder:
         write_json(file, {**record, "wall_seconds": round(time.perf_counter() - start, 2)})
         return self.stage(name, make)
 
-    def is_done(self, name: str) -> bool:
-        """Whether the stage is finished."""
-        return (self.path / RECORDS / f"{name}.json").is_file()
-
     @contextmanager
     def folder(self, name: str) -> Iterator[Path]:
         """A folder to write into, which gets its `name` when all is written."""

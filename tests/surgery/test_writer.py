@@ -78,6 +78,15 @@ def test_averages_of_several_sources(tmp_path: Path) -> None:
     assert torch.equal(files[name], load(zoo.folder("llama"))[name])
 
 
+def test_a_sharded_source_gives_the_same_files(tmp_path: Path) -> None:
+    zoo.build("llama").save_pretrained(tmp_path / "sharded", max_shard_size="30KB")
+    assert len(list((tmp_path / "sharded").glob("*.safetensors"))) > 2
+    one = load(written(plan(shared="full", diversify="drop"), tmp_path / "one"))
+    many = load(written(plan(source=str(tmp_path / "sharded"), shared="full", diversify="drop"), tmp_path / "many"))
+    assert one.keys() == many.keys()
+    assert all(torch.equal(one[name], many[name]) for name in one)
+
+
 def test_shards_stay_under_their_size_and_are_indexed(tmp_path: Path) -> None:
     folder = written(plan(max_shard_size="30KB"), tmp_path / "moe")
     files = sorted(folder.glob("model-*.safetensors"))

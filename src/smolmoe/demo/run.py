@@ -20,12 +20,11 @@ if TYPE_CHECKING:
 
     from smolmoe.data.text import Document
     from smolmoe.evaluate.held_out import HeldOut
+    from smolmoe.pipeline import Report
     from smolmoe.report.boundary import BoundaryReport
     from smolmoe.train.fit import FitSettings
 
 logger = logging.getLogger(__name__)
-
-Report = Callable[[str, int, int], None]  # what is going on, done, total (0 of 0 where it cannot be said)
 
 SCHEMA_VERSION = 1
 BALANCE_WEIGHT = 0.01  # of the load-balancing loss that the MoE's own class adds (Switch, arXiv 2101.03961)

@@ -46,7 +46,7 @@ def check_room(plan: Plan) -> None:
     """
     parse_size(plan.recipe.max_shard_size)
     folders = [source.checkpoint.folder for source in plan.sources.values()]
-    check_output(plan.recipe.out.absolute(), plan.nbytes, folders, overwrite=plan.recipe.overwrite)
+    check_output(plan.recipe.out.resolve(), plan.nbytes, folders, overwrite=plan.recipe.overwrite)
 
 
 def convert(
@@ -100,7 +100,7 @@ def _carry_files(plan: Plan, work: Path) -> None:
                 shutil.copytree(path, work / path.name)
             else:
                 shutil.copyfile(path, work / path.name)
-    keep_tokenizer(folder, work, plan.spec.family)
+    keep_tokenizer(folder, work, plan.spec.family, native=plan.target.name != "generic")
     if plan.target.name == "generic":
         shutil.copyfile(Path(__file__).parents[1] / "moe" / "generic.py", work / CODE_FILE)
 

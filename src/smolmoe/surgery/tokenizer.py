@@ -21,15 +21,21 @@ _PLAIN_CLASS = "TokenizersBackend"  # reads tokenizer.json as it stands
 _PLAIN_CLASSES = (_PLAIN_CLASS, "PreTrainedTokenizerFast")
 
 
-def keep_tokenizer(source: Path, out: Path, family: DenseFamily | None) -> None:
-    """Make the tokenizer in `out` act as the source's; the config is written and the tokenizer's files are copied."""
+def keep_tokenizer(source: Path, out: Path, family: DenseFamily | None, *, native: bool) -> None:
+    """Make the tokenizer in `out` act as the source's; the config is written and the tokenizer's files are copied.
+
+    Args:
+        family: of the source, None where it is not known by heart.
+        native: `out` is of a class that transformers has. The generic model's type says nothing to it, while our own
+            loader reads the tokenizer as the dense model's: comparing would see no difference where others have one.
+    """
     if family is not None and not family.own_tokenizer and _settings(source).get("tokenizer_class") in _PLAIN_CLASSES:
         return
     from smolmoe.moe.loading import load_tokenizer
 
     theirs = load_tokenizer(source)
     rules = _rules(theirs)
-    if rules is None or _rules(load_tokenizer(out)) == rules:
+    if rules is None or (native and _rules(load_tokenizer(out)) == rules):
         return
     (out / "tokenizer.json").write_text(rules, encoding="utf-8")
     write_json(out / "tokenizer_config.json", _settings(out) | {"tokenizer_class": _PLAIN_CLASS})
