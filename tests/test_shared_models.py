@@ -49,7 +49,7 @@ def upcycle_and_verify(shared: Path, out: Path, model: str, request_name: str) -
         "seed_gpt2_1m3": options.get("granularity") == 11,  # 512 neurons have no 11 equal parts
     }
     if refused.get(model):
-        with pytest.raises(RequestError, match="multiple of|does not divide"):
+        with pytest.raises(RequestError, match=r"multiple of|does not divide"):
             upcycle(shared / "models" / model, out / "moe", **options)
         pytest.skip("refused, as it should be")
     result = upcycle(shared / "models" / model, out / "moe", **options)

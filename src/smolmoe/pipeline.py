@@ -175,22 +175,32 @@ def _verify(plan: Plan, out: Path, report: Report) -> Verification:
     return verification
 
 
-def estimate(plan: Plan) -> dict[str, Any]:
-    """What a conversion costs: bytes on disk, peak memory of the process and time, roughly.
+# Rough rates of a small machine: bytes a second that the kernel moves and flushes, and that are computed.
+_MOVED_RATE, _COMPUTED_RATE = 6e8, 1e8
+_BARE_MEMORY, _TORCH_MEMORY = 70_000_000, 400_000_000
 
-    Blocks that only move never enter the process; others are held in float32, one at a time, up to four copies of
-    the largest while it is drawn and cast.
+
+def estimate(plan: Plan) -> dict[str, Any]:
+    """What a conversion costs: bytes on disk, peak memory of the process and time without verification, roughly.
+
+    Blocks that only move never enter the process. The others are held in float32 one at a time, in up to four copies
+    while they are drawn, scaled and cast.
     """
-    moved = sum(b.size for t in plan.tensors for b in t.blocks if _only_moves(b))
-    total = sum(t.size for t in plan.tensors)
-    drawn = max((b.size for t in plan.tensors for b in t.blocks if not _only_moves(b)), default=0)
-    width = plan.nbytes / max(total, 1)
+    from smolmoe.surgery.writer import moved_range
+
+    sources = {name: source.checkpoint for name, source in plan.sources.items()}
+    computed = [
+        (block.size, block.size * tensor.nbytes // tensor.size, bool(block.reads))
+        for tensor in plan.tensors
+        for block in tensor.blocks
+        if moved_range(block, tensor.dtype, sources) is None
+    ]
+    with_torch = any(reads for _, _, reads in computed)
+    nbytes = sum(size for _, size, _ in computed)
+    largest = max((count for count, _, reads in computed if reads), default=0)
+    seconds = (5 if with_torch else 0.5) + (plan.nbytes - nbytes) / _MOVED_RATE + nbytes / _COMPUTED_RATE
     return {
         "disk_bytes": plan.nbytes,
-        "memory_bytes": 400_000_000 + 16 * drawn,
-        "seconds": round(5 + moved * width / 1e9 + (total - moved) * width / 1e8, 1),
+        "memory_bytes": (_TORCH_MEMORY if with_torch else _BARE_MEMORY) + 16 * largest,
+        "seconds": round(seconds, 1),
     }
-
-
-def _only_moves(block: Any) -> bool:
-    return len(block.reads) == 1 and block.scale == 1.0 and block.perturb is None and not block.transposed

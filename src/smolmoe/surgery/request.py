@@ -31,11 +31,6 @@ class Layout:
     shared_width: int
     moe_layers: tuple[int, ...]
 
-    @property
-    def groups(self) -> int:
-        """How many groups of G experts hold one whole FFN between them."""
-        return self.experts // self.granularity
-
     def sizes(self, spec: DenseSpec) -> MoeSizes:
         dense = [i for i in range(spec.layers) if i not in self.moe_layers]
         return MoeSizes(self.experts, self.top_k, self.width, self.shared_width, spec.ffn_size, dense)

@@ -112,6 +112,23 @@ def _header(tensors: Sequence[OutTensor]) -> bytes:
     return len(text).to_bytes(8, "little") + text
 
 
+def moved_range(block: Block, dtype: str, sources: Mapping[str, Checkpoint]) -> tuple[Path, int, int] | None:
+    """(file, offset, bytes) of the source range that a block is byte for byte, or None where it must be computed."""
+    if len(block.reads) != 1 or block.scale != 1.0 or block.perturb or block.transposed:
+        return None
+    read = block.reads[0]
+    checkpoint = sources[read.source]
+    info = checkpoint.tensors[read.tensor]
+    if checkpoint.dtype(read.tensor) != dtype:
+        return None
+    if block.span is None:
+        return info.file, info.offset, info.nbytes
+    if block.axis != 0:
+        return None
+    row = info.nbytes // info.shape[0]
+    return info.file, info.offset + block.span[0] * row, (block.span[1] - block.span[0]) * row
+
+
 class _Values:
     """Writes blocks: by moving bytes where nothing changes, else through float32."""
 
@@ -121,7 +138,7 @@ class _Values:
         self._rows = rows
 
     def write(self, out: Any, block: Block, dtype: str, progress: Progress) -> None:
-        moved = self._moves(block, dtype)
+        moved = moved_range(block, dtype, self._sources)
         if moved is not None:
             file, offset, nbytes = moved
             _copy_range(file, offset, nbytes, out, progress)
@@ -130,22 +147,6 @@ class _Values:
                 self._compute(out, part, dtype, progress)
         else:
             self._compute(out, block, dtype, progress)
-
-    def _moves(self, block: Block, dtype: str) -> tuple[Path, int, int] | None:
-        """(file, offset, bytes) of the source range that the block is byte for byte, or None."""
-        if len(block.reads) != 1 or block.scale != 1.0 or block.perturb or block.transposed:
-            return None
-        read = block.reads[0]
-        checkpoint = self._sources[read.source]
-        info = checkpoint.tensors[read.tensor]
-        if checkpoint.dtype(read.tensor) != dtype:
-            return None
-        if block.span is None:
-            return info.file, info.offset, info.nbytes
-        if block.axis != 0:
-            return None
-        row = info.nbytes // info.shape[0]
-        return info.file, info.offset + block.span[0] * row, (block.span[1] - block.span[0]) * row
 
     @staticmethod
     def _row_wise(block: Block) -> bool:
