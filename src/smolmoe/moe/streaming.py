@@ -235,8 +235,9 @@ def random_like(names: Iterable[str], seed: int) -> Transform:
             return tensor
         # By name, so that a layer that is read twice is the same both times.
         generator = torch.Generator().manual_seed(seed + zlib.crc32(name.encode()))
-        drawn = torch.randn(tensor.shape, generator=generator)
+        drawn = torch.randn(tensor.shape, generator=generator).to(tensor.device)
         values = tensor.float()
-        return (drawn.to(tensor.device) * values.std() + values.mean()).to(tensor.dtype)
+        # In place: a stack of experts can be gigabytes.
+        return drawn.mul_(values.std()).add_(values.mean()).to(tensor.dtype)
 
     return redraw
