@@ -179,6 +179,8 @@ def _specialists(pairs: list[str] | None) -> dict[str, str] | None:
 
 
 def _show_upcycled(result: UpcycleResult) -> None:
+    from smolmoe.pipeline import estimate
+
     plan = result.plan
     layout, moe, dense = plan.layout, plan.parameters, plan.dense_parameters
     where = f"would write {result.out}" if result.dry_run else str(result.out)
@@ -186,7 +188,6 @@ def _show_upcycled(result: UpcycleResult) -> None:
         f"{where}: {plan.target.architecture}, {layout.experts} experts of width {layout.width}, top-{layout.top_k}"
         + (f", shared expert of width {layout.shared_width}" if layout.shared_width else "")
     )
-    costs = result.to_json()["estimate"]
     rows: list[tuple[str, object]] = [
         ("layers", f"{len(layout.moe_layers)} of {plan.spec.layers} become MoE"),
         ("parameters", f"{count(moe.total)} total, {count(moe.active)} active per token (dense: {count(dense.total)})"),
@@ -194,6 +195,7 @@ def _show_upcycled(result: UpcycleResult) -> None:
         ("files", f"{plan.config['dtype']}, {size(plan.nbytes)}"),
     ]
     if result.dry_run:
+        costs = estimate(plan)
         rows.append(
             (
                 "needs",

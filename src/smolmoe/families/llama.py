@@ -27,5 +27,12 @@ FAMILY = DenseFamily(
     targets=("mixtral", "granitemoeshared", "qwen2_moe", "glm4_moe"),
     attention_bias="config",
     mlp_bias="mlp_bias",
-    defaults={**COMMON_DEFAULTS, "bos_token_id": 1, "eos_token_id": 2, "attention_bias": False, "mlp_bias": False},
+    defaults={
+        **COMMON_DEFAULTS,
+        "bos_token_id": 1,
+        "eos_token_id": 2,
+        "attention_bias": False,
+        "mlp_bias": False,
+        "head_dim": None,
+    },
 )

@@ -15,5 +15,6 @@ FAMILY = DenseFamily(
         "bos_token_id": 1,
         "eos_token_id": 2,
         "sliding_window": 4096,
+        "head_dim": None,
     },
 )

@@ -37,7 +37,7 @@ def known_settings(config: dict[str, Any]) -> dict[str, Any] | None:
         return None
     settings = {**family.defaults, **config, "rope_parameters": rope}
     settings["num_key_value_heads"] = settings.get("num_key_value_heads") or settings["num_attention_heads"]
-    if family.model_type in ("llama", "mistral"):
+    if "head_dim" in family.defaults:
         settings["head_dim"] = settings.get("head_dim") or settings["hidden_size"] // settings["num_attention_heads"]
     if family.windows == "layers":
         settings["sliding_window"] = settings["sliding_window"] if settings["use_sliding_window"] else None

@@ -49,4 +49,4 @@ def routed_output(x: Tensor, gates: Tensor, indices: Tensor, experts: Sequence[F
 
 def expert_load(indices: Tensor, experts: int) -> Tensor:
     """Share of all choices that falls on each expert, [E], from indices [T, K]; 1/E each when balanced."""
-    return torch.bincount(indices.reshape(-1), minlength=experts).float() / indices.numel()
+    return torch.bincount(indices.reshape(-1), minlength=experts).float() / max(1, indices.numel())

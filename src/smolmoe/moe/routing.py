@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 from smolmoe.errors import SourceError
+from smolmoe.moe import reference
 from smolmoe.moe.structure import find_layers
 
 # Where no recorder says where a router's logits are: at the end that does not hold the indices.
@@ -137,8 +138,7 @@ class RoutingCapture:
 
 def expert_load(routing: Routing) -> torch.Tensor:
     """[E]: the share of all choices that fell on each expert; 1/E each at perfect balance."""
-    counts = torch.bincount(routing.indices.flatten(), minlength=routing.experts)
-    return counts / max(1, routing.indices.numel())
+    return reference.expert_load(routing.indices, routing.experts)
 
 
 def dead_experts(routing: Routing) -> tuple[int, ...]:

@@ -97,14 +97,14 @@ def check_kernel(recipe: UpcycleRecipe, layout: Layout, base: Source) -> None:
 
 def _check_unused(recipe: UpcycleRecipe) -> None:
     needs = {
-        "noise_std": ("diversify", recipe.diversify == "noise", "--diversify noise"),
-        "drop_ratio": ("diversify", recipe.diversify == "drop", "--diversify drop"),
-        "drop_independent": ("diversify", recipe.diversify == "drop", "--diversify drop"),
-        "router_data": ("router", recipe.router == "domains", "--router domains"),
-        "router_centroids": ("router", recipe.router == "domains", "--router domains"),
-        "attention": ("expert", bool(recipe.expert), "--expert NAME=PATH"),
+        "noise_std": (recipe.diversify == "noise", "--diversify noise"),
+        "drop_ratio": (recipe.diversify == "drop", "--diversify drop"),
+        "drop_independent": (recipe.diversify == "drop", "--diversify drop"),
+        "router_data": (recipe.router == "domains", "--router domains"),
+        "router_centroids": (recipe.router == "domains", "--router domains"),
+        "attention": (bool(recipe.expert), "--expert NAME=PATH"),
     }
-    for field, (_, used, fix) in needs.items():
+    for field, (used, fix) in needs.items():
         if field in recipe.model_fields_set and not used:
             raise RequestError(
                 "given, but nothing in this request uses it.",

@@ -15,8 +15,6 @@ from smolmoe.families import DenseFamily
 from smolmoe.files import write_json
 
 _PLAIN_CLASS = "TokenizersBackend"  # reads tokenizer.json as it stands
-
-
 # Where the files name one of these, they are read as they stand beside any config but that of a type with own rules.
 _PLAIN_CLASSES = (_PLAIN_CLASS, "PreTrainedTokenizerFast")
 
