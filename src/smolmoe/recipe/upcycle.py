@@ -1,14 +1,13 @@
-"""What a user may ask for. Pydantic models only: this module imports no torch, and unknown keys are errors."""
+"""One conversion of a dense checkpoint into an MoE."""
 
 from __future__ import annotations
 
-import difflib
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import Field
 
-from smolmoe.errors import RequestError
+from smolmoe.recipe.base import Recipe
 
 Shared = Literal["none", "full", "residual"] | int
 Diversify = Literal["none", "noise", "drop"]
@@ -18,11 +17,7 @@ Attention = Literal["average", "base"]
 Dtype = Literal["float32", "float16", "bfloat16"]
 
 
-class _Recipe(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-
-class UpcycleRecipe(_Recipe):
+class UpcycleRecipe(Recipe):
     """One conversion of a dense checkpoint into an MoE. The axes are independent; the plan checks the combination."""
 
     source: str = Field(description="local folder or hub id of the dense model")
@@ -53,31 +48,3 @@ class UpcycleRecipe(_Recipe):
     max_shard_size: str = Field("5GB", description="largest file, e.g. 500MB or 5GB")
     overwrite: bool = Field(False, description="replace OUT if it is there")
     verify: bool = Field(True, description="reload what was written and measure it against the claim")
-
-
-R = TypeVar("R", bound=_Recipe)
-
-
-def parse(model: type[R], values: dict[str, Any]) -> R:
-    """Validate `values` as `model`.
-
-    Raises:
-        RequestError: for the first value that does not fit, with the nearest valid key where the key is unknown.
-    """
-    try:
-        return model.model_validate(values)
-    except ValidationError as error:
-        raise _request_error(model, error) from None
-
-
-def _request_error(model: type[_Recipe], error: ValidationError) -> RequestError:
-    first = error.errors(include_url=False)[0]
-    field = str(first["loc"][0]) if first["loc"] else model.__name__
-    if first["type"] == "extra_forbidden":
-        near = difflib.get_close_matches(field, model.model_fields, n=1)
-        fix = f"Did you mean {near[0]!r}?" if near else f"Known keys: {', '.join(model.model_fields)}."
-        return RequestError("unknown key.", field=field, value=first["input"], fix=fix)
-    described = model.model_fields[field].description if field in model.model_fields else ""
-    return RequestError(
-        f"{first['msg']}.", field=field, value=first["input"], fix=f"({described})" if described else None
-    )

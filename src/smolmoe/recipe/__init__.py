@@ -1,0 +1,18 @@
+"""What a user may ask for. Pydantic models only: this package imports no torch, and unknown keys are errors."""
+
+from smolmoe.recipe.base import Recipe, parse
+from smolmoe.recipe.data import DataRecipe, SourceRecipe
+from smolmoe.recipe.pipeline import PipelineRecipe, StageRecipe
+from smolmoe.recipe.train import TrainRecipe
+from smolmoe.recipe.upcycle import UpcycleRecipe
+
+__all__ = [
+    "DataRecipe",
+    "PipelineRecipe",
+    "Recipe",
+    "SourceRecipe",
+    "StageRecipe",
+    "TrainRecipe",
+    "UpcycleRecipe",
+    "parse",
+]
