@@ -12,11 +12,11 @@ if TYPE_CHECKING:
     from smolmoe.errors import SmolmoeError
     from smolmoe.generation import generate
     from smolmoe.moe import register
-    from smolmoe.pipeline import upcycle
     from smolmoe.proof.doctor import doctor
     from smolmoe.proof.verify import verify
     from smolmoe.recipe import UpcycleRecipe
     from smolmoe.surgery.inspection import inspect
+    from smolmoe.upcycling import upcycle
 
 # Imported on first use: `import smolmoe` costs nothing, and the recipes never need torch.
 _HOME = {
@@ -27,7 +27,7 @@ _HOME = {
     "inspect": "smolmoe.surgery.inspection",
     "quickstart": "smolmoe.demo.run",
     "register": "smolmoe.moe",
-    "upcycle": "smolmoe.pipeline",
+    "upcycle": "smolmoe.upcycling",
     "verify": "smolmoe.proof.verify",
 }
 

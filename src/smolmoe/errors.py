@@ -65,3 +65,7 @@ class DataError(SmolmoeError):
 
 class VerificationError(SmolmoeError):
     """The files as written do not do what the plan claimed."""
+
+
+class TrainingError(SmolmoeError):
+    """Training cannot go on: a loss that is no number, or a term that trains nothing."""

@@ -1,206 +1,206 @@
-"""Stages put together: what one command does from end to end."""
+"""Pipelines: stages in order, each in a folder of its own; what is done is not done again."""
 
 from __future__ import annotations
 
+import json
+import logging
+import re
+import shutil
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from smolmoe.checkpoint import open_checkpoint
-from smolmoe.errors import VerificationError
-from smolmoe.recipe import UpcycleRecipe, parse
+from smolmoe.errors import OutputError, RequestError
+from smolmoe.files import write_json
+from smolmoe.recipe import PipelineRecipe, StageRecipe, TrainRecipe, UpcycleRecipe, parse
+from smolmoe.recipe.files import merge
 
-if TYPE_CHECKING:
-    from smolmoe.claim import Claim
-    from smolmoe.proof.verify import Verification
-    from smolmoe.surgery.plan import Plan
-    from smolmoe.surgery.router_init import RouterRows
+logger = logging.getLogger(__name__)
 
-Report = Callable[[str, int, int], None]  # stage, done, total (bytes, or 0 of 0 where it cannot be said)
+RECORDS = "stages"
+_REFERENCE = re.compile(r"\{([a-z0-9][a-z0-9_-]*)(\.run)?\}")
+Report = Callable[[str, int, int], None]
 
 
 @dataclass(frozen=True)
-class UpcycleResult:
-    """What `upcycle` did.
+class PipelineResult:
+    """What a pipeline wrote.
 
     Attributes:
-        out: the folder written (or that would be, with dry_run).
-        plan: the conversion, its claim with predictions.
-        router: rows and predicted load, where the router was made from domains.
-        verification: what was measured on the written files; None with dry_run or verify=False.
-        seconds: wall time.
-        dry_run: nothing was written.
+        out: its folder.
+        stages: each stage's record, in order; `done` tells whether it was made now (True) or found (False).
     """
 
     out: Path
-    plan: Plan
-    router: RouterRows | None
-    verification: Verification | None
-    seconds: float
-    dry_run: bool
-
-    @property
-    def target(self) -> str:
-        return self.plan.target.name
-
-    @property
-    def claim(self) -> Claim:
-        return self.plan.claim
+    stages: dict[str, dict[str, Any]]
 
     def to_json(self) -> dict[str, Any]:
-        plan = self.plan
-        return {
-            "out": str(self.out),
-            "dry_run": self.dry_run,
-            "target": plan.target.name,
-            "architecture": plan.target.architecture,
-            "claim": plan.claim.to_json(),
-            "parameters": {"dense": plan.dense_parameters.to_json(), "moe": plan.parameters.to_json()},
-            "bytes": plan.nbytes,
-            "estimate": estimate(plan),
-            "warnings": list(plan.warnings),
-            "router": None if self.router is None else self.router.to_json(),
-            "verification": None if self.verification is None else self.verification.to_json(),
-            "seconds": round(self.seconds, 2),
-        }
+        return {"out": str(self.out), "stages": self.stages}
 
 
-def upcycle(
-    source: str | Path, out: str | Path, *, dry_run: bool = False, report: Report | None = None, **options: Any
-) -> UpcycleResult:
-    """Turn a dense causal language model into a Mixture-of-Experts.
+def run(recipe: PipelineRecipe, *, start: str | None = None, report: Report | None = None) -> PipelineResult:
+    """Run the stages of a pipeline that are not done yet.
+
+    A training that was interrupted goes on from its last whole checkpoint.
 
     Args:
-        source: local folder or hub id.
-        out: folder to write.
-        dry_run: plan, check and predict, but write nothing.
-        report: called as the work goes on.
-        **options: every other field of `UpcycleRecipe`.
+        start: do this stage and those after it again.
+        report: called as the work goes on, with "stage: what".
 
     Raises:
-        SmolmoeError: a subclass naming the field, the value and the fix. Nothing is left half-written.
-        VerificationError: the files do not do what was claimed; they are left for inspection.
+        RequestError: a stage refers to one that does not come before it, or `start` is none.
+        OutputError: the folder holds stages of another recipe.
     """
-    recipe = parse(UpcycleRecipe, {"source": str(source), "out": out, **options})
-    return run_upcycle(recipe, dry_run=dry_run, report=report)
+    return _Pipeline(recipe, report or (lambda stage, done, total: None)).run(start)
 
 
-def run_upcycle(recipe: UpcycleRecipe, *, dry_run: bool = False, report: Report | None = None) -> UpcycleResult:
-    """`upcycle` for a recipe that has been parsed."""
-    from smolmoe.surgery.convert import check_room, convert
-    from smolmoe.surgery.plan import make_plan
+def resolved(recipe: PipelineRecipe) -> dict[str, dict[str, Any]]:
+    """Each stage's values, with defaults and references filled in, checked as far as they can be beforehand.
 
-    report = report or (lambda stage, done, total: None)
-    start = time.monotonic()
-    report("plan", 0, 0)
-    base = open_checkpoint(recipe.source, revision=recipe.revision)
-    specialists = {name: open_checkpoint(path, field=f"expert {name}") for name, path in recipe.expert.items()}
-    plan = make_plan(recipe, base, specialists)
-    if not dry_run:
-        check_room(plan)
-    router = _router_rows(plan, report)
-    if recipe.verify:
-        plan = _predict(plan, router, report)
-    if dry_run:
-        return UpcycleResult(recipe.out, plan, router, None, time.monotonic() - start, True)
-    done = 0
-
-    def progress(nbytes: int) -> None:
-        nonlocal done
-        done += nbytes
-        report("write", done, plan.nbytes)
-
-    rows = router.rows if router else None
-    out = convert(plan, rows=rows, router=router.to_json() if router else None, progress=progress)
-    verification = _verify(plan, out, report) if recipe.verify else None
-    return UpcycleResult(recipe.out, plan, router, verification, time.monotonic() - start, False)
-
-
-def _router_rows(plan: Plan, report: Report) -> RouterRows | None:
-    if plan.recipe.router != "domains":
-        return None
-    from smolmoe.surgery.router_init import domain_rows
-
-    report("router", 0, 0)
-    return domain_rows(plan, _tokenizer(plan, "--router domains reads text"))
-
-
-def _predict(plan: Plan, router: RouterRows | None, report: Report) -> Plan:
-    if plan.claim.kind != "deviates":
-        return plan
-    from smolmoe.data.text import default_documents, encode
-    from smolmoe.surgery.predict import with_predictions
-
-    report("predict", 0, 0)
-    tokenizer = _tokenizer(plan, "errors are predicted on text")
-    sequences = encode(tokenizer, default_documents(), length=128, count=4, seed=plan.recipe.seed)
-    return with_predictions(plan, sequences, router.rows if router else None)
-
-
-def _tokenizer(plan: Plan, why: str) -> Any:
-    from smolmoe.errors import SourceError
-    from smolmoe.moe.loading import load_tokenizer
-    from smolmoe.surgery.sources import BASE
-
-    folder = plan.sources[BASE].checkpoint.folder
-    tokenizer = load_tokenizer(folder)
-    if tokenizer is None:
-        raise SourceError(
-            f"has no tokenizer, and {why}.",
-            field="source",
-            value=str(folder),
-            fix="Put the tokenizer's files into the folder, or use --no-verify with another router.",
-        )
-    return tokenizer
-
-
-def _verify(plan: Plan, out: Path, report: Report) -> Verification:
-    from smolmoe.proof.verify import verify
-    from smolmoe.surgery.convert import record_verification
-    from smolmoe.surgery.sources import BASE
-
-    report("verify", 0, 0)
-    verification = verify(plan.sources[BASE].checkpoint.folder, out, device=plan.recipe.device, seed=plan.recipe.seed)
-    record_verification(out, verification.to_json())
-    if not verification.passed:
-        failed = [check for check in verification.checks if not check.passed]
-        raise VerificationError(
-            "; ".join(f"{check.name}: measured {check.measured:.3g}, limit {check.limit:.3g}" for check in failed),
-            field="out",
-            value=str(out),
-            fix="The files are left for inspection; `smolmoe verify` measures them again.",
-        )
-    return verification
-
-
-# Rough rates of a small machine: bytes a second that the kernel moves and flushes, and that are computed.
-_MOVED_RATE, _COMPUTED_RATE = 6e8, 1e8
-_BARE_MEMORY, _TORCH_MEMORY = 70_000_000, 400_000_000
-
-
-def estimate(plan: Plan) -> dict[str, Any]:
-    """What a conversion costs: bytes on disk, peak memory of the process and time without verification, roughly.
-
-    Blocks that only move never enter the process. The others are held in float32 one at a time, in up to four copies
-    while they are drawn, scaled and cast.
+    Raises:
+        RequestError: naming stage and key.
     """
-    from smolmoe.surgery.writer import moved_range
+    kinds: dict[str, str] = {}
+    found = {}
+    for stage in recipe.stages:
+        found[stage.name] = _values(stage, recipe, kinds)
+        kinds[stage.name] = stage.kind
+    return found
 
-    sources = {name: source.checkpoint for name, source in plan.sources.items()}
-    computed = [
-        (block.size, block.size * tensor.nbytes // tensor.size, bool(block.reads))
-        for tensor in plan.tensors
-        for block in tensor.blocks
-        if moved_range(block, tensor.dtype, sources) is None
-    ]
-    with_torch = any(reads for _, _, reads in computed)
-    nbytes = sum(size for _, size, _ in computed)
-    largest = max((count for count, _, reads in computed if reads), default=0)
-    seconds = (5 if with_torch else 0.5) + (plan.nbytes - nbytes) / _MOVED_RATE + nbytes / _COMPUTED_RATE
-    return {
-        "disk_bytes": plan.nbytes,
-        "memory_bytes": (_TORCH_MEMORY if with_torch else _BARE_MEMORY) + 16 * largest,
-        "seconds": round(seconds, 1),
-    }
+
+def _values(stage: StageRecipe, recipe: PipelineRecipe, kinds: Mapping[str, str]) -> dict[str, Any]:
+    try:
+        if stage.report is not None:
+            for name in (stage.report.before, *stage.report.after.values()):
+                if name is not None:
+                    _require(name, kinds, ("train",))
+            return stage.report.model_dump()
+        if stage.match_flops is not None:
+            _require(stage.match_flops, kinds, ("train",))
+        own = stage.train if stage.train is not None else stage.upcycle
+        values = merge(recipe.defaults, own or {}) if stage.kind == "train" else dict(own or {})
+        values = _fill(values, recipe.out, kinds) | {"out": str(recipe.out / stage.name)}
+        parse(TrainRecipe if stage.kind == "train" else UpcycleRecipe, values)
+        return values
+    except RequestError as error:
+        raise RequestError(
+            error.message, field=f"stages.{stage.name}.{error.field}", value=error.value, fix=error.fix
+        ) from None
+
+
+def _require(name: str, kinds: Mapping[str, str], wanted: tuple[str, ...]) -> None:
+    if kinds.get(name) not in wanted:
+        raise RequestError(
+            f"no stage before this one is called {name!r} and is of kind {' or '.join(wanted)}.",
+            field="reference",
+            value=name,
+            fix=f"Stages before it: {', '.join(kinds) or 'none'}.",
+        )
+
+
+def _fill(value: Any, out: Path, kinds: Mapping[str, str]) -> Any:
+    """The value with `{stage}` and `{stage.run}` replaced by folders."""
+    if isinstance(value, dict):
+        return {key: _fill(inner, out, kinds) for key, inner in value.items()}
+    if isinstance(value, list | tuple):
+        return [_fill(inner, out, kinds) for inner in value]
+    if not isinstance(value, str):
+        return value
+
+    def folder(match: re.Match[str]) -> str:
+        name, of_run = match.group(1), match.group(2) is not None
+        _require(name, kinds, ("train",) if of_run else ("train", "upcycle"))
+        return str(out / name / "model" if kinds[name] == "train" and not of_run else out / name)
+
+    return _REFERENCE.sub(folder, value)
+
+
+class _Pipeline:
+    def __init__(self, recipe: PipelineRecipe, report: Report):
+        self.recipe = recipe
+        self.report = report
+        self.out = recipe.out
+        self.values = resolved(recipe)
+
+    def run(self, start: str | None) -> PipelineResult:
+        names = [stage.name for stage in self.recipe.stages]
+        if start is not None and start not in names:
+            raise RequestError("no such stage.", field="from", value=start, fix=f"Stages: {', '.join(names)}.")
+        (self.out / RECORDS).mkdir(parents=True, exist_ok=True)
+        if start is not None:
+            self._forget(names[names.index(start) :])
+        records = {}
+        for number, stage in enumerate(self.recipe.stages, 1):
+            records[stage.name] = self._stage(stage, f"{number}/{len(names)} {stage.name}")
+        return PipelineResult(self.out, records)
+
+    def _forget(self, names: list[str]) -> None:
+        for name in names:
+            (self.out / RECORDS / f"{name}.json").unlink(missing_ok=True)
+            shutil.rmtree(self.out / name, ignore_errors=True)
+
+    def _stage(self, stage: StageRecipe, title: str) -> dict[str, Any]:
+        values = self._matched(stage)
+        asked = {"kind": stage.kind, "values": json.loads(json.dumps(values))}
+        file = self.out / RECORDS / f"{stage.name}.json"
+        if file.is_file():
+            record: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
+            if record["asked"] != asked:
+                raise OutputError(
+                    "the stage was done with other values.",
+                    field="stage",
+                    value=stage.name,
+                    fix=f"Do it again with --from {stage.name}, or name another folder with --set out=...",
+                )
+            logger.info("%s: done before", title)
+            return record | {"done": False}
+        logger.info("%s: begins", title)
+        begun = time.perf_counter()
+        result = getattr(self, f"_{stage.kind}")(stage, values, title)
+        record = {"asked": asked, "result": result, "wall_seconds": round(time.perf_counter() - begun, 2)}
+        write_json(file, record)
+        return record | {"done": True}
+
+    def _matched(self, stage: StageRecipe) -> dict[str, Any]:
+        """The stage's values, its steps such that it spends the FLOPs of another stage."""
+        values = self.values[stage.name]
+        if stage.match_flops is None:
+            return values
+        from smolmoe.training import steps_for_flops
+
+        flops = json.loads((self.out / stage.match_flops / "summary.json").read_text(encoding="utf-8"))["flops"]
+        steps = steps_for_flops(parse(TrainRecipe, values), flops)
+        return values | {"trainer": {**values.get("trainer", {}), "max_steps": steps}}
+
+    def _under(self, title: str) -> Report:
+        return lambda stage, done, total: self.report(f"{title}: {stage}", done, total)
+
+    def _train(self, stage: StageRecipe, values: dict[str, Any], title: str) -> dict[str, Any]:
+        from smolmoe.train.checkpoints import whole_checkpoints
+        from smolmoe.training import train
+
+        folder = self.out / stage.name
+        resume = "latest" if folder.is_dir() and whole_checkpoints(folder) else None
+        result = train(parse(TrainRecipe, values), resume=resume, overwrite=True, report=self._under(title))
+        return result.summary
+
+    def _upcycle(self, stage: StageRecipe, values: dict[str, Any], title: str) -> dict[str, Any]:
+        from smolmoe.upcycling import run_upcycle
+
+        # What an interrupted run left is replaced; a finished stage does not come here again.
+        recipe = parse(UpcycleRecipe, values | {"overwrite": True})
+        return run_upcycle(recipe, report=self._under(title)).to_json()
+
+    def _report(self, stage: StageRecipe, values: dict[str, Any], title: str) -> dict[str, Any]:
+        from smolmoe.evaluate.held_out import DocumentLosses, paired_difference
+        from smolmoe.report.growth import write_report
+
+        def compare(a: Mapping[str, Any], b: Mapping[str, Any]) -> tuple[float, float, float]:
+            return paired_difference(DocumentLosses.from_json(a), DocumentLosses.from_json(b))
+
+        self._under(title)("Drawing", 0, 0)
+        folders = {label: self.out / name for label, name in values["after"].items()}
+        before = self.out / values["before"] if values["before"] else None
+        return write_report(self.out / stage.name, before, folders, values["reference"], compare)

@@ -8,7 +8,7 @@ from types import FrameType
 
 import typer
 
-from smolmoe.cli import convert, models, proofs
+from smolmoe.cli import convert, models, proofs, training
 from smolmoe.cli.output import print_error
 from smolmoe.errors import SmolmoeError, VerificationError
 
@@ -25,6 +25,7 @@ app = typer.Typer(
 )
 convert.add_to(app)
 proofs.add_to(app)
+training.add_to(app)
 models.add_to(app)
 
 

@@ -12,8 +12,8 @@ from smolmoe.cli.proofs import show_verification
 from smolmoe.errors import RequestError
 
 if TYPE_CHECKING:
-    from smolmoe.pipeline import UpcycleResult
     from smolmoe.surgery.inspection import Inspection
+    from smolmoe.upcycling import UpcycleResult
 
 
 def add_to(app: typer.Typer) -> None:
@@ -125,7 +125,7 @@ def upcycle(
 ) -> None:
     """Turn a dense model into a Mixture-of-Experts and verify the written files."""
     quiet_libraries()
-    from smolmoe.pipeline import upcycle as run
+    from smolmoe.upcycling import upcycle as run
 
     given: dict[str, Any] = {
         "experts": experts,
@@ -179,7 +179,7 @@ def _specialists(pairs: list[str] | None) -> dict[str, str] | None:
 
 
 def _show_upcycled(result: UpcycleResult) -> None:
-    from smolmoe.pipeline import estimate
+    from smolmoe.upcycling import estimate
 
     plan = result.plan
     layout, moe, dense = plan.layout, plan.parameters, plan.dense_parameters

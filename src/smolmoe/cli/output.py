@@ -110,6 +110,18 @@ def progress(show: bool) -> Iterator[Any]:
         yield report
 
 
+@contextmanager
+def tell(show: bool) -> Iterator[None]:
+    """smolmoe's own messages on the way (held-out losses, stages) go to stderr, too."""
+    logger = logging.getLogger("smolmoe")
+    before = logger.level
+    logger.setLevel(logging.INFO if show else before)
+    try:
+        yield
+    finally:
+        logger.setLevel(before)
+
+
 def _log(stage: str, done: int, total: int) -> None:
     """A line per stage, for logs: when it starts, and when the writing is done."""
     if done == 0:

@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+import difflib
 import json
 import random
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from importlib import import_module
-from itertools import islice
+from itertools import chain, islice
 from pathlib import Path
 from typing import Any
 
 from smolmoe.errors import DataError
 
 READABLE = (".jsonl", ".txt", ".parquet")
+FORM = 'Each one must be {"text": "...", "domain": "..."}, the domain being optional.'
 
 
 @dataclass(frozen=True)
@@ -28,7 +30,27 @@ def read_documents(path: str | Path) -> list[Document]:
     """The documents of a file.
 
     `.jsonl`: one object a line, {"text": ..., "domain": ... (optional)}. `.txt`: paragraphs separated by blank lines.
-    `.parquet`: a `text` column and an optional `domain` column; needs pyarrow.
+    `.parquet`: a `text` column and an optional `domain` column.
+
+    Raises:
+        DataError: naming the file, the line (or row) and what is wrong with it.
+    """
+    documents = [_document(Path(path), where, row) for where, row in read_rows(path, ("text",), ("domain",))]
+    if not documents:
+        raise DataError("the file holds no text.", field="data", value=str(path))
+    return documents
+
+
+def read_rows(
+    path: str | Path, required: Sequence[str], optional: Sequence[str] = ()
+) -> Iterator[tuple[str, dict[str, Any]]]:
+    """The rows of a file one at a time, each after the place where it stands ("line 3", "row 3", "paragraph 3").
+
+    Of a `.parquet` file only the columns that are named are read. A `.txt` file has the one column `text`.
+
+    Args:
+        required: columns that every row must have.
+        optional: columns to read where they are there.
 
     Raises:
         DataError: naming the file, the line (or row) and what is wrong with it.
@@ -37,11 +59,13 @@ def read_documents(path: str | Path) -> list[Document]:
     if not file.is_file():
         raise DataError("there is no such file.", field="data", value=str(path), fix="Give the path of a text file.")
     if file.suffix == ".jsonl":
-        documents = _read_jsonl(file)
+        yield from _jsonl_rows(file, required)
     elif file.suffix == ".txt":
-        documents = [Document(part) for part in _paragraphs(_decoded(file))]
+        check_columns(("text",), required, "columns", file)
+        for number, paragraph in enumerate(_paragraphs(_lines(file)), 1):
+            yield f"paragraph {number}", {"text": paragraph}
     elif file.suffix == ".parquet":
-        documents = _read_parquet(file)
+        yield from _parquet_rows(file, required, optional)
     else:
         raise DataError(
             f"{file.suffix or 'a file without suffix'} is not a text format that smolmoe reads.",
@@ -49,9 +73,26 @@ def read_documents(path: str | Path) -> list[Document]:
             value=str(path),
             fix=f"Use one of {', '.join(READABLE)}.",
         )
-    if not documents:
-        raise DataError("the file holds no text.", field="data", value=str(path))
-    return documents
+
+
+def check_columns(there: Sequence[str], required: Sequence[str], kind: str, value: object, *, where: str = "") -> None:
+    """Raise DataError for the first required column that is not `there`, naming those that are and the nearest one.
+
+    Args:
+        kind: what they are called in the message: "keys" or "columns".
+        value: the file or data set.
+        where: the line or row, if it concerns only one, as "line 3: ".
+    """
+    for column in required:
+        if column not in there:
+            near = difflib.get_close_matches(column, [str(name) for name in there], n=1)
+            hints = [f"Did you mean {near[0]!r}?"] if near else []
+            raise DataError(
+                f'{where}no "{column}" among its {kind} ({", ".join(map(str, there)) or "none"}).',
+                field="data",
+                value=str(value),
+                fix=" ".join([*hints, FORM] if column == "text" else hints) or None,
+            )
 
 
 def write_documents(path: str | Path, documents: Sequence[Document]) -> None:
@@ -119,49 +160,54 @@ def _unequal(rng: random.Random, allowed: range, count: int) -> list[int]:
     return drawn[:count]
 
 
-def _decoded(file: Path) -> str:
-    try:
-        return file.read_text(encoding="utf-8")
-    except UnicodeDecodeError as error:
-        raise DataError(
-            f"byte {error.start} is not UTF-8.", field="data", value=str(file), fix="Convert the file to UTF-8."
-        ) from error
+def _lines(file: Path) -> Iterator[str]:
+    """The lines of a UTF-8 file, split at newlines alone: JSON strings may hold U+2028 and its like unescaped."""
+    offset = 0
+    with file.open("rb") as stream:
+        for line in stream:
+            try:
+                text = line.decode("utf-8")
+            except UnicodeDecodeError as error:
+                raise DataError(
+                    f"byte {offset + error.start} is not UTF-8.",
+                    field="data",
+                    value=str(file),
+                    fix="Convert the file to UTF-8.",
+                ) from error
+            yield text if offset else text.removeprefix("\ufeff")
+            offset += len(line)
 
 
-def _paragraphs(text: str) -> list[str]:
+def _paragraphs(lines: Iterable[str]) -> Iterator[str]:
     """Runs of lines between blank lines, stripped."""
-    paragraphs: list[list[str]] = [[]]
-    for line in text.splitlines():
+    paragraph: list[str] = []
+    for line in chain.from_iterable(map(str.splitlines, lines)):
         if line.strip():
-            paragraphs[-1].append(line)
-        elif paragraphs[-1]:
-            paragraphs.append([])
-    return ["\n".join(lines).strip() for lines in paragraphs if lines]
+            paragraph.append(line)
+        elif paragraph:
+            yield "\n".join(paragraph).strip()
+            paragraph = []
+    if paragraph:
+        yield "\n".join(paragraph).strip()
 
 
-def _read_jsonl(file: Path) -> list[Document]:
-    # Not str.splitlines: JSON strings may hold U+2028 and its like unescaped.
-    lines = _decoded(file).split("\n")
-    return [
-        _json_document(file, number, line.removeprefix("\ufeff"))
-        for number, line in enumerate(lines, 1)
-        if line.strip()
-    ]
-
-
-def _json_document(file: Path, number: int, line: str) -> Document:
-    try:
-        row = json.loads(line)
-    except json.JSONDecodeError as error:
-        raise _bad_row(file, f"line {number}", f"not JSON ({error.msg} at column {error.colno})") from error
-    if not isinstance(row, dict):
-        raise _bad_row(file, f"line {number}", f"a JSON {type(row).__name__}, not an object")
-    return _document(file, f"line {number}", row)
+def _jsonl_rows(file: Path, required: Sequence[str]) -> Iterator[tuple[str, dict[str, Any]]]:
+    for number, line in enumerate(_lines(file), 1):
+        if not line.strip():
+            continue
+        where = f"line {number}"
+        try:
+            row = json.loads(line.rstrip("\r\n"))
+        except (json.JSONDecodeError, RecursionError) as error:
+            problem = f"{error.msg} at column {error.colno}" if isinstance(error, ValueError) else "nested too deeply"
+            raise _bad_row(file, where, f"not JSON ({problem})") from error
+        if not isinstance(row, dict):
+            raise _bad_row(file, where, f"a JSON {type(row).__name__}, not an object")
+        check_columns(tuple(row), required, "keys", file, where=f"{where}: ")
+        yield where, row
 
 
 def _document(file: Path, where: str, row: dict[str, Any]) -> Document:
-    if "text" not in row:
-        raise _bad_row(file, where, f'no "text" among its keys ({", ".join(map(str, row)) or "none"})')
     text, domain = row["text"], row.get("domain")
     if not isinstance(text, str):
         raise _bad_row(file, where, f'"text" is a {type(text).__name__}, not a string')
@@ -173,32 +219,20 @@ def _document(file: Path, where: str, row: dict[str, Any]) -> Document:
 
 
 def _bad_row(file: Path, where: str, problem: str) -> DataError:
-    return DataError(
-        f"{where}: {problem}.",
-        field="data",
-        value=str(file),
-        fix='Each one must be {"text": "...", "domain": "..."}, the domain being optional.',
-    )
+    return DataError(f"{where}: {problem}.", field="data", value=str(file), fix=FORM)
 
 
-def _read_parquet(file: Path) -> list[Document]:
+def _parquet_rows(file: Path, required: Sequence[str], optional: Sequence[str]) -> Iterator[tuple[str, dict[str, Any]]]:
+    pyarrow, parquet = import_module("pyarrow"), import_module("pyarrow.parquet")
+    number = 0
     try:
-        pyarrow, parquet = import_module("pyarrow"), import_module("pyarrow.parquet")
-    except ImportError as error:
-        raise DataError(
-            "reading .parquet needs pyarrow, which is not installed.",
-            field="data",
-            value=str(file),
-            fix="Install it with `pip install pyarrow`, or convert the file to .jsonl.",
-        ) from error
-    try:
-        table = parquet.read_table(file)
+        with parquet.ParquetFile(file) as table:
+            names = table.schema_arrow.names
+            check_columns(names, required, "columns", file)
+            columns = [name for name in dict.fromkeys((*required, *optional)) if name in names]
+            for batch in table.iter_batches(batch_size=1024, columns=columns):
+                for row in batch.to_pylist():
+                    number += 1
+                    yield f"row {number}", row
     except (pyarrow.ArrowException, OSError) as error:
         raise DataError(f"not a readable parquet file ({error}).", field="data", value=str(file)) from error
-    kept = [name for name in ("text", "domain") if name in table.column_names]
-    if "text" not in kept:
-        raise DataError(
-            f'no "text" among its columns ({", ".join(table.column_names)}).', field="data", value=str(file)
-        )
-    rows = table.select(kept).to_pylist()
-    return [_document(file, f"row {number}", row) for number, row in enumerate(rows, 1)]

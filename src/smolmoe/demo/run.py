@@ -20,9 +20,9 @@ if TYPE_CHECKING:
 
     from smolmoe.data.text import Document
     from smolmoe.evaluate.held_out import HeldOut
-    from smolmoe.pipeline import Report
     from smolmoe.report.boundary import BoundaryReport
     from smolmoe.train.fit import FitSettings
+    from smolmoe.upcycling import Report
 
 logger = logging.getLogger(__name__)
 
@@ -213,7 +213,7 @@ class _Quickstart:
         return self.train(model, "dense", "Training the dense model", settings, start=0)
 
     def upcycle(self) -> dict[str, Any]:
-        from smolmoe.pipeline import upcycle
+        from smolmoe.upcycling import upcycle
 
         s = self.settings
         result = upcycle(

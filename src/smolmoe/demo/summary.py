@@ -19,9 +19,7 @@ def boundary(records: dict[str, Record]) -> BoundaryReport:
     from smolmoe.evaluate.held_out import DocumentLosses, paired_difference
 
     losses = {
-        name: DocumentLosses(**{key: tuple(values) for key, values in record["held_out"].items()})
-        for name, record in records.items()
-        if "held_out" in record
+        name: DocumentLosses.from_json(record["held_out"]) for name, record in records.items() if "held_out" in record
     }
     held = {name: HeldOutLoss(found.loss, found.by_domain) for name, found in losses.items()}
     difference = None

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     import torch
+
+    from smolmoe.moe.routing import RoutingCapture
 
 IGNORED = -100
 
@@ -35,11 +38,15 @@ class HeldOut:
 
 @dataclass(frozen=True)
 class DocumentLosses:
-    """Negative log-likelihood in nats, summed over the tokens of each document; `tokens` counts them."""
+    """Negative log-likelihood in nats, summed over the tokens of each document; `tokens` counts them.
+
+    `counts` [L, E] are the choices of an MoE's routers on those tokens, where they were recorded.
+    """
 
     nll: tuple[float, ...]
     tokens: tuple[int, ...]
     domains: tuple[str, ...]
+    counts: torch.Tensor | None = None
 
     @property
     def loss(self) -> float:
@@ -57,6 +64,14 @@ class DocumentLosses:
 
     def to_json(self) -> dict[str, Any]:
         return {"loss": self.loss, "by_domain": self.by_domain, "tokens": sum(self.tokens)}
+
+    def documents_json(self) -> dict[str, Any]:
+        """What `from_json` reads."""
+        return {"nll": self.nll, "tokens": self.tokens, "domains": self.domains}
+
+    @classmethod
+    def from_json(cls, values: Mapping[str, Any]) -> DocumentLosses:
+        return cls(tuple(values["nll"]), tuple(values["tokens"]), tuple(values["domains"]))
 
 
 def cut_windows(
@@ -96,14 +111,20 @@ def cut_windows(
     return HeldOut(tuple(windows), tuple(owners), tuple(kept))
 
 
-def document_losses(model: Any, held_out: HeldOut, *, batch: int = 16) -> DocumentLosses:
+def document_losses(
+    model: Any, held_out: HeldOut, *, batch: int = 16, capture: RoutingCapture | None = None
+) -> DocumentLosses:
     """The loss of a causal language model on each held-out document, in the model's own dtype.
 
     Windows of like length share a batch [B, S]; what fills the shorter ones up comes after their text, where no causal
     model sees it, and is not counted.
+
+    Args:
+        capture: of the model's routers, not active; with it the choices of experts are counted, too.
     """
     import torch
 
+    counts: list[torch.Tensor] = []
     nll = [0.0] * len(held_out.domains)
     tokens = [0] * len(held_out.domains)
     was_training = model.training
@@ -113,7 +134,8 @@ def document_losses(model: Any, held_out: HeldOut, *, batch: int = 16) -> Docume
         for first in range(0, len(order), batch):
             chosen = order[first : first + batch]
             inputs, targets = _batch([held_out.windows[index] for index in chosen], model.device)
-            logits = model(input_ids=inputs, use_cache=False).logits.float()
+            with _counting(capture, targets != IGNORED, counts):
+                logits = model(input_ids=inputs, use_cache=False).logits.float()
             losses = torch.nn.functional.cross_entropy(
                 logits.transpose(1, 2), targets, ignore_index=IGNORED, reduction="none"
             )
@@ -122,7 +144,25 @@ def document_losses(model: Any, held_out: HeldOut, *, batch: int = 16) -> Docume
                 nll[held_out.owners[index]] += total
                 tokens[held_out.owners[index]] += len(held_out.windows[index]) - 1
     model.train(was_training)
-    return DocumentLosses(tuple(nll), tuple(tokens), held_out.domains)
+    return DocumentLosses(tuple(nll), tuple(tokens), held_out.domains, sum(counts) if counts else None)  # type: ignore[arg-type]
+
+
+@contextmanager
+def _counting(capture: RoutingCapture | None, keep: torch.Tensor, counts: list[torch.Tensor]) -> Iterator[None]:
+    """Adds the choices [L, E] made within, on the tokens to keep [B, S], to `counts`."""
+    if capture is None:
+        yield
+        return
+    import torch
+
+    capture.clear()
+    capture.keep = keep.flatten()
+    with capture:
+        yield
+    capture.keep = None
+    routings = [capture.routing(layer) for layer in capture.layers]
+    capture.clear()
+    counts.append(torch.stack([routing.chosen().sum(0) for routing in routings]).cpu())
 
 
 def _batch(windows: Sequence[Sequence[int]], device: Any) -> tuple[torch.Tensor, torch.Tensor]:

@@ -11,6 +11,7 @@ Shapes: B batch, S sequence, T = B*S tokens, D hidden size, I expert width, W sh
 
 from __future__ import annotations
 
+import math
 import os
 import shutil
 from collections.abc import Callable
@@ -24,8 +25,10 @@ from transformers import initialization as init
 from transformers.activations import ACT2FN
 from transformers.integrations import use_experts_implementation
 from transformers.modeling_outputs import MoeCausalLMOutputWithPast
-from transformers.utils import can_return_tuple
+from transformers.utils import can_return_tuple, logging
 from transformers.utils.output_capturing import OutputRecorder
+
+logger = logging.get_logger(__name__)
 
 CODE_FILE = "modeling_smolmoe.py"
 AUTO_MAP = {
@@ -46,6 +49,13 @@ class SmolMoeConfig(PreTrainedConfig):
         num_experts (E), num_experts_per_tok (K), moe_intermediate_size (I; 0 for the dense width): routed experts.
         shared_expert_intermediate_size: width W of the expert that every token passes, ungated; 0 for none.
         scoring_func: "softmax" or "sigmoid" router scores; norm_topk_prob makes the K chosen ones sum to 1.
+        router_top_p: dynamic top-k (arXiv 2403.07652): of the K experts, in order of choice, only as many as it takes
+            for their probabilities to reach this; the others get weight 0. None for always K. (Not called `top_p`,
+            which transformers would take for a setting of text generation.)
+        capacity_factor: an expert takes at most ceil(factor * T * K / E) choices of a forward pass, those of the first
+            tokens of the batch; the others get weight 0 and nothing is renormalised (arXiv 2101.03961). None for no
+            limit. It acts in training and in use alike, so that both are the same model; but what a token gives then
+            depends on the other sequences of its batch, on padding, and on whether a KV cache hides earlier tokens.
         router_aux_loss_coef, output_router_logits: weight of the load-balancing loss, and whether it is computed.
 
     Raises:
@@ -69,6 +79,8 @@ class SmolMoeConfig(PreTrainedConfig):
     shared_expert_intermediate_size: int = 0
     scoring_func: str = "softmax"
     norm_topk_prob: bool = True
+    router_top_p: float | None = None
+    capacity_factor: float | None = None
     router_aux_loss_coef: float = 0.001
     output_router_logits: bool = False
     tie_word_embeddings: bool | None = None
@@ -98,6 +110,8 @@ class SmolMoeConfig(PreTrainedConfig):
             "moe_intermediate_size": self.moe_intermediate_size >= 1,
             "shared_expert_intermediate_size": self.shared_expert_intermediate_size >= 0,
             "scoring_func": self.scoring_func in ("softmax", "sigmoid"),
+            "router_top_p": self.router_top_p is None or 0 < self.router_top_p <= 1,
+            "capacity_factor": self.capacity_factor is None or 0 < self.capacity_factor < math.inf,
             "hidden_act": self.hidden_act in ACT2FN,
             "mlp_dropout": 0 <= self.mlp_dropout < 1,
             "moe_layers": len(set(layers)) == len(layers) and set(layers) <= all_layers,
@@ -123,6 +137,8 @@ class SmolMoeRouter(nn.Module):
         self.top_k = config.num_experts_per_tok
         self.norm_topk_prob = config.norm_topk_prob
         self.scoring_func = config.scoring_func
+        self.top_p = config.router_top_p
+        self.capacity_factor = config.capacity_factor
         self.hidden_dim = config.get_text_config().hidden_size
         self.weight = nn.Parameter(torch.empty(self.num_experts, self.hidden_dim))
         self.e_score_correction_bias = nn.Buffer(torch.zeros(self.num_experts, dtype=torch.float32))
@@ -145,9 +161,35 @@ class SmolMoeRouter(nn.Module):
         # The bias decides who is chosen, never how much a chosen expert counts (arXiv 2408.15664).
         chosen = torch.topk(scores + self.e_score_correction_bias, self.top_k, dim=-1).indices
         weights = scores.gather(-1, chosen)
+        if self.top_p is not None:
+            weights = weights * first_to_reach(self.top_p, weights / scores.sum(dim=-1, keepdim=True))
         if self.norm_topk_prob:
             weights = weights / (weights.sum(dim=-1, keepdim=True) + 1e-20)
+        if self.capacity_factor is not None:
+            weights = weights * within_capacity(self.capacity_factor, chosen, weights != 0, self.num_experts)
         return logits, weights.to(logits.dtype), chosen
+
+
+def first_to_reach(top_p: float, probabilities: torch.Tensor) -> torch.Tensor:
+    """[T, K] bool: the fewest first slots whose probabilities [T, K] sum to `top_p`; all where they never do."""
+    before = F.pad(probabilities.detach().cumsum(dim=-1), (1, -1))
+    return before < top_p
+
+
+def within_capacity(factor: float, chosen: torch.Tensor, used: torch.Tensor, num_experts: int) -> torch.Tensor:
+    """[T, K] bool: the choices among the first ceil(factor * T * K / E) of their expert, in token order.
+
+    `used` [T, K] bool: slots that are choices at all; the others take no place.
+    """
+    capacity = math.ceil(factor * chosen.numel() / num_experts)
+    queue = chosen.masked_fill(~used, num_experts).flatten()
+    order = queue.argsort(stable=True)
+    lengths = torch.zeros(num_experts + 1, dtype=torch.int64, device=queue.device)
+    lengths.scatter_add_(0, queue, torch.ones_like(queue))
+    starts = lengths.cumsum(0) - lengths
+    place = torch.empty_like(queue)
+    place[order] = torch.arange(len(queue), device=queue.device) - starts[queue[order]]
+    return used & (place < capacity).view_as(chosen)
 
 
 def _record_logits(router: SmolMoeRouter, _args: Any, output: tuple[torch.Tensor, ...]) -> None:
@@ -252,6 +294,12 @@ class SmolMoeForCausalLM(PreTrainedModel, GenerationMixin):
 
     def __init__(self, config: SmolMoeConfig) -> None:
         super().__init__(config)
+        if config.capacity_factor is not None:
+            logger.warning_once(
+                f"capacity_factor={config.capacity_factor}: a token's output depends on the other sequences of its "
+                "batch, since each expert takes only so many choices of them all. The model is not causal across a "
+                "batch; batched, padded and cached runs differ from a sequence alone."
+            )
         # A choice of experts kernel is passed down to the dense config, whose class has no experts and would refuse it.
         config.text_config._experts_implementation = "eager"
         self.lm = AutoModelForCausalLM.from_config(config.text_config, dtype=torch.get_default_dtype())

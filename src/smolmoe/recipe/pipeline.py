@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from pathlib import Path
 from typing import Any, Self
 
@@ -10,17 +9,35 @@ from pydantic import Field, model_validator
 
 from smolmoe.recipe.base import Recipe
 
-KINDS = ("train", "upcycle", "boundary")
+KINDS = ("train", "upcycle", "report")
+
+
+class ReportRecipe(Recipe):
+    """What became of the held-out loss across a conversion, and who is better in the end."""
+
+    before: str | None = Field(None, description="training stage that ended at the conversion")
+    after: dict[str, str] = Field(min_length=1, description="label -> training stage that went on from there")
+    reference: str | None = Field(None, description="label that the others are compared with (default: none)")
+
+    @model_validator(mode="after")
+    def _reference_is_a_label(self) -> Self:
+        if self.reference is not None and self.reference not in self.after:
+            raise ValueError(f"{self.reference!r} is no label of `after`")
+        return self
 
 
 class StageRecipe(Recipe):
-    """One stage: exactly one of its kinds. In any value, `{name}` is the model folder that stage `name` wrote."""
+    """One stage: exactly one of its kinds.
 
-    name: str = Field(pattern=r"^[a-z0-9][a-z0-9._-]*$", description="of the stage, and of its folder")
+    In any value, `{name}` is the model folder that stage `name` wrote, and `{name.run}` the run folder of a training.
+    """
+
+    name: str = Field(pattern=r"^[a-z0-9][a-z0-9_-]*$", description="of the stage, and of its folder")
     train: dict[str, Any] | None = Field(None, description="a training recipe, without `out`")
     upcycle: dict[str, Any] | None = Field(None, description="options of `smolmoe upcycle`, without OUT")
-    boundary: dict[str, str] | None = Field(
-        None, description="label -> training stage; the first one is the dense model's training before the conversion"
+    report: ReportRecipe | None = Field(None, description="held-out losses across the conversion, drawn and compared")
+    match_flops: str | None = Field(
+        None, description="training stage whose FLOPs this one is to spend: sets trainer.max_steps"
     )
 
     @model_validator(mode="after")
@@ -32,11 +49,6 @@ class StageRecipe(Recipe):
     @property
     def kind(self) -> str:
         return next(kind for kind in KINDS if getattr(self, kind) is not None)
-
-    @property
-    def values(self) -> dict[str, Any]:
-        values: dict[str, Any] = getattr(self, self.kind)
-        return values
 
 
 class PipelineRecipe(Recipe):
@@ -53,6 +65,3 @@ class PipelineRecipe(Recipe):
         if twice is not None:
             raise ValueError(f"two stages are called {twice!r}")
         return self
-
-
-REFERENCE = re.compile(r"\{([a-z0-9][a-z0-9._-]*)\}")

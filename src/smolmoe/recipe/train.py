@@ -14,11 +14,15 @@ from smolmoe.recipe.data import DataRecipe
 class ModelRecipe(Recipe):
     """A checkpoint to train on, or the sizes of a model to begin from random weights."""
 
-    path: str | None = Field(None, description="local folder or hub id of the model to train on")
-    revision: str | None = Field(None, description="hub revision")
-    config: dict[str, Any] | None = Field(None, description="of a new model: model_type and any key of its config")
-    attention: str | None = Field(None, description="attn_implementation of transformers: eager, sdpa, ...")
-    experts: str | None = Field(None, description="experts_implementation of transformers: eager, grouped_mm, ...")
+    path: str | None = Field(default=None, description="local folder or hub id of the model to train on")
+    revision: str | None = Field(default=None, description="hub revision")
+    config: dict[str, Any] | None = Field(
+        default=None, description="of a new model: model_type and any key of its config"
+    )
+    attention: str | None = Field(default=None, description="attn_implementation of transformers: eager, sdpa, ...")
+    experts: str | None = Field(
+        default=None, description="experts_implementation of transformers: eager, grouped_mm, ..."
+    )
 
     @model_validator(mode="after")
     def _is_one_model(self) -> Self:
@@ -30,52 +34,67 @@ class ModelRecipe(Recipe):
 class ObjectiveRecipe(Recipe):
     """What is added to the cross-entropy, and what keeps routers even."""
 
-    load_balance: float = Field(0.0, ge=0, description="weight of the load-balancing loss, 1 at perfect balance")
-    balance_scope: Literal["batch", "micro_batch"] = Field(
-        "batch", description="tokens whose load counts: all of the step's (ranks, accumulation so far), or one batch's"
+    load_balance: float = Field(
+        default=0.0, ge=0, description="weight of the load-balancing loss, 1 at perfect balance"
     )
-    z_loss: float = Field(0.0, ge=0, description="weight of the router z-loss")
-    bias_rate: float = Field(0.0, ge=0, description="step of the loss-free balancing bias, where the class has one")
-    beta: float = Field(1.0, ge=0, description="of balanced perplexity, exp(CE) * exp(beta * (1 - balance))")
+    balance_scope: Literal["batch", "micro_batch"] = Field(
+        default="batch",
+        description="tokens whose load counts: all of the step's (ranks, accumulation so far), or one batch's",
+    )
+    z_loss: float = Field(default=0.0, ge=0, description="weight of the router z-loss")
+    bias_rate: float = Field(
+        default=0.0, ge=0, description="step of the loss-free balancing bias, where the class has one"
+    )
+    beta: float = Field(default=1.0, ge=0, description="of balanced perplexity, exp(CE) * exp(beta * (1 - balance))")
 
 
 class RoutingRecipe(Recipe):
     """What is done to routers in training only."""
 
-    noise: float | Literal["learned"] = Field(
-        0.0, description="noise on router logits: a standard deviation, or learned"
+    noise: float | Literal["learned"] = Field(default=0.0, description="noise on router logits: its std, or learned")
+    temperature: float = Field(
+        default=1.0, gt=0, description="router logits are divided by it; folded into the saved weights"
     )
-    temperature: float = Field(1.0, gt=0, description="router logits are divided by it; folded into the saved weights")
-    sample: bool = Field(False, description="choose experts at random by their probabilities instead of the top K")
-    expert_dropout: float = Field(0.0, ge=0, lt=1, description="probability that an expert cannot be chosen in a step")
-    fp32: bool = Field(False, description="router logits in float32; how often that changes a choice is measured")
-    tie_groups: int = Field(0, ge=0, description="steps for which the rows of one group's experts share their gradient")
-    learning_rate: float | None = Field(None, gt=0, description="of routers (default: the model's)")
-    warmup_steps: int | None = Field(None, ge=0, description="of routers (default: the model's)")
-    freeze: int = Field(0, ge=0, description="steps for which routers do not move")
+    sample: bool = Field(
+        default=False, description="choose experts at random by their probabilities instead of the top K"
+    )
+    expert_dropout: float = Field(
+        default=0.0, ge=0, lt=1, description="probability that an expert cannot be chosen in a step"
+    )
+    fp32: bool = Field(
+        default=False, description="router logits in float32; how often that changes a choice is measured"
+    )
+    tie_groups: int = Field(
+        default=0, ge=0, description="steps for which the rows of one group's experts share their gradient"
+    )
+    learning_rate: float | None = Field(default=None, gt=0, description="of routers (default: the model's)")
+    warmup_steps: int | None = Field(default=None, ge=0, description="of routers (default: the model's)")
+    freeze: int = Field(default=0, ge=0, description="steps for which routers do not move")
 
 
 class EvaluationRecipe(Recipe):
     """Held-out measurements on the way."""
 
-    every: int | None = Field(None, ge=1, description="steps between them (default: ten in the run)")
-    at: tuple[int, ...] = Field((), description="further steps to measure at; 0 is before the first")
-    tokens: int = Field(10_000, ge=1, description="held-out tokens of each domain")
-    per_document: int = Field(1024, ge=2, description="held-out tokens of one document at most")
+    every: int | None = Field(default=None, ge=1, description="steps between them (default: ten in the run)")
+    at: tuple[int, ...] = Field(default=(), description="further steps to measure at; 0 is before the first")
+    tokens: int = Field(default=10_000, ge=1, description="held-out tokens of each domain")
+    per_document: int = Field(default=1024, ge=2, description="held-out tokens of one document at most")
 
 
 class SamplesRecipe(Recipe):
     """Texts that the trained model continues."""
 
-    prompts: tuple[str, ...] = Field((), description="to continue once training is done")
-    new_tokens: int = Field(60, ge=1, description="tokens of each continuation, greedy")
+    prompts: tuple[str, ...] = Field(default=(), description="to continue once training is done")
+    new_tokens: int = Field(default=60, ge=1, description="tokens of each continuation, greedy")
 
 
 class CarryRecipe(Recipe):
     """Optimiser state carried across the conversion that made the model."""
 
     optimizer: str = Field(description="run folder (or its checkpoint) that trained the dense source with Adam")
-    experts: bool = Field(True, description="carry the moments of what became experts too, not only of what was kept")
+    experts: bool = Field(
+        default=True, description="carry the moments of what became experts too, not only of what was kept"
+    )
 
 
 class TrainRecipe(Recipe):
@@ -83,17 +102,21 @@ class TrainRecipe(Recipe):
 
     model: ModelRecipe
     tokenizer: str | int | None = Field(
-        None, description="folder or hub id; a number trains one of that size; default: the model's own"
+        default=None, description="folder or hub id; a number trains one of that size; default: the model's own"
     )
     data: DataRecipe
-    objective: ObjectiveRecipe = ObjectiveRecipe()
-    routing: RoutingRecipe = RoutingRecipe()
-    evaluation: EvaluationRecipe = EvaluationRecipe()
-    samples: SamplesRecipe = SamplesRecipe()
-    carry: CarryRecipe | None = Field(None, description="optimiser state of the dense model")
-    expert_learning_rate: float | None = Field(None, gt=0, description="of routed experts (default: the model's)")
+    objective: ObjectiveRecipe = Field(
+        default_factory=ObjectiveRecipe, description="what is added to the cross-entropy"
+    )
+    routing: RoutingRecipe = Field(default_factory=RoutingRecipe, description="what is done to routers in training")
+    evaluation: EvaluationRecipe = Field(default_factory=EvaluationRecipe, description="held-out measurements")
+    samples: SamplesRecipe = Field(default_factory=SamplesRecipe, description="texts to continue")
+    carry: CarryRecipe | None = Field(default=None, description="optimiser state of the dense model")
+    expert_learning_rate: float | None = Field(
+        default=None, gt=0, description="of routed experts (default: the model's)"
+    )
     trainer: dict[str, Any] = Field(default_factory=dict, description="any field of transformers' TrainingArguments")
-    parallel: Literal["ddp", "fsdp"] = Field("ddp", description="how several processes share the work")
-    device: str | None = Field(None, description="cpu, cuda, mps (default: the best there is)")
-    seed: int = Field(0, description="of weights and of everything random in training")
+    parallel: Literal["ddp", "fsdp"] = Field(default="ddp", description="how several processes share the work")
+    device: str | None = Field(default=None, description="cpu, cuda, mps (default: the best there is)")
+    seed: int = Field(default=0, description="of weights and of everything random in training")
     out: Path = Field(description="run folder")

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 
-from smolmoe.checkpoint import Checkpoint
 from smolmoe.surgery.initialisers import Values, add_noise, choose_neurons, generator, normal, redraw_neurons
 from smolmoe.surgery.program import Block, Perturb
 
@@ -15,14 +14,22 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 
+class Readable(Protocol):
+    """What a block reads from: a checkpoint, or tensors in memory that are laid out as one."""
+
+    def read(self, name: str, rows: tuple[int, int] | None = None) -> Tensor:
+        """A tensor by its name on disk, or its rows (start, stop)."""
+        ...
+
+
 def block_values(
-    block: Block, sources: Mapping[str, Checkpoint], seed: int, rows: Mapping[str, Tensor] | None = None
+    block: Block, sources: Mapping[str, Readable], seed: int, rows: Mapping[str, Tensor] | None = None
 ) -> Tensor:
     """Values of a whole block, float32, of the block's shape.
 
     Args:
         block: what to make.
-        sources: checkpoint of every source the block reads.
+        sources: checkpoint (or tensors in memory) of every source the block reads.
         seed: of every random stream.
         rows: values for blocks of fill "rows", by the block's stream: [E / repeat, D].
     """
@@ -32,12 +39,19 @@ def block_values(
         if block.fill != "rows":
             return torch.from_numpy(filled(block, seed))
         return (rows or {})[block.stream].float().repeat_interleave(block.repeat, dim=0)
+    values = gathered(block, sources)
+    if block.perturb is not None:
+        values = _perturbed(values, block.perturb, seed, block.stream)
+    return values if block.scale == 1.0 else values * block.scale
+
+
+def gathered(block: Block, sources: Mapping[str, Readable]) -> Tensor:
+    """What a block copies, in its place and orientation, averaged over its reads, neither perturbed nor scaled."""
+    import torch
+
     values = [_read(sources[read.source], read.tensor, block).float() for read in block.reads]
     mean = values[0] if len(values) == 1 else torch.stack(values).mean(0)
-    mean = mean.reshape(block.shape)
-    if block.perturb is not None:
-        mean = _perturbed(mean, block.perturb, seed, block.stream)
-    return mean if block.scale == 1.0 else mean * block.scale
+    return mean.reshape(block.shape)
 
 
 def fresh_neurons(perturb: Perturb, count: int, seed: int) -> Tensor:
@@ -45,7 +59,7 @@ def fresh_neurons(perturb: Perturb, count: int, seed: int) -> Tensor:
     return choose_neurons(count, perturb.ratio, generator(seed, perturb.indices))
 
 
-def _read(checkpoint: Checkpoint, tensor: str, block: Block) -> Tensor:
+def _read(checkpoint: Readable, tensor: str, block: Block) -> Tensor:
     """A source's part of a block, oriented [out, in] and narrowed to its neurons; only the rows needed are read."""
     if block.span is not None and block.axis == 0 and not block.transposed:
         return checkpoint.read(tensor, block.span)

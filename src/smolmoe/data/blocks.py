@@ -1,0 +1,90 @@
+"""Documents joined in an order of their own, and cut into blocks of equal length."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch.utils.data import Dataset
+
+from smolmoe.data.order import order_documents
+from smolmoe.data.tokens import TokenStore
+from smolmoe.errors import DataError
+
+IGNORED = -100
+
+
+class Blocks(Dataset[dict[str, torch.Tensor]]):
+    """The first `count` blocks of the endless stream of documents: block i holds its tokens [i * S, (i + 1) * S).
+
+    The stream depends on the store, the seed and the weights alone: more blocks begin with the same ones. A block is
+    `input_ids`, `labels` and each token's `domain_ids`, int64 [S]; labels are the inputs, as transformers shifts them.
+
+    Args:
+        store: the documents.
+        count: blocks.
+        length: S, tokens a block.
+        seed: of the documents' order.
+        weights: the sources' shares of the tokens; None for their natural sizes (`order_documents` says more).
+        isolate: give `position_ids` that begin anew with each document, and no label to a document's first token,
+            so that no token sees or is predicted from another document. Needs a model called without a cache and
+            without an attention mask, for transformers finds the documents' borders in the positions.
+
+    Raises:
+        DataError: the store does not fill one block, or a source with a weight holds nothing.
+    """
+
+    def __init__(
+        self,
+        store: TokenStore,
+        *,
+        count: int,
+        length: int,
+        seed: int,
+        weights: Sequence[float] | None = None,
+        isolate: bool = False,
+    ):
+        if store.tokens < length:
+            raise DataError(
+                f"{store.tokens} tokens do not fill a block of {length}.",
+                field="data.length",
+                value=length,
+                fix="Give more text or take shorter blocks.",
+            )
+        self.store = store
+        self.count = count
+        self.length = length
+        self.isolate = isolate
+        self._order = order_documents(store, count * length, seed=seed, weights=weights)
+
+    def __len__(self) -> int:
+        return self.count
+
+    def __getitem__(self, index: int) -> dict[str, torch.Tensor]:
+        if not 0 <= index < self.count:
+            raise IndexError(f"block {index} of {self.count}")
+        begin, end = index * self.length, (index + 1) * self.length
+        ends = self._order.ends
+        first, last = np.searchsorted(ends, begin, side="right"), np.searchsorted(ends, end)
+        documents = self._order.documents[first : last + 1]
+        lengths = self.store.lengths_of(documents)
+        offsets = ends[first : last + 1] - lengths - begin  # of each document's start, from the block's
+        pieces = np.minimum(offsets + lengths, self.length) - np.maximum(offsets, 0)
+        starts = self.store.starts[documents] + np.maximum(-offsets, 0)
+        ids = np.concatenate([self.store.ids[a : a + n] for a, n in zip(starts, pieces, strict=True)]).astype(np.int64)
+        block = {
+            "input_ids": ids,
+            "labels": ids.copy(),
+            "domain_ids": np.repeat(self.store.domain_ids[documents], pieces).astype(np.int64),
+        }
+        if self.isolate:
+            block["position_ids"] = _restarting(pieces)
+            block["labels"][offsets[(offsets >= 0) & (pieces > 0)]] = IGNORED
+        return {name: torch.from_numpy(values) for name, values in block.items()}
+
+
+def _restarting(pieces: NDArray[np.int64]) -> NDArray[np.int64]:
+    """0, 1, 2, ... for each piece of so many tokens."""
+    return np.arange(pieces.sum()) - np.repeat(np.cumsum(pieces) - pieces, pieces)

@@ -1,0 +1,333 @@
+"""The corpus of a recipe: split by document, tokenised once, kept in a cache."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import os
+import shutil
+import tempfile
+import time
+import zipfile
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from smolmoe.data.embedded import is_held_out
+from smolmoe.data.sources import Source, open_source
+from smolmoe.data.text import Document
+from smolmoe.data.tokens import (
+    StoreWriter,
+    TokenStore,
+    encode_documents,
+    end_of_text,
+    id_type,
+    open_store,
+    tokenizer_hash,
+)
+from smolmoe.errors import DataError, OutputError
+from smolmoe.files import write_json
+from smolmoe.recipe.data import DataRecipe
+
+logger = logging.getLogger(__name__)
+
+Report = Callable[[str, int, int], None]
+
+FORMAT = 1  # of the cache; counts up when the same recipe would give other tokens
+UNKNOWN_DOMAIN = "text"
+SIDES = ("train", "validation")
+ABOUT = "corpus.json"
+# Texts are tokenised together, up to this many and this many characters: enough to keep a fast tokenizer busy.
+BATCH_DOCUMENTS = 512
+BATCH_CHARACTERS = 2_000_000
+ABANDONED = 7 * 86400  # seconds after which a folder that was never finished belongs to a run that was killed
+
+
+@dataclass(frozen=True)
+class TokenCorpus:
+    """Tokenised documents to train on and to validate on; no text is in both, and none twice.
+
+    Attributes:
+        domains: names; a document's domain id is its position here, "text" where no domain is known.
+        fingerprint: of the texts, the tokenizer and the options that change the tokens or the split. A run that is
+            longer, and so reads further in a streamed source, has the same.
+        dropped: documents left out: "duplicates", and those that are "held out" by validation sources.
+    """
+
+    train: TokenStore
+    validation: TokenStore
+    domains: tuple[str, ...]
+    fingerprint: str
+    dropped: dict[str, int] = field(default_factory=dict)
+
+    def summary(self) -> dict[str, Any]:
+        """Documents and tokens of each side, in all and by domain, and the documents dropped."""
+        return {
+            "train": self._side(self.train),
+            "validation": self._side(self.validation),
+            "dropped": dict(self.dropped),
+        }
+
+    def _side(self, store: TokenStore) -> dict[str, Any]:
+        documents = np.bincount(store.domain_ids, minlength=len(self.domains))
+        tokens = np.bincount(store.domain_ids, weights=store.lengths, minlength=len(self.domains))
+        by_domain = {
+            name: {"documents": int(documents[index]), "tokens": int(tokens[index])}
+            for index, name in enumerate(self.domains)
+            if documents[index]
+        }
+        return {"documents": len(store), "tokens": store.tokens, "domains": by_domain}
+
+
+def load_corpus(
+    recipe: DataRecipe, tokenizer: Any, *, tokens: int | None = None, report: Report | None = None
+) -> TokenCorpus:
+    """The corpus of a recipe, from the cache where it was tokenised before.
+
+    Which side a document is on follows from its text alone (`is_held_out`), or from the source where the recipe has
+    validation sources. Of equal texts the first is kept, and a text on the validation side is never trained on.
+
+    Args:
+        tokenizer: a transformers tokenizer with an end-of-text token.
+        tokens: training tokens that the run needs. A streamed source is read until its share of them is there: by
+            weight, or the same for all sources where they have no weights. None reads streams to their end.
+        report: is told of the source being tokenised, its documents so far, and their number (0 where unknown).
+
+    Raises:
+        DataError: a source cannot be read, or a side is empty; HubError: a hub data set cannot be had; OutputError:
+            the cache cannot be written.
+    """
+    end_of_text(tokenizer)  # before anything is read
+    sources = [open_source(source) for source in recipe.sources]
+    validation = [open_source(source) for source in recipe.validation]
+    for source, its_recipe in zip(validation, recipe.validation, strict=True):
+        if source.streamed and its_recipe.rows is None:
+            raise DataError(
+                "a streamed validation source has no end.",
+                field="data.validation",
+                value=source.label,
+                fix="Say how many documents to hold out, with `rows`.",
+            )
+    content: dict[str, Any] = {
+        "format": FORMAT,
+        "sources": [source.identity for source in sources],
+        "validation": [source.identity for source in validation],
+        "held_out": None if validation else recipe.held_out,
+        "tokenizer": tokenizer_hash(tokenizer),
+    }
+    limits = _limits(recipe, sources, tokens)
+    folder = _cache_folder(recipe) / "tokens" / _digest({**content, "limits": limits})
+    fingerprint = _digest(content)
+    corpus = _read(folder, fingerprint)
+    if corpus is not None:
+        return corpus
+    with _beside(folder) as partial:
+        _Build(recipe, tokenizer, partial, report).run(sources, validation, limits)
+    corpus = _read(folder, fingerprint)
+    if corpus is None:
+        raise OutputError("what was just written cannot be read back.", field="data.cache", value=str(folder))
+    return corpus
+
+
+def _limits(recipe: DataRecipe, sources: Sequence[Source], tokens: int | None) -> list[int | None]:
+    """The training tokens to read of each source; None for all.
+
+    `order_documents` begins no document of a source beyond its share, so that a share is enough.
+    """
+    weights = [source.weight or 1.0 for source in recipe.sources]
+    return [
+        None if tokens is None or not source.streamed else int(tokens * weight / sum(weights)) + 1
+        for source, weight in zip(sources, weights, strict=True)
+    ]
+
+
+def _cache_folder(recipe: DataRecipe) -> Path:
+    if recipe.cache is not None:
+        return recipe.cache.expanduser()
+    if named := os.environ.get("SMOLMOE_CACHE"):
+        return Path(named).expanduser()
+    return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "smolmoe"
+
+
+def _digest(content: dict[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:32]
+
+
+def _read(folder: Path, fingerprint: str) -> TokenCorpus | None:
+    """The corpus in a folder of the cache; None where there is none, or a damaged one, which is removed."""
+    if not folder.is_dir():
+        return None
+    try:
+        about = json.loads((folder / ABOUT).read_text(encoding="utf-8"))
+        train, validation = (
+            open_store(folder / side, about["dtype"], tuple(about["streamed"][side])) for side in SIDES
+        )
+        return TokenCorpus(train, validation, tuple(about["domains"]), fingerprint, about["dropped"])
+    except (OSError, ValueError, KeyError, TypeError, EOFError, zipfile.BadZipFile) as error:
+        logger.warning("%s is damaged (%s): the text is tokenised again", folder, error)
+        shutil.rmtree(folder, ignore_errors=True)
+        return None
+
+
+@contextmanager
+def _beside(folder: Path) -> Iterator[Path]:
+    """A new folder that takes its place when the work is done; another process may have been quicker."""
+    with _writing(folder):
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        for left in folder.parent.glob(f".{folder.name}.*"):
+            if time.time() - left.stat().st_mtime > ABANDONED:
+                shutil.rmtree(left, ignore_errors=True)
+        partial = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
+    try:
+        yield partial
+        with _writing(folder):
+            try:
+                partial.rename(folder)
+            except OSError:
+                if not folder.is_dir():
+                    raise
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+
+
+@contextmanager
+def _writing(folder: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise OutputError(
+            f"tokenised text cannot be kept ({error.strerror or error}).",
+            field="data.cache",
+            value=str(folder),
+            fix="Free some space, or name another folder with data.cache or SMOLMOE_CACHE.",
+        ) from error
+
+
+class _Build:
+    """Goes through the sources once, and writes both sides as it goes."""
+
+    def __init__(self, recipe: DataRecipe, tokenizer: Any, folder: Path, report: Report | None):
+        self.recipe = recipe
+        self.tokenizer = tokenizer
+        self.folder = folder
+        self.report = report
+        self.dtype = id_type(tokenizer)
+        with _writing(folder):
+            self.writers = {side: StoreWriter(folder / side, self.dtype) for side in SIDES}
+        self.domains: dict[str, int] = {}
+        # Digests of the texts met: 16 bytes of each, so that millions of documents fit in memory.
+        self.held: set[bytes] = set()
+        self.seen: set[bytes] = set()
+        self.dropped = {"duplicates": 0, "held out": 0}
+
+    def run(self, sources: Sequence[Source], validation: Sequence[Source], limits: Sequence[int | None]) -> None:
+        """Write the stores, and last what describes them."""
+        try:
+            for number, source in enumerate(validation):
+                self._take(source, number, 1.0, None)
+            self.held, self.seen = self.seen, set()
+            share = 0.0 if validation else self.recipe.held_out
+            for number, (source, limit) in enumerate(zip(sources, limits, strict=True)):
+                self._take(source, number, share, limit)
+            self._check_sides()
+            with _writing(self.folder):
+                for writer in self.writers.values():
+                    writer.finish()
+                about = {"dtype": self.dtype, "domains": list(self.domains), "dropped": self.dropped}
+                # No stream's order matters for documents that are only measured on.
+                measured = [False] * len(validation or sources)
+                streamed = {"train": [source.streamed for source in sources], "validation": measured}
+                write_json(self.folder / ABOUT, {**about, "streamed": streamed})
+        finally:
+            for writer in self.writers.values():
+                writer.close()
+
+    def _take(self, source: Source, number: int, share: float, limit: int | None) -> None:
+        """Tokenise the new documents of a source and hold a share out, until `limit` training tokens are there."""
+        before = self.writers["train"].tokens
+        read = 0
+        for batch in _batches(source.documents()):
+            read += len(batch)
+            self._write([document for document in batch if self._is_new(document.text)], number, share)
+            if self.report is not None:
+                self.report(source.label, read, source.expected or 0)
+            if limit is not None and self.writers["train"].tokens - before >= limit:
+                return
+
+    def _is_new(self, text: str) -> bool:
+        digest = hashlib.sha256(text.encode()).digest()[:16]
+        for reason, met in (("held out", self.held), ("duplicates", self.seen)):
+            if digest in met:
+                self.dropped[reason] += 1
+                return False
+        self.seen.add(digest)
+        return True
+
+    def _write(self, documents: Sequence[Document], source: int, share: float) -> None:
+        encoded = encode_documents(self.tokenizer, [document.text for document in documents])
+        held_out = [is_held_out(document.text, share) for document in documents]
+        domains = [self._domain(document.domain or UNKNOWN_DOMAIN) for document in documents]
+        with _writing(self.folder):
+            for side, writer in self.writers.items():
+                chosen = [index for index, held in enumerate(held_out) if held == (side == "validation")]
+                writer.add([encoded[index] for index in chosen], [domains[index] for index in chosen], source)
+
+    def _domain(self, name: str) -> int:
+        number = self.domains.setdefault(name, len(self.domains))
+        if number > np.iinfo(np.int16).max:
+            raise DataError(
+                f"there are more than {number} domains.",
+                field="domain_column",
+                value=name,
+                fix="Name a column that holds a document's kind, or set `domain`.",
+            )
+        return number
+
+    def _check_sides(self) -> None:
+        train, validation = (self.writers[side].documents for side in SIDES)
+        if not train and not validation:
+            raise DataError("the sources hold no text.", field="data.sources", value=len(self.recipe.sources))
+        own = bool(self.recipe.validation)
+        if not validation and own:
+            raise DataError("its sources hold no text.", field="data.validation", value=len(self.recipe.validation))
+        if not validation:
+            raise DataError(
+                f"none of the {train} documents is held out.",
+                field="data.held_out",
+                value=self.recipe.held_out,
+                fix="Raise it, give more documents, or name texts to hold out under data.validation.",
+            )
+        if not train:
+            raise DataError(
+                f"all {validation} documents are held out: none is left to train on.",
+                field="data.validation" if own else "data.held_out",
+                value=len(self.recipe.validation) if own else self.recipe.held_out,
+                fix="Give other texts to train on." if own else "Lower it, or give more documents.",
+            )
+
+
+def _batches(documents: Iterator[Document]) -> Iterator[list[Document]]:
+    batch: list[Document] = []
+    characters = 0
+    for document in documents:
+        batch.append(_encodable(document))
+        characters += len(document.text)
+        if len(batch) == BATCH_DOCUMENTS or characters >= BATCH_CHARACTERS:
+            yield batch
+            batch, characters = [], 0
+    if batch:
+        yield batch
+
+
+def _encodable(document: Document) -> Document:
+    """JSON can hold half a surrogate pair, which is no text and no tokenizer takes."""
+    try:
+        document.text.encode()
+    except UnicodeEncodeError:
+        return Document(document.text.encode("utf-8", "replace").decode(), document.domain)
+    return document

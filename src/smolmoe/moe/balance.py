@@ -1,0 +1,97 @@
+"""How evenly the choices of a router fall on its experts, from counts or loads [L, E] of L layers; balancing by bias.
+
+All are independent of scale, so counts and shares give the same. Of K choices a token at most one falls on each expert,
+so with K > 1 a full collapse has load 1/K on K experts; the values at collapse below are for K = 1.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import nn
+
+from smolmoe.moe.routing import Routing, find_routers
+
+
+def count_choices(indices: torch.Tensor, weights: torch.Tensor, experts: int) -> torch.Tensor:
+    """Chosen experts and gates [..., T, K] to [..., E] int64: how many choices fell on each expert, layer by layer.
+
+    Those of weight 0 (dropped, or past top-p) are none.
+    """
+    # Not `bincount`, which waits for the device to learn the size of its output.
+    counts = torch.zeros(*indices.shape[:-2], experts, dtype=torch.int64, device=indices.device)
+    return counts.scatter_add_(-1, indices.flatten(-2), (weights.detach() != 0).flatten(-2).long())
+
+
+def choice_counts(routing: Routing) -> torch.Tensor:
+    """[E] int64: the same of one layer's routing."""
+    return count_choices(routing.indices, routing.weights, routing.experts)
+
+
+def load_entropy(counts: torch.Tensor) -> torch.Tensor:
+    """B: mean over layers of H(load) / ln E, a scalar: 1 at perfect balance, 0 at collapse (ln K / ln E for K > 1)."""
+    experts = counts.shape[-1]
+    entropy = torch.special.entr(_load(counts)).sum(-1).mean()
+    return entropy / math.log(experts) if experts > 1 else torch.ones_like(entropy)
+
+
+def load_variation(counts: torch.Tensor) -> torch.Tensor:
+    """Mean over layers of std(load) / mean(load): 0 at perfect balance, sqrt(E - 1) at collapse."""
+    load = _load(counts)
+    return (load.std(-1, correction=0) / load.mean(-1).clamp_min(1e-30)).mean()
+
+
+def max_violation(counts: torch.Tensor) -> torch.Tensor:
+    """MaxVio: mean over layers of max(load) / mean(load) - 1 (arXiv 2408.15664): 0 when balanced, E - 1 at collapse."""
+    load = _load(counts)
+    return (load.amax(-1) / load.mean(-1).clamp_min(1e-30) - 1).mean()
+
+
+def balance_statistics(counts: torch.Tensor) -> dict[str, float]:
+    """All of the above and how many experts there are of each state, over all layers, with one wait for the device.
+
+    Args:
+        counts: [L, E] (or [E] of one layer), counts or loads.
+
+    Returns:
+        `balance`, `variation`, `max_violation`; `active_experts` (reached by a token) and `dead_experts` of L * E.
+    """
+    dead = (counts == 0).sum()
+    values = {
+        "balance": load_entropy(counts),
+        "variation": load_variation(counts),
+        "max_violation": max_violation(counts),
+        "active_experts": counts.numel() - dead,
+        "dead_experts": dead,
+    }
+    numbers = torch.stack([value.float() for value in values.values()]).tolist()
+    return dict(zip(values, numbers, strict=True))
+
+
+def _load(counts: torch.Tensor) -> torch.Tensor:
+    total = counts.sum(-1, keepdim=True)
+    return counts.float() / torch.where(total == 0, 1, total)
+
+
+@torch.no_grad()
+def update_selection_bias(bias: torch.Tensor, load: torch.Tensor, rate: float) -> None:
+    """bias += rate * sign(mean(load) - load), in place: balancing without a loss (arXiv 2408.15664).
+
+    The bias counts for the choice only, so no gradient is disturbed. Unchanged at perfect balance.
+
+    Args:
+        bias: [E], a router's `e_score_correction_bias`.
+        load: [E], the load of the optimiser step, over all ranks.
+        rate: the step, .001 in the paper, on scores in [0, 1].
+    """
+    load = load.to(bias)
+    bias.add_(torch.sign(load.mean() - load), alpha=rate)
+
+
+def has_selection_bias(model: nn.Module) -> bool:
+    """Whether every router of the model has the bias that `update_selection_bias` moves."""
+    routers = find_routers(model)
+    return bool(routers) and all(
+        isinstance(getattr(router, "e_score_correction_bias", None), torch.Tensor) for _, router in routers
+    )

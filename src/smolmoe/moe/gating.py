@@ -1,0 +1,328 @@
+"""What the routers of transformers compute, as one function, and what training may do to it.
+
+A stock router fuses matmul, scores and top-k in its `forward`. `route` computes the same, bit for bit, from a
+description of the router, and lets an intervention in between. It is put in as the `forward` of the instance: modules,
+hooks, recorded logits and parameter names stay what they are.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from smolmoe.errors import RequestError, TargetError
+from smolmoe.moe.generic import first_to_reach, within_capacity
+
+Scoring = Literal["softmax", "sigmoid"]
+RouterOutput = tuple[torch.Tensor, torch.Tensor, torch.Tensor]
+NOISE_FLOOR = 1e-2  # of learned noise (arXiv 1701.06538)
+
+
+@dataclass(frozen=True)
+class GateSpec:
+    """What a router module does.
+
+    Attributes:
+        experts, top_k: E and K.
+        scoring: what makes scores of logits.
+        over_chosen: the K highest logits are chosen, and the softmax is over those only.
+        renormalise: the chosen scores are divided by their sum + epsilon.
+        fp32_logits: the matmul takes fp32 inputs (which autocast lowers all the same, as it does in the stock class).
+        weights_like: number type of the gates: of the scores, of the logits, or of the input.
+        groups, top_groups: experts lie in equal groups, and only those of each token's best groups can be chosen.
+        scale: of the gates.
+        ordered: the K chosen experts come best first.
+        top_p, capacity_factor: see `SmolMoeConfig`.
+    """
+
+    experts: int
+    top_k: int
+    scoring: Scoring = "softmax"
+    over_chosen: bool = False
+    renormalise: bool = True
+    epsilon: float = 0.0
+    fp32_logits: bool = False
+    weights_like: Literal["scores", "logits", "input"] = "logits"
+    groups: int = 1
+    top_groups: int = 1
+    scale: float = 1.0
+    ordered: bool = True
+    top_p: float | None = None
+    capacity_factor: float | None = None
+
+
+@dataclass(frozen=True)
+class Intervention:
+    """What is done to a router while it trains. By default nothing.
+
+    Noise, sampling, expert dropout and fp32 act in training mode only. Temperature acts in evaluation too: it is part
+    of the function that is trained, and is folded into the weights when they are saved.
+
+    Attributes:
+        noise: std of Gaussian noise on the logits, for choice and gates, or "learned": N(0, 1) * (softplus(x W_noise)
+            + 1e-2) per token and expert (noisy top-k, arXiv 1701.06538).
+        temperature: logits are divided by it.
+        sample: the K experts are drawn without replacement, by their probabilities (Gumbel top-k, arXiv 1903.06059);
+            the gates are those the chosen have anyway.
+        expert_dropout: probability that an expert cannot be chosen during a call of its router. K always can; scores
+            are those of a router without the others.
+        fp32: logits and scores in fp32, whatever the model's type.
+        granularity: consecutive experts that share their draws: a group of one split FFN is chosen or left whole.
+
+    Raises:
+        RequestError: a value is out of its range.
+    """
+
+    noise: float | Literal["learned"] = 0.0
+    temperature: float = 1.0
+    sample: bool = False
+    expert_dropout: float = 0.0
+    fp32: bool = False
+    granularity: int = 1
+
+    def __post_init__(self) -> None:
+        ranges = {
+            "noise": 0 <= self.noise < math.inf if isinstance(self.noise, int | float) else self.noise == "learned",
+            "temperature": 0 < self.temperature < math.inf,
+            "expert_dropout": 0 <= self.expert_dropout < 1,
+            "granularity": self.granularity >= 1,
+        }
+        for name, valid in ranges.items():
+            if not valid:
+                raise RequestError("out of range.", field=name, value=getattr(self, name))
+
+
+def gate_spec(router: nn.Module) -> GateSpec:
+    """What this router does, by the class that defines its `forward`.
+
+    Raises:
+        TargetError: its class is not known here.
+    """
+    # By the class that defines it: FSDP and quantisers put an empty subclass in front.
+    owner = next(cls.__name__ for cls in type(router).__mro__ if "forward" in vars(cls))
+    if owner not in _SPECS:
+        raise TargetError(
+            "this router's computation is not known, so nothing can be done to it.",
+            field="router",
+            value=owner,
+            fix=f"Known are: {', '.join(sorted(_SPECS))}.",
+        )
+    return _SPECS[owner](router)
+
+
+def route(
+    x: torch.Tensor,
+    weight: torch.Tensor,
+    bias: torch.Tensor | None,
+    spec: GateSpec,
+    intervention: Intervention | None = None,
+    *,
+    training: bool = False,
+    noise_weight: torch.Tensor | None = None,
+) -> RouterOutput:
+    """Logits [T, E], gates [T, K] and chosen experts [T, K] of x [..., D]; without an intervention, the stock router's.
+
+    The logits returned are the clean ones, after temperature and before noise and dropout: balance and z-loss are about
+    the router that will be saved. Draws come from torch's global generator, so that gradient checkpointing (with
+    use_reentrant=False) redraws the same.
+
+    Args:
+        weight: [E, D].
+        bias: [E], added to scores for the choice only, or None.
+        training: whether the interventions act that act in training only.
+        noise_weight: [E, D], the W_noise of learned noise.
+    """
+    act = intervention or Intervention()
+    x = x.reshape(-1, x.shape[-1])
+    # Not the logits but the weights, so that folding the temperature in changes no bit.
+    weight = weight if act.temperature == 1 else weight / act.temperature
+    if not training:
+        logits = _logits(x, weight, spec)
+        gates, chosen = _choose(logits, bias, spec)
+        return logits, _typed(gates, spec, logits.dtype, x.dtype), chosen
+    logits = _fp32_logits(x, weight) if act.fp32 else _logits(x, weight, spec)
+    available = _available(spec, act, logits) if act.expert_dropout else None
+    gates, chosen = _choose(_noisy(logits, x, act, noise_weight), bias, spec, available, act)
+    return logits, _typed(gates, spec, _served_type(x, spec) if act.fp32 else logits.dtype, x.dtype), chosen
+
+
+def _logits(x: torch.Tensor, weight: torch.Tensor, spec: GateSpec) -> torch.Tensor:
+    if spec.fp32_logits:
+        return F.linear(x.float(), weight.float())
+    logits = F.linear(x, weight)
+    return logits.float() if spec.over_chosen else logits
+
+
+def _fp32_logits(x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
+    with torch.autocast(x.device.type, enabled=False):
+        return F.linear(x.float(), weight.float())
+
+
+def _served_type(x: torch.Tensor, spec: GateSpec) -> torch.dtype:
+    """The number type that the logits have without an intervention."""
+    if torch.is_autocast_enabled(x.device.type):
+        return torch.get_autocast_dtype(x.device.type)
+    return torch.float32 if spec.fp32_logits else x.dtype
+
+
+def _typed(gates: torch.Tensor, spec: GateSpec, logits: torch.dtype, x: torch.dtype) -> torch.Tensor:
+    return gates if spec.weights_like == "scores" else gates.to(logits if spec.weights_like == "logits" else x)
+
+
+def _choose(
+    logits: torch.Tensor,
+    bias: torch.Tensor | None,
+    spec: GateSpec,
+    available: torch.Tensor | None = None,
+    act: Intervention | None = None,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Gates and chosen experts, [T, K] each. `available`: [E] bool."""
+    if available is not None:
+        logits = logits.masked_fill(~available, float("-inf"))
+    scores = logits
+    if not spec.over_chosen:
+        scores = logits.softmax(-1, dtype=torch.float32) if spec.scoring == "softmax" else logits.sigmoid()
+    ranking = (scores if bias is None else scores + bias).detach()
+    allowed = _in_top_groups(ranking, spec) if spec.top_groups < spec.groups else available
+    if allowed is not None and available is not None:
+        allowed = allowed & available
+    if act is not None and act.sample:
+        # Of biased scores only their order is a choice's; those that the bias takes below zero come last.
+        log_chance = ranking if spec.over_chosen else ranking.float().clamp_min(1e-30).log()
+        ranking = log_chance - _shared(torch.Tensor.exponential_, log_chance, act.granularity).log()
+    if allowed is not None:
+        ranking = ranking.masked_fill(~allowed, float("-inf"))
+    chosen = ranking.topk(spec.top_k, dim=-1, sorted=spec.ordered).indices
+    return _gates(logits, scores, chosen, spec), chosen
+
+
+def _gates(logits: torch.Tensor, scores: torch.Tensor, chosen: torch.Tensor, spec: GateSpec) -> torch.Tensor:
+    if spec.over_chosen:
+        return logits.gather(-1, chosen).softmax(-1)
+    gates = scores.gather(-1, chosen)
+    if spec.top_p is not None:
+        gates = gates * first_to_reach(spec.top_p, gates / scores.sum(-1, keepdim=True))
+    if spec.renormalise:
+        total = gates.sum(-1, keepdim=True)
+        gates = (gates / (total + spec.epsilon if spec.epsilon else total)).to(gates.dtype)
+    if spec.scale != 1:
+        gates = gates * spec.scale
+    if spec.capacity_factor is not None:
+        gates = gates * within_capacity(spec.capacity_factor, chosen, gates != 0, spec.experts)
+    return gates
+
+
+def _in_top_groups(ranking: torch.Tensor, spec: GateSpec) -> torch.Tensor:
+    """[T, E] bool. A group ranks by the sum of its two best experts (arXiv 2412.19437)."""
+    group_scores = ranking.unflatten(-1, (spec.groups, -1)).topk(2, dim=-1).values.sum(-1)
+    best = group_scores.topk(spec.top_groups, dim=-1, sorted=False).indices
+    inside = torch.zeros_like(group_scores, dtype=torch.bool).scatter_(1, best, True)
+    return inside.repeat_interleave(spec.experts // spec.groups, dim=-1)
+
+
+def _noisy(logits: torch.Tensor, x: torch.Tensor, act: Intervention, noise_weight: torch.Tensor | None) -> torch.Tensor:
+    if act.noise == 0:
+        return logits
+    # In fp32: bf16 would round small noise away.
+    noise = _shared(torch.Tensor.normal_, logits.float(), act.granularity)
+    if act.noise != "learned":
+        return logits.float() + noise * act.noise
+    if noise_weight is None:
+        raise RequestError("learned noise needs its weight [E, D].", field="noise_weight", value=None)
+    return logits.float() + noise * (F.softplus(F.linear(x, noise_weight).float()) + NOISE_FLOOR)
+
+
+def _available(spec: GateSpec, act: Intervention, logits: torch.Tensor) -> torch.Tensor:
+    """[E] bool, drawn once for the call. In every routing group as many stay as a choice of K may need of it."""
+    draws = torch.rand(spec.groups, spec.experts // spec.groups // act.granularity, device=logits.device)
+    needed = math.ceil(spec.top_k / spec.top_groups / act.granularity)
+    floor = draws.topk(needed, dim=-1).values[:, -1:]
+    stays = draws >= floor.clamp_max(act.expert_dropout)
+    return stays.flatten().repeat_interleave(act.granularity)
+
+
+def _shared(draw: Callable[[torch.Tensor], torch.Tensor], like: torch.Tensor, granularity: int) -> torch.Tensor:
+    """Draws of the shape of `like` [T, E], the same for the experts of one group."""
+    if granularity == 1:
+        return draw(torch.empty_like(like, requires_grad=False))
+    groups = torch.empty_like(like[:, ::granularity], requires_grad=False)
+    return draw(groups).repeat_interleave(granularity, dim=-1)
+
+
+def _qwen(router: Any) -> GateSpec:
+    return GateSpec(router.num_experts, router.top_k, renormalise=getattr(router, "norm_topk_prob", True))
+
+
+def _mixtral(router: Any) -> GateSpec:
+    return GateSpec(router.num_experts, router.top_k, weights_like="scores")
+
+
+def _granite(router: Any) -> GateSpec:
+    return GateSpec(router.num_experts, router.top_k, over_chosen=True, weights_like="input")
+
+
+def _deepseek(router: Any) -> GateSpec:
+    return GateSpec(
+        router.num_experts,
+        router.top_k,
+        scoring="sigmoid",
+        renormalise=router.norm_topk_prob,
+        epsilon=1e-20,
+        fp32_logits=True,
+        weights_like="scores",
+        groups=router.num_group,
+        top_groups=router.topk_group,
+        scale=router.routed_scaling_factor,
+        ordered=False,
+    )
+
+
+def _smolmoe(router: Any) -> GateSpec:
+    return GateSpec(
+        router.num_experts,
+        router.top_k,
+        scoring=router.scoring_func,
+        renormalise=router.norm_topk_prob,
+        epsilon=1e-20,
+        fp32_logits=router.scoring_func == "sigmoid",
+        top_p=getattr(router, "top_p", None),  # a checkpoint may carry an older copy of the code
+        capacity_factor=getattr(router, "capacity_factor", None),
+    )
+
+
+# Class that defines `forward` -> what it does.
+_FAMILIES: dict[Callable[[Any], GateSpec], tuple[str, ...]] = {
+    _qwen: (
+        "FlexOlmoTopKRouter",
+        "OlmoeTopKRouter",
+        "Qwen2MoeTopKRouter",
+        "Qwen3MoeTopKRouter",
+        "Qwen3NextTopKRouter",
+        "Qwen3VLMoeTextTopKRouter",
+        "Qwen3_5MoeTopKRouter",
+    ),
+    _mixtral: ("MiniMaxTopKRouter", "MixtralTopKRouter"),
+    _granite: (
+        "GraniteMoeHybridTopKRouter",
+        "GraniteMoeSharedTopKRouter",
+        "GraniteMoeTopKRouter",
+    ),
+    _deepseek: (
+        "DeepseekV3TopkRouter",
+        "Dots1TopkRouter",
+        "ExaoneMoeTopkRouter",
+        "Glm4MoeLiteTopkRouter",
+        "Glm4MoeTopkRouter",
+        "Glm4vMoeTextTopkRouter",
+        "GlmMoeDsaTopkRouter",
+        "SolarOpenTopkRouter",
+    ),
+    _smolmoe: ("SmolMoeRouter",),
+}
+_SPECS = {name: family for family, names in _FAMILIES.items() for name in names}

@@ -1,0 +1,116 @@
+"""What a run measures of itself: rows of `metrics.jsonl`, and the same values for TensorBoard and its like."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import resource
+import sys
+import time
+from collections.abc import Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+
+FILE = "metrics.jsonl"
+
+
+class MetricsFile:
+    """`metrics.jsonl`: one JSON object a line, each with its `kind` and `step`.
+
+    Kinds: "step" (losses of one step), "window" (routing, speed and memory since the last window), "held_out",
+    "gradients" (of each term on the routers), "alarm".
+
+    Args:
+        after: keep rows of at most this step, and go on behind them: what a resumed run will write again is dropped.
+    """
+
+    def __init__(self, path: Path, *, after: int = 0, write: bool = True):
+        self.path = path
+        self._write = write
+        if not write:
+            return
+        kept = [row for row in read_metrics(path) if row["step"] <= after] if after and path.is_file() else []
+        partial = path.with_name(f".{path.name}.partial")
+        partial.write_text("".join(json.dumps(row) + "\n" for row in kept), encoding="utf-8")
+        partial.replace(path)
+
+    def add(self, kind: str, step: int, **values: Any) -> dict[str, Any]:
+        row = {"kind": kind, "step": step, **values}
+        if self._write:
+            with self.path.open("a", encoding="utf-8") as file:
+                file.write(json.dumps(row) + "\n")
+        return row
+
+
+def read_metrics(path: Path) -> list[dict[str, Any]]:
+    """The rows of a `metrics.jsonl`; a last line that a kill cut short is left out."""
+    rows = []
+    for line in path.read_text(encoding="utf-8").splitlines():
+        try:
+            rows.append(json.loads(line))
+        except json.JSONDecodeError:
+            break
+    return rows
+
+
+class Clock:
+    """Seconds spent training: measuring and saving stop it."""
+
+    def __init__(self) -> None:
+        self.seconds = 0.0
+        self._since: float | None = None
+
+    def start(self) -> None:
+        if self._since is None:
+            self._since = time.perf_counter()
+
+    def stop(self) -> None:
+        if self._since is not None:
+            self.seconds += time.perf_counter() - self._since
+            self._since = None
+
+    def read(self) -> float:
+        return self.seconds + (time.perf_counter() - self._since if self._since is not None else 0.0)
+
+    @contextmanager
+    def paused(self) -> Any:
+        running = self._since is not None
+        self.stop()
+        try:
+            yield
+        finally:
+            if running:
+                self.start()
+
+
+def peak_memory(device: torch.device) -> int:
+    """Bytes: the most that was allocated on a GPU, else the process's largest resident size."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    unit = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+
+
+def perplexity(loss: float) -> float:
+    """exp(loss), infinite where that is no float."""
+    return math.exp(loss) if loss < 700 else math.inf
+
+
+def flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, float]:
+    """Nested numbers as `a/b`: what loggers take."""
+    flat: dict[str, float] = {}
+    for name, value in values.items():
+        if isinstance(value, Mapping):
+            flat.update(flatten(value, f"{prefix}{name}/"))
+        elif isinstance(value, int | float) and not isinstance(value, bool):
+            flat[f"{prefix}{name}"] = value
+    return flat
+
+
+def is_main_process() -> bool:
+    """Whether this process writes: the only one, or rank 0."""
+    return int(os.environ.get("RANK", "0")) == 0

@@ -1,0 +1,161 @@
+"""The model and the tokenizer of a run, and whether they fit each other and the data."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from smolmoe.checkpoint import fingerprint, open_checkpoint
+from smolmoe.claim import PROVENANCE_FILE
+from smolmoe.errors import RequestError, SourceError
+from smolmoe.moe.loading import load_model, load_tokenizer
+from smolmoe.recipe import TrainRecipe
+from smolmoe.recipe.base import unknown_key
+from smolmoe.recipe.train import ModelRecipe
+
+_TOKEN_KEYS = ("bos_token_id", "eos_token_id", "pad_token_id")
+
+
+def model_folder(recipe: ModelRecipe) -> Path | None:
+    """The local folder of the checkpoint to train on, downloaded where it is a hub id; None for a new model."""
+    if recipe.path is None:
+        return None
+    return open_checkpoint(recipe.path, revision=recipe.revision, field="model.path").folder
+
+
+def find_tokenizer(recipe: TrainRecipe, folder: Path | None) -> Any:
+    """The tokenizer that the recipe names, else the model's own.
+
+    Raises:
+        SourceError: there is none, or it cannot be read.
+    """
+    if recipe.tokenizer is None:
+        found = load_tokenizer(folder) if folder is not None else None
+        if found is None:
+            raise SourceError(
+                "the model brings no tokenizer." if folder else "a new model needs a tokenizer.",
+                field="tokenizer",
+                value=None,
+                fix="Name one: a folder, a hub id, or a number of entries to train one.",
+            )
+        return found
+    named = Path(str(recipe.tokenizer))
+    if named.is_dir():
+        found = load_tokenizer(named)
+        if found is None:
+            raise SourceError("there are no tokenizer files in the folder.", field="tokenizer", value=str(named))
+        return found
+    return _from_hub(str(recipe.tokenizer))
+
+
+def _from_hub(name: str) -> Any:
+    from transformers import AutoTokenizer
+
+    from smolmoe.errors import HubError
+
+    try:
+        return AutoTokenizer.from_pretrained(name, trust_remote_code=False)
+    except (OSError, ValueError) as error:
+        raise HubError(
+            f"no such folder, and the hub does not give it: {str(error).splitlines()[0]}",
+            field="tokenizer",
+            value=name,
+            fix="Give a local folder, or check the id and the connection.",
+        ) from error
+
+
+def build_model(recipe: TrainRecipe, tokenizer: Any, folder: Path | None) -> Any:
+    """The model in float32: from a checkpoint, or new with random weights of the recipe's seed.
+
+    Args:
+        folder: of the checkpoint (also one to resume from); None makes a new model.
+
+    Raises:
+        RequestError: the config, the tokenizer and the data's block length do not fit together.
+    """
+    model = load_model(folder) if folder is not None else _new_model(recipe, tokenizer)
+    check_fit(model.config.get_text_config(), tokenizer, recipe.data.length)
+    if recipe.model.attention is not None:
+        model.set_attn_implementation(recipe.model.attention)
+    if recipe.model.experts is not None:
+        model.set_experts_implementation(recipe.model.experts)
+    # Nothing counts twice: balance is ours, per layer; the stock loss would be added to the cross-entropy unseen.
+    if getattr(model.config, "output_router_logits", False):
+        model.config.output_router_logits = False
+    return model
+
+
+def check_fit(config: Any, tokenizer: Any, length: int) -> None:
+    """Raises RequestError where the vocabulary is too small for the tokenizer, or blocks exceed the positions."""
+    if len(tokenizer) > config.vocab_size:
+        raise RequestError(
+            f"the tokenizer has {len(tokenizer):,} tokens, the model only {config.vocab_size:,}.",
+            field="tokenizer",
+            value=getattr(tokenizer, "name_or_path", None) or type(tokenizer).__name__,
+            fix="Use the model's own tokenizer, or a model of that vocabulary.",
+        )
+    positions = getattr(config, "max_position_embeddings", None)
+    if positions is not None and length > positions:
+        raise RequestError(
+            f"blocks are longer than the model's {positions} positions.",
+            field="data.length",
+            value=length,
+            fix=f"Use at most {positions}.",
+        )
+
+
+def new_config(recipe: ModelRecipe, tokenizer: Any, length: int) -> Any:
+    """The config of a new model; what the recipe leaves out of sizes and tokens follows from tokenizer and data.
+
+    Raises:
+        RequestError: an unknown model type or key.
+    """
+    from transformers import CONFIG_MAPPING, AutoConfig
+
+    from smolmoe.moe import register
+
+    register()
+    values = dict(recipe.config or {})
+    kind = values.pop("model_type", None)
+    if kind is None or kind not in CONFIG_MAPPING:
+        raise RequestError("no model type of transformers.", field="model.config.model_type", value=kind)
+    known = AutoConfig.for_model(kind).to_dict()
+    for key, value in values.items():
+        if key not in known and key not in CONFIG_MAPPING[kind].attribute_map:
+            raise unknown_key(f"model.config.{key}", value, list(known))
+    defaults = {"vocab_size": len(tokenizer), **{key: getattr(tokenizer, key, None) for key in _TOKEN_KEYS}}
+    if not {"max_position_embeddings", "n_positions"} & set(values):
+        defaults["max_position_embeddings"] = length
+    if kind != "smolmoe":
+        values = {**defaults, **values}
+    try:
+        return AutoConfig.for_model(kind, **values)
+    except (TypeError, ValueError) as error:
+        raise RequestError(f"not a config of {kind}: {error}", field="model.config", value=recipe.config) from error
+
+
+def _new_model(recipe: TrainRecipe, tokenizer: Any) -> Any:
+    from transformers import AutoModelForCausalLM
+
+    config = new_config(recipe.model, tokenizer, recipe.data.length)
+    check_fit(config.get_text_config(), tokenizer, recipe.data.length)
+    with torch.random.fork_rng():
+        torch.manual_seed(recipe.seed)
+        return AutoModelForCausalLM.from_config(config, dtype=torch.float32)
+
+
+def parent_provenance(folder: Path | None) -> dict[str, Any]:
+    """What the smolmoe.json beside a checkpoint says; empty where there is none."""
+    path = folder / PROVENANCE_FILE if folder is not None else None
+    if path is None or not path.is_file():
+        return {}
+    found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    return found
+
+
+def source_of(folder: Path | None) -> dict[str, Any] | None:
+    """Name and hash of the checkpoint that is trained on, for the provenance."""
+    return None if folder is None else {"folder": folder.name, "sha256": fingerprint(open_checkpoint(folder))}

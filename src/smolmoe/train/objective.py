@@ -1,0 +1,272 @@
+"""What is trained on beside the cross-entropy, and what is done to routers meanwhile: a mixin over any Trainer.
+
+The loss of a step is CE + w_b * mean over layers of load balance + w_z * mean over layers of z. Which load the balance
+term sees, and how it adds up over ranks and accumulated micro-batches, is in `smolmoe.losses`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from transformers import TrainerCallback
+
+from smolmoe import losses
+from smolmoe.errors import RequestError, TrainingError
+from smolmoe.moe.balance import choice_counts, has_selection_bias, update_selection_bias
+from smolmoe.moe.control import control_routers
+from smolmoe.moe.gating import Intervention, gate_spec
+from smolmoe.moe.routing import RoutingCapture, find_routers
+from smolmoe.moe.ties import GroupTies
+from smolmoe.recipe.train import ObjectiveRecipe, RoutingRecipe
+
+
+class Objective:
+    """The router terms of one model, and the counts they stand on.
+
+    Args:
+        model: the unwrapped model; a dense one has no terms.
+        granularity: G of an upcycled model, for tying the rows of a group.
+
+    Attributes:
+        counts: [L, E] choices since they were last taken by `take_counts`.
+        load: [L, E] shares of the choices of the optimiser's step so far, on all ranks.
+
+    Raises:
+        RequestError: something is asked that the model cannot do.
+    """
+
+    def __init__(self, model: Any, objective: ObjectiveRecipe, routing: RoutingRecipe, granularity: int = 1):
+        self.weights = {"load_balance": objective.load_balance, "z_loss": objective.z_loss}
+        self.scope = objective.balance_scope
+        self.bias_rate = objective.bias_rate
+        self.routers: list[Any] = [router for _, router in find_routers(model)]
+        _check(model, objective, routing, self.routers, granularity)
+        self.tied_steps = routing.tie_groups
+        self.capture: RoutingCapture | None = None
+        if not self.routers:
+            return
+        spec = gate_spec(self.routers[0])
+        self.scoring = spec.scoring
+        self.capture = RoutingCapture(model)
+        self.experts = spec.experts
+        self.control = control_routers(model, _intervention(routing, granularity))
+        self.ties = GroupTies(model, granularity) if routing.tie_groups else None
+        self.counter = losses.LoadCounter(len(self.routers), self.experts)
+        self.counts = torch.zeros(len(self.routers), self.experts, dtype=torch.int64)
+        self.load = self.counts.float()
+
+    @contextmanager
+    def recording(self) -> Iterator[None]:
+        """Routers are recorded within; `terms` reads what was, and forgets it."""
+        if self.capture is None:
+            yield
+            return
+        self.capture.clear()
+        with self.capture:
+            yield
+
+    def terms(self) -> dict[str, torch.Tensor]:
+        """The weighted terms of the micro-batch just recorded, each with its graph."""
+        if self.capture is None:
+            return {}
+        routings = [self.capture.routing(layer) for layer in self.capture.layers]
+        self.capture.clear()
+        counts = torch.stack([choice_counts(routing) for routing in routings])
+        self.counts = self.counts.to(counts.device) + counts
+        self.load = self.counter.add(counts)
+        load = self.load if self.scope == "batch" else counts / counts.sum(-1, keepdim=True)
+        found: dict[str, torch.Tensor] = {}
+        if self.weights["load_balance"]:
+            per_layer = [
+                losses.load_balance(losses.expert_probabilities(routing.logits, self.scoring), layer_load)
+                for routing, layer_load in zip(routings, load, strict=True)
+            ]
+            found["load_balance"] = self.weights["load_balance"] * torch.stack(per_layer).mean()
+        if self.weights["z_loss"]:
+            per_layer = [losses.z_loss(routing.logits) for routing in routings]
+            found["z_loss"] = self.weights["z_loss"] * torch.stack(per_layer).mean()
+        return found
+
+    def before_step(self, step: int) -> None:
+        """Between the backward pass and the optimiser's step number `step`, counted from 0."""
+        if self.capture is not None and self.ties is not None and step < self.tied_steps:
+            self.ties.apply()
+
+    def after_step(self) -> None:
+        """After the optimiser's step: move selection biases, begin counting anew."""
+        if self.capture is None:
+            return
+        if self.bias_rate:
+            for router, load in zip(self.routers, self.load, strict=True):
+                update_selection_bias(router.e_score_correction_bias, load, self.bias_rate)
+        self.counter.reset()
+
+    def finish(self) -> None:
+        """Leave the model as it is to be used: temperature folded into the weights, routers their class's own."""
+        if self.capture is not None:
+            self.control.fold()
+            self.control.detach()
+
+    def take_counts(self) -> torch.Tensor | None:
+        """[L, E] choices of this process since the last call."""
+        if self.capture is None:
+            return None
+        counts, self.counts = self.counts, torch.zeros_like(self.counts)
+        return counts
+
+    def gradient_norms(self, terms: Mapping[str, torch.Tensor]) -> dict[str, float]:
+        """The norm of each term's gradient on all router weights together; 0 where there is no path to them."""
+        weights = [router.weight for router in self.routers if router.weight.requires_grad]
+        norms = {}
+        for name, term in terms.items():
+            grads: tuple[torch.Tensor | None, ...] = ()
+            if term.requires_grad and weights:
+                grads = torch.autograd.grad(term, weights, retain_graph=True, allow_unused=True)
+            found = [grad for grad in grads if grad is not None]
+            norms[name] = torch.stack([grad.float().norm() for grad in found]).norm().item() if found else 0.0
+        return norms
+
+
+def check_gradients(norms: Mapping[str, float], terms: Mapping[str, torch.Tensor]) -> None:
+    """Stop where a configured term trains no router.
+
+    Raises:
+        TrainingError: naming the term and the reason.
+    """
+    for name, norm in norms.items():
+        if name == "ce" or norm > 0:
+            continue
+        detached = not terms[name].requires_grad
+        raise TrainingError(
+            "the term is configured but gives the routers no gradient: "
+            + (
+                "it is detached from the graph." if detached else "no router weight is trained, or none is on its path."
+            ),
+            field=f"objective.{name}",
+            value=float(terms[name]),
+            fix="Let the routers train (requires_grad), or set the term's weight to 0.",
+        )
+
+
+def _intervention(routing: RoutingRecipe, granularity: int) -> Intervention:
+    return Intervention(
+        noise=routing.noise,
+        temperature=routing.temperature,
+        sample=routing.sample,
+        expert_dropout=routing.expert_dropout,
+        fp32=routing.fp32,
+        # While a group's rows are tied its experts must be drawn together, or they are not chosen together.
+        granularity=granularity if routing.tie_groups else 1,
+    )
+
+
+def _check(
+    model: Any, objective: ObjectiveRecipe, routing: RoutingRecipe, routers: list[Any], granularity: int
+) -> None:
+    if not routers:
+        asked = {f"objective.{name}": value for name, value in objective.model_dump(exclude_defaults=True).items()}
+        asked |= {f"routing.{name}": value for name, value in routing.model_dump(exclude_defaults=True).items()}
+        for field, value in asked.items():
+            raise RequestError(
+                "the model is dense: it has no routers.", field=field, value=value, fix="Leave it out, or name an MoE."
+            )
+        return
+    if objective.bias_rate and not has_selection_bias(model):
+        raise RequestError(
+            f"{type(model).__name__} has no selection bias to balance with.",
+            field="objective.bias_rate",
+            value=objective.bias_rate,
+            fix="Use objective.load_balance, or upcycle with --target glm4_moe or generic.",
+        )
+    if routing.tie_groups and granularity < 2:
+        raise RequestError(
+            "the experts form no groups (granularity 1).",
+            field="routing.tie_groups",
+            value=routing.tie_groups,
+            fix="Leave it out.",
+        )
+
+
+class RoutedTraining:
+    """For a Trainer: adds an `Objective` to its loss. Set `objective` before training.
+
+    Attributes:
+        objective: what is added.
+        record: called with each micro-batch's {"ce", terms...}, detached, as they enter the step's loss.
+        gradients_every: steps between measurements of each term's gradient on the routers; 0 for never.
+    """
+
+    objective: Objective
+    gradients_every: int = 100
+    model_accepts_loss_kwargs: bool
+    current_gradient_accumulation_steps: int
+    state: Any
+    args: Any
+
+    def record(self, values: dict[str, torch.Tensor]) -> None:
+        """What a subclass keeps of each micro-batch."""
+
+    def record_gradients(self, norms: dict[str, float]) -> None:
+        """What a subclass keeps of the terms' gradients."""
+
+    def compute_loss(
+        self, model: Any, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None
+    ) -> Any:
+        inputs = {name: value for name, value in inputs.items() if name != "domain_ids"}
+        with self.objective.recording():
+            ce, outputs = super().compute_loss(  # type: ignore[misc]
+                model, inputs, return_outputs=True, num_items_in_batch=num_items_in_batch
+            )
+        terms = self.objective.terms()
+        # A loss that is summed over the step's items is divided by nothing later on; else by the accumulated batches.
+        summed = self.model_accepts_loss_kwargs and num_items_in_batch is not None
+        batches = self.current_gradient_accumulation_steps
+        loss = ce + sum(terms.values()) / (batches if summed else 1)
+        _require_finite(loss, "loss", self.state.global_step)
+        if terms and self.gradients_every and self._is_measured():
+            norms = self.objective.gradient_norms({"ce": ce, **terms})
+            check_gradients(norms, terms)
+            self.record_gradients(norms)
+        self.record({"ce": ce.detach() * (batches if summed else 1), **{k: v.detach() for k, v in terms.items()}})
+        return (loss, outputs) if return_outputs else loss
+
+    def _is_measured(self) -> bool:
+        # Sharded parameters would have to be gathered for it.
+        return self.state.global_step % self.gradients_every == 0 and not getattr(self, "is_sharded", False)
+
+    def _clip_grad_norm(self, model: Any) -> Any:
+        norm = super()._clip_grad_norm(model)  # type: ignore[misc]
+        if not self.args.fp16:  # whose scaler skips such steps
+            _require_finite(norm, "gradient norm", self.state.global_step)
+        return norm
+
+
+class RouterCallback(TrainerCallback):
+    """Does what an objective does around the optimiser's step."""
+
+    def __init__(self, objective: Objective):
+        self.objective = objective
+
+    def on_pre_optimizer_step(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        self.objective.before_step(state.global_step)
+
+    def on_optimizer_step(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        self.objective.after_step()
+
+
+class NotFiniteError(TrainingError):
+    """A loss or a gradient that is no number; the weights are those of before the step."""
+
+
+def _require_finite(value: Any, what: str, step: int) -> None:
+    value = torch.as_tensor(value)
+    if not bool(torch.isfinite(value.detach()).all()):
+        raise NotFiniteError(
+            f"the {what} of step {step + 1} is {float(value):g}; the step was not taken.",
+            field="step",
+            value=step + 1,
+            fix="Lower trainer.learning_rate or look at the data there, then use --resume latest.",
+        )

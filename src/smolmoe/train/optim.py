@@ -1,0 +1,112 @@
+"""Parameter groups with learning rates of their own, router warm-up, and carried Adam moments."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+
+from smolmoe.errors import RequestError
+from smolmoe.moe.routing import find_routers
+from smolmoe.moe.structure import find_layers
+from smolmoe.recipe import TrainRecipe
+
+
+def learning_rate_factors(model: Any, recipe: TrainRecipe, scales: Mapping[str, float]) -> dict[str, float]:
+    """Parameter name -> its learning rate over the run's, where that is not 1.
+
+    Args:
+        scales: of tensors that the conversion scaled, by name.
+    """
+    base = float(recipe.trainer.get("learning_rate", 3e-4))
+    routers, experts = router_names(model), expert_names(model)
+    factors = {}
+    for name, _ in model.named_parameters():
+        factor = scales.get(name, 1.0)
+        if name in routers and recipe.routing.learning_rate is not None:
+            factor *= recipe.routing.learning_rate / base
+        if name in experts and recipe.expert_learning_rate is not None:
+            factor *= recipe.expert_learning_rate / base
+        if factor != 1.0:
+            factors[name] = factor
+    return factors
+
+
+def router_names(model: Any) -> set[str]:
+    """Names of everything that belongs to a router."""
+    ids = {id(p) for _, router in find_routers(model) for p in router.parameters()}
+    return {name for name, parameter in model.named_parameters() if id(parameter) in ids}
+
+
+def expert_names(model: Any) -> set[str]:
+    """Names of the routed experts' stacked weights: 3-D, one row of matrices an expert."""
+    path, _ = find_layers(model)
+    routers = router_names(model)
+    return {
+        name
+        for name, parameter in model.named_parameters()
+        if name.startswith(f"{path}.")
+        and ".experts." in f".{name}"
+        and "shared" not in name
+        and name not in routers
+        and parameter.ndim >= 2
+    }
+
+
+def split_groups(optimizer: torch.optim.Optimizer, model: Any, factors: Mapping[str, float]) -> None:
+    """Split an optimiser's groups so that each has one learning rate; routers stand apart. In place."""
+    names = {id(parameter): name for name, parameter in model.named_parameters()}
+    routers = router_names(model) if find_routers(model) else set()
+    groups = []
+    for group in optimizer.param_groups:
+        parts: dict[tuple[bool, float], list[Any]] = {}
+        for parameter in group["params"]:
+            name = names[id(parameter)]
+            parts.setdefault((name in routers, factors.get(name, 1.0)), []).append(parameter)
+        groups += [
+            {**group, "params": parameters, "lr": group["lr"] * factor, "is_router": is_router}
+            for (is_router, factor), parameters in sorted(parts.items(), key=lambda part: part[0])
+        ]
+    optimizer.param_groups[:] = groups
+
+
+def slow_start(scheduler: Any, optimizer: Any, *, freeze: int, warmup: int) -> None:
+    """Let routers stand still for `freeze` steps and rise to the schedule within `warmup` more.
+
+    Raises:
+        RequestError: the schedule is not one of factors on the learning rate.
+    """
+    if not (freeze or warmup):
+        return
+    if not isinstance(scheduler, torch.optim.lr_scheduler.LambdaLR):
+        raise RequestError(
+            f"cannot be combined with {type(scheduler).__name__}.",
+            field="routing.warmup_steps",
+            value=warmup,
+            fix="Use a schedule such as cosine, linear, constant or inverse_sqrt.",
+        )
+
+    def slowed(base: Callable[[int], float]) -> Callable[[int], float]:
+        return lambda step: base(step) * min(1.0, max(0, step + 1 - freeze) / max(1, warmup))
+
+    for index, group in enumerate(optimizer.param_groups):
+        if group.get("is_router"):
+            scheduler.lr_lambdas[index] = slowed(scheduler.lr_lambdas[index])
+    # The rate of the first step was set when the scheduler was made.
+    for index, group in enumerate(optimizer.param_groups):
+        group["lr"] = scheduler.base_lrs[index] * scheduler.lr_lambdas[index](scheduler.last_epoch)
+    scheduler._last_lr = [group["lr"] for group in optimizer.param_groups]
+
+
+def install_moments(optimizer: Any, model: Any, moments: Mapping[str, Any]) -> int:
+    """Give parameters the Adam state carried for them and return how many got one; the others start fresh."""
+    parameters = dict(model.named_parameters())
+    for name, moment in moments.items():
+        parameter = parameters[name]
+        optimizer.state[parameter] = {
+            "step": torch.tensor(float(moment.step)),
+            "exp_avg": moment.exp_avg.to(parameter).contiguous(),
+            "exp_avg_sq": moment.exp_avg_sq.to(parameter).contiguous(),
+        }
+    return len(moments)

@@ -1,0 +1,270 @@
+"""The Trainer of transformers with our objective, checkpoints and measurements."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import save_file
+from transformers import PrinterCallback, Trainer, TrainerCallback
+from transformers.trainer_callback import ProgressCallback
+
+from smolmoe import losses
+from smolmoe.moe import balance
+from smolmoe.moe.control import saved_state, without_training_state
+from smolmoe.moe.loading import no_progress_bar
+from smolmoe.moe.routing import RoutingCapture
+from smolmoe.recipe import TrainRecipe
+from smolmoe.train.checkpoints import TRAINING_STATE, AtomicCheckpoints
+from smolmoe.train.metrics import Clock, MetricsFile, flatten, peak_memory, perplexity
+from smolmoe.train.objective import Objective, RoutedTraining, RouterCallback
+from smolmoe.train.optim import install_moments, learning_rate_factors, slow_start, split_groups
+
+logger = logging.getLogger(__name__)
+
+COLLAPSED = 0.5  # normalised entropy of a layer's load: as if E^0.5 experts were used alike
+
+Step = Callable[[int, int], None]  # step, of how many
+
+
+class MoeTrainer(RoutedTraining, AtomicCheckpoints, Trainer):
+    """One run: `train()`, with held-out measurements at the steps in `measured_at`.
+
+    Args:
+        recipe: of the run.
+        objective: router terms.
+        metrics: where rows go.
+        measure: gives the held-out losses of a model: `loss`, `by_domain`, and of an MoE whose routers the capture
+            records also `counts` [L, E].
+        measured_at: steps; 0 is before the first.
+        moments: Adam state to begin with, by parameter name.
+        scales: learning-rate factors of tensors that a conversion scaled.
+        on_step: told of every step done.
+        **trainer: what `transformers.Trainer` takes.
+    """
+
+    def __init__(
+        self,
+        *,
+        recipe: TrainRecipe,
+        objective: Objective,
+        metrics: MetricsFile,
+        measure: Callable[[Any, RoutingCapture | None], Any],
+        measured_at: set[int],
+        moments: Mapping[str, Any] | None = None,
+        scales: Mapping[str, float] | None = None,
+        on_step: Step | None = None,
+        **trainer: Any,
+    ):
+        super().__init__(**trainer)
+        self.recipe = recipe
+        self.run_folder = recipe.out
+        self.objective = objective
+        self.metrics = metrics
+        self.measure = measure
+        self.measured_at = measured_at
+        self.moments = moments or {}
+        self.scales = scales or {}
+        self.on_step = on_step
+        self.control: Any
+        self.clock = Clock()
+        self.last_held_out: Any = None
+        self._micro: list[dict[str, torch.Tensor]] = []
+        self._steps: list[tuple[int, dict[str, torch.Tensor]]] = []
+        self._window_from = (0, 0.0)
+        for callback in (PrinterCallback, ProgressCallback):  # stdout is for results; progress is `on_step`'s
+            self.remove_callback(callback)
+        self.add_callback(RouterCallback(objective))
+        self.add_callback(_Watch(self))
+
+    # -- order, optimiser ----------------------------------------------------------------------------------------
+
+    def create_optimizer(self, model: Any = None) -> Any:
+        begun = self.optimizer is not None
+        optimizer = super().create_optimizer(model)
+        if not begun:
+            own = self.model if model is None else model
+            split_groups(optimizer, own, learning_rate_factors(own, self.recipe, self.scales))
+            install_moments(optimizer, own, self.moments)
+        return optimizer
+
+    def create_scheduler(self, num_training_steps: int, optimizer: Any = None) -> Any:
+        scheduler = super().create_scheduler(num_training_steps, optimizer)
+        routing = self.recipe.routing
+        slow_start(scheduler, self.optimizer, freeze=routing.freeze, warmup=routing.warmup_steps or 0)
+        return scheduler
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
+        """Nothing: the model was loaded from there, by names that its class maps and a state dict does not."""
+
+    # -- writing -------------------------------------------------------------------------------------------------
+
+    def _save(self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None) -> None:
+        """What belongs to training alone (learned noise) goes into a file of its own."""
+        state_dict = state_dict if state_dict is not None else self.model.state_dict()
+        super()._save(output_dir, without_training_state(state_dict))
+        own = saved_state(self.model)
+        if own and output_dir is not None and self.args.should_save:
+            save_file(own, Path(output_dir) / TRAINING_STATE)
+
+    def write_model(self, folder: Path) -> None:
+        """The trained model as it is to be used: what training alone needs folded in or left out."""
+        self.objective.finish()
+        with no_progress_bar():
+            self.accelerator.unwrap_model(self.model).save_pretrained(
+                folder,
+                state_dict=without_training_state(self.model.state_dict()),
+                is_main_process=self.args.should_save,
+            )
+        if self.args.should_save:
+            self.processing_class.save_pretrained(folder)
+
+    # -- measuring -----------------------------------------------------------------------------------------------
+
+    def record(self, values: dict[str, torch.Tensor]) -> None:
+        self._micro.append(values)
+
+    def record_gradients(self, norms: dict[str, float]) -> None:
+        self.metrics.add("gradients", self.state.global_step, norms=norms)
+
+    def finish_step(self) -> None:
+        """Put the step's micro-batches together; nothing is read off the device yet."""
+        names = self._micro[0]
+        mean = {name: torch.stack([values[name] for values in self._micro]).float().mean() for name in names}
+        self._micro.clear()
+        self._steps.append((self.state.global_step, mean))
+        if self.on_step is not None:
+            self.on_step(self.state.global_step, self.state.max_steps)
+
+    def flush(self) -> dict[str, Any] | None:
+        """Write what happened since the last time; returns the window's row."""
+        if not self._steps:
+            return None
+        values = self._average_over_ranks(torch.stack([torch.stack([*mean.values()]) for _, mean in self._steps]))
+        names = list(self._steps[0][1])
+        for (step, _), row in zip(self._steps, values.tolist(), strict=True):
+            terms = dict(zip(names, row, strict=True))
+            self.metrics.add("step", step, loss=sum(row), **terms)
+        ce = values[:, 0].mean().item()
+        step = self._steps[-1][0]
+        self._steps.clear()
+        row = self.metrics.add("window", step, ce=ce, perplexity=perplexity(ce), **self._speed(step), **self._load(ce))
+        if "balance" in row:
+            self._watch_for_collapse(row)
+        return row
+
+    def _average_over_ranks(self, values: torch.Tensor) -> torch.Tensor:
+        if self.args.world_size > 1:
+            torch.distributed.all_reduce(values)
+            values /= self.args.world_size
+        return values
+
+    def _speed(self, step: int) -> dict[str, Any]:
+        seconds, (from_step, from_seconds) = self.clock.read(), self._window_from
+        self._window_from = (step, seconds)
+        per_step = self.args.per_device_train_batch_size * self.args.gradient_accumulation_steps * self.args.world_size
+        tokens = (step - from_step) * per_step * self.recipe.data.length
+        return {
+            "tokens": step * per_step * self.recipe.data.length,
+            "tokens_per_second": round(tokens / max(seconds - from_seconds, 1e-9), 1),
+            "seconds": round(seconds, 3),
+            "memory": peak_memory(self.args.device),
+            "learning_rate": self._get_learning_rate(),
+        }
+
+    def _load(self, ce: float) -> dict[str, Any]:
+        counts = self.objective.take_counts()
+        if counts is None:
+            return {}
+        if self.args.world_size > 1:
+            torch.distributed.all_reduce(counts)
+        found = routing_row(counts)
+        found["balanced_perplexity"] = losses.balanced_perplexity(ce, found["balance"], self.recipe.objective.beta)
+        return found
+
+    def _watch_for_collapse(self, row: dict[str, Any]) -> None:
+        collapsed = [layer for layer, value in enumerate(row["balance_by_layer"]) if value < COLLAPSED]
+        if collapsed or row["dead"]:
+            self.metrics.add("alarm", row["step"], collapsed_layers=collapsed, dead=row["dead"])
+        if collapsed:
+            logger.warning(
+                "Step %d: routers of layers %s use few of their experts (balance %s, 1 is even).",
+                row["step"],
+                collapsed,
+                ", ".join(f"{row['balance_by_layer'][layer]:.2f}" for layer in collapsed),
+            )
+
+    def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
+        """The held-out losses, by domain, and how even routing is on the same tokens."""
+        with self.clock.paused():
+            self.flush()
+            model = self.accelerator.unwrap_model(self.model)
+            found = self.measure(model, self.objective.capture)
+            self.last_held_out = found
+            row: dict[str, Any] = {"loss": found.loss, "perplexity": perplexity(found.loss)}
+            row["by_domain"] = found.by_domain
+            if found.counts is not None:
+                row |= routing_row(found.counts)
+                beta = self.recipe.objective.beta
+                row["balanced_perplexity"] = losses.balanced_perplexity(found.loss, row["balance"], beta)
+            self.metrics.add("held_out", self.state.global_step, seconds=round(self.clock.read(), 3), **row)
+            logger.info("step %d of %d: held-out loss %.4f", self.state.global_step, self.state.max_steps, found.loss)
+            metrics = {f"eval_{name}": value for name, value in flatten(row).items()}
+            self.log(dict(metrics))
+            self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
+            return metrics
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        row = self.flush()
+        if row is not None:
+            logs |= flatten({name: value for name, value in row.items() if name not in ("kind", "step")})
+        super().log(logs, start_time)
+
+    def _maybe_log_save_evaluate(self, *args: Any, **kwargs: Any) -> None:
+        with self.clock.paused():
+            super()._maybe_log_save_evaluate(*args, **kwargs)
+
+    def _save_checkpoint(self, model: Any, trial: Any = None) -> None:
+        self.flush()
+        with no_progress_bar():
+            super()._save_checkpoint(model, trial)
+
+    def _determine_best_metric(self, metrics: dict[str, float], trial: Any) -> bool:
+        """A new best is saved at once, so that it can be gone back to."""
+        best: bool = super()._determine_best_metric(metrics, trial)
+        if best and self.state.global_step:
+            self.control.should_save = True
+        return best
+
+
+def routing_row(counts: torch.Tensor) -> dict[str, Any]:
+    """Statistics of choices [L, E], with each layer's balance and the dead experts [layer, expert]."""
+    return {
+        **balance.balance_statistics(counts),
+        "balance_by_layer": [round(balance.load_entropy(layer).item(), 4) for layer in counts],
+        "dead": torch.nonzero(counts == 0).tolist(),
+    }
+
+
+class _Watch(TrainerCallback):
+    """The clock, the steps, and when to measure."""
+
+    def __init__(self, trainer: MoeTrainer):
+        self.trainer = trainer
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        trainer = self.trainer
+        trainer._window_from = (state.global_step, trainer.clock.read())
+        if 0 in trainer.measured_at and state.global_step == 0:
+            trainer.evaluate()
+
+    def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        self.trainer.clock.start()
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        self.trainer.finish_step()
+        if state.global_step in self.trainer.measured_at:
+            control.should_evaluate = True

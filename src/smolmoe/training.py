@@ -1,0 +1,490 @@
+"""One training run in one folder: from scratch, from a checkpoint, or on from where it stopped."""
+
+from __future__ import annotations
+
+import json
+import logging
+import shutil
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from itertools import chain
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from smolmoe.errors import OutputError, RequestError
+from smolmoe.files import write_json
+from smolmoe.recipe import TrainRecipe, parse
+
+if TYPE_CHECKING:
+    from smolmoe.data.corpus import TokenCorpus
+    from smolmoe.evaluate.held_out import HeldOut
+    from smolmoe.train.estimate import Estimate
+    from smolmoe.train.trainer import MoeTrainer
+
+logger = logging.getLogger(__name__)
+
+SCHEMA_VERSION = 1
+RUN = "run.json"  # what was asked, and of which data: a resumed run must agree
+RECIPE = "recipe.yaml"
+MODEL = "model"
+TOKENIZER = "tokenizer"
+SUMMARY = "summary.json"
+HELD_OUT = "held_out.json"  # the final losses, document by document
+TOKENIZER_CHARACTERS = 50_000_000  # more text makes no better tokenizer
+MEASUREMENTS = 10  # held-out measurements of a run whose recipe does not say
+# What a resumed run may ask differently: it changes how long or how closely watched the run is, not what it does.
+_CHANGEABLE = (
+    "out",
+    "device",
+    "evaluation.",
+    "samples.",
+    *(
+        f"trainer.{name}"
+        for name in ("max_steps", "num_train_epochs", "save_", "logging_", "report_to", "run_name", "project", "log_")
+    ),
+    "trainer.disable_tqdm",
+    "trainer.dataloader_",
+    "data.cache",
+)
+Report = Callable[[str, int, int], None]
+
+
+@dataclass(frozen=True)
+class TrainResult:
+    """What a run wrote.
+
+    Attributes:
+        out: the run folder: `model/`, `checkpoints/`, `metrics.jsonl`, `recipe.yaml`, `summary.json`.
+        summary: as in `summary.json`.
+    """
+
+    out: Path
+    summary: dict[str, Any]
+
+    @property
+    def model(self) -> Path:
+        return self.out / MODEL
+
+    def to_json(self) -> dict[str, Any]:
+        return {"out": str(self.out), **self.summary}
+
+
+def train(
+    recipe: TrainRecipe | dict[str, Any],
+    *,
+    resume: str | None = None,
+    overwrite: bool = False,
+    report: Report | None = None,
+) -> TrainResult:
+    """Train one model and write it, with what was measured on the way, into one folder.
+
+    Args:
+        recipe: what to train on what; a dict is parsed.
+        resume: latest, best, or a checkpoint's folder, to go on from there.
+        overwrite: start over where the folder holds a run.
+        report: called as the work goes on.
+
+    Raises:
+        SmolmoeError: a subclass that names what is wrong. After TrainingError and OutputError the last whole checkpoint
+            can be resumed from.
+    """
+    if isinstance(recipe, dict):
+        recipe = parse(TrainRecipe, recipe)
+    return _Run(recipe, resume, overwrite, report or (lambda stage, done, total: None)).go()
+
+
+class _Run:
+    """The parts of a run, made one after the other."""
+
+    def __init__(self, recipe: TrainRecipe, resume: str | None, overwrite: bool, report: Report):
+        from smolmoe.train.metrics import is_main_process
+
+        self.recipe = recipe
+        self.report = report
+        self.writes = is_main_process()
+        self.checkpoint = self._open_folder(resume, overwrite)
+
+    def go(self) -> TrainResult:
+        from smolmoe.train.arguments import check_trainer_keys
+        from smolmoe.train.metrics import FILE, MetricsFile
+        from smolmoe.train.models import build_model, find_tokenizer, model_folder, parent_provenance
+
+        recipe = self.recipe
+        check_trainer_keys(recipe.trainer)
+        self.source = model_folder(recipe.model)
+        self.provenance = parent_provenance(self.source)
+        self.report("Reading the model", 0, 0)
+        self.tokenizer = self._tokenizer(find_tokenizer)
+        self.model = build_model(recipe, self.tokenizer, self.checkpoint or self.source)
+        self.report("Tokenising", 0, 0)
+        corpus = self._corpus()
+        held_out = self._held_out(corpus)
+        steps = self._steps(corpus)
+        self._begin(corpus)
+        start = _step(self.checkpoint)
+        metrics = MetricsFile(recipe.out / FILE, after=start, write=self.writes)
+        trainer = self._trainer(corpus, held_out, steps, metrics)
+        self._train(trainer)
+        return self._finish(trainer, corpus, held_out, steps)
+
+    # -- the folder ----------------------------------------------------------------------------------------------
+
+    def _open_folder(self, resume: str | None, overwrite: bool) -> Path | None:
+        """Make sure that the run may write there; returns the checkpoint to resume from."""
+        from smolmoe.train.checkpoints import find_checkpoint
+
+        out = self.recipe.out
+        if resume is not None:
+            return find_checkpoint(out, resume)
+        if not self.writes:
+            return None
+        if out.exists() and (not out.is_dir() or any(out.iterdir())):
+            if not (out / RUN).is_file():
+                raise OutputError(
+                    f"there is something else than a run (no {RUN} in it).",
+                    field="out",
+                    value=str(out),
+                    fix="Name a new folder.",
+                )
+            if not overwrite:
+                state = "finished" if (out / SUMMARY).is_file() else "unfinished"
+                raise OutputError(
+                    f"the folder holds a run ({state}).",
+                    field="out",
+                    value=str(out),
+                    fix="Go on with --resume latest, start over with --overwrite, or name another folder with "
+                    "--set out=...",
+                )
+            shutil.rmtree(out)
+        return None
+
+    def _begin(self, corpus: TokenCorpus) -> None:
+        """Write down what is asked; of a resumed run, see that it is the same."""
+        import yaml
+
+        from smolmoe.train.arguments import DEFAULTS
+
+        out = self.recipe.out
+        asked = self.recipe.model_dump(mode="json")
+        asked["trainer"] = {**DEFAULTS, **asked["trainer"]}
+        record = {"schema_version": SCHEMA_VERSION, "recipe": asked, "data": corpus.fingerprint}
+        if self.checkpoint is not None and (out / RUN).is_file():
+            _check_same(json.loads((out / RUN).read_text(encoding="utf-8")), record, out)
+        if not self.writes:
+            return
+        out.mkdir(parents=True, exist_ok=True)
+        (out / SUMMARY).unlink(missing_ok=True)
+        self.tokenizer.save_pretrained(out / TOKENIZER)
+        write_json(out / RUN, record)
+        text = yaml.safe_dump(asked, sort_keys=False, allow_unicode=True)
+        (out / RECIPE).write_text(text, encoding="utf-8")
+
+    # -- text ----------------------------------------------------------------------------------------------------
+
+    def _tokenizer(self, find: Callable[[TrainRecipe, Path | None], Any]) -> Any:
+        from smolmoe.moe.loading import load_tokenizer
+
+        if self.checkpoint is not None and (self.recipe.out / TOKENIZER).is_dir():
+            return load_tokenizer(self.recipe.out / TOKENIZER)
+        if isinstance(self.recipe.tokenizer, int):
+            return self._learn_tokenizer(self.recipe.tokenizer)
+        return find(self.recipe, self.source)
+
+    def _learn_tokenizer(self, vocabulary: int) -> Any:
+        from smolmoe.data.embedded import is_held_out
+        from smolmoe.data.sources import open_source
+        from smolmoe.data.tokenizer import train_tokenizer
+
+        data = self.recipe.data
+        documents, characters = [], 0
+        for document in chain.from_iterable(open_source(source).documents() for source in data.sources):
+            if not data.validation and is_held_out(document.text, data.held_out):
+                continue
+            documents.append(document)
+            characters += len(document.text)
+            if characters > TOKENIZER_CHARACTERS:
+                break
+        name = "Learning a tokenizer"
+        return train_tokenizer(documents, vocabulary, report=lambda done, total: self.report(name, done, total))
+
+    def _corpus(self) -> TokenCorpus:
+        from smolmoe.data.corpus import load_corpus
+
+        trainer = self.recipe.trainer
+        tokens = (
+            int(trainer["max_steps"]) * self._blocks_a_step() * self.recipe.data.length
+            if "max_steps" in trainer
+            else None
+        )
+        return load_corpus(self.recipe.data, self.tokenizer, tokens=tokens, report=self.report)
+
+    def _held_out(self, corpus: TokenCorpus) -> HeldOut:
+        from smolmoe.evaluate.held_out import cut_windows
+
+        evaluation, store = self.recipe.evaluation, corpus.validation
+        return cut_windows(
+            [store.document(i).tolist() for i in range(len(store))],
+            [corpus.domains[i] for i in store.domain_ids],
+            length=self.recipe.data.length,
+            start=self.tokenizer.eos_token_id,
+            budget=evaluation.tokens,
+            per_document=evaluation.per_document,
+        )
+
+    def _blocks_a_step(self) -> int:
+        return blocks_a_step(self.recipe)
+
+    def _steps(self, corpus: TokenCorpus) -> int:
+        trainer = self.recipe.trainer
+        steps = int(trainer.get("max_steps", -1))
+        if steps < 0:
+            tokens = float(trainer.get("num_train_epochs", 1)) * len(corpus.train.ids)
+            steps = int(tokens // (self._blocks_a_step() * self.recipe.data.length))
+        if steps < 1:
+            raise RequestError(
+                "the text does not fill one step.",
+                field="trainer.max_steps",
+                value=steps,
+                fix="Give more text, a smaller batch, or shorter blocks.",
+            )
+        return steps
+
+    # -- training ------------------------------------------------------------------------------------------------
+
+    def _trainer(self, corpus: TokenCorpus, held_out: HeldOut, steps: int, metrics: Any) -> MoeTrainer:
+        from smolmoe.data.blocks import Blocks
+        from smolmoe.evaluate.held_out import document_losses
+        from smolmoe.train.arguments import training_arguments
+        from smolmoe.train.objective import Objective
+        from smolmoe.train.trainer import MoeTrainer
+
+        recipe = self.recipe
+        data = recipe.data
+        weights = [source.weight for source in data.sources]
+        every = recipe.evaluation.every or max(1, steps // MEASUREMENTS)
+        arguments = training_arguments(recipe, recipe.out, steps=steps, every=every)
+        granularity = int(self.provenance.get("layout", {}).get("granularity", 1))
+        moments, scales = self._carried()
+        return MoeTrainer(
+            recipe=recipe,
+            objective=Objective(self.model, recipe.objective, recipe.routing, granularity),
+            metrics=metrics,
+            measure=lambda model, capture: document_losses(model, held_out, capture=capture),
+            measured_at={*recipe.evaluation.at, *range(every, steps, every), 0, steps},
+            moments=moments,
+            scales=scales,
+            on_step=lambda done, total: self.report("Training", done, total),
+            model=self.model,
+            args=arguments,
+            processing_class=self.tokenizer,
+            train_dataset=Blocks(
+                corpus.train,
+                count=steps * self._blocks_a_step(),
+                length=data.length,
+                seed=data.seed,
+                weights=None if weights[0] is None else [float(weight) for weight in weights if weight],
+                isolate=data.isolate,
+            ),
+        )
+
+    def _carried(self) -> tuple[dict[str, Any], dict[str, float]]:
+        """Adam moments of the dense source by the MoE's parameters, and learning-rate factors of scaled tensors."""
+        carry = self.recipe.carry
+        if carry is None:
+            return {}, {}
+        from smolmoe.surgery.moments import Moments, carry_moments, learning_rate_scales, plan_of
+        from smolmoe.train.checkpoints import read_adam
+
+        if self.source is None:
+            raise RequestError(
+                "there is nothing to carry to a new model.", field="carry", value=carry.optimizer, fix="Leave it out."
+            )
+        plan = plan_of(self.source)
+        scales = learning_rate_scales(plan)
+        if self.checkpoint is not None:  # the state is in there
+            return {}, scales
+        dense = {
+            name: Moments(state["exp_avg"].float(), state["exp_avg_sq"].float(), float(state["step"]))
+            for name, state in read_adam(Path(carry.optimizer)).items()
+        }
+        return carry_moments(plan, dense, experts=carry.experts), scales
+
+    def _train(self, trainer: MoeTrainer) -> None:
+        from smolmoe.train.objective import NotFiniteError
+
+        self.report("Training", _step(self.checkpoint), trainer.args.max_steps)
+        try:
+            trainer.train(resume_from_checkpoint=None if self.checkpoint is None else str(self.checkpoint))
+        except NotFiniteError:
+            # The step was not taken, so the weights are those of the last good one. Ranks of a larger run do not know
+            # of each other's losses; there the last checkpoint has to do.
+            if trainer.args.world_size == 1 and trainer.state.global_step:
+                trainer._save_checkpoint(trainer.model)
+            raise
+        trainer.flush()
+
+    # -- what is left --------------------------------------------------------------------------------------------
+
+    def _finish(self, trainer: MoeTrainer, corpus: TokenCorpus, held_out: HeldOut, steps: int) -> TrainResult:
+        from smolmoe.train.checkpoints import room_for
+        from smolmoe.train.estimate import size_of
+
+        out = self.recipe.out
+        self.report("Writing the model", 0, 0)
+        with room_for("the model", out):
+            self._write_model(trainer)
+        last = trainer.last_held_out
+        summary: dict[str, Any] = {
+            "steps": steps,
+            "tokens": steps * self._blocks_a_step() * self.recipe.data.length,
+            "flops": self._flops(steps),
+            "parameters": size_of(self.model).to_json(),
+            "held_out": {**last.to_json(), "documents": len(last.tokens)},
+            "train_seconds": round(trainer.clock.seconds, 2),
+            "data": corpus.summary(),
+            "samples": self._samples() if self.writes else [],
+        }
+        if self.writes:
+            write_json(out / HELD_OUT, last.documents_json())
+            write_json(out / SUMMARY, summary)
+        return TrainResult(out, summary)
+
+    def _flops(self, steps: int) -> float:
+        from smolmoe.train.estimate import size_of
+
+        length = self.recipe.data.length
+        return steps * self._blocks_a_step() * length * size_of(self.model).flops_per_token(length)
+
+    def _write_model(self, trainer: MoeTrainer) -> None:
+        partial = self.recipe.out / f".{MODEL}.partial"
+        if self.writes:
+            shutil.rmtree(partial, ignore_errors=True)
+        trainer.write_model(partial)
+        if self.writes:
+            write_json(partial / "smolmoe.json", self._provenance())
+            shutil.rmtree(self.recipe.out / MODEL, ignore_errors=True)
+            partial.rename(self.recipe.out / MODEL)
+
+    def _provenance(self) -> dict[str, Any]:
+        from smolmoe.surgery.convert import versions
+        from smolmoe.train.models import source_of
+
+        return {
+            "schema_version": SCHEMA_VERSION,
+            "stage": "train",
+            "request": self.recipe.model_dump(mode="json", exclude={"out"}),
+            "source": source_of(self.source),
+            **{key: self.provenance[key] for key in ("target", "layout") if key in self.provenance},
+            "seed": self.recipe.seed,
+            "versions": versions(),
+            "command": " ".join(["smolmoe", *sys.argv[1:]]) if Path(sys.argv[0]).name.startswith("smolmoe") else None,
+        }
+
+    def _samples(self) -> list[dict[str, str]]:
+        from smolmoe.generation import generate
+
+        samples = self.recipe.samples
+        found = []
+        for prompt in samples.prompts:
+            self.report("Writing samples", 0, 0)
+            result = generate(self.recipe.out / MODEL, prompt, max_new_tokens=samples.new_tokens, temperature=0.0)
+            found.append({"prompt": prompt, "text": result.texts[0]})
+        return found
+
+
+def blocks_a_step(recipe: TrainRecipe) -> int:
+    """Sequences of one optimiser step, over all processes and accumulated batches."""
+    from smolmoe.train.arguments import DEFAULTS
+    from smolmoe.train.distributed import world_size
+
+    trainer = {**DEFAULTS, **recipe.trainer}
+    accumulated = int(trainer.get("gradient_accumulation_steps", 1))
+    return int(trainer["per_device_train_batch_size"]) * accumulated * world_size()
+
+
+def estimate(recipe: TrainRecipe) -> Estimate:
+    """What a run will cost, from configs and file headers: nothing is trained, no weight is read.
+
+    Raises:
+        SmolmoeError: as `train`, for what can be seen beforehand. The number of steps must be given.
+    """
+    from smolmoe.train import estimate as costs
+    from smolmoe.train.arguments import DEFAULTS, check_trainer_keys, pick_device, precision
+
+    check_trainer_keys(recipe.trainer)
+    trainer = {**DEFAULTS, **recipe.trainer}
+    device = pick_device(recipe.device)
+    return costs.estimate(
+        _skeleton(recipe),
+        steps=int(trainer.get("max_steps", 0)),
+        blocks_a_step=blocks_a_step(recipe),
+        micro_batch=int(trainer["per_device_train_batch_size"]),
+        length=recipe.data.length,
+        optimizer=str(trainer["optim"]),
+        device=device,
+        bf16=bool(trainer.get("bf16", precision(device)["bf16"])),
+    )
+
+
+def steps_for_flops(recipe: TrainRecipe, flops: float) -> int:
+    """How many steps of this run spend that many FLOPs."""
+    from smolmoe.train.estimate import size_of
+
+    length = recipe.data.length
+    return max(1, round(flops / (size_of(_skeleton(recipe)).flops_per_token(length) * blocks_a_step(recipe) * length)))
+
+
+def _skeleton(recipe: TrainRecipe) -> Any:
+    """The recipe's model without its weights."""
+    from accelerate import init_empty_weights
+
+    from smolmoe.moe.loading import Skeleton, causal_lm_class
+    from smolmoe.train.models import check_fit, find_tokenizer, model_folder, new_config
+
+    folder = model_folder(recipe.model)
+    if folder is not None:
+        return Skeleton(folder).model
+    tokenizer = range(recipe.tokenizer) if isinstance(recipe.tokenizer, int) else find_tokenizer(recipe, None)
+    config = new_config(recipe.model, tokenizer, recipe.data.length)
+    check_fit(config.get_text_config(), tokenizer, recipe.data.length)
+    with init_empty_weights(include_buffers=False):
+        return causal_lm_class(config)._from_config(config)
+
+
+def _step(checkpoint: Path | None) -> int:
+    from smolmoe.train.checkpoints import step_of
+
+    return 0 if checkpoint is None else step_of(checkpoint)
+
+
+def _check_same(found: dict[str, Any], asked: dict[str, Any], out: Path) -> None:
+    """Refuse to resume a run as another one."""
+    before, now = _flat(found["recipe"]), _flat(asked["recipe"])
+    changed = [
+        key for key in sorted({*before, *now}) if before.get(key) != now.get(key) and not key.startswith(_CHANGEABLE)
+    ]
+    if found["data"] != asked["data"] and not changed:
+        raise OutputError(
+            "the data is not what the run began with.",
+            field="data",
+            value=asked["data"],
+            fix="Restore it, or start a new run in another folder.",
+        )
+    if changed:
+        said = ", ".join(f"{key}: {before.get(key)} there, {now.get(key)} here" for key in changed)
+        raise OutputError(
+            f"the run there was begun with another recipe ({said}).",
+            field="out",
+            value=str(out),
+            fix="Resume with the same recipe, or name another folder.",
+        )
+
+
+def _flat(values: Any, prefix: str = "") -> dict[str, Any]:
+    if not isinstance(values, dict):
+        return {prefix: values}
+    flat: dict[str, Any] = {}
+    for key, value in values.items():
+        flat |= _flat(value, f"{prefix}.{key}" if prefix else str(key))
+    return flat

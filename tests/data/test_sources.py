@@ -1,0 +1,149 @@
+"""Sources: local files and folders, data sets through `datasets`, the embedded corpus; what identifies them."""
+
+from __future__ import annotations
+
+import json
+
+import datasets
+import pyarrow
+import pytest
+from pyarrow import parquet
+
+from smolmoe.data import sources
+from smolmoe.data.presets import PRESETS
+from smolmoe.data.sources import open_source
+from smolmoe.data.text import Document
+from smolmoe.errors import DataError, HubError
+from smolmoe.recipe.data import SourceRecipe
+
+
+@pytest.fixture(autouse=True)
+def own_cache(tmp_path, monkeypatch):
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "hf")
+
+
+def jsonl(path, rows):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    return path
+
+
+def read(**recipe):
+    return list(open_source(SourceRecipe(**recipe)).documents())
+
+
+def test_a_folder_is_read_file_by_file_in_the_order_of_their_names(tmp_path):
+    jsonl(tmp_path / "data/b.jsonl", [{"body": "third", "kind": "x"}, {"body": ""}, {"body": None}])
+    (tmp_path / "data/a.txt").write_text("first\n\nsecond\n")
+    parquet.write_table(pyarrow.table({"body": ["fourth"], "kind": ["y"]}), tmp_path / "data/c.parquet")
+    (tmp_path / "data/notes.md").write_text("not read")
+    folder = str(tmp_path / "data")
+    assert read(path=folder, text="body", domain_column="kind") == [
+        Document("first"),
+        Document("second"),
+        Document("third", "x"),
+        Document("fourth", "y"),
+    ]
+    fixed = read(path=folder, text="body", domain_column="kind", domain="z", rows=3)
+    assert fixed == [Document(text, "z") for text in ("first", "second", "third")]
+
+
+def test_identity_is_of_the_contents_and_the_options(tmp_path):
+    path = str(jsonl(tmp_path / "a.jsonl", [{"text": "one", "body": "1"}]))
+    moved = str(jsonl(tmp_path / "elsewhere/b.jsonl", [{"text": "one", "body": "1"}]))
+
+    def identity(**recipe):
+        return open_source(SourceRecipe(**recipe)).identity
+
+    first = identity(path=path)
+    assert identity(path=moved) == identity(path=path, weight=2.0) == first
+    for other in ({"rows": 1}, {"domain": "x"}, {"text": "body"}, {"domain_column": "x"}):
+        assert identity(path=path, **other) != first
+    jsonl(tmp_path / "a.jsonl", [{"text": "two", "body": "1"}])
+    assert identity(path=path) != first
+
+
+@pytest.mark.parametrize(
+    ("path", "wrong"),
+    [
+        ("absent.jsonl", "no such file or folder"),
+        ("./absent", "no such file or folder"),
+        ("/absent/folder", "no such file or folder"),
+        ("a/b/c", "no such file or folder"),
+        ("{tmp}/empty", "no text file in this folder"),
+        ("{tmp}/a.csv", r"\.csv is not a text format"),
+    ],
+)
+def test_paths_that_hold_nothing(tmp_path, path, wrong):
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "a.csv").write_text("text")
+    with pytest.raises(DataError, match=wrong):
+        read(path=path.format(tmp=tmp_path))
+
+
+def test_a_column_that_is_not_there(tmp_path):
+    path = str(jsonl(tmp_path / "a.jsonl", [{"texts": "x", "id": 1}]))
+    with pytest.raises(DataError, match=r'line 1: no "text" among its keys \(texts, id\)\. Did you mean .texts.'):
+        read(path=path)
+    with pytest.raises(DataError, match='line 1: "id" is a int, not a string'):
+        read(path=path, text="texts", domain_column="id")
+
+
+def test_corrupt_files(tmp_path):
+    (tmp_path / "a.parquet").write_bytes(b"PAR1 and then nothing")
+    with pytest.raises(DataError, match="not a readable parquet file"):
+        read(path=str(tmp_path / "a.parquet"))
+    (tmp_path / "b.jsonl").write_bytes(b'{"text": "fine"}\n{"text": "caf\xe9"}\n')
+    with pytest.raises(DataError, match="byte 30 is not UTF-8"):
+        read(path=str(tmp_path / "b.jsonl"))
+
+
+ROWS = [{"text": f"text {n}", "domain": f"d{n % 3}", "other": n} for n in range(20)]
+
+
+def open_set(folder, split="train", preset=None, **recipe):
+    """What a hub data set is opened with, on a local folder: `datasets` treats both alike."""
+    return sources._data_set(SourceRecipe(path="owner/name", **recipe), str(folder), None, split, preset)
+
+
+@pytest.mark.parametrize("streaming", [False, True])
+def test_a_data_set_of_the_datasets_library(tmp_path, streaming):
+    jsonl(tmp_path / "set/train.jsonl", ROWS)
+    source = open_set(tmp_path / "set", streaming=streaming)
+    assert list(source.documents()) == [Document(row["text"], row["domain"]) for row in ROWS]
+    assert list(source.documents()) == list(source.documents())  # from the start again
+    assert (source.streamed, source.expected) == ((True, None) if streaming else (False, 20))
+    assert open_set(tmp_path / "set", streaming=streaming).identity == source.identity
+    with pytest.raises(DataError, match=r'no "txt" among its columns .*Did you mean .text.'):
+        open_set(tmp_path / "set", streaming=streaming, text="txt")
+    with pytest.raises(DataError, match="nope") as caught:
+        open_set(tmp_path / "set", "nope", streaming=streaming)
+    assert caught.value.field == "split"
+    jsonl(tmp_path / "set/train.jsonl", [*ROWS, {"text": "more", "domain": "d", "other": 1}])
+    assert open_set(tmp_path / "set", streaming=streaming).identity != source.identity
+
+
+def test_a_shuffled_stream_is_the_same_each_time(tmp_path):
+    jsonl(tmp_path / "set/train.jsonl", ROWS)
+    texts = [[d.text for d in open_set(tmp_path / "set", streaming=True, shuffle_buffer=8).documents()] for _ in "ab"]
+    assert texts[0] == texts[1] != [row["text"] for row in ROWS]
+    assert sorted(texts[0]) == sorted(row["text"] for row in ROWS)
+
+
+def test_a_preset_reads_a_data_set(tmp_path):
+    row = {"instruction": "Why?", "context": "", "response": "Because.", "category": "open_qa"}
+    jsonl(tmp_path / "set/train.jsonl", [row])
+    recipe = SourceRecipe(preset="dolly")
+    source = sources._data_set(recipe, str(tmp_path / "set"), None, "train", PRESETS["dolly"])
+    assert list(source.documents()) == [Document("User: Why?\nAssistant: Because.", "chat")]
+    with pytest.raises(DataError, match='no "src" among its columns'):
+        sources._data_set(SourceRecipe(preset="coedit"), str(tmp_path / "set"), None, "train", PRESETS["coedit"])
+
+
+def test_a_data_set_that_cannot_be_had():
+    with pytest.raises(HubError) as caught:
+        open_source(SourceRecipe(path="nobody/nothing"))
+    assert caught.value.value == "nobody/nothing"
+    assert ".jsonl" in str(caught.value.fix) or "log in" in str(caught.value.fix)
+    with pytest.raises(DataError, match="Did you mean 'dolly'"):
+        open_source(SourceRecipe(preset="dollly"))
