@@ -19,6 +19,7 @@ import torch
 
 from smolmoe.checkpoint import open_checkpoint
 from smolmoe.data.text import read_documents
+from smolmoe.errors import RequestError
 from smolmoe.moe.loading import load_model, load_tokenizer
 from smolmoe.recipe import UpcycleRecipe, parse
 from smolmoe.surgery.convert import convert
@@ -88,7 +89,7 @@ def kind_of(plan: Plan) -> dict[str, str]:
 def rows(
     plan: Plan, carried: dict[str, Moments], measured: dict[str, Moments], last: dict[str, Moments]
 ) -> Iterator[tuple[str, float, float, float]]:
-    """(projections, measured over predicted m and v, first step) over all layers; m's by regression on the predicted."""
+    """(projections, measured over predicted m, by regression, and v, by their sums; first step) over all layers."""
     kinds = kind_of(plan)
     for kind in dict.fromkeys(kinds.values()):
         names = [name for name in kinds if kinds[name] == kind]
@@ -125,12 +126,17 @@ def main() -> None:
     step = torch.cat([first_step(dense[n], next_dense[n].exp_avg).reshape(-1) for n in ffn]).mean()
     print(
         f"{args.model.name}, {len(data)} batches of {args.rows} x {args.length} tokens. Dense FFNs: square of the mean "
-        f"gradient {share:.3f} of the mean square; next step {float(step):.3f} learning rates.\n\n"
-        "| MoE | tensors | m: measured / predicted | v: measured / predicted | first step |\n| --- | --- | --- | --- | --- |"
+        f"gradient {share:.3f} of the mean square; next step {float(step):.3f} learning rates.\n"
     )
+    print("| MoE | tensors | m: measured / predicted | v: measured / predicted | first step |")
+    print("| --- | --- | --- | --- | --- |")
     for label, options in REQUESTS.items():
         with tempfile.TemporaryDirectory() as folder:
-            plan = made(args.model, Path(folder) / "moe", **options)
+            try:
+                plan = made(args.model, Path(folder) / "moe", **options)
+            except RequestError as error:
+                print(f"| {label} | refused: {error.message} | | | |")
+                continue
             model = load_model(plan.recipe.out)
         measured, next_measured = gradient_moments(model, data), gradient_moments(model, [last])
         for kind, m, v, step in rows(plan, carry_moments(plan, dense), measured, next_measured):

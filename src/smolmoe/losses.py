@@ -45,8 +45,8 @@ def load_balance(probabilities: torch.Tensor, load: torch.Tensor) -> torch.Tenso
 
     Args:
         probabilities: [T, E] or [L, T, E], rows summing to 1.
-        load: [E] or [L, E], each expert's share of the choices, summing to 1; may count more tokens than these T (other ranks,
-            earlier micro-batches). No gradient flows into it.
+        load: [E] or [L, E], each expert's share of the choices, summing to 1; may count more tokens than these T
+            (other ranks, earlier micro-batches). No gradient flows into it.
     """
     return probabilities.shape[-1] * (load.detach().to(probabilities) * probabilities.mean(-2)).sum(-1)
 

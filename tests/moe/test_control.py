@@ -10,7 +10,7 @@ import pytest
 import torch
 from helpers import MOE_CONFIGS, dense_llama, random_moe
 from safetensors.torch import load_file
-from tests.moe.dense import FAMILIES, build_dense, padded_batch, upcycle
+from tests.moe.dense import FAMILIES, build_dense, upcycle
 
 from smolmoe.errors import CheckpointError, RequestError, TargetError
 from smolmoe.moe.control import control_routers, load_state, measure_flips, saved_state, without_training_state
@@ -18,7 +18,6 @@ from smolmoe.moe.gating import Intervention
 from smolmoe.moe.routing import RoutingCapture, find_routers
 
 IDS = torch.arange(10, 74).view(2, 32)
-LEARNED = Intervention(noise="learned")
 
 
 def model_of(kind: str, **config: Any) -> Any:
@@ -170,7 +169,9 @@ def test_gradient_checkpointing_redraws_the_same(kind: str) -> None:
 
 def test_flips_against_fp32_are_none_in_fp32_and_some_in_bf16() -> None:
     model = random_moe("mixtral", num_local_experts=16).train()
-    batches = [{"input_ids": torch.randint(3, 300, (8, 64))} for _ in range(2)]
+    batches = [
+        {"input_ids": torch.randint(3, 300, (8, 64), generator=torch.Generator().manual_seed(i))} for i in range(2)
+    ]
     assert measure_flips(model, batches) == 0
     with torch.autocast("cpu", torch.bfloat16):
         autocast = measure_flips(model, batches)
@@ -184,7 +185,7 @@ def test_flips_against_fp32_are_none_in_fp32_and_some_in_bf16() -> None:
 
 
 def test_flips_do_not_count_padding() -> None:
-    model = upcycle(build_dense(FAMILIES["llama"]), FAMILIES["llama"]).bfloat16()
-    batch = padded_batch()
-    none = {**batch, "attention_mask": torch.zeros_like(batch["attention_mask"])}
-    assert measure_flips(model, [none]) == 0
+    model = random_moe("mixtral", num_local_experts=16).bfloat16()
+    ids = torch.randint(3, 300, (8, 64), generator=torch.Generator().manual_seed(0))
+    assert measure_flips(model, [{"input_ids": ids}]) > 0
+    assert measure_flips(model, [{"input_ids": ids, "attention_mask": torch.zeros_like(ids)}]) == 0

@@ -185,6 +185,7 @@ def test_noise_has_the_stated_scale() -> None:
 
     assert spread(0.3) == pytest.approx(0.3, rel=0.03)
     assert spread("learned", torch.zeros(2, D)) == pytest.approx(math.log(2) + 1e-2, rel=0.03)
+    assert spread("learned", torch.full((2, D), -1.0)) == pytest.approx(1e-2, rel=0.03)  # never without noise
     wide = F.softplus(torch.tensor(0.1 * D)).item() + 1e-2
     assert spread("learned", torch.full((2, D), 0.1)) == pytest.approx(wide, rel=0.03)
     with pytest.raises(RequestError, match="noise_weight"):

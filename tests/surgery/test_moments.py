@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 import torch
 from tests import zoo
+from tests.helpers import edit_tensors
 from tests.surgery.test_request import plan
 
 from smolmoe.errors import CheckpointError, RequestError
@@ -114,6 +115,22 @@ def test_moments_lie_where_the_weights_lie(
     fresh = (".gate.", "router", "shared_expert_gate", *(routed if options.get("shared") == "residual" else ()))
     for parameter in set(loaded) - set(carried):
         assert any(word in parameter for word in fresh) or parameter.endswith("proj.bias"), parameter
+
+
+def test_names_in_memory_are_asked_for_where_the_files_have_others(tmp_path: Path) -> None:
+    """Files of gpt2 lack the backbone's prefix; its optimiser does not."""
+    model = zoo.build("gpt2")
+    zoo.save(model, tmp_path / "dense")
+    edit_tensors(
+        tmp_path / "dense",
+        lambda tensors: tensors.update(
+            {name.removeprefix("transformer."): tensors.pop(name) for name in list(tensors)}
+        ),
+    )
+    carried = carry_moments(plan(source=str(tmp_path / "dense")), state_of_weights(model))
+    usual = carry_moments(plan("gpt2"), state_of_weights(model))
+    assert carried.keys() == usual.keys()
+    assert all(torch.equal(carried[name].exp_avg, usual[name].exp_avg) for name in usual)
 
 
 def test_experts_may_be_left_fresh(tmp_path: Path) -> None:
@@ -263,19 +280,25 @@ def gradients(model: Any, batch: torch.Tensor) -> dict[str, torch.Tensor]:
 
 
 def averages(model: Any, data: torch.Tensor) -> dict[str, Moments]:
+    """Means over batches of the gradients and of their squares."""
     every = [gradients(model, batch) for batch in data]
     stacks = {name: torch.stack([one[name] for one in every]) for name in every[0]}
     return {name: Moments(g.mean(0), g.square().mean(0), 1000) for name, g in stacks.items()}
 
 
+@functools.cache
+def dense_averages(shared: Path) -> dict[str, Moments]:
+    return averages(load_model(shared / SMALL), stories(shared)[:20])
+
+
 @pytest.mark.parametrize(
     ("options", "low"),
-    [({}, 0.9), ({"top_k": 4}, 0.94), ({"shared": "full"}, 0.9), ({"shared": 84, "granularity": 2}, 0.85)],
+    [({}, 0.9), ({"shared": "full"}, 0.9), ({"shared": 84, "granularity": 2}, 0.85)],
 )
 def test_real_gradients_are_as_predicted(options: dict[str, Any], low: float, shared: Path, tmp_path: Path) -> None:
     source, data = shared / SMALL, stories(shared)[:20]
     made = converted(tmp_path / "moe", source=str(source), experts=8, **options)
-    carried = carry_moments(made, averages(load_model(source), data))
+    carried = carry_moments(made, dense_averages(shared))
     measured = averages(load_model(tmp_path / "moe"), data)
     for name, predicted in carried.items():
         m, v = measured[name].exp_avg, measured[name].exp_avg_sq
@@ -285,7 +308,6 @@ def test_real_gradients_are_as_predicted(options: dict[str, Any], low: float, sh
         ]
         torch.testing.assert_close(*over_experts, rtol=1e-3, atol=1e-6, msg=name)
         ratio = float(v.sum() / predicted.exp_avg_sq.sum())
-        print(name, ratio)
         assert (low < ratio < 1.03) if stacked else ratio == pytest.approx(1, rel=1e-3), name
 
 
@@ -352,7 +374,6 @@ def test_first_steps_are_short(shared: Path, tmp_path: Path) -> None:
         assert fresh[name][new].median() == pytest.approx(1.0, abs=0.01)
         assert short[new].mean() < 0.5
         assert short.mean() < 0.5
-        print(name, short.mean(), short[new].mean(), fresh[name].mean())
 
 
 # -- what is refused -------------------------------------------------------------------------------------------

@@ -65,7 +65,7 @@ class RouterControl:
 
     @contextmanager
     def folded(self) -> Iterator[None]:
-        """Within it the weights have the temperature in them, to be saved; afterwards they are as before, bit for bit."""
+        """Within it the weights have the temperature in them, to be saved; afterwards they are bitwise as before."""
         temperature = self.intervention.temperature
         if temperature == 1:
             yield

@@ -193,7 +193,7 @@ def _choose(
     if allowed is not None and available is not None:
         allowed = allowed & available
     if act is not None and act.sample:
-        # Of biased scores only their order is a choice's; those that the bias takes below zero come last.
+        # Biased scores serve as chances; what the bias takes below zero is as good as never drawn.
         log_chance = ranking if spec.over_chosen else ranking.float().clamp_min(1e-30).log()
         ranking = log_chance - _shared(torch.Tensor.exponential_, log_chance, act.granularity).log()
     if allowed is not None:
@@ -210,6 +210,7 @@ def _gates(logits: torch.Tensor, scores: torch.Tensor, chosen: torch.Tensor, spe
         gates = gates * first_to_reach(spec.top_p, gates / scores.sum(-1, keepdim=True))
     if spec.renormalise:
         total = gates.sum(-1, keepdim=True)
+        # Stock classes divide in place, so a sum that autocast widens (it does on CUDA) leaves the gates' type alone.
         gates = (gates / (total + spec.epsilon if spec.epsilon else total)).to(gates.dtype)
     if spec.scale != 1:
         gates = gates * spec.scale
@@ -235,7 +236,7 @@ def _noisy(logits: torch.Tensor, x: torch.Tensor, act: Intervention, noise_weigh
         return logits.float() + noise * act.noise
     if noise_weight is None:
         raise RequestError("learned noise needs its weight [E, D].", field="noise_weight", value=None)
-    return logits.float() + noise * (F.softplus(F.linear(x, noise_weight).float()) + NOISE_FLOOR)
+    return logits.float() + noise * (F.softplus(F.linear(x.to(noise_weight), noise_weight).float()) + NOISE_FLOOR)
 
 
 def _available(spec: GateSpec, act: Intervention, logits: torch.Tensor) -> torch.Tensor:

@@ -31,7 +31,7 @@ def shipped() -> list[Shipped]:
     for path in sorted(SHIPPED.glob("*.yaml")):
         text = path.read_text(encoding="utf-8")
         lines = [line.removeprefix("#").strip() for line in text.splitlines() if line.startswith("#")]
-        kind = "pipeline" if "stages" in yaml.safe_load(text) else "train"
+        kind = "pipeline" if "stages" in _extended(path.stem) else "train"
         found.append(Shipped(path.stem, kind, " ".join(lines[:1])))
     return found
 
@@ -46,10 +46,7 @@ def load(name: str, changes: Sequence[str] = ()) -> dict[str, Any]:
     Raises:
         RequestError: no such recipe, not YAML, or a change that leads nowhere.
     """
-    values = _read(_find(name))
-    base = values.pop("extends", None)
-    if base is not None:
-        values = merge(load(base), values)
+    values = _extended(name)
     for change in changes:
         key, separator, text = change.partition("=")
         if not (separator and key.strip()):
@@ -57,6 +54,13 @@ def load(name: str, changes: Sequence[str] = ()) -> dict[str, Any]:
         _put(values, key.strip().split("."), yaml.safe_load(text), change)
     values.setdefault("out", f"runs/{Path(name).stem}")
     return values
+
+
+def _extended(name: str) -> dict[str, Any]:
+    """The values of a recipe over those of the recipe that it extends."""
+    values = _read(_find(name))
+    base = values.pop("extends", None)
+    return values if base is None else merge(_extended(base), values)
 
 
 def copy(name: str, out: Path | None = None) -> Path:
@@ -75,16 +79,26 @@ def copy(name: str, out: Path | None = None) -> Path:
 
 
 def merge(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
-    """`base` with the values of `over` in their place, section by section; None in `over` takes a key away."""
+    """`base` with the values of `over` in their place, section by section; None in `over` takes a key away.
+
+    A list of named things is changed by a mapping from their names.
+    """
     merged = dict(base)
     for key, value in over.items():
-        if isinstance(value, Mapping) and isinstance(merged.get(key), Mapping):
+        if isinstance(value, Mapping) and isinstance(merged.get(key), list):
+            merged[key] = [_renewed(item, value) for item in merged[key]]
+        elif isinstance(value, Mapping) and isinstance(merged.get(key), Mapping):
             merged[key] = merge(merged[key], value)
         elif value is None:
             merged.pop(key, None)
         else:
             merged[key] = value
     return merged
+
+
+def _renewed(item: Any, over: Mapping[str, Any]) -> Any:
+    changes = over.get(item.get("name")) if isinstance(item, dict) else None
+    return item if changes is None else merge(item, changes)
 
 
 def _find(name: str) -> Path:

@@ -44,7 +44,7 @@ class Moments:
 
 
 def carry_moments(plan: Plan, dense: Mapping[str, Moments], *, experts: bool = True) -> dict[str, Moments]:
-    """The MoE's Adam state, by the name of its parameters in memory.
+    """The MoE's Adam state, by the name of its parameters in memory, on the CPU.
 
     Parameters that are not in the result start fresh: routers, their biases and the gates of shared experts; routed
     experts whose down projection starts at zero (residual). Neurons that drop drew anew get m = 0 and, at each place
@@ -189,7 +189,7 @@ class _InMemory:
                     value=name,
                     fix="Give the state of the run that ended in this source.",
                 )
-            tensors[info.disk_name] = value.detach()
+            tensors[info.disk_name] = value.detach().cpu()
         return cls(tensors)
 
     def read(self, name: str, rows: tuple[int, int] | None = None) -> Tensor:

@@ -50,7 +50,8 @@ class ModelSize:
 
 def size_of(model: Any) -> ModelSize:
     """Sizes of a causal LM, on whatever device (meta is enough)."""
-    total = sum(p.numel() for p in model.parameters())
+    tied_names = set(getattr(model, "all_tied_weights_keys", None) or ())
+    total = sum(p.numel() for name, p in model.named_parameters() if name not in tied_names)
     _, layers = find_layers(model)
     idle = 0
     for index, router in find_routers(model):
@@ -59,12 +60,10 @@ def size_of(model: Any) -> ModelSize:
         idle += routed - routed * spec.top_k // spec.experts
     config = model.config.get_text_config()
     embedding = model.get_input_embeddings().weight.numel()
-    head = model.get_output_embeddings()
-    tied = head is not None and head.weight is model.get_input_embeddings().weight
     heads = config.num_attention_heads
     width = heads * (getattr(config, "head_dim", None) or config.hidden_size // heads)
     active = total - idle
-    return ModelSize(total, active, embedding, active - (0 if tied else embedding), len(layers), width)
+    return ModelSize(total, active, embedding, active - (0 if tied_names else embedding), len(layers), width)
 
 
 @dataclass(frozen=True)

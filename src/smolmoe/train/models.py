@@ -11,7 +11,7 @@ import torch
 from smolmoe.checkpoint import fingerprint, open_checkpoint
 from smolmoe.claim import PROVENANCE_FILE
 from smolmoe.errors import RequestError, SourceError
-from smolmoe.moe.loading import load_model, load_tokenizer
+from smolmoe.moe.loading import GENERIC_TYPE, load_model, load_tokenizer
 from smolmoe.recipe import TrainRecipe
 from smolmoe.recipe.base import unknown_key
 from smolmoe.recipe.train import ModelRecipe
@@ -126,11 +126,12 @@ def new_config(recipe: ModelRecipe, tokenizer: Any, length: int) -> Any:
     for key, value in values.items():
         if key not in known and key not in CONFIG_MAPPING[kind].attribute_map:
             raise unknown_key(f"model.config.{key}", value, list(known))
+    dense = values.get("text_config", {}) if kind == GENERIC_TYPE else values
     defaults = {"vocab_size": len(tokenizer), **{key: getattr(tokenizer, key, None) for key in _TOKEN_KEYS}}
-    if not {"max_position_embeddings", "n_positions"} & set(values):
+    if not {"max_position_embeddings", "n_positions"} & set(dense):
         defaults["max_position_embeddings"] = length
-    if kind != "smolmoe":
-        values = {**defaults, **values}
+    dense = {**defaults, **dense}
+    values = {**values, "text_config": dense} if kind == GENERIC_TYPE else dense
     try:
         return AutoConfig.for_model(kind, **values)
     except (TypeError, ValueError) as error:

@@ -1,0 +1,147 @@
+"""Is the MoE worth it? A dense model upcycled in several ways and trained on, beside itself on the same tokens and FLOPs.
+
+    python benchmarks/continued.py run --model DIR --data TRAIN.jsonl --validation VALIDATION.jsonl [--arms ...] [--seeds 0 1 2]
+    python benchmarks/continued.py table
+
+Runs go to runs/continued/ARM/seed-N; finished ones are skipped and interrupted ones go on. Arms of one seed see the same
+blocks in the same order. Every process uses one thread; --workers says how many run beside each other.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+ROOT = Path("runs/continued")
+TOKENS = 500_000
+LENGTH, BATCH = 256, 8
+STEPS = TOKENS // (LENGTH * BATCH)
+LEARNING_RATE = 1e-3
+BALANCED = {"objective": {"load_balance": 0.01, "z_loss": 0.001}}
+
+# name -> (upcycle options or None for the dense model, what the recipe says differently)
+ARMS: dict[str, tuple[dict[str, Any] | None, dict[str, Any]]] = {
+    "dense": (None, {}),
+    "dense-equal-flops": (None, {}),
+    "copy": ({}, BALANCED),
+    "drop": ({"diversify": "drop", "drop_ratio": 0.5}, BALANCED),
+    "split": ({"experts": 16, "top_k": 4, "granularity": 2}, {**BALANCED, "routing": {"tie_groups": 60}}),
+    "residual": ({"shared": "residual"}, BALANCED),
+}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("what", choices=("run", "one", "table"))
+    parser.add_argument("--model", type=Path)
+    parser.add_argument("--data", type=Path)
+    parser.add_argument("--validation", type=Path)
+    parser.add_argument("--arms", nargs="+", default=list(ARMS))
+    parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
+    parser.add_argument("--workers", type=int, default=2)
+    arguments = parser.parse_args()
+    if arguments.what == "table":
+        from continued_table import show
+
+        show(ROOT)
+    elif arguments.what == "one":
+        run_one(arguments, arguments.arms[0], arguments.seeds[0])
+    else:
+        run_all(arguments)
+
+
+def run_all(arguments: argparse.Namespace) -> None:
+    """Every arm and seed in a process of its own, so many at once as there are workers."""
+
+    def start(job: tuple[str, int]) -> None:
+        arm, seed = job
+        files = [f"--{name}={getattr(arguments, name)}" for name in ("model", "data", "validation")]
+        command = [sys.executable, __file__, "one", *files, "--arms", arm, "--seeds", str(seed)]
+        done = subprocess.run(command, env={**os.environ, "OMP_NUM_THREADS": "1"}, capture_output=True, text=True)
+        said = done.stdout.strip() or done.stderr.strip().splitlines()[-1]
+        print(f"{arm} seed {seed}: {said}", flush=True)
+
+    with ThreadPoolExecutor(arguments.workers) as pool:
+        list(pool.map(start, [(arm, seed) for seed in arguments.seeds for arm in arguments.arms]))
+
+
+def run_one(arguments: argparse.Namespace, arm: str, seed: int) -> None:
+    import torch
+
+    from smolmoe.train.checkpoints import whole_checkpoints
+    from smolmoe.training import train
+
+    torch.set_num_threads(1)
+    folder = ROOT / arm / f"seed-{seed}"
+    if not (folder / "summary.json").is_file():
+        recipe = arm_recipe(arguments, arm, seed, folder)
+        train(recipe, resume="latest" if whole_checkpoints(folder) else None, overwrite=True)
+    summary = json.loads((folder / "summary.json").read_text(encoding="utf-8"))
+    print(f"{summary['held_out']['loss']:.4f} in {summary['train_seconds']:.0f} s")
+
+
+def arm_recipe(arguments: argparse.Namespace, arm: str, seed: int, folder: Path) -> dict[str, Any]:
+    """The training recipe of an arm, its MoE made beforehand."""
+    from smolmoe.recipe.files import merge
+
+    options, changes = ARMS[arm]
+    model = arguments.model
+    if options is not None:
+        model = converted(arguments.model, arm, seed, options)
+    recipe = {
+        "model": {"path": str(model), "attention": "eager"},
+        "data": {
+            "sources": [{"path": str(arguments.data)}],
+            "validation": [{"path": str(arguments.validation)}],
+            "length": LENGTH,
+            "seed": seed,
+        },
+        "evaluation": {"every": STEPS // 4, "at": [10, 30], "tokens": 8000},
+        "trainer": {
+            "max_steps": STEPS,
+            "per_device_train_batch_size": BATCH,
+            "learning_rate": LEARNING_RATE,
+            "lr_scheduler_type": "cosine_with_min_lr",
+            "lr_scheduler_kwargs": {"min_lr_rate": 0.1},
+            "warmup_steps": 10,
+            "save_steps": STEPS // 2,
+            "save_total_limit": 1,
+            "report_to": "none",
+        },
+        "seed": seed,
+        "device": "cpu",
+        "out": str(folder),
+    }
+    recipe = merge(recipe, changes)
+    if arm == "dense-equal-flops":
+        recipe["trainer"]["max_steps"] = equal_steps(arguments, seed, recipe)
+    return recipe
+
+
+def converted(dense: Path, arm: str, seed: int, options: dict[str, Any]) -> Path:
+    from smolmoe import upcycle
+
+    out = ROOT / arm / f"moe-{seed}"
+    if not (out / "smolmoe.json").is_file():
+        upcycle(dense, out, seed=seed, overwrite=True, **options)
+    return out
+
+
+def equal_steps(arguments: argparse.Namespace, seed: int, recipe: dict[str, Any]) -> int:
+    """Steps of the dense model that cost what the copies' training costs."""
+    from smolmoe.recipe import TrainRecipe, parse
+    from smolmoe.training import estimate, steps_for_flops
+
+    moe = converted(arguments.model, "copy", seed, {})
+    costs = estimate(parse(TrainRecipe, {**recipe, "model": {"path": str(moe)}}))
+    return steps_for_flops(parse(TrainRecipe, recipe), costs.flops)
+
+
+if __name__ == "__main__":
+    main()
