@@ -253,9 +253,13 @@ class _Run:
     # -- training ------------------------------------------------------------------------------------------------
 
     def _trainer(self, corpus: TokenCorpus, held_out: HeldOut, steps: int, metrics: Any) -> MoeTrainer:
+        from safetensors.torch import load_file
+
         from smolmoe.data.blocks import Blocks
         from smolmoe.evaluate.held_out import document_losses
+        from smolmoe.moe.control import load_state
         from smolmoe.train.arguments import training_arguments
+        from smolmoe.train.checkpoints import TRAINING_STATE
         from smolmoe.train.objective import Objective
         from smolmoe.train.trainer import MoeTrainer
 
@@ -266,9 +270,12 @@ class _Run:
         arguments = training_arguments(recipe, recipe.out, steps=steps, every=every)
         granularity = int(self.provenance.get("layout", {}).get("granularity", 1))
         moments, scales = self._carried()
+        objective = Objective(self.model, recipe.objective, recipe.routing, granularity)
+        if self.checkpoint is not None and (self.checkpoint / TRAINING_STATE).is_file():
+            load_state(self.model, load_file(self.checkpoint / TRAINING_STATE))
         return MoeTrainer(
             recipe=recipe,
-            objective=Objective(self.model, recipe.objective, recipe.routing, granularity),
+            objective=objective,
             metrics=metrics,
             measure=lambda model, capture: document_losses(model, held_out, capture=capture),
             measured_at={*recipe.evaluation.at, *range(every, steps, every), 0, steps},

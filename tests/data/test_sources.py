@@ -128,6 +128,8 @@ def test_a_shuffled_stream_is_the_same_each_time(tmp_path):
     texts = [[d.text for d in open_set(tmp_path / "set", streaming=True, shuffle_buffer=8).documents()] for _ in "ab"]
     assert texts[0] == texts[1] != [row["text"] for row in ROWS]
     assert sorted(texts[0]) == sorted(row["text"] for row in ROWS)
+    with pytest.raises(DataError, match="rows are parts of documents"):
+        open_source(SourceRecipe(preset="wikitext", streaming=True, shuffle_buffer=8))
 
 
 def test_a_preset_reads_a_data_set(tmp_path):

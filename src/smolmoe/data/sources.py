@@ -144,6 +144,13 @@ def _document(row: Mapping[str, Any], column: str, domain_column: str, where: st
 
 def _data_set(recipe: SourceRecipe, path: str, name: str | None, split: str, preset: Preset | None) -> Source:
     """A data set that the `datasets` library finds under `path`: on the hub, or a folder of files of that form."""
+    if preset is not None and preset.joins_rows and recipe.shuffle_buffer:
+        raise DataError(
+            "its rows are parts of documents, which shuffling would mix up.",
+            field="shuffle_buffer",
+            value=recipe.shuffle_buffer,
+            fix="Leave shuffle_buffer at 0.",
+        )
     rows, hashed = _open_data_set(path, name, split, recipe)
     there = rows.column_names
     if there is not None:

@@ -7,7 +7,7 @@ term sees, and how it adds up over ranks and accumulated micro-batches, is in `s
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import torch
@@ -104,6 +104,12 @@ class Objective:
                 update_selection_bias(router.e_score_correction_bias, load, self.bias_rate)
         self.counter.reset()
 
+    @contextmanager
+    def as_served(self) -> Iterator[None]:
+        """Within, the router weights are those that give the same function without us, to be saved."""
+        with self.control.folded() if self.capture is not None else nullcontext():
+            yield
+
     def finish(self) -> None:
         """Leave the model as it is to be used: temperature folded into the weights, routers their class's own."""
         if self.capture is not None:
@@ -146,7 +152,7 @@ def check_gradients(norms: Mapping[str, float], terms: Mapping[str, torch.Tensor
                 "it is detached from the graph." if detached else "no router weight is trained, or none is on its path."
             ),
             field=f"objective.{name}",
-            value=float(terms[name]),
+            value=terms[name].item(),
             fix="Let the routers train (requires_grad), or set the term's weight to 0.",
         )
 

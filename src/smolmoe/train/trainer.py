@@ -103,9 +103,10 @@ class MoeTrainer(RoutedTraining, AtomicCheckpoints, Trainer):
     # -- writing -------------------------------------------------------------------------------------------------
 
     def _save(self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None) -> None:
-        """What belongs to training alone (learned noise) goes into a file of its own."""
-        state_dict = state_dict if state_dict is not None else self.model.state_dict()
-        super()._save(output_dir, without_training_state(state_dict))
+        """The model as it would be served; what only training needs goes into a file of its own."""
+        with self.objective.as_served():
+            state_dict = state_dict if state_dict is not None else self.model.state_dict()
+            super()._save(output_dir, without_training_state(state_dict))
         own = saved_state(self.model)
         if own and output_dir is not None and self.args.should_save:
             save_file(own, Path(output_dir) / TRAINING_STATE)
