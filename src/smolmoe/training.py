@@ -279,7 +279,8 @@ class _Run:
             metrics=metrics,
             measure=lambda model, capture: document_losses(model, held_out, capture=capture),
             measured_at={*recipe.evaluation.at, *range(every, steps, every), 0, steps},
-            moments=moments,
+            moments=moments if self.checkpoint is None else None,  # a checkpoint has the state itself
+            carried=set(moments),
             scales=scales,
             on_step=lambda done, total: self.report("Training", done, total),
             model=self.model,
@@ -309,8 +310,6 @@ class _Run:
             )
         plan = plan_of(self.source)
         scales = learning_rate_scales(plan)
-        if self.checkpoint is not None:  # the state is in there
-            return {}, scales
         dense = {
             name: Moments(state["exp_avg"].float(), state["exp_avg_sq"].float(), float(state["step"]))
             for name, state in read_adam(Path(carry.optimizer)).items()

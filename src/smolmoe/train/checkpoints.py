@@ -131,10 +131,11 @@ def room_for(what: str, folder: Path) -> Iterator[None]:
 class AtomicCheckpoints:
     """For a Trainer: its checkpoints go beside their place and are renamed into it when whole.
 
-    Set `run_folder` before training.
+    Set `run_folder` before training, and `keep`: the number of last checkpoints that stay, None for all.
     """
 
     run_folder: Path
+    keep: int | None
     args: Any
     state: Any
     optimizer: Any
@@ -173,7 +174,7 @@ class AtomicCheckpoints:
         if place.exists():
             shutil.rmtree(place)
         written.rename(place)
-        remove_old(self.run_folder, self.args.save_total_limit, self.state.best_global_step)
+        remove_old(self.run_folder, self.keep, self.state.best_global_step)
 
     def _barrier(self) -> None:
         import torch.distributed as dist

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
 import torch
@@ -11,25 +11,17 @@ from smolmoe.errors import RequestError
 from smolmoe.moe.routing import find_routers
 from smolmoe.moe.structure import find_layers
 from smolmoe.recipe import TrainRecipe
+from smolmoe.train.arguments import DEFAULTS
 
 
-def learning_rate_factors(model: Any, recipe: TrainRecipe, scales: Mapping[str, float]) -> dict[str, float]:
-    """Parameter name -> its learning rate over the run's, where that is not 1.
-
-    Args:
-        scales: of tensors that the conversion scaled, by name.
-    """
-    base = float(recipe.trainer.get("learning_rate", 3e-4))
-    routers, experts = router_names(model), expert_names(model)
+def learning_rate_factors(model: Any, recipe: TrainRecipe) -> dict[str, float]:
+    """Parameter name -> its learning rate over the run's, as the recipe says, where that is not 1."""
+    base = float(recipe.trainer.get("learning_rate", DEFAULTS["learning_rate"]))
     factors = {}
-    for name, _ in model.named_parameters():
-        factor = scales.get(name, 1.0)
-        if name in routers and recipe.routing.learning_rate is not None:
-            factor *= recipe.routing.learning_rate / base
-        if name in experts and recipe.expert_learning_rate is not None:
-            factor *= recipe.expert_learning_rate / base
-        if factor != 1.0:
-            factors[name] = factor
+    if recipe.routing.learning_rate is not None:
+        factors |= dict.fromkeys(router_names(model), recipe.routing.learning_rate / base)
+    if recipe.expert_learning_rate is not None:
+        factors |= dict.fromkeys(expert_names(model), recipe.expert_learning_rate / base)
     return factors
 
 
@@ -54,25 +46,37 @@ def expert_names(model: Any) -> set[str]:
     }
 
 
-def split_groups(optimizer: torch.optim.Optimizer, model: Any, factors: Mapping[str, float]) -> None:
-    """Split an optimiser's groups so that each has one learning rate; routers stand apart. In place."""
+def split_groups(
+    optimizer: torch.optim.Optimizer,
+    model: Any,
+    factors: Mapping[str, float],
+    scales: Mapping[str, float],
+    slow: Collection[str],
+) -> None:
+    """Split an optimiser's groups so that each has one learning rate. In place, before training.
+
+    Args:
+        factors: on learning rates, by parameter name.
+        scales: of tensors that a conversion scaled by s. Adam moves an entry by about lr whatever its size, so the rate
+            is scaled as well; weight decay, which is multiplied by the rate, is divided by s.
+        slow: parameters that `slow_start` acts on.
+    """
     names = {id(parameter): name for name, parameter in model.named_parameters()}
-    routers = router_names(model) if find_routers(model) else set()
     groups = []
     for group in optimizer.param_groups:
-        parts: dict[tuple[bool, float], list[Any]] = {}
+        parts: dict[tuple[bool, float, float], list[Any]] = {}
         for parameter in group["params"]:
             name = names[id(parameter)]
-            parts.setdefault((name in routers, factors.get(name, 1.0)), []).append(parameter)
-        groups += [
-            {**group, "params": parameters, "lr": group["lr"] * factor, "is_router": is_router}
-            for (is_router, factor), parameters in sorted(parts.items(), key=lambda part: part[0])
-        ]
+            key = name in slow, factors.get(name, 1.0), scales.get(name, 1.0)
+            parts.setdefault(key, []).append(parameter)
+        for (is_slow, factor, scale), parameters in sorted(parts.items(), key=lambda part: part[0]):
+            rates = {"lr": group["lr"] * factor * scale, "weight_decay": group.get("weight_decay", 0.0) / scale}
+            groups.append({**group, "params": parameters, **rates, "slow": is_slow})
     optimizer.param_groups[:] = groups
 
 
 def slow_start(scheduler: Any, optimizer: Any, *, freeze: int, warmup: int) -> None:
-    """Let routers stand still for `freeze` steps and rise to the schedule within `warmup` more.
+    """Let what is slow stand still for `freeze` steps and rise to the schedule within `warmup` more.
 
     Raises:
         RequestError: the schedule is not one of factors on the learning rate.
@@ -91,7 +95,7 @@ def slow_start(scheduler: Any, optimizer: Any, *, freeze: int, warmup: int) -> N
         return lambda step: base(step) * min(1.0, max(0, step + 1 - freeze) / max(1, warmup))
 
     for index, group in enumerate(optimizer.param_groups):
-        if group.get("is_router"):
+        if group.get("slow"):
             scheduler.lr_lambdas[index] = slowed(scheduler.lr_lambdas[index])
     # The rate of the first step was set when the scheduler was made.
     for index, group in enumerate(optimizer.param_groups):

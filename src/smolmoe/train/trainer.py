@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +21,14 @@ from smolmoe.recipe import TrainRecipe
 from smolmoe.train.checkpoints import TRAINING_STATE, AtomicCheckpoints
 from smolmoe.train.metrics import Clock, MetricsFile, flatten, peak_memory, perplexity
 from smolmoe.train.objective import Objective, RoutedTraining, RouterCallback
-from smolmoe.train.optim import install_moments, learning_rate_factors, slow_start, split_groups
+from smolmoe.train.optim import (
+    expert_names,
+    install_moments,
+    learning_rate_factors,
+    router_names,
+    slow_start,
+    split_groups,
+)
 
 logger = logging.getLogger(__name__)
 
@@ -41,6 +48,7 @@ class MoeTrainer(RoutedTraining, AtomicCheckpoints, Trainer):
             records also `counts` [L, E].
         measured_at: steps; 0 is before the first.
         moments: Adam state to begin with, by parameter name.
+        carried: names of all parameters that began with such state, in a resumed run too.
         scales: learning-rate factors of tensors that a conversion scaled.
         on_step: told of every step done.
         **trainer: what `transformers.Trainer` takes.
@@ -55,11 +63,14 @@ class MoeTrainer(RoutedTraining, AtomicCheckpoints, Trainer):
         measure: Callable[[Any, RoutingCapture | None], Any],
         measured_at: set[int],
         moments: Mapping[str, Any] | None = None,
+        carried: Collection[str] = (),
         scales: Mapping[str, float] | None = None,
         on_step: Step | None = None,
         **trainer: Any,
     ):
         super().__init__(**trainer)
+        # Taken from the Trainer, which would delete the last checkpoint where it is not the best.
+        self.keep, self.args.save_total_limit = self.args.save_total_limit, None
         self.recipe = recipe
         self.run_folder = recipe.out
         self.objective = objective
@@ -67,6 +78,7 @@ class MoeTrainer(RoutedTraining, AtomicCheckpoints, Trainer):
         self.measure = measure
         self.measured_at = measured_at
         self.moments = moments or {}
+        self.carried = carried
         self.scales = scales or {}
         self.on_step = on_step
         self.control: Any
@@ -75,6 +87,7 @@ class MoeTrainer(RoutedTraining, AtomicCheckpoints, Trainer):
         self._micro: list[dict[str, torch.Tensor]] = []
         self._steps: list[tuple[int, dict[str, torch.Tensor]]] = []
         self._window_from = (0, 0.0)
+        self._collapsed: set[int] = set()
         for callback in (PrinterCallback, ProgressCallback):  # stdout is for results; progress is `on_step`'s
             self.remove_callback(callback)
         self.add_callback(RouterCallback(objective))
@@ -87,9 +100,15 @@ class MoeTrainer(RoutedTraining, AtomicCheckpoints, Trainer):
         optimizer = super().create_optimizer(model)
         if not begun:
             own = self.model if model is None else model
-            split_groups(optimizer, own, learning_rate_factors(own, self.recipe, self.scales))
+            factors = learning_rate_factors(own, self.recipe)
+            split_groups(optimizer, own, factors, self.scales, self._slow_parameters(own))
             install_moments(optimizer, own, self.moments)
         return optimizer
+
+    def _slow_parameters(self, model: Any) -> set[str]:
+        """Routers; and where most of the model goes on with carried moments, the experts that could not."""
+        fresh = expert_names(model) - set(self.carried) if self.carried else set()
+        return router_names(model) | fresh
 
     def create_scheduler(self, num_training_steps: int, optimizer: Any = None) -> Any:
         scheduler = super().create_scheduler(num_training_steps, optimizer)
@@ -190,13 +209,14 @@ class MoeTrainer(RoutedTraining, AtomicCheckpoints, Trainer):
         collapsed = [layer for layer, value in enumerate(row["balance_by_layer"]) if value < COLLAPSED]
         if collapsed or row["dead"]:
             self.metrics.add("alarm", row["step"], collapsed_layers=collapsed, dead=row["dead"])
-        if collapsed:
+        if set(collapsed) - self._collapsed:
             logger.warning(
                 "Step %d: routers of layers %s use few of their experts (balance %s, 1 is even).",
                 row["step"],
                 collapsed,
                 ", ".join(f"{row['balance_by_layer'][layer]:.2f}" for layer in collapsed),
             )
+        self._collapsed = set(collapsed)
 
     def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
         """The held-out losses, by domain, and how even routing is on the same tokens."""
