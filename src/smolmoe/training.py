@@ -47,6 +47,8 @@ _CHANGEABLE = (
     "trainer.dataloader_",
     "data.cache",
 )
+# A folder may have been moved: the text's and the tokenizer's hash is compared, and the model is in the checkpoint.
+_PLACES = (".path", "tokenizer", "carry.optimizer")
 Report = Callable[[str, int, int], None]
 
 
@@ -211,12 +213,9 @@ class _Run:
     def _corpus(self) -> TokenCorpus:
         from smolmoe.data.corpus import load_corpus
 
-        trainer = self.recipe.trainer
-        tokens = (
-            int(trainer["max_steps"]) * self._blocks_a_step() * self.recipe.data.length
-            if "max_steps" in trainer
-            else None
-        )
+        steps = int(self.recipe.trainer.get("max_steps", -1))
+        blocks = self.recipe.data.skip + steps * self._blocks_a_step()
+        tokens = blocks * self.recipe.data.length if steps > 0 else None
         return load_corpus(self.recipe.data, self.tokenizer, tokens=tokens, report=self.report)
 
     def _held_out(self, corpus: TokenCorpus) -> HeldOut:
@@ -255,7 +254,6 @@ class _Run:
     def _trainer(self, corpus: TokenCorpus, held_out: HeldOut, steps: int, metrics: Any) -> MoeTrainer:
         from safetensors.torch import load_file
 
-        from smolmoe.data.blocks import Blocks
         from smolmoe.evaluate.held_out import document_losses
         from smolmoe.moe.control import load_state
         from smolmoe.train.arguments import training_arguments
@@ -264,8 +262,6 @@ class _Run:
         from smolmoe.train.trainer import MoeTrainer
 
         recipe = self.recipe
-        data = recipe.data
-        weights = [source.weight for source in data.sources]
         every = recipe.evaluation.every or max(1, steps // MEASUREMENTS)
         arguments = training_arguments(recipe, recipe.out, steps=steps, every=every)
         granularity = int(self.provenance.get("layout", {}).get("granularity", 1))
@@ -286,15 +282,26 @@ class _Run:
             model=self.model,
             args=arguments,
             processing_class=self.tokenizer,
-            train_dataset=Blocks(
-                corpus.train,
-                count=steps * self._blocks_a_step(),
-                length=data.length,
-                seed=data.seed,
-                weights=None if weights[0] is None else [float(weight) for weight in weights if weight],
-                isolate=data.isolate,
-            ),
+            train_dataset=self._blocks(corpus, steps * self._blocks_a_step()),
         )
+
+    def _blocks(self, corpus: TokenCorpus, count: int) -> Any:
+        """The run's blocks, in their order."""
+        from torch.utils.data import Subset
+
+        from smolmoe.data.blocks import Blocks
+
+        data = self.recipe.data
+        weights = [source.weight for source in data.sources]
+        blocks = Blocks(
+            corpus.train,
+            count=data.skip + count,
+            length=data.length,
+            seed=data.seed,
+            weights=None if weights[0] is None else [float(weight) for weight in weights if weight],
+            isolate=data.isolate,
+        )
+        return Subset(blocks, range(data.skip, data.skip + count))
 
     def _carried(self) -> tuple[dict[str, Any], dict[str, float]]:
         """Adam moments of the dense source by the MoE's parameters, and learning-rate factors of scaled tensors."""
@@ -308,13 +315,14 @@ class _Run:
             raise RequestError(
                 "there is nothing to carry to a new model.", field="carry", value=carry.optimizer, fix="Leave it out."
             )
-        plan = plan_of(self.source)
-        scales = learning_rate_scales(plan)
         dense = {
             name: Moments(state["exp_avg"].float(), state["exp_avg_sq"].float(), float(state["step"]))
             for name, state in read_adam(Path(carry.optimizer)).items()
         }
-        return carry_moments(plan, dense, experts=carry.experts), scales
+        if self.provenance.get("stage") != "upcycle":  # the model that was trained itself
+            return dense, {}
+        plan = plan_of(self.source)
+        return carry_moments(plan, dense, experts=carry.experts), learning_rate_scales(plan)
 
     def _train(self, trainer: MoeTrainer) -> None:
         from smolmoe.train.objective import NotFiniteError
@@ -340,7 +348,8 @@ class _Run:
         self.report("Writing the model", 0, 0)
         with room_for("the model", out):
             self._write_model(trainer)
-        last = trainer.last_held_out
+        # A run that was killed between its last checkpoint and here has measured that step already.
+        last = trainer.last_held_out or trainer.measure(self.model, None)
         summary: dict[str, Any] = {
             "steps": steps,
             "tokens": steps * self._blocks_a_step() * self.recipe.data.length,
@@ -468,7 +477,9 @@ def _check_same(found: dict[str, Any], asked: dict[str, Any], out: Path) -> None
     """Refuse to resume a run as another one."""
     before, now = _flat(found["recipe"]), _flat(asked["recipe"])
     changed = [
-        key for key in sorted({*before, *now}) if before.get(key) != now.get(key) and not key.startswith(_CHANGEABLE)
+        key
+        for key in sorted({*before, *now})
+        if before.get(key) != now.get(key) and not key.startswith(_CHANGEABLE) and not key.endswith(_PLACES)
     ]
     if found["data"] != asked["data"] and not changed:
         raise OutputError(
@@ -488,9 +499,9 @@ def _check_same(found: dict[str, Any], asked: dict[str, Any], out: Path) -> None
 
 
 def _flat(values: Any, prefix: str = "") -> dict[str, Any]:
-    if not isinstance(values, dict):
+    if not isinstance(values, dict | list):
         return {prefix: values}
     flat: dict[str, Any] = {}
-    for key, value in values.items():
+    for key, value in values.items() if isinstance(values, dict) else enumerate(values):
         flat |= _flat(value, f"{prefix}.{key}" if prefix else str(key))
     return flat

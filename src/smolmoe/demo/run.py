@@ -5,8 +5,10 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Callable
-from dataclasses import asdict, dataclass, replace
+import math
+import shutil
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -16,18 +18,19 @@ from smolmoe.files import write_json
 from smolmoe.stages import RunFolder
 
 if TYPE_CHECKING:
-    import torch
-
     from smolmoe.data.text import Document
     from smolmoe.evaluate.held_out import HeldOut
     from smolmoe.report.boundary import BoundaryReport
-    from smolmoe.train.fit import FitSettings
     from smolmoe.upcycling import Report
 
 logger = logging.getLogger(__name__)
 
 SCHEMA_VERSION = 1
-BALANCE_WEIGHT = 0.01  # of the load-balancing loss that the MoE's own class adds (Switch, arXiv 2101.03961)
+TRAINING = "training"  # the folders of the single trainings, with all their measurements and last states
+BALANCE_WEIGHT, Z_WEIGHT = 0.01, 0.001  # of the router terms (arXiv 2101.03961, 2202.08906)
+ROUTER_WARMUP = 20  # steps: routers are new where the rest of the MoE goes on
+TRIED = 8  # steps, to see how fast the machine is
+LEAST = 1 / 3  # of the wanted steps: below that the model has learned too little to show anything
 INTERIM = 3  # held-out measurements during each training, beside those of the written checkpoints
 HELD_OUT_PER_DOCUMENT = 1024  # tokens: no long document decides for its domain
 ATTENTION = "eager"  # on CPUs and at this length a third faster to train than the fused one
@@ -161,21 +164,13 @@ class _Quickstart:
         return load_tokenizer(self.path / "tokenizer")
 
     @cached_property
-    def blocks(self) -> torch.Tensor:
-        """Training blocks [N, S]: first those of the dense model, then those of what is trained on."""
-        from smolmoe.train.packing import pack
-
-        self.report("Tokenising", 0, 0)
-        return pack(self.tokens, self.documents("train"), self.settings.length, self.settings.seed)
-
-    @cached_property
     def held_out(self) -> HeldOut:
+        from smolmoe.data.tokens import encode_documents
         from smolmoe.evaluate.held_out import cut_windows
-        from smolmoe.train.packing import tokenize
 
         documents = self.documents("validation")
         return cut_windows(
-            tokenize(self.tokens, documents),
+            encode_documents(self.tokens, [document.text for document in documents]),
             [document.domain or "text" for document in documents],
             length=self.settings.length,
             start=self.tokens.eos_token_id,
@@ -186,31 +181,24 @@ class _Quickstart:
     # -- models
 
     def train_dense(self) -> dict[str, Any]:
-        import torch
-        from transformers import LlamaConfig, LlamaForCausalLM
-
-        from smolmoe.train.fit import FitSettings
-
         s = self.settings
-        config = LlamaConfig(
-            vocab_size=len(self.tokens),
-            hidden_size=s.hidden,
-            intermediate_size=s.intermediate,
-            num_hidden_layers=s.layers,
-            num_attention_heads=s.heads,
-            num_key_value_heads=s.kv_heads,
-            max_position_embeddings=2 * s.length,
-            tie_word_embeddings=True,
-            bos_token_id=self.tokens.bos_token_id,
-            eos_token_id=self.tokens.eos_token_id,
-            pad_token_id=self.tokens.pad_token_id,
-        )
-        with torch.random.fork_rng():
-            torch.manual_seed(s.seed)
-            model = LlamaForCausalLM(config)
-        wanted = FitSettings(s.dense_steps, s.batch, s.dense_learning_rate, evaluations=INTERIM, seed=s.seed)
-        settings = self.affordable(model, wanted, s.dense_seconds)
-        return self.train(model, "dense", "Training the dense model", settings, start=0)
+        config = {
+            "model_type": "llama",
+            "hidden_size": s.hidden,
+            "intermediate_size": s.intermediate,
+            "num_hidden_layers": s.layers,
+            "num_attention_heads": s.heads,
+            "num_key_value_heads": s.kv_heads,
+            "max_position_embeddings": 2 * s.length,
+            "tie_word_embeddings": True,
+        }
+        wanted = self.recipe("dense", {"config": config}, s.dense_steps, s.batch)
+        # It ends at the rate that the next training begins with: nothing is warmed up anew at the boundary.
+        wanted["trainer"] |= {
+            "learning_rate": s.dense_learning_rate,
+            "lr_scheduler_kwargs": {"min_lr_rate": s.moe_learning_rate / s.dense_learning_rate},
+        }
+        return self.train("dense", "Training the dense model", self.affordable(wanted, s.dense_seconds, warm=True))
 
     def upcycle(self) -> dict[str, Any]:
         from smolmoe.upcycling import upcycle
@@ -235,95 +223,102 @@ class _Quickstart:
         return doctor(self.path / "moe", data=data, seed=self.settings.seed).to_json()
 
     def train_moe(self) -> dict[str, Any]:
-        from smolmoe.moe.loading import load_model
-        from smolmoe.train.fit import FitSettings
-
         s = self.settings
-        model = load_model(self.path / "moe")
-        stored = model.config.output_router_logits, model.config.router_aux_loss_coef
-        model.config.output_router_logits, model.config.router_aux_loss_coef = True, BALANCE_WEIGHT
-
-        def restore() -> None:
-            model.config.output_router_logits, model.config.router_aux_loss_coef = stored
-
-        wanted = FitSettings(s.moe_steps, s.moe_batch, s.moe_learning_rate, evaluations=INTERIM, seed=s.seed)
-        settings = self.affordable(model, wanted, s.moe_seconds)
-        start = self.records["dense"]["blocks"]
-        return self.train(model, "moe-trained", "Training the MoE on", settings, start, before_saving=restore)
+        wanted = self.onward("moe-trained", "moe", s.moe_steps)
+        wanted["objective"] = {"load_balance": BALANCE_WEIGHT, "z_loss": Z_WEIGHT}
+        wanted["routing"] = {"warmup_steps": ROUTER_WARMUP}
+        return self.train("moe-trained", "Training the MoE on", self.affordable(wanted, s.moe_seconds))
 
     def train_dense_on(self) -> dict[str, Any]:
         """The same training as the MoE's, from the same function, on the same batches."""
-        from smolmoe.moe.loading import load_model
-        from smolmoe.train.fit import FitSettings
+        recipe = self.onward("dense-trained", "dense", self.records["moe-trained"]["steps"])
+        return self.train("dense-trained", "Training the dense model on, for comparison", recipe)
 
-        model = load_model(self.path / "dense")
-        settings = FitSettings(**self.records["moe-trained"]["fit"])
-        start = self.records["dense"]["blocks"]
-        return self.train(model, "dense-trained", "Training the dense model on, for comparison", settings, start)
+    def onward(self, name: str, source: str, steps: int) -> dict[str, Any]:
+        """The recipe of a training that goes on where the dense model's ended: its text, its rate, its moments."""
+        s = self.settings
+        recipe = self.recipe(name, {"path": str(self.path / source)}, steps, s.moe_batch)
+        recipe["data"]["skip"] = self.records["dense"]["blocks"]
+        recipe["trainer"]["learning_rate"] = s.moe_learning_rate
+        recipe["carry"] = {"optimizer": str(self.path / TRAINING / "dense")}
+        return recipe
 
-    def affordable(self, model: Any, wanted: FitSettings, seconds: float) -> FitSettings:
-        """The wanted training, shortened on a machine that would take longer than `seconds`."""
-        from smolmoe.train.fit import affordable_steps
-
-        model.set_attn_implementation(ATTENTION)
-        self.report("Timing this machine", 0, 0)
-        steps = affordable_steps(model, self.blocks, wanted, seconds)
-        if steps < wanted.steps:
-            logger.warning("This machine is slow: %d steps of training instead of %d.", steps, wanted.steps)
-        return replace(wanted, steps=steps, warmup=steps // 20)
-
-    def train(
-        self,
-        model: Any,
-        name: str,
-        title: str,
-        settings: FitSettings,
-        start: int,
-        *,
-        before_saving: Callable[[], None] = lambda: None,
-    ) -> dict[str, Any]:
-        """Train on the blocks from `start` on, save, and measure what was saved."""
-        from smolmoe.evaluate.held_out import document_losses
-        from smolmoe.moe.loading import no_progress_bar
-        from smolmoe.train.fit import fit
-
-        model.set_attn_implementation(ATTENTION)
-        self.report(title, 0, settings.steps)
-        points = fit(
-            model,
-            self.blocks.roll(-start, 0),
-            settings,
-            evaluate=lambda model: document_losses(model, self.held_out).loss,
-            on_step=lambda step, loss: self.report(title, step, settings.steps),
-        )
-        before_saving()
-        with self.folder.folder(name) as folder:
-            with no_progress_bar():
-                model.cpu().save_pretrained(folder)
-            self.tokens.save_pretrained(folder)
-            write_json(folder / "smolmoe.json", self.provenance(name))
+    def recipe(self, name: str, model: dict[str, Any], steps: int, batch: int) -> dict[str, Any]:
+        s = self.settings
+        corpus = self.path / "corpus"
         return {
-            "parameters": model.num_parameters(),
-            "fit": asdict(settings),
-            "start": start,
-            "blocks": settings.steps * settings.batch,
-            "block_tokens": self.settings.length,
-            "distinct_blocks": len(self.blocks),
-            "train_seconds": round(points[-1].seconds, 2),
-            "points": [point.to_json() for point in points],
-            **self.measure(name),
+            "model": {**model, "attention": ATTENTION},
+            "tokenizer": str(self.path / "tokenizer"),
+            "data": {
+                "sources": [{"path": str(corpus / "train.jsonl")}],
+                "validation": [{"path": str(corpus / "validation.jsonl")}],
+                "length": s.length,
+                "seed": s.seed,
+                "cache": str(self.path / "cache"),
+            },
+            "evaluation": {"tokens": s.held_out_tokens, "per_document": HELD_OUT_PER_DOCUMENT},
+            "trainer": {
+                "max_steps": steps,
+                "per_device_train_batch_size": batch,
+                "lr_scheduler_type": "cosine_with_min_lr",
+                "lr_scheduler_kwargs": {"min_lr_rate": 0.1},
+                "warmup_steps": 0,
+                "report_to": "none",
+            },
+            "seed": s.seed,
+            "out": str(self.path / TRAINING / name),
         }
 
-    def provenance(self, name: str) -> dict[str, Any]:
-        """What a trained checkpoint's smolmoe.json says."""
-        from smolmoe.surgery.convert import versions
+    def affordable(self, wanted: dict[str, Any], seconds: float, *, warm: bool = False) -> dict[str, Any]:
+        """The wanted training, shortened on a machine that would take longer than `seconds`."""
+        from smolmoe.train.metrics import read_metrics
+        from smolmoe.training import train
 
+        self.report("Timing this machine", 0, 0)
+        trial = json.loads(json.dumps(wanted))
+        trial |= {"evaluation": {"tokens": 1, "every": TRIED}, "out": str(self.path / TRAINING / "timing")}
+        trial["trainer"] |= {"max_steps": TRIED, "logging_steps": 1, "save_strategy": "no"}
+        trial.pop("carry", None)
+        rows = read_metrics(train(trial, overwrite=True).out / "metrics.jsonl")
+        # The fastest step tells what the machine can do; the others, what else it was doing at the time.
+        fastest = max(row["tokens_per_second"] for row in rows if row["kind"] == "window")
+        trainer = wanted["trainer"]
+        tokens = trainer["per_device_train_batch_size"] * self.settings.length
+        most = trainer["max_steps"]
+        steps = max(math.ceil(most * LEAST), min(most, int(seconds * fastest / tokens)))
+        if steps < most:
+            logger.warning("This machine is slow: %d steps of training instead of %d.", steps, most)
+        trainer |= {"max_steps": steps, "warmup_steps": steps // 20 if warm else 0}
+        return wanted
+
+    def train(self, name: str, title: str, recipe: dict[str, Any]) -> dict[str, Any]:
+        """Train, put the model into its place, and say what was measured."""
+        from smolmoe.train.checkpoints import whole_checkpoints
+        from smolmoe.train.metrics import read_metrics
+        from smolmoe.training import train
+
+        steps = recipe["trainer"]["max_steps"]
+        measured = [round(steps * (i + 1) / (INTERIM + 1)) for i in range(INTERIM)]
+        recipe["evaluation"] |= {"every": steps, "at": measured}
+        self.report(title, 0, steps)
+        result = train(
+            recipe,
+            resume="latest" if whole_checkpoints(Path(recipe["out"])) else None,
+            overwrite=True,
+            report=lambda stage, done, total: self.report(title, done, steps),
+        )
+        shutil.rmtree(self.path / name, ignore_errors=True)
+        shutil.copytree(result.model, self.path / name)
+        blocks = steps * recipe["trainer"]["per_device_train_batch_size"]
         return {
-            "schema_version": SCHEMA_VERSION,
-            "stage": f"quickstart {name}",
-            "request": asdict(self.settings),
-            "seed": self.settings.seed,
-            "versions": versions(),
+            "parameters": result.summary["parameters"]["total"],
+            "steps": steps,
+            "start": recipe["data"].get("skip", 0),
+            "blocks": blocks,
+            "block_tokens": self.settings.length,
+            "train_seconds": result.summary["train_seconds"],
+            "points": list(_points(read_metrics(result.out / "metrics.jsonl"))),
+            **self.measure(name),
         }
 
     def measure(self, name: str) -> dict[str, Any]:
@@ -386,3 +381,13 @@ class _Quickstart:
         }
         write_json(self.path / "report.json", report)
         return QuickstartResult(self.path, records["upcycle"]["verification"]["passed"], boundary, report)
+
+
+def _points(rows: Sequence[dict[str, Any]]) -> Iterator[dict[str, Any]]:
+    """The curve of a training: the language-modelling loss of each step's batch, and the held-out ones between."""
+    last = max(row["step"] for row in rows)
+    for row in rows:
+        if row["kind"] == "step":
+            yield {"kind": "train", "step": row["step"], "loss": row["ce"]}
+        elif row["kind"] == "held_out" and 0 < row["step"] < last:
+            yield {"kind": "held_out", "step": row["step"], "loss": row["loss"]}

@@ -43,11 +43,11 @@ def points(name: str, records: dict[str, Record]) -> list[Record]:
     """
     record = records[name]
     before, each = (record[key] * record["block_tokens"] for key in ("start", "blocks"))
-    steps = record["fit"]["steps"]
-    ends = [{"kind": "held_out", "step": steps, "loss": record["loss"], "seconds": record["train_seconds"]}]
+    steps = record["steps"]
+    ends = [{"kind": "held_out", "step": steps, "loss": record["loss"]}]
     starts = []
     if name == "moe-trained":
-        starts = [{"kind": "held_out", "step": 0, "loss": records["moe"]["loss"], "seconds": 0.0}]
+        starts = [{"kind": "held_out", "step": 0, "loss": records["moe"]["loss"]}]
     found = [*starts, *record["points"], *ends]
     return [{**point, "tokens": before + each * point["step"] // steps} for point in found]
 

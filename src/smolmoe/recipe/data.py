@@ -42,6 +42,7 @@ class DataRecipe(Recipe):
     length: int = Field(256, ge=2, description="tokens a block")
     isolate: bool = Field(False, description="no attention and no loss across the documents in a block")
     seed: int = Field(0, description="of the documents' order")
+    skip: int = Field(0, ge=0, description="blocks of that order to pass over: what an earlier training has seen")
     cache: Path | None = Field(None, description="folder for tokenised text (default: the user's cache folder)")
 
     @model_validator(mode="after")

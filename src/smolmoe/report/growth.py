@@ -200,7 +200,7 @@ def _label(axes: Axes, title: str, x: str) -> None:
 def write_report(
     out: Path, before: Path | None, after: Mapping[str, Path], reference: str | None, compare: Compare
 ) -> dict[str, Any]:
-    """Write `report.json` and `growth.png` of the runs in these folders into `out`; returns the report with its text."""
+    """Write `report.json` and `growth.png` of these run folders into `out`; returns the report and its text."""
     runs = [read_run(label, folder) for label, folder in after.items()]
     first = None if before is None else read_run(before.name, before)
     found = growth(first, runs, reference, compare)

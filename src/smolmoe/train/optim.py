@@ -104,10 +104,21 @@ def slow_start(scheduler: Any, optimizer: Any, *, freeze: int, warmup: int) -> N
 
 
 def install_moments(optimizer: Any, model: Any, moments: Mapping[str, Any]) -> int:
-    """Give parameters the Adam state carried for them and return how many got one; the others start fresh."""
+    """Give parameters the Adam state carried for them and return how many got one; the others start fresh.
+
+    Raises:
+        RequestError: the state is not this model's.
+    """
     parameters = dict(model.named_parameters())
     for name, moment in moments.items():
-        parameter = parameters[name]
+        parameter = parameters.get(name)
+        if parameter is None or parameter.shape != moment.exp_avg.shape:
+            raise RequestError(
+                "the optimiser's state there is of another model.",
+                field="carry.optimizer",
+                value=name,
+                fix="Name the run that trained this model, or the dense model that it was made of.",
+            )
         optimizer.state[parameter] = {
             "step": torch.tensor(float(moment.step)),
             "exp_avg": moment.exp_avg.to(parameter).contiguous(),
