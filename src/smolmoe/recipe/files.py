@@ -97,7 +97,7 @@ def merge(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _renewed(item: Any, over: Mapping[str, Any]) -> Any:
-    changes = over.get(item.get("name")) if isinstance(item, dict) else None
+    changes = over.get(str(item.get("name"))) if isinstance(item, dict) else None
     return item if changes is None else merge(item, changes)
 
 

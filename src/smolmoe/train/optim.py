@@ -17,7 +17,7 @@ from smolmoe.train.arguments import DEFAULTS
 def learning_rate_factors(model: Any, recipe: TrainRecipe) -> dict[str, float]:
     """Parameter name -> its learning rate over the run's, as the recipe says, where that is not 1."""
     base = float(recipe.trainer.get("learning_rate", DEFAULTS["learning_rate"]))
-    factors = {}
+    factors: dict[str, float] = {}
     if recipe.routing.learning_rate is not None:
         factors |= dict.fromkeys(router_names(model), recipe.routing.learning_rate / base)
     if recipe.expert_learning_rate is not None:
