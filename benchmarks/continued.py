@@ -22,7 +22,7 @@ ROOT = Path("runs/continued")
 TOKENS = 500_000
 LENGTH, BATCH = 256, 8
 STEPS = TOKENS // (LENGTH * BATCH)
-LEARNING_RATE = 1e-3
+LEARNING_RATE = 1e-4
 BALANCED = {"objective": {"load_balance": 0.01, "z_loss": 0.001}}
 
 # name -> (upcycle options or None for the dense model, what the recipe says differently)
@@ -35,6 +35,21 @@ ARMS: dict[str, tuple[dict[str, Any] | None, dict[str, Any]]] = {
     "residual": ({"shared": "residual"}, BALANCED),
 }
 
+# Tried on half the tokens and one seed: what might help.
+EXPLORED: dict[str, tuple[dict[str, Any] | None, dict[str, Any]]] = {
+    "dense, lr 1e-4": (None, {}),
+    "dense, lr 3e-4": (None, {"trainer": {"learning_rate": 3e-4}}),
+    "dense, lr 1e-3": (None, {"trainer": {"learning_rate": 1e-3}}),
+    "copy, lr 1e-4": ({}, BALANCED),
+    "copy, lr 3e-4": ({}, {**BALANCED, "trainer": {"learning_rate": 3e-4}}),
+    "copy, experts lr 5e-4": ({}, {**BALANCED, "expert_learning_rate": 5e-4}),
+    "copy, no balance": ({}, {}),
+    "copy, top-4": ({"top_k": 4}, BALANCED),
+    "copy, routers of domains": ({"experts": 10, "router": "domains"}, BALANCED),
+    "drop .25": ({"diversify": "drop", "drop_ratio": 0.25}, BALANCED),
+    "noise .02": ({"diversify": "noise"}, BALANCED),
+}
+
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -42,7 +57,7 @@ def main() -> None:
     parser.add_argument("--model", type=Path)
     parser.add_argument("--data", type=Path)
     parser.add_argument("--validation", type=Path)
-    parser.add_argument("--arms", nargs="+", default=list(ARMS))
+    parser.add_argument("--arms", nargs="+", default=list(ARMS), choices=[*ARMS, *EXPLORED])
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
     parser.add_argument("--workers", type=int, default=2)
     arguments = parser.parse_args()
@@ -90,10 +105,11 @@ def arm_recipe(arguments: argparse.Namespace, arm: str, seed: int, folder: Path)
     """The training recipe of an arm, its MoE made beforehand."""
     from smolmoe.recipe.files import merge
 
-    options, changes = ARMS[arm]
+    options, changes = (ARMS | EXPLORED)[arm]
+    steps = STEPS // 2 if arm in EXPLORED else STEPS
     model = arguments.model
     if options is not None:
-        model = converted(arguments.model, arm, seed, options)
+        model = converted(arguments, arm, seed, options)
     recipe = {
         "model": {"path": str(model), "attention": "eager"},
         "data": {
@@ -102,15 +118,16 @@ def arm_recipe(arguments: argparse.Namespace, arm: str, seed: int, folder: Path)
             "length": LENGTH,
             "seed": seed,
         },
-        "evaluation": {"every": STEPS // 4, "at": [10, 30], "tokens": 8000},
+        "evaluation": {"every": steps // 4, "at": [10, 30], "tokens": 8000},
         "trainer": {
-            "max_steps": STEPS,
+            "max_steps": steps,
             "per_device_train_batch_size": BATCH,
             "learning_rate": LEARNING_RATE,
             "lr_scheduler_type": "cosine_with_min_lr",
             "lr_scheduler_kwargs": {"min_lr_rate": 0.1},
-            "warmup_steps": 10,
-            "save_steps": STEPS // 2,
+            "warmup_steps": 30,
+            "adam_beta2": 0.99,
+            "save_steps": steps // 2,
             "save_total_limit": 1,
             "report_to": "none",
         },
@@ -124,12 +141,14 @@ def arm_recipe(arguments: argparse.Namespace, arm: str, seed: int, folder: Path)
     return recipe
 
 
-def converted(dense: Path, arm: str, seed: int, options: dict[str, Any]) -> Path:
+def converted(arguments: argparse.Namespace, arm: str, seed: int, options: dict[str, Any]) -> Path:
     from smolmoe import upcycle
 
     out = ROOT / arm / f"moe-{seed}"
     if not (out / "smolmoe.json").is_file():
-        upcycle(dense, out, seed=seed, overwrite=True, **options)
+        if options.get("router") == "domains":
+            options = {**options, "router_data": arguments.data}
+        upcycle(arguments.model, out, seed=seed, overwrite=True, **options)
     return out
 
 
@@ -138,7 +157,7 @@ def equal_steps(arguments: argparse.Namespace, seed: int, recipe: dict[str, Any]
     from smolmoe.recipe import TrainRecipe, parse
     from smolmoe.training import estimate, steps_for_flops
 
-    moe = converted(arguments.model, "copy", seed, {})
+    moe = converted(arguments, "copy", seed, {})
     costs = estimate(parse(TrainRecipe, {**recipe, "model": {"path": str(moe)}}))
     return steps_for_flops(parse(TrainRecipe, recipe), costs.flops)
 

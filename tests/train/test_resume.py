@@ -113,6 +113,9 @@ def test_a_folder_with_a_run_is_not_written_over(tmp_path: Path, moe: Path) -> N
     train(values)
     with pytest.raises(OutputError, match=r"holds a run \(finished\)"):
         train(values)
+    shutil.rmtree(tmp_path / "run" / "checkpoints")
+    (tmp_path / "run" / "summary.json").unlink()
+    train(values)  # nothing to lose there
     (tmp_path / "other").mkdir()
     (tmp_path / "other" / "mine.txt").write_text("mine")
     with pytest.raises(OutputError, match="something else"):

@@ -260,3 +260,27 @@ def test_gradient_checkpointing_trains_alike(tmp_path: Path, moe: Path) -> None:
     for a, b in zip(rows(plain.out, "step"), rows(less.out, "step"), strict=True):
         assert a["loss"] == pytest.approx(b["loss"], abs=1e-3)
     assert rows(plain.out, "window")[-1]["balance"] == pytest.approx(rows(less.out, "window")[-1]["balance"], abs=1e-2)
+
+
+def test_fp32_routers_say_how_often_they_would_choose_otherwise_in_bf16(tmp_path: Path, moe: Path) -> None:
+    result = train(recipe(tmp_path, moe, routing={"fp32": True}))
+    assert 0 <= result.summary["router_flips"] < 0.2
+    assert "router_flips" not in train(recipe(tmp_path, moe), overwrite=True).summary
+
+
+def test_reserved_experts_are_no_collapse(tmp_path: Path, moe: Path, caplog: Any) -> None:
+    """An expert that nothing is routed to is dead, or reserved."""
+    values = recipe(tmp_path, moe, trainer=trainer(learning_rate=1e-30))
+    tensors = load_file(moe / "model.safetensors")
+    for name in tensors:
+        if name.endswith("gate.weight"):  # rows 2 and 3 always lose: they point where the others do, and less far
+            tensors[name][2:] = 0.5 * tensors[name][:2].mean(0)
+    from safetensors.torch import save_file
+
+    save_file(tensors, moe / "model.safetensors", metadata={"format": "pt"})
+    dead = rows(train(values).out, "window")[-1]["dead"]
+    assert rows(tmp_path / "run", "alarm")
+    reserved = tuple({expert for _, expert in dead})
+    again = train({**values, "routing": {"reserved": reserved}, "out": str(tmp_path / "again")})
+    assert not rows(again.out, "alarm")
+    assert rows(again.out, "window")[-1]["dead"] == []
