@@ -1,10 +1,10 @@
-"""Is the MoE worth it? A dense model upcycled in several ways and trained on, beside itself on the same tokens and FLOPs.
+"""Is the MoE worth it? A dense model upcycled and trained on, beside itself on the same tokens and on the same FLOPs.
 
-    python benchmarks/continued.py run --model DIR --data TRAIN.jsonl --validation VALIDATION.jsonl [--arms ...] [--seeds 0 1 2]
+    python benchmarks/continued.py run --model DIR --data TRAIN.jsonl --validation VALIDATION.jsonl
     python benchmarks/continued.py table
 
-Runs go to runs/continued/ARM/seed-N; finished ones are skipped and interrupted ones go on. Arms of one seed see the same
-blocks in the same order. Every process uses one thread; --workers says how many run beside each other.
+Runs go to runs/continued/ARM/seed-N; finished ones are skipped and interrupted ones go on. Arms of one seed see the
+same blocks in the same order. Every process uses one thread; --workers says how many run beside each other.
 """
 
 from __future__ import annotations
@@ -62,13 +62,27 @@ def main() -> None:
     parser.add_argument("--workers", type=int, default=2)
     arguments = parser.parse_args()
     if arguments.what == "table":
-        from continued_table import show
-
-        show(ROOT)
+        write_results()
     elif arguments.what == "one":
         run_one(arguments, arguments.arms[0], arguments.seeds[0])
     else:
         run_all(arguments)
+
+
+def write_results() -> None:
+    """Put tables and curves into docs/results.md, between the markers there."""
+    from continued_table import machine_line, show
+    from machine import describe
+
+    docs = Path(__file__).resolve().parents[1] / "docs"
+    text = show(ROOT, list(ARMS), list(EXPLORED), docs / "images" / "continued.png")
+    where = describe()
+    text += f"\n\nMeasured on {where['cpu']}, one thread a run; {machine_line(ROOT)}."
+    begin, end = "<!-- continued:begin -->", "<!-- continued:end -->"
+    page = docs / "results.md"
+    before, rest = page.read_text(encoding="utf-8").split(begin)
+    page.write_text(f"{before}{begin}\n{text}\n{end}{rest.split(end)[1]}", encoding="utf-8")
+    print(text)
 
 
 def run_all(arguments: argparse.Namespace) -> None:

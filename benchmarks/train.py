@@ -2,8 +2,8 @@
 
     python benchmarks/train.py [--layers 30] [--steps 4] [--rounds 2]
 
-The model is an MoE of SmolLM-135M's shape, 8 experts, top-2, random weights; sequences of 512. Each measurement is a process
-of its own; the kinds take turns, so that a slow minute of the machine hits all of them:
+The model is an MoE of SmolLM-135M's shape, 8 experts, top-2, random weights; sequences of 512. Each measurement is a
+process of its own; the kinds take turns, so that a slow minute of the machine hits all of them:
 
 - plain: transformers' Trainer, no router loss;
 - plain + aux: the same with the class's own load-balancing loss;
@@ -64,7 +64,8 @@ def table(found: dict[str, list[dict[str, Any]]]) -> str:
     for kind, runs in found.items():
         parts = [statistics.median(p for run in runs for p in run["parts"][name]) for name in PARTS]
         lines.append(
-            f"| {kind} | {LENGTH * BATCH / medians[kind]:.1f} | {medians[kind]:.2f} s | {medians[kind] / medians['plain']:.3f} | "
+            f"| {kind} | {LENGTH * BATCH / medians[kind]:.1f} | {medians[kind]:.2f} s "
+            f"| {medians[kind] / medians['plain']:.3f} | "
             + " | ".join(f"{part:.2f} s" for part in parts)
             + f" | {max(run['memory'] for run in runs) / 1e9:.2f} GB |"
         )
@@ -97,7 +98,9 @@ def measure(kind: str, layers: int, steps: int) -> dict[str, Any]:
     ids = torch.randint(0, 49152, (BATCH * (steps + 1), LENGTH))
     data = [{"input_ids": row, "labels": row} for row in ids]
     with tempfile.TemporaryDirectory() as folder:
-        trainer, watch = ours(model, data, folder, steps, kind) if "smolmoe" in kind else plain(model, data, folder, steps)
+        trainer, watch = (
+            ours(model, data, folder, steps, kind) if "smolmoe" in kind else plain(model, data, folder, steps)
+        )
         trainer.train()
     return {"seconds": watch.steps[1:], "parts": watch.parts(), "memory": peak_memory(torch.device("cpu"))}
 

@@ -1,21 +1,48 @@
 """Write the generated parts of the documentation, or with --check say which of them are out of date.
 
-The families tables go between markers in README.md and docs/families.md; docs/cli.md is the help of every command.
+Tables go between markers in README.md, docs/families.md and docs/training.md; docs/cli.md is the help of every command.
 """
 
 from __future__ import annotations
 
 import re
 import sys
+import typing
+from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import typer.core
 import typer.main
 
 from smolmoe.cli import app
+from smolmoe.data.presets import PRESETS
 from smolmoe.families.table import sources_table, targets_table
+from smolmoe.recipe import DataRecipe, PipelineRecipe, Recipe, SourceRecipe, StageRecipe, TrainRecipe
+from smolmoe.recipe.pipeline import ReportRecipe
+from smolmoe.recipe.train import (
+    CarryRecipe,
+    EvaluationRecipe,
+    ModelRecipe,
+    ObjectiveRecipe,
+    RoutingRecipe,
+    SamplesRecipe,
+)
 
 ROOT = Path(__file__).resolve().parents[1]
+# Table in docs/training.md -> what its keys begin with, and the sections that have them.
+KEYS: dict[str, tuple[tuple[str, type[Recipe]], ...]] = {
+    "run": (
+        ("", TrainRecipe),
+        ("model.", ModelRecipe),
+        ("evaluation.", EvaluationRecipe),
+        ("samples.", SamplesRecipe),
+        ("carry.", CarryRecipe),
+    ),
+    "data": (("data.", DataRecipe), ("data.sources[].", SourceRecipe)),
+    "objective": (("objective.", ObjectiveRecipe), ("routing.", RoutingRecipe)),
+    "pipeline": (("", PipelineRecipe), ("stages[].", StageRecipe), ("stages[].report.", ReportRecipe)),
+}
 
 
 def between(text: str, name: str, content: str) -> str:
@@ -28,13 +55,44 @@ def between(text: str, name: str, content: str) -> str:
 
 def cli_page() -> str:
     """The help of every command, as a reader of the terminal sees it."""
-    group = typer.main.get_command(app)
-    assert isinstance(group, typer.core.TyperGroup)
     parts = ["# Command line\n\nGenerated from the program by `make docs`.\n"]
-    for name, command in group.commands.items():
-        context = typer.Context(command, info_name=f"smolmoe {name}", max_content_width=110, terminal_width=110)
-        parts.append(f"## smolmoe {name}\n\n```\n{command.get_help(context).rstrip()}\n```\n")
+    for name, command in _commands(typer.main.get_command(app), "smolmoe"):
+        context = typer.Context(command, info_name=name, max_content_width=110, terminal_width=110)
+        parts.append(f"## {name}\n\n```\n{command.get_help(context).rstrip()}\n```\n")
     return "\n".join(parts)
+
+
+def _commands(group: Any, name: str) -> Iterator[tuple[str, Any]]:
+    """Every command below a group by its full name, groups before what is in them."""
+    for own, command in group.commands.items():
+        yield f"{name} {own}", command
+        if isinstance(command, typer.core.TyperGroup):
+            yield from _commands(command, f"{name} {own}")
+
+
+def keys_table(sections: Sequence[tuple[str, type[Recipe]]]) -> str:
+    """The keys of recipe sections: name, default, meaning; sections that have rows of their own are left out."""
+    own = {section for _, section in sections}
+    lines = ["| key | default | what |", "| --- | --- | --- |"]
+    for prefix, section in sections:
+        for name, field in section.model_fields.items():
+            if f"{prefix}{name}" in ("data", "objective", "routing") or _section_of(field.annotation) in own:
+                continue
+            default = "required" if field.is_required() else _shown(field.get_default(call_default_factory=True))
+            lines.append(f"| `{prefix}{name}` | {default} | {field.description} |")
+    return "\n".join(lines)
+
+
+def _section_of(annotation: Any) -> Any:
+    """The section that a key holds, one or none of it; None for values and lists."""
+    parts = [annotation, *(() if typing.get_origin(annotation) is tuple else typing.get_args(annotation))]
+    return next((part for part in parts if isinstance(part, type) and issubclass(part, Recipe)), None)
+
+
+def _shown(default: Any) -> str:
+    if default is None or default in ((), {}):
+        return ""
+    return f"{default:,}" if isinstance(default, int) and default > 9999 else str(default).lower()
 
 
 def pages() -> dict[Path, str]:
@@ -46,7 +104,26 @@ def pages() -> dict[Path, str]:
             between(families.read_text(encoding="utf-8"), "sources", sources_table()), "targets", targets_table()
         ),
         ROOT / "docs" / "cli.md": cli_page(),
+        ROOT / "docs" / "training.md": training_page((ROOT / "docs" / "training.md").read_text(encoding="utf-8")),
     }
+
+
+def presets_table() -> str:
+    """The known data sets, with what is read of them."""
+    lines = ["| preset | data set | columns |", "| --- | --- | --- |"]
+    for name, preset in PRESETS.items():
+        where = ", ".join(part for part in (preset.path, preset.name, preset.split) if part)
+        optional = f" ({', '.join(preset.optional)})" if preset.optional else ""
+        lines.append(f"| `{name}` | {where} | {', '.join(preset.columns)}{optional} |")
+    return "\n".join(lines)
+
+
+def training_page(text: str) -> str:
+    """The guide with the tables of today."""
+    text = between(text, "presets", presets_table())
+    for name, sections in KEYS.items():
+        text = between(text, f"keys of {name}", keys_table(sections))
+    return text
 
 
 def main() -> None:

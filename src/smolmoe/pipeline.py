@@ -20,7 +20,8 @@ from smolmoe.recipe.files import merge
 logger = logging.getLogger(__name__)
 
 RECORDS = "stages"
-_REFERENCE = re.compile(r"\{([a-z0-9][a-z0-9_-]*)(\.run)?\}")
+_REFERENCE = re.compile(r"\{([a-z0-9][a-z0-9_-]*)(?:\.(run|blocks))?\}")
+_WRITERS = ("train", "upcycle")  # kinds of stages that write a model
 Report = Callable[[str, int, int], None]
 
 
@@ -43,7 +44,8 @@ class PipelineResult:
 def run(recipe: PipelineRecipe, *, start: str | None = None, report: Report | None = None) -> PipelineResult:
     """Run the stages of a pipeline that are not done yet.
 
-    A training that was interrupted goes on from its last whole checkpoint.
+    A training that was interrupted goes on from its last whole checkpoint. Of several processes all train, and one does
+    the rest.
 
     Args:
         start: do this stage and those after it again.
@@ -51,9 +53,21 @@ def run(recipe: PipelineRecipe, *, start: str | None = None, report: Report | No
 
     Raises:
         RequestError: a stage refers to one that does not come before it, or `start` is none.
-        OutputError: the folder holds stages of another recipe.
+        OutputError: the folder holds stages of another recipe, or something else.
     """
     return _Pipeline(recipe, report or (lambda stage, done, total: None)).run(start)
+
+
+# -- what the stages are ---------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class _Known:
+    """A stage that comes before the one being read."""
+
+    kind: str
+    values: dict[str, Any]
+    steps_known: bool
 
 
 def resolved(recipe: PipelineRecipe) -> dict[str, dict[str, Any]]:
@@ -62,59 +76,92 @@ def resolved(recipe: PipelineRecipe) -> dict[str, dict[str, Any]]:
     Raises:
         RequestError: naming stage and key.
     """
-    kinds: dict[str, str] = {}
-    found = {}
+    before: dict[str, _Known] = {}
     for stage in recipe.stages:
-        found[stage.name] = _values(stage, recipe, kinds)
-        kinds[stage.name] = stage.kind
-    return found
+        try:
+            values = _values(stage, recipe, before)
+        except RequestError as error:
+            field = f"stages.{stage.name}.{error.field}"
+            raise RequestError(error.message, field=field, value=error.value, fix=error.fix) from None
+        before[stage.name] = _Known(stage.kind, values, stage.match_flops is None)
+    return {name: stage.values for name, stage in before.items()}
 
 
-def _values(stage: StageRecipe, recipe: PipelineRecipe, kinds: Mapping[str, str]) -> dict[str, Any]:
-    try:
-        if stage.report is not None:
-            for name in (stage.report.before, *stage.report.after.values()):
-                if name is not None:
-                    _require(name, kinds, ("train",))
-            return stage.report.model_dump()
-        if stage.match_flops is not None:
-            _require(stage.match_flops, kinds, ("train",))
-        own = stage.train if stage.train is not None else stage.upcycle
-        values = merge(recipe.defaults, own or {}) if stage.kind == "train" else dict(own or {})
-        values = _fill(values, recipe.out, kinds) | {"out": str(recipe.out / stage.name)}
-        parse(TrainRecipe if stage.kind == "train" else UpcycleRecipe, values)
+def _values(stage: StageRecipe, recipe: PipelineRecipe, before: Mapping[str, _Known]) -> dict[str, Any]:
+    if stage.report is not None:
+        for name in (stage.report.before, *stage.report.after.values()):
+            if name is not None:
+                _require(name, before, ("train",))
+        return stage.report.model_dump()
+    if stage.match_flops is not None:
+        _require(stage.match_flops, before, ("train",))
+    own = stage.train if stage.train is not None else stage.upcycle
+    values = merge(recipe.defaults, own or {}) if stage.kind == "train" else dict(own or {})
+    values = _fill(values, recipe.out, before) | {"out": str(recipe.out / stage.name)}
+    if stage.kind == "upcycle":
+        parse(UpcycleRecipe, values)
         return values
-    except RequestError as error:
-        raise RequestError(
-            error.message, field=f"stages.{stage.name}.{error.field}", value=error.value, fix=error.fix
-        ) from None
+    parsed = parse(TrainRecipe, values)
+    # What the stage passes over is a number once it has been checked.
+    return values | {"data": {**values["data"], "skip": parsed.data.skip}}
 
 
-def _require(name: str, kinds: Mapping[str, str], wanted: tuple[str, ...]) -> None:
-    if kinds.get(name) not in wanted:
+def _require(name: str, before: Mapping[str, _Known], wanted: tuple[str, ...]) -> _Known:
+    if name not in before or before[name].kind not in wanted:
+        there = [known for known, stage in before.items() if stage.kind in wanted]
         raise RequestError(
             f"no stage before this one is called {name!r} and is of kind {' or '.join(wanted)}.",
             field="reference",
             value=name,
-            fix=f"Stages before it: {', '.join(kinds) or 'none'}.",
+            fix=f"There are {', '.join(there)}." if there else "There is none before it.",
         )
+    return before[name]
 
 
-def _fill(value: Any, out: Path, kinds: Mapping[str, str]) -> Any:
-    """The value with `{stage}` and `{stage.run}` replaced by folders."""
+def _fill(value: Any, out: Path, before: Mapping[str, _Known]) -> Any:
+    """The value with `{stage}`, `{stage.run}` and `{stage.blocks}` replaced by folders and numbers."""
     if isinstance(value, dict):
-        return {key: _fill(inner, out, kinds) for key, inner in value.items()}
+        return {key: _fill(inner, out, before) for key, inner in value.items()}
     if isinstance(value, list | tuple):
-        return [_fill(inner, out, kinds) for inner in value]
+        return [_fill(inner, out, before) for inner in value]
     if not isinstance(value, str):
         return value
 
-    def folder(match: re.Match[str]) -> str:
-        name, of_run = match.group(1), match.group(2) is not None
-        _require(name, kinds, ("train",) if of_run else ("train", "upcycle"))
-        return str(out / name / "model" if kinds[name] == "train" and not of_run else out / name)
+    def found(match: re.Match[str]) -> str:
+        name, what = match.groups()
+        stage = _require(name, before, _WRITERS if what is None else ("train",))
+        if what == "blocks":
+            return str(_blocks(name, stage))
+        return str(out / name / "model" if stage.kind == "train" and what is None else out / name)
 
-    return _REFERENCE.sub(folder, value)
+    return _REFERENCE.sub(found, value)
+
+
+def _blocks(name: str, stage: _Known) -> int:
+    """Blocks of its data that a training has read when it ends, with those that it passed over."""
+    from smolmoe.training import blocks_a_step
+
+    recipe = parse(TrainRecipe, stage.values)
+    steps = int(recipe.trainer.get("max_steps", -1))
+    if steps < 0 or not stage.steps_known:
+        raise RequestError(
+            "how many blocks it reads is not known beforehand.",
+            field="reference",
+            value=f"{name}.blocks",
+            fix=f"Give {name} trainer.max_steps, or this stage a number.",
+        )
+    return recipe.data.skip + steps * blocks_a_step(recipe)
+
+
+def with_matched_steps(values: dict[str, Any], flops: float) -> dict[str, Any]:
+    """The values of a training with as many steps as spend these FLOPs, to the nearest step."""
+    from smolmoe.training import steps_for_flops
+
+    steps = steps_for_flops(parse(TrainRecipe, values), flops)
+    return values | {"trainer": {**values.get("trainer", {}), "max_steps": steps}}
+
+
+# -- doing them ------------------------------------------------------------------------------------------------------
 
 
 class _Pipeline:
@@ -123,84 +170,128 @@ class _Pipeline:
         self.report = report
         self.out = recipe.out
         self.values = resolved(recipe)
+        self.names = [stage.name for stage in recipe.stages]
 
     def run(self, start: str | None) -> PipelineResult:
-        names = [stage.name for stage in self.recipe.stages]
-        if start is not None and start not in names:
-            raise RequestError("no such stage.", field="from", value=start, fix=f"Stages: {', '.join(names)}.")
-        (self.out / RECORDS).mkdir(parents=True, exist_ok=True)
-        if start is not None:
-            self._forget(names[names.index(start) :])
+        from smolmoe.train.distributed import join, on_main
+
+        if start is not None and start not in self.names:
+            raise RequestError("no such stage.", field="from", value=start, fix=f"Stages: {', '.join(self.names)}.")
+        trainings = [parse(TrainRecipe, self.values[stage.name]) for stage in self.recipe.stages if stage.train]
+        if trainings:
+            join(trainings[0])
+        on_main(lambda: self._open_folder(start))
         records = {}
         for number, stage in enumerate(self.recipe.stages, 1):
-            records[stage.name] = self._stage(stage, f"{number}/{len(names)} {stage.name}")
+            records[stage.name] = self._stage(stage, f"{number}/{len(self.names)} {stage.name}")
         return PipelineResult(self.out, records)
 
-    def _forget(self, names: list[str]) -> None:
-        for name in names:
-            (self.out / RECORDS / f"{name}.json").unlink(missing_ok=True)
+    def _open_folder(self, start: str | None) -> None:
+        """Before anything is run: what is done agrees with the recipe, and nothing of anybody else's is in the way."""
+        kept = self.names if start is None else self.names[: self.names.index(start)]
+        for stage in self.recipe.stages:
+            if stage.name in kept:
+                self._done(stage)
+        if not (self.out / RECORDS).is_dir() and self.out.exists() and (self.out.is_file() or any(self.out.iterdir())):
+            raise OutputError(
+                f"there is something else than a pipeline's folders (no {RECORDS} in it).",
+                field="out",
+                value=str(self.out),
+                fix="Name a new folder with --set out=...",
+            )
+        (self.out / RECORDS).mkdir(parents=True, exist_ok=True)
+        for name in self.names[len(kept) :]:
+            self._record(name).unlink(missing_ok=True)
             shutil.rmtree(self.out / name, ignore_errors=True)
 
+    def _record(self, name: str) -> Path:
+        return self.out / RECORDS / f"{name}.json"
+
+    def _done(self, stage: StageRecipe) -> dict[str, Any] | None:
+        """The record of a stage that is done.
+
+        Raises:
+            OutputError: it was done with other values.
+        """
+        if not self._record(stage.name).is_file():
+            return None
+        record: dict[str, Any] = json.loads(self._record(stage.name).read_text(encoding="utf-8"))
+        asked = self._asked(stage)
+        if record["asked"] == asked:
+            return record
+        raise OutputError(
+            f"the stage was done with other values ({_differences(record['asked'], asked)}).",
+            field="stage",
+            value=stage.name,
+            fix=f"Do it again with --from {stage.name}, or name another folder with --set out=...",
+        )
+
+    def _asked(self, stage: StageRecipe) -> dict[str, Any]:
+        asked = {"kind": stage.kind, "values": self.values[stage.name], "match_flops": stage.match_flops}
+        plain: dict[str, Any] = json.loads(json.dumps(asked, default=str))
+        return plain
+
     def _stage(self, stage: StageRecipe, title: str) -> dict[str, Any]:
-        values = self._matched(stage)
-        asked = {"kind": stage.kind, "values": json.loads(json.dumps(values))}
-        file = self.out / RECORDS / f"{stage.name}.json"
-        if file.is_file():
-            record: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
-            if record["asked"] != asked:
-                raise OutputError(
-                    "the stage was done with other values.",
-                    field="stage",
-                    value=stage.name,
-                    fix=f"Do it again with --from {stage.name}, or name another folder with --set out=...",
-                )
+        from smolmoe.train.distributed import on_main
+
+        record = on_main(lambda: self._done(stage))
+        if record is not None:
             logger.info("%s: done before", title)
             return record | {"done": False}
         logger.info("%s: begins", title)
         begun = time.perf_counter()
-        result = getattr(self, f"_{stage.kind}")(stage, values, title)
-        record = {"asked": asked, "result": result, "wall_seconds": round(time.perf_counter() - begun, 2)}
-        write_json(file, record)
+        under: Report = lambda what, done, total: self.report(f"{title}: {what}", done, total)  # noqa: E731
+        if stage.kind == "train":
+            result = self._train(stage, under)
+        else:
+            result = on_main(lambda: self._upcycle(stage, under) if stage.upcycle else self._report(stage, under))
+        seconds = round(time.perf_counter() - begun, 2)
+        record = {"asked": self._asked(stage), "result": result, "wall_seconds": seconds}
+        on_main(lambda: write_json(self._record(stage.name), record))
         return record | {"done": True}
 
-    def _matched(self, stage: StageRecipe) -> dict[str, Any]:
-        """The stage's values, its steps such that it spends the FLOPs of another stage."""
-        values = self.values[stage.name]
-        if stage.match_flops is None:
-            return values
-        from smolmoe.training import steps_for_flops
-
-        flops = json.loads((self.out / stage.match_flops / "summary.json").read_text(encoding="utf-8"))["flops"]
-        steps = steps_for_flops(parse(TrainRecipe, values), flops)
-        return values | {"trainer": {**values.get("trainer", {}), "max_steps": steps}}
-
-    def _under(self, title: str) -> Report:
-        return lambda stage, done, total: self.report(f"{title}: {stage}", done, total)
-
-    def _train(self, stage: StageRecipe, values: dict[str, Any], title: str) -> dict[str, Any]:
+    def _train(self, stage: StageRecipe, report: Report) -> dict[str, Any]:
         from smolmoe.train.checkpoints import whole_checkpoints
+        from smolmoe.train.distributed import on_main
         from smolmoe.training import train
 
         folder = self.out / stage.name
-        resume = "latest" if folder.is_dir() and whole_checkpoints(folder) else None
-        result = train(parse(TrainRecipe, values), resume=resume, overwrite=True, report=self._under(title))
-        return result.summary
+        values = self.values[stage.name]
+        if stage.match_flops is not None:
+            summary = json.loads((self.out / stage.match_flops / "summary.json").read_text(encoding="utf-8"))
+            values = with_matched_steps(values, summary["flops"])
+        resume = on_main(lambda: "latest" if folder.is_dir() and whole_checkpoints(folder) else None)
+        return train(parse(TrainRecipe, values), resume=resume, overwrite=True, report=report).summary
 
-    def _upcycle(self, stage: StageRecipe, values: dict[str, Any], title: str) -> dict[str, Any]:
+    def _upcycle(self, stage: StageRecipe, report: Report) -> dict[str, Any]:
         from smolmoe.upcycling import run_upcycle
 
         # What an interrupted run left is replaced; a finished stage does not come here again.
-        recipe = parse(UpcycleRecipe, values | {"overwrite": True})
-        return run_upcycle(recipe, report=self._under(title)).to_json()
+        recipe = parse(UpcycleRecipe, self.values[stage.name] | {"overwrite": True})
+        return run_upcycle(recipe, report=report).to_json()
 
-    def _report(self, stage: StageRecipe, values: dict[str, Any], title: str) -> dict[str, Any]:
+    def _report(self, stage: StageRecipe, report: Report) -> dict[str, Any]:
         from smolmoe.evaluate.held_out import DocumentLosses, paired_difference
         from smolmoe.report.growth import write_report
 
         def compare(a: Mapping[str, Any], b: Mapping[str, Any]) -> tuple[float, float, float]:
             return paired_difference(DocumentLosses.from_json(a), DocumentLosses.from_json(b))
 
-        self._under(title)("Drawing", 0, 0)
-        folders = {label: self.out / name for label, name in values["after"].items()}
-        before = self.out / values["before"] if values["before"] else None
-        return write_report(self.out / stage.name, before, folders, values["reference"], compare)
+        report("Drawing", 0, 0)
+        values = self.values[stage.name]
+        return write_report(
+            self.out / stage.name,
+            None if values["before"] is None else self.out / values["before"],
+            {label: self.out / name for label, name in values["after"].items()},
+            reference=values["reference"],
+            boundary=values["boundary"],
+            compare=compare,
+        )
+
+
+def _differences(before: Any, now: Any, path: str = "") -> str:
+    """The keys that differ, with both values."""
+    if isinstance(before, dict) and isinstance(now, dict):
+        keys = [key for key in {**before, **now} if before.get(key) != now.get(key)]
+        return ", ".join(_differences(before.get(key), now.get(key), f"{path}.{key}" if path else key) for key in keys)
+    return f"{path.removeprefix('values.')}: {before} there, {now} here"

@@ -31,7 +31,9 @@ MODEL = "model"
 TOKENIZER = "tokenizer"
 SUMMARY = "summary.json"
 HELD_OUT = "held_out.json"  # the final losses, document by document
+FLIP_BLOCKS = 4  # training blocks on which routing in fp32 is compared with routing as served
 TOKENIZER_CHARACTERS = 50_000_000  # more text makes no better tokenizer
+BLOCKS = "sequences of a step, over all processes"
 MEASUREMENTS = 10  # held-out measurements of a run whose recipe does not say
 # What a resumed run may ask differently: it changes how long or how closely watched the run is, not what it does.
 _CHANGEABLE = (
@@ -45,6 +47,11 @@ _CHANGEABLE = (
     ),
     "trainer.disable_tqdm",
     "trainer.dataloader_",
+    # Other processes may go on, as long as the sequences of a step stay as many.
+    "trainer.per_device_train_batch_size",
+    "trainer.gradient_accumulation_steps",
+    "trainer.ddp_",
+    "parallel",
     "data.cache",
 )
 # A folder may have been moved: the text's and the tokenizer's hash is compared, and the model is in the checkpoint.
@@ -100,30 +107,35 @@ class _Run:
     """The parts of a run, made one after the other."""
 
     def __init__(self, recipe: TrainRecipe, resume: str | None, overwrite: bool, report: Report):
+        from smolmoe.train.distributed import join, on_main
         from smolmoe.train.metrics import is_main_process
 
         self.recipe = recipe
         self.report = report
         self.writes = is_main_process()
-        self.checkpoint = self._open_folder(resume, overwrite)
+        join(recipe)
+        self.checkpoint = on_main(lambda: self._open_folder(resume, overwrite))
 
     def go(self) -> TrainResult:
         from smolmoe.train.arguments import check_trainer_keys
+        from smolmoe.train.distributed import build_once, in_turn, on_main
         from smolmoe.train.metrics import FILE, MetricsFile
         from smolmoe.train.models import build_model, find_tokenizer, model_folder, parent_provenance
 
         recipe = self.recipe
         check_trainer_keys(recipe.trainer)
-        self.source = model_folder(recipe.model)
+        self.source = in_turn(lambda: model_folder(recipe.model))
         self.provenance = parent_provenance(self.source)
         self.report("Reading the model", 0, 0)
-        self.tokenizer = self._tokenizer(find_tokenizer)
-        self.model = build_model(recipe, self.tokenizer, self.checkpoint or self.source)
+        self.tokenizer = on_main(lambda: self._tokenizer(find_tokenizer))
+        build = build_once if recipe.parallel == "fsdp" else in_turn
+        self.model = build(lambda: build_model(recipe, self.tokenizer, self.checkpoint or self.source))
         self.report("Tokenising", 0, 0)
-        corpus = self._corpus()
+        corpus = in_turn(self._corpus)
         held_out = self._held_out(corpus)
         steps = self._steps(corpus)
-        self._begin(corpus)
+        self.carried = self._carried()
+        on_main(lambda: self._begin(corpus))
         start = _step(self.checkpoint)
         metrics = MetricsFile(recipe.out / FILE, after=start, write=self.writes)
         trainer = self._trainer(corpus, held_out, steps, metrics)
@@ -134,13 +146,11 @@ class _Run:
 
     def _open_folder(self, resume: str | None, overwrite: bool) -> Path | None:
         """Make sure that the run may write there; returns the checkpoint to resume from."""
-        from smolmoe.train.checkpoints import find_checkpoint
+        from smolmoe.train.checkpoints import find_checkpoint, whole_checkpoints
 
         out = self.recipe.out
         if resume is not None:
             return find_checkpoint(out, resume)
-        if not self.writes:
-            return None
         if out.exists() and (not out.is_dir() or any(out.iterdir())):
             if not (out / RUN).is_file():
                 raise OutputError(
@@ -149,7 +159,7 @@ class _Run:
                     value=str(out),
                     fix="Name a new folder.",
                 )
-            if not overwrite:
+            if not overwrite and ((out / SUMMARY).is_file() or whole_checkpoints(out)):
                 state = "finished" if (out / SUMMARY).is_file() else "unfinished"
                 raise OutputError(
                     f"the folder holds a run ({state}).",
@@ -170,11 +180,14 @@ class _Run:
         out = self.recipe.out
         asked = self.recipe.model_dump(mode="json")
         asked["trainer"] = {**DEFAULTS, **asked["trainer"]}
-        record = {"schema_version": SCHEMA_VERSION, "recipe": asked, "data": corpus.fingerprint}
+        record = {
+            "schema_version": SCHEMA_VERSION,
+            "recipe": asked,
+            "data": corpus.fingerprint,
+            "blocks_a_step": self._blocks_a_step(),
+        }
         if self.checkpoint is not None and (out / RUN).is_file():
             _check_same(json.loads((out / RUN).read_text(encoding="utf-8")), record, out)
-        if not self.writes:
-            return
         out.mkdir(parents=True, exist_ok=True)
         (out / SUMMARY).unlink(missing_ok=True)
         self.tokenizer.save_pretrained(out / TOKENIZER)
@@ -258,17 +271,22 @@ class _Run:
         from smolmoe.moe.control import load_state
         from smolmoe.train.arguments import training_arguments
         from smolmoe.train.checkpoints import TRAINING_STATE
+        from smolmoe.train.distributed import shard
         from smolmoe.train.objective import Objective
         from smolmoe.train.trainer import MoeTrainer
 
         recipe = self.recipe
         every = recipe.evaluation.every or max(1, steps // MEASUREMENTS)
         arguments = training_arguments(recipe, recipe.out, steps=steps, every=every)
+        if arguments.ddp_find_unused_parameters is None:  # every parameter is used: stacked experts, idle ones too
+            arguments.ddp_find_unused_parameters = False
         granularity = int(self.provenance.get("layout", {}).get("granularity", 1))
-        moments, scales = self._carried()
+        moments, scales = self.carried
         objective = Objective(self.model, recipe.objective, recipe.routing, granularity)
         if self.checkpoint is not None and (self.checkpoint / TRAINING_STATE).is_file():
             load_state(self.model, load_file(self.checkpoint / TRAINING_STATE))
+        if recipe.parallel == "fsdp" and arguments.world_size > 1:
+            shard(self.model, arguments.device.type, bf16=arguments.bf16)
         return MoeTrainer(
             recipe=recipe,
             objective=objective,
@@ -331,9 +349,8 @@ class _Run:
         try:
             trainer.train(resume_from_checkpoint=None if self.checkpoint is None else str(self.checkpoint))
         except NotFiniteError:
-            # The step was not taken, so the weights are those of the last good one. Ranks of a larger run do not know
-            # of each other's losses; there the last checkpoint has to do.
-            if trainer.args.world_size == 1 and trainer.state.global_step:
+            # The step was not taken, so the weights are those of the last good one. All ranks come here together.
+            if trainer.state.global_step:
                 trainer._save_checkpoint(trainer.model)
             raise
         trainer.flush()
@@ -342,6 +359,7 @@ class _Run:
 
     def _finish(self, trainer: MoeTrainer, corpus: TokenCorpus, held_out: HeldOut, steps: int) -> TrainResult:
         from smolmoe.train.checkpoints import room_for
+        from smolmoe.train.distributed import on_main
         from smolmoe.train.estimate import size_of
 
         out = self.recipe.out
@@ -357,13 +375,30 @@ class _Run:
             "parameters": size_of(self.model).to_json(),
             "held_out": {**last.to_json(), "documents": len(last.tokens)},
             "train_seconds": round(trainer.clock.seconds, 2),
+            **self._flips(corpus),
             "data": corpus.summary(),
-            "samples": self._samples() if self.writes else [],
         }
-        if self.writes:
+
+        def write() -> dict[str, Any]:
+            summary["samples"] = self._samples()
             write_json(out / HELD_OUT, last.documents_json())
             write_json(out / SUMMARY, summary)
-        return TrainResult(out, summary)
+            return summary
+
+        return TrainResult(out, on_main(write))
+
+    def _flips(self, corpus: TokenCorpus) -> dict[str, float]:
+        """Of routers trained in fp32: the share of tokens for which bf16, as it is served, chooses other experts."""
+        if not self.recipe.routing.fp32:
+            return {}
+        import torch
+
+        from smolmoe.moe.control import measure_flips
+
+        blocks, device = self._blocks(corpus, FLIP_BLOCKS), self.model.device
+        batches = [{"input_ids": blocks[i]["input_ids"][None].to(device)} for i in range(FLIP_BLOCKS)]
+        with torch.autocast(device.type, torch.bfloat16):
+            return {"router_flips": measure_flips(self.model, batches)}
 
     def _flops(self, steps: int) -> float:
         from smolmoe.train.estimate import size_of
@@ -476,6 +511,8 @@ def _step(checkpoint: Path | None) -> int:
 def _check_same(found: dict[str, Any], asked: dict[str, Any], out: Path) -> None:
     """Refuse to resume a run as another one."""
     before, now = _flat(found["recipe"]), _flat(asked["recipe"])
+    now[BLOCKS] = asked["blocks_a_step"]
+    before[BLOCKS] = found.get("blocks_a_step", now[BLOCKS])
     changed = [
         key
         for key in sorted({*before, *now})

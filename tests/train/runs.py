@@ -9,7 +9,7 @@ from typing import Any
 
 from helpers import dense_llama, moe_of, save
 
-WORDS = "the sum of three and four is seven as everyone can see return a b def add".split()
+WORDS = ("the", "sum", "of", "three", "and", "four", "is", "seven", "everyone", "can", "see", "return", "def", "add")
 
 
 def write_text(path: Path, documents: int = 60, seed: int = 0) -> Path:

@@ -8,11 +8,11 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file
+from tests.train.runs import dense_folder, recipe, rows, trainer
 
 from smolmoe.errors import CheckpointError, RequestError
 from smolmoe.training import train
 from smolmoe.upcycling import upcycle
-from tests.train.runs import dense_folder, recipe, rows, trainer
 
 CONSTANT = {"lr_scheduler_type": "constant", "warmup_steps": 0, "bf16": False, "max_grad_norm": 0.0}
 
@@ -34,7 +34,9 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def go_on(folder: Path, out: Path, model: str, steps: int = 4, **changes: Any) -> Path:
     """Train one of the models on, with the dense training's state unless `carry` says otherwise."""
     carry = {"optimizer": str(folder / "dense-run")}
-    values = recipe(folder, folder / model, carry=carry, trainer=trainer(max_steps=steps, learning_rate=3e-3, **CONSTANT))
+    values = recipe(
+        folder, folder / model, carry=carry, trainer=trainer(max_steps=steps, learning_rate=3e-3, **CONSTANT)
+    )
     values["data"]["skip"] = 48
     values["evaluation"] = {"every": 1, "tokens": 400}
     return train(values | {"out": str(out)} | changes).out
@@ -87,7 +89,11 @@ def test_a_resumed_run_keeps_its_own_state(trained: Path, tmp_path: Path) -> Non
     whole = go_on(trained, tmp_path / "whole", "copy", 4, routing={"warmup_steps": 2})
     go_on(trained, tmp_path / "parts", "copy", 2, routing={"warmup_steps": 2})
     values = recipe(trained, trained / "copy", carry={"optimizer": str(trained / "dense-run")})
-    values |= {"routing": {"warmup_steps": 2}, "evaluation": {"every": 1, "tokens": 400}, "out": str(tmp_path / "parts")}
+    values |= {
+        "routing": {"warmup_steps": 2},
+        "evaluation": {"every": 1, "tokens": 400},
+        "out": str(tmp_path / "parts"),
+    }
     values["trainer"] = trainer(max_steps=4, learning_rate=3e-3, **CONSTANT)
     values["data"]["skip"] = 48
     assert rows(train(values, resume="latest").out, "step") == rows(whole, "step")

@@ -15,12 +15,12 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file
+from tests.train.runs import dense_folder, moe_folder, recipe, rows, trainer, write_text
 
 from smolmoe.errors import CheckpointError, OutputError
 from smolmoe.train.checkpoints import find_checkpoint, problem_of, whole_checkpoints
 from smolmoe.train.objective import NotFiniteError
 from smolmoe.training import train
-from tests.train.runs import dense_folder, moe_folder, recipe, rows, trainer, write_text
 
 # Everything that draws: learned noise, sampling, dropped experts.
 RANDOM = {

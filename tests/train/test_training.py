@@ -8,14 +8,14 @@ from typing import Any
 import pytest
 import torch
 import yaml
-from helpers import VOCABULARY, tiny_tokenizer
+from helpers import VOCABULARY, edit_tensors, random_moe, save, tiny_tokenizer
 from safetensors.torch import load_file
+from tests.train.runs import dense_folder, moe_folder, recipe, rows, trainer, write_text
 from transformers import AutoModelForCausalLM
 
 from smolmoe.errors import DataError, RequestError, SourceError, TrainingError
 from smolmoe.recipe import TrainRecipe, parse
 from smolmoe.training import estimate, steps_for_flops, train
-from tests.train.runs import dense_folder, moe_folder, recipe, rows, trainer, write_text
 
 SIZES = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4}
 
@@ -99,6 +99,7 @@ def test_accumulated_batches_give_the_loss_of_one(tmp_path: Path, moe: Path) -> 
         assert a["ce"] == pytest.approx(b["ce"], abs=3e-3)
         assert a["load_balance"] == pytest.approx(b["load_balance"], rel=0.1)
     assert rows(whole.out, "step")[0]["ce"] == pytest.approx(rows(parts.out, "step")[0]["ce"], abs=1e-5)
+    assert len(rows(parts.out, "gradients")) == 1
 
 
 def test_a_frozen_router_with_a_balance_term_stops_at_once(tmp_path: Path, moe: Path, monkeypatch: Any) -> None:
@@ -158,8 +159,6 @@ def test_temperature_is_folded_into_the_written_model(tmp_path: Path, moe: Path)
 
 
 def test_selection_bias_moves_towards_the_idle(tmp_path: Path) -> None:
-    from helpers import random_moe, save
-
     source = save(random_moe("glm4_moe"), tmp_path / "glm")
     result = train(recipe(tmp_path, source, objective={"bias_rate": 0.01}))
     name = next(n for n in load_file(result.model / "model.safetensors") if n.endswith("e_score_correction_bias"))
@@ -255,8 +254,8 @@ def test_estimate_counts_what_the_run_then_counts(tmp_path: Path, moe: Path) -> 
 def test_gradient_checkpointing_trains_alike(tmp_path: Path, moe: Path) -> None:
     changes = {"objective": {"load_balance": 0.1}, "routing": {"noise": 0.3}}
     plain = train(recipe(tmp_path, moe, **changes))
-    options = {"gradient_checkpointing": True, "gradient_checkpointing_kwargs": {"use_reentrant": False}}
-    less = train(recipe(tmp_path, moe, **changes, trainer=trainer(**options), out=str(tmp_path / "less")))
+    options = trainer(gradient_checkpointing=True)
+    less = train(recipe(tmp_path, moe, **changes, trainer=options, out=str(tmp_path / "less")))
     for a, b in zip(rows(plain.out, "step"), rows(less.out, "step"), strict=True):
         assert a["loss"] == pytest.approx(b["loss"], abs=1e-3)
     assert rows(plain.out, "window")[-1]["balance"] == pytest.approx(rows(less.out, "window")[-1]["balance"], abs=1e-2)
@@ -268,19 +267,32 @@ def test_fp32_routers_say_how_often_they_would_choose_otherwise_in_bf16(tmp_path
     assert "router_flips" not in train(recipe(tmp_path, moe), overwrite=True).summary
 
 
-def test_reserved_experts_are_no_collapse(tmp_path: Path, moe: Path, caplog: Any) -> None:
+def test_reserved_experts_are_no_collapse(tmp_path: Path) -> None:
     """An expert that nothing is routed to is dead, or reserved."""
-    values = recipe(tmp_path, moe, trainer=trainer(learning_rate=1e-30))
-    tensors = load_file(moe / "model.safetensors")
-    for name in tensors:
-        if name.endswith("gate.weight"):  # rows 2 and 3 always lose: they point where the others do, and less far
-            tensors[name][2:] = 0.5 * tensors[name][:2].mean(0)
-    from safetensors.torch import save_file
+    source = save(random_moe("glm4_moe"), tmp_path / "glm")
 
-    save_file(tensors, moe / "model.safetensors", metadata={"format": "pt"})
-    dead = rows(train(values).out, "window")[-1]["dead"]
-    assert rows(tmp_path / "run", "alarm")
-    reserved = tuple({expert for _, expert in dead})
-    again = train({**values, "routing": {"reserved": reserved}, "out": str(tmp_path / "again")})
+    def avoid_the_last(tensors: dict[str, torch.Tensor]) -> None:
+        for name in tensors:
+            if name.endswith("e_score_correction_bias"):
+                tensors[name][-1] = -100.0
+
+    edit_tensors(source, avoid_the_last)
+    values = recipe(tmp_path, source)
+    plain = train(values)
+    assert rows(plain.out, "alarm")[0]["dead"] == [[0, 3]]  # its only MoE layer, counted among those
+    again = train({**values, "routing": {"reserved": [3]}, "out": str(tmp_path / "again")})
     assert not rows(again.out, "alarm")
     assert rows(again.out, "window")[-1]["dead"] == []
+    assert rows(again.out, "window")[-1]["balance"] > rows(plain.out, "window")[-1]["balance"]
+
+
+def test_any_logger_of_transformers_gets_the_metrics(tmp_path: Path, moe: Path) -> None:
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    values = recipe(tmp_path, moe, objective={"load_balance": 0.01}, trainer=trainer(report_to="tensorboard"))
+    folder = next((train(values).out / "runs").iterdir())
+    events = EventAccumulator(str(folder))
+    events.Reload()
+    names = set(events.Tags()["scalars"])
+    assert {"train/ce", "train/balance", "train/tokens_per_second", "train/memory", "eval/loss"} <= names
+    assert "train/router_gradient/load_balance" in names

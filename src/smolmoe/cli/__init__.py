@@ -10,9 +10,9 @@ import typer
 
 from smolmoe.cli import convert, models, proofs, training
 from smolmoe.cli.output import print_error
-from smolmoe.errors import SmolmoeError, VerificationError
+from smolmoe.errors import SmolmoeError, TrainingError, VerificationError
 
-FAILED = 1  # a check was made and failed
+FAILED = 1  # a check was made and failed, or training could not go on
 BAD_INPUT = 2  # the request, the source or the output is at fault
 
 app = typer.Typer(
@@ -37,7 +37,7 @@ def main() -> None:
         app()
     except SmolmoeError as error:
         print_error(error, as_json="--json" in sys.argv)
-        sys.exit(FAILED if isinstance(error, VerificationError) else BAD_INPUT)
+        sys.exit(FAILED if isinstance(error, VerificationError | TrainingError) else BAD_INPUT)
 
 
 def _terminate(number: int, frame: FrameType | None) -> None:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from smolmoe.cli.output import Json, count, print_json, print_rows, progress, quiet_libraries, size, table, tell
 
 if TYPE_CHECKING:
+    from smolmoe.forecast import StageForecast
     from smolmoe.pipeline import PipelineResult
     from smolmoe.train.estimate import Estimate
     from smolmoe.training import TrainResult
@@ -46,7 +47,7 @@ def train(
     from smolmoe.recipe import TrainRecipe, parse
     from smolmoe.recipe.files import load
 
-    values = load(recipe, changes or ())
+    values = load(recipe, changes or (), kind="train")
     if device is not None:
         values["device"] = device
     parsed = parse(TrainRecipe, values)
@@ -66,16 +67,19 @@ def train(
 def _show_estimate(out: str, costs: Estimate) -> None:
     model = costs.size
     print(f"would write {out}")
-    print_rows(
-        [
-            ("parameters", f"{count(model.total)} total, {count(model.active)} active per token"),
+    rows = [("parameters", f"{count(model.total)} total, {count(model.active)} active per token")]
+    if costs.steps > 0:
+        rows += [
             ("steps", f"{costs.steps:,}"),
             ("tokens", count(costs.tokens)),
             ("FLOPs", f"{costs.flops:.2e}"),
-            ("memory", f"about {size(costs.memory_bytes)}"),
-            ("time", f"about {_duration(costs.seconds)} on this machine"),
         ]
-    )
+    else:
+        rows.append(("steps", "known once the text is read (trainer.max_steps is not given)"))
+    rows.append(("memory", f"about {size(costs.memory_bytes)}"))
+    if costs.steps > 0:
+        rows.append(("time", f"about {_duration(costs.seconds)} on this machine"))
+    print_rows(rows)
 
 
 def _show_trained(result: TrainResult) -> None:
@@ -105,40 +109,57 @@ def run(
 ) -> None:
     """Stages in order, finished ones skipped, each in its own folder."""
     quiet_libraries()
-    from smolmoe.pipeline import resolved
-    from smolmoe.pipeline import run as start_pipeline
     from smolmoe.recipe import PipelineRecipe, parse
     from smolmoe.recipe.files import load
 
-    recipe = parse(PipelineRecipe, load(pipeline, changes or ()))
+    recipe = parse(PipelineRecipe, load(pipeline, changes or (), kind="pipeline"))
     if dry_run:
-        stages = resolved(recipe)
-        print_json(stages) if as_json else _show_plan(recipe, stages)
+        from smolmoe.forecast import forecast
+
+        stages = forecast(recipe)
+        data = {"out": str(recipe.out), "stages": [stage.to_json() for stage in stages]}
+        print_json(data) if as_json else _show_forecast(str(recipe.out), stages)
         return
+    from smolmoe.pipeline import run as start_pipeline
+
     with tell(show=not as_json), progress(show=not as_json) as report:
         result = start_pipeline(recipe, start=start, report=report)
     print_json(result.to_json()) if as_json else _show_pipeline(result)
 
 
-def _show_plan(recipe: Any, stages: dict[str, dict[str, Any]]) -> None:
-    from smolmoe.recipe import TrainRecipe, parse
-    from smolmoe.training import estimate
-
+def _show_forecast(out: str, stages: list[StageForecast]) -> None:
     rows = []
-    for stage in recipe.stages:
-        said = ""
-        values = stages[stage.name]
-        if stage.kind == "train" and not str(values["model"].get("path", "")).startswith(str(recipe.out)):
-            costs = estimate(parse(TrainRecipe, values))
-            said = (
-                f"{count(costs.size.total)} parameters, {count(costs.tokens)} tokens, about {_duration(costs.seconds)}"
+    for stage in stages:
+        model = _parameters(stage)
+        spent = ("",) * 5
+        if (costs := stage.costs) is not None and costs.steps > 0:
+            spent = (
+                f"{costs.steps:,}",
+                count(costs.tokens),
+                f"{costs.flops:.1e}",
+                size(costs.memory_bytes),
+                _duration(costs.seconds),
             )
-        elif stage.kind == "train":
-            said = f"{values.get('trainer', {}).get('max_steps', '?')} steps from {values['model']['path']}"
-        elif stage.kind == "upcycle":
-            said = f"{values['source']}, {values.get('experts', 8)} experts, top-{values.get('top_k', 2)}"
-        rows.append((stage.name, stage.kind, said))
-    table(f"would write {recipe.out}", ("stage", "kind", "what"), rows)
+        rows.append((stage.name, stage.kind, _model_of(stage, out), model, *spent))
+    columns = ("stage", "kind", "from", "parameters", "steps", "tokens", "FLOPs", "memory", "time")
+    table(f"would write {out}", columns, rows)
+    total = sum(stage.costs.seconds for stage in stages if stage.costs is not None)
+    print(f"about {_duration(total)} of training on this machine")
+
+
+def _parameters(stage: StageForecast) -> str:
+    if stage.total is None or stage.active is None:
+        return ""
+    return count(stage.total) + (f", {count(stage.active)} active" if stage.active < stage.total else "")
+
+
+def _model_of(stage: StageForecast, out: str) -> str:
+    """What a stage begins from: a stage's name, or a model's."""
+    values = stage.values
+    if stage.kind == "report":
+        return ", ".join(values["after"].values())
+    path = values["source"] if stage.kind == "upcycle" else values["model"].get("path")
+    return "new" if path is None else str(path).removeprefix(f"{out}/").removesuffix("/model")
 
 
 def _show_pipeline(result: PipelineResult) -> None:
@@ -166,17 +187,14 @@ def recipes(context: typer.Context, as_json: Json = False) -> None:
     """List the recipes that come with smolmoe."""
     if context.invoked_subcommand is not None:
         return
-    from smolmoe.recipe.files import shipped
+    from smolmoe.recipe.files import COMMANDS, shipped
 
     found = shipped()
     if as_json:
         print_json([{"name": r.name, "kind": r.kind, "about": r.about} for r in found])
         return
-    table("Recipes", ("name", "for", "what"), [(r.name, _COMMANDS[r.kind], r.about) for r in found])
+    table("Recipes", ("name", "for", "what"), [(r.name, COMMANDS[r.kind], r.about) for r in found])
     print("`smolmoe recipes copy NAME` puts one here to change it; `--set section.key=value` changes a value.")
-
-
-_COMMANDS = {"train": "smolmoe train", "pipeline": "smolmoe run"}
 
 
 @recipes_app.command("copy")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import re
 import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -14,6 +15,16 @@ import yaml
 from smolmoe.errors import OutputError, RequestError
 
 SHIPPED = Path(__file__).parents[1] / "recipes"
+COMMANDS = {"train": "smolmoe train", "pipeline": "smolmoe run"}  # what runs a recipe of a kind
+
+
+class _Loader(yaml.SafeLoader):
+    """YAML in which 1e-4 is a number, as everywhere but in YAML 1.1."""
+
+
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:float", re.compile(r"^[-+]?(\d+\.?\d*|\.\d+)[eE][-+]?\d+$"), list("-+.0123456789")
+)
 
 
 @dataclass(frozen=True)
@@ -28,39 +39,45 @@ class Shipped:
 def shipped() -> list[Shipped]:
     """The recipes of the package, by name."""
     found = []
-    for path in sorted(SHIPPED.glob("*.yaml")):
+    for path in sorted(SHIPPED.glob("*.yaml"), key=lambda path: path.stem):
         text = path.read_text(encoding="utf-8")
         lines = [line.removeprefix("#").strip() for line in text.splitlines() if line.startswith("#")]
-        kind = "pipeline" if "stages" in _extended(path.stem) else "train"
-        found.append(Shipped(path.stem, kind, " ".join(lines[:1])))
+        found.append(Shipped(path.stem, kind_of(_extended(path)), " ".join(lines[:1])))
     return found
 
 
-def load(name: str, changes: Sequence[str] = ()) -> dict[str, Any]:
+def kind_of(values: Mapping[str, Any]) -> str:
+    """`pipeline` for what has stages, else `train`."""
+    return "pipeline" if "stages" in values else "train"
+
+
+def load(name: str, changes: Sequence[str] = (), *, kind: str | None = None) -> dict[str, Any]:
     """The values of a recipe.
 
     Args:
         name: a YAML file, or the name of a shipped recipe.
         changes: `section.key=value`, the value being YAML; `stages.NAME.` leads to a pipeline's stage.
+        kind: `train` or `pipeline`, where only one of them will do.
 
     Raises:
-        RequestError: no such recipe, not YAML, or a change that leads nowhere.
+        RequestError: no such recipe, of the other kind, not YAML, or a change that leads nowhere.
     """
-    values = _extended(name)
+    values = _extended(_find(name))
+    found = kind_of(values)
+    if kind is not None and found != kind:
+        raise RequestError(
+            "is a pipeline, not one training." if found == "pipeline" else "is one training, not a pipeline.",
+            field="recipe",
+            value=name,
+            fix=f"Use `{COMMANDS[found]} {name}`.",
+        )
     for change in changes:
         key, separator, text = change.partition("=")
         if not (separator and key.strip()):
             raise RequestError("must be section.key=value.", field="set", value=change)
-        _put(values, key.strip().split("."), yaml.safe_load(text), change)
+        _put(values, key.strip().split("."), _parsed(text, "set", change), change)
     values.setdefault("out", f"runs/{Path(name).stem}")
     return values
-
-
-def _extended(name: str) -> dict[str, Any]:
-    """The values of a recipe over those of the recipe that it extends."""
-    values = _read(_find(name))
-    base = values.pop("extends", None)
-    return values if base is None else merge(_extended(base), values)
 
 
 def copy(name: str, out: Path | None = None) -> Path:
@@ -68,25 +85,31 @@ def copy(name: str, out: Path | None = None) -> Path:
 
     Raises:
         RequestError: no such recipe.
-        OutputError: the file is there.
+        OutputError: the file is there, or its folder is not.
     """
-    source = _find(name)
-    target = out if out is not None else Path(f"{source.stem}.yaml")
+    target = out if out is not None else Path(f"{name}.yaml")
+    source = _shipped(name)
     if target.exists():
         raise OutputError("is there already.", field="out", value=str(target), fix="Name another file.")
-    shutil.copyfile(source, target)
+    try:
+        shutil.copyfile(source, target)
+    except OSError as error:
+        raise OutputError(f"cannot be written ({error.strerror}).", field="out", value=str(target)) from error
     return target
 
 
 def merge(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
     """`base` with the values of `over` in their place, section by section; None in `over` takes a key away.
 
-    A list of named things is changed by a mapping from their names.
+    A list of named things is changed by a mapping from their names; None takes one away.
+
+    Raises:
+        RequestError: a name that the list does not have.
     """
     merged = dict(base)
     for key, value in over.items():
         if isinstance(value, Mapping) and isinstance(merged.get(key), list):
-            merged[key] = [_renewed(item, value) for item in merged[key]]
+            merged[key] = _renewed(key, merged[key], value)
         elif isinstance(value, Mapping) and isinstance(merged.get(key), Mapping):
             merged[key] = merge(merged[key], value)
         elif value is None:
@@ -96,18 +119,44 @@ def merge(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
     return merged
 
 
-def _renewed(item: Any, over: Mapping[str, Any]) -> Any:
-    changes = over.get(str(item.get("name"))) if isinstance(item, dict) else None
-    return item if changes is None else merge(item, changes)
+def _renewed(key: str, items: list[Any], over: Mapping[str, Any]) -> list[Any]:
+    names = [item.get("name") if isinstance(item, dict) else None for item in items]
+    unknown = next((name for name in over if name not in names), None)
+    if unknown is not None:
+        there = ", ".join(str(name) for name in names if name is not None)
+        raise RequestError(
+            "there is nothing of that name in the list.",
+            field=key,
+            value=unknown,
+            fix=f"It has {there}." if there else "Its items have no names: give the whole list.",
+        )
+    kept = [(item, over.get(str(name), {})) for item, name in zip(items, names, strict=True)]
+    return [merge(item, changes) if changes else item for item, changes in kept if changes is not None]
 
 
-def _find(name: str) -> Path:
-    path = Path(name)
-    if path.suffix in (".yaml", ".yml") or path.is_file():
-        if path.is_file():
-            return path
+def _extended(path: Path, below: tuple[Path, ...] = ()) -> dict[str, Any]:
+    """The values of a recipe over those of the recipe that it extends."""
+    if path in below:
+        raise RequestError("it extends itself.", field="extends", value=str(path))
+    values = _read(path)
+    base = values.pop("extends", None)
+    if base is None:
+        return values
+    return merge(_extended(_find(str(base), beside=path.parent), (*below, path)), values)
+
+
+def _find(name: str, beside: Path = Path()) -> Path:
+    """A file, from `beside` on, or a shipped recipe."""
+    path = beside / name
+    if path.is_file():
+        return path
+    if path.suffix in (".yaml", ".yml"):
         raise RequestError("there is no such file.", field="recipe", value=name)
-    known = {path.stem: path for path in SHIPPED.glob("*.yaml")}
+    return _shipped(name)
+
+
+def _shipped(name: str) -> Path:
+    known = {path.stem: path for path in sorted(SHIPPED.glob("*.yaml"))}
     if name in known:
         return known[name]
     near = difflib.get_close_matches(name, known, n=1)
@@ -121,27 +170,56 @@ def _find(name: str) -> Path:
 
 def _read(path: Path) -> dict[str, Any]:
     try:
-        values = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise RequestError(f"not YAML: {error}", field="recipe", value=str(path)) from error
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise RequestError(f"cannot be read: {error}.", field="recipe", value=str(path)) from error
+    values = _parsed(text, "recipe", str(path))
     if not isinstance(values, dict):
         raise RequestError("a recipe is a mapping of keys to values.", field="recipe", value=str(path))
     return values
+
+
+def _parsed(text: str, field: str, value: str) -> Any:
+    """YAML in which nothing is shared: to change what one alias stands for must not change the others."""
+    try:
+        return _unshared(yaml.load(text, _Loader))
+    except (yaml.YAMLError, RecursionError) as error:
+        said = " ".join(str(error).split())
+        raise RequestError(f"not YAML: {said}.", field=field, value=value) from error
+
+
+def _unshared(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {str(key): _unshared(inner) for key, inner in value.items()}
+    if isinstance(value, list):
+        return [_unshared(inner) for inner in value]
+    return value
 
 
 def _put(values: Any, keys: list[str], value: Any, change: str) -> None:
     """Set one value, making sections on the way; a list of named things is entered by name, others by number."""
     key, rest = keys[0], keys[1:]
     if isinstance(values, list):
-        named = next((item for item in values if isinstance(item, dict) and item.get("name") == key), None)
-        if named is None and key.isdigit() and int(key) < len(values):
-            named = values[int(key)]
-        if named is None or not rest:
-            raise RequestError(f"there is no {key!r} in this list.", field="set", value=change)
-        _put(named, rest, value, change)
+        _put_into_list(values, key, rest, value, change)
     elif not isinstance(values, dict):
         raise RequestError(f"{key!r} lies in something that has no keys.", field="set", value=change)
     elif rest:
-        _put(values.setdefault(key, {}), rest, value, change)
+        if values.get(key) is None:
+            values[key] = {}
+        _put(values[key], rest, value, change)
     else:
         values[key] = value
+
+
+def _put_into_list(values: list[Any], key: str, rest: list[str], value: Any, change: str) -> None:
+    names = [item.get("name") if isinstance(item, dict) else None for item in values]
+    index = names.index(key) if key in names else int(key) if key.isdigit() else len(values)
+    if index >= len(values):
+        there = [str(name) for name in names if name is not None] or [str(index) for index in range(len(values))]
+        raise RequestError(
+            f"there is no {key!r} in this list.", field="set", value=change, fix=f"It has {', '.join(there)}."
+        )
+    if rest:
+        _put(values[index], rest, value, change)
+    else:
+        values[index] = value

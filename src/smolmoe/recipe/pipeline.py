@@ -18,6 +18,9 @@ class ReportRecipe(Recipe):
     before: str | None = Field(None, description="training stage that ended at the conversion")
     after: dict[str, str] = Field(min_length=1, description="label -> training stage that went on from there")
     reference: str | None = Field(None, description="label that the others are compared with (default: none)")
+    boundary: int = Field(
+        0, ge=0, description="step of those stages to look around: 0 is the conversion, tie_groups the untying"
+    )
 
     @model_validator(mode="after")
     def _reference_is_a_label(self) -> Self:
@@ -29,7 +32,8 @@ class ReportRecipe(Recipe):
 class StageRecipe(Recipe):
     """One stage: exactly one of its kinds.
 
-    In any value, `{name}` is the model folder that stage `name` wrote, and `{name.run}` the run folder of a training.
+    In any value, `{name}` is the model folder that stage `name` wrote. Of a training, `{name.run}` is the run folder, and
+    `{name.blocks}` the number of blocks that it had read or passed over when it ended.
     """
 
     name: str = Field(pattern=r"^[a-z0-9][a-z0-9_-]*$", description="of the stage, and of its folder")

@@ -69,6 +69,9 @@ class RoutingRecipe(Recipe):
     )
     learning_rate: float | None = Field(default=None, gt=0, description="of routers (default: the model's)")
     warmup_steps: int | None = Field(default=None, ge=0, description="of routers (default: the model's)")
+    reserved: tuple[int, ...] = Field(
+        default=(), description="experts that may stay idle: left out of balance and alarms"
+    )
     freeze: int = Field(default=0, ge=0, description="steps for which routers do not move")
 
 

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 Compare = Callable[[Mapping[str, Any], Mapping[str, Any]], tuple[float, float, float]]
+STEPS = (0, 1, 10, 30, 100)  # after the boundary, shown in the table where they were measured
 # Told apart without colour.
 _STYLES: tuple[dict[str, Any], ...] = (
     {"color": "black", "linestyle": "-", "marker": "o", "markersize": 5},
@@ -47,13 +48,12 @@ class Run:
     documents: dict[str, Any]
 
     @property
-    def final(self) -> float:
-        return self.losses[max(self.losses)]
+    def first(self) -> float:
+        return self.losses[min(self.losses)]
 
     @property
-    def drop(self) -> float:
-        """How far the loss fell from before the first step to after the last."""
-        return self.losses[min(self.losses)] - self.final
+    def final(self) -> float:
+        return self.losses[max(self.losses)]
 
 
 def read_run(label: str, folder: Path) -> Run:
@@ -72,121 +72,160 @@ def read_run(label: str, folder: Path) -> Run:
     return Run(label, losses, summary["tokens"], summary["steps"], summary["flops"], documents)
 
 
-def growth(before: Run | None, after: Sequence[Run], reference: str | None, compare: Compare) -> dict[str, Any]:
-    """The report as plain data.
+def growth(
+    before: Run | None, after: Sequence[Run], reference: str | None, compare: Compare, boundary: int = 0
+) -> dict[str, Any]:
+    """The report as plain data, losses in nats a token. Of each run after the boundary:
+
+    `jump`: its loss before its first step minus the final one of `before`; `spike`: the highest loss from the boundary
+    on minus the one at the boundary; `drop`: from the boundary to its end; `total_drop`: from before the first step of
+    `before` to its end; `difference`: its final loss minus the reference's.
 
     Args:
         before: the run that ended at the conversion.
         after: the runs that went on from there.
         reference: label of the run that the others are compared with.
         compare: final loss of one run minus another's, with the low and high end of its interval.
+        boundary: step of the runs after, 0 for the conversion.
 
     Raises:
-        RequestError: the runs were not measured on the same held-out tokens.
+        RequestError: the runs were not measured on the same held-out tokens, or not at the boundary.
     """
     runs = [*([before] if before else []), *after]
     for run in runs[1:]:
-        if run.documents["tokens"] != runs[0].documents["tokens"]:
+        if any(run.documents[key] != runs[0].documents[key] for key in ("tokens", "domains")):
             raise RequestError(
-                "was measured on other held-out tokens than " + runs[0].label + ".",
+                f"was measured on other held-out tokens than {runs[0].label}.",
                 field="after",
                 value=run.label,
                 fix="Give the runs the same data.validation, data.length and evaluation.",
             )
-    rows = {}
-    for run in after:
-        rows[run.label] = {
-            "losses": run.losses,
-            "final": run.final,
-            "drop": run.drop,
-            "tokens": run.tokens,
-            "flops": run.flops,
-            "jump": None if before is None else run.losses[0] - before.final,
-            "spike": max(run.losses.values()) - run.losses[0],
-        }
+    rows = {run.label: _row(run, before, boundary) for run in after}
     base = next((run for run in after if run.label == reference), None)
-    if base is not None:
-        for run in after:
-            if run is not base:
-                difference = compare(run.documents, base.documents)
-                rows[run.label]["difference"] = dict(zip(("value", "low", "high"), difference, strict=True))
+    for run in after:
+        if base is not None and run is not base:
+            difference = compare(run.documents, base.documents)
+            rows[run.label]["difference"] = dict(zip(("value", "low", "high"), difference, strict=True))
     return {
         "documents": len(runs[0].documents["tokens"]),
         "held_out_tokens": sum(runs[0].documents["tokens"]),
-        "before": None if before is None else {"label": before.label, "loss": before.final, "tokens": before.tokens},
+        "boundary": boundary,
+        "before": None
+        if before is None
+        else {"label": before.label, "first": before.first, "loss": before.final, "tokens": before.tokens},
         "after": rows,
         "reference": reference,
     }
 
 
-def growth_text(report: Mapping[str, Any], steps: Sequence[int] = (0, 1, 10, 30, 100)) -> str:
-    """The report as an aligned table, and the sentences that matter."""
-    shown = [step for step in steps if any(step in row["losses"] for row in report["after"].values())]
-    before = report["before"]
-    header = ["held-out loss, nats a token", *(["before"] if before else []), *map(str, shown), "final", "FLOPs"]
-    table = [header]
-    for label, row in report["after"].items():
-        cells = [f"{row['losses'][step]:.4f}" if step in row["losses"] else "" for step in shown]
-        first = [f"{before['loss']:.4f}"] if before else []
-        table.append([label, *first, *cells, f"{row['final']:.4f}", f"{row['flops']:.2e}"])
-    widths = [max(len(line[column]) for line in table) for column in range(len(header))]
-    lines = [
-        "  ".join(cell.ljust(widths[0]) if not i else cell.rjust(widths[i]) for i, cell in enumerate(line))
-        for line in table
-    ]
-    lines.insert(1, "-" * len(lines[0]))
-    lines.append("")
-    for label, row in report["after"].items():
-        lines.append(f"{label}: {_sentence(row, report)}")
-    return "\n".join(lines)
-
-
-def _sentence(row: Mapping[str, Any], report: Mapping[str, Any]) -> str:
-    said = [f"highest {row['spike']:+.4f} over its start, in the end {-row['drop']:+.4f}"]
-    if row["jump"] is not None:
-        said.insert(0, f"jump at the conversion {row['jump']:+.1e}")
-    difference = row.get("difference")
-    if difference is not None:
-        if difference["low"] <= 0 <= difference["high"]:
-            verdict = "no different from"
-        else:
-            verdict = "better than" if difference["high"] < 0 else "worse than"
-        said.append(
-            f"{verdict} {report['reference']} by {difference['value']:+.4f} "
-            f"[{difference['low']:+.4f}, {difference['high']:+.4f}] (95% over {report['documents']} documents)"
+def _row(run: Run, before: Run | None, boundary: int) -> dict[str, Any]:
+    if boundary not in run.losses:
+        raise RequestError(
+            f"was not measured at step {boundary}.",
+            field="after",
+            value=run.label,
+            fix=f"Add {boundary} to its evaluation.at.",
         )
-    return "; ".join(said) + "."
+    start = run.losses[boundary]
+    return {
+        "losses": run.losses,
+        "final": run.final,
+        "tokens": run.tokens,
+        "flops": run.flops,
+        "jump": None if before is None else run.losses[0] - before.final,
+        "spike": max(loss for step, loss in run.losses.items() if step >= boundary) - start,
+        "drop": start - run.final,
+        "total_drop": None if before is None else before.first - run.final,
+    }
 
 
-def plot_growth(path: Path, before: Run | None, after: Sequence[Run], held_out_tokens: int) -> None:
-    """The held-out losses around the conversion: the whole way by tokens, and the first steps by the logarithm."""
+def growth_text(report: Mapping[str, Any]) -> str:
+    """The report as aligned tables, and a sentence for every comparison."""
+    before, boundary = report["before"], report["boundary"]
+    rows = report["after"]
+    shown = [boundary + step for step in STEPS]
+    shown = [step for step in shown if any(step in row["losses"] for row in rows.values())]
+    losses = [["held-out loss, nats a token", *(["before"] if before else []), *map(str, shown), "final"]]
+    changes = [["changes", "jump", "spike", "drop", "total drop", "tokens", "FLOPs"]]
+    for label, row in rows.items():
+        cells = [f"{row['losses'][step]:.4f}" if step in row["losses"] else "" for step in shown]
+        losses.append([label, *([f"{before['loss']:.4f}"] if before else []), *cells, f"{row['final']:.4f}"])
+        found = ["" if row[key] is None else f"{row[key]:+.4f}" for key in changes[0][1:4]]
+        total = "" if row["total_drop"] is None else f"{row['total_drop']:+.4f}"
+        changes.append([label, *found, total, f"{row['tokens']:,}", f"{row['flops']:.2e}"])
+    named = [f"{label}: {_verdict(row['difference'], report)}" for label, row in rows.items() if "difference" in row]
+    return "\n".join([*_aligned(losses), "", *_aligned(changes), *(["", *named] if named else [])])
+
+
+def _aligned(table: Sequence[Sequence[str]]) -> list[str]:
+    """Lines of a table under a rule: the first column to the left, the others to the right; empty columns left out."""
+    kept = [column for column in zip(*table, strict=True) if any(column[1:])]
+    widths = [max(map(len, column)) for column in kept]
+    lines = []
+    for row in zip(*kept, strict=True):
+        cells = [
+            cell.rjust(width) if index else cell.ljust(width)
+            for index, (cell, width) in enumerate(zip(row, widths, strict=True))
+        ]
+        lines.append("  ".join(cells).rstrip())
+    return [lines[0], "-" * max(map(len, lines)), *lines[1:]]
+
+
+def _verdict(difference: Mapping[str, float], report: Mapping[str, Any]) -> str:
+    if difference["low"] <= 0 <= difference["high"]:
+        verdict = "no different from"
+    else:
+        verdict = "better than" if difference["high"] < 0 else "worse than"
+    return (
+        f"{verdict} {report['reference']}, {difference['value']:+.4f} "
+        f"[{difference['low']:+.4f}, {difference['high']:+.4f}] nats a token "
+        f"(95% over {report['documents']} documents, one seed)."
+    )
+
+
+def plot_growth(path: Path, before: Run | None, after: Sequence[Run], held_out_tokens: int, boundary: int = 0) -> None:
+    """The held-out losses around the boundary: the whole way by tokens, and the first steps by the logarithm."""
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(11, 4.6), layout="constrained")
-    whole, first = figure.subplots(1, 2)
+    figure = Figure(figsize=(11, 4.8), layout="constrained")
+    whole, near = figure.subplots(1, 2)
     start = before.tokens if before is not None else 0
     if before is not None:
         tokens, losses = _by_tokens(before, 0)
-        whole.plot(tokens, losses, label=f"{before.label}, before", color="0.3", linewidth=1.5)
-    for run, style in zip(after, _cycled(len(after)), strict=True):
+        whole.plot(tokens, losses, label=f"before: {before.label}", color="0.3", linewidth=1.5)
+    for index, run in enumerate(after):
+        style = _STYLES[index % len(_STYLES)]
         tokens, losses = _by_tokens(run, start)
         whole.plot(tokens, losses, label=run.label, **style)
-        first.plot([step + 1 for step in sorted(run.losses)], [run.losses[s] for s in sorted(run.losses)], **style)
-    _label(whole, "The whole way", "training tokens (thousands)")
-    _label(first, "From the conversion on", "optimiser step (1 = before the first, logarithmic)")
-    first.set_xscale("log")
-    whole.legend(fontsize=8, frameon=False)
-    figure.suptitle(f"Held-out loss across the conversion, {held_out_tokens:,} tokens", fontsize=11)
+        steps = [step for step in sorted(run.losses) if step >= boundary]
+        near.plot([step - boundary for step in steps], [run.losses[step] for step in steps], **style)
+    _label(whole, "The whole way", "training tokens (millions)")
+    _label(near, f"From step {boundary} on" if boundary else "From the conversion on", "optimiser steps since then")
+    _mark(whole, after[0], start, boundary, before)
+    _near_axis(near)
+    figure.legend(*whole.get_legend_handles_labels(), loc="outside lower center", ncols=4, fontsize=9, frameon=False)
+    figure.suptitle(f"Held-out loss, {held_out_tokens:,} tokens", fontsize=11)
     figure.savefig(path, dpi=150)
+
+
+def _mark(axes: Axes, run: Run, start: int, boundary: int, before: Run | None) -> None:
+    """A line where the boundary is."""
+    if before is not None or boundary:
+        axes.axvline((start + boundary * run.tokens / run.steps) / 1e6, color="0.8", linewidth=1, zorder=0)
+
+
+def _near_axis(axes: Axes) -> None:
+    """0, 1, 10, 100, ...: a logarithm that begins at 0."""
+    from matplotlib.ticker import FuncFormatter
+
+    axes.set_xscale("symlog", linthresh=1, linscale=0.4)
+    axes.set_xlim(left=-0.15)
+    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, position: f"{value:g}"))
 
 
 def _by_tokens(run: Run, start: int) -> tuple[list[float], list[float]]:
     steps = sorted(run.losses)
-    return [(start + step * run.tokens / run.steps) / 1000 for step in steps], [run.losses[step] for step in steps]
-
-
-def _cycled(count: int) -> list[dict[str, Any]]:
-    return [_STYLES[index % len(_STYLES)] for index in range(count)]
+    return [(start + step * run.tokens / run.steps) / 1e6 for step in steps], [run.losses[step] for step in steps]
 
 
 def _label(axes: Axes, title: str, x: str) -> None:
@@ -198,14 +237,20 @@ def _label(axes: Axes, title: str, x: str) -> None:
 
 
 def write_report(
-    out: Path, before: Path | None, after: Mapping[str, Path], reference: str | None, compare: Compare
+    out: Path,
+    before: Path | None,
+    after: Mapping[str, Path],
+    *,
+    reference: str | None,
+    boundary: int,
+    compare: Compare,
 ) -> dict[str, Any]:
     """Write `report.json` and `growth.png` of these run folders into `out`; returns the report and its text."""
     runs = [read_run(label, folder) for label, folder in after.items()]
     first = None if before is None else read_run(before.name, before)
-    found = growth(first, runs, reference, compare)
+    found = growth(first, runs, reference, compare, boundary)
     out.mkdir(parents=True, exist_ok=True)
-    plot_growth(out / "growth.png", first, runs, found["held_out_tokens"])
+    plot_growth(out / "growth.png", first, runs, found["held_out_tokens"], boundary)
     found["text"] = growth_text(found)
     write_json(out / "report.json", found)
     return found

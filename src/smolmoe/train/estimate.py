@@ -15,8 +15,10 @@ from smolmoe.moe.structure import expert_parameters, find_layers
 # Shares of the speed of large matrix products that a training step of a small model reaches, seen on CPUs and GPUs.
 EFFICIENCY = 0.3
 STATE_BYTES = {"adamw": 16, "adafactor": 8, "sgd": 8}  # a parameter: weight, gradient, optimiser state, in fp32
-ACTIVATION_BYTES = 40  # per token, layer and unit of hidden size, kept for the backward pass
+ACTIVATION_BYTES = 100  # per token, layer and unit of hidden size, kept for the backward pass
 LOGIT_BYTES = 12  # per token and vocabulary entry: logits, their fp32 copy, their gradient
+MEASURED_WINDOWS = 16  # held-out windows at once, see `evaluate.held_out`
+PROCESS_BYTES = 450_000_000  # of Python, torch and transformers; a GPU does not hold them
 
 
 @dataclass(frozen=True)
@@ -116,7 +118,8 @@ def estimate(
     memory = (
         STATE_BYTES[kind] * size.total
         + at_once * size.layers * config.hidden_size * ACTIVATION_BYTES
-        + at_once * config.vocab_size * LOGIT_BYTES
+        + (at_once + MEASURED_WINDOWS * length) * config.vocab_size * LOGIT_BYTES
+        + (0 if device == "cuda" else PROCESS_BYTES)
     )
     return Estimate(size, steps, tokens, flops, int(memory), flops / (EFFICIENCY * product_rate(device, bf16)))
 

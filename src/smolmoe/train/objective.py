@@ -135,6 +135,14 @@ class Objective:
             norms[name] = torch.stack([grad.float().norm() for grad in found]).norm().item() if found else 0.0
         return norms
 
+    def paths(self, terms: Mapping[str, torch.Tensor]) -> dict[str, float]:
+        """1 for a term with a path to a router that is trained, else 0: what of `gradient_norms` costs nothing.
+
+        For sharded weights, whose gradients would have to be gathered.
+        """
+        trained = any(router.weight.requires_grad for router in self.routers)
+        return {name: float(trained and term.requires_grad) for name, term in terms.items()}
+
 
 def check_gradients(norms: Mapping[str, float], terms: Mapping[str, torch.Tensor]) -> None:
     """Stop where a configured term trains no router.
@@ -207,6 +215,7 @@ class RoutedTraining:
 
     objective: Objective
     gradients_every: int = 100
+    _measured_step: int | None = None
     model_accepts_loss_kwargs: bool
     current_gradient_accumulation_steps: int
     state: Any
@@ -231,17 +240,25 @@ class RoutedTraining:
         summed = self.model_accepts_loss_kwargs and num_items_in_batch is not None
         batches = self.current_gradient_accumulation_steps
         loss = ce + sum(terms.values()) / (batches if summed else 1)
-        _require_finite(loss, "loss", self.state.global_step)
-        if terms and self.gradients_every and self._is_measured():
+        if self._checks_loss():
+            _require_finite(loss, "loss", self.state.global_step)
+        if terms and getattr(self, "is_sharded", False):
+            check_gradients(self.objective.paths(terms), terms)
+        elif terms and self.gradients_every and self._is_measured():
             norms = self.objective.gradient_norms({"ce": ce, **terms})
             check_gradients(norms, terms)
             self.record_gradients(norms)
+            self._measured_step = self.state.global_step
         self.record({"ce": ce.detach() * (batches if summed else 1), **{k: v.detach() for k, v in terms.items()}})
         return (loss, outputs) if return_outputs else loss
 
+    def _checks_loss(self) -> bool:
+        # A rank that stopped alone would leave the others waiting. The gradient norm is the same on all of them.
+        return self.args.world_size == 1 or not self.args.max_grad_norm
+
     def _is_measured(self) -> bool:
-        # Sharded parameters would have to be gathered for it.
-        return self.state.global_step % self.gradients_every == 0 and not getattr(self, "is_sharded", False)
+        """On the first micro-batch of every so many steps."""
+        return self.state.global_step % self.gradients_every == 0 and self.state.global_step != self._measured_step
 
     def _clip_grad_norm(self, model: Any) -> Any:
         norm = super()._clip_grad_norm(model)  # type: ignore[misc]

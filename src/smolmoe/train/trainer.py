@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Collection, Mapping
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors.torch import save_file
 from transformers import PrinterCallback, Trainer, TrainerCallback
+from transformers.trainer import OPTIMIZER_NAME, SCHEDULER_NAME
 from transformers.trainer_callback import ProgressCallback
 
 from smolmoe import losses
@@ -19,6 +21,7 @@ from smolmoe.moe.loading import no_progress_bar
 from smolmoe.moe.routing import RoutingCapture
 from smolmoe.recipe import TrainRecipe
 from smolmoe.train.checkpoints import TRAINING_STATE, AtomicCheckpoints
+from smolmoe.train.distributed import is_sharded, load_optimizer, place_moments, whole_state
 from smolmoe.train.metrics import Clock, MetricsFile, flatten, peak_memory, perplexity
 from smolmoe.train.objective import Objective, RoutedTraining, RouterCallback
 from smolmoe.train.optim import (
@@ -71,6 +74,9 @@ class MoeTrainer(RoutedTraining, AtomicCheckpoints, Trainer):
         super().__init__(**trainer)
         # Taken from the Trainer, which would delete the last checkpoint where it is not the best.
         self.keep, self.args.save_total_limit = self.args.save_total_limit, None
+        self.is_sharded = is_sharded(self.model)
+        # As of a model that transformers sharded while loading it: accelerate must not wrap it.
+        self.is_distributed_loading_by_transformers = self.is_sharded
         self.recipe = recipe
         self.run_folder = recipe.out
         self.objective = objective
@@ -88,6 +94,7 @@ class MoeTrainer(RoutedTraining, AtomicCheckpoints, Trainer):
         self._steps: list[tuple[int, dict[str, torch.Tensor]]] = []
         self._window_from = (0, 0.0)
         self._collapsed: set[int] = set()
+        self._gradients: dict[str, float] = {}
         for callback in (PrinterCallback, ProgressCallback):  # stdout is for results; progress is `on_step`'s
             self.remove_callback(callback)
         self.add_callback(RouterCallback(objective))
@@ -102,7 +109,7 @@ class MoeTrainer(RoutedTraining, AtomicCheckpoints, Trainer):
             own = self.model if model is None else model
             factors = learning_rate_factors(own, self.recipe)
             split_groups(optimizer, own, factors, self.scales, self._slow_parameters(own))
-            install_moments(optimizer, own, self.moments)
+            install_moments(optimizer, own, place_moments(self.moments, own))
         return optimizer
 
     def _slow_parameters(self, model: Any) -> set[str]:
@@ -116,31 +123,55 @@ class MoeTrainer(RoutedTraining, AtomicCheckpoints, Trainer):
         slow_start(scheduler, self.optimizer, freeze=routing.freeze, warmup=routing.warmup_steps or 0)
         return scheduler
 
+    def _defer_fsdp_gradient_reduction(self) -> Any:
+        """Not at all: until the last micro-batch, every process would keep the gradients of the whole model."""
+        return nullcontext()
+
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
         """Nothing: the model was loaded from there, by names that its class maps and a state dict does not."""
+
+    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
+        if not self.is_sharded or checkpoint is None:
+            super()._load_optimizer_and_scheduler(checkpoint)
+            return
+        folder = Path(checkpoint)
+        load_optimizer(self.optimizer, torch.load(folder / OPTIMIZER_NAME, mmap=True, weights_only=True))
+        self.lr_scheduler.load_state_dict(torch.load(folder / SCHEDULER_NAME, weights_only=True))
 
     # -- writing -------------------------------------------------------------------------------------------------
 
     def _save(self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None) -> None:
         """The model as it would be served; what only training needs goes into a file of its own."""
         with self.objective.as_served():
-            state_dict = state_dict if state_dict is not None else self.model.state_dict()
-            super()._save(output_dir, without_training_state(state_dict))
-        own = saved_state(self.model)
+            state_dict = state_dict if state_dict is not None else self._whole_model()
+            if self.args.should_save:
+                super()._save(output_dir, without_training_state(state_dict))
+        own = whole_state(saved_state(self.model))
         if own and output_dir is not None and self.args.should_save:
             save_file(own, Path(output_dir) / TRAINING_STATE)
+
+    def _whole_model(self) -> dict[str, Any]:
+        return whole_state(self.model.state_dict(keep_vars=True)) if self.is_sharded else self.model.state_dict()
+
+    def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
+        """In the form of one process, so that any number of them can resume, sharded or not."""
+        if not self.is_sharded:
+            super()._save_optimizer_and_scheduler(output_dir)
+            return
+        state = whole_state(self.optimizer.state_dict())
+        if self.args.should_save:
+            torch.save(state, Path(output_dir) / OPTIMIZER_NAME)
+            torch.save(self.lr_scheduler.state_dict(), Path(output_dir) / SCHEDULER_NAME)
 
     def write_model(self, folder: Path) -> None:
         """The trained model as it is to be used: what training alone needs folded in or left out."""
         self.objective.finish()
+        state_dict = without_training_state(self._whole_model())
+        if not self.args.should_save:
+            return
         with no_progress_bar():
-            self.accelerator.unwrap_model(self.model).save_pretrained(
-                folder,
-                state_dict=without_training_state(self.model.state_dict()),
-                is_main_process=self.args.should_save,
-            )
-        if self.args.should_save:
-            self.processing_class.save_pretrained(folder)
+            self.accelerator.unwrap_model(self.model).save_pretrained(folder, state_dict=state_dict)
+        self.processing_class.save_pretrained(folder)
 
     # -- measuring -----------------------------------------------------------------------------------------------
 
@@ -149,6 +180,7 @@ class MoeTrainer(RoutedTraining, AtomicCheckpoints, Trainer):
 
     def record_gradients(self, norms: dict[str, float]) -> None:
         self.metrics.add("gradients", self.state.global_step, norms=norms)
+        self._gradients = norms
 
     def finish_step(self) -> None:
         """Put the step's micro-batches together; nothing is read off the device yet."""
@@ -201,9 +233,24 @@ class MoeTrainer(RoutedTraining, AtomicCheckpoints, Trainer):
             return {}
         if self.args.world_size > 1:
             torch.distributed.all_reduce(counts)
-        found = routing_row(counts)
+        found = self._routing(counts)
         found["balanced_perplexity"] = losses.balanced_perplexity(ce, found["balance"], self.recipe.objective.beta)
         return found
+
+    def _routing(self, counts: torch.Tensor) -> dict[str, Any]:
+        """Statistics of choices [L, E], with each layer's balance and the dead experts [layer, expert].
+
+        Reserved experts are left out: that they are idle is meant.
+        """
+        reserved = self.recipe.routing.reserved
+        open_to_all = [expert for expert in range(counts.shape[1]) if expert not in reserved]
+        counts = counts[:, open_to_all]
+        dead = torch.nonzero(counts == 0).tolist()
+        return {
+            **balance.balance_statistics(counts),
+            "balance_by_layer": [round(balance.load_entropy(layer).item(), 4) for layer in counts],
+            "dead": [[layer, open_to_all[expert]] for layer, expert in dead],
+        }
 
     def _watch_for_collapse(self, row: dict[str, Any]) -> None:
         collapsed = [layer for layer, value in enumerate(row["balance_by_layer"]) if value < COLLAPSED]
@@ -228,7 +275,7 @@ class MoeTrainer(RoutedTraining, AtomicCheckpoints, Trainer):
             row: dict[str, Any] = {"loss": found.loss, "perplexity": perplexity(found.loss)}
             row["by_domain"] = found.by_domain
             if found.counts is not None:
-                row |= routing_row(found.counts)
+                row |= self._routing(found.counts)
                 beta = self.recipe.objective.beta
                 row["balanced_perplexity"] = losses.balanced_perplexity(found.loss, row["balance"], beta)
             self.metrics.add("held_out", self.state.global_step, seconds=round(self.clock.read(), 3), **row)
@@ -242,6 +289,8 @@ class MoeTrainer(RoutedTraining, AtomicCheckpoints, Trainer):
         row = self.flush()
         if row is not None:
             logs |= flatten({name: value for name, value in row.items() if name not in ("kind", "step")})
+            logs |= flatten({"router_gradient": self._gradients})
+            self._gradients = {}
         super().log(logs, start_time)
 
     def _maybe_log_save_evaluate(self, *args: Any, **kwargs: Any) -> None:
@@ -259,15 +308,6 @@ class MoeTrainer(RoutedTraining, AtomicCheckpoints, Trainer):
         if best and self.state.global_step:
             self.control.should_save = True
         return best
-
-
-def routing_row(counts: torch.Tensor) -> dict[str, Any]:
-    """Statistics of choices [L, E], with each layer's balance and the dead experts [layer, expert]."""
-    return {
-        **balance.balance_statistics(counts),
-        "balance_by_layer": [round(balance.load_entropy(layer).item(), 4) for layer in counts],
-        "dead": torch.nonzero(counts == 0).tolist(),
-    }
 
 
 class _Watch(TrainerCallback):
