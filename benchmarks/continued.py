@@ -169,7 +169,7 @@ def converted(arguments: argparse.Namespace, arm: str, seed: int, options: dict[
 def equal_steps(arguments: argparse.Namespace, seed: int, recipe: dict[str, Any]) -> int:
     """Steps of the dense model that cost what the copies' training costs."""
     from smolmoe.recipe import TrainRecipe, parse
-    from smolmoe.training import estimate, steps_for_flops
+    from smolmoe.train.estimate import estimate, steps_for_flops
 
     moe = converted(arguments, "copy", seed, {})
     costs = estimate(parse(TrainRecipe, {**recipe, "model": {"path": str(moe)}}))

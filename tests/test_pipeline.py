@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -141,13 +142,13 @@ def test_a_folder_of_something_else_is_left_alone(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("stage", "field", "said"),
     [
-        (trained("a", "{none}"), "stages.a.reference", "There are dense, moe"),
-        (trained("a", "{a}"), "stages.a.reference", "There are dense, moe"),
-        (trained("a", "{moe.run}"), "stages.a.reference", "There are dense."),
-        (trained("a", "{dense}", data={"skip": "{moe.blocks}"}), "stages.a.reference", "There are dense."),
-        ({**trained("a", "{dense}"), "match_flops": "moe"}, "stages.a.reference", "There are dense."),
-        ({"name": "a", "report": {"after": {"x": "moe"}}}, "stages.a.reference", "There are dense."),
-        (trained("a", "{dense}", objectiv={}), "stages.a.objectiv", "Did you mean 'objective'"),
+        (trained("a", "{none}"), "stages.a.train.reference", "There are dense, moe"),
+        (trained("a", "{a}"), "stages.a.train.reference", "There are dense, moe"),
+        (trained("a", "{moe.run}"), "stages.a.train.reference", "There are dense."),
+        (trained("a", "{dense}", data={"skip": "{moe.blocks}"}), "stages.a.train.reference", "There are dense."),
+        ({**trained("a", "{dense}"), "match_flops": "moe"}, "stages.a.train.reference", "There are dense."),
+        ({"name": "a", "report": {"after": {"x": "moe"}}}, "stages.a.report.reference", "There are dense."),
+        (trained("a", "{dense}", objectiv={}), "stages.a.train.objectiv", "Did you mean 'objective'"),
         (trained("a", "{dense}", trainer={"max_steps": -1}), "", ""),
     ],
 )
@@ -155,7 +156,7 @@ def test_references_lead_back(tmp_path: Path, stage: dict[str, Any], field: str,
     recipe = parse(PipelineRecipe, pipeline(tmp_path, upcycle(), stage))
     if not field:
         recipe = parse(PipelineRecipe, pipeline(tmp_path, stage, trained("b", "{a}", data={"skip": "{a.blocks}"})))
-        field, said = "stages.b.reference", "Give a trainer.max_steps"
+        field, said = "stages.b.train.reference", "Give a trainer.max_steps"
     with pytest.raises(RequestError, match=said) as caught:
         resolved(recipe)
     assert caught.value.field == field
@@ -214,3 +215,33 @@ def test_the_generic_model_is_foreseen_too(tmp_path: Path) -> None:
     assert trained_.total == further.total
     assert trained_.total == pytest.approx(moe.total, abs=8)  # the conversion counts selection biases, too
     assert trained_.values["model"]["path"] == str(tmp_path / "run" / "moe")
+
+
+@pytest.mark.slow
+def test_two_processes_train_together_and_one_does_the_rest(tmp_path: Path) -> None:
+    onward = trained("moe-trained", "{moe}", data={"skip": "{dense.blocks}"}, carry={"optimizer": "{dense.run}"})
+    report = {"name": "growth", "report": {"before": "dense", "after": {"MoE": "moe-trained"}}}
+    (tmp_path / "line.yaml").write_text(json.dumps(pipeline(tmp_path, upcycle(), onward, report)))
+    with socket.socket() as found:
+        found.bind(("127.0.0.1", 0))
+        port = found.getsockname()[1]
+    meeting = {"WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    command = [sys.executable, "-m", "smolmoe", "run", str(tmp_path / "line.yaml")]
+    ranks = [
+        subprocess.Popen(
+            command, stdout=subprocess.PIPE, env={**os.environ, **meeting, "RANK": rank, "LOCAL_RANK": rank}, text=True
+        )
+        for rank in ("0", "1")
+    ]
+    try:
+        printed = [process.communicate(timeout=200)[0] for process in ranks]
+    finally:
+        for process in ranks:
+            process.kill()
+    assert [process.returncode for process in ranks] == [0, 0]
+    assert "held-out loss, nats a token" in printed[0]
+    assert printed[1] == ""
+    summary = json.loads((tmp_path / "run" / "moe-trained" / "summary.json").read_text())
+    assert summary["tokens"] == 2 * 6 * 4 * 32
+    record = json.loads((tmp_path / "run" / "moe-trained" / "run.json").read_text())
+    assert record["recipe"]["data"]["skip"] == 2 * 6 * 4

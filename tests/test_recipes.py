@@ -19,7 +19,8 @@ from smolmoe.moe import register
 from smolmoe.pipeline import resolved, run
 from smolmoe.recipe import PipelineRecipe, TrainRecipe, parse
 from smolmoe.recipe.files import copy, load, merge, shipped
-from smolmoe.training import estimate, train
+from smolmoe.train.estimate import estimate
+from smolmoe.training import train
 
 NAMES = {kind: [recipe.name for recipe in shipped() if recipe.kind == kind] for kind in ("train", "pipeline")}
 STEPS = 3
@@ -88,8 +89,8 @@ def _replaced(values: Any, small: Mapping[str, Any], path: str = "") -> Iterator
         name = value["name"] if isinstance(values, list) and isinstance(value, dict) else key
         here = f"{path}.{name}" if path else str(name)
         refers = isinstance(value, str) and value.startswith("{")
-        if key in small and value and not refers:
-            yield here, 280 if isinstance(value, int) and key == "tokenizer" else small[key]
+        if str(key) in small and value and not refers:
+            yield here, 280 if isinstance(value, int) and key == "tokenizer" else small[str(key)]
         elif isinstance(value, dict | list) and key != "prompts":
             yield from _replaced(value, small, here)
 

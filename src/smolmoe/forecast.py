@@ -71,15 +71,15 @@ def _parts(stage: StageRecipe, values: dict[str, Any]) -> dict[str, Any]:
 
 def _training(recipe: TrainRecipe) -> dict[str, Any]:
     from smolmoe.checkpoint import open_checkpoint
+    from smolmoe.train.estimate import estimate, skeleton
     from smolmoe.train.models import model_folder
-    from smolmoe.training import _skeleton, estimate
 
     folder = model_folder(recipe.model)
     if folder is not None:  # what is trained on keeps its shape
         config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
         shapes = {name: info.shape for name, info in open_checkpoint(folder).tensors.items()}
     else:
-        model = _skeleton(recipe)
+        model = skeleton(recipe)
         config = json.loads(model.config.to_json_string(use_diff=False)) | {"architectures": [type(model).__name__]}
         tied = set(getattr(model, "all_tied_weights_keys", None) or ())
         shapes = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items() if name not in tied}

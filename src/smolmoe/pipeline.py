@@ -81,7 +81,7 @@ def resolved(recipe: PipelineRecipe) -> dict[str, dict[str, Any]]:
         try:
             values = _values(stage, recipe, before)
         except RequestError as error:
-            field = f"stages.{stage.name}.{error.field}"
+            field = f"stages.{stage.name}.{stage.kind}.{error.field}"
             raise RequestError(error.message, field=field, value=error.value, fix=error.fix) from None
         before[stage.name] = _Known(stage.kind, values, stage.match_flops is None)
     return {name: stage.values for name, stage in before.items()}
@@ -139,7 +139,7 @@ def _fill(value: Any, out: Path, before: Mapping[str, _Known]) -> Any:
 
 def _blocks(name: str, stage: _Known) -> int:
     """Blocks of its data that a training has read when it ends, with those that it passed over."""
-    from smolmoe.training import blocks_a_step
+    from smolmoe.train.estimate import blocks_a_step
 
     recipe = parse(TrainRecipe, stage.values)
     steps = int(recipe.trainer.get("max_steps", -1))
@@ -155,7 +155,7 @@ def _blocks(name: str, stage: _Known) -> int:
 
 def with_matched_steps(values: dict[str, Any], flops: float) -> dict[str, Any]:
     """The values of a training with as many steps as spend these FLOPs, to the nearest step."""
-    from smolmoe.training import steps_for_flops
+    from smolmoe.train.estimate import steps_for_flops
 
     steps = steps_for_flops(parse(TrainRecipe, values), flops)
     return values | {"trainer": {**values.get("trainer", {}), "max_steps": steps}}

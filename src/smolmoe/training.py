@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import json
 import logging
+import math
 import shutil
 import sys
 from collections.abc import Callable
@@ -12,50 +12,22 @@ from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from smolmoe.errors import OutputError, RequestError
+from smolmoe.errors import RequestError
 from smolmoe.files import write_json
 from smolmoe.recipe import TrainRecipe, parse
+from smolmoe.train.folder import HELD_OUT, MODEL, SCHEMA_VERSION, SUMMARY, TOKENIZER, begin, open_folder
 
 if TYPE_CHECKING:
     from smolmoe.data.corpus import TokenCorpus
     from smolmoe.evaluate.held_out import HeldOut
-    from smolmoe.train.estimate import Estimate
     from smolmoe.train.trainer import MoeTrainer
 
 logger = logging.getLogger(__name__)
 
-SCHEMA_VERSION = 1
-RUN = "run.json"  # what was asked, and of which data: a resumed run must agree
-RECIPE = "recipe.yaml"
-MODEL = "model"
-TOKENIZER = "tokenizer"
-SUMMARY = "summary.json"
-HELD_OUT = "held_out.json"  # the final losses, document by document
 FLIP_BLOCKS = 4  # training blocks on which routing in fp32 is compared with routing as served
 TOKENIZER_CHARACTERS = 50_000_000  # more text makes no better tokenizer
-BLOCKS = "sequences of a step, over all processes"
 MEASUREMENTS = 10  # held-out measurements of a run whose recipe does not say
-# What a resumed run may ask differently: it changes how long or how closely watched the run is, not what it does.
-_CHANGEABLE = (
-    "out",
-    "device",
-    "evaluation.",
-    "samples.",
-    *(
-        f"trainer.{name}"
-        for name in ("max_steps", "num_train_epochs", "save_", "logging_", "report_to", "run_name", "project", "log_")
-    ),
-    "trainer.disable_tqdm",
-    "trainer.dataloader_",
-    # Other processes may go on, as long as the sequences of a step stay as many.
-    "trainer.per_device_train_batch_size",
-    "trainer.gradient_accumulation_steps",
-    "trainer.ddp_",
-    "parallel",
-    "data.cache",
-)
-# A folder may have been moved: the text's and the tokenizer's hash is compared, and the model is in the checkpoint.
-_PLACES = (".path", "tokenizer", "carry.optimizer")
+
 Report = Callable[[str, int, int], None]
 
 
@@ -107,6 +79,7 @@ class _Run:
     """The parts of a run, made one after the other."""
 
     def __init__(self, recipe: TrainRecipe, resume: str | None, overwrite: bool, report: Report):
+        from smolmoe.train.arguments import check_trainer_keys
         from smolmoe.train.distributed import join, on_main
         from smolmoe.train.metrics import is_main_process
 
@@ -114,16 +87,15 @@ class _Run:
         self.report = report
         self.writes = is_main_process()
         join(recipe)
-        self.checkpoint = on_main(lambda: self._open_folder(resume, overwrite))
+        check_trainer_keys(recipe.trainer)
+        self.checkpoint = on_main(lambda: open_folder(recipe.out, resume, overwrite=overwrite))
 
     def go(self) -> TrainResult:
-        from smolmoe.train.arguments import check_trainer_keys
         from smolmoe.train.distributed import build_once, in_turn, on_main
         from smolmoe.train.metrics import FILE, MetricsFile
         from smolmoe.train.models import build_model, find_tokenizer, model_folder, parent_provenance
 
         recipe = self.recipe
-        check_trainer_keys(recipe.trainer)
         self.source = in_turn(lambda: model_folder(recipe.model))
         self.provenance = parent_provenance(self.source)
         self.report("Reading the model", 0, 0)
@@ -135,65 +107,20 @@ class _Run:
         held_out = self._held_out(corpus)
         steps = self._steps(corpus)
         self.carried = self._carried()
-        on_main(lambda: self._begin(corpus))
+        on_main(
+            lambda: begin(
+                recipe,
+                self.tokenizer,
+                data=corpus.fingerprint,
+                blocks_a_step=self._blocks_a_step(),
+                resumed=self.checkpoint is not None,
+            )
+        )
         start = _step(self.checkpoint)
         metrics = MetricsFile(recipe.out / FILE, after=start, write=self.writes)
         trainer = self._trainer(corpus, held_out, steps, metrics)
         self._train(trainer)
         return self._finish(trainer, corpus, held_out, steps)
-
-    # -- the folder ----------------------------------------------------------------------------------------------
-
-    def _open_folder(self, resume: str | None, overwrite: bool) -> Path | None:
-        """Make sure that the run may write there; returns the checkpoint to resume from."""
-        from smolmoe.train.checkpoints import find_checkpoint, whole_checkpoints
-
-        out = self.recipe.out
-        if resume is not None:
-            return find_checkpoint(out, resume)
-        if out.exists() and (not out.is_dir() or any(out.iterdir())):
-            if not (out / RUN).is_file():
-                raise OutputError(
-                    f"there is something else than a run (no {RUN} in it).",
-                    field="out",
-                    value=str(out),
-                    fix="Name a new folder.",
-                )
-            if not overwrite and ((out / SUMMARY).is_file() or whole_checkpoints(out)):
-                state = "finished" if (out / SUMMARY).is_file() else "unfinished"
-                raise OutputError(
-                    f"the folder holds a run ({state}).",
-                    field="out",
-                    value=str(out),
-                    fix="Go on with --resume latest, start over with --overwrite, or name another folder with "
-                    "--set out=...",
-                )
-            shutil.rmtree(out)
-        return None
-
-    def _begin(self, corpus: TokenCorpus) -> None:
-        """Write down what is asked; of a resumed run, see that it is the same."""
-        import yaml
-
-        from smolmoe.train.arguments import DEFAULTS
-
-        out = self.recipe.out
-        asked = self.recipe.model_dump(mode="json")
-        asked["trainer"] = {**DEFAULTS, **asked["trainer"]}
-        record = {
-            "schema_version": SCHEMA_VERSION,
-            "recipe": asked,
-            "data": corpus.fingerprint,
-            "blocks_a_step": self._blocks_a_step(),
-        }
-        if self.checkpoint is not None and (out / RUN).is_file():
-            _check_same(json.loads((out / RUN).read_text(encoding="utf-8")), record, out)
-        out.mkdir(parents=True, exist_ok=True)
-        (out / SUMMARY).unlink(missing_ok=True)
-        self.tokenizer.save_pretrained(out / TOKENIZER)
-        write_json(out / RUN, record)
-        text = yaml.safe_dump(asked, sort_keys=False, allow_unicode=True)
-        (out / RECIPE).write_text(text, encoding="utf-8")
 
     # -- text ----------------------------------------------------------------------------------------------------
 
@@ -245,6 +172,8 @@ class _Run:
         )
 
     def _blocks_a_step(self) -> int:
+        from smolmoe.train.estimate import blocks_a_step
+
         return blocks_a_step(self.recipe)
 
     def _steps(self, corpus: TokenCorpus) -> int:
@@ -271,7 +200,7 @@ class _Run:
         from smolmoe.moe.control import load_state
         from smolmoe.train.arguments import training_arguments
         from smolmoe.train.checkpoints import TRAINING_STATE
-        from smolmoe.train.distributed import shard
+        from smolmoe.train.distributed import check_optimizer, shard
         from smolmoe.train.objective import Objective
         from smolmoe.train.trainer import MoeTrainer
 
@@ -286,6 +215,7 @@ class _Run:
         if self.checkpoint is not None and (self.checkpoint / TRAINING_STATE).is_file():
             load_state(self.model, load_file(self.checkpoint / TRAINING_STATE))
         if recipe.parallel == "fsdp" and arguments.world_size > 1:
+            check_optimizer(arguments.optim.value)
             shard(self.model, arguments.device.type, bf16=arguments.bf16)
         return MoeTrainer(
             recipe=recipe,
@@ -435,110 +365,21 @@ class _Run:
         from smolmoe.generation import generate
 
         samples = self.recipe.samples
+        positions = getattr(self.model.config.get_text_config(), "max_position_embeddings", None) or math.inf
         found = []
         for prompt in samples.prompts:
             self.report("Writing samples", 0, 0)
-            result = generate(self.recipe.out / MODEL, prompt, max_new_tokens=samples.new_tokens, temperature=0.0)
+            room = positions - len(self.tokenizer(prompt)["input_ids"])
+            if room < 1:
+                logger.warning("The prompt %r leaves no room in the model's %d positions.", prompt[:40], positions)
+                continue
+            new = int(min(samples.new_tokens, room))
+            result = generate(self.recipe.out / MODEL, prompt, max_new_tokens=new, temperature=0.0)
             found.append({"prompt": prompt, "text": result.texts[0]})
         return found
-
-
-def blocks_a_step(recipe: TrainRecipe) -> int:
-    """Sequences of one optimiser step, over all processes and accumulated batches."""
-    from smolmoe.train.arguments import DEFAULTS
-    from smolmoe.train.distributed import world_size
-
-    trainer = {**DEFAULTS, **recipe.trainer}
-    accumulated = int(trainer.get("gradient_accumulation_steps", 1))
-    return int(trainer["per_device_train_batch_size"]) * accumulated * world_size()
-
-
-def estimate(recipe: TrainRecipe) -> Estimate:
-    """What a run will cost, from configs and file headers: nothing is trained, no weight is read.
-
-    Raises:
-        SmolmoeError: as `train`, for what can be seen beforehand. The number of steps must be given.
-    """
-    from smolmoe.train import estimate as costs
-    from smolmoe.train.arguments import DEFAULTS, check_trainer_keys, pick_device, precision
-
-    check_trainer_keys(recipe.trainer)
-    trainer = {**DEFAULTS, **recipe.trainer}
-    device = pick_device(recipe.device)
-    return costs.estimate(
-        _skeleton(recipe),
-        steps=int(trainer.get("max_steps", 0)),
-        blocks_a_step=blocks_a_step(recipe),
-        micro_batch=int(trainer["per_device_train_batch_size"]),
-        length=recipe.data.length,
-        optimizer=str(trainer["optim"]),
-        device=device,
-        bf16=bool(trainer.get("bf16", precision(device)["bf16"])),
-    )
-
-
-def steps_for_flops(recipe: TrainRecipe, flops: float) -> int:
-    """How many steps of this run spend that many FLOPs."""
-    from smolmoe.train.estimate import size_of
-
-    length = recipe.data.length
-    return max(1, round(flops / (size_of(_skeleton(recipe)).flops_per_token(length) * blocks_a_step(recipe) * length)))
-
-
-def _skeleton(recipe: TrainRecipe) -> Any:
-    """The recipe's model without its weights."""
-    from accelerate import init_empty_weights
-
-    from smolmoe.moe.loading import Skeleton, causal_lm_class
-    from smolmoe.train.models import check_fit, find_tokenizer, model_folder, new_config
-
-    folder = model_folder(recipe.model)
-    if folder is not None:
-        return Skeleton(folder).model
-    tokenizer = range(recipe.tokenizer) if isinstance(recipe.tokenizer, int) else find_tokenizer(recipe, None)
-    config = new_config(recipe.model, tokenizer, recipe.data.length)
-    check_fit(config.get_text_config(), tokenizer, recipe.data.length)
-    with init_empty_weights(include_buffers=False):
-        return causal_lm_class(config)._from_config(config)
 
 
 def _step(checkpoint: Path | None) -> int:
     from smolmoe.train.checkpoints import step_of
 
     return 0 if checkpoint is None else step_of(checkpoint)
-
-
-def _check_same(found: dict[str, Any], asked: dict[str, Any], out: Path) -> None:
-    """Refuse to resume a run as another one."""
-    before, now = _flat(found["recipe"]), _flat(asked["recipe"])
-    now[BLOCKS] = asked["blocks_a_step"]
-    before[BLOCKS] = found.get("blocks_a_step", now[BLOCKS])
-    changed = [
-        key
-        for key in sorted({*before, *now})
-        if before.get(key) != now.get(key) and not key.startswith(_CHANGEABLE) and not key.endswith(_PLACES)
-    ]
-    if found["data"] != asked["data"] and not changed:
-        raise OutputError(
-            "the data is not what the run began with.",
-            field="data",
-            value=asked["data"],
-            fix="Restore it, or start a new run in another folder.",
-        )
-    if changed:
-        said = ", ".join(f"{key}: {before.get(key)} there, {now.get(key)} here" for key in changed)
-        raise OutputError(
-            f"the run there was begun with another recipe ({said}).",
-            field="out",
-            value=str(out),
-            fix="Resume with the same recipe, or name another folder.",
-        )
-
-
-def _flat(values: Any, prefix: str = "") -> dict[str, Any]:
-    if not isinstance(values, dict | list):
-        return {prefix: values}
-    flat: dict[str, Any] = {}
-    for key, value in values.items() if isinstance(values, dict) else enumerate(values):
-        flat |= _flat(value, f"{prefix}.{key}" if prefix else str(key))
-    return flat

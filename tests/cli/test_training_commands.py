@@ -133,7 +133,7 @@ def test_json_is_all_that_stdout_has(recipe: Path) -> None:
         (["train", "mine.yaml", "--resume", "latest"], ["no whole checkpoint", "without --resume"]),
         (["train", "embedded"], ["is a pipeline", "`smolmoe run embedded`"]),
         (["run", "mine.yaml"], ["is one training", "`smolmoe train mine.yaml`"]),
-        (["run", "embedded", "--set", "stages.moe.upcycle.expert_count=2"], ["stages.moe.expert_count", "'experts'"]),
+        (["run", "embedded", "--set", "stages.moe.upcycle.top=2"], ["stages.moe.upcycle.top =", "'top_k'"]),
         (["run", "embedded", "--set", "out=run", "--from", "nowhere"], ["error: from = nowhere", "Stages: dense, moe"]),
         (["recipes", "copy", "embeded"], ["Did you mean 'embedded'?"]),
     ],

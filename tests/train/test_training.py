@@ -15,7 +15,8 @@ from transformers import AutoModelForCausalLM
 
 from smolmoe.errors import DataError, RequestError, SourceError, TrainingError
 from smolmoe.recipe import TrainRecipe, parse
-from smolmoe.training import estimate, steps_for_flops, train
+from smolmoe.train.estimate import estimate, steps_for_flops
+from smolmoe.training import train
 
 SIZES = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4}
 
@@ -296,3 +297,33 @@ def test_any_logger_of_transformers_gets_the_metrics(tmp_path: Path, moe: Path) 
     names = set(events.Tags()["scalars"])
     assert {"train/ce", "train/balance", "train/tokens_per_second", "train/memory", "eval/loss"} <= names
     assert "train/router_gradient/load_balance" in names
+
+
+def test_held_out_losses_are_measured_in_the_type_of_the_weights(tmp_path: Path, dense: Path) -> None:
+    """Trained under bf16 autocast, measured without it: an exact conversion shows no jump of bf16's rounding."""
+    from smolmoe.upcycling import upcycle
+
+    upcycle(dense, tmp_path / "split", experts=6, top_k=3, granularity=3, verify=False)
+    first = []
+    for name in ("dense", "split"):
+        values = recipe(
+            tmp_path, tmp_path / name, trainer=trainer(bf16=True, max_steps=1), out=str(tmp_path / f"run-{name}")
+        )
+        first.append(rows(train(values).out, "held_out")[0]["loss"])
+    assert first[0] == pytest.approx(first[1], abs=2e-6)
+
+
+def test_samples_fit_into_the_positions(tmp_path: Path, dense: Path, caplog: Any) -> None:
+    values = recipe(tmp_path, dense, trainer=trainer(max_steps=1))
+    values["samples"] = {"prompts": ["the sum", "see " * 200], "new_tokens": 500}
+    samples = train(values).summary["samples"]
+    assert [sample["prompt"] for sample in samples] == ["the sum"]
+    assert "leaves no room" in caplog.text
+
+
+def test_a_wrong_recipe_costs_no_run(tmp_path: Path, dense: Path) -> None:
+    values = recipe(tmp_path, dense)
+    model = train(values).model
+    with pytest.raises(RequestError):
+        train({**values, "objective": {"z_loss": 0.1}}, overwrite=True)
+    assert (model / "model.safetensors").is_file()

@@ -33,7 +33,15 @@ def quiet_libraries() -> None:
     os.environ.setdefault("TQDM_DISABLE", "1")
     # libgomp's threads spin while they wait; beside other busy processes that stalls training steps for seconds.
     os.environ.setdefault("GOMP_SPINCOUNT", "1000")
-    logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stderr)
+    logging.basicConfig(level=logging.WARNING, format="%(message)s", handlers=[_ToStderr()])
+
+
+class _ToStderr(logging.StreamHandler[Any]):
+    """Writes to what stderr is at the time: a progress bar replaces it, to keep lines apart from the bar."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self.stream = sys.stderr
+        super().emit(record)
 
 
 def print_json(data: Any) -> None:

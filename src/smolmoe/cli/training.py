@@ -52,7 +52,7 @@ def train(
         values["device"] = device
     parsed = parse(TrainRecipe, values)
     if dry_run:
-        from smolmoe.training import estimate
+        from smolmoe.train.estimate import estimate
 
         costs = estimate(parsed)
         print_json(costs.to_json()) if as_json else _show_estimate(str(parsed.out), costs)
@@ -177,9 +177,9 @@ def _show_pipeline(result: PipelineResult) -> None:
             )
         )
     table(str(result.out), ("stage", "kind", "held-out loss", "time", ""), rows)
-    for record in result.stages.values():
+    for name, record in result.stages.items():
         if "text" in record["result"]:
-            print(record["result"]["text"])
+            print(f"\n{result.out / name / 'growth.png'}\n{record['result']['text']}")
 
 
 @recipes_app.callback(invoke_without_command=True)

@@ -32,8 +32,8 @@ class ReportRecipe(Recipe):
 class StageRecipe(Recipe):
     """One stage: exactly one of its kinds.
 
-    In any value, `{name}` is the model folder that stage `name` wrote. Of a training, `{name.run}` is the run folder, and
-    `{name.blocks}` the number of blocks that it had read or passed over when it ended.
+    In any value, `{name}` is the model folder that stage `name` wrote. Of a training, `{name.run}` is the run folder,
+    and `{name.blocks}` the number of blocks that it had read or passed over when it ended.
     """
 
     name: str = Field(pattern=r"^[a-z0-9][a-z0-9_-]*$", description="of the stage, and of its folder")

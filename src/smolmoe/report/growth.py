@@ -13,6 +13,7 @@ from smolmoe.files import write_json
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
 
 Compare = Callable[[Mapping[str, Any], Mapping[str, Any]], tuple[float, float, float]]
 STEPS = (0, 1, 10, 30, 100)  # after the boundary, shown in the table where they were measured
@@ -141,18 +142,20 @@ def _row(run: Run, before: Run | None, boundary: int) -> dict[str, Any]:
 
 def growth_text(report: Mapping[str, Any]) -> str:
     """The report as aligned tables, and a sentence for every comparison."""
-    before, boundary = report["before"], report["boundary"]
-    rows = report["after"]
-    shown = [boundary + step for step in STEPS]
-    shown = [step for step in shown if any(step in row["losses"] for row in rows.values())]
-    losses = [["held-out loss, nats a token", *(["before"] if before else []), *map(str, shown), "final"]]
+    rows, boundary = report["after"], report["boundary"]
+    before = report["before"] if boundary == 0 else None
+    shown = [
+        step for step in (boundary + more for more in STEPS) if any(step in row["losses"] for row in rows.values())
+    ]
+    losses = [["held-out loss, nats a token", "before", *(f"step {step}" for step in shown), "final"]]
     changes = [["changes", "jump", "spike", "drop", "total drop", "tokens", "FLOPs"]]
     for label, row in rows.items():
         cells = [f"{row['losses'][step]:.4f}" if step in row["losses"] else "" for step in shown]
-        losses.append([label, *([f"{before['loss']:.4f}"] if before else []), *cells, f"{row['final']:.4f}"])
-        found = ["" if row[key] is None else f"{row[key]:+.4f}" for key in changes[0][1:4]]
+        losses.append([label, f"{before['loss']:.4f}" if before else "", *cells, f"{row['final']:.4f}"])
+        jump = f"{row['jump']:+.1e}" if before else ""
         total = "" if row["total_drop"] is None else f"{row['total_drop']:+.4f}"
-        changes.append([label, *found, total, f"{row['tokens']:,}", f"{row['flops']:.2e}"])
+        found = (jump, f"{row['spike']:+.4f}", f"{row['drop']:+.4f}", total)
+        changes.append([label, *found, f"{row['tokens']:,}", f"{row['flops']:.2e}"])
     named = [f"{label}: {_verdict(row['difference'], report)}" for label, row in rows.items() if "difference" in row]
     return "\n".join([*_aligned(losses), "", *_aligned(changes), *(["", *named] if named else [])])
 
@@ -196,22 +199,35 @@ def plot_growth(path: Path, before: Run | None, after: Sequence[Run], held_out_t
     for index, run in enumerate(after):
         style = _STYLES[index % len(_STYLES)]
         tokens, losses = _by_tokens(run, start)
-        whole.plot(tokens, losses, label=run.label, **style)
+        whole.plot(tokens, losses, label=run.label, **{**style, "markersize": style["markersize"] / 2})
         steps = [step for step in sorted(run.losses) if step >= boundary]
-        near.plot([step - boundary for step in steps], [run.losses[step] for step in steps], **style)
+        near.plot([step - boundary for step in steps], [run.losses[step] for step in steps], label=run.label, **style)
     _label(whole, "The whole way", "training tokens (millions)")
     _label(near, f"From step {boundary} on" if boundary else "From the conversion on", "optimiser steps since then")
     _mark(whole, after[0], start, boundary, before)
     _near_axis(near)
-    figure.legend(*whole.get_legend_handles_labels(), loc="outside lower center", ncols=4, fontsize=9, frameon=False)
+    _legend(figure, near, whole)
     figure.suptitle(f"Held-out loss, {held_out_tokens:,} tokens", fontsize=11)
     figure.savefig(path, dpi=150)
+
+
+def _legend(figure: Figure, near: Axes, whole: Axes) -> None:
+    """Below both: the runs as they are drawn large, and what came before."""
+    shown = dict(zip(*reversed(whole.get_legend_handles_labels()), strict=True))
+    shown |= dict(zip(*reversed(near.get_legend_handles_labels()), strict=True))
+    columns = min(len(shown), 5)
+    figure.legend(
+        shown.values(), shown, loc="outside lower center", ncols=columns, fontsize=9, frameon=False, handlelength=3.5
+    )
 
 
 def _mark(axes: Axes, run: Run, start: int, boundary: int, before: Run | None) -> None:
     """A line where the boundary is."""
     if before is not None or boundary:
-        axes.axvline((start + boundary * run.tokens / run.steps) / 1e6, color="0.8", linewidth=1, zorder=0)
+        place = (start + boundary * run.tokens / run.steps) / 1e6
+        axes.axvline(place, color="0.6", linewidth=1, zorder=0)
+        name = f" step {boundary}" if boundary else " conversion"
+        axes.text(place, 0.98, name, transform=axes.get_xaxis_transform(), fontsize=8, va="top", color="0.35")
 
 
 def _near_axis(axes: Axes) -> None:

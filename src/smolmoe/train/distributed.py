@@ -10,7 +10,7 @@ from datetime import timedelta
 from functools import cache
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from smolmoe.errors import SmolmoeError, TrainingError
+from smolmoe.errors import RequestError, SmolmoeError, TrainingError
 
 if TYPE_CHECKING:
     from smolmoe.recipe import TrainRecipe
@@ -18,6 +18,8 @@ if TYPE_CHECKING:
 Result = TypeVar("Result")
 # How long processes wait for the one that tokenises or downloads; a hang in training is found much sooner.
 PATIENCE = timedelta(days=2)
+# Optimisers that treat every number by itself. Adafactor, say, mixes whole tensors with sharded ones and fails.
+SHARDABLE = ("adamw_torch", "adamw_torch_fused", "sgd")
 
 
 def world_size() -> int:
@@ -55,7 +57,7 @@ def on_main(work: Callable[[], Result]) -> Result:
     result, error = told[0]
     if error is not None:
         raise error
-    return result  # type: ignore[no-any-return]
+    return result
 
 
 def in_turn(work: Callable[[], Result]) -> Result:
@@ -78,7 +80,7 @@ def in_turn(work: Callable[[], Result]) -> Result:
         for found in errors:
             if found is not None:
                 raise found
-    return result  # type: ignore[no-any-return]
+    return result
 
 
 @contextmanager
@@ -134,6 +136,17 @@ def build_once(build: Callable[[], Any]) -> Any:
         model = causal_lm_class(found)._from_config(found, dtype=torch.float32)
     model.tie_weights()  # the context made tied parameters two
     return model
+
+
+def check_optimizer(name: str) -> None:
+    """Raises RequestError for an optimiser that is not known to work on sharded parameters."""
+    if name not in SHARDABLE:
+        raise RequestError(
+            "is not known to work on sharded parameters.",
+            field="trainer.optim",
+            value=name,
+            fix=f"Use {', '.join(SHARDABLE)}, or parallel: ddp.",
+        )
 
 
 def shard(model: Any, device: str, *, bf16: bool) -> None:
@@ -212,13 +225,6 @@ def _check_sharded(model: Any) -> None:
             )
 
 
-def whole(tensor: Any) -> Any:
-    """A tensor without its sharding: every rank must call it, and gets all of it."""
-    from torch.distributed.tensor import DTensor
-
-    return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
-
-
 def whole_state(state: Mapping[Any, Any]) -> dict[Any, Any]:
     """A state dict (of a model, or nested as an optimiser's) with whole tensors on the CPU, on rank 0; else empty ones.
 
@@ -235,7 +241,7 @@ def whole_state(state: Mapping[Any, Any]) -> dict[Any, Any]:
         if not isinstance(value, DTensor):
             return value
         if id(value) not in gathered:
-            full = value.detach().full_tensor()
+            full = DTensor.full_tensor(value.detach())  # type: ignore[arg-type]
             gathered[id(value)] = full.cpu() if rank() == 0 else full.new_empty(0)
         return gathered[id(value)]
 

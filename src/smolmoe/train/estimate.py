@@ -7,10 +7,16 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 import torch
+from accelerate import init_empty_weights
 
 from smolmoe.moe.gating import gate_spec
+from smolmoe.moe.loading import Skeleton, causal_lm_class
 from smolmoe.moe.routing import find_routers
 from smolmoe.moe.structure import expert_parameters, find_layers
+from smolmoe.recipe import TrainRecipe
+from smolmoe.train.arguments import DEFAULTS, check_trainer_keys, pick_device, precision
+from smolmoe.train.distributed import world_size
+from smolmoe.train.models import check_fit, find_tokenizer, model_folder, new_config
 
 # Shares of the speed of large matrix products that a training step of a small model reaches, seen on CPUs and GPUs.
 EFFICIENCY = 0.3
@@ -91,7 +97,7 @@ class Estimate:
         return asdict(self)
 
 
-def estimate(
+def cost_of(
     model: Any,
     *,
     steps: int,
@@ -135,3 +141,49 @@ def product_rate(device: str, bf16: bool, seconds: float = 0.2) -> float:
         (a @ b)[0, 0].item()
         done += 1
     return 2.0 * n**3 * done / spent
+
+
+def blocks_a_step(recipe: TrainRecipe) -> int:
+    """Sequences of one optimiser step, over all processes and accumulated batches."""
+    trainer = {**DEFAULTS, **recipe.trainer}
+    accumulated = int(trainer.get("gradient_accumulation_steps", 1))
+    return int(trainer["per_device_train_batch_size"]) * accumulated * world_size()
+
+
+def estimate(recipe: TrainRecipe) -> Estimate:
+    """What a run will cost, from configs and file headers: nothing is trained, no weight is read.
+
+    Raises:
+        SmolmoeError: as `train`, for what can be seen beforehand. The number of steps must be given.
+    """
+    check_trainer_keys(recipe.trainer)
+    trainer = {**DEFAULTS, **recipe.trainer}
+    device = pick_device(recipe.device)
+    return cost_of(
+        skeleton(recipe),
+        steps=int(trainer.get("max_steps", 0)),
+        blocks_a_step=blocks_a_step(recipe),
+        micro_batch=int(trainer["per_device_train_batch_size"]),
+        length=recipe.data.length,
+        optimizer=str(trainer["optim"]),
+        device=device,
+        bf16=bool(trainer.get("bf16", precision(device)["bf16"])),
+    )
+
+
+def steps_for_flops(recipe: TrainRecipe, flops: float) -> int:
+    """How many steps of this run spend that many FLOPs."""
+    length = recipe.data.length
+    return max(1, round(flops / (size_of(skeleton(recipe)).flops_per_token(length) * blocks_a_step(recipe) * length)))
+
+
+def skeleton(recipe: TrainRecipe) -> Any:
+    """The recipe's model without its weights."""
+    folder = model_folder(recipe.model)
+    if folder is not None:
+        return Skeleton(folder).model
+    tokenizer = range(recipe.tokenizer) if isinstance(recipe.tokenizer, int) else find_tokenizer(recipe, None)
+    config = new_config(recipe.model, tokenizer, recipe.data.length)
+    check_fit(config.get_text_config(), tokenizer, recipe.data.length)
+    with init_empty_weights(include_buffers=False):
+        return causal_lm_class(config)._from_config(config)

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Collection, Mapping
-from contextlib import nullcontext
+from collections.abc import Callable, Collection, Iterator, Mapping
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -265,12 +265,29 @@ class MoeTrainer(RoutedTraining, AtomicCheckpoints, Trainer):
             )
         self._collapsed = set(collapsed)
 
+    @contextmanager
+    def as_stored(self) -> Iterator[Any]:
+        """The model computing in the type that its weights have: accelerate's autocast is off within.
+
+        An exact conversion would otherwise show a jump of the size of bf16's rounding.
+        """
+        model = self.accelerator.unwrap_model(self.model)
+        wrapped, own = model.__dict__.get("forward"), model.__dict__.get("_original_forward")
+        if wrapped is None or own is None:
+            yield model
+            return
+        model.forward = own
+        try:
+            yield model
+        finally:
+            model.forward = wrapped
+
     def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
         """The held-out losses, by domain, and how even routing is on the same tokens."""
         with self.clock.paused():
             self.flush()
-            model = self.accelerator.unwrap_model(self.model)
-            found = self.measure(model, self.objective.capture)
+            with self.as_stored() as model:
+                found = self.measure(model, self.objective.capture)
             self.last_held_out = found
             row: dict[str, Any] = {"loss": found.loss, "perplexity": perplexity(found.loss)}
             row["by_domain"] = found.by_domain
