@@ -199,13 +199,13 @@ def ours(model: Any, data: list[Any], folder: str, steps: int, kind: str) -> tup
     trainer = MoeTrainer(
         recipe=recipe,
         objective=Objective(model, recipe.objective, recipe.routing),
-        metrics=MetricsFile(Path(folder) / "metrics.jsonl"),
         measure=lambda model, capture: None,
         measured_at=set(),
         model=model,
         args=TrainingArguments(**arguments_of(folder, steps), logging_nan_inf_filter=False),
         train_dataset=data,
     )
+    trainer.metrics = MetricsFile(Path(folder) / "metrics.jsonl")
     return trainer, Watch(trainer)
 
 

@@ -107,6 +107,8 @@ class _Run:
         held_out = self._held_out(corpus)
         steps = self._steps(corpus)
         self.carried = self._carried()
+        trainer = self._trainer(corpus, held_out, steps)
+        # All is checked: from here on the folder is this run's.
         on_main(
             lambda: begin(
                 recipe,
@@ -116,9 +118,7 @@ class _Run:
                 resumed=self.checkpoint is not None,
             )
         )
-        start = _step(self.checkpoint)
-        metrics = MetricsFile(recipe.out / FILE, after=start, write=self.writes)
-        trainer = self._trainer(corpus, held_out, steps, metrics)
+        trainer.metrics = MetricsFile(recipe.out / FILE, after=_step(self.checkpoint), write=self.writes)
         self._train(trainer)
         return self._finish(trainer, corpus, held_out, steps)
 
@@ -193,7 +193,7 @@ class _Run:
 
     # -- training ------------------------------------------------------------------------------------------------
 
-    def _trainer(self, corpus: TokenCorpus, held_out: HeldOut, steps: int, metrics: Any) -> MoeTrainer:
+    def _trainer(self, corpus: TokenCorpus, held_out: HeldOut, steps: int) -> MoeTrainer:
         from safetensors.torch import load_file
 
         from smolmoe.evaluate.held_out import document_losses
@@ -220,7 +220,6 @@ class _Run:
         return MoeTrainer(
             recipe=recipe,
             objective=objective,
-            metrics=metrics,
             measure=lambda model, capture: document_losses(model, held_out, capture=capture),
             measured_at={*recipe.evaluation.at, *range(every, steps, every), 0, steps},
             moments=moments if self.checkpoint is None else None,  # a checkpoint has the state itself

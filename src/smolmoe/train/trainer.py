@@ -41,12 +41,11 @@ Step = Callable[[int, int], None]  # step, of how many
 
 
 class MoeTrainer(RoutedTraining, AtomicCheckpoints, Trainer):
-    """One run: `train()`, with held-out measurements at the steps in `measured_at`.
+    """One run: `train()`, with held-out measurements at the steps in `measured_at`. Set `metrics` before.
 
     Args:
         recipe: of the run.
         objective: router terms.
-        metrics: where rows go.
         measure: gives the held-out losses of a model: `loss`, `by_domain`, and of an MoE whose routers the capture
             records also `counts` [L, E].
         measured_at: steps; 0 is before the first.
@@ -55,14 +54,18 @@ class MoeTrainer(RoutedTraining, AtomicCheckpoints, Trainer):
         scales: learning-rate factors of tensors that a conversion scaled.
         on_step: told of every step done.
         **trainer: what `transformers.Trainer` takes.
+
+    Attributes:
+        metrics: where rows go.
     """
+
+    metrics: MetricsFile
 
     def __init__(
         self,
         *,
         recipe: TrainRecipe,
         objective: Objective,
-        metrics: MetricsFile,
         measure: Callable[[Any, RoutingCapture | None], Any],
         measured_at: set[int],
         moments: Mapping[str, Any] | None = None,
@@ -80,7 +83,6 @@ class MoeTrainer(RoutedTraining, AtomicCheckpoints, Trainer):
         self.recipe = recipe
         self.run_folder = recipe.out
         self.objective = objective
-        self.metrics = metrics
         self.measure = measure
         self.measured_at = measured_at
         self.moments = moments or {}
