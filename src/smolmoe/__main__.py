@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 from smolmoe.cli import main
-from smolmoe.train.distributed import only_main_speaks
 
 if __name__ == "__main__":
-    with only_main_speaks():
-        main()
+    main()

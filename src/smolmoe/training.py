@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 import math
 import shutil
-import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import chain
@@ -207,8 +206,6 @@ class _Run:
         recipe = self.recipe
         every = recipe.evaluation.every or max(1, steps // MEASUREMENTS)
         arguments = training_arguments(recipe, recipe.out, steps=steps, every=every)
-        if arguments.ddp_find_unused_parameters is None:  # every parameter is used: stacked experts, idle ones too
-            arguments.ddp_find_unused_parameters = False
         granularity = int(self.provenance.get("layout", {}).get("granularity", 1))
         moments, scales = self.carried
         objective = Objective(self.model, recipe.objective, recipe.routing, granularity)
@@ -346,7 +343,7 @@ class _Run:
             partial.rename(self.recipe.out / MODEL)
 
     def _provenance(self) -> dict[str, Any]:
-        from smolmoe.surgery.convert import versions
+        from smolmoe.provenance import command, versions
         from smolmoe.train.models import source_of
 
         return {
@@ -357,7 +354,7 @@ class _Run:
             **{key: self.provenance[key] for key in ("target", "layout") if key in self.provenance},
             "seed": self.recipe.seed,
             "versions": versions(),
-            "command": " ".join(["smolmoe", *sys.argv[1:]]) if Path(sys.argv[0]).name.startswith("smolmoe") else None,
+            "command": command(),
         }
 
     def _samples(self) -> list[dict[str, str]]:

@@ -11,6 +11,7 @@ import typer
 from smolmoe.cli import convert, models, proofs, training
 from smolmoe.cli.output import print_error
 from smolmoe.errors import SmolmoeError, TrainingError, VerificationError
+from smolmoe.train.distributed import only_main_speaks
 
 FAILED = 1  # a check was made and failed, or training could not go on
 BAD_INPUT = 2  # the request, the source or the output is at fault
@@ -33,11 +34,12 @@ def main() -> None:
     """Entry point of the `smolmoe` command."""
     # A polite kill must clean up as Ctrl-C does: nothing half-written stays behind.
     signal.signal(signal.SIGTERM, _terminate)
-    try:
-        app()
-    except SmolmoeError as error:
-        print_error(error, as_json="--json" in sys.argv)
-        sys.exit(FAILED if isinstance(error, VerificationError | TrainingError) else BAD_INPUT)
+    with only_main_speaks():
+        try:
+            app()
+        except SmolmoeError as error:
+            print_error(error, as_json="--json" in sys.argv)
+            sys.exit(FAILED if isinstance(error, VerificationError | TrainingError) else BAD_INPUT)
 
 
 def _terminate(number: int, frame: FrameType | None) -> None:

@@ -359,8 +359,8 @@ class _Quickstart:
     def finish(self) -> QuickstartResult:
         """Put the stages' records together: `metrics.jsonl`, `boundary.png`, `report.json`."""
         from smolmoe.demo import summary
+        from smolmoe.provenance import versions
         from smolmoe.report.boundary import plot_boundary
-        from smolmoe.surgery.convert import versions
 
         self.report("Writing the report", 0, 0)
         records = self.records

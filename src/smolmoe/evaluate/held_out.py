@@ -130,7 +130,7 @@ def document_losses(
     was_training = model.training
     model.eval()
     order = sorted(range(len(held_out.windows)), key=lambda index: len(held_out.windows[index]))
-    with torch.inference_mode():
+    with torch.no_grad():
         for first in range(0, len(order), batch):
             chosen = order[first : first + batch]
             inputs, targets = _batch([held_out.windows[index] for index in chosen], model.device)

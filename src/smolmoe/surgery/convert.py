@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import json
 import shutil
-import sys
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,6 +13,7 @@ from smolmoe.checkpoint import fingerprint
 from smolmoe.claim import PROVENANCE_FILE
 from smolmoe.families.generic import CODE_FILE
 from smolmoe.files import write_json
+from smolmoe.provenance import command, versions
 from smolmoe.surgery.plan import Plan
 from smolmoe.surgery.sources import BASE
 from smolmoe.surgery.tokenizer import keep_tokenizer
@@ -136,19 +135,8 @@ def provenance(plan: Plan, router: dict[str, Any] | None) -> dict[str, Any]:
         "verification": None,
         "seed": plan.recipe.seed,
         "versions": versions(),
-        "command": " ".join(["smolmoe", *sys.argv[1:]]) if Path(sys.argv[0]).name.startswith("smolmoe") else None,
+        "command": command(),
     }
-
-
-def versions() -> dict[str, str]:
-    """Versions of what decides the result."""
-    found = {"python": sys.version.split()[0]}
-    for package in ("smolmoe", "torch", "transformers", "safetensors"):
-        try:
-            found[package] = version(package)
-        except PackageNotFoundError:
-            found[package] = "not installed"
-    return found
 
 
 def record_verification(folder: Path, verification: dict[str, Any]) -> None:

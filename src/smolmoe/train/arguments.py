@@ -27,6 +27,7 @@ DEFAULTS: dict[str, Any] = {
     "report_to": "tensorboard",
     "dataloader_pin_memory": False,
     "disable_tqdm": True,
+    "ddp_find_unused_parameters": False,  # every parameter is used: experts are stacked, idle ones among them
 }
 # What the engine decides: the field, and where the user says it instead.
 _OURS = {

@@ -18,6 +18,7 @@ logger = logging.getLogger(__name__)
 FOLDER = "checkpoints"
 PREFIX = "checkpoint-"
 MANIFEST = "manifest.json"  # size of every file: what a crash of the machine cut short shows here
+STATE = "trainer_state.json"  # of the Trainer: steps, the best of them, what was logged
 NAMES = "optimizer_names.json"  # parameter names in the order of the optimiser's state
 TRAINING_STATE = "routers.safetensors"  # what is trained and is no part of the model: learned noise
 
@@ -93,7 +94,7 @@ def find_checkpoint(run: Path, which: str) -> Path:
 
 def best_step(checkpoint: Path) -> int | None:
     """The step of the lowest held-out loss until then."""
-    state = json.loads((checkpoint / "trainer_state.json").read_text(encoding="utf-8"))
+    state = json.loads((checkpoint / STATE).read_text(encoding="utf-8"))
     step: int | None = state.get("best_global_step")
     return step
 
@@ -169,6 +170,9 @@ class AtomicCheckpoints:
 
     def _finish(self, written: Path, place: Path) -> None:
         (written / "training_args.bin").unlink(missing_ok=True)  # pickled code; the recipe says the same
+        state = json.loads((written / STATE).read_text(encoding="utf-8"))
+        if state["best_global_step"] == self.state.global_step:  # said to be where it was written
+            write_json(written / STATE, state | {"best_model_checkpoint": str(place)})
         write_json(written / NAMES, optimizer_names(self.model, self.optimizer))
         write_manifest(written)
         if place.exists():

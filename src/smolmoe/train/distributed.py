@@ -176,10 +176,6 @@ def shard(model: Any, device: str, *, bf16: bool) -> None:
         _receive(module, mesh.device_type)
         fully_shard(module, mesh=mesh, mp_policy=policy)
     _check_sharded(model)
-    # What FSDP2 gathers into is made in the first pass. Made in inference mode, as held-out losses are measured, it
-    # could not be trained with.
-    with torch.no_grad():
-        model(input_ids=torch.zeros(1, 1, dtype=torch.long, device=model.device), use_cache=False)
 
 
 def _receive(module: Any, device: str) -> None:
