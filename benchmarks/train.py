@@ -27,7 +27,7 @@ from machine import describe, record
 
 KINDS = ("plain", "plain + aux", "smolmoe", "smolmoe, bare")
 LENGTH, BATCH = 512, 2
-PARTS = ("forward", "backward", "optimiser", "rest")
+PARTS = ("forward", "of it routers", "backward", "optimiser", "rest")
 
 
 def main() -> None:
@@ -124,6 +124,9 @@ class Watch:
                 watch.steps.append(time.perf_counter() - watch.begun)
 
         trainer.add_callback(Callback())
+        if hasattr(trainer, "objective"):  # what ours adds, beside the hooks that record
+            trainer.objective.terms = self.timed(trainer.objective.terms, "of it routers")
+            trainer.flush = self.timed(trainer.flush, "of it routers")
         trainer.compute_loss = self.timed(trainer.compute_loss, "forward")
         trainer.accelerator.backward = self.timed(trainer.accelerator.backward, "backward")
         create = trainer.create_optimizer
@@ -139,7 +142,8 @@ class Watch:
         def run(*args: Any, **kwargs: Any) -> Any:
             start = time.perf_counter()
             result = call(*args, **kwargs)
-            self.spent[-1][part] += time.perf_counter() - start
+            if self.spent:
+                self.spent[-1][part] += time.perf_counter() - start
             return result
 
         run.__self__ = getattr(call, "__self__", None)  # type: ignore[attr-defined]  # schedulers look for it
@@ -148,7 +152,7 @@ class Watch:
 
     def parts(self) -> dict[str, list[float]]:
         for step, spent in zip(self.steps, self.spent, strict=True):
-            spent["rest"] = step - sum(spent.values())
+            spent["rest"] = step - spent["forward"] - spent["backward"] - spent["optimiser"]
         return {part: [spent[part] for spent in self.spent[1:]] for part in PARTS}
 
 
