@@ -70,6 +70,24 @@ def test_killed_at_any_moment_it_goes_on_to_the_last_digit(tmp_path: Path, moe: 
     assert rows(again.out, "held_out")[-1]["loss"] == rows(whole.out, "held_out")[-1]["loss"]
 
 
+def test_what_led_to_a_checkpoint_is_on_disk_before_it(tmp_path: Path, moe: Path, monkeypatch: Any) -> None:
+    """Killed right after a checkpoint, a run has lost no row of the steps before it."""
+    from smolmoe.train.checkpoints import AtomicCheckpoints
+
+    finish = AtomicCheckpoints._finish
+
+    def then_killed(self: Any, written: Path, place: Path) -> None:
+        finish(self, written, place)
+        raise SystemExit
+
+    monkeypatch.setattr(AtomicCheckpoints, "_finish", then_killed)
+    values = recipe(tmp_path, moe, trainer=trainer(save_steps=3, logging_steps=100))
+    values["evaluation"] = {"every": 6, "tokens": 200}
+    with pytest.raises(SystemExit):
+        train(values)
+    assert [row["step"] for row in steps(Path(values["out"]))] == [1, 2, 3]
+
+
 def test_more_steps_than_first_planned(tmp_path: Path, moe: Path) -> None:
     constant = {"lr_scheduler_type": "constant", "warmup_steps": 0}
     longer = recipe(tmp_path, moe, **RANDOM, trainer=trainer(max_steps=8, **constant))

@@ -103,6 +103,15 @@ def test_accumulated_batches_give_the_loss_of_one(tmp_path: Path, moe: Path) -> 
     assert len(rows(parts.out, "gradients")) == 1
 
 
+def test_without_accumulation_the_batch_is_the_micro_batch(tmp_path: Path, moe: Path) -> None:
+    """Loads are counted anew at every step."""
+    found = []
+    for scope in ("batch", "micro_batch"):
+        objective = {"load_balance": 0.01, "balance_scope": scope}
+        found.append(rows(train(recipe(tmp_path, moe, objective=objective, out=str(tmp_path / scope))).out, "step"))
+    assert found[0] == found[1]
+
+
 def test_a_frozen_router_with_a_balance_term_stops_at_once(tmp_path: Path, moe: Path, monkeypatch: Any) -> None:
     from smolmoe.train import models
 
