@@ -44,6 +44,7 @@ _OURS = {
     "use_cache": "nothing",
     "logging_nan_inf_filter": "nothing: a loss that is no number stops the run",
     "fsdp": "parallel: fsdp",
+    "fsdp_config": "parallel: fsdp",
     "auto_find_batch_size": "per_device_train_batch_size: another batch would change what is trained",
     "ignore_data_skip": "nothing: a resumed run goes on where it was",
     **dict.fromkeys(("do_train", "do_eval", "do_predict"), "nothing"),

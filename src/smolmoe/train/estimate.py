@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from dataclasses import asdict, dataclass
+from functools import cache
 from typing import Any
 
 import torch
@@ -130,6 +131,7 @@ def cost_of(
     return Estimate(size, steps, tokens, flops, int(memory), flops / (EFFICIENCY * product_rate(device, bf16)))
 
 
+@cache  # the stages of a pipeline are estimated with one figure
 def product_rate(device: str, bf16: bool, seconds: float = 0.2) -> float:
     """FLOP/s of large matrix products, measured in a fraction of a second."""
     n = 4096 if device == "cuda" else 1024
