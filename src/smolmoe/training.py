@@ -150,10 +150,11 @@ class _Run:
         return train_tokenizer(documents, vocabulary, report=lambda done, total: self.report(name, done, total))
 
     def _corpus(self) -> TokenCorpus:
+        from smolmoe.data.blocks import whole_windows
         from smolmoe.data.corpus import load_corpus
 
         steps = int(self.recipe.trainer.get("max_steps", -1))
-        blocks = self.recipe.data.skip + steps * self._blocks_a_step()
+        blocks = whole_windows(self.recipe.data.skip + steps * self._blocks_a_step())
         tokens = blocks * self.recipe.data.length if steps > 0 else None
         return load_corpus(self.recipe.data, self.tokenizer, tokens=tokens, report=self.report)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import time
 from itertools import pairwise
 
@@ -14,8 +15,8 @@ from hypothesis import strategies as st
 from tests.moe.dense import FAMILIES, build_dense, upcycle
 from torch.utils.data import DataLoader
 
-from smolmoe.data.blocks import IGNORED, Blocks
-from smolmoe.data.order import order_documents
+from smolmoe.data.blocks import IGNORED, WINDOW, Blocks
+from smolmoe.data.order import order_documents, shuffle_blocks
 from smolmoe.data.tokens import TokenStore
 from smolmoe.errors import DataError
 
@@ -53,15 +54,37 @@ def test_more_blocks_begin_with_the_same_ones(documents, seed, few, more, length
             assert torch.equal(values, long[index][name])
 
 
+@given(st.integers(1, 60), st.integers(1, 40), st.integers(0, 9))
+def test_blocks_are_shuffled_within_their_window(windows, window, seed):
+    places = shuffle_blocks(windows * window, window, seed)
+    for number in range(windows):
+        inside = places[number * window : (number + 1) * window]
+        assert sorted(inside) == list(range(number * window, (number + 1) * window))
+    fewer = shuffle_blocks(windows * window // 2 + 1, window, seed)
+    assert np.array_equal(fewer, places[: len(fewer)])
+
+
+def test_a_batch_is_of_many_documents():
+    """Two long documents: neighbouring blocks of the stream are of one, neighbouring blocks of the order of both."""
+    store = store_of([4096, 4096])
+    blocks = Blocks(store, count=128, length=64, seed=0)
+    first = [int(block["input_ids"][0] < 4096) for block in blocks]
+    changes = sum(a != b for a, b in itertools.pairwise(first))
+    assert changes > 40
+
+
 @settings(deadline=None, max_examples=50)
 @given(stores, st.integers(0, 9), st.integers(2, 50))
 def test_blocks_are_the_documents_in_their_order(documents, seed, length):
     store = store_of([n for n, _ in documents])
     if store.tokens < length:
         return
-    count = 3 * store.tokens // length + 1
+    window = min(WINDOW, store.tokens // length)
+    count = 3 * window
     blocks = Blocks(store, count=count, length=length, seed=seed, isolate=True)
-    joined = {name: torch.cat([block[name] for block in blocks]).tolist() for name in blocks[0]}
+    places = shuffle_blocks(count, window, seed)
+    in_order = [blocks[int(index)] for index in np.argsort(places)]
+    joined = {name: torch.cat([block[name] for block in in_order]).tolist() for name in blocks[0]}
     order = order_documents(store, count * length, seed=seed, weights=None).documents
     wanted = [(document, token) for document in order for token in store.document(document).tolist()]
     wanted = wanted[: count * length]

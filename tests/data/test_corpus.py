@@ -16,7 +16,7 @@ import pytest
 from helpers import tiny_tokenizer
 
 from smolmoe.data import corpus as corpus_module
-from smolmoe.data.blocks import Blocks
+from smolmoe.data.blocks import WINDOW, Blocks, whole_windows
 from smolmoe.data.corpus import load_corpus
 from smolmoe.data.embedded import is_held_out
 from smolmoe.data.presets import PRESETS, Preset, documents_of
@@ -243,15 +243,17 @@ def stream(tmp_path, monkeypatch):
 
 def test_a_stream_is_read_as_far_as_the_run_needs(stream, tokenizer):
     recipe = DataRecipe(sources=[stream], held_out=0.1)
-    short = load_corpus(recipe, tokenizer, tokens=20_000)
-    assert 20_000 <= short.train.tokens < 60_000
+    window = 16 * WINDOW
+    short = load_corpus(recipe, tokenizer, tokens=2 * window)
+    assert 2 * window <= short.train.tokens < 4 * window
     whole = load_corpus(recipe, tokenizer)
     assert len(whole.train) + len(whole.validation) == 6000
-    longer = load_corpus(recipe, tokenizer, tokens=80_000)
+    longer = load_corpus(recipe, tokenizer, tokens=5 * window)
     assert short.fingerprint == longer.fingerprint == whole.fingerprint
     assert short.train.tokens < longer.train.tokens < whole.train.tokens
-    for count, corpus in ((20_000 // 64, short), (80_000 // 64, longer)):
-        some, all_ = (Blocks(c.train, count=count, length=64, seed=1) for c in (corpus, whole))
+    for count, corpus in ((WINDOW + 5, short), (5 * WINDOW, longer)):
+        assert whole_windows(count) * 16 <= corpus.train.tokens
+        some, all_ = (Blocks(c.train, count=count, length=16, seed=1) for c in (corpus, whole))
         assert all(np.array_equal(a["input_ids"], b["input_ids"]) for a, b in zip(some, all_, strict=True))
     assert np.array_equal(short.train.ids, whole.train.ids[: short.train.tokens])  # in its own order
 
@@ -263,7 +265,7 @@ def test_weighted_streams_are_read_by_their_share(tmp_path, stream, tokenizer):
     corpus = load_corpus(recipe, tokenizer, tokens=tokens)
     read = [int(corpus.train.lengths[corpus.train.source_ids == source].sum()) for source in (0, 1)]
     assert 20_000 <= read[1] < 60_000
-    blocks = Blocks(corpus.train, count=tokens // 64, length=64, seed=0, weights=(3, 1))
+    blocks = Blocks(corpus.train, count=WINDOW, length=64, seed=0, weights=(3, 1))
     streamed = [n for n in blocks._order.documents if corpus.train.source_ids[n] == 1]
     assert streamed == sorted(set(streamed))  # never from its start again
     with pytest.raises(DataError, match=r"has no end.*`rows`"):

@@ -9,17 +9,23 @@ import torch
 from numpy.typing import NDArray
 from torch.utils.data import Dataset
 
-from smolmoe.data.order import order_documents
+from smolmoe.data.order import order_documents, shuffle_blocks
 from smolmoe.data.tokens import TokenStore
 from smolmoe.errors import DataError
 
 IGNORED = -100
+WINDOW = 1024  # blocks of the stream that are shuffled among each other
+
+
+def whole_windows(count: int) -> int:
+    """The blocks of the stream that the first `count` places are drawn from, where the stream is not an epoch's."""
+    return -(-count // WINDOW) * WINDOW
 
 
 class Blocks(Dataset[dict[str, torch.Tensor]]):
-    """The first `count` blocks of the endless stream of documents: block i holds its tokens [i * S, (i + 1) * S).
+    """The first `count` blocks of the endless stream of documents, shuffled within windows of an epoch or 1024 blocks.
 
-    The stream depends on the store, the seed and the weights alone: more blocks begin with the same ones. A block is
+    The order depends on the store, the seed and the weights alone: more blocks begin with the same ones. A block is
     `input_ids`, `labels` and each token's `domain_ids`, int64 [S]; labels are the inputs, as transformers shifts them.
 
     Args:
@@ -57,7 +63,11 @@ class Blocks(Dataset[dict[str, torch.Tensor]]):
         self.count = count
         self.length = length
         self.isolate = isolate
-        self._order = order_documents(store, count * length, seed=seed, weights=weights)
+        # Not by its epochs where a store holds as much of a stream as was needed: more of it must change nothing.
+        window = WINDOW if any(store.streamed) else min(WINDOW, store.tokens // length)
+        self._places = shuffle_blocks(count, window, seed)
+        tokens = (int(self._places.max(initial=0)) + 1) * length
+        self._order = order_documents(store, tokens, seed=seed, weights=weights)
 
     def __len__(self) -> int:
         return self.count
@@ -65,7 +75,8 @@ class Blocks(Dataset[dict[str, torch.Tensor]]):
     def __getitem__(self, index: int) -> dict[str, torch.Tensor]:
         if not 0 <= index < self.count:
             raise IndexError(f"block {index} of {self.count}")
-        begin, end = index * self.length, (index + 1) * self.length
+        begin = int(self._places[index]) * self.length
+        end = begin + self.length
         ends = self._order.ends
         first, last = np.searchsorted(ends, begin, side="right"), np.searchsorted(ends, end)
         documents = self._order.documents[first : last + 1]

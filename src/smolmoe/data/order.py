@@ -14,6 +14,7 @@ from smolmoe.errors import DataError
 
 # Permutations of a small corpus are drawn this many documents at a time.
 _DRAWN = 2**16
+_OF_BLOCKS = 2**32  # no source has this number
 
 
 @dataclass(frozen=True)
@@ -97,6 +98,16 @@ def _repeat(
     ]
     documents = np.concatenate(drawn)
     return documents[: int(np.searchsorted(np.cumsum(lengths[documents]), tokens)) + 1]
+
+
+def shuffle_blocks(count: int, window: int, seed: int) -> NDArray[np.int64]:
+    """Which block of the stream stands at each of the first `count` places: every `window` blocks are shuffled [count].
+
+    Neighbours in the stream are pieces of the same documents. In one batch they would be many samples of one text.
+    """
+    windows = -(-count // window)
+    drawn = [_permutations(window, 1, seed, _OF_BLOCKS, number) + number * window for number in range(windows)]
+    return np.concatenate(drawn)[:count]
 
 
 def _permutations(size: int, count: int, seed: int, source: int, number: int) -> NDArray[np.int64]:
