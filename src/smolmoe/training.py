@@ -294,7 +294,7 @@ class _Run:
         with room_for("the model", out):
             self._write_model(trainer)
         # A run that was killed between its last checkpoint and here has measured that step already.
-        last = trainer.last_held_out or trainer.measure(self.model, None)
+        last = trainer.last_held_out or trainer.measured(None)
         summary: dict[str, Any] = {
             "steps": steps,
             "tokens": steps * self._blocks_a_step() * self.recipe.data.length,

@@ -210,3 +210,11 @@ def test_a_manifest_names_what_is_missing(tmp_path: Path, moe: Path) -> None:
     assert problem_of(copied) is None
     (copied / "scheduler.pt").unlink()
     assert problem_of(copied) == "scheduler.pt is missing"
+
+
+def test_killed_before_the_summary_it_measures_what_it_measured(tmp_path: Path, moe: Path) -> None:
+    """From the last checkpoint there is no step left to measure at; the loss is the same, autocast or not."""
+    values = recipe(tmp_path, moe, trainer=trainer(bf16=True))
+    first = train(values).summary["held_out"]["loss"]
+    (tmp_path / "run" / "summary.json").unlink()
+    assert train(values, resume="latest").summary["held_out"]["loss"] == pytest.approx(first, abs=1e-7)

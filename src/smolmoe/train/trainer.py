@@ -284,13 +284,16 @@ class MoeTrainer(RoutedTraining, AtomicCheckpoints, Trainer):
         finally:
             model.forward = wrapped
 
+    def measured(self, capture: RoutingCapture | None) -> Any:
+        """What `measure` gives of the model now."""
+        with self.as_stored() as model:
+            return self.measure(model, capture)
+
     def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
         """The held-out losses, by domain, and how even routing is on the same tokens."""
         with self.clock.paused():
             self.flush()
-            with self.as_stored() as model:
-                found = self.measure(model, self.objective.capture)
-            self.last_held_out = found
+            found = self.last_held_out = self.measured(self.objective.capture)
             row: dict[str, Any] = {"loss": found.loss, "perplexity": perplexity(found.loss)}
             row["by_domain"] = found.by_domain
             if found.counts is not None:
