@@ -13,6 +13,7 @@ from torch import nn
 
 from smolmoe.errors import CheckpointError, RequestError, TargetError
 from smolmoe.moe.gating import GateSpec, Intervention, RouterOutput, gate_spec, route
+from smolmoe.moe.restrict import AVAILABLE
 from smolmoe.moe.routing import find_routers
 
 NOISE = "noise_weight"
@@ -205,6 +206,7 @@ def _controlled_forward(router: Any, hidden_states: torch.Tensor) -> RouterOutpu
         gating.intervention,
         training=router.training,
         noise_weight=getattr(router, NOISE, None),
+        available=getattr(router, AVAILABLE, None),
     )
 
 

@@ -22,6 +22,7 @@ from smolmoe.moe.generic import first_to_reach, within_capacity
 Scoring = Literal["softmax", "sigmoid"]
 RouterOutput = tuple[torch.Tensor, torch.Tensor, torch.Tensor]
 NOISE_FLOOR = 1e-2  # of learned noise (arXiv 1701.06538)
+_LAST = -1e4  # a rank below every score and logit
 
 
 @dataclass(frozen=True)
@@ -125,6 +126,7 @@ def route(
     *,
     training: bool = False,
     noise_weight: torch.Tensor | None = None,
+    available: torch.Tensor | None = None,
 ) -> RouterOutput:
     """Logits [T, E], gates [T, K] and chosen experts [T, K] of x [..., D]; without an intervention, the stock router's.
 
@@ -137,6 +139,8 @@ def route(
         bias: [E], added to scores for the choice only, or None.
         training: whether the interventions act that act in training only.
         noise_weight: [E, D], the W_noise of learned noise.
+        available: [E] bool, the experts that can be chosen at all. Where they are fewer than K, the rest of the K has
+            gate 0.
     """
     act = intervention or Intervention()
     x = x.reshape(-1, x.shape[-1])
@@ -144,10 +148,11 @@ def route(
     weight = weight if act.temperature == 1 else weight / act.temperature
     if not training:
         logits = _logits(x, weight, spec)
-        gates, chosen = _choose(logits, bias, spec)
+        gates, chosen = _choose(logits, bias, spec, available)
         return logits, _typed(gates, spec, logits.dtype, x.dtype), chosen
     logits = _fp32_logits(x, weight) if act.fp32 else _logits(x, weight, spec)
-    available = _available(spec, act, logits) if act.expert_dropout else None
+    if act.expert_dropout:
+        available = _both(_available(spec, act, logits), available)
     gates, chosen = _choose(_noisy(logits, x, act, noise_weight), bias, spec, available, act)
     return logits, _typed(gates, spec, _served_type(x, spec) if act.fp32 else logits.dtype, x.dtype), chosen
 
@@ -189,6 +194,9 @@ def _choose(
     if not spec.over_chosen:
         scores = logits.softmax(-1, dtype=torch.float32) if spec.scoring == "softmax" else logits.sigmoid()
     ranking = (scores if bias is None else scores + bias).detach()
+    if available is not None:
+        # Finite, so that a group with a single expert left ranks above one with none.
+        ranking = ranking.masked_fill(~available, _LAST)
     allowed = _in_top_groups(ranking, spec) if spec.top_groups < spec.groups else available
     if allowed is not None and available is not None:
         allowed = allowed & available
@@ -246,6 +254,14 @@ def _available(spec: GateSpec, act: Intervention, logits: torch.Tensor) -> torch
     floor = draws.topk(needed, dim=-1).values[:, -1:]
     stays = draws >= floor.clamp_max(act.expert_dropout)
     return stays.flatten().repeat_interleave(act.granularity)
+
+
+def _both(stays: torch.Tensor, available: torch.Tensor | None) -> torch.Tensor:
+    """[E] bool: what stays of the available experts; all of them where none would."""
+    if available is None:
+        return stays
+    left = stays & available
+    return left | (available & ~left.any())
 
 
 def _shared(draw: Callable[[torch.Tensor], torch.Tensor], like: torch.Tensor, granularity: int) -> torch.Tensor:

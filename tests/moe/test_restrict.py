@@ -1,0 +1,103 @@
+"""Forcing experts and knocking them out, in every class of router we know how to make."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from helpers import MOE_CONFIGS, random_moe
+
+from smolmoe.errors import RequestError
+from smolmoe.moe.control import control_routers
+from smolmoe.moe.gating import Intervention
+from smolmoe.moe.restrict import only_experts, without_experts
+from smolmoe.moe.routing import RoutingCapture, find_routers
+
+KINDS = sorted(MOE_CONFIGS)
+
+
+def ids() -> torch.Tensor:
+    return torch.randint(0, 300, (2, 12), generator=torch.Generator().manual_seed(0))
+
+
+def routings(model, layers_mask):
+    with torch.no_grad(), only_experts(model, layers_mask), RoutingCapture(model) as capture:
+        logits = model(ids()).logits
+    return logits, {layer: capture.routing(layer) for layer in capture.layers}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_forced_expert_gets_every_gate(kind):
+    model = random_moe(kind).eval()
+    layers = [layer for layer, _ in find_routers(model)]
+    _, found = routings(model, {layer: [2] for layer in layers})
+    for routing in found.values():
+        is_forced = routing.indices == 2
+        assert is_forced.any(1).all()
+        assert (routing.weights[~is_forced] == 0).all()
+        assert not routing.weights.isnan().any()
+        scale = getattr(find_routers(model)[0][1], "routed_scaling_factor", 1.0)
+        torch.testing.assert_close(
+            routing.weights.sum(1).float(), torch.full((len(routing.indices),), float(scale)), rtol=1e-3, atol=1e-3
+        )
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_knocked_out_expert_is_never_chosen_and_tokens_that_did_not_choose_it_keep_their_experts(kind):
+    model = random_moe(kind).eval()
+    first = find_routers(model)[0][0]  # its input is the same with and without
+    layers = [layer for layer, _ in find_routers(model)]
+    with torch.no_grad(), RoutingCapture(model) as capture:
+        logits = model(ids()).logits
+    plain = capture.routing(first)
+    with torch.no_grad(), without_experts(model, {layer: [1] for layer in layers}), RoutingCapture(model) as capture:
+        model(ids())
+    assert not any((capture.routing(layer).indices == 1).any() for layer in layers)
+    others = ~(plain.indices == 1).any(1)
+    assert others.any()
+    assert not others.all()
+    assert torch.equal(plain.chosen()[others], capture.routing(first).chosen()[others])
+    with torch.no_grad():
+        assert torch.equal(model(ids()).logits, logits)  # afterwards the routers are whole again
+
+
+def test_all_experts_available_changes_no_bit():
+    model = random_moe("mixtral").eval()
+    layers = [layer for layer, _ in find_routers(model)]
+    with torch.no_grad():
+        plain = model(ids()).logits
+    restricted, _ = routings(model, dict.fromkeys(layers, range(4)))
+    assert torch.equal(restricted, plain)
+
+
+def test_it_acts_on_controlled_routers_in_training_too():
+    model = random_moe("qwen3_moe").train()
+    control_routers(model, Intervention(noise=0.5, expert_dropout=0.5, sample=True))
+    layers = [layer for layer, _ in find_routers(model)]
+    for _ in range(5):
+        _, found = routings(model, {layer: [0, 3] for layer in layers})
+        for routing in found.values():
+            assert (routing.weights[(routing.indices == 1) | (routing.indices == 2)] == 0).all()
+    with RoutingCapture(model) as capture:
+        model(ids())
+    assert any((capture.routing(layer).indices == 1).any() for layer in layers)
+
+
+@pytest.mark.parametrize(
+    ("available", "field"), [({9: [0]}, "layer"), ({0: [4]}, "experts"), ({0: []}, "experts"), ({0: [-1]}, "experts")]
+)
+def test_what_is_not_there_is_refused(available, field):
+    model = random_moe("mixtral")
+    with pytest.raises(RequestError) as caught, only_experts(model, available):
+        pass
+    assert caught.value.field == field
+    assert not hasattr(find_routers(model)[0][1], "smolmoe_available")
+
+
+def test_restrictions_do_not_nest_and_a_refusal_leaves_the_first_in_place():
+    model = random_moe("mixtral").eval()
+    with only_experts(model, {0: [1]}):
+        with pytest.raises(RequestError), only_experts(model, {0: [2]}):
+            pass
+        with torch.no_grad(), RoutingCapture(model) as capture:
+            model(ids())
+        assert (capture.routing(0).indices == 1).any(1).all()
