@@ -7,7 +7,16 @@ import math
 import pytest
 import torch
 
-from smolmoe.losses import LoadCounter, balanced_perplexity, expert_probabilities, load_balance, z_loss
+from smolmoe.losses import (
+    LoadCounter,
+    balanced_perplexity,
+    domain_load_balance,
+    expert_probabilities,
+    guidance,
+    guidance_target,
+    load_balance,
+    z_loss,
+)
 
 E, K, D = 4, 2, 6
 
@@ -136,3 +145,53 @@ def test_the_counter_starts_anew_and_keeps_totals() -> None:
     assert counter.totals is None
     assert counter.add(torch.tensor([[0, 0], [1, 3]])).tolist() == [[0, 0], [0.25, 0.75]]
     assert counter.rank_share.item() == 1
+
+
+def test_a_guidance_target_gives_the_floor_to_others_and_nothing_to_free_experts() -> None:
+    members = torch.tensor([[True, True, False, False, False], [False, False, True, False, False]])
+    free = torch.tensor([False, False, False, False, True])
+    target = guidance_target(members, free, floor=0.1)
+    torch.testing.assert_close(target, torch.tensor([[0.4, 0.4, 0.1, 0.1, 0.0], [0.1, 0.1, 0.7, 0.1, 0.0]]))
+
+
+@pytest.mark.parametrize("scoring", ["softmax", "sigmoid"])
+def test_guidance_by_hand(scoring: str) -> None:
+    free = torch.tensor([False, False, False, True])
+    target = torch.tensor([[0.8, 0.1, 0.1, 0.0], [1.0, 0.0, 0.0, 0.0]])
+    said = torch.tensor([[0.5, 0.25, 0.25], [0.25, 0.5, 0.25]])
+    scale = said * 0.9  # any factor: sigmoid scores are taken over their sum, and free experts are left out
+    logits = torch.cat([scale.log() if scoring == "softmax" else torch.logit(scale), torch.tensor([[3.0], [-3.0]])], 1)
+    first = 0.8 * math.log(0.8 / 0.5) + 0.2 * math.log(0.1 / 0.25)
+    value = guidance(logits, target, free, scoring)
+    assert value.item() == pytest.approx((first + math.log(4)) / 2, rel=1e-5)
+    assert guidance(target.clamp_min(1e-12).log(), target, torch.zeros(4).bool()).item() == pytest.approx(0, abs=1e-5)
+    stacked = guidance(
+        torch.stack([logits, logits + 1]) if scoring == "softmax" else logits[None], target, free, scoring
+    )
+    torch.testing.assert_close(stacked, value.expand(len(stacked)))
+
+
+def test_guidance_pulls_the_probability_of_a_domains_expert_up_and_leaves_free_experts_alone() -> None:
+    logits = torch.zeros(1, 4, requires_grad=True)
+    guidance(logits, torch.tensor([[0.98, 0.01, 0.01, 0.0]]), torch.tensor([False, False, False, True])).backward()
+    assert logits.grad is not None
+    assert logits.grad[0, 0] < 0 < logits.grad[0, 1]
+    assert logits.grad[0, 3] == 0
+
+
+def test_domain_load_balance_is_one_for_lone_experts_and_sees_imbalance_among_several() -> None:
+    allowed = torch.tensor([[True, False, False], [False, True, True]])
+    domain_ids = torch.tensor([0, 0, 0, 1])  # uneven shares of the text
+    probabilities = torch.tensor([[0.2, 0.7, 0.1]] * 3 + [[0.0, 0.3, 0.1]], requires_grad=True)
+    load = torch.tensor([[3.0, 5.0, 1.0], [0.0, 3.0, 1.0]])  # counts; choices outside a domain do not matter to it
+    value = domain_load_balance(probabilities, load, allowed, domain_ids)
+    of_second = 2 * (0.75 * 0.75 + 0.25 * 0.25)
+    assert value.item() == pytest.approx((3 * 1 + of_second) / 4)
+    even = domain_load_balance(probabilities, torch.tensor([[1.0, 0, 0], [0, 1, 1]]), allowed, domain_ids)
+    assert even.item() == pytest.approx(1)
+    value.backward()
+    assert probabilities.grad is not None
+    assert probabilities.grad[:3].abs().max() < 1e-7
+    assert probabilities.grad[3, 1] > 0 > probabilities.grad[3, 2]
+    both = domain_load_balance(probabilities.expand(2, 4, 3), load.expand(2, 2, 3), allowed, domain_ids)
+    torch.testing.assert_close(both, value.detach().expand(2))

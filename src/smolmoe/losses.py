@@ -59,6 +59,60 @@ def z_loss(logits: torch.Tensor) -> torch.Tensor:
     return logits.float().logsumexp(-1).square().mean(-1)
 
 
+def guidance_target(members: torch.Tensor, free: torch.Tensor, floor: float) -> torch.Tensor:
+    """What the router is to say of a token of each domain: [Dm, E], rows summing to 1, 0 for free experts.
+
+    Experts of another domain, or of none, get `floor`; a domain's own share the rest alike.
+
+    Args:
+        members: [Dm, E] bool, the experts of each domain, one at least.
+        free: [E] bool, experts that guidance says nothing of.
+        floor: probability of each expert that is not the token's domain's.
+    """
+    off = ~members & ~free
+    own = (1 - floor * off.sum(-1, keepdim=True)) / members.sum(-1, keepdim=True)
+    return torch.where(members, own, torch.where(off, floor, 0.0)).float()
+
+
+def guidance(logits: torch.Tensor, target: torch.Tensor, free: torch.Tensor, scoring: str = "softmax") -> torch.Tensor:
+    """KL(target ‖ router) in nats, mean over the tokens of a layer: a scalar, or [L].
+
+    0 where the router gives its experts, free ones aside, the target's shares; with one expert a domain and a small
+    floor about ln E for a router that says nothing, and at most -ln of the router's least probability.
+
+    Args:
+        logits: [T, E] or [L, T, E].
+        target: [T, E], a row of `guidance_target` for each token.
+        free: [E] bool, experts whose probability is left out.
+    """
+    scores = logits.float() if scoring == "softmax" else torch.nn.functional.logsigmoid(logits.float())
+    said = scores.masked_fill(free, float("-inf")).log_softmax(-1).masked_fill(free, 0.0)
+    return (torch.special.xlogy(target, target) - target * said).sum(-1).mean(-1)
+
+
+def domain_load_balance(
+    probabilities: torch.Tensor, load: torch.Tensor, allowed: torch.Tensor, domain_ids: torch.Tensor
+) -> torch.Tensor:
+    """Load balance within each domain's experts, mean over tokens: a scalar, or [L].
+
+    For a domain of n experts it is n * sum_e load_e * mean_t P_te over its tokens, with load and probabilities taken
+    among those n: 1 at perfect balance, and 1 whatever the router does where a domain has one expert. So named experts
+    are not pushed to even loads over domains that have uneven shares of the text.
+
+    Args:
+        probabilities: [T, E] or [L, T, E], rows summing to 1.
+        load: [Dm, E] or [L, Dm, E], shares or counts of each domain's choices. No gradient flows into it.
+        allowed: [Dm, E] bool, the experts of each domain.
+        domain_ids: [T].
+    """
+    among = load.detach().to(probabilities) * allowed
+    among = among / among.sum(-1, keepdim=True).clamp_min(torch.finfo(among.dtype).tiny)
+    own = probabilities * allowed[domain_ids]
+    own = own / own.sum(-1, keepdim=True).clamp_min(torch.finfo(own.dtype).tiny)
+    weight = among.index_select(-2, domain_ids) * allowed.sum(-1)[domain_ids].unsqueeze(-1)
+    return (weight * own).sum(-1).mean(-1)
+
+
 def balanced_perplexity(cross_entropy: float, balance: float, beta: float = 1.0) -> float:
     """exp(CE) * exp(beta * (1 - B)), CE in nats a token and B the evenness in [0, 1], both of the same tokens.
 

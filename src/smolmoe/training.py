@@ -201,7 +201,9 @@ class _Run:
         from smolmoe.train.arguments import training_arguments
         from smolmoe.train.checkpoints import TRAINING_STATE
         from smolmoe.train.distributed import check_optimizer, shard
+        from smolmoe.train.guidance import resolve
         from smolmoe.train.objective import Objective
+        from smolmoe.train.optim import freeze
         from smolmoe.train.trainer import MoeTrainer
 
         recipe = self.recipe
@@ -209,7 +211,11 @@ class _Run:
         arguments = training_arguments(recipe, recipe.out, steps=steps, every=every)
         granularity = int(self.provenance.get("layout", {}).get("granularity", 1))
         moments, scales = self.carried
-        objective = Objective(self.model, recipe.objective, recipe.routing, granularity)
+        guidance = None
+        if recipe.guidance is not None:
+            guidance = resolve(recipe.guidance, self.model, corpus.domains, recipe.routing.reserved)
+        freeze(self.model, recipe.trainable)
+        objective = Objective(self.model, recipe.objective, recipe.routing, granularity, guidance)
         if self.checkpoint is not None and (self.checkpoint / TRAINING_STATE).is_file():
             load_state(self.model, load_file(self.checkpoint / TRAINING_STATE))
         if recipe.parallel == "fsdp" and arguments.world_size > 1:

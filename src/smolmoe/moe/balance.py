@@ -29,6 +29,14 @@ def choice_counts(routing: Routing) -> torch.Tensor:
     return count_choices(routing.indices, routing.weights, routing.experts)
 
 
+def domain_counts(routing: Routing, domain_ids: torch.Tensor, domains: int) -> torch.Tensor:
+    """[domains, E] int64: the choices of one layer's routing, by the domain of each token [T]."""
+    places = domain_ids[:, None] * routing.experts + routing.indices
+    counts = torch.zeros(domains * routing.experts, dtype=torch.int64, device=places.device)
+    counts.scatter_add_(0, places.flatten(), (routing.weights.detach() != 0).flatten().long())
+    return counts.view(domains, routing.experts)
+
+
 def load_entropy(counts: torch.Tensor) -> torch.Tensor:
     """B: mean over layers of H(load) / ln E, a scalar: 1 at perfect balance, 0 at collapse (ln K / ln E for K > 1)."""
     experts = counts.shape[-1]
@@ -75,7 +83,9 @@ def _load(counts: torch.Tensor) -> torch.Tensor:
 
 
 @torch.no_grad()
-def update_selection_bias(bias: torch.Tensor, load: torch.Tensor, rate: float) -> None:
+def update_selection_bias(
+    bias: torch.Tensor, load: torch.Tensor, rate: float, mean: torch.Tensor | None = None
+) -> None:
     """bias += rate * sign(mean(load) - load), in place: balancing without a loss (arXiv 2408.15664).
 
     The bias counts for the choice only, so no gradient is disturbed. Unchanged at perfect balance.
@@ -84,9 +94,10 @@ def update_selection_bias(bias: torch.Tensor, load: torch.Tensor, rate: float) -
         bias: [E], a router's `e_score_correction_bias`.
         load: [E], the load of the optimiser step, over all ranks.
         rate: the step, .001 in the paper, on scores in [0, 1].
+        mean: [E], what each load is held against where it is not the mean of all: of the experts of one name.
     """
     load = load.to(bias)
-    bias.add_(torch.sign(load.mean() - load), alpha=rate)
+    bias.add_(torch.sign((load.mean() if mean is None else mean.to(bias)) - load), alpha=rate)
 
 
 def has_selection_bias(model: nn.Module) -> bool:

@@ -48,6 +48,29 @@ class ObjectiveRecipe(Recipe):
     beta: float = Field(default=1.0, ge=0, description="of balanced perplexity, exp(CE) * exp(beta * (1 - balance))")
 
 
+class GuidanceRecipe(Recipe):
+    """Experts by name: the routers are shown which of them each domain's tokens go to."""
+
+    weight: float = Field(default=1.0, gt=0, description="of KL(target || router), the mean over guided layers")
+    experts: dict[str, tuple[int, ...]] | None = Field(
+        default=None, description="domain -> its experts (default: by the names in the model's config)"
+    )
+    free: tuple[int, ...] = Field(default=(), description="experts of no domain, for whatever token wants them")
+    floor: float = Field(default=0.001, ge=0, lt=1, description="probability of each expert that is not the domain's")
+    layers: tuple[int, ...] | None = Field(default=None, description="layers to guide (default: every MoE layer)")
+
+    @model_validator(mode="after")
+    def _experts_have_one_domain(self) -> Self:
+        given = [expert for experts in (self.experts or {}).values() for expert in experts] + list(self.free)
+        twice = next((expert for expert in given if given.count(expert) > 1), None)
+        if twice is not None:
+            raise ValueError(f"expert {twice} is given twice; each is one domain's, or free")
+        empty = next((name for name, experts in (self.experts or {}).items() if not experts), None)
+        if empty is not None:
+            raise ValueError(f"the domain {empty!r} has no expert")
+        return self
+
+
 class RoutingRecipe(Recipe):
     """What is done to routers in training only."""
 
@@ -111,7 +134,9 @@ class TrainRecipe(Recipe):
     objective: ObjectiveRecipe = Field(
         default_factory=ObjectiveRecipe, description="what is added to the cross-entropy"
     )
+    guidance: GuidanceRecipe | None = Field(default=None, description="experts by name")
     routing: RoutingRecipe = Field(default_factory=RoutingRecipe, description="what is done to routers in training")
+    trainable: Literal["all", "routers"] = Field(default="all", description="what learns; the rest stands still")
     evaluation: EvaluationRecipe = Field(default_factory=EvaluationRecipe, description="held-out measurements")
     samples: SamplesRecipe = Field(default_factory=SamplesRecipe, description="texts to continue")
     carry: CarryRecipe | None = Field(default=None, description="optimiser state of the dense model")

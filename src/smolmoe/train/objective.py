@@ -1,7 +1,8 @@
 """What is trained on beside the cross-entropy, and what is done to routers meanwhile: a mixin over any Trainer.
 
-The loss of a step is CE + w_b * mean over layers of load balance + w_z * mean over layers of z. Which load the balance
-term sees, and how it adds up over ranks and accumulated micro-batches, is in `smolmoe.losses`.
+The loss of a step is CE + w_b * mean over layers of load balance + w_z * mean over layers of z + w_g * mean over guided
+layers of KL(target || router). Which load the balance term sees, and how it adds up over ranks and accumulated
+micro-batches, is in `smolmoe.losses`. Under guidance the load is balanced within each domain's experts.
 """
 
 from __future__ import annotations
@@ -15,12 +16,13 @@ from transformers import TrainerCallback
 
 from smolmoe import losses
 from smolmoe.errors import RequestError, TrainingError
-from smolmoe.moe.balance import choice_counts, has_selection_bias, update_selection_bias
+from smolmoe.moe.balance import choice_counts, domain_counts, has_selection_bias, update_selection_bias
 from smolmoe.moe.control import control_routers
 from smolmoe.moe.gating import Intervention, gate_spec
-from smolmoe.moe.routing import RoutingCapture, find_routers
+from smolmoe.moe.routing import Routing, RoutingCapture, find_routers
 from smolmoe.moe.ties import GroupTies
 from smolmoe.recipe.train import ObjectiveRecipe, RoutingRecipe
+from smolmoe.train.guidance import Guidance
 
 
 class Objective:
@@ -29,21 +31,34 @@ class Objective:
     Args:
         model: the unwrapped model; a dense one has no terms.
         granularity: G of an upcycled model, for tying the rows of a group.
+        guidance: experts by name, for micro-batches whose tokens' domains are known.
 
     Attributes:
         counts: [L, E] choices since they were last taken by `take_counts`.
         load: [L, E] shares of the choices of the optimiser's step so far, on all ranks.
+        hits: [guided layers + 1] since last taken by `take_hits`: tokens that a layer's router gives to an expert of
+            their domain, and tokens.
 
     Raises:
         RequestError: something is asked that the model cannot do.
     """
 
-    def __init__(self, model: Any, objective: ObjectiveRecipe, routing: RoutingRecipe, granularity: int = 1):
+    def __init__(
+        self,
+        model: Any,
+        objective: ObjectiveRecipe,
+        routing: RoutingRecipe,
+        granularity: int = 1,
+        guidance: Guidance | None = None,
+    ):
         self.weights = {"load_balance": objective.load_balance, "z_loss": objective.z_loss}
         self.scope = objective.balance_scope
         self.bias_rate = objective.bias_rate
         self.routers: list[Any] = [router for _, router in find_routers(model)]
+        self.guidance = guidance
         _check(model, objective, routing, self.routers, granularity)
+        if guidance is not None:
+            _check_balance(objective, guidance)
         self.tied_steps = routing.tie_groups
         self.capture: RoutingCapture | None = None
         if not self.routers:
@@ -54,9 +69,11 @@ class Objective:
         self.experts = spec.experts
         self.control = control_routers(model, _intervention(routing, granularity))
         self.ties = GroupTies(model, granularity) if routing.tie_groups else None
-        self.counter = losses.LoadCounter(len(self.routers), self.experts)
+        self.domains = 1 if guidance is None else len(guidance.members)
+        self.counter = losses.LoadCounter(len(self.routers) * self.domains, self.experts)
         self.counts = torch.zeros(len(self.routers), self.experts, dtype=torch.int64)
         self.load = self.counts.float()
+        self.hits = torch.zeros(1 if guidance is None else len(guidance.layers) + 1, dtype=torch.int64)
 
     @contextmanager
     def recording(self) -> Iterator[None]:
@@ -68,27 +85,66 @@ class Objective:
         with self.capture:
             yield
 
-    def terms(self) -> dict[str, torch.Tensor]:
-        """The weighted terms of the micro-batch just recorded, each with its graph."""
+    def terms(self, domain_ids: torch.Tensor | None = None) -> dict[str, torch.Tensor]:
+        """The weighted terms of the micro-batch just recorded, each with its graph.
+
+        Args:
+            domain_ids: [B, S], each token's domain; guidance needs them.
+        """
         if self.capture is None:
             return {}
         routings = [self.capture.routing(layer) for layer in self.capture.layers]
         self.capture.clear()
-        counts = torch.stack([choice_counts(routing) for routing in routings])
+        domains = self._domains_of(domain_ids, routings[0].logits)
+        by_domain = self._count(routings, domains)
+        counts = by_domain.sum(1)
         self.counts = self.counts.to(counts.device) + counts
-        self.load = self.counter.add(counts)
-        load = self.load if self.scope == "batch" else counts / counts.sum(-1, keepdim=True)
+        load = self.counter.add(by_domain.flatten(0, 1)).view_as(by_domain)
+        self.load = self._step_load()
+        if self.scope != "batch":
+            load = by_domain / by_domain.sum(-1, keepdim=True).clamp_min(1)
         found: dict[str, torch.Tensor] = {}
+        logits = torch.stack([routing.logits for routing in routings])
         if self.weights["load_balance"]:
-            per_layer = [
-                losses.load_balance(losses.expert_probabilities(routing.logits, self.scoring), layer_load)
-                for routing, layer_load in zip(routings, load, strict=True)
-            ]
-            found["load_balance"] = self.weights["load_balance"] * torch.stack(per_layer).mean()
+            found["load_balance"] = self.weights["load_balance"] * self._balance(logits, load, domains).mean()
         if self.weights["z_loss"]:
-            per_layer = [losses.z_loss(routing.logits) for routing in routings]
-            found["z_loss"] = self.weights["z_loss"] * torch.stack(per_layer).mean()
+            found["z_loss"] = self.weights["z_loss"] * losses.z_loss(logits).mean()
+        if self.guidance is not None and domains is not None:
+            found["guidance"] = self.guidance.term(logits, domains, self.scoring)
+            hits = self.guidance.hits(logits, domains)
+            self.hits = self.hits.to(hits.device) + torch.cat([hits, hits.new_tensor([len(domains)])])
         return found
+
+    def _domains_of(self, domain_ids: torch.Tensor | None, logits: torch.Tensor) -> torch.Tensor | None:
+        """[T], where guidance asks for them."""
+        if self.guidance is None:
+            return None
+        if domain_ids is None:
+            raise RequestError(
+                "the batches do not say what domain their tokens are of.", field="guidance", value="domain_ids"
+            )
+        self.guidance = self.guidance.to(logits.device)
+        return domain_ids.flatten().to(logits.device)
+
+    def _count(self, routings: list[Routing], domains: torch.Tensor | None) -> torch.Tensor:
+        """[L, Dm, E] choices; all tokens are of one domain where domains do not matter."""
+        if domains is None:
+            return torch.stack([choice_counts(routing) for routing in routings])[:, None]
+        return torch.stack([domain_counts(routing, domains, self.domains) for routing in routings])
+
+    def _balance(self, logits: torch.Tensor, load: torch.Tensor, domains: torch.Tensor | None) -> torch.Tensor:
+        """[L], of logits [L, T, E] and loads [L, Dm, E]."""
+        probabilities = losses.expert_probabilities(logits, self.scoring)
+        if self.guidance is None or domains is None:
+            return losses.load_balance(probabilities, load[:, 0])
+        return losses.domain_load_balance(probabilities, load, self.guidance.allowed, domains)
+
+    def _step_load(self) -> torch.Tensor:
+        """[L, E]: each expert's share of the choices of the step so far."""
+        totals = self.counter.totals
+        assert totals is not None
+        counts = totals.view(-1, self.domains, self.experts).sum(1)
+        return (counts / counts.sum(-1, keepdim=True).clamp_min(1)).float()
 
     def before_step(self, step: int) -> None:
         """Between the backward pass and the optimiser's step number `step`, counted from 0."""
@@ -100,8 +156,9 @@ class Objective:
         if self.capture is None:
             return
         if self.bias_rate:
-            for router, load in zip(self.routers, self.load, strict=True):
-                update_selection_bias(router.e_score_correction_bias, load, self.bias_rate)
+            means = [None] * len(self.load) if self.guidance is None else self.guidance.mean_load(self.load)
+            for router, load, mean in zip(self.routers, self.load, means, strict=True):
+                update_selection_bias(router.e_score_correction_bias, load, self.bias_rate, mean)
         self.counter.reset()
 
     @contextmanager
@@ -122,6 +179,13 @@ class Objective:
             return None
         counts, self.counts = self.counts, torch.zeros_like(self.counts)
         return counts
+
+    def take_hits(self) -> torch.Tensor | None:
+        """`hits` of this process since the last call; None without guidance."""
+        if self.guidance is None:
+            return None
+        hits, self.hits = self.hits, torch.zeros_like(self.hits)
+        return hits
 
     def gradient_norms(self, terms: Mapping[str, torch.Tensor]) -> dict[str, float]:
         """The norm of each term's gradient on all router weights together; 0 where there is no path to them."""
@@ -204,6 +268,18 @@ def _check(
         )
 
 
+def _check_balance(objective: ObjectiveRecipe, guidance: Guidance) -> None:
+    alone = bool((guidance.allowed.sum(-1) == 1).all())
+    for name in ("load_balance", "bias_rate"):
+        if alone and getattr(objective, name):
+            raise RequestError(
+                "every domain has one expert: there is nothing to balance.",
+                field=f"objective.{name}",
+                value=getattr(objective, name),
+                fix="Leave it out, or give a domain several experts.",
+            )
+
+
 class RoutedTraining:
     """For a Trainer: adds an `Objective` to its loss. Set `objective` before training.
 
@@ -230,12 +306,13 @@ class RoutedTraining:
     def compute_loss(
         self, model: Any, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None
     ) -> Any:
+        domain_ids = inputs.get("domain_ids")
         inputs = {name: value for name, value in inputs.items() if name != "domain_ids"}
         with self.objective.recording():
             ce, outputs = super().compute_loss(  # type: ignore[misc]
                 model, inputs, return_outputs=True, num_items_in_batch=num_items_in_batch
             )
-        terms = self.objective.terms()
+        terms = self.objective.terms(domain_ids)
         # A loss that is summed over the step's items is divided by nothing later on; else by the accumulated batches.
         summed = self.model_accepts_loss_kwargs and num_items_in_batch is not None
         batches = self.current_gradient_accumulation_steps

@@ -237,6 +237,12 @@ class MoeTrainer(RoutedTraining, AtomicCheckpoints, Trainer):
             torch.distributed.all_reduce(counts)
         found = self._routing(counts)
         found["balanced_perplexity"] = losses.balanced_perplexity(ce, found["balance"], self.recipe.objective.beta)
+        hits = self.objective.take_hits()
+        if hits is not None:
+            if self.args.world_size > 1:
+                torch.distributed.all_reduce(hits)
+            *by_layer, tokens = hits.tolist()
+            found["routing_accuracy"] = [round(hit / max(1, tokens), 4) for hit in by_layer]
         return found
 
     def _routing(self, counts: torch.Tensor) -> dict[str, Any]:
