@@ -14,13 +14,13 @@ from typing import Any
 
 from smolmoe.errors import OutputError, RequestError
 from smolmoe.files import write_json
-from smolmoe.recipe import PipelineRecipe, StageRecipe, TrainRecipe, UpcycleRecipe, parse
+from smolmoe.recipe import PipelineRecipe, ProbeRecipe, StageRecipe, TrainRecipe, UpcycleRecipe, parse
 from smolmoe.recipe.files import merge
 
 logger = logging.getLogger(__name__)
 
 RECORDS = "stages"
-_REFERENCE = re.compile(r"\{([a-z0-9][a-z0-9_-]*)(?:\.(run|blocks))?\}")
+_REFERENCE = re.compile(r"\{([a-z0-9][a-z0-9_-]*)(?:\.(run|blocks|probe))?\}")
 _WRITERS = ("train", "upcycle")  # kinds of stages that write a model
 Report = Callable[[str, int, int], None]
 
@@ -95,11 +95,14 @@ def _values(stage: StageRecipe, recipe: PipelineRecipe, before: Mapping[str, _Kn
         return stage.report.model_dump()
     if stage.match_flops is not None:
         _require(stage.match_flops, before, ("train",))
-    own = stage.train if stage.train is not None else stage.upcycle
-    values = merge(recipe.defaults, own or {}) if stage.kind == "train" else dict(own or {})
+    own: dict[str, Any] = getattr(stage, stage.kind)
+    shared = recipe.defaults if stage.kind == "train" else {}
+    if stage.kind == "probe":  # judged on what the trainings hold out
+        shared = {key: value for key, value in recipe.defaults.items() if key == "data"}
+    values = merge(shared, own)
     values = _fill(values, recipe.out, before) | {"out": str(recipe.out / stage.name)}
-    if stage.kind == "upcycle":
-        parse(UpcycleRecipe, values)
+    if stage.kind != "train":
+        parse(UpcycleRecipe if stage.kind == "upcycle" else ProbeRecipe, values)
         return values
     parsed = parse(TrainRecipe, values)
     # What the stage passes over is a number once it has been checked.
@@ -129,7 +132,7 @@ def _fill(value: Any, out: Path, before: Mapping[str, _Known]) -> Any:
 
     def found(match: re.Match[str]) -> str:
         name, what = match.groups()
-        stage = _require(name, before, _WRITERS if what is None else ("train",))
+        stage = _require(name, before, {None: _WRITERS, "probe": ("probe",)}.get(what, ("train",)))
         if what == "blocks":
             return str(_blocks(name, stage))
         return str(out / name / "model" if stage.kind == "train" and what is None else out / name)
@@ -244,7 +247,8 @@ class _Pipeline:
         if stage.kind == "train":
             result = self._train(stage, under)
         else:
-            result = on_main(lambda: self._upcycle(stage, under) if stage.upcycle else self._report(stage, under))
+            do = {"upcycle": self._upcycle, "probe": self._probe, "report": self._report}[stage.kind]
+            result = on_main(lambda: do(stage, under))
         seconds = round(time.perf_counter() - begun, 2)
         record = {"asked": self._asked(stage), "result": result, "wall_seconds": seconds}
         on_main(lambda: write_json(self._record(stage.name), record))
@@ -269,6 +273,11 @@ class _Pipeline:
         # What an interrupted run left is replaced; a finished stage does not come here again.
         recipe = parse(UpcycleRecipe, self.values[stage.name] | {"overwrite": True})
         return run_upcycle(recipe, report=report).to_json()
+
+    def _probe(self, stage: StageRecipe, report: Report) -> dict[str, Any]:
+        from smolmoe.probing import run_probe
+
+        return run_probe(parse(ProbeRecipe, self.values[stage.name]), report=report)
 
     def _report(self, stage: StageRecipe, report: Report) -> dict[str, Any]:
         from smolmoe.evaluate.held_out import DocumentLosses, paired_difference

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -158,7 +158,10 @@ def _model_of(stage: StageForecast, out: str) -> str:
     values = stage.values
     if stage.kind == "report":
         return ", ".join(values["after"].values())
-    path = values["source"] if stage.kind == "upcycle" else values["model"].get("path")
+    if stage.kind == "probe":
+        path = values["model"]
+    else:
+        path = values["source"] if stage.kind == "upcycle" else values["model"].get("path")
     return "new" if path is None else str(path).removeprefix(f"{out}/").removesuffix("/model")
 
 
@@ -180,6 +183,22 @@ def _show_pipeline(result: PipelineResult) -> None:
     for name, record in result.stages.items():
         if "text" in record["result"]:
             print(f"\n{result.out / name / 'growth.png'}\n{record['result']['text']}")
+        if "page" in record["result"]:
+            _show_headline(record["result"])
+
+
+def _show_headline(found: dict[str, Any]) -> None:
+    """What a probe found, and where its page is."""
+    peak, accuracy, ceiling = found["separation"], found["accuracy"], found["ceiling"]
+    print(f"\n{found['page']}")
+    print_rows(
+        [
+            ("separation", f"{peak['peak']:.3f} bits at layer {peak['layer']}, {peak['by_chance']:.3f} by chance"),
+            ("accuracy", f"{accuracy:.1%} of tokens, last third of the layers (a linear probe: {ceiling:.1%})"),
+        ]
+    )
+    for flag in found["flags"]:
+        print(f"  {flag}")
 
 
 @recipes_app.callback(invoke_without_command=True)

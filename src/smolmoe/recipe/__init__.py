@@ -3,12 +3,14 @@
 from smolmoe.recipe.base import Recipe, parse
 from smolmoe.recipe.data import DataRecipe, SourceRecipe
 from smolmoe.recipe.pipeline import PipelineRecipe, StageRecipe
+from smolmoe.recipe.probe import ProbeRecipe
 from smolmoe.recipe.train import TrainRecipe
 from smolmoe.recipe.upcycle import UpcycleRecipe
 
 __all__ = [
     "DataRecipe",
     "PipelineRecipe",
+    "ProbeRecipe",
     "Recipe",
     "SourceRecipe",
     "StageRecipe",

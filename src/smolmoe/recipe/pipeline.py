@@ -9,7 +9,7 @@ from pydantic import Field, model_validator
 
 from smolmoe.recipe.base import Recipe
 
-KINDS = ("train", "upcycle", "report")
+KINDS = ("train", "upcycle", "probe", "report")
 
 
 class ReportRecipe(Recipe):
@@ -33,12 +33,16 @@ class StageRecipe(Recipe):
     """One stage: exactly one of its kinds.
 
     In any value, `{name}` is the model folder that stage `name` wrote. Of a training, `{name.run}` is the run folder,
-    and `{name.blocks}` the number of blocks that it had read or passed over when it ended.
+    and `{name.blocks}` the number of blocks that it had read or passed over when it ended. `{name.probe}` is the folder
+    of a probe.
     """
 
     name: str = Field(pattern=r"^[a-z0-9][a-z0-9_-]*$", description="of the stage, and of its folder")
     train: dict[str, Any] | None = Field(None, description="a training recipe, without `out`")
     upcycle: dict[str, Any] | None = Field(None, description="options of `smolmoe upcycle`, without OUT")
+    probe: dict[str, Any] | None = Field(
+        None, description="what the experts of a model do on the held-out text, with a page"
+    )
     report: ReportRecipe | None = Field(None, description="held-out losses across the conversion, drawn and compared")
     match_flops: str | None = Field(
         None, description="training stage whose FLOPs this one is to spend: sets trainer.max_steps"

@@ -58,6 +58,9 @@ class GuidanceRecipe(Recipe):
     free: tuple[int, ...] = Field(default=(), description="experts of no domain, for whatever token wants them")
     floor: float = Field(default=0.001, ge=0, lt=1, description="probability of each expert that is not the domain's")
     layers: tuple[int, ...] | None = Field(default=None, description="layers to guide (default: every MoE layer)")
+    weigh: Literal["domains", "tokens"] = Field(
+        default="domains", description="what counts alike: domains, however little text they have, or tokens"
+    )
 
     @model_validator(mode="after")
     def _experts_have_one_domain(self) -> Self:

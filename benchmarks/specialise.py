@@ -1,0 +1,169 @@
+"""Do experts come to differ, by name and by themselves, and does it pay? Two ways, several seeds, on held-out text.
+
+    python benchmarks/specialise.py run --model DIR --data TRAIN.jsonl --validation VALIDATION.jsonl
+    python benchmarks/specialise.py table
+
+Arms: `named` (an expert for each domain, one expert a token; first the routers learn, then everything), `emergent`
+(8 experts, two a token, routers from clusters of the text without its tags, balanced over the whole step) and `dense`
+(the same text as `named`, in the same order). Runs go to runs/specialise/ARM/seed-N; finished ones are skipped.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+ROOT = Path("runs/specialise")
+ARMS = ("named", "emergent", "dense")
+LENGTH = 256
+ROUTER_STEPS, ROUTER_BATCH = 60, 8
+JOINT_STEPS, JOINT_BATCH = 122, 16
+DATA = ("model", "data", "validation")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("what", choices=("run", "one", "table"))
+    for name in DATA:
+        parser.add_argument(f"--{name}", type=Path)
+    parser.add_argument("--arms", nargs="+", default=list(ARMS), choices=ARMS)
+    parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
+    parser.add_argument("--workers", type=int, default=2)
+    arguments = parser.parse_args()
+    if arguments.what == "table":
+        from specialise_table import write_results
+
+        write_results(ROOT)
+    elif arguments.what == "one":
+        run_one(arguments, arguments.arms[0], arguments.seeds[0])
+    else:
+        run_all(arguments)
+
+
+def run_all(arguments: argparse.Namespace) -> None:
+    """Every arm and seed in a process of its own, so many at once as there are workers."""
+
+    def start(job: tuple[str, int]) -> None:
+        arm, seed = job
+        files = [f"--{name}={getattr(arguments, name)}" for name in DATA]
+        command = [sys.executable, __file__, "one", *files, "--arms", arm, "--seeds", str(seed)]
+        done = subprocess.run(command, env={**os.environ, "OMP_NUM_THREADS": "1"}, capture_output=True, text=True)
+        said = done.stdout.strip() or done.stderr.strip().splitlines()[-1]
+        print(f"{arm} seed {seed}: {said}", flush=True)
+
+    with ThreadPoolExecutor(arguments.workers) as pool:
+        list(pool.map(start, [(arm, seed) for seed in arguments.seeds for arm in arguments.arms]))
+
+
+def run_one(arguments: argparse.Namespace, arm: str, seed: int) -> None:
+    import torch
+
+    torch.set_num_threads(1)
+    folder = ROOT / arm / f"seed-{seed}"
+    joint = {"trainer": joint_trainer(), "data": {"skip": ROUTER_STEPS * ROUTER_BATCH}}
+    if arm == "dense":
+        last = trained(arguments, seed, folder / "joint", arguments.model, joint)
+    elif arm == "named":
+        moe = converted(arguments, seed, folder / "moe", experts=len(domains(arguments)), top_k=1)
+        names = {domain: [index] for index, domain in enumerate(domains(arguments))}
+        router = {
+            "trainable": "routers",
+            "guidance": {"weight": 1.0, "experts": names},
+            "trainer": {"max_steps": ROUTER_STEPS, "learning_rate": 1e-2, "warmup_steps": 5},
+        }
+        trained(arguments, seed, folder / "routers", moe, router)
+        last = trained(
+            arguments, seed, folder / "joint", folder / "routers" / "model", joint | {"guidance": {"weight": 0.2}}
+        )
+        look(arguments, seed, folder, moe, routers=folder / "routers", joint=last)
+    else:
+        moe = converted(arguments, seed, folder / "moe", experts=8, top_k=2, router_centroids="kmeans")
+        balance = {"objective": {"load_balance": 0.01, "z_loss": 0.001}}
+        last = trained(arguments, seed, folder / "joint", moe, joint | balance)
+        look(arguments, seed, folder, moe, joint=last)
+    print(f"{json.loads((last / 'summary.json').read_text(encoding='utf-8'))['held_out']['loss']:.4f}")
+
+
+def domains(arguments: argparse.Namespace) -> list[str]:
+    """The domains of the text, in alphabetical order."""
+    lines = arguments.data.read_text(encoding="utf-8").splitlines()
+    return sorted({json.loads(line)["domain"] for line in lines})
+
+
+def converted(arguments: argparse.Namespace, seed: int, out: Path, **options: Any) -> Path:
+    from smolmoe import upcycle
+
+    if not (out / "smolmoe.json").is_file():
+        options |= {"router": "domains", "router_data": arguments.data, "seed": seed, "overwrite": True}
+        upcycle(arguments.model, out, **options)
+    return out
+
+
+def joint_trainer() -> dict[str, Any]:
+    return {
+        "max_steps": JOINT_STEPS,
+        "per_device_train_batch_size": JOINT_BATCH,
+        "learning_rate": 1e-4,
+        "warmup_steps": 20,
+        "lr_scheduler_kwargs": {"min_lr_rate": 0.0},
+    }
+
+
+def trained(arguments: argparse.Namespace, seed: int, out: Path, model: Path, changes: dict[str, Any]) -> Path:
+    """One training; a finished one is left, an interrupted one goes on."""
+    from smolmoe.recipe.files import merge
+    from smolmoe.train.checkpoints import whole_checkpoints
+    from smolmoe.training import train
+
+    recipe = {
+        "model": {"path": str(model), "attention": "eager"},
+        "data": {
+            "sources": [{"path": str(arguments.data)}],
+            "validation": [{"path": str(arguments.validation)}],
+            "length": LENGTH,
+            "seed": seed,
+        },
+        "evaluation": {"every": 1000, "at": [10, 30, 60, 90], "tokens": 8000},
+        "trainer": {
+            "per_device_train_batch_size": ROUTER_BATCH,
+            "lr_scheduler_type": "cosine_with_min_lr",
+            "lr_scheduler_kwargs": {"min_lr_rate": 0.1},
+            "adam_beta2": 0.99,
+            "save_steps": 61,
+            "save_total_limit": 1,
+            "report_to": "none",
+        },
+        "seed": seed,
+        "device": "cpu",
+        "out": str(out),
+    }
+    if not (out / "summary.json").is_file():
+        resume = "latest" if whole_checkpoints(out) else None
+        train(merge(recipe, changes), resume=resume, overwrite=True)
+    return out
+
+
+def look(arguments: argparse.Namespace, seed: int, folder: Path, moe: Path, **runs: Path) -> None:
+    """Probes of the MoE before and after, on all of the held-out text, with the page."""
+    from smolmoe.probe.subject import ProbeOptions
+    from smolmoe.probing import probe
+
+    files = {"fit_data": arguments.data, "dense": arguments.model}
+    before, after = folder / "before", folder / "after"
+    if not (before / "probe.json").is_file():
+        options = ProbeOptions(losses=False, length=LENGTH, tokens=20_000, seed=seed)
+        probe(moe, arguments.validation, out=before, options=options, **files)
+    if not (after / "probe.json").is_file():
+        options = ProbeOptions(length=LENGTH, tokens=20_000, loss_tokens=8000, seed=seed)
+        model = runs["joint"] / "model"
+        probe(model, arguments.validation, out=after, before=before, runs=runs, against=moe, options=options, **files)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,87 @@
+"""A probe and its page, in one folder."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from smolmoe.recipe.probe import ProbeRecipe
+
+if TYPE_CHECKING:
+    from smolmoe.probe.results import ProbeResult
+
+CHARACTERS_A_TOKEN = 8  # more than enough text for the tokens asked
+PROBE_TOKENS = 4096
+
+Report = Callable[[str, int, int], None]
+
+
+def probe(
+    model: str | Path,
+    data: str | Path,
+    *,
+    out: Path,
+    before: Path | None = None,
+    runs: dict[str, Path] | None = None,
+    **options: Any,
+) -> ProbeResult:
+    """Probe an MoE and write `probe.json`, `index.html` and the figures into `out`.
+
+    Args:
+        before: folder of an earlier probe, to be shown beside this one.
+        runs: label -> run folder of a training, whose curves are shown.
+        **options: as `smolmoe.probe.run.probe` takes them; it says what is raised, too.
+    """
+    from smolmoe.probe.run import probe as measure
+    from smolmoe.report.page import write_page
+
+    result = measure(model, data, out=out, **options)
+    if (report := options.get("report")) is not None:
+        report("Drawing", 0, 0)
+    write_page(out, out, before=before, runs=runs)
+    return result
+
+
+def run_probe(recipe: ProbeRecipe, *, report: Report | None = None) -> dict[str, Any]:
+    """The probe of a pipeline: on the held-out side of its data. Returns the headline figures."""
+    from smolmoe.data.rows import write_rows
+    from smolmoe.probe.subject import ProbeOptions
+
+    characters = CHARACTERS_A_TOKEN * max(recipe.tokens, PROBE_TOKENS)
+    held_out, training = write_rows(recipe.data, recipe.out / "text", characters=characters)
+    result = probe(
+        recipe.model,
+        held_out,
+        out=recipe.out / "probe",
+        before=None if recipe.before is None else Path(recipe.before) / "probe",
+        runs={label: Path(folder) for label, folder in recipe.runs.items()},
+        fit_data=training,
+        dense=recipe.dense,
+        against=recipe.against,
+        options=ProbeOptions(
+            tokens=recipe.tokens,
+            length=recipe.data.length,
+            probe_tokens=PROBE_TOKENS,
+            losses=recipe.losses,
+            loss_tokens=recipe.loss_tokens,
+            seed=recipe.seed,
+        ),
+        device=recipe.device,
+        overwrite=True,
+        report=report,
+    )
+    return headline(result) | {"page": str(recipe.out / "probe" / "index.html")}
+
+
+def headline(result: ProbeResult) -> dict[str, Any]:
+    """The few figures that say whether the experts have come to differ."""
+    peak = max(result.layers, key=lambda layer: layer.separation)
+    last = result.last_third
+    return {
+        "separation": {"layer": peak.layer, "peak": peak.separation, "by_chance": peak.separation_baseline.p95},
+        "contrast": max(layer.contrast for layer in result.layers),
+        "accuracy": last.accuracy,
+        "ceiling": last.ceiling if last.dense_ceiling is None else last.dense_ceiling,
+        "flags": [] if result.losses is None else list(result.losses.flags),
+    }
