@@ -1,0 +1,220 @@
+"""What extract, prune, merge-experts and add-expert have in common: reading, writing, measuring, the result."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from smolmoe.claim import Claim
+from smolmoe.errors import VerificationError
+
+if TYPE_CHECKING:
+    from smolmoe.expert_checks import Losses, Measured, Split
+    from smolmoe.surgery.moe_files import MoeFiles
+    from smolmoe.surgery.subset import Program
+
+Report = Callable[[str, int, int], None]  # stage, done, total
+Available = Mapping[int, tuple[int, ...]]
+
+
+@dataclass(frozen=True)
+class Size:
+    """Parameters, those that one token uses, and bytes of the tensors on disk."""
+
+    parameters: int
+    active: int
+    nbytes: int
+
+
+@dataclass(frozen=True)
+class ExpertResult:
+    """What a command did.
+
+    Attributes:
+        stage: "extract", "prune", "merge-experts" or "add-expert".
+        out: the folder written (or that would be, with dry_run).
+        architecture: of the result.
+        said: which experts, in one line.
+        before, after: sizes.
+        claim: of the result, against the MoE that it was made of.
+        measured: on the files as written; None with dry_run.
+        losses: held out, before and after, where data were given.
+        seconds: wall time.
+        dry_run: nothing was written.
+    """
+
+    stage: str
+    out: Path
+    architecture: str
+    said: str
+    before: Size
+    after: Size
+    claim: Claim
+    measured: Measured | None
+    losses: Losses | None
+    seconds: float
+    dry_run: bool
+
+    def to_json(self) -> dict[str, Any]:
+        return {
+            "stage": self.stage,
+            "out": str(self.out),
+            "dry_run": self.dry_run,
+            "architecture": self.architecture,
+            "experts": self.said,
+            "before": vars(self.before),
+            "after": vars(self.after),
+            "claim": self.claim.to_json(),
+            "measured": None if self.measured is None else self.measured.to_json(),
+            "losses": None if self.losses is None else self.losses.to_json(),
+            "seconds": round(self.seconds, 2),
+        }
+
+
+@dataclass(frozen=True)
+class Job:
+    """One run of a command: what it reads, where it writes to, and the end that all commands share."""
+
+    stage: str
+    files: MoeFiles
+    out: Path
+    device: str
+    overwrite: bool
+    dry_run: bool
+    report: Report
+    start: float
+
+    @classmethod
+    def begin(
+        cls,
+        stage: str,
+        model: str | Path,
+        out: str | Path,
+        device: str,
+        overwrite: bool,
+        dry_run: bool,
+        report: Report | None,
+    ) -> Job:
+        from smolmoe.surgery.moe_files import read_moe
+        from smolmoe.surgery.writer import check_output
+
+        start = time.monotonic()
+        report = report or (lambda stage, done, total: None)
+        report("plan", 0, 0)
+        files = read_moe(model)
+        if not dry_run:  # before anything is run for it
+            check_output(Path(out).resolve(), 0, [files.folder], overwrite=overwrite)
+        return cls(stage, files, Path(out), device, overwrite, dry_run, report, start)
+
+    def split(self, data: str | Path | None) -> Split | None:
+        from smolmoe.expert_checks import split_data
+
+        return None if data is None else split_data(self.files, data)
+
+    def finish(
+        self,
+        program: Program,
+        claim: Claim,
+        said: str,
+        *,
+        available: Available | None = None,
+        split: Split | None = None,
+        granularity: int = 1,
+        made: Mapping[str, Any] | None = None,
+    ) -> ExpertResult:
+        """Write a program, and measure what was written against the MoE and on held-out text.
+
+        Raises:
+            OutputError: no room, or the folder may not be written.
+            VerificationError: the files do not do what is claimed; they are left for inspection.
+        """
+        measured = found = None
+        if not self.dry_run:
+            self._write(program, {"said": said, **(made or {}), "claim": claim.to_json()}, granularity)
+            measured, found = self._measure(claim, available, split)
+        before = _size(self.files.checkpoint_size(), self.files.experts, self.files.top_k)
+        after = _size(_counts(program), *_experts(program.config))
+        result = ExpertResult(
+            self.stage,
+            self.out,
+            program.config["architectures"][0],
+            said,
+            before,
+            after,
+            claim,
+            measured,
+            found,
+            time.monotonic() - self.start,
+            self.dry_run,
+        )
+        if measured is not None and not measured.passed:
+            raise _failed(measured, self.out)
+        return result
+
+    def _write(self, program: Program, made: dict[str, Any], granularity: int) -> None:
+        from smolmoe.surgery.expert_writer import write_program
+
+        done = 0
+
+        def progress(nbytes: int) -> None:
+            nonlocal done
+            done += nbytes
+            self.report("write", done, program.nbytes)
+
+        write_program(
+            program,
+            self.files,
+            self.out,
+            stage=self.stage,
+            made=made,
+            granularity=granularity,
+            overwrite=self.overwrite,
+            progress=progress,
+        )
+
+    def _measure(
+        self, claim: Claim, available: Available | None, split: Split | None
+    ) -> tuple[Measured, Losses | None]:
+        from smolmoe.expert_checks import Losses, losses, measure
+        from smolmoe.surgery.expert_writer import record
+
+        self.report("verify", 0, 0)
+        measured = measure(self.files, self.out, claim, available, self.device)
+        found = None
+        if split is not None:
+            before, after = (losses(folder, split.losses, self.device) for folder in (self.files.folder, self.out))
+            found = Losses(before, after)
+        record(self.out, {"measured": measured.to_json(), "losses": None if found is None else found.to_json()})
+        return measured, found
+
+
+def _failed(measured: Measured, out: Path) -> VerificationError:
+    failed = [check for check in measured.checks if not check.passed]
+    return VerificationError(
+        " ".join(
+            f"{check.name}: measured {check.measured:.3g}, limit {check.limit:.3g}; should be: {check.meaning}"
+            for check in failed
+        ),
+        field="out",
+        value=str(out),
+        fix="The files are left for inspection.",
+    )
+
+
+def _counts(program: Program) -> tuple[int, int, int]:
+    experts = sum(tensor.size for tensor in program.tensors if tensor.role == "expert")
+    return program.parameters, experts, program.nbytes
+
+
+def _size(counts: tuple[int, int, int], experts: int, top_k: int) -> Size:
+    total, routed, nbytes = counts
+    return Size(total, total - routed * (experts - top_k) // experts, nbytes)
+
+
+def _experts(config: Mapping[str, Any]) -> tuple[int, int]:
+    """E and K of a config, 1 and 1 of a dense one."""
+    found = [config[key] for key in ("num_experts", "num_local_experts", "n_routed_experts") if key in config]
+    return (int(found[0]), int(config["num_experts_per_tok"])) if found else (1, 1)

@@ -1,0 +1,133 @@
+"""Write what was made of an MoE's files: weights, config, tokenizer and provenance, whole or not at all."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+from smolmoe.checkpoint import fingerprint
+from smolmoe.claim import PROVENANCE_FILE, Claim
+from smolmoe.families.generic import CODE_FILE
+from smolmoe.files import write_json
+from smolmoe.provenance import command, versions
+from smolmoe.surgery.convert import _CARRIED, SCHEMA_VERSION
+from smolmoe.surgery.moe_files import MoeFiles
+from smolmoe.surgery.subset import Program
+from smolmoe.surgery.tokenizer import keep_tokenizer
+from smolmoe.surgery.writer import Progress, check_output, parse_size, whole_or_nothing, write_tensors
+
+SHARD = "5GB"
+MADE = "experts"  # the key of smolmoe.json that says which experts a model was made of, and how
+
+
+def check_room(program: Program, files: MoeFiles, out: Path, *, overwrite: bool) -> None:
+    """Refuse an output that must not or cannot be written, before any work is done for it.
+
+    Raises:
+        OutputError
+    """
+    folders = [files.folder, *{source.folder for source in program.sources.values()}]
+    check_output(out.resolve(), program.nbytes, folders, overwrite=overwrite)
+
+
+def write_program(
+    program: Program,
+    files: MoeFiles,
+    out: Path,
+    *,
+    stage: str,
+    made: dict[str, Any],
+    granularity: int = 1,
+    overwrite: bool = False,
+    progress: Progress = lambda nbytes: None,
+) -> Path:
+    """Write a program's tensors and everything else that a model folder has; returns the folder.
+
+    Args:
+        program: what to write.
+        files: the MoE that it was made of.
+        stage: the command, for the provenance.
+        made: which experts, what is claimed of them, and against what.
+        granularity: G of the result, where it is an MoE.
+        progress: called with the number of bytes just written.
+
+    Raises:
+        OutputError: no room, or the folder may not be written.
+    """
+    out = out.absolute()
+    check_room(program, files, out, overwrite=overwrite)
+    with whole_or_nothing(out) as work:
+        write_json(work / "config.json", program.config)
+        write_tensors(
+            work,
+            program.tensors,
+            program.sources,
+            seed=0,
+            max_shard_bytes=parse_size(SHARD),
+            rows=program.rows,
+            progress=progress,
+        )
+        _carry(files.folder, work, same_class=program.config["model_type"] == files.config["model_type"])
+        write_json(work / PROVENANCE_FILE, _provenance(program, files, stage, made, granularity))
+    return out
+
+
+def _carry(folder: Path, work: Path, *, same_class: bool) -> None:
+    for pattern in _CARRIED:
+        for path in folder.glob(pattern):
+            if path.is_dir():
+                shutil.copytree(path, work / path.name)
+            else:
+                shutil.copyfile(path, work / path.name)
+    is_generic = json.loads((work / "config.json").read_text(encoding="utf-8"))["model_type"] == "smolmoe"
+    if not same_class:
+        keep_tokenizer(folder, work, None, native=not is_generic)
+    if is_generic:
+        # The code that a checkpoint carries is the code that it was trained with.
+        carried = folder / CODE_FILE
+        code = carried if carried.is_file() else Path(__file__).parents[1] / "moe" / "generic.py"
+        shutil.copyfile(code, work / CODE_FILE)
+
+
+def _provenance(
+    program: Program, files: MoeFiles, stage: str, made: dict[str, Any], granularity: int
+) -> dict[str, Any]:
+    count = next(
+        (
+            program.config[key]
+            for key in ("num_experts", "num_local_experts", "n_routed_experts")
+            if key in program.config
+        ),
+        None,
+    )
+    before = files.provenance()
+    layout = {
+        **(before.get("layout") or {}),
+        "experts": count,
+        "top_k": program.config.get("num_experts_per_tok"),
+        "granularity": granularity,
+    }
+    reason = f"Made by `smolmoe {stage}` of another MoE; what is claimed of it against that one is under `{MADE}`."
+    return {
+        "schema_version": SCHEMA_VERSION,
+        "stage": stage,
+        "layout": layout if count else None,
+        "sources": {
+            name: {"name": str(source.folder), "revision": source.revision, "sha256": fingerprint(source)}
+            for name, source in program.sources.items()
+        },
+        MADE: made,
+        "claim": Claim("none", reason, granularity=granularity).to_json(),
+        "verification": None,
+        "versions": versions(),
+        "command": command(),
+    }
+
+
+def record(out: Path, measured: dict[str, Any]) -> None:
+    """Add what was measured to the provenance of a written folder."""
+    path = out / PROVENANCE_FILE
+    data = json.loads(path.read_text(encoding="utf-8"))
+    write_json(path, data | {MADE: data[MADE] | measured})
