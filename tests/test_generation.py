@@ -116,3 +116,65 @@ def test_requests_that_make_no_sense_are_refused(moe: Path, tmp_path: Path) -> N
     bare = save(dense_llama(), tmp_path / "bare", tokenizer=False)
     with pytest.raises(SourceError, match="tokenizer"):
         generate(bare, "The")
+
+
+@pytest.mark.parametrize("asked", [["code"], [2, "web"], "web", "auto"])
+def test_chosen_experts_write_what_the_whole_model_restricted_to_them_writes(asked: Any, tmp_path: Path) -> None:
+    from smolmoe.moe.loading import load_model
+    from smolmoe.moe.names import set_expert_names
+    from smolmoe.moe.restrict import only_experts
+
+    model = random_moe("mixtral", eos_token_id=None)
+    set_expert_names(model.config, ["code", "web", None, None])
+    folder = save(model, tmp_path)
+    result = generate(folder, "def add(", experts=asked, temperature=0, max_new_tokens=12)
+    loaded = result.experts
+    assert loaded is not None
+    assert loaded.indices == {"code": (0,), "2": (1, 2), "w": (1,)}.get(str(asked[0]), loaded.indices)
+    assert len(loaded.names) == len(loaded.indices)
+    assert (loaded.confidence is not None) == (asked == "auto")
+    assert loaded.bytes.shared < loaded.bytes.held < loaded.bytes.total
+    ids = torch.tensor([tiny_tokenizer()("def add(")["input_ids"]])
+    whole = load_model(folder)
+    with only_experts(whole, dict.fromkeys((0, 1), loaded.indices)):
+        expected = whole.generate(ids, max_new_tokens=12, do_sample=False, pad_token_id=1)[0, ids.shape[1] :]
+    assert result.texts == (tiny_tokenizer().decode(expected, skip_special_tokens=True),)
+    assert result.to_json()["experts"]["bytes"]["read"] >= loaded.bytes.held
+    offloaded = generate(folder, "def add(", experts=asked, temperature=0, max_new_tokens=12, offload_experts=True)
+    assert offloaded.texts == result.texts
+
+
+def test_the_end_of_text_of_the_generation_settings_holds_for_chosen_experts(tmp_path: Path) -> None:
+    from transformers import GenerationConfig
+
+    folder = save(random_moe("mixtral", eos_token_id=None), tmp_path)
+    assert generate(folder, "The sum", temperature=0, max_new_tokens=5, experts=[0]).new_tokens == (5,)
+    GenerationConfig(eos_token_id=list(range(300))).save_pretrained(folder)
+    assert generate(folder, "The sum", temperature=0, max_new_tokens=5, experts=[0]).new_tokens == (1,)
+
+
+def test_offloaded_experts_write_the_same(moe: Path) -> None:
+    options: dict[str, Any] = {"num": 2, "max_new_tokens": 10, "seed": 1}
+    whole = generate(moe, "The sum", **options)
+    offloaded = generate(moe, "The sum", **options, offload_experts=True, expert_memory=80_000)
+    assert offloaded.texts == whole.texts
+    assert whole.offload is None
+    assert offloaded.offload is not None
+    assert 0 < offloaded.offload.held_bytes < offloaded.offload.experts_bytes
+    assert offloaded.to_json()["offload"]["moved_bytes"] > 0
+
+
+def test_experts_that_cannot_be_had_are_refused(moe: Path, tmp_path: Path) -> None:
+    dense = save(dense_llama(), tmp_path)
+    with pytest.raises(SourceError, match="dense"):
+        generate(dense, "The", experts="auto")
+    with pytest.raises(RequestError, match="dense"):
+        generate(dense, "The", offload_experts=True)
+    with pytest.raises(RequestError, match="no names and experts 0 to 3"):
+        generate(moe, "The", experts=["code"])
+    with pytest.raises(RequestError, match="no budget"):
+        generate(moe, "The", expert_memory=10**6)
+    with pytest.raises(RequestError, match="do not fit"):
+        generate(moe, "The", offload_experts=True, expert_memory=10)
+    with pytest.raises(RequestError, match="no text"):
+        generate(moe, " ", experts="auto")

@@ -1,13 +1,35 @@
-"""Continue a text with a dense or MoE checkpoint."""
+"""Continue a text with a dense or MoE checkpoint, or with some experts of one."""
 
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from smolmoe.errors import RequestError, SourceError
+
+if TYPE_CHECKING:
+    from smolmoe.moe.offload import Traffic
+    from smolmoe.moe.selective import TensorBytes
+
+
+@dataclass(frozen=True)
+class LoadedExperts:
+    """The experts that alone were loaded.
+
+    Attributes:
+        names: what they are called; "expert 3" where one has no name.
+        indices: which of the model's experts they are.
+        confidence: of the secretary in its choice; None where they were named by the caller.
+        bytes: of tensors, read and held.
+    """
+
+    names: tuple[str, ...]
+    indices: tuple[int, ...]
+    confidence: float | None
+    bytes: TensorBytes
 
 
 @dataclass(frozen=True)
@@ -19,12 +41,16 @@ class Generation:
         texts: the continuations, without the prompt.
         new_tokens: tokens of each, an end-of-text token included.
         seconds: for all of them, loading excluded.
+        experts: those that alone were loaded; None where all were, or there are none.
+        offload: what went to the device, where experts stayed on the CPU.
     """
 
     prompt: str
     texts: tuple[str, ...]
     new_tokens: tuple[int, ...]
     seconds: float
+    experts: LoadedExperts | None = None
+    offload: Traffic | None = None
 
     def to_json(self) -> dict[str, Any]:
         return asdict(self)
@@ -41,6 +67,9 @@ def generate(
     num: int = 1,
     seed: int = 0,
     device: str = "cpu",
+    experts: str | Sequence[str | int] | None = None,
+    offload_experts: bool = False,
+    expert_memory: int | None = None,
 ) -> Generation:
     """Continue `prompt` `num` times, in the dtype that the model is stored in.
 
@@ -51,27 +80,41 @@ def generate(
         top_p: sample from the likeliest tokens that together have this probability.
         repetition_penalty: above 1, what was said becomes less likely.
         seed: of the sampling.
+        experts: names or indices of the experts to read and to hold, no others; or "auto" for those that the prompt
+            calls for (see `secretary`). The model is the whole one restricted to them.
+        offload_experts: experts stay on the CPU; those a layer's router chooses are brought to the device.
+        expert_memory: bytes that experts may take on the device then, see `moe.offload.offload_experts`.
 
     Raises:
-        RequestError: a value out of its range, or a prompt that leaves no room in the model's context.
+        RequestError: a value out of its range, an expert that does not exist, or a prompt that leaves no room in the
+            model's context.
         SourceError: no such model, or it has no tokenizer.
         CheckpointError: its files are missing or corrupt.
     """
     _check_values(max_new_tokens, temperature, top_p, repetition_penalty, num)
+    if expert_memory is not None and not offload_experts:
+        raise RequestError(
+            "experts that are loaded whole have no budget.",
+            field="expert_memory",
+            value=expert_memory,
+            fix="Set offload_experts, too.",
+        )
     import torch
     from transformers import GenerationConfig
 
-    from smolmoe.moe.loading import Skeleton, load_model, load_tokenizer
+    from smolmoe.checkpoint import open_checkpoint
+    from smolmoe.moe.loading import load_config, load_tokenizer
 
-    skeleton = Skeleton(model)
-    tokenizer = load_tokenizer(skeleton.folder)
+    folder = open_checkpoint(model, field="model").folder
+    tokenizer = load_tokenizer(folder)
     if tokenizer is None:
         raise SourceError("the model has no tokenizer.", field="model", value=str(model), fix="Put its files there.")
     ids = _encode(tokenizer, prompt)
-    context = getattr(skeleton.config.get_text_config(), "max_position_embeddings", None)
+    context = getattr(load_config(folder).get_text_config(), "max_position_embeddings", None)
     _check_room(len(ids), max_new_tokens, context)
 
-    network = load_model(skeleton.folder, dtype=skeleton.stored_dtype(), device=device)
+    network, loaded = _load(folder, prompt, experts)
+    traffic = _place(network, device, offload_experts, expert_memory)
     ends = _as_list(network.generation_config.eos_token_id)
     # Of the checkpoint's own generation settings only the end of text: what is asked for is what is done.
     network.generation_config = GenerationConfig(eos_token_id=ends or None)
@@ -90,7 +133,30 @@ def generate(
     seconds = time.monotonic() - started
     rows = [_until_end(row, len(ids), ends) for row in out.tolist()]
     texts = tuple(_continuation(tokenizer, row, len(ids)) for row in rows)
-    return Generation(prompt, texts, tuple(len(row) - len(ids) for row in rows), round(seconds, 3))
+    return Generation(prompt, texts, tuple(len(row) - len(ids) for row in rows), round(seconds, 3), loaded, traffic)
+
+
+def _load(folder: Path, prompt: str, experts: str | Sequence[str | int] | None) -> tuple[Any, LoadedExperts | None]:
+    """The model on the CPU, whole or with only some experts."""
+    if experts is None:
+        from smolmoe.moe.loading import Skeleton, load_model
+
+        return load_model(folder, dtype=Skeleton(folder).stored_dtype()), None
+    from smolmoe.secretary import labels, load_experts
+
+    selective, indices, choice = load_experts(folder, experts, prompt)
+    names = labels(selective.config, indices, selective.experts)
+    loaded = LoadedExperts(names, indices, choice.confidence if choice else None, selective.bytes())
+    return selective.model, loaded
+
+
+def _place(network: Any, device: str, offload: bool, memory: int | None) -> Traffic | None:
+    if not offload:
+        network.to(device)
+        return None
+    from smolmoe.moe.offload import offload_experts
+
+    return offload_experts(network, device=device, expert_memory=memory)
 
 
 def _check_values(max_new_tokens: int, temperature: float, top_p: float, repetition_penalty: float, num: int) -> None:

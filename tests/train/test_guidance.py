@@ -122,9 +122,23 @@ def test_a_resumed_run_goes_on_alike(tmp_path: Path) -> None:
     assert rows(resumed.out, "step")[4:] == rows(whole.out, "step")[4:]
 
 
+def test_domains_count_alike_however_little_text_they_have() -> None:
+    shares = {"a": 0.75, "b": 0.25, "only measured": 0.0}
+    recipe = GuidanceRecipe(experts={"a": (0, 1), "b": (2, 3)})
+    found = resolve(recipe, random_moe("mixtral"), shares)
+    weights = found.token_weights
+    assert weights.tolist() == pytest.approx([2 / 3, 2, 0])
+    logits = torch.randn(2, 8, 4, generator=torch.Generator().manual_seed(0))
+    ids = torch.tensor([0] * 6 + [1] * 2)
+    a, b = (found.term(logits[:, ids == d], ids[ids == d], "softmax") / weights[d] for d in (0, 1))
+    torch.testing.assert_close(found.term(logits, ids, "softmax"), (a + b) / 2)
+    alike = resolve(recipe.model_copy(update={"weigh": "tokens"}), random_moe("mixtral"), shares)
+    assert alike.token_weights.tolist() == [1, 1, 1]
+
+
 def test_a_bias_is_held_against_experts_of_the_same_name() -> None:
     model = random_moe("mixtral")
-    found = resolve(GuidanceRecipe(experts={"a": (0, 1)}, free=(2,)), model, ["a"], reserved=[3])
+    found = resolve(GuidanceRecipe(experts={"a": (0, 1)}, free=(2,)), model, {"a": 1.0}, reserved=[3])
     load = torch.tensor([[0.3, 0.1, 0.6, 0.0]])
     torch.testing.assert_close(found.mean_load(load), torch.tensor([[0.2, 0.2, 0.6, 0.0]]))
     assert expert_names(model.config) == ("a", "a", None, None)
@@ -147,7 +161,7 @@ def test_a_bias_is_held_against_experts_of_the_same_name() -> None:
 )
 def test_what_does_not_fit_is_refused(guidance: Any, domains: list[str], field: str, says: str) -> None:
     with pytest.raises((RequestError, DataError)) as caught:
-        resolve(GuidanceRecipe(**guidance), random_moe("mixtral"), domains)
+        resolve(GuidanceRecipe(**guidance), random_moe("mixtral"), dict.fromkeys(domains, 1 / len(domains)))
     assert caught.value.field == field
     assert says in str(caught.value)
 
@@ -176,7 +190,8 @@ def test_balance_has_nothing_to_do_where_every_domain_has_one_expert(tmp_path: P
 def test_rows_without_a_domain_are_found_before_training(tmp_path: Path) -> None:
     write_text(tmp_path / "text.jsonl")
     with (tmp_path / "text.jsonl").open("a") as file:
-        file.write(json.dumps({"text": "nobody knows what this is about"}) + "\n")
+        for number in range(10):
+            file.write(json.dumps({"text": f"nobody knows what {number} is about"}) + "\n")
     values = recipe(tmp_path, moe_folder(tmp_path / "moe"), guidance={"experts": DOMAINS})
     with pytest.raises(DataError, match="without a domain"):
         train(values)

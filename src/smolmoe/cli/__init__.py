@@ -8,7 +8,7 @@ from types import FrameType
 
 import typer
 
-from smolmoe.cli import convert, models, proofs, training
+from smolmoe.cli import convert, experts, models, probing, proofs, training
 from smolmoe.cli.output import print_error
 from smolmoe.errors import SmolmoeError, TrainingError, VerificationError
 from smolmoe.train.distributed import only_main_speaks
@@ -27,6 +27,8 @@ app = typer.Typer(
 convert.add_to(app)
 proofs.add_to(app)
 training.add_to(app)
+probing.add_to(app)
+experts.add_to(app)
 models.add_to(app)
 
 

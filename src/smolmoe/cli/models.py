@@ -1,17 +1,26 @@
-"""generate, quickstart."""
+"""generate, route, quickstart."""
 
 from __future__ import annotations
 
+import sys
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from smolmoe.cli.output import Json, print_json, progress, quiet_libraries
+from smolmoe.cli.output import Json, print_json, print_rows, progress, quiet_libraries, size
+
+if TYPE_CHECKING:
+    from smolmoe.generation import LoadedExperts
+    from smolmoe.moe.offload import Traffic
+
+MEGABYTE = 10**6
 
 
 def add_to(app: typer.Typer) -> None:
     app.command()(generate)
+    app.command()(route)
     app.command()(quickstart)
 
 
@@ -24,10 +33,26 @@ def generate(
     repetition_penalty: Annotated[float, typer.Option(help="Above 1: what was said becomes less likely.")] = 1.0,
     num: Annotated[int, typer.Option(help="How many continuations.")] = 1,
     seed: Annotated[int, typer.Option(help="Of the sampling.")] = 0,
+    experts: Annotated[
+        str | None,
+        typer.Option(
+            metavar="auto|NAME|INDEX[,...]",
+            help="Read and hold only these experts of an MoE; auto: those that the prompt calls for (see route).",
+        ),
+    ] = None,
+    offload_experts: Annotated[
+        bool, typer.Option("--offload-experts", help="Experts stay on the CPU; the routed ones come to the device.")
+    ] = False,
+    expert_memory: Annotated[
+        float | None,
+        typer.Option(
+            help="With --offload-experts: MB for experts on the device.  [default: one layer's and one token's]"
+        ),
+    ] = None,
     device: Annotated[str, typer.Option(help="Where to compute.")] = "cpu",
     as_json: Json = False,
 ) -> None:
-    """Continue a text with a dense or MoE model."""
+    """Continue a text with a dense or MoE model, or with some experts of one."""
     quiet_libraries()
     from smolmoe.generation import generate as run
 
@@ -41,11 +66,48 @@ def generate(
         num=num,
         seed=seed,
         device=device,
+        experts=experts if experts in (None, "auto") else [item.strip() for item in experts.split(",")],
+        offload_experts=offload_experts,
+        expert_memory=None if expert_memory is None else int(expert_memory * MEGABYTE),
     )
+    for line in _about_experts(result.experts, result.offload, device):
+        print(line, file=sys.stderr)
     if as_json:
         print_json(result.to_json())
         return
     print(f"\n{'-' * 80}\n".join(prompt + text for text in result.texts))
+
+
+def _about_experts(loaded: LoadedExperts | None, traffic: Traffic | None, device: str) -> Iterator[str]:
+    if loaded is not None:
+        why = "" if loaded.confidence is None else f" (chosen for the prompt, confidence {loaded.confidence:.0%})"
+        read, held, total = size(loaded.bytes.read), size(loaded.bytes.held), size(loaded.bytes.total)
+        yield f"experts: {', '.join(loaded.names)}{why}; {read} read and {held} held of {total}"
+    if traffic is not None:
+        used = traffic.hits + traffic.misses
+        yield (
+            f"offloaded: {size(traffic.experts_bytes)} of experts on the CPU, {size(traffic.held_bytes)} for them on "
+            f"{device}; {size(traffic.moved_bytes)} moved, {traffic.hits} of {used} experts were there already"
+        )
+
+
+def route(
+    model: Annotated[str, typer.Argument(metavar="MODEL", help="Folder or hub id of an MoE.")],
+    prompt: Annotated[str, typer.Argument(metavar="PROMPT", help="Text that an expert is wanted for.")],
+    as_json: Json = False,
+) -> None:
+    """Say which named expert a prompt calls for, reading no more of the model than that takes."""
+    quiet_libraries()
+    from smolmoe.secretary import route_prompt
+
+    choice = route_prompt(model, prompt)
+    if as_json:
+        print_json(choice.to_json())
+        return
+    print(f"{choice.name}, confidence {choice.confidence:.0%}")
+    print_rows([(name, f"{share:.1%}") for name, share in choice.shares.items()])
+    read, total = size(choice.bytes.read), size(choice.bytes.total)
+    print(f"{choice.tokens} tokens, {read} of {total} read, {choice.seconds:.2f} s", file=sys.stderr)
 
 
 def quickstart(
