@@ -65,17 +65,23 @@ def guidance_target(members: torch.Tensor, free: torch.Tensor, floor: float) -> 
     Experts of another domain, or of none, get `floor`; a domain's own share the rest alike.
 
     Args:
-        members: [Dm, E] bool, the experts of each domain, one at least.
+        members: [Dm, E] bool, the experts of each domain.
         free: [E] bool, experts that guidance says nothing of.
         floor: probability of each expert that is not the token's domain's.
     """
     off = ~members & ~free
-    own = (1 - floor * off.sum(-1, keepdim=True)) / members.sum(-1, keepdim=True)
+    own = (1 - floor * off.sum(-1, keepdim=True)) / members.sum(-1, keepdim=True).clamp_min(1)
     return torch.where(members, own, torch.where(off, floor, 0.0)).float()
 
 
-def guidance(logits: torch.Tensor, target: torch.Tensor, free: torch.Tensor, scoring: str = "softmax") -> torch.Tensor:
-    """KL(target ‖ router) in nats, mean over the tokens of a layer: a scalar, or [L].
+def guidance(
+    logits: torch.Tensor,
+    target: torch.Tensor,
+    free: torch.Tensor,
+    scoring: str = "softmax",
+    weights: torch.Tensor | None = None,
+) -> torch.Tensor:
+    """KL(target ‖ router) in nats, weighted mean over the tokens of a layer: a scalar, or [L].
 
     0 where the router gives its experts, free ones aside, the target's shares; with one expert a domain and a small
     floor about ln E for a router that says nothing, and at most -ln of the router's least probability.
@@ -84,10 +90,12 @@ def guidance(logits: torch.Tensor, target: torch.Tensor, free: torch.Tensor, sco
         logits: [T, E] or [L, T, E].
         target: [T, E], a row of `guidance_target` for each token.
         free: [E] bool, experts whose probability is left out.
+        weights: [T], of the tokens, 1 on average over the training; all alike by default.
     """
     scores = logits.float() if scoring == "softmax" else torch.nn.functional.logsigmoid(logits.float())
     said = scores.masked_fill(free, float("-inf")).log_softmax(-1).masked_fill(free, 0.0)
-    return (torch.special.xlogy(target, target) - target * said).sum(-1).mean(-1)
+    divergence = (torch.special.xlogy(target, target) - target * said).sum(-1)
+    return (divergence if weights is None else divergence * weights).mean(-1)
 
 
 def domain_load_balance(

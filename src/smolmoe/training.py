@@ -213,7 +213,7 @@ class _Run:
         moments, scales = self.carried
         guidance = None
         if recipe.guidance is not None:
-            guidance = resolve(recipe.guidance, self.model, corpus.domains, recipe.routing.reserved)
+            guidance = resolve(recipe.guidance, self.model, self._shares(corpus), recipe.routing.reserved)
         freeze(self.model, recipe.trainable)
         objective = Objective(self.model, recipe.objective, recipe.routing, granularity, guidance)
         if self.checkpoint is not None and (self.checkpoint / TRAINING_STATE).is_file():
@@ -235,6 +235,20 @@ class _Run:
             processing_class=self.tokenizer,
             train_dataset=self._blocks(corpus, steps * self._blocks_a_step()),
         )
+
+    def _shares(self, corpus: TokenCorpus) -> dict[str, float]:
+        """Each domain's share of the tokens to train on."""
+        import numpy as np
+
+        store, weights = corpus.train, [source.weight for source in self.recipe.data.sources]
+        of_source = np.bincount(store.source_ids, weights=store.lengths, minlength=len(weights))
+        if weights[0] is None:
+            of_token = np.ones(len(weights))
+        else:
+            of_token = np.array(weights, dtype=float) / of_source.clip(1)
+        tokens = store.lengths * of_token[store.source_ids]
+        total = np.bincount(store.domain_ids, weights=tokens, minlength=len(corpus.domains))
+        return dict(zip(corpus.domains, (total / total.sum()).tolist(), strict=True))
 
     def _blocks(self, corpus: TokenCorpus, count: int) -> Any:
         """The run's blocks, in their order."""

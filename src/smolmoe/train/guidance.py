@@ -26,6 +26,7 @@ class Guidance:
         target: [Dm, E], what the router is to say.
         members: [Dm, E] bool, each domain's experts.
         free: [E] bool.
+        token_weights: [Dm], of a token of each domain, 1 on average over the training.
         layers: positions of the guided layers among the MoE layers.
     """
 
@@ -33,6 +34,7 @@ class Guidance:
     target: torch.Tensor
     members: torch.Tensor
     free: torch.Tensor
+    token_weights: torch.Tensor
     layers: tuple[int, ...]
 
     @property
@@ -41,13 +43,15 @@ class Guidance:
         return self.members | self.free
 
     def to(self, device: torch.device) -> Guidance:
-        target, members, free = (tensor.to(device) for tensor in (self.target, self.members, self.free))
-        return Guidance(self.weight, target, members, free, self.layers)
+        tensors = self.target, self.members, self.free, self.token_weights
+        target, members, free, token_weights = (tensor.to(device) for tensor in tensors)
+        return Guidance(self.weight, target, members, free, token_weights, self.layers)
 
     def term(self, logits: torch.Tensor, domain_ids: torch.Tensor, scoring: str) -> torch.Tensor:
         """The weighted KL of router logits [L, T, E] of all MoE layers for tokens of these domains [T]."""
         guided = logits[list(self.layers)]
-        per_layer = losses.guidance(guided, self.target[domain_ids], self.free, scoring)
+        weights = self.token_weights[domain_ids]
+        per_layer = losses.guidance(guided, self.target[domain_ids], self.free, scoring, weights)
         return self.weight * per_layer.mean()
 
     def hits(self, logits: torch.Tensor, domain_ids: torch.Tensor) -> torch.Tensor:
@@ -62,11 +66,11 @@ class Guidance:
         return load @ same / same.sum(0)
 
 
-def resolve(recipe: GuidanceRecipe, model: Any, domains: Sequence[str], reserved: Sequence[int] = ()) -> Guidance:
+def resolve(recipe: GuidanceRecipe, model: Any, shares: Mapping[str, float], reserved: Sequence[int] = ()) -> Guidance:
     """Hold what the recipe says against the model and the corpus, and write the names into the model's config.
 
     Args:
-        domains: names of the corpus's domains, by id.
+        shares: of each of the corpus's domains, in order, of the tokens to train on.
         reserved: experts that stay idle.
 
     Raises:
@@ -77,19 +81,29 @@ def resolve(recipe: GuidanceRecipe, model: Any, domains: Sequence[str], reserved
     if not found:
         raise RequestError("the model is dense: it has no experts to name.", field="guidance", value=None)
     experts = gate_spec(found[0][1]).experts
+    domains = [domain for domain, share in shares.items() if share]
     named = recipe.experts or group_by_name(expert_names(model.config) or ())
     _check_experts(named, recipe.free, reserved, experts, domains)
     _check_domains(named, domains)
-    members = torch.zeros(len(domains), experts, dtype=torch.bool)
-    for row, domain in enumerate(domains):
-        members[row, list(named[domain])] = True
+    members = torch.zeros(len(shares), experts, dtype=torch.bool)
+    for row, domain in enumerate(shares):
+        members[row, list(named.get(domain, ()))] = True  # none of a domain that is only measured on
     free = torch.zeros(experts, dtype=torch.bool)
     free[list(recipe.free)] = True
     _check_floor(recipe.floor, members, free)
     layers = _layers(recipe.layers, [layer for layer, _ in found])
     names = {expert: name for name, own in named.items() for expert in own}
     set_expert_names(model.config, [names.get(expert) for expert in range(experts)], recipe.layers)
-    return Guidance(recipe.weight, losses.guidance_target(members, free, recipe.floor), members, free, layers)
+    target = losses.guidance_target(members, free, recipe.floor)
+    return Guidance(recipe.weight, target, members, free, _token_weights(recipe, shares), layers)
+
+
+def _token_weights(recipe: GuidanceRecipe, shares: Mapping[str, float]) -> torch.Tensor:
+    if recipe.weigh == "tokens":
+        return torch.ones(len(shares))
+    # Not over the domains of each batch, which would weigh the same token otherwise in another cut of the same step.
+    domains = sum(share > 0 for share in shares.values())
+    return torch.tensor([1 / (domains * share) if share else 0.0 for share in shares.values()])
 
 
 def _check_experts(
