@@ -1,6 +1,7 @@
 """Write the generated parts of the documentation, or with --check say which of them are out of date.
 
-Tables go between markers in README.md, docs/families.md and docs/training.md; docs/cli.md is the help of every command.
+Tables go between markers in README.md, docs/families.md, docs/training.md and docs/specialise.md; docs/cli.md is the
+help of every command.
 """
 
 from __future__ import annotations
@@ -18,11 +19,12 @@ import typer.main
 from smolmoe.cli import app
 from smolmoe.data.presets import PRESETS
 from smolmoe.families.table import sources_table, targets_table
-from smolmoe.recipe import DataRecipe, PipelineRecipe, Recipe, SourceRecipe, StageRecipe, TrainRecipe
+from smolmoe.recipe import DataRecipe, PipelineRecipe, ProbeRecipe, Recipe, SourceRecipe, StageRecipe, TrainRecipe
 from smolmoe.recipe.pipeline import ReportRecipe
 from smolmoe.recipe.train import (
     CarryRecipe,
     EvaluationRecipe,
+    GuidanceRecipe,
     ModelRecipe,
     ObjectiveRecipe,
     RoutingRecipe,
@@ -30,8 +32,13 @@ from smolmoe.recipe.train import (
 )
 
 ROOT = Path(__file__).resolve().parents[1]
-# Table in docs/training.md -> what its keys begin with, and the sections that have them.
-KEYS: dict[str, tuple[tuple[str, type[Recipe]], ...]] = {
+Keys = dict[str, tuple[tuple[str, type[Recipe]], ...]]
+# Table in docs/specialise.md, docs/training.md -> what its keys begin with, and the sections that have them.
+SPECIALISE_KEYS: Keys = {
+    "guidance": (("guidance.", GuidanceRecipe),),
+    "probe": (("stages[].probe.", ProbeRecipe),),
+}
+KEYS: Keys = {
     "run": (
         ("", TrainRecipe),
         ("model.", ModelRecipe),
@@ -43,6 +50,9 @@ KEYS: dict[str, tuple[tuple[str, type[Recipe]], ...]] = {
     "objective": (("objective.", ObjectiveRecipe), ("routing.", RoutingRecipe)),
     "pipeline": (("", PipelineRecipe), ("stages[].", StageRecipe), ("stages[].report.", ReportRecipe)),
 }
+
+# Keys whose sections have tables of their own, and what a pipeline fills in itself.
+ELSEWHERE = ("data", "objective", "routing", "guidance", "stages[].probe.data", "stages[].probe.out")
 
 
 def between(text: str, name: str, content: str) -> str:
@@ -76,7 +86,7 @@ def keys_table(sections: Sequence[tuple[str, type[Recipe]]]) -> str:
     lines = ["| key | default | what |", "| --- | --- | --- |"]
     for prefix, section in sections:
         for name, field in section.model_fields.items():
-            if f"{prefix}{name}" in ("data", "objective", "routing") or _section_of(field.annotation) in own:
+            if f"{prefix}{name}" in ELSEWHERE or _section_of(field.annotation) in own:
                 continue
             default = "required" if field.is_required() else _shown(field.get_default(call_default_factory=True))
             lines.append(f"| `{prefix}{name}` | {default} | {field.description} |")
@@ -98,13 +108,15 @@ def _shown(default: Any) -> str:
 def pages() -> dict[Path, str]:
     """Path -> what the file should hold."""
     readme, families = ROOT / "README.md", ROOT / "docs" / "families.md"
+    training, specialise = ROOT / "docs" / "training.md", ROOT / "docs" / "specialise.md"
     return {
         readme: between(readme.read_text(encoding="utf-8"), "sources", sources_table()),
         families: between(
             between(families.read_text(encoding="utf-8"), "sources", sources_table()), "targets", targets_table()
         ),
         ROOT / "docs" / "cli.md": cli_page(),
-        ROOT / "docs" / "training.md": training_page((ROOT / "docs" / "training.md").read_text(encoding="utf-8")),
+        training: training_page(training.read_text(encoding="utf-8")),
+        specialise: with_keys(specialise.read_text(encoding="utf-8"), SPECIALISE_KEYS),
     }
 
 
@@ -120,8 +132,12 @@ def presets_table() -> str:
 
 def training_page(text: str) -> str:
     """The guide with the tables of today."""
-    text = between(text, "presets", presets_table())
-    for name, sections in KEYS.items():
+    return with_keys(between(text, "presets", presets_table()), KEYS)
+
+
+def with_keys(text: str, keys: Keys) -> str:
+    """The page with its tables of keys."""
+    for name, sections in keys.items():
         text = between(text, f"keys of {name}", keys_table(sections))
     return text
 

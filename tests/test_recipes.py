@@ -51,7 +51,7 @@ SIZES: dict[str, Any] = {
 def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A text, a tokenizer and a dense model, small and here, for those that recipes fetch."""
     folder = tmp_path_factory.mktemp("recipes")
-    write_text(folder / "text.jsonl")
+    write_text(folder / "text.jsonl", domains=("code", "prose", "math"))
     tiny_tokenizer().save_pretrained(folder / "tokenizer")
     dense_folder(folder / "dense")
     return folder
@@ -124,6 +124,9 @@ def test_a_shipped_pipeline_runs(name: str, place: Path, tmp_path: Path) -> None
             assert (recipe.out / stage.name / "model" / "config.json").is_file()
         elif stage.kind == "upcycle":
             assert found["verification"]["passed"]
+        elif stage.kind == "probe":
+            assert Path(found["page"]).stat().st_size > 100_000
+            assert (Path(found["page"]).parent / "probe.json").is_file()
         else:
             assert (recipe.out / stage.name / "growth.png").stat().st_size > 10_000
             jumps = [row["jump"] for row in found["after"].values() if row["jump"] is not None]
@@ -133,12 +136,19 @@ def test_a_shipped_pipeline_runs(name: str, place: Path, tmp_path: Path) -> None
 
 @pytest.mark.parametrize("name", NAMES["pipeline"])
 def test_what_goes_on_training_sees_text_that_its_model_has_not(name: str) -> None:
-    values = resolved(parse(PipelineRecipe, load(name)))
-    dense = values.get("dense")
-    for stage in values.values():
-        if dense is not None and stage is not dense and "data" in stage:
-            trainer = dense["trainer"]
-            assert stage["data"]["skip"] == trainer["max_steps"] * trainer["per_device_train_batch_size"] > 0
+    recipe = parse(PipelineRecipe, load(name))
+    values = resolved(recipe)
+    read = {}  # run folder's model -> blocks that were read or passed over for it
+    for stage in recipe.stages:
+        if stage.kind != "train":
+            continue
+        mine = values[stage.name]
+        source = mine["model"].get("path")
+        before = read.get(source, read.get(str(recipe.out / "dense" / "model"), 0))
+        assert mine["data"].get("skip", 0) == before, stage.name
+        trainer = mine["trainer"]
+        blocks = before + trainer["max_steps"] * trainer.get("per_device_train_batch_size", 8)
+        read[str(recipe.out / stage.name / "model")] = blocks
 
 
 @cache

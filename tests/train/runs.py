@@ -12,13 +12,13 @@ from helpers import dense_llama, moe_of, save
 WORDS = ("the", "sum", "of", "three", "and", "four", "is", "seven", "everyone", "can", "see", "return", "def", "add")
 
 
-def write_text(path: Path, documents: int = 60, seed: int = 0) -> Path:
-    """Documents of two domains, as JSONL."""
+def write_text(path: Path, documents: int = 60, seed: int = 0, domains: tuple[str, ...] = ("code", "prose")) -> Path:
+    """Documents of the domains in turn, as JSONL."""
     rng = random.Random(seed)
     with path.open("w", encoding="utf-8") as file:
         for number in range(documents):
             text = f"{number} " + " ".join(rng.choices(WORDS, k=40))
-            file.write(json.dumps({"text": text, "domain": ("code", "prose")[number % 2]}) + "\n")
+            file.write(json.dumps({"text": text, "domain": domains[number % len(domains)]}) + "\n")
     return path
 
 

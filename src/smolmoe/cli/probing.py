@@ -44,7 +44,7 @@ def probe(
     permutations: Annotated[int, typer.Option(help="Shuffles of the domains, for the baselines.")] = 200,
     device: Annotated[str, typer.Option(help="Where to compute.")] = "cpu",
     seed: Annotated[int, typer.Option(help="Of what is drawn.")] = 0,
-    overwrite: Annotated[bool, typer.Option(help="Replace a probe that is there.")] = False,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace a probe that is there.")] = False,
     as_json: Json = False,
 ) -> None:
     """Look at what the experts of an MoE do on text of several domains, and whether it pays."""

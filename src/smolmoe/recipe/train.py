@@ -51,7 +51,7 @@ class ObjectiveRecipe(Recipe):
 class GuidanceRecipe(Recipe):
     """Experts by name: the routers are shown which of them each domain's tokens go to."""
 
-    weight: float = Field(default=1.0, gt=0, description="of KL(target || router), the mean over guided layers")
+    weight: float = Field(default=1.0, gt=0, description="of KL(target ‖ router), the mean over guided layers")
     experts: dict[str, tuple[int, ...]] | None = Field(
         default=None, description="domain -> its experts (default: by the names in the model's config)"
     )
