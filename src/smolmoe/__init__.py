@@ -10,11 +10,13 @@ __version__ = "0.1.0"
 if TYPE_CHECKING:
     from smolmoe.demo.run import quickstart
     from smolmoe.errors import SmolmoeError
+    from smolmoe.experts import extract
     from smolmoe.generation import generate
     from smolmoe.moe import register
     from smolmoe.proof.doctor import doctor
     from smolmoe.proof.verify import verify
     from smolmoe.recipe import UpcycleRecipe
+    from smolmoe.secretary import route_prompt
     from smolmoe.surgery.inspection import inspect
     from smolmoe.upcycling import upcycle
 
@@ -23,10 +25,12 @@ _HOME = {
     "SmolmoeError": "smolmoe.errors",
     "UpcycleRecipe": "smolmoe.recipe",
     "doctor": "smolmoe.proof.doctor",
+    "extract": "smolmoe.experts",
     "generate": "smolmoe.generation",
     "inspect": "smolmoe.surgery.inspection",
     "quickstart": "smolmoe.demo.run",
     "register": "smolmoe.moe",
+    "route_prompt": "smolmoe.secretary",
     "upcycle": "smolmoe.upcycling",
     "verify": "smolmoe.proof.verify",
 }
@@ -35,10 +39,12 @@ __all__ = [
     "SmolmoeError",
     "UpcycleRecipe",
     "doctor",
+    "extract",
     "generate",
     "inspect",
     "quickstart",
     "register",
+    "route_prompt",
     "upcycle",
     "verify",
 ]
