@@ -21,7 +21,9 @@ def texts(path: Path) -> list[tuple[str, str]]:
 def test_rows_are_on_the_side_that_training_has_them_on(tmp_path: Path, own: bool) -> None:
     write_text(tmp_path / "train.jsonl", documents=60)
     write_text(tmp_path / "validation.jsonl", documents=70, seed=1)
-    with (tmp_path / "train.jsonl").open("a") as file:  # one of them is to be held out
+    again = (tmp_path / "train.jsonl").read_text().splitlines()[0]
+    with (tmp_path / "train.jsonl").open("a") as file:  # one is there twice, and one is to be held out
+        file.write(again + "\n")
         file.write((tmp_path / "validation.jsonl").read_text().splitlines()[5] + "\n")
     values = {"sources": [{"path": str(tmp_path / "train.jsonl")}], "cache": str(tmp_path / "cache"), "held_out": 0.3}
     if own:
