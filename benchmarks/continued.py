@@ -11,12 +11,10 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
-import subprocess
-import sys
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
+
+from workers import parse_arguments, run_all
 
 ROOT = Path("runs/continued")
 TOKENS = 500_000
@@ -52,21 +50,13 @@ EXPLORED: dict[str, tuple[dict[str, Any] | None, dict[str, Any]]] = {
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", choices=("run", "one", "table"))
-    parser.add_argument("--model", type=Path)
-    parser.add_argument("--data", type=Path)
-    parser.add_argument("--validation", type=Path)
-    parser.add_argument("--arms", nargs="+", default=list(ARMS), choices=[*ARMS, *EXPLORED])
-    parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
-    parser.add_argument("--workers", type=int, default=2)
-    arguments = parser.parse_args()
+    arguments = parse_arguments(__doc__, list(ARMS), list(EXPLORED))
     if arguments.what == "table":
         write_results()
     elif arguments.what == "one":
         run_one(arguments, arguments.arms[0], arguments.seeds[0])
     else:
-        run_all(arguments)
+        run_all(__file__, arguments)
 
 
 def write_results() -> None:
@@ -83,21 +73,6 @@ def write_results() -> None:
     before, rest = page.read_text(encoding="utf-8").split(begin)
     page.write_text(f"{before}{begin}\n{text}\n{end}{rest.split(end)[1]}", encoding="utf-8")
     print(text)
-
-
-def run_all(arguments: argparse.Namespace) -> None:
-    """Every arm and seed in a process of its own, so many at once as there are workers."""
-
-    def start(job: tuple[str, int]) -> None:
-        arm, seed = job
-        files = [f"--{name}={getattr(arguments, name)}" for name in ("model", "data", "validation")]
-        command = [sys.executable, __file__, "one", *files, "--arms", arm, "--seeds", str(seed)]
-        done = subprocess.run(command, env={**os.environ, "OMP_NUM_THREADS": "1"}, capture_output=True, text=True)
-        said = done.stdout.strip() or done.stderr.strip().splitlines()[-1]
-        print(f"{arm} seed {seed}: {said}", flush=True)
-
-    with ThreadPoolExecutor(arguments.workers) as pool:
-        list(pool.map(start, [(arm, seed) for seed in arguments.seeds for arm in arguments.arms]))
 
 
 def run_one(arguments: argparse.Namespace, arm: str, seed: int) -> None:

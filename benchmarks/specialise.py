@@ -12,30 +12,20 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
-import subprocess
-import sys
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
+
+from workers import parse_arguments, run_all
 
 ROOT = Path("runs/specialise")
 ARMS = ("named", "emergent", "dense")
 LENGTH = 256
 ROUTER_STEPS, ROUTER_BATCH = 60, 8
 JOINT_STEPS, JOINT_BATCH = 122, 16
-DATA = ("model", "data", "validation")
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", choices=("run", "one", "table"))
-    for name in DATA:
-        parser.add_argument(f"--{name}", type=Path)
-    parser.add_argument("--arms", nargs="+", default=list(ARMS), choices=ARMS)
-    parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
-    parser.add_argument("--workers", type=int, default=2)
-    arguments = parser.parse_args()
+    arguments = parse_arguments(__doc__, ARMS)
     if arguments.what == "table":
         from specialise_table import write_results
 
@@ -43,22 +33,7 @@ def main() -> None:
     elif arguments.what == "one":
         run_one(arguments, arguments.arms[0], arguments.seeds[0])
     else:
-        run_all(arguments)
-
-
-def run_all(arguments: argparse.Namespace) -> None:
-    """Every arm and seed in a process of its own, so many at once as there are workers."""
-
-    def start(job: tuple[str, int]) -> None:
-        arm, seed = job
-        files = [f"--{name}={getattr(arguments, name)}" for name in DATA]
-        command = [sys.executable, __file__, "one", *files, "--arms", arm, "--seeds", str(seed)]
-        done = subprocess.run(command, env={**os.environ, "OMP_NUM_THREADS": "1"}, capture_output=True, text=True)
-        said = done.stdout.strip() or done.stderr.strip().splitlines()[-1]
-        print(f"{arm} seed {seed}: {said}", flush=True)
-
-    with ThreadPoolExecutor(arguments.workers) as pool:
-        list(pool.map(start, [(arm, seed) for seed in arguments.seeds for arm in arguments.arms]))
+        run_all(__file__, arguments)
 
 
 def run_one(arguments: argparse.Namespace, arm: str, seed: int) -> None:
