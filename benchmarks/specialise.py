@@ -4,8 +4,9 @@
     python benchmarks/specialise.py table
 
 Arms: `named` (an expert for each domain, one expert a token; first the routers learn, then everything), `emergent`
-(8 experts, two a token, routers from clusters of the text without its tags, balanced over the whole step) and `dense`
-(the same text as `named`, in the same order). Runs go to runs/specialise/ARM/seed-N; finished ones are skipped.
+(8 experts, two a token, routers from clusters of the text without its tags, balanced over the whole step, half the
+text) and `dense` (the same text as `named`, in the same order). Runs go to runs/specialise/ARM/seed-N; finished ones
+are skipped.
 """
 
 from __future__ import annotations
@@ -56,12 +57,14 @@ def run_one(arguments: argparse.Namespace, arm: str, seed: int) -> None:
         last = trained(
             arguments, seed, folder / "joint", folder / "routers" / "model", joint | {"guidance": {"weight": 0.2}}
         )
-        look(arguments, seed, folder, moe, routers=folder / "routers", joint=last)
+        runs = {"routers": folder / "routers", "joint": last}
+        look(arguments, seed, folder, moe, runs, dense=arguments.model)
     else:
         moe = converted(arguments, seed, folder / "moe", experts=8, top_k=2, router_centroids="kmeans")
         balance = {"objective": {"load_balance": 0.01, "z_loss": 0.001}}
-        last = trained(arguments, seed, folder / "joint", moe, joint | balance)
-        look(arguments, seed, folder, moe, joint=last)
+        half = {"trainer": joint_trainer() | {"per_device_train_batch_size": JOINT_BATCH // 2}}
+        last = trained(arguments, seed, folder / "joint", moe, joint | balance | half)
+        look(arguments, seed, folder, moe, {"joint": last})
     print(f"{json.loads((last / 'summary.json').read_text(encoding='utf-8'))['held_out']['loss']:.4f}")
 
 
@@ -124,20 +127,22 @@ def trained(arguments: argparse.Namespace, seed: int, out: Path, model: Path, ch
     return out
 
 
-def look(arguments: argparse.Namespace, seed: int, folder: Path, moe: Path, **runs: Path) -> None:
+def look(
+    arguments: argparse.Namespace, seed: int, folder: Path, moe: Path, runs: dict[str, Path], dense: Path | None = None
+) -> None:
     """Probes of the MoE before and after, on all of the held-out text, with the page."""
     from smolmoe.probe.subject import ProbeOptions
     from smolmoe.probing import probe
 
-    files = {"fit_data": arguments.data, "dense": arguments.model}
+    files = {"fit_data": arguments.data, "overwrite": True}
     before, after = folder / "before", folder / "after"
     if not (before / "probe.json").is_file():
-        options = ProbeOptions(losses=False, length=LENGTH, tokens=20_000, seed=seed)
+        options = ProbeOptions(losses=False, length=LENGTH, tokens=20_000, probe_tokens=512, seed=seed)
         probe(moe, arguments.validation, out=before, options=options, **files)
-    if not (after / "probe.json").is_file():
+    if not (after / "index.html").is_file():
         options = ProbeOptions(length=LENGTH, tokens=20_000, loss_tokens=8000, seed=seed)
-        model = runs["joint"] / "model"
-        probe(model, arguments.validation, out=after, before=before, runs=runs, against=moe, options=options, **files)
+        beside = {"before": before, "runs": runs, "against": moe, "dense": dense}
+        probe(runs["joint"] / "model", arguments.validation, out=after, options=options, **beside, **files)
 
 
 if __name__ == "__main__":
