@@ -4,9 +4,9 @@
     python benchmarks/specialise.py table
 
 Arms: `named` (an expert for each domain, one expert a token; first the routers learn, then everything), `emergent`
-(8 experts, two a token, routers from clusters of the text without its tags, balanced over the whole step, half the
-text) and `dense` (the same text as `named`, in the same order). Runs go to runs/specialise/ARM/seed-N; finished ones
-are skipped.
+(8 experts, two a token, routers from clusters of the text without its tags, balanced over the whole step, a third of
+the text) and `dense` (the same text as `named`, in the same order). Runs go to runs/specialise/ARM/seed-N; finished
+ones are skipped.
 """
 
 from __future__ import annotations
@@ -21,8 +21,9 @@ from workers import parse_arguments, run_all
 ROOT = Path("runs/specialise")
 ARMS = ("named", "emergent", "dense")
 LENGTH = 256
-ROUTER_STEPS, ROUTER_BATCH = 60, 8
-JOINT_STEPS, JOINT_BATCH = 122, 16
+ROUTER_STEPS, ROUTER_BATCH = 100, 8
+JOINT_STEPS, JOINT_BATCH = 183, 16
+EMERGENT_STEPS = 61
 
 
 def main() -> None:
@@ -51,19 +52,28 @@ def run_one(arguments: argparse.Namespace, arm: str, seed: int) -> None:
         router = {
             "trainable": "routers",
             "guidance": {"weight": 1.0, "experts": names},
-            "trainer": {"max_steps": ROUTER_STEPS, "learning_rate": 1e-2, "warmup_steps": 5},
+            "trainer": {
+                "max_steps": ROUTER_STEPS,
+                "learning_rate": 1e-2,
+                "warmup_steps": 5,
+                "lr_scheduler_kwargs": {"min_lr_rate": 0.0},
+            },
         }
         trained(arguments, seed, folder / "routers", moe, router)
         last = trained(
-            arguments, seed, folder / "joint", folder / "routers" / "model", joint | {"guidance": {"weight": 0.2}}
+            arguments,
+            seed,
+            folder / "joint",
+            folder / "routers" / "model",
+            joint | {"guidance": {"weight": 0.35}, "routing": {"learning_rate": 1e-3}},
         )
         runs = {"routers": folder / "routers", "joint": last}
         look(arguments, seed, folder, moe, runs, dense=arguments.model)
     else:
         moe = converted(arguments, seed, folder / "moe", experts=8, top_k=2, router_centroids="kmeans")
         balance = {"objective": {"load_balance": 0.01, "z_loss": 0.001}}
-        half = {"trainer": joint_trainer() | {"per_device_train_batch_size": JOINT_BATCH // 2}}
-        last = trained(arguments, seed, folder / "joint", moe, joint | balance | half)
+        short = {"trainer": joint_trainer() | {"max_steps": EMERGENT_STEPS}, "data": {"skip": 0}}
+        last = trained(arguments, seed, folder / "joint", moe, joint | balance | short)
         look(arguments, seed, folder, moe, {"joint": last})
     print(f"{json.loads((last / 'summary.json').read_text(encoding='utf-8'))['held_out']['loss']:.4f}")
 
@@ -107,13 +117,13 @@ def trained(arguments: argparse.Namespace, seed: int, out: Path, model: Path, ch
             "length": LENGTH,
             "seed": seed,
         },
-        "evaluation": {"every": 1000, "at": [10, 30, 60, 90], "tokens": 8000},
+        "evaluation": {"every": 1000, "at": [10, 30, 60, 120], "tokens": 8000},
         "trainer": {
             "per_device_train_batch_size": ROUTER_BATCH,
             "lr_scheduler_type": "cosine_with_min_lr",
             "lr_scheduler_kwargs": {"min_lr_rate": 0.1},
             "adam_beta2": 0.99,
-            "save_steps": 61,
+            "save_steps": 60,
             "save_total_limit": 1,
             "report_to": "none",
         },

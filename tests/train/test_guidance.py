@@ -124,7 +124,7 @@ def test_a_resumed_run_goes_on_alike(tmp_path: Path) -> None:
 
 def test_domains_count_alike_however_little_text_they_have() -> None:
     shares = {"a": 0.75, "b": 0.25, "only measured": 0.0}
-    recipe = GuidanceRecipe(experts={"a": (0, 1), "b": (2, 3)})
+    recipe = GuidanceRecipe(experts={"a": (0, 1), "b": (2, 3)}, evenness=1)
     found = resolve(recipe, random_moe("mixtral"), shares)
     weights = found.token_weights
     assert weights.tolist() == pytest.approx([2 / 3, 2, 0])
@@ -132,8 +132,11 @@ def test_domains_count_alike_however_little_text_they_have() -> None:
     ids = torch.tensor([0] * 6 + [1] * 2)
     a, b = (found.term(logits[:, ids == d], ids[ids == d], "softmax") / weights[d] for d in (0, 1))
     torch.testing.assert_close(found.term(logits, ids, "softmax"), (a + b) / 2)
-    alike = resolve(recipe.model_copy(update={"weigh": "tokens"}), random_moe("mixtral"), shares)
-    assert alike.token_weights.tolist() == [1, 1, 1]
+    alike = resolve(recipe.model_copy(update={"evenness": 0.0}), random_moe("mixtral"), shares)
+    assert alike.token_weights.tolist() == [1, 1, 0]
+    between = resolve(recipe.model_copy(update={"evenness": 0.5}), random_moe("mixtral"), shares).token_weights
+    assert between[1] / between[0] == pytest.approx(3**0.5)
+    assert 0.75 * between[0] + 0.25 * between[1] == pytest.approx(1)
 
 
 def test_a_bias_is_held_against_experts_of_the_same_name() -> None:

@@ -58,8 +58,8 @@ class GuidanceRecipe(Recipe):
     free: tuple[int, ...] = Field(default=(), description="experts of no domain, for whatever token wants them")
     floor: float = Field(default=0.001, ge=0, lt=1, description="probability of each expert that is not the domain's")
     layers: tuple[int, ...] | None = Field(default=None, description="layers to guide (default: every MoE layer)")
-    weigh: Literal["domains", "tokens"] = Field(
-        default="domains", description="what counts alike: domains, however little text they have, or tokens"
+    evenness: float = Field(
+        default=0.5, ge=0, le=1, description="0: every token counts alike; 1: every domain, however little text it has"
     )
 
     @model_validator(mode="after")

@@ -95,15 +95,16 @@ def resolve(recipe: GuidanceRecipe, model: Any, shares: Mapping[str, float], res
     names = {expert: name for name, own in named.items() for expert in own}
     set_expert_names(model.config, [names.get(expert) for expert in range(experts)], recipe.layers)
     target = losses.guidance_target(members, free, recipe.floor)
-    return Guidance(recipe.weight, target, members, free, _token_weights(recipe, shares), layers)
+    return Guidance(recipe.weight, target, members, free, _token_weights(recipe.evenness, shares), layers)
 
 
-def _token_weights(recipe: GuidanceRecipe, shares: Mapping[str, float]) -> torch.Tensor:
-    if recipe.weigh == "tokens":
-        return torch.ones(len(shares))
-    # Not over the domains of each batch, which would weigh the same token otherwise in another cut of the same step.
-    domains = sum(share > 0 for share in shares.values())
-    return torch.tensor([1 / (domains * share) if share else 0.0 for share in shares.values()])
+def _token_weights(evenness: float, shares: Mapping[str, float]) -> torch.Tensor:
+    """[Dm]: share to the power of -evenness, 1 on average over tokens.
+
+    Not over the domains of each batch, which would weigh the same token otherwise in another cut of the same step.
+    """
+    weights = torch.tensor([share**-evenness if share else 0.0 for share in shares.values()])
+    return weights / (weights * torch.tensor(list(shares.values()))).sum()
 
 
 def _check_experts(
