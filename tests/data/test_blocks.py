@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from tests.moe.dense import FAMILIES, build_dense, upcycle
 from torch.utils.data import DataLoader
 
-from smolmoe.data.blocks import IGNORED, WINDOW, Blocks
+from smolmoe.data.blocks import WINDOW, Blocks
 from smolmoe.data.order import order_documents, shuffle_blocks
 from smolmoe.data.tokens import TokenStore
 from smolmoe.errors import DataError
@@ -90,12 +90,13 @@ def test_blocks_are_the_documents_in_their_order(documents, seed, length):
     wanted = wanted[: count * length]
     assert joined["input_ids"] == [token for _, token in wanted]
     assert joined["domain_ids"] == [store.domain_ids[document] for document, _ in wanted]
-    begins = {int(store.starts[document]) for document in order}
-    labels = [IGNORED if token in begins else token for _, token in wanted]
-    assert joined["labels"] == labels
+    assert joined["labels"] == joined["input_ids"]
+    ends = {int(store.starts[document + 1]) - 1 for document in order}
     position = -1
     for place, (_, token) in enumerate(wanted):
-        position = 0 if place % length == 0 or token in begins else position + 1
+        # A document's end-of-text begins the next one, if there is any of it in the block.
+        is_start = token in ends and (place + 1) % length and place + 1 < len(wanted)
+        position = 0 if place % length == 0 or is_start else position + 1
         assert joined["position_ids"][place] == position
     plain = Blocks(store, count=count, length=length, seed=seed)
     assert all(torch.equal(block["labels"], block["input_ids"]) and "position_ids" not in block for block in plain)
@@ -209,9 +210,9 @@ def test_isolated_documents_are_computed_as_if_alone(name, attention):
             for begin, end in pairwise(begins):
                 alone = model(ids[None, begin:end], use_cache=False).logits[0]
                 assert torch.allclose(logits[begin:end], alone, atol=1e-5), (name, attention, begin)
-                losses.append(torch.nn.functional.cross_entropy(alone[:-1], ids[begin + 1 : end], reduction="sum"))
-        predicted = int((batch["labels"][:, 1:] != IGNORED).sum())
+                targets = ids[begin + 1 : end + 1]  # the end-of-text that follows among them
+                losses.append(torch.nn.functional.cross_entropy(alone[: len(targets)], targets, reduction="sum"))
         assert across >= 3
-        assert torch.allclose(out.loss, sum(losses) / predicted, atol=1e-5)
+        assert torch.allclose(out.loss, sum(losses) / (4 * 18), atol=1e-5)
         joined = model(batch["input_ids"], use_cache=False).logits
         assert not torch.allclose(joined, out.logits, atol=1e-2)

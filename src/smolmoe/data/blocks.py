@@ -13,7 +13,6 @@ from smolmoe.data.order import order_documents, shuffle_blocks
 from smolmoe.data.tokens import TokenStore
 from smolmoe.errors import DataError
 
-IGNORED = -100
 WINDOW = 1024  # blocks of the stream that are shuffled among each other
 
 
@@ -34,9 +33,10 @@ class Blocks(Dataset[dict[str, torch.Tensor]]):
         length: S, tokens a block.
         seed: of the documents' order.
         weights: the sources' shares of the tokens; None for their natural sizes (`order_documents` says more).
-        isolate: give `position_ids` that begin anew with each document, and no label to a document's first token,
-            so that no token sees or is predicted from another document. Needs a model called without a cache and
-            without an attention mask, for transformers finds the documents' borders in the positions.
+        isolate: give `position_ids` that begin anew with each document, so that no token sees another document. A
+            document begins with the end-of-text token of the one before it, as it does where losses are measured, and
+            that token is still predicted from the text that it ends. Needs a model called without a cache and without
+            an attention mask, for transformers finds the documents' borders in the positions.
 
     Raises:
         DataError: the store does not fill one block, or a source with a weight holds nothing.
@@ -91,11 +91,12 @@ class Blocks(Dataset[dict[str, torch.Tensor]]):
             "domain_ids": np.repeat(self.store.domain_ids[documents], pieces).astype(np.int64),
         }
         if self.isolate:
-            block["position_ids"] = _restarting(pieces)
-            block["labels"][offsets[(offsets >= 0) & (pieces > 0)]] = IGNORED
+            block["position_ids"] = _restarting(offsets[(offsets > 0) & (pieces > 0)] - 1, self.length)
         return {name: torch.from_numpy(values) for name, values in block.items()}
 
 
-def _restarting(pieces: NDArray[np.int64]) -> NDArray[np.int64]:
-    """0, 1, 2, ... for each piece of so many tokens."""
-    return np.arange(pieces.sum()) - np.repeat(np.cumsum(pieces) - pieces, pieces)
+def _restarting(begins: NDArray[np.int64], length: int) -> NDArray[np.int64]:
+    """0, 1, 2, ... up to `length`, anew at each of these places."""
+    places = np.arange(length)
+    begins = np.concatenate([[0], begins])
+    return places - begins[np.searchsorted(begins, places, side="right") - 1]

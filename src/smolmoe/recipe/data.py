@@ -40,7 +40,7 @@ class DataRecipe(Recipe):
     validation: tuple[SourceRecipe, ...] = Field((), description="held-out text of its own; else a share is held out")
     held_out: float = Field(0.02, gt=0, lt=1, description="share of the documents to hold out, by a hash of their text")
     length: int = Field(256, ge=2, description="tokens a block")
-    isolate: bool = Field(False, description="no attention and no loss across the documents in a block")
+    isolate: bool = Field(False, description="no attention across the documents in a block")
     seed: int = Field(0, description="of the documents' order")
     skip: int = Field(0, ge=0, description="blocks of that order to pass over: what an earlier training has seen")
     cache: Path | None = Field(None, description="folder for tokenised text (default: the user's cache folder)")
