@@ -88,7 +88,9 @@ def _losses(root: Path, runs: Runs) -> list[str]:
     seeds = [run["folder"].name for run in runs]
     before = [_by_domain(root / "named" / seed / "routers", 0) for seed in seeds]
     arms = {
-        arm: [_by_domain(root / arm / seed / "joint", None) for seed in seeds] for arm in ("named", "emergent", "dense")
+        arm: [_by_domain(root / arm / seed / "joint", None) for seed in seeds]
+        for arm in ("named", "dense", "emergent")
+        if all((root / arm / seed / "joint" / "summary.json").is_file() for seed in seeds)
     }
     lines = [
         "Held-out loss, nats a token, means over seeds; changes with 95% of Student's t over the seeds:",
@@ -100,8 +102,11 @@ def _losses(root: Path, runs: Runs) -> list[str]:
     for arm, after in arms.items():
         gaps = [_interval([a[c] - b[c] for a, b in zip(after, before, strict=True)]) for c in columns]
         lines.append(f"| {arm} | {' | '.join(gaps)} |")
-    gaps = [_interval([a[c] - b[c] for a, b in zip(arms["named"], arms["dense"], strict=True)]) for c in columns]
-    return [*lines, f"| named against dense | {' | '.join(gaps)} |", ""]
+    if "dense" in arms:
+        pairs = list(zip(arms["named"], arms["dense"], strict=True))
+        gaps = [_interval([a[c] - b[c] for a, b in pairs]) for c in columns]
+        lines.append(f"| named against dense | {' | '.join(gaps)} |")
+    return [*lines, ""]
 
 
 def _knocked_out(runs: Runs) -> list[str]:
