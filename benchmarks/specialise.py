@@ -4,8 +4,8 @@
     python benchmarks/specialise.py table
 
 Arms: `named` (an expert for each domain, one expert a token; first the routers learn, then everything), `emergent`
-(8 experts, two a token, routers from clusters of the text without its tags, balanced over the whole step, a third of
-the text) and `dense` (the same text as `named`, in the same order). Runs go to runs/specialise/ARM/seed-N; finished
+(8 experts, two a token, routers from clusters of the text without its tags, balanced over the whole step, less
+text) and `dense` (the same text as `named`, in the same order). Runs go to runs/specialise/ARM/seed-N; finished
 ones are skipped.
 """
 
@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import argparse
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +24,7 @@ ARMS = ("named", "emergent", "dense")
 LENGTH = 256
 ROUTER_STEPS, ROUTER_BATCH = 100, 8
 JOINT_STEPS, JOINT_BATCH = 183, 16
-EMERGENT_STEPS = 61
+EMERGENT_STEPS = 40
 
 
 def main() -> None:
@@ -140,17 +141,18 @@ def trained(arguments: argparse.Namespace, seed: int, out: Path, model: Path, ch
 def look(
     arguments: argparse.Namespace, seed: int, folder: Path, moe: Path, runs: dict[str, Path], dense: Path | None = None
 ) -> None:
-    """Probes of the MoE before and after, on all of the held-out text, with the page."""
+    """Probes with their pages: of the first seed's MoE before, of every MoE after. Losses where experts have names."""
     from smolmoe.probe.subject import ProbeOptions
     from smolmoe.probing import probe
 
+    few = ProbeOptions(losses=False, length=LENGTH, tokens=12_000, probe_tokens=512, seed=seed)
     files = {"fit_data": arguments.data, "overwrite": True}
-    before, after = folder / "before", folder / "after"
-    if not (before / "probe.json").is_file():
-        options = ProbeOptions(losses=False, length=LENGTH, tokens=20_000, probe_tokens=512, seed=seed)
-        probe(moe, arguments.validation, out=before, options=options, **files)
+    before = folder / "before" if seed == 0 else None
+    if before is not None and not (before / "index.html").is_file():
+        probe(moe, arguments.validation, out=before, options=few, **files)
+    after = folder / "after"
     if not (after / "index.html").is_file():
-        options = ProbeOptions(length=LENGTH, tokens=20_000, loss_tokens=8000, seed=seed)
+        options = few if dense is None else replace(few, losses=True, loss_tokens=4000, probe_tokens=2048)
         beside = {"before": before, "runs": runs, "against": moe, "dense": dense}
         probe(runs["joint"] / "model", arguments.validation, out=after, options=options, **beside, **files)
 
