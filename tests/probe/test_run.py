@@ -173,6 +173,8 @@ def test_command(tmp_path: Path, text: Path, capsys: pytest.CaptureFixture[str])
     assert (out / "index.html").is_file()
     with pytest.raises(OutputError, match="already"):
         CliRunner().invoke(app(), asked, catch_exceptions=False)
+    with pytest.raises(RequestError, match="LABEL=DIR"):
+        CliRunner().invoke(app(), [*asked, "--run", f"training={tmp_path}"], catch_exceptions=False)
     capsys.readouterr()
     probing.show_probe(result, out)
     printed = capsys.readouterr().out

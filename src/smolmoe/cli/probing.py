@@ -35,6 +35,13 @@ def probe(
     against: Annotated[
         Path | None, typer.Option(help="Another checkpoint of the same MoE: how far have its choices settled?")
     ] = None,
+    before: Annotated[
+        Path | None, typer.Option(help="Folder of an earlier probe, for the page to show beside this one.")
+    ] = None,
+    run: Annotated[
+        list[str] | None,
+        typer.Option(metavar="LABEL=DIR", help="A training run whose curves the page is to show; repeat it."),
+    ] = None,
     tokens: Annotated[int | None, typer.Option(help="Tokens to read of each domain, at most.  [default: all]")] = None,
     document_tokens: Annotated[int, typer.Option(help="Tokens to read of one document, at most.")] = 4096,
     length: Annotated[int, typer.Option(help="Longest window that the model reads at a time.")] = 256,
@@ -50,7 +57,7 @@ def probe(
     """Look at what the experts of an MoE do on text of several domains, and whether it pays."""
     quiet_libraries()
     from smolmoe.probe.subject import ProbeOptions
-    from smolmoe.probing import probe as run
+    from smolmoe.probing import probe as probe_and_show
 
     options = ProbeOptions(
         by=by,
@@ -64,10 +71,12 @@ def probe(
         seed=seed,
     )
     with progress(not as_json) as report:
-        result = run(
+        result = probe_and_show(
             model,
             data,
             out=out,
+            before=before,
+            runs=_runs(run),
             fit_data=fit_data,
             dense=dense,
             against=against,
@@ -80,6 +89,18 @@ def probe(
         print_json(result.to_json())
     else:
         show_probe(result, out)
+
+
+def _runs(pairs: list[str] | None) -> dict[str, Path]:
+    from smolmoe.errors import RequestError
+
+    runs = {}
+    for pair in pairs or ():
+        label, separator, folder = pair.partition("=")
+        if not separator or not (Path(folder) / "metrics.jsonl").is_file():
+            raise RequestError("must be LABEL=DIR of a training run.", field="run", value=pair)
+        runs[label] = Path(folder)
+    return runs
 
 
 def show_probe(result: ProbeResult, out: Path) -> None:
