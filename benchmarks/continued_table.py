@@ -18,7 +18,12 @@ def show(root: Path, arms: Sequence[str], explored: Sequence[str], picture: Path
     """The findings in Markdown; the mean curves of the arms go to `picture`."""
     runs = {arm: found for arm in arms if (found := _read(root, arm))}
     lines = _main_table(runs)
-    plot_growth(picture, None, [_mean(arm, found) for arm, found in runs.items()], _held_out_tokens(runs))
+    means = [_mean(arm, found) for arm, found in runs.items()]
+    tokens = _held_out_tokens(runs)
+    plot_growth(picture.with_stem(f"{picture.stem}-all"), None, means, tokens)
+    lowest = min(run.losses[0] for run in means)
+    # Arms that begin far above the others would leave these in one line.
+    plot_growth(picture, None, [run for run in means if run.losses[0] < lowest + 0.1], tokens)
     tried = {arm: found for arm in explored if (found := _read(root, arm))}
     if tried:
         lines += ["", *_explored_table(tried)]
