@@ -116,5 +116,5 @@ def _explored_table(tried: dict[str, dict[int, Run]]) -> list[str]:
 
 def machine_line(root: Path) -> str:
     """What the runs were made with, of their own records."""
-    record = json.loads(next(root.glob("*/seed-*/model/smolmoe.json")).read_text(encoding="utf-8"))
+    record = json.loads(next(root.glob("*/seed-*/**/model/smolmoe.json")).read_text(encoding="utf-8"))
     return ", ".join(f"{name} {version}" for name, version in record["versions"].items())

@@ -26,6 +26,8 @@ def write_results(root: Path) -> None:
     page = DOCS / "results.md"
     before, rest = page.read_text(encoding="utf-8").split(begin)
     page.write_text(f"{before}{begin}\n{text}\n{end}{rest.split(end)[1]}", encoding="utf-8")
+    for figure in ("routing", "accuracy"):
+        shutil.copyfile(named[0]["folder"] / "after" / f"{figure}.png", DOCS / "images" / f"specialise-{figure}.png")
     print(text)
 
 
@@ -56,7 +58,8 @@ def _named(runs: Runs) -> list[str]:
     domains = runs[0]["domains"]
     last = [run["last_third"] for run in runs]
     lines = [
-        f"**By name**: layers {', '.join(map(str, last[0]['layers']))}, {len(runs)} seeds: mean (lowest to highest).",
+        f"**By name**, the last third of the layers ({', '.join(map(str, last[0]['layers']))}), {len(runs)} seeds: mean "
+        "(lowest to highest).",
         "",
         "| | macro | " + " | ".join(domains) + " |",
         "| --- | --- |" + " --- |" * len(domains),
@@ -148,9 +151,3 @@ def _emergent(runs: Runs) -> list[str]:
         ]
         lines.append(f"| {first['layer']} | {' | '.join(parts)} |")
     return lines
-
-
-def copy_pictures(run: Path, names: dict[str, str]) -> None:
-    """Copy figures of a probe's page into docs/images under other names."""
-    for name, target in names.items():
-        shutil.copyfile(run / "after" / f"{name}.png", DOCS / "images" / f"{target}.png")
