@@ -58,7 +58,7 @@ def _named(runs: Runs) -> list[str]:
     domains = runs[0]["domains"]
     last = [run["last_third"] for run in runs]
     lines = [
-        f"**By name**, the last third of the layers ({', '.join(map(str, last[0]['layers']))}), {len(runs)} seeds: mean "
+        f"**By name**, layers {', '.join(map(str, last[0]['layers']))}, the last third, {len(runs)} seeds: mean "
         "(lowest to highest).",
         "",
         "| | macro | " + " | ".join(domains) + " |",
