@@ -166,8 +166,8 @@ def test_a_gradient_that_is_no_number_stops_before_the_step(tmp_path: Path, moe:
 
     original = Objective.terms
 
-    def poisoned(self: Any) -> dict[str, torch.Tensor]:
-        terms = original(self)
+    def poisoned(self: Any, *given: Any) -> dict[str, torch.Tensor]:
+        terms = original(self, *given)
         weight = self.routers[0].weight
         # Finite itself, with an infinite slope.
         return {**terms, "poison": (weight - weight.detach()).abs().sum().sqrt() * 0}
