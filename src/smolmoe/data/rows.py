@@ -20,32 +20,32 @@ def write_rows(recipe: DataRecipe, folder: Path, *, characters: int) -> tuple[Pa
     No text is in both, and none twice: a document is on the side that `load_corpus` puts it on.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    held_out, training = folder / "held-out.jsonl", folder / "training.jsonl"
-    if recipe.validation:
-        held = {document.text for document in _documents(recipe.validation)}
-        _write(held_out, _documents(recipe.validation), characters)
-        rest = (document for document in _documents(recipe.sources) if document.text not in held)
-    else:
-        share = recipe.held_out
-        _write(held_out, (d for d in _documents(recipe.sources) if is_held_out(d.text, share)), characters)
-        rest = (document for document in _documents(recipe.sources) if not is_held_out(document.text, share))
-    _write(training, rest, characters)
-    return held_out, training
+    paths = folder / "held-out.jsonl", folder / "training.jsonl"
+    spent: Counter[tuple[bool, str]] = Counter()
+    seen: set[str] = set()
+    with paths[0].open("w", encoding="utf-8") as held_out, paths[1].open("w", encoding="utf-8") as training:
+        for document, held in _sides(recipe):
+            domain = document.domain or UNKNOWN_DOMAIN
+            if document.text in seen or spent[held, domain] >= characters:
+                continue
+            seen.add(document.text)
+            spent[held, domain] += len(document.text)
+            row = json.dumps({"text": document.text, "domain": domain}) + "\n"
+            (held_out if held else training).write(row)
+    return paths
+
+
+def _sides(recipe: DataRecipe) -> Iterator[tuple[Document, bool]]:
+    """Every document, and whether it is held out; the validation sources' first."""
+    own = set()
+    for document in _documents(recipe.validation):
+        own.add(document.text)
+        yield document, True
+    for document in _documents(recipe.sources):
+        if document.text not in own:
+            yield document, not recipe.validation and is_held_out(document.text, recipe.held_out)
 
 
 def _documents(sources: Iterable[SourceRecipe]) -> Iterator[Document]:
     for source in sources:
         yield from open_source(source).documents()
-
-
-def _write(path: Path, documents: Iterable[Document], characters: int) -> None:
-    spent: Counter[str] = Counter()
-    seen: set[str] = set()
-    with path.open("w", encoding="utf-8") as file:
-        for document in documents:
-            domain = document.domain or UNKNOWN_DOMAIN
-            if document.text in seen or spent[domain] >= characters:
-                continue
-            seen.add(document.text)
-            spent[domain] += len(document.text)
-            file.write(json.dumps({"text": document.text, "domain": domain}) + "\n")

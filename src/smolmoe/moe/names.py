@@ -13,7 +13,6 @@ from smolmoe.errors import RequestError, SourceError
 
 NAMES = "expert_names"
 LAYERS = "expert_layers"
-RESERVED = "reserved"
 
 
 def expert_names(config: Any) -> tuple[str | None, ...] | None:

@@ -14,7 +14,7 @@ import torch
 from smolmoe.errors import OutputError, RequestError
 from smolmoe.evaluate.held_out import cut_windows
 from smolmoe.files import write_json
-from smolmoe.moe.names import RESERVED, expert_names, named_layers
+from smolmoe.moe.names import expert_names, named_layers
 from smolmoe.probe.accuracy import Owners
 from smolmoe.probe.counting import Chosen, RoutingCounts, Runner
 from smolmoe.probe.describe import by_domain, coactivation, layer_results, type_table, vocabulary
@@ -206,7 +206,7 @@ def _losses(subject: Subject, sides: Sides, owners: Owners, dense: Any | None, r
 def _groups(subject: Subject, sides: Sides, owners: Owners) -> list[Group]:
     names = expert_names(subject.model.config)
     if names is not None and set(names) & set(sides.domains):
-        idle = sorted({name for name in names if name is not None} - {RESERVED, *sides.domains})
+        idle = sorted({name for name in names if name is not None} - set(sides.domains))
         if idle:
             logger.warning("no row is of the domain that these experts are named after: %s", ", ".join(idle))
         return named_groups(names, subject.layers, sides.domains, named_layers(subject.model.config))

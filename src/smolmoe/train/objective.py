@@ -104,6 +104,8 @@ class Objective:
         if self.scope != "batch":
             load = by_domain / by_domain.sum(-1, keepdim=True).clamp_min(1)
         found: dict[str, torch.Tensor] = {}
+        if not any(self.weights.values()) and self.guidance is None:
+            return found
         logits = torch.stack([routing.logits for routing in routings])
         if self.weights["load_balance"]:
             found["load_balance"] = self.weights["load_balance"] * self._balance(logits, load, domains).mean()
