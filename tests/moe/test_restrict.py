@@ -8,7 +8,7 @@ from helpers import MOE_CONFIGS, random_moe
 
 from smolmoe.errors import RequestError
 from smolmoe.moe.control import control_routers
-from smolmoe.moe.gating import Intervention
+from smolmoe.moe.gating import GateSpec, Intervention, route
 from smolmoe.moe.restrict import only_experts, without_experts
 from smolmoe.moe.routing import RoutingCapture, find_routers
 
@@ -101,3 +101,12 @@ def test_restrictions_do_not_nest_and_a_refusal_leaves_the_first_in_place():
         with torch.no_grad(), RoutingCapture(model) as capture:
             model(ids())
         assert (capture.routing(0).indices == 1).any(1).all()
+
+
+def test_a_lone_expert_is_found_in_its_group_though_others_rank_by_two():
+    spec = GateSpec(4, 1, scoring="sigmoid", groups=2, top_groups=1, ordered=False)
+    x, weight = torch.eye(4), torch.tensor([[3.0], [3.0], [-3.0], [-3.0]]).expand(4, 4)
+    bias = torch.tensor([0.5, 0.5, 0.0, 0.0])
+    _, gates, chosen = route(x, weight, bias, spec, available=torch.tensor([False, False, False, True]))
+    assert (chosen == 3).all()
+    torch.testing.assert_close(gates, torch.ones(4, 1))
