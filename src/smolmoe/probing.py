@@ -6,6 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from smolmoe.errors import RequestError
 from smolmoe.recipe.probe import ProbeRecipe
 
 if TYPE_CHECKING:
@@ -36,11 +37,20 @@ def probe(
     from smolmoe.probe.run import probe as measure
     from smolmoe.report.page import write_page
 
+    _check_shown("before", before, "probe.json")
+    for run in (runs or {}).values():
+        _check_shown("run", run, "metrics.jsonl")
     result = measure(model, data, out=out, **options)
     if (report := options.get("report")) is not None:
         report("Drawing", 0, 0)
     write_page(out, out, before=before, runs=runs)
     return result
+
+
+def _check_shown(field: str, folder: Path | None, file: str) -> None:
+    """Before anything is measured: what the page is to show is there."""
+    if folder is not None and not (folder / file).is_file():
+        raise RequestError(f"there is no {file} in this folder.", field=field, value=str(folder))
 
 
 def run_probe(recipe: ProbeRecipe, *, report: Report | None = None) -> dict[str, Any]:

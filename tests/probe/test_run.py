@@ -173,7 +173,7 @@ def test_command(tmp_path: Path, text: Path, capsys: pytest.CaptureFixture[str])
     assert (out / "index.html").is_file()
     with pytest.raises(OutputError, match="already"):
         CliRunner().invoke(app(), asked, catch_exceptions=False)
-    with pytest.raises(RequestError, match="LABEL=DIR"):
+    with pytest.raises(RequestError, match="there is no metrics"):
         CliRunner().invoke(app(), [*asked, "--run", f"training={tmp_path}"], catch_exceptions=False)
     capsys.readouterr()
     probing.show_probe(result, out)

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file
 from tests.helpers import MOE_CONFIGS, dense_llama, random_moe, save
 from tests.surgery.test_request import plan
 
@@ -96,20 +97,16 @@ def test_other_experts_in_every_layer(work: Path, kind: str) -> None:
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_reading_gives_what_is_written_and_no_more(work: Path, kind: str) -> None:
-    from safetensors.torch import load_file
-
+def test_as_many_bytes_are_written_as_said(work: Path, kind: str) -> None:
     folder = moe(work, kind)
     subset = subset_of(folder, (0, 2))
-    out = written(subset, work / f"{kind} entries")
+    out = written(subset, work / f"{kind} bytes")
     disk = load_file(out / "model.safetensors")
-    read = {name: make() for name, make in subset.entries()}
-    assert disk.keys() == read.keys()
-    assert all(torch.equal(disk[name], tensor) and disk[name].dtype == tensor.dtype for name, tensor in read.items())
+    assert set(disk) == {tensor.name for tensor in subset.tensors}
     # Half of the experts' bytes, all of what is shared but half of the routers' rows.
     whole = subset_of(folder, range(4))
     assert subset.expert_bytes * 2 == whole.expert_bytes
-    assert subset.nbytes == subset.shared_bytes + subset.expert_bytes == sum(t.nbytes for t in read.values())
+    assert subset.nbytes == subset.shared_bytes + subset.expert_bytes == sum(t.nbytes for t in disk.values())
     assert whole.nbytes == sum(info.nbytes for info in whole.files.checkpoint.tensors.values())
     rows = [t.nbytes for t in whole.tensors if t.role == "router"]
     assert whole.shared_bytes - subset.shared_bytes == sum(rows) // 2
@@ -156,12 +153,13 @@ def test_sixteen_bits_and_selection_biases_keep_their_types(tmp_path: Path) -> N
             layer.mlp.gate.e_score_correction_bias.copy_(torch.tensor([0.4, -0.3, 0.2, -0.1]))
     folder = save(model, tmp_path / "moe")
     subset = subset_of(folder, [1, 2])
-    found = {name: read() for name, read in subset.entries()}
+    out = written(subset, tmp_path / "two")
+    found = load_file(out / "model.safetensors")
     bias = found["model.layers.1.mlp.gate.e_score_correction_bias"]
     assert bias.dtype == torch.float32
     torch.testing.assert_close(bias, torch.tensor([-0.3, 0.2]))
     assert found["model.layers.1.mlp.experts.1.up_proj.weight"].dtype == torch.bfloat16
-    assert far(logits(folder, subset.chosen), logits(written(subset, tmp_path / "two"))) <= TOLERANCE
+    assert far(logits(folder, subset.chosen), logits(out)) <= TOLERANCE
 
 
 def test_parts_of_a_stack_are_the_experts_own(work: Path) -> None:

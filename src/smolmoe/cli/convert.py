@@ -7,9 +7,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from smolmoe.cli.output import Json, count, print_json, print_rows, progress, quiet_libraries, size, table
+from smolmoe.cli.output import Json, count, named_paths, print_json, print_rows, progress, quiet_libraries, size, table
 from smolmoe.cli.proofs import show_verification
-from smolmoe.errors import RequestError
 
 if TYPE_CHECKING:
     from smolmoe.surgery.inspection import Inspection
@@ -136,7 +135,7 @@ def upcycle(
         "noise_std": noise_std,
         "drop_ratio": drop_ratio,
         "drop_independent": drop_independent or None,
-        "expert": _specialists(expert),
+        "expert": named_paths("expert", expert) or None,
         "attention": attention,
         "router": router,
         "router_data": router_data,
@@ -162,20 +161,6 @@ def upcycle(
 
 def _shared(text: str | None) -> str | int | None:
     return int(text) if text is not None and text.lstrip("-").isdigit() else text
-
-
-def _specialists(pairs: list[str] | None) -> dict[str, str] | None:
-    if not pairs:
-        return None
-    found: dict[str, str] = {}
-    for pair in pairs:
-        name, separator, path = pair.partition("=")
-        if not (name and separator and path):
-            raise RequestError("must be NAME=PATH.", field="expert", value=pair, fix="E.g. --expert code=runs/code.")
-        if name in found:
-            raise RequestError("is given twice.", field="expert", value=name, fix="Name each specialist once.")
-        found[name] = path
-    return found
 
 
 def _show_upcycled(result: UpcycleResult) -> None:

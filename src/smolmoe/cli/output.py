@@ -12,7 +12,7 @@ from typing import Annotated, Any
 
 import typer
 
-from smolmoe.errors import SmolmoeError
+from smolmoe.errors import RequestError, SmolmoeError
 
 Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
 
@@ -55,6 +55,23 @@ def print_error(error: SmolmoeError, *, as_json: bool) -> None:
     print(f"error: {where}{error.message}", file=sys.stderr)
     if error.fix:
         print(f"  fix: {error.fix}", file=sys.stderr)
+
+
+def named_paths(option: str, pairs: Sequence[str] | None) -> dict[str, str]:
+    """NAME=PATH as often as an option was given, by name.
+
+    Raises:
+        RequestError: something else was given, or a name twice.
+    """
+    found: dict[str, str] = {}
+    for pair in pairs or ():
+        name, separator, path = pair.partition("=")
+        if not (name and separator and path):
+            raise RequestError("must be NAME=PATH.", field=option, value=pair, fix=f"E.g. --{option} code=runs/code.")
+        if name in found:
+            raise RequestError("is given twice.", field=option, value=name, fix="Give each name once.")
+        found[name] = path
+    return found
 
 
 def print_rows(rows: Sequence[tuple[str, object]]) -> None:

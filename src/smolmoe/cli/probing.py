@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from smolmoe.cli.output import Json, count, print_json, print_rows, progress, quiet_libraries, table
+from smolmoe.cli.output import Json, count, named_paths, print_json, print_rows, progress, quiet_libraries, table
 
 if TYPE_CHECKING:
     from smolmoe.probe.results import Baseline, Losses, ProbeResult
@@ -76,7 +76,7 @@ def probe(
             data,
             out=out,
             before=before,
-            runs=_runs(run),
+            runs={label: Path(folder) for label, folder in named_paths("run", run).items()},
             fit_data=fit_data,
             dense=dense,
             against=against,
@@ -89,18 +89,6 @@ def probe(
         print_json(result.to_json())
     else:
         show_probe(result, out)
-
-
-def _runs(pairs: list[str] | None) -> dict[str, Path]:
-    from smolmoe.errors import RequestError
-
-    runs = {}
-    for pair in pairs or ():
-        label, separator, folder = pair.partition("=")
-        if not separator or not (Path(folder) / "metrics.jsonl").is_file():
-            raise RequestError("must be LABEL=DIR of a training run.", field="run", value=pair)
-        runs[label] = Path(folder)
-    return runs
 
 
 def show_probe(result: ProbeResult, out: Path) -> None:

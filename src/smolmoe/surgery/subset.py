@@ -1,24 +1,19 @@
 """Some of an MoE's experts, as an MoE of the same class: which bytes of which file become which tensor.
 
-    subset = subset_of("runs/my-moe", (0, 3))
-    for name, read in subset.entries():
-        tensor = read()  # only now, and only these experts' rows
-
-The same program writes a smaller checkpoint, file to file, and loads a few experts into memory.
+subset = subset_of("runs/my-moe", (0, 3))
+write_program(subset, "runs/two-experts")
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from smolmoe.checkpoint import Checkpoint
 from smolmoe.errors import RequestError
 from smolmoe.families import MOE_TARGETS
-from smolmoe.surgery.evaluate import block_values
 from smolmoe.surgery.moe_files import MoeFiles, read_moe
 from smolmoe.surgery.program import Block, OutTensor, Read, Role
 
@@ -67,26 +62,6 @@ class Program:
     @property
     def parameters(self) -> int:
         return sum(tensor.size for tensor in self.tensors)
-
-    def entries(self) -> Iterator[tuple[str, Callable[[], Tensor]]]:
-        """(name on disk, how to read it) of every tensor; reading gives it as it would be stored."""
-        for tensor in self.tensors:
-            yield tensor.name, partial(self._read, tensor)
-
-    def _read(self, tensor: OutTensor) -> Tensor:
-        import torch
-
-        parts = [self._values(block) for block in tensor.blocks]
-        dtype = getattr(torch, tensor.dtype)
-        if len(parts) == 1:
-            return parts[0].to(dtype).reshape(tensor.shape)
-        return torch.cat([part.reshape(-1).to(dtype) for part in parts]).reshape(tensor.shape)
-
-    def _values(self, block: Block) -> Tensor:
-        if len(block.reads) == 1 and block.axis == 0 and block.scale == 1.0 and not block.transposed:
-            read = block.reads[0]
-            return self.sources[read.source].read(read.tensor, block.span)
-        return block_values(block, self.sources, 0, self.rows)
 
 
 @dataclass(frozen=True)
