@@ -27,6 +27,9 @@ def test_experts_are_found_by_name_and_by_index():
     assert group_by_name(NAMES) == {"code": (0, 3), "math": (1,)}
     assert find_experts(config, ["math", "code"], 4) == (0, 1, 3)
     assert find_experts(config, ["2", 0], 4) == (0, 2)
+    set_expert_names(config, ("0", "1", None, "0"))  # a name made of digits is a name
+    assert find_experts(config, ["0"], 4) == (0, 3)
+    assert find_experts(config, [0], 4) == (0,)
 
 
 @pytest.mark.parametrize("asked", [["poetry"], ["4"], [-1], ["-1"], []])
