@@ -90,6 +90,7 @@ class _Run:
         self.checkpoint = on_main(lambda: open_folder(recipe.out, resume, overwrite=overwrite))
 
     def go(self) -> TrainResult:
+        from smolmoe.train.distillation import open_distillation
         from smolmoe.train.distributed import build_once, in_turn, on_main
         from smolmoe.train.metrics import FILE, MetricsFile
         from smolmoe.train.models import build_model, find_tokenizer, model_folder, parent_provenance
@@ -99,6 +100,7 @@ class _Run:
         self.provenance = parent_provenance(self.source)
         self.report("Reading the model", 0, 0)
         self.tokenizer = on_main(lambda: self._tokenizer(find_tokenizer))
+        self.distillation = open_distillation(recipe, self.tokenizer)
         build = build_once if recipe.parallel == "fsdp" else in_turn
         self.model = build(lambda: build_model(recipe, self.tokenizer, self.checkpoint or self.source))
         self.report("Tokenising", 0, 0)
@@ -112,7 +114,7 @@ class _Run:
             lambda: begin(
                 recipe,
                 self.tokenizer,
-                data=corpus.fingerprint,
+                data=corpus.fingerprint + (self.distillation.cache.identity if self.distillation else ""),
                 blocks_a_step=self._blocks_a_step(),
                 resumed=self.checkpoint is not None,
             )
@@ -230,6 +232,7 @@ class _Run:
             carried=set(moments),
             scales=scales,
             on_step=lambda done, total: self.report("Training", done, total),
+            distillation=self.distillation,
             model=self.model,
             args=arguments,
             processing_class=self.tokenizer,
@@ -265,6 +268,7 @@ class _Run:
             seed=data.seed,
             weights=None if weights[0] is None else [float(weight) for weight in weights if weight],
             isolate=data.isolate,
+            targets=None if self.distillation is None else self.distillation.cache,
         )
         return Subset(blocks, range(data.skip, data.skip + count))
 

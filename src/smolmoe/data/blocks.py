@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import torch
@@ -10,6 +11,7 @@ from numpy.typing import NDArray
 from torch.utils.data import Dataset
 
 from smolmoe.data.order import order_documents, shuffle_blocks
+from smolmoe.data.targets import TargetCache
 from smolmoe.data.tokens import TokenStore
 from smolmoe.errors import DataError
 
@@ -33,13 +35,17 @@ class Blocks(Dataset[dict[str, torch.Tensor]]):
         length: S, tokens a block.
         seed: of the documents' order.
         weights: the sources' shares of the tokens; None for their natural sizes (`order_documents` says more).
+        targets: a teacher's, for all documents that the blocks are made of. A block then also has what it says of each
+            token: `target_ids`, `target_values` [S, w] and `target_rest` [S], see `TargetRows`. The teacher read each
+            document from its beginning, after the end-of-text token, which ends the document before it in a block.
         isolate: give `position_ids` that begin anew with each document, so that no token sees another document. A
             document begins with the end-of-text token of the one before it, as it does where losses are measured, and
             that token is still predicted from the text that it ends. Needs a model called without a cache and without
             an attention mask, for transformers finds the documents' borders in the positions.
 
     Raises:
-        DataError: the store does not fill one block, or a source with a weight holds nothing.
+        DataError: the store does not fill one block, a source with a weight holds nothing, or a document has no
+            targets.
     """
 
     def __init__(
@@ -51,6 +57,7 @@ class Blocks(Dataset[dict[str, torch.Tensor]]):
         seed: int,
         weights: Sequence[float] | None = None,
         isolate: bool = False,
+        targets: TargetCache | None = None,
     ):
         if store.tokens < length:
             raise DataError(
@@ -68,6 +75,9 @@ class Blocks(Dataset[dict[str, torch.Tensor]]):
         self._places = shuffle_blocks(count, window, seed)
         tokens = (int(self._places.max(initial=0)) + 1) * length
         self._order = order_documents(store, tokens, seed=seed, weights=weights)
+        self.targets = targets
+        if targets is not None:
+            self._target_rows = targets.locate(store, np.unique(self._order.documents))
 
     def __len__(self) -> int:
         return self.count
@@ -83,13 +93,18 @@ class Blocks(Dataset[dict[str, torch.Tensor]]):
         lengths = self.store.lengths_of(documents)
         offsets = ends[first : last + 1] - lengths - begin  # of each document's start, from the block's
         pieces = np.minimum(offsets + lengths, self.length) - np.maximum(offsets, 0)
-        starts = self.store.starts[documents] + np.maximum(-offsets, 0)
+        skipped = np.maximum(-offsets, 0)  # tokens of a document that are before the block
+        starts = self.store.starts[documents] + skipped
         ids = np.concatenate([self.store.ids[a : a + n] for a, n in zip(starts, pieces, strict=True)]).astype(np.int64)
-        block = {
+        block: dict[str, NDArray[Any]] = {
             "input_ids": ids,
             "labels": ids.copy(),
             "domain_ids": np.repeat(self.store.domain_ids[documents], pieces).astype(np.int64),
         }
+        if self.targets is not None:
+            firsts = self._target_rows[documents] + skipped
+            rows = self.targets.read([(int(a), int(n)) for a, n in zip(firsts, pieces, strict=True) if n > 0])
+            block |= {"target_ids": rows.ids, "target_values": rows.values, "target_rest": rows.rest}
         if self.isolate:
             block["position_ids"] = _restarting(offsets[(offsets > 0) & (pieces > 0)] - 1, self.length)
         return {name: torch.from_numpy(values) for name, values in block.items()}

@@ -74,6 +74,16 @@ class GuidanceRecipe(Recipe):
         return self
 
 
+class DistillRecipe(Recipe):
+    """A teacher: what it says of each next token stands beside the token itself."""
+
+    cache: str = Field(description="folder of a teacher's targets for this text, from `smolmoe distill cache`")
+    weight: float = Field(default=0.5, gt=0, le=1, description="w of (1 - w) CE + w T² KL(teacher ‖ student)")
+    temperature: float | None = Field(
+        default=None, gt=0, description="T of both; it must be the cache's (default: that one)"
+    )
+
+
 class RoutingRecipe(Recipe):
     """What is done to routers in training only."""
 
@@ -138,6 +148,7 @@ class TrainRecipe(Recipe):
         default_factory=ObjectiveRecipe, description="what is added to the cross-entropy"
     )
     guidance: GuidanceRecipe | None = Field(default=None, description="experts by name")
+    distill: DistillRecipe | None = Field(default=None, description="a teacher")
     routing: RoutingRecipe = Field(default_factory=RoutingRecipe, description="what is done to routers in training")
     trainable: Literal["all", "routers"] = Field(default="all", description="what learns; the rest stands still")
     evaluation: EvaluationRecipe = Field(default_factory=EvaluationRecipe, description="held-out measurements")

@@ -16,6 +16,7 @@ from smolmoe.moe.routing import find_routers
 from smolmoe.moe.structure import expert_parameters, find_layers
 from smolmoe.recipe import TrainRecipe
 from smolmoe.train.arguments import DEFAULTS, check_trainer_keys, pick_device, precision
+from smolmoe.train.distillation import open_distillation
 from smolmoe.train.distributed import world_size
 from smolmoe.train.models import check_fit, find_tokenizer, model_folder, new_config
 
@@ -159,6 +160,7 @@ def estimate(recipe: TrainRecipe) -> Estimate:
         SmolmoeError: as `train`, for what can be seen beforehand. The number of steps must be given.
     """
     check_trainer_keys(recipe.trainer)
+    open_distillation(recipe)
     trainer = {**DEFAULTS, **recipe.trainer}
     device = pick_device(recipe.device)
     return cost_of(

@@ -11,7 +11,7 @@ import yaml
 
 from smolmoe.errors import OutputError
 from smolmoe.files import write_json
-from smolmoe.recipe import TrainRecipe
+from smolmoe.recipe import AlignRecipe, TrainRecipe
 from smolmoe.train.arguments import DEFAULTS
 from smolmoe.train.checkpoints import find_checkpoint, whole_checkpoints
 
@@ -43,7 +43,7 @@ _CHANGEABLE = (
     "data.cache",
 )
 # A folder may have been moved: the text's and the tokenizer's hash is compared, and the model is in the checkpoint.
-_PLACES = (".path", "tokenizer", "carry.optimizer")
+_PLACES = (".path", "tokenizer", "carry.optimizer", "distill.cache")
 
 
 def open_folder(out: Path, resume: str | None, *, overwrite: bool) -> Path | None:
@@ -77,7 +77,7 @@ def open_folder(out: Path, resume: str | None, *, overwrite: bool) -> Path | Non
     return None
 
 
-def begin(recipe: TrainRecipe, tokenizer: Any, *, data: str, blocks_a_step: int, resumed: bool) -> None:
+def begin(recipe: TrainRecipe | AlignRecipe, tokenizer: Any, *, data: str, blocks_a_step: int, resumed: bool) -> None:
     """Write down what is asked; of a resumed run, see that it is the same.
 
     Args:

@@ -1,8 +1,9 @@
 """What is trained on beside the cross-entropy, and what is done to routers meanwhile: a mixin over any Trainer.
 
 The loss of a step is CE + w_b * mean over layers of load balance + w_z * mean over layers of z + w_g * mean over guided
-layers of KL(target || router). Which load the balance term sees, and how it adds up over ranks and accumulated
-micro-batches, is in `smolmoe.losses`. Under guidance the load is balanced within each domain's experts.
+layers of KL(target || router); with a teacher of weight w, (1 - w) CE + w T^2 KL(teacher || student) takes the place of
+CE. Which load the balance term sees, and how it adds up over ranks and accumulated micro-batches, is in
+`smolmoe.losses`. Under guidance the load is balanced within each domain's experts.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ from smolmoe.moe.gating import Intervention, gate_spec
 from smolmoe.moe.routing import Routing, RoutingCapture, find_routers
 from smolmoe.moe.ties import GroupTies
 from smolmoe.recipe.train import ObjectiveRecipe, RoutingRecipe
+from smolmoe.train.distillation import Distillation
 from smolmoe.train.guidance import Guidance
 
 
@@ -211,13 +213,13 @@ class Objective:
 
 
 def check_gradients(norms: Mapping[str, float], terms: Mapping[str, torch.Tensor]) -> None:
-    """Stop where a configured term trains no router.
+    """Stop where a configured term trains no router; norms of other losses than the router `terms` are passed over.
 
     Raises:
         TrainingError: naming the term and the reason.
     """
     for name, norm in norms.items():
-        if name == "ce" or norm != 0:  # one that is no number is for the gradient norm to report
+        if name not in terms or norm != 0:  # one that is no number is for the gradient norm to report
             continue
         detached = not terms[name].requires_grad
         raise TrainingError(
@@ -287,11 +289,14 @@ class RoutedTraining:
 
     Attributes:
         objective: what is added.
-        record: called with each micro-batch's {"ce", terms...}, detached, as they enter the step's loss.
+        distillation: a teacher's targets, given to the Trainer as its `compute_loss_func` too; None for text alone.
+        record: called with each micro-batch's {"ce", "distill" (with a teacher), terms...}, detached, as they enter the
+            step's loss; the cross-entropy enters it times 1 - w with a teacher.
         gradients_every: steps between measurements of each term's gradient on the routers; 0 for never.
     """
 
     objective: Objective
+    distillation: Distillation | None = None
     gradients_every: int = 100
     _measured_step: int | None = None
     model_accepts_loss_kwargs: bool
@@ -310,25 +315,31 @@ class RoutedTraining:
     ) -> Any:
         domain_ids = inputs.get("domain_ids")
         inputs = {name: value for name, value in inputs.items() if name != "domain_ids"}
+        teacher = self.distillation
+        if teacher is not None:
+            inputs = teacher.pack(inputs)
         with self.objective.recording():
-            ce, outputs = super().compute_loss(  # type: ignore[misc]
+            found, outputs = super().compute_loss(  # type: ignore[misc]
                 model, inputs, return_outputs=True, num_items_in_batch=num_items_in_batch
             )
+        own = {"ce": found} if teacher is None else dict(zip(("ce", "distill"), found.unbind(), strict=True))
         terms = self.objective.terms(domain_ids)
         # A loss that is summed over the step's items is divided by nothing later on; else by the accumulated batches.
-        summed = self.model_accepts_loss_kwargs and num_items_in_batch is not None
+        summed = (self.model_accepts_loss_kwargs or teacher is not None) and num_items_in_batch is not None
         batches = self.current_gradient_accumulation_steps
-        loss = ce + sum(terms.values()) / (batches if summed else 1)
+        loss = own["ce"] if teacher is None else (1 - teacher.weight) * own["ce"] + own["distill"]
+        loss = loss + sum(terms.values()) / (batches if summed else 1)
         if self._checks_loss():
             _require_finite(loss, "loss", self.state.global_step)
         if terms and getattr(self, "is_sharded", False):
             check_gradients(self.objective.paths(terms), terms)
         elif terms and self.gradients_every and self._is_measured():
-            norms = self.objective.gradient_norms({"ce": ce, **terms})
+            norms = self.objective.gradient_norms({**own, **terms})
             check_gradients(norms, terms)
             self.record_gradients(norms)
             self._measured_step = self.state.global_step
-        self.record({"ce": ce.detach() * (batches if summed else 1), **{k: v.detach() for k, v in terms.items()}})
+        own = {name: value.detach() * (batches if summed else 1) for name, value in own.items()}
+        self.record({**own, **{name: value.detach() for name, value in terms.items()}})
         return (loss, outputs) if return_outputs else loss
 
     def _checks_loss(self) -> bool:
@@ -367,7 +378,7 @@ def _require_finite(value: Any, what: str, step: int) -> None:
     value = torch.as_tensor(value)
     if not bool(torch.isfinite(value.detach()).all()):
         raise NotFiniteError(
-            f"the {what} of step {step + 1} is {float(value):g}; the step was not taken.",
+            f"the {what} of step {step + 1} is {value.item():g}; the step was not taken.",
             field="step",
             value=step + 1,
             fix="Lower trainer.learning_rate or look at the data there, then use --resume latest.",

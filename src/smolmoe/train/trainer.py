@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 from safetensors.torch import save_file
-from transformers import PrinterCallback, Trainer, TrainerCallback
+from transformers import PrinterCallback, Trainer, TrainerCallback, default_data_collator
 from transformers.trainer import OPTIMIZER_NAME, SCHEDULER_NAME
 from transformers.trainer_callback import ProgressCallback
 
@@ -21,6 +21,7 @@ from smolmoe.moe.loading import no_progress_bar
 from smolmoe.moe.routing import RoutingCapture
 from smolmoe.recipe import TrainRecipe
 from smolmoe.train.checkpoints import TRAINING_STATE, AtomicCheckpoints
+from smolmoe.train.distillation import Distillation
 from smolmoe.train.distributed import is_sharded, load_optimizer, place_moments, whole_state
 from smolmoe.train.metrics import Clock, MetricsFile, flatten, peak_memory, perplexity
 from smolmoe.train.objective import Objective, RoutedTraining, RouterCallback
@@ -53,6 +54,7 @@ class MoeTrainer(RoutedTraining, AtomicCheckpoints, Trainer):
         carried: names of all parameters that began with such state, in a resumed run too.
         scales: learning-rate factors of tensors that a conversion scaled.
         on_step: told of every step done.
+        distillation: a teacher, whose targets the batches hold.
         **trainer: what `transformers.Trainer` takes.
 
     Attributes:
@@ -72,9 +74,11 @@ class MoeTrainer(RoutedTraining, AtomicCheckpoints, Trainer):
         carried: Collection[str] = (),
         scales: Mapping[str, float] | None = None,
         on_step: Step | None = None,
+        distillation: Distillation | None = None,
         **trainer: Any,
     ):
-        super().__init__(**trainer)
+        # Stacks blocks as they are: the collator of a tokenizer would turn each of a teacher's numbers into an object.
+        super().__init__(compute_loss_func=distillation, data_collator=default_data_collator, **trainer)
         # Taken from the Trainer, which would delete the last checkpoint where it is not the best.
         self.keep, self.args.save_total_limit = self.args.save_total_limit, None
         self.is_sharded = is_sharded(self.model)
@@ -83,6 +87,7 @@ class MoeTrainer(RoutedTraining, AtomicCheckpoints, Trainer):
         self.recipe = recipe
         self.run_folder = recipe.out
         self.objective = objective
+        self.distillation = distillation
         self.measure = measure
         self.measured_at = measured_at
         self.moments = moments or {}
@@ -201,14 +206,20 @@ class MoeTrainer(RoutedTraining, AtomicCheckpoints, Trainer):
         names = list(self._steps[0][1])
         for (step, _), row in zip(self._steps, values.tolist(), strict=True):
             terms = dict(zip(names, row, strict=True))
-            self.metrics.add("step", step, loss=sum(row), **terms)
-        ce = values[:, 0].mean().item()
+            self.metrics.add("step", step, loss=sum(row) - self._share_left_out() * terms["ce"], **terms)
+        means = dict(zip(names, values.mean(dim=0).tolist(), strict=True))
+        ce, distilled = means["ce"], {name: means[name] for name in ("distill",) if name in means}
         step = self._steps[-1][0]
         self._steps.clear()
-        row = self.metrics.add("window", step, ce=ce, perplexity=perplexity(ce), **self._speed(step), **self._load(ce))
+        own = {"ce": ce, **distilled, "perplexity": perplexity(ce)}
+        row = self.metrics.add("window", step, **own, **self._speed(step), **self._load(ce))
         if "balance" in row:
             self._watch_for_collapse(row)
         return row
+
+    def _share_left_out(self) -> float:
+        """Of the cross-entropy: what a teacher takes the place of."""
+        return 0.0 if self.distillation is None else self.distillation.weight
 
     def _average_over_ranks(self, values: torch.Tensor) -> torch.Tensor:
         if self.args.world_size > 1:

@@ -1,0 +1,99 @@
+"""The folder of a cache: who may write there, and whether what goes on is what was begun."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from smolmoe.data.targets import ABOUT, REQUEST, file_sizes
+from smolmoe.data.tokens import TokenStore
+from smolmoe.distill.options import CacheOptions
+from smolmoe.errors import OutputError
+
+_PARTS = {"teacher": "the teacher", "tokenizer": "its tokenizer", "text": "the text", "options": "the options"}
+
+
+def open_folder(out: Path, request: dict[str, Any], *, resume: bool, overwrite: bool) -> None:
+    """See that the folder may be written, and take away what is to be overwritten.
+
+    Raises:
+        OutputError: it holds something else, a cache that could be lost, or one of another request.
+    """
+    if not out.exists() or (out.is_dir() and not any(out.iterdir())):
+        return
+    if not (out / REQUEST).is_file():
+        raise OutputError(
+            "there is something else than a teacher's cache.", field="out", value=str(out), fix="Name a new folder."
+        )
+    if overwrite:
+        shutil.rmtree(out)
+    elif resume:
+        _check_same(json.loads((out / REQUEST).read_text(encoding="utf-8")), request, out)
+        for partial in out.glob(".*.partial"):
+            shutil.rmtree(partial, ignore_errors=True)
+    else:
+        state = "finished" if (out / ABOUT).is_file() else "unfinished"
+        raise OutputError(
+            f"the folder holds a cache ({state}).",
+            field="out",
+            value=str(out),
+            fix="Go on with --resume, start over with --overwrite, or name another folder.",
+        )
+
+
+def _check_same(found: dict[str, Any], asked: dict[str, Any], out: Path) -> None:
+    changed = [said for key, said in _PARTS.items() if found.get(key) != asked[key]]
+    if not changed:
+        return
+    before, now = found.get("options", {}), asked["options"]
+    options = [f"{key} {before.get(key)} there, {now[key]} here" for key in now if before.get(key) != now[key]]
+    said = f"{' and '.join(changed)} changed" + (f" ({', '.join(options)})" if options else "")
+    raise OutputError(
+        f"the cache there was begun with another request: {said}.",
+        field="out",
+        value=str(out),
+        fix="Resume with the same one, start over with --overwrite, or name another folder.",
+    )
+
+
+def check_room(out: Path, store: TokenStore, options: CacheOptions, vocabulary: int) -> None:
+    """Raises OutputError where the disk does not hold what is still to be written."""
+    there = sum(sum(file_sizes(shard).values()) for shard in out.glob("shard-*"))
+    needed, free = options.most_bytes(vocabulary) * store.tokens - there, shutil.disk_usage(out).free
+    if options.kind == "top_k" and needed > free:
+        raise OutputError(
+            f"needs {needed / 1e9:.1f} GB, {free / 1e9:.1f} GB are free.",
+            field="out",
+            value=str(out),
+            fix="Free some space, name another disk, or keep fewer entries (--top-k, --sampled).",
+        )
+
+
+@contextmanager
+def writing(folder: Path) -> Iterator[None]:
+    """What the disk refuses within becomes an OutputError."""
+    try:
+        yield
+    except OSError as error:
+        raise OutputError(
+            f"the cache cannot be written ({error.strerror or error}).",
+            field="out",
+            value=str(folder),
+            fix="Free some space, then go on with --resume.",
+        ) from error
+
+
+@contextmanager
+def nothing_left(folder: Path) -> Iterator[None]:
+    """A folder that came into being within goes again where something fails."""
+    was_there = folder.exists()
+    try:
+        yield
+    except BaseException:
+        if not was_there:
+            shutil.rmtree(folder, ignore_errors=True)
+        raise
