@@ -69,3 +69,7 @@ class VerificationError(SmolmoeError):
 
 class TrainingError(SmolmoeError):
     """Training cannot go on: a loss that is no number, or a term that trains nothing."""
+
+
+class EndpointError(SmolmoeError):
+    """An endpoint over HTTP is down, refuses what it is asked, or does not give it."""

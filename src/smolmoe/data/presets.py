@@ -23,6 +23,8 @@ class Preset:
     Attributes:
         path, name, split: what `datasets.load_dataset` takes.
         columns: that every row must have.
+        licence: as the data set's card on the hub gives it (SPDX), or `mixed`: each row is under its own.
+        size: rows of the split, about.
         optional: columns that are read where they are there.
         documents: turns the rows, in their order, into documents.
         joins_rows: several rows make one document.
@@ -31,10 +33,17 @@ class Preset:
     path: str
     columns: tuple[str, ...]
     documents: Callable[[Iterable[Row]], Iterator[Document]]
+    licence: str
+    size: int
     name: str | None = None
     split: str = "train"
     optional: tuple[str, ...] = ()
     joins_rows: bool = False
+
+    @property
+    def free(self) -> bool:
+        """Whether the licence allows every use, under conditions such as naming the source, of every row."""
+        return self.licence in FREE
 
 
 def find_preset(name: str) -> Preset:
@@ -86,7 +95,7 @@ def _column(column: str, domain: str) -> Callable[[Iterable[Row]], Iterator[Docu
     return documents
 
 
-def _dialogue(turns: Sequence[tuple[str, str]]) -> str:
+def dialogue(turns: Sequence[tuple[str, str]]) -> str:
     """A conversation as plain text, the speaker before each turn."""
     return "\n".join(f"{_ROLES.get(role, role.capitalize())}: {text}" for role, text in turns if text)
 
@@ -96,7 +105,7 @@ def _dolly(rows: Iterable[Row]) -> Iterator[Document]:
         question = "\n".join(filter(None, (_string(row, "instruction"), _string(row, "context"))))
         answer = _string(row, "response")
         if question and answer:
-            yield Document(_dialogue([("user", question), ("assistant", answer)]), "chat")
+            yield Document(dialogue([("user", question), ("assistant", answer)]), "chat")
 
 
 def _coedit(rows: Iterable[Row]) -> Iterator[Document]:
@@ -111,7 +120,7 @@ def _nemotron(rows: Iterable[Row]) -> Iterator[Document]:
         turns = [("system", _string(row, "system_prompt")), *_messages(row["input"])]
         answer = _string(row, "output")
         if answer and any(text for role, text in turns if role != "system"):
-            yield Document(_dialogue([*turns, ("assistant", answer)]), _string(row, "category") or "chat")
+            yield Document(dialogue([*turns, ("assistant", answer)]), _string(row, "category") or "chat")
 
 
 def _messages(value: Any) -> list[tuple[str, str]]:
@@ -173,7 +182,7 @@ def _oasst(rows: Iterable[Row]) -> Iterator[Document]:
     for root in roots:
         thread = _best_thread(root, replies)
         if len(thread) > 1:
-            yield Document(_dialogue([(message.role, message.text) for message in thread]), "chat")
+            yield Document(dialogue([(message.role, message.text) for message in thread]), "chat")
 
 
 def _best_thread(root: _Message, replies: Mapping[str, Sequence[_Message]]) -> list[_Message]:
@@ -186,15 +195,28 @@ def _best_thread(root: _Message, replies: Mapping[str, Sequence[_Message]]) -> l
     return thread
 
 
+FREE = ("apache-2.0", "cc-by-4.0", "cc-by-sa-3.0", "cdla-sharing-1.0")
 PRESETS: dict[str, Preset] = {
-    "codeparrot": Preset("codeparrot/codeparrot-clean-valid", ("content",), _column("content", "code")),
-    "coedit": Preset("grammarly/coedit", ("src", "tgt"), _coedit),
-    "cosmopedia-100k": Preset("HuggingFaceTB/cosmopedia-100k", ("text",), _column("text", "web")),
-    "dolly": Preset("databricks/databricks-dolly-15k", ("instruction", "context", "response"), _dolly),
+    "codeparrot": Preset(
+        "codeparrot/codeparrot-clean-valid", ("content",), _column("content", "code"), licence="mixed", size=61_373
+    ),
+    "coedit": Preset("grammarly/coedit", ("src", "tgt"), _coedit, licence="apache-2.0", size=69_071),
+    "cosmopedia-100k": Preset(
+        "HuggingFaceTB/cosmopedia-100k", ("text",), _column("text", "web"), licence="apache-2.0", size=100_000
+    ),
+    "dolly": Preset(
+        "databricks/databricks-dolly-15k",
+        ("instruction", "context", "response"),
+        _dolly,
+        licence="cc-by-sa-3.0",
+        size=15_011,
+    ),
     "llama-nemotron": Preset(
         "nvidia/Llama-Nemotron-Post-Training-Dataset",
         ("input", "output"),
         _nemotron,
+        licence="cc-by-4.0",
+        size=39_792,
         name="SFT",
         split="chat",  # its splits are code, math, science, chat and safety, the first two of millions of rows
         optional=("category", "system_prompt"),
@@ -203,9 +225,21 @@ PRESETS: dict[str, Preset] = {
         "OpenAssistant/oasst1",
         ("message_id", "parent_id", "text", "role"),
         _oasst,
+        licence="apache-2.0",
+        size=84_437,
         optional=("rank", "deleted"),
         joins_rows=True,
     ),
-    "tinystories": Preset("roneneldan/TinyStories", ("text",), _column("text", "stories")),
-    "wikitext": Preset("Salesforce/wikitext", ("text",), _wikitext, name="wikitext-103-raw-v1", joins_rows=True),
+    "tinystories": Preset(
+        "roneneldan/TinyStories", ("text",), _column("text", "stories"), licence="cdla-sharing-1.0", size=2_119_719
+    ),
+    "wikitext": Preset(
+        "Salesforce/wikitext",
+        ("text",),
+        _wikitext,
+        licence="cc-by-sa-3.0",
+        size=1_801_350,
+        name="wikitext-103-raw-v1",
+        joins_rows=True,
+    ),
 }

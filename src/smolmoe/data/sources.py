@@ -151,7 +151,7 @@ def _data_set(recipe: SourceRecipe, path: str, name: str | None, split: str, pre
             value=recipe.shuffle_buffer,
             fix="Leave shuffle_buffer at 0.",
         )
-    rows, hashed = _open_data_set(path, name, split, recipe)
+    rows, hashed = open_data_set(path, name, split, recipe)
     there = rows.column_names
     if there is not None:
         required, optional = (preset.columns, preset.optional) if preset else ((recipe.text,), (recipe.domain_column,))
@@ -159,7 +159,7 @@ def _data_set(recipe: SourceRecipe, path: str, name: str | None, split: str, pre
         rows = rows.select_columns([column for column in there if column in (*required, *optional)])
 
     def documents() -> Iterator[Document]:
-        with_errors = _telling(path, iter(rows))
+        with_errors = with_hub_errors(path, iter(rows))
         if recipe.preset is not None:
             yield from documents_of(recipe.preset, with_errors)
             return
@@ -177,7 +177,7 @@ def _data_set(recipe: SourceRecipe, path: str, name: str | None, split: str, pre
     return Source(path, identity, documents, len(rows) if counted else None, recipe.streaming)
 
 
-def _open_data_set(path: str, name: str | None, split: str, recipe: SourceRecipe) -> tuple[Any, str]:
+def open_data_set(path: str, name: str | None, split: str, recipe: SourceRecipe) -> tuple[Any, str]:
     """The rows, and a hash of the data set's configuration and files (on the hub: of their commit)."""
     datasets = import_module("datasets")
     try:
@@ -205,7 +205,7 @@ def _open_data_set(path: str, name: str | None, split: str, recipe: SourceRecipe
     return rows, f"{builder.hash}/{builder.config.name}"
 
 
-def _telling(path: str, rows: Iterator[Any]) -> Iterator[Any]:
+def with_hub_errors(path: str, rows: Iterator[Any]) -> Iterator[Any]:
     """The rows; what breaks while they are read becomes a HubError."""
     datasets = import_module("datasets")
     try:

@@ -1,0 +1,267 @@
+"""Presets of the hub as files: streamed into shards of rows, resumable, with where they came from."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections import Counter
+from collections.abc import Callable, Iterator
+from importlib import import_module
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+from smolmoe.data.presets import EMBEDDED, PRESETS, Preset, documents_of, find_preset
+from smolmoe.data.sources import open_data_set, with_hub_errors
+from smolmoe.data.text import check_columns
+from smolmoe.errors import DataError, OutputError, RequestError
+from smolmoe.files import write_json
+from smolmoe.recipe.base import parse
+from smolmoe.recipe.data import SourceRecipe
+
+Report = Callable[[str, int, int], None]
+STATE = "state.json"  # what is written so far, and where the stream stands
+PROVENANCE = "provenance.json"
+SHARD_ROWS = 10_000
+SCHEMA_VERSION = 1
+
+
+def catalogue() -> list[dict[str, Any]]:
+    """The presets that can be fetched: data set, licence, rows (about), columns."""
+    return [
+        {
+            "preset": label,
+            "path": preset.path,
+            "name": preset.name,
+            "split": preset.split,
+            "licence": preset.licence,
+            "free": preset.free,
+            "size": preset.size,
+            "columns": [*preset.columns, *preset.optional],
+        }
+        for label, preset in sorted(PRESETS.items())
+    ]
+
+
+def fetch(
+    label: str,
+    out: Path,
+    *,
+    rows: int | None = None,
+    split: str | None = None,
+    revision: str | None = None,
+    accept_licence: str | None = None,
+    resume: bool = False,
+    report: Report | None = None,
+    shard_rows: int = SHARD_ROWS,
+) -> dict[str, Any]:
+    """Write a preset's documents as rows (`text`, `domain`, and the columns they were made of) into JSONL shards.
+
+    A shard appears when it is whole; a kill loses the one in hand. With `resume` the stream goes on from the last
+    whole one: at its place in the data set, or, where several rows make one document, by reading up to there again.
+
+    Args:
+        rows: to write at most; a finished folder can be resumed with more.
+        accept_licence: the licence of a preset that is not free for every use, named to take it nevertheless.
+        report: is told of the stage, the rows so far, and how many there may be.
+        shard_rows: rows a file.
+
+    Returns:
+        What is written into provenance.json.
+
+    Raises:
+        DataError: no such preset, split or column.
+        RequestError: the licence asks for consent.
+        HubError: the data set cannot be had.
+        OutputError: the folder holds something else, or what is there was begun otherwise.
+    """
+    if label == EMBEDDED:
+        raise DataError(
+            "it is made of this Python installation: there is nothing to fetch.",
+            field="preset",
+            value=label,
+            fix="Use it as it is: data.sources: [{preset: embedded}].",
+        )
+    preset = find_preset(label)
+    _check_licence(label, preset, accept_licence)
+    request = {"preset": label, "path": preset.path, "name": preset.name, "split": split or preset.split}
+    writing = _Writing(out, request, resume=resume, revision=revision)
+    writing.run(label, preset, rows, shard_rows, report)
+    return writing.finish(preset)
+
+
+def _check_licence(label: str, preset: Preset, accepted: str | None) -> None:
+    if preset.free or accepted == preset.licence:
+        return
+    kind = "each row is under a licence of its own" if preset.licence == "mixed" else "it does not allow every use"
+    raise RequestError(
+        f"{preset.path} is not free for every use: its licence is {preset.licence} ({kind}).",
+        field="preset",
+        value=label,
+        fix=f"If your use is allowed, say so: --accept-licence {preset.licence}",
+    )
+
+
+class _Writing:
+    """A folder of shards, and where the stream stands."""
+
+    def __init__(self, out: Path, request: dict[str, Any], *, resume: bool, revision: str | None):
+        self.out, self.request = out, request
+        self.state: dict[str, Any] = {"shards": [], "position": None, "exhausted": False, "columns": [], "domains": {}}
+        found = self._found(resume)
+        if found is not None:
+            self.state = found
+            self.asked = found["asked_revision"]
+            self.revision = found["revision"]
+            if revision not in (None, self.asked, self.revision):
+                raise self._other("revision", self.revision, revision)
+            for name, value in request.items():
+                if found["request"][name] != value:
+                    raise self._other(name, found["request"][name], value)
+        else:
+            self.asked = revision
+            self.revision = _commit(request["path"], revision)
+
+    @property
+    def rows(self) -> int:
+        return sum(shard["rows"] for shard in self.state["shards"])
+
+    def _found(self, resume: bool) -> dict[str, Any] | None:
+        if not self.out.exists() or (self.out.is_dir() and not any(self.out.iterdir())):
+            return None
+        if not self.out.is_dir() or not (self.out / STATE).is_file():
+            raise OutputError(
+                "there is something else than fetched rows.", field="out", value=str(self.out), fix="Name a new folder."
+            )
+        try:
+            found: dict[str, Any] = json.loads((self.out / STATE).read_text(encoding="utf-8"))
+            for shard in found["shards"]:
+                if (self.out / shard["file"]).stat().st_size != shard["bytes"]:
+                    raise ValueError(f"{shard['file']} is not as it was written")
+        except (OSError, ValueError, KeyError) as error:
+            raise OutputError(
+                f"the rows there are damaged ({error}).",
+                field="out",
+                value=str(self.out),
+                fix="Fetch into another folder.",
+            ) from error
+        if found["shards"] and not resume:
+            raise OutputError(
+                f"the folder holds {sum(shard['rows'] for shard in found['shards'])} fetched rows.",
+                field="out",
+                value=str(self.out),
+                fix="Go on with --resume, or name another folder.",
+            )
+        return found if found["shards"] else None  # killed during the first shard: begun anew
+
+    def _other(self, name: str, there: object, here: object) -> OutputError:
+        return OutputError(
+            f"the rows there were fetched with another {name} ({there} there, {here} here).",
+            field="out",
+            value=str(self.out),
+            fix="Resume with the same, or name another folder.",
+        )
+
+    def run(self, label: str, preset: Preset, rows: int | None, shard_rows: int, report: Report | None) -> None:
+        """Write shards until there are `rows` rows, or the data set ends."""
+        if self.state["exhausted"] or (rows is not None and self.rows >= rows):
+            return
+        recipe = parse(SourceRecipe, {"preset": label, "revision": self.revision, "streaming": True})
+        stream, hashed = open_data_set(preset.path, preset.name, self.request["split"], recipe)
+        if self.state.get("hashed", hashed) != hashed:
+            raise self._other("content of the data set", self.state["hashed"], hashed)
+        self.state |= {"hashed": hashed, "request": self.request}
+        self.state |= {"revision": self.revision, "asked_revision": self.asked}
+        stream = _columns_of(stream, preset)
+        found = self._rows_of(label, preset, stream)
+        total = min(preset.size, rows or preset.size)
+        self.out.mkdir(parents=True, exist_ok=True)
+        write_json(self.out / STATE, self.state)
+        while not self.state["exhausted"] and (rows is None or self.rows < rows):
+            if report is not None:
+                report("Fetching", self.rows, max(total, self.rows))
+            wanted = shard_rows if rows is None else min(shard_rows, rows - self.rows)
+            self._shard(found, wanted)
+            self.state["position"] = None if preset.joins_rows else stream.state_dict()
+            write_json(self.out / STATE, self.state)
+
+    def _rows_of(self, label: str, preset: Preset, stream: Any) -> Iterator[dict[str, Any]]:
+        if preset.joins_rows:
+            documents = documents_of(label, with_hub_errors(preset.path, iter(stream)))
+            for document in islice(documents, self.rows, None):
+                yield {"text": document.text, "domain": document.domain}
+            return
+        if self.state["position"] is not None:
+            stream.load_state_dict(self.state["position"])
+        for row in with_hub_errors(preset.path, iter(stream)):
+            for document in documents_of(label, [row]):
+                yield {**row, "text": document.text, "domain": document.domain}
+
+    def _shard(self, found: Iterator[dict[str, Any]], wanted: int) -> None:
+        """Write the next file whole, or none where the data set has ended."""
+        name = f"rows-{len(self.state['shards']):05d}.jsonl"
+        partial = self.out / f".{name}.partial"
+        digest, count, columns = hashlib.sha256(), 0, dict.fromkeys(self.state["columns"])
+        domains: Counter[str] = Counter(self.state["domains"])
+        with partial.open("wb") as file:
+            for row in islice(found, wanted):
+                line = json.dumps(row, ensure_ascii=False, default=str).encode("utf-8", "replace") + b"\n"
+                file.write(line)
+                digest.update(line)
+                count += 1
+                columns |= dict.fromkeys(row)
+                domains[row["domain"]] += 1
+            file.flush()
+            os.fsync(file.fileno())
+            nbytes = file.tell()
+        self.state["exhausted"] = count < wanted
+        if not count:
+            partial.unlink()
+            return
+        partial.replace(self.out / name)
+        self.state["shards"].append({"file": name, "rows": count, "bytes": nbytes, "sha256": digest.hexdigest()})
+        self.state |= {"columns": list(columns), "domains": dict(domains)}
+
+    def finish(self, preset: Preset) -> dict[str, Any]:
+        """Write and return where the rows came from."""
+        if not self.rows:
+            raise DataError("the data set holds no text.", field="preset", value=self.request["preset"])
+        digests = "".join(shard["sha256"] for shard in self.state["shards"])
+        provenance = {
+            "schema_version": SCHEMA_VERSION,
+            **self.request,
+            "asked_revision": self.asked,
+            "revision": self.revision,
+            "data_set_hash": self.state["hashed"],
+            "licence": preset.licence,
+            "rows": self.rows,
+            "whole": self.state["exhausted"],
+            "domains": self.state["domains"],
+            "columns": self.state["columns"],
+            "sha256": hashlib.sha256(digests.encode()).hexdigest(),
+            "shards": self.state["shards"],
+        }
+        write_json(self.out / PROVENANCE, provenance)
+        return provenance
+
+
+def _columns_of(stream: Any, preset: Preset) -> Any:
+    """The stream with the preset's columns alone, where it says which it has."""
+    there = stream.column_names
+    if there is None:
+        return stream
+    check_columns(there, preset.columns, "columns", preset.path)
+    return stream.select_columns([name for name in there if name in (*preset.columns, *preset.optional)])
+
+
+def _commit(path: str, revision: str | None) -> str | None:
+    """The commit that a data set of the hub stands at, so that a resumed fetch reads the same one."""
+    if Path(path).exists():
+        return revision
+    hub = import_module("huggingface_hub")
+    try:
+        found = hub.HfApi().dataset_info(path, revision=revision).sha
+    except (OSError, ValueError, hub.errors.HfHubHTTPError):
+        return revision  # opening it says what is wrong
+    return str(found) if found else revision

@@ -1,0 +1,207 @@
+"""A whole job: prompts in, rows and a report out."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from smolmoe.data.teaching import asking
+from smolmoe.data.teaching.asking import Asking, cost
+from smolmoe.data.teaching.endpoint import Answer, Endpoint, check_address
+from smolmoe.data.teaching.journal import FILE, Journal
+from smolmoe.data.teaching.logprobs import Mismatch, StudentTokens
+from smolmoe.data.teaching.prompts import Question, questions_of, read_prompts
+from smolmoe.data.teaching.results import REPORT, ROWS, fit, write_report, write_results
+from smolmoe.data.tokens import end_of_text
+from smolmoe.errors import EndpointError, HubError, OutputError, RequestError
+from smolmoe.recipe.teach import TeachRecipe
+
+Report = Callable[[str, int, int], None]
+STAGE = "Asking the teacher"
+REFUSALS = 3  # answers that do not fit the student, none fitting, before the job ends
+_CHARACTERS_A_TOKEN = 4  # of English text, roughly
+
+logger = logging.getLogger(__name__)
+
+
+def teach(
+    recipe: TeachRecipe, *, resume: bool = False, report: Report | None = None, first_wait: float = asking.FIRST_WAIT
+) -> dict[str, Any]:
+    """Ask an endpoint every prompt of a file, and write rows to train on; returns the report that is written.
+
+    Every answer is on the disk before it counts, so that a job that is killed goes on with `resume`: prompts that
+    were answered are not asked again; those under way at the kill, and those that failed, are.
+
+    Args:
+        report: is told of the stage, the questions settled and their number.
+        first_wait: seconds before the second try of a prompt, doubled before each further one.
+
+    Raises:
+        RequestError, DataError: the prompts, options or address cannot be used; the openai package is not there.
+        EndpointError: the endpoint is down, refuses, or does not give what was asked for. Answers up to then are kept.
+        OutputError: the folder holds other answers, or none may be written there.
+    """
+    prompts = read_prompts(recipe)
+    questions = list(questions_of(prompts, recipe))
+    endpoint = Endpoint(recipe)
+    student = _student(recipe.student) if recipe.student is not None else None
+    _check_folder(recipe.out)
+    started = time.monotonic()
+    try:
+        journal = Journal.open(recipe.out / FILE, recipe.sampling(), resume=resume)
+    except OSError as error:
+        raise _unwritable(recipe.out, error) from error
+    try:
+        before = _seconds_before(recipe.out) if journal.totals.entries else 0.0
+        left = [question for question in questions if question.id not in journal.answered]
+        job = Asking(
+            endpoint,
+            journal,
+            recipe,
+            examine=_Examiner(recipe, student),
+            report=_progress(report, len(questions) - len(left), len(questions)),
+            first_wait=first_wait,
+        )
+        tally = asyncio.run(_run(job, endpoint, left))
+        seconds = before + time.monotonic() - started
+        if journal.totals.entries:
+            found = write_results(prompts, journal, recipe, tally, student)
+            write_report({**found, "seconds": round(seconds, 3)}, recipe.out)
+    except OSError as error:
+        raise _unwritable(recipe.out, error) from error
+    finally:
+        journal.close()
+    if job.error is not None:
+        raise job.error
+    if not journal.totals.entries:
+        raise KeyboardInterrupt  # before the first answer: there is nothing to tell
+    if journal.totals.untold:
+        logger.warning("%d answers came without a count of tokens: the totals are too low", journal.totals.untold)
+    return {**found, "seconds": round(seconds, 3)}
+
+
+def plan(recipe: TeachRecipe) -> dict[str, Any]:
+    """What `teach` would ask; nothing is sent or written.
+
+    Raises:
+        RequestError, DataError: as `teach`.
+    """
+    check_address(recipe.base_url)
+    _check_folder(recipe.out)
+    prompts = read_prompts(recipe)
+    questions = list(questions_of(prompts, recipe))
+    characters = sum(len(question.prompt) + len(recipe.system or "") for question in questions)
+    at_most = None
+    if recipe.max_tokens is not None:
+        at_most = cost(characters // _CHARACTERS_A_TOKEN, recipe.max_tokens * len(questions), recipe)
+    return {
+        "prompts": len(prompts),
+        "requests": len(questions),
+        "characters": characters,
+        "prompt_tokens_about": characters // _CHARACTERS_A_TOKEN,
+        "cost_at_most_about": at_most,
+    }
+
+
+async def _run(job: Asking, endpoint: Endpoint, questions: list[Question]) -> asking.Tally:
+    try:
+        return await job.run(questions)
+    finally:
+        await endpoint.close()
+
+
+class _Examiner:
+    """Ends a job early whose answers lack what it is for."""
+
+    def __init__(self, recipe: TeachRecipe, student: StudentTokens | None):
+        self._recipe, self._student = recipe, student
+        self._seen = self._refused = 0
+
+    def __call__(self, question: Question, answer: Answer) -> None:
+        self._seen += 1
+        if self._recipe.max_cost is not None and answer.answer_tokens is None:
+            raise self._missing("no count of tokens", "max_cost", "Without it no cost can be kept to: leave it out.")
+        if self._recipe.top_logprobs is not None and answer.logprobs is None and self._seen == 1:
+            raise self._missing("no log-probabilities", "top_logprobs", "Leave it out, or ask another endpoint.")
+        if self._student is None:
+            return
+        try:
+            fit(self._student, answer.text, answer.logprobs, self._recipe.top_logprobs or 0)
+        except Mismatch as mismatch:
+            self._refused += 1
+            logger.info("row %d: not the student's tokens (%s)", question.row, mismatch)
+            if self._refused == self._seen == REFUSALS:
+                raise EndpointError(
+                    f"the teacher's tokenizer is not the student's ({mismatch}).",
+                    field="student",
+                    value=self._recipe.student,
+                    fix="Leave --student out to keep the text, or take a teacher with the student's tokenizer.",
+                ) from None
+
+    def _missing(self, what: str, field: str, fix: str) -> EndpointError:
+        return EndpointError(
+            f"the endpoint gives {what} with its answers.", field=field, value=getattr(self._recipe, field), fix=fix
+        )
+
+
+def _student(name: str) -> StudentTokens:
+    """The student's tokens, of a folder or a model on the hub."""
+    from smolmoe.moe.loading import load_tokenizer
+
+    folder = Path(name).expanduser()
+    found = load_tokenizer(folder) if folder.is_dir() else _from_hub(name)
+    if found is None:
+        raise RequestError("there is no tokenizer in the folder.", field="student", value=name)
+    end_of_text(found)
+    return StudentTokens(found)
+
+
+def _from_hub(name: str) -> Any:
+    from transformers import AutoTokenizer
+
+    try:
+        return AutoTokenizer.from_pretrained(name, trust_remote_code=False)
+    except (OSError, ValueError) as error:
+        raise HubError(
+            "no such folder, and the hub does not give it.",
+            field="student",
+            value=name,
+            fix="Give a local folder, or check the id and the connection.",
+        ) from error
+
+
+def _check_folder(out: Path) -> None:
+    """Rows that are there must be those of a journal, from which they can be written again."""
+    if out.exists() and not out.is_dir():
+        raise OutputError("there is a file of that name.", field="out", value=str(out), fix="Name a new folder.")
+    if not (out / FILE).is_file() and any((out / name).exists() for name in (ROWS, REPORT)):
+        raise OutputError(
+            f"the folder holds rows, but not the journal ({FILE}) they came from.",
+            field="out",
+            value=str(out),
+            fix="Name another folder.",
+        )
+
+
+def _progress(report: Report | None, before: int, total: int) -> Callable[[int], None]:
+    if report is None:
+        return lambda settled: None
+    report(STAGE, 0, total)
+    return lambda settled: report(STAGE, before + settled, total)
+
+
+def _seconds_before(out: Path) -> float:
+    """What earlier calls took, as far as their report was written."""
+    try:
+        return float(json.loads((out / REPORT).read_text(encoding="utf-8"))["seconds"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return 0.0
+
+
+def _unwritable(out: Path, error: OSError) -> OutputError:
+    return OutputError(f"it cannot be written ({error.strerror or error}).", field="out", value=str(out))
