@@ -7,10 +7,10 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 
-def versions() -> dict[str, str]:
-    """Versions of what decides the result."""
+def versions(*more: str) -> dict[str, str]:
+    """Versions of what decides the result, and of these packages."""
     found = {"python": sys.version.split()[0]}
-    for package in ("smolmoe", "torch", "transformers", "safetensors"):
+    for package in ("smolmoe", "torch", "transformers", "safetensors", *more):
         try:
             found[package] = version(package)
         except PackageNotFoundError:

@@ -9,7 +9,7 @@ from pydantic import Field, model_validator
 
 from smolmoe.recipe.base import Recipe
 
-KINDS = ("train", "upcycle", "probe", "report")
+KINDS = ("train", "upcycle", "probe", "select", "align", "pairs", "report")
 
 
 class ReportRecipe(Recipe):
@@ -32,9 +32,10 @@ class ReportRecipe(Recipe):
 class StageRecipe(Recipe):
     """One stage: exactly one of its kinds.
 
-    In any value, `{name}` is the model folder that stage `name` wrote. Of a training, `{name.run}` is the run folder,
-    and `{name.blocks}` the number of blocks that it had read or passed over when it ended. `{name.probe}` is the folder
-    of a probe.
+    In any value, `{name}` is the model folder that stage `name` wrote, or the file of the rows that it chose or the
+    pairs that it made. Of a training, `{name.run}` is the run folder, and `{name.blocks}` the number of blocks that it
+    had read or passed over when it ended. `{name.probe}` is the folder of a probe, and `{name.held_out}` the file of
+    the rows that a selection kept out.
     """
 
     name: str = Field(pattern=r"^[a-z0-9][a-z0-9_-]*$", description="of the stage, and of its folder")
@@ -43,6 +44,9 @@ class StageRecipe(Recipe):
     probe: dict[str, Any] | None = Field(
         None, description="what the experts of a model do on the held-out text, with a page"
     )
+    select: dict[str, Any] | None = Field(None, description="rows to train on, chosen by a score")
+    align: dict[str, Any] | None = Field(None, description="an alignment: its `method` and recipe, without `out`")
+    pairs: dict[str, Any] | None = Field(None, description="preference pairs from a model's own answers")
     report: ReportRecipe | None = Field(None, description="held-out losses across the conversion, drawn and compared")
     match_flops: str | None = Field(
         None, description="training stage whose FLOPs this one is to spend: sets trainer.max_steps"

@@ -1,0 +1,43 @@
+"""The optional libraries that alignment stands on."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from importlib import import_module
+from typing import Any
+
+from smolmoe.errors import RequestError
+
+
+def require(name: str) -> Any:
+    """The library of this name.
+
+    Raises:
+        RequestError: it is not installed.
+    """
+    try:
+        return import_module(name)
+    except ImportError as error:
+        raise RequestError(
+            "the library is not installed.",
+            field="library",
+            value=name,
+            fix="pip install 'smolmoe[align]'",
+        ) from error
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Within, TRL's and transformers' notices of what they will rename, and datasets' progress bars, are off."""
+    bars = require("datasets.utils")
+    shown = not bars.are_progress_bars_disabled()
+    bars.disable_progress_bars()
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", FutureWarning)
+            yield
+    finally:
+        if shown:
+            bars.enable_progress_bars()

@@ -1,0 +1,178 @@
+"""align sft, align dpo, align cpo."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from smolmoe.cli.output import Json, count, print_json, print_rows, progress, quiet_libraries, size, table, tell
+
+if TYPE_CHECKING:
+    from smolmoe.aligning import AlignEstimate, AlignResult
+
+RecipeFile = Annotated[str, typer.Argument(metavar="RECIPE", help="YAML file, or the name of a shipped recipe.")]
+Changes = Annotated[
+    list[str] | None,
+    typer.Option("--set", metavar="SECTION.KEY=VALUE", help="Change a value of the recipe; repeat it."),
+]
+Resume = Annotated[str | None, typer.Option(metavar="latest|PATH", help="Go on from a checkpoint of the run.")]
+Device = Annotated[str | None, typer.Option(help="cpu, cuda or mps.  [default: the best there is]")]
+Overwrite = Annotated[bool, typer.Option("--overwrite", help="Start over in a folder that has a run.")]
+DryRun = Annotated[bool, typer.Option("--dry-run", help="Say what it would cost; train nothing.")]
+
+
+def add_to(app: typer.Typer) -> None:
+    app.command()(sft)
+    app.command()(dpo)
+    app.command()(cpo)
+
+
+def sft(
+    recipe: RecipeFile,
+    changes: Changes = None,
+    resume: Resume = None,
+    device: Device = None,
+    overwrite: Overwrite = False,
+    dry_run: DryRun = False,
+    as_json: Json = False,
+) -> None:
+    """Train a model on answers (supervised fine-tuning), its routers kept healthy."""
+    _align("sft", recipe, changes, resume, device, overwrite, dry_run, as_json)
+
+
+def dpo(
+    recipe: RecipeFile,
+    changes: Changes = None,
+    resume: Resume = None,
+    device: Device = None,
+    overwrite: Overwrite = False,
+    dry_run: DryRun = False,
+    as_json: Json = False,
+) -> None:
+    """Train a model on pairs of answers, held close to what it was (direct preference optimisation)."""
+    _align("dpo", recipe, changes, resume, device, overwrite, dry_run, as_json)
+
+
+def cpo(
+    recipe: RecipeFile,
+    changes: Changes = None,
+    resume: Resume = None,
+    device: Device = None,
+    overwrite: Overwrite = False,
+    dry_run: DryRun = False,
+    as_json: Json = False,
+) -> None:
+    """Train a model on pairs of answers without a reference model (contrastive preference optimisation)."""
+    _align("cpo", recipe, changes, resume, device, overwrite, dry_run, as_json)
+
+
+def _align(
+    method: str,
+    recipe: str,
+    changes: list[str] | None,
+    resume: str | None,
+    device: str | None,
+    overwrite: bool,
+    dry_run: bool,
+    as_json: bool,
+) -> None:
+    quiet_libraries()
+    from smolmoe.errors import RequestError
+    from smolmoe.recipe import parse
+    from smolmoe.recipe.align import AlignRecipe
+    from smolmoe.recipe.files import load
+
+    values = load(recipe, changes or (), kind="train")
+    if values.setdefault("method", method) != method:
+        raise RequestError(
+            f"the recipe is for `smolmoe align {values['method']}`.", field="method", value=values["method"]
+        )
+    if device is not None:
+        values["device"] = device
+    parsed = parse(AlignRecipe, values)
+    from smolmoe import aligning
+
+    if dry_run:
+        costs = aligning.estimate(parsed)
+        print_json(costs.to_json()) if as_json else _show_estimate(str(parsed.out), costs)
+        return
+    with tell(show=not as_json), progress(show=not as_json) as report:
+        result = aligning.align(parsed, resume=resume, overwrite=overwrite, report=report)
+    print_json(result.to_json()) if as_json else _show_result(result)
+
+
+def _show_estimate(out: str, costs: AlignEstimate) -> None:
+    print(f"would write {out}")
+    left_out = ", ".join(f"{number} {reason.replace('_', ' ')}" for reason, number in costs.dropped.items() if number)
+    print_rows(
+        [
+            (
+                "parameters",
+                f"{count(costs.total)} total, {count(costs.active)} active per token, {count(costs.trainable)} trained",
+            ),
+            ("rows", f"{costs.rows:,} to train on, {costs.validation:,} to measure on"),
+            *([("left out", left_out)] if left_out else []),
+            ("steps", f"{costs.steps:,}"),
+            ("tokens", count(costs.tokens)),
+            ("FLOPs", f"{costs.flops:.2e}"),
+            ("memory", f"about {size(costs.memory_bytes)}"),
+            ("time", f"about {costs.seconds:.0f} s on this machine, and measuring before and after"),
+        ]
+    )
+
+
+def _show_result(result: AlignResult) -> None:
+    summary = result.summary
+    sizes, rows = summary["parameters"], summary["rows"]
+    print(
+        f"{result.out}: {count(sizes['trainable'])} of {count(sizes['total'])} parameters, {summary['steps']:,} steps"
+    )
+    left_out = ", ".join(f"{n} {why.replace('_', ' ')}" for why, n in summary["dropped"]["train"].items() if n)
+    print_rows(
+        [
+            ("rows", f"{rows['train']:,} trained on" + (f", left out: {left_out}" if left_out else "")),
+            ("time", f"{summary['train_seconds']:.0f} s of training"),
+            *_drift_rows(summary),
+            ("model", result.model),
+        ]
+    )
+    table(f"On {rows['validation']:,} held-out rows", ("", "before", "after"), _figures(summary))
+    if "corrections" in summary:
+        _show_corrections(summary["corrections"])
+
+
+def _drift_rows(summary: dict[str, Any]) -> list[tuple[str, object]]:
+    drift = summary.get("drift")
+    if drift is None:
+        return []
+    said = f"{drift['changed']:.2%} of choices changed, KL {drift['kl']:.2e}, weights moved {drift['weights']:.2%}"
+    return [(f"routers ({summary['router']})", f"{said} ({drift['tokens']:,} tokens of prompts)")]
+
+
+def _figures(summary: dict[str, Any]) -> list[tuple[str, str, str]]:
+    before, after = summary["before"], summary["after"]
+    found = [("loss, nats a token", f"{before['loss']:.4f}", f"{after['loss']:.4f}")]
+    if "margin" in before:
+        found += [
+            ("chosen likelier", f"{before['accuracy']:.1%}", f"{after['accuracy']:.1%}"),
+            ("margin, nats", f"{before['margin']:.3f}", f"{after['margin']:.3f}"),
+            ("margin has grown", "", f"{after['reward_accuracy']:.1%}"),
+        ]
+    if "routing" in before:
+        found.append(
+            ("balance of experts", f"{before['routing']['balance']:.3f}", f"{after['routing']['balance']:.3f}")
+        )
+    return found
+
+
+def _show_corrections(scores: dict[str, Any]) -> None:
+    before, after = scores["before"], scores["after"]
+    rows = [
+        (
+            name,
+            *(f"{system['metrics'][name]['value']:.1f}" for system in (after["copy"], before["model"], after["model"])),
+        )
+        for name in after["model"]["metrics"]
+    ]
+    table(f"Corrections of {after['model']['rows']} texts", ("percent", "left as it is", "before", "after"), rows)

@@ -1,0 +1,184 @@
+"""Corrections as rows, and how a text to correct becomes a model's input.
+
+Sampling, scoring and training put a template around the same text, so that a model is asked as it was taught: files of
+rows and of preference pairs hold texts that have no template around them yet.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from smolmoe.data.text import read_rows
+from smolmoe.errors import DataError, RequestError, SourceError
+
+Messages = list[dict[str, str]]
+PLACE = "{prompt}"
+# The tasks of CoEdIT (arXiv 2305.09857), all of whose sources begin with an instruction and a colon.
+INSTRUCTED_TASKS = ("gec", "simplification", "clarity", "coherence", "formality", "neutralize", "paraphrase")
+LONGEST_INSTRUCTION = 10  # words; a longer beginning up to a colon is text
+REFERENCES = "refs"
+
+
+@dataclass(frozen=True)
+class CorrectionPrompt:
+    """How a text to correct is put to a model, and how its answer follows.
+
+    Attributes:
+        template: the model's input, `{prompt}` in it being the text; it should end where a token does. The answer
+            follows at once, and the end-of-text token after it.
+        chat: put it as a user's message through the tokenizer's chat template.
+
+    Raises:
+        RequestError: the template does not hold `{prompt}` exactly once.
+    """
+
+    template: str = PLACE + "\n"
+    chat: bool = False
+
+    def __post_init__(self) -> None:
+        if self.template.count(PLACE) != 1:
+            raise RequestError(
+                f"must hold {PLACE} exactly once.",
+                field="prompt_template",
+                value=self.template,
+                fix=f'As "{PLACE}\\n".',
+            )
+
+    def ask(self, source: str) -> str | Messages:
+        """What the model gets: a text, or with `chat` the messages."""
+        text = self.template.replace(PLACE, source)
+        return [{"role": "user", "content": text.strip()}] if self.chat else text
+
+    def row(self, source: str) -> str | Messages:
+        """The prompt as a file of preference pairs has it: a text without the template, or with `chat` the messages."""
+        return self.ask(source) if self.chat else source
+
+    def answer(self, target: str) -> str | Messages:
+        """An answer as a file of preference pairs has it; TRL adds the end-of-text token."""
+        return [{"role": "assistant", "content": target}] if self.chat else target
+
+
+def prompt_ids(tokenizer: Any, prompt: str | Messages) -> list[int]:
+    """The tokens of a prompt, those that a chat template or the tokenizer puts before it included.
+
+    Raises:
+        SourceError: messages, for a tokenizer without a chat template.
+        DataError: it has no tokens.
+    """
+    if isinstance(prompt, str):
+        ids = list(tokenizer(prompt)["input_ids"])
+    else:
+        check_chat(tokenizer)
+        ids = list(tokenizer.apply_chat_template(prompt, add_generation_prompt=True, return_dict=True)["input_ids"])
+    if not ids:
+        raise DataError("the prompt holds no tokens.", field="prompt", value=prompt)
+    return ids
+
+
+def check_chat(tokenizer: Any) -> None:
+    """Raise SourceError where the tokenizer has no chat template."""
+    if not getattr(tokenizer, "chat_template", None):
+        raise SourceError(
+            "the model's tokenizer has no chat template.", field="chat", value=True, fix="Ask with a template alone."
+        )
+
+
+@dataclass(frozen=True)
+class CorrectionRow:
+    """A text and how people corrected it.
+
+    Attributes:
+        instructed: the text with its instruction, as the model gets it ("Fix grammar: He go.").
+        source: the text alone ("He go."), which copying gives.
+        references: corrections, each once; the first is the one to train on.
+        where: its place in the file.
+    """
+
+    instructed: str
+    source: str
+    references: tuple[str, ...]
+    where: str = ""
+
+
+def read_corrections(
+    path: str | Path,
+    *,
+    source_column: str = "src",
+    target_column: str = "tgt",
+    references_column: str | None = None,
+    rows: int | None = None,
+) -> list[CorrectionRow]:
+    """The corrections of a `.jsonl` or `.parquet` file, in its order.
+
+    The instruction is what `strip_instructions` finds.
+
+    Args:
+        references_column: a list of further references; by default "refs", where a row has it.
+        rows: how many to take, from the first; None takes all.
+
+    Raises:
+        DataError: a row lacks a column that is named or holds no text there (with its line), or there are no rows.
+        RequestError: `rows` is below 1.
+    """
+    if rows is not None and rows < 1:
+        raise RequestError("out of range.", field="rows", value=rows, fix="Take at least 1.")
+    required = [source_column, target_column, *([] if references_column is None else [references_column])]
+    sources, references, tasks, places = [], [], [], []
+    for where, row in read_rows(path, required, (REFERENCES, "task")):
+        sources.append(_text(row[source_column], source_column, where, path))
+        target = _text(row[target_column], target_column, where, path)
+        further = row.get(references_column or REFERENCES)
+        references.append(_references(target, further, references_column or REFERENCES, where, path))
+        tasks.append(row.get("task"))
+        places.append(where)
+        if len(sources) == rows:
+            break
+    if not sources:
+        raise DataError("the file holds no rows.", field="data", value=str(path))
+    alone = strip_instructions(sources, tasks)
+    return [CorrectionRow(*values) for values in zip(sources, alone, references, places, strict=True)]
+
+
+def strip_instructions(sources: Sequence[str], tasks: Sequence[Any]) -> list[str]:
+    """The texts without the instructions before them.
+
+    An instruction is what stands before the first ": ", if that is at most ten words and text follows. It is taken away
+    from a row whose `task` is one of CoEdIT's, and from all rows of a file without tasks if all begin with one and
+    each of these instructions comes more than once on average; from no others.
+    """
+    split = [_split(source) for source in sources]
+    instructions = {instruction for instruction, _ in split}
+    alike = not any(tasks) and "" not in instructions and 2 * len(instructions) <= len(sources)
+    return [
+        text if alike or task in INSTRUCTED_TASKS else source
+        for source, task, (_, text) in zip(sources, tasks, split, strict=True)
+    ]
+
+
+def _split(source: str) -> tuple[str, str]:
+    """Instruction and text; no instruction and all of it where there is none."""
+    before, colon, after = source.partition(": ")
+    is_instruction = bool(colon and after.strip()) and 0 < len(before.split()) <= LONGEST_INSTRUCTION
+    return (before, after) if is_instruction else ("", source)
+
+
+def _text(value: Any, column: str, where: str, path: str | Path) -> str:
+    if not isinstance(value, str):
+        problem = f'{where}: "{column}" is a {type(value).__name__}, not a string.'
+        raise DataError(problem, field="data", value=str(path))
+    if not value.strip():
+        raise DataError(f'{where}: "{column}" is empty.', field="data", value=str(path), fix="Leave the row out.")
+    return value
+
+
+def _references(target: str, further: Any, column: str, where: str, path: str | Path) -> tuple[str, ...]:
+    if further is None:
+        return (target,)
+    if not isinstance(further, list | tuple) or not further:
+        problem = f'{where}: "{column}" is no list of references.'
+        raise DataError(problem, field="data", value=str(path))
+    texts = [_text(text, column, where, path) for text in further]
+    return tuple(dict.fromkeys((target, *texts)))

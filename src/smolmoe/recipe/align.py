@@ -1,0 +1,113 @@
+"""One alignment: which model, on whose answers or preferences, what becomes of its routers."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, Literal, Self
+
+from pydantic import Field, model_validator
+
+from smolmoe.recipe.base import Recipe
+from smolmoe.recipe.train import ModelRecipe, ObjectiveRecipe, RoutingRecipe
+
+LENGTH = 350  # tokens of an example, of the seed experiments
+BETA = 0.05
+LOAD_BALANCE = 0.01  # of `router: balanced` where the recipe gives no term of its own
+
+
+class AlignDataRecipe(Recipe):
+    """Rows with answers (SFT) or with pairs of answers (DPO, CPO)."""
+
+    train: tuple[str, ...] = Field(min_length=1, description="files of rows, .jsonl or .parquet")
+    validation: tuple[str, ...] = Field(
+        default=(), description="files to measure on (default: a share of the training rows)"
+    )
+    held_out: float = Field(
+        default=0.05, gt=0, lt=1, description="share of the prompts to measure on, where no validation is given"
+    )
+    format: Literal["coedit", "prompt", "messages", "sharegpt"] | None = Field(
+        default=None, description="what the rows are (default: by the columns of the first row)"
+    )
+    columns: dict[str, str] = Field(
+        default_factory=dict, description="prompt, completion, chosen, rejected, messages or references -> your column"
+    )
+    template: str = Field(default="{prompt}\n", description="what a plain prompt becomes before its answer")
+    chat: bool = Field(default=False, description="put plain prompts as a user's messages, through the chat template")
+    chat_template: Path | None = Field(
+        default=None, description="file with the Jinja template of a chat, where the tokenizer has none"
+    )
+    corrections: str | None = Field(
+        default=None, description="CoEdIT file to answer and score (default: held-out rows that have references)"
+    )
+    length: int | None = Field(
+        default=None, ge=2, description=f"tokens of prompt and answer (default: {LENGTH}, or the model's positions)"
+    )
+
+    @model_validator(mode="after")
+    def _fits_together(self) -> Self:
+        if self.template.count("{prompt}") != 1:
+            raise ValueError("`template` must have {prompt} in it, once")
+        known = ("prompt", "completion", "chosen", "rejected", "messages", "references")
+        unknown = next((role for role in self.columns if role not in known), None)
+        if unknown is not None:
+            raise ValueError(f"`columns` has {unknown!r}; it may have {', '.join(known)}")
+        return self
+
+
+class LoraRecipe(Recipe):
+    """Low-rank adapters (arXiv 2106.09685) instead of all weights."""
+
+    rank: int = Field(default=16, ge=1, description="of each adapter")
+    alpha: float = Field(default=32.0, gt=0, description="an adapter's output is multiplied by alpha / rank")
+    dropout: float = Field(default=0.0, ge=0, lt=1, description="on the adapters' inputs")
+    targets: tuple[str, ...] | None = Field(
+        default=None, description="names of linear modules (default: those of the attention)"
+    )
+    experts: bool = Field(default=False, description="adapters on the stacked experts, too")
+
+    @model_validator(mode="after")
+    def _experts_take_no_dropout(self) -> Self:
+        if self.experts and self.dropout:
+            raise ValueError("adapters on experts take no dropout")
+        return self
+
+
+class AlignRecipe(Recipe):
+    """One alignment in one folder."""
+
+    method: Literal["sft", "dpo", "cpo"] = Field(
+        description="answers, preferences against a reference (arXiv 2305.18290), or without one (arXiv 2401.08417)"
+    )
+    model: ModelRecipe
+    data: AlignDataRecipe
+    beta: float | None = Field(default=None, gt=0, description=f"of the preference loss (default: {BETA})")
+    router: Literal["frozen", "balanced", "free"] | None = Field(
+        default=None, description="what becomes of an MoE's routers (default: balanced)"
+    )
+    objective: ObjectiveRecipe = Field(default_factory=ObjectiveRecipe, description="what is added to the loss")
+    routing: RoutingRecipe = Field(default_factory=RoutingRecipe, description="what is done to routers in training")
+    lora: LoraRecipe | None = Field(default=None, description="adapters instead of all weights")
+    answers: int = Field(
+        default=100, ge=0, description="held-out prompts with references to answer and score, before and after"
+    )
+    trainer: dict[str, Any] = Field(
+        default_factory=dict, description="any field of TRL's SFTConfig, DPOConfig or CPOConfig"
+    )
+    device: str | None = Field(default=None, description="cpu, cuda, mps (default: the best there is)")
+    seed: int = Field(default=0, description="of adapters and of everything random in training")
+    out: Path = Field(description="run folder")
+
+    @model_validator(mode="after")
+    def _is_consistent(self) -> Self:
+        if self.model.path is None:
+            raise ValueError("`model` must be a path: what is aligned has been trained")
+        if self.method == "sft" and self.beta is not None:
+            raise ValueError("`beta` belongs to a preference loss; sft has none")
+        terms = [name for name in ("load_balance", "z_loss", "bias_rate") if getattr(self.objective, name)]
+        if self.router in ("frozen", "free") and terms:
+            raise ValueError(f"`router: {self.router}` and `objective.{terms[0]}` exclude each other")
+        if self.router == "frozen" and self.routing.temperature != 1:
+            raise ValueError("`router: frozen` and a `routing.temperature`, which is folded into the weights, exclude")
+        if self.lora is not None and self.routing.noise == "learned":
+            raise ValueError("`lora` and `routing.noise: learned` exclude each other: adapters do not keep the noise")
+        return self

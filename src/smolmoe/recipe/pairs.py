@@ -1,0 +1,45 @@
+"""Preference pairs from a model's own answers: a stage of a pipeline."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from pydantic import Field, field_validator
+
+from smolmoe.recipe.base import Recipe
+
+TEMPERATURES = (1.0, 0.5)
+PROMPTS = 4000
+MAX_NEW_TOKENS = 128
+BATCH_SIZE = 32
+TEMPLATE = "{prompt}\n"
+
+
+class PairsRecipe(Recipe):
+    """Two answers to each prompt, of which the one nearer to a reference is preferred."""
+
+    model: str = Field(description="folder or hub id of the model that answers")
+    data: str = Field(description="rows with prompts and references, .jsonl or .parquet")
+    source_column: str = Field(default="src", description="column of the prompt")
+    target_column: str = Field(default="tgt", description="column of the reference")
+    references_column: str | None = Field(
+        default=None, description='column with a list of further references (default: "refs", where rows have it)'
+    )
+    prompts: int = Field(default=PROMPTS, ge=1, description="prompts to draw from the data, at most")
+    temperatures: tuple[float, float] = Field(default=TEMPERATURES, description="of the two answers; 0 is greedy")
+    template: str = Field(default=TEMPLATE, description="what a prompt becomes before its answer")
+    chat: bool = Field(default=False, description="ask through the tokenizer's chat template instead")
+    max_new_tokens: int = Field(default=MAX_NEW_TOKENS, ge=1, description="longest answer")
+    batch_size: int = Field(default=BATCH_SIZE, ge=1, description="prompts answered at a time")
+    device: str = Field(default="cpu", description="where to compute")
+    seed: int = Field(default=0, ge=0, description="of the prompts drawn and of the answers")
+    out: Path = Field(description="folder of the pairs")
+
+    @field_validator("temperatures")
+    @classmethod
+    def _answers_can_differ(cls, temperatures: tuple[float, float]) -> tuple[float, float]:
+        if any(not 0 <= temperature < float("inf") for temperature in temperatures):
+            raise ValueError("each must be 0 (greedy) or above")
+        if temperatures == (0, 0):
+            raise ValueError("both are 0: greedy answers are the same, raise one")
+        return temperatures
