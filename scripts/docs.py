@@ -1,7 +1,7 @@
 """Write the generated parts of the documentation, or with --check say which of them are out of date.
 
-Tables go between markers in README.md, docs/families.md, docs/training.md and docs/specialise.md; docs/cli.md is the
-help of every command.
+Tables go between markers in README.md, docs/families.md and the guides of `KEYS`; docs/cli.md is the help of every
+command.
 """
 
 from __future__ import annotations
@@ -19,10 +19,22 @@ import typer.main
 from smolmoe.cli import app
 from smolmoe.data.presets import PRESETS
 from smolmoe.families.table import sources_table, targets_table
-from smolmoe.recipe import DataRecipe, PipelineRecipe, ProbeRecipe, Recipe, SourceRecipe, StageRecipe, TrainRecipe
+from smolmoe.recipe import (
+    AlignRecipe,
+    DataRecipe,
+    PipelineRecipe,
+    ProbeRecipe,
+    Recipe,
+    SelectRecipe,
+    SourceRecipe,
+    StageRecipe,
+    TrainRecipe,
+)
+from smolmoe.recipe.align import AlignDataRecipe, LoraRecipe
 from smolmoe.recipe.pipeline import ReportRecipe
 from smolmoe.recipe.train import (
     CarryRecipe,
+    DistillRecipe,
     EvaluationRecipe,
     GuidanceRecipe,
     ModelRecipe,
@@ -33,26 +45,31 @@ from smolmoe.recipe.train import (
 
 ROOT = Path(__file__).resolve().parents[1]
 Keys = dict[str, tuple[tuple[str, type[Recipe]], ...]]
-# Table in docs/specialise.md, docs/training.md -> what its keys begin with, and the sections that have them.
-SPECIALISE_KEYS: Keys = {
-    "guidance": (("guidance.", GuidanceRecipe),),
-    "probe": (("stages[].probe.", ProbeRecipe),),
-}
-KEYS: Keys = {
-    "run": (
-        ("", TrainRecipe),
-        ("model.", ModelRecipe),
-        ("evaluation.", EvaluationRecipe),
-        ("samples.", SamplesRecipe),
-        ("carry.", CarryRecipe),
-    ),
-    "data": (("data.", DataRecipe), ("data.sources[].", SourceRecipe)),
-    "objective": (("objective.", ObjectiveRecipe), ("routing.", RoutingRecipe)),
-    "pipeline": (("", PipelineRecipe), ("stages[].", StageRecipe), ("stages[].report.", ReportRecipe)),
+# Page of docs/ -> its tables -> what their keys begin with, and the sections that have them.
+KEYS: dict[str, Keys] = {
+    "training.md": {
+        "run": (
+            ("", TrainRecipe),
+            ("model.", ModelRecipe),
+            ("evaluation.", EvaluationRecipe),
+            ("samples.", SamplesRecipe),
+            ("carry.", CarryRecipe),
+        ),
+        "data": (("data.", DataRecipe), ("data.sources[].", SourceRecipe)),
+        "objective": (("objective.", ObjectiveRecipe), ("routing.", RoutingRecipe)),
+        "pipeline": (("", PipelineRecipe), ("stages[].", StageRecipe), ("stages[].report.", ReportRecipe)),
+    },
+    "specialise.md": {
+        "guidance": (("guidance.", GuidanceRecipe),),
+        "probe": (("stages[].probe.", ProbeRecipe),),
+    },
+    "distill.md": {"distill": (("distill.", DistillRecipe),)},
+    "select.md": {"select": (("stages[].select.", SelectRecipe),)},
+    "align.md": {"align": (("", AlignRecipe), ("data.", AlignDataRecipe), ("lora.", LoraRecipe))},
 }
 
 # Keys whose sections have tables of their own, and what a pipeline fills in itself.
-ELSEWHERE = ("data", "objective", "routing", "guidance", "stages[].probe.data", "stages[].probe.out")
+ELSEWHERE = ("data", "objective", "routing", "guidance", "distill", "stages[].probe.data", "stages[].probe.out")
 
 
 def between(text: str, name: str, content: str) -> str:
@@ -86,7 +103,8 @@ def keys_table(sections: Sequence[tuple[str, type[Recipe]]]) -> str:
     lines = ["| key | default | what |", "| --- | --- | --- |"]
     for prefix, section in sections:
         for name, field in section.model_fields.items():
-            if f"{prefix}{name}" in ELSEWHERE or _section_of(field.annotation) in own:
+            elsewhere = f"{prefix}{name}" in ELSEWHERE or field.description is None
+            if elsewhere or _section_of(field.annotation) in own:
                 continue
             default = "required" if field.is_required() else _shown(field.get_default(call_default_factory=True))
             lines.append(f"| `{prefix}{name}` | {default} | {field.description} |")
@@ -102,21 +120,21 @@ def _section_of(annotation: Any) -> Any:
 def _shown(default: Any) -> str:
     if default is None or default in ((), {}):
         return ""
+    if isinstance(default, str):
+        return default.replace("\n", "\\n")
     return f"{default:,}" if isinstance(default, int) and default > 9999 else str(default).lower()
 
 
 def pages() -> dict[Path, str]:
     """Path -> what the file should hold."""
     readme, families = ROOT / "README.md", ROOT / "docs" / "families.md"
-    training, specialise = ROOT / "docs" / "training.md", ROOT / "docs" / "specialise.md"
     return {
         readme: between(readme.read_text(encoding="utf-8"), "sources", sources_table()),
         families: between(
             between(families.read_text(encoding="utf-8"), "sources", sources_table()), "targets", targets_table()
         ),
         ROOT / "docs" / "cli.md": cli_page(),
-        training: training_page(training.read_text(encoding="utf-8")),
-        specialise: with_keys(specialise.read_text(encoding="utf-8"), SPECIALISE_KEYS),
+        **{ROOT / "docs" / name: guide(name, (ROOT / "docs" / name).read_text(encoding="utf-8")) for name in KEYS},
     }
 
 
@@ -130,15 +148,12 @@ def presets_table() -> str:
     return "\n".join(lines)
 
 
-def training_page(text: str) -> str:
+def guide(name: str, text: str) -> str:
     """The guide with the tables of today."""
-    return with_keys(between(text, "presets", presets_table()), KEYS)
-
-
-def with_keys(text: str, keys: Keys) -> str:
-    """The page with its tables of keys."""
-    for name, sections in keys.items():
-        text = between(text, f"keys of {name}", keys_table(sections))
+    if name == "training.md":
+        text = between(text, "presets", presets_table())
+    for table, sections in KEYS[name].items():
+        text = between(text, f"keys of {table}", keys_table(sections))
     return text
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterator, Mapping
 from functools import cache
 from pathlib import Path
@@ -10,7 +11,7 @@ from typing import Any
 
 import pytest
 from helpers import tiny_tokenizer
-from tests.train.runs import dense_folder, write_text
+from tests.train.runs import dense_folder, moe_folder, write_text
 from transformers import AutoModelForCausalLM
 
 from smolmoe.errors import OutputError, RequestError
@@ -54,6 +55,10 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     write_text(folder / "text.jsonl", domains=("code", "prose", "math"))
     tiny_tokenizer().save_pretrained(folder / "tokenizer")
     dense_folder(folder / "dense")
+    moe_folder(folder / "moe")
+    for name, words in (("corrections", "abcdefghijklmnop"), ("held-out", "uvwxyz")):
+        rows = [{"src": f"Fix grammar: the {word} are here", "tgt": f"the {word} is here"} for word in words]
+        (folder / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     return folder
 
 
@@ -80,15 +85,41 @@ def reduced(name: str, place: Path, out: Path) -> list[str]:
         f"{section}device": "cpu",
         "out": str(out),
     }
+    if name.startswith("gec-"):
+        changes |= _correcting(name.removeprefix("gec-sft-"), place)
     return [f"{key}={json.dumps(value)}" for key, value in changes.items()]
+
+
+def _correcting(method: str, place: Path) -> dict[str, Any]:
+    """The user's own model and corrections, as the recipe's first lines say, and what keeps it short."""
+    file, held_out = str(place / "corrections.jsonl"), str(place / "held-out.jsonl")
+    short = {"max_steps": 2, "report_to": "none"}
+    return {
+        "stages.sft.align.model.path": str(place / "moe"),
+        "stages.sft.align.data.train": [file],
+        "stages.sft.align.data.validation": [held_out],
+        "stages.sft.align.data.length": 60,
+        "stages.sft.align.answers": 2,
+        "stages.sft.align.trainer": short,
+        "stages.sft.align.device": "cpu",
+        "stages.pairs.pairs.data": file,
+        "stages.pairs.pairs.prompts": 16,
+        "stages.pairs.pairs.max_new_tokens": 6,
+        f"stages.{method}.align.data.corrections": held_out,
+        f"stages.{method}.align.data.held_out": 0.3,
+        f"stages.{method}.align.data.length": 60,
+        f"stages.{method}.align.answers": 2,
+        f"stages.{method}.align.trainer": short,
+        f"stages.{method}.align.device": "cpu",
+    }
 
 
 def _replaced(values: Any, small: Mapping[str, Any], path: str = "") -> Iterator[tuple[str, Any]]:
     """Dotted key -> small value, for every key that has one and stands for something outside of the recipe."""
     for key, value in values.items() if isinstance(values, dict) else enumerate(values):
-        name = value["name"] if isinstance(values, list) and isinstance(value, dict) else key
+        name = value.get("name", key) if isinstance(values, list) and isinstance(value, dict) else key
         here = f"{path}.{name}" if path else str(name)
-        refers = isinstance(value, str) and value.startswith("{")
+        refers = re.search(r"\{[a-z]", json.dumps(value)) is not None
         if str(key) in small and value and not refers:
             yield here, 280 if isinstance(value, int) and key == "tokenizer" else small[str(key)]
         elif isinstance(value, dict | list) and key != "prompts":
@@ -127,6 +158,14 @@ def test_a_shipped_pipeline_runs(name: str, place: Path, tmp_path: Path) -> None
         elif stage.kind == "probe":
             assert Path(found["page"]).stat().st_size > 100_000
             assert (Path(found["page"]).parent / "probe.json").is_file()
+        elif stage.kind == "select":
+            rows = (recipe.out / stage.name / "rows.jsonl").read_text(encoding="utf-8").splitlines()
+            assert len(rows) == found["rows"] > 0
+        elif stage.kind == "pairs":
+            assert (recipe.out / stage.name / "pairs.jsonl").stat().st_size > 0
+        elif stage.kind == "align":
+            assert found["after"]["loss"] != found["before"]["loss"]
+            assert (recipe.out / stage.name / "model" / "config.json").is_file()
         else:
             assert (recipe.out / stage.name / "growth.png").stat().st_size > 10_000
             jumps = [row["jump"] for row in found["after"].values() if row["jump"] is not None]

@@ -14,14 +14,42 @@ from typing import Any
 
 from smolmoe.errors import OutputError, RequestError
 from smolmoe.files import write_json
-from smolmoe.recipe import PipelineRecipe, ProbeRecipe, StageRecipe, TrainRecipe, UpcycleRecipe, parse
+from smolmoe.recipe import (
+    AlignRecipe,
+    PairsRecipe,
+    PipelineRecipe,
+    ProbeRecipe,
+    Recipe,
+    SelectRecipe,
+    StageRecipe,
+    TrainRecipe,
+    UpcycleRecipe,
+    parse,
+)
 from smolmoe.recipe.files import merge
 
 logger = logging.getLogger(__name__)
 
 RECORDS = "stages"
-_REFERENCE = re.compile(r"\{([a-z0-9][a-z0-9_-]*)(?:\.(run|blocks|probe))?\}")
-_WRITERS = ("train", "upcycle")  # kinds of stages that write a model
+_REFERENCE = re.compile(r"\{([a-z0-9][a-z0-9_-]*)(?:\.(run|blocks|probe|held_out))?\}")
+# What a stage of a kind is asked, and what it leaves in its folder for those after it.
+_OPTIONS: dict[str, type[Recipe]] = {
+    "train": TrainRecipe,
+    "upcycle": UpcycleRecipe,
+    "probe": ProbeRecipe,
+    "select": SelectRecipe,
+    "align": AlignRecipe,
+    "pairs": PairsRecipe,
+}
+_LEFT = {"train": "model", "upcycle": "", "select": "rows.jsonl", "align": "model", "pairs": "pairs.jsonl"}
+# Kinds of stages that a reference such as `{name.run}` may mean.
+_MEANT = {
+    None: tuple(_LEFT),
+    "run": ("train",),
+    "blocks": ("train",),
+    "probe": ("probe",),
+    "held_out": ("select",),
+}
 Report = Callable[[str, int, int], None]
 
 
@@ -100,13 +128,13 @@ def _values(stage: StageRecipe, recipe: PipelineRecipe, before: Mapping[str, _Kn
     if stage.kind == "probe":  # judged on what the trainings hold out
         shared = {key: value for key, value in recipe.defaults.items() if key == "data"}
     values = merge(shared, own)
-    values = _fill(values, recipe.out, before) | {"out": str(recipe.out / stage.name)}
-    if stage.kind != "train":
-        parse(UpcycleRecipe if stage.kind == "upcycle" else ProbeRecipe, values)
-        return values
-    parsed = parse(TrainRecipe, values)
-    # What the stage passes over is a number once it has been checked.
-    return values | {"data": {**values["data"], "skip": parsed.data.skip}}
+    values = _fill(values, recipe.out, before)
+    if stage.kind != "select":  # a choice of rows is the same wherever it is written
+        values |= {"out": str(recipe.out / stage.name)}
+    parsed = parse(_OPTIONS[stage.kind], values)
+    if isinstance(parsed, TrainRecipe):  # what the stage passes over is a number once it has been checked
+        values |= {"data": {**values["data"], "skip": parsed.data.skip}}
+    return values
 
 
 def _require(name: str, before: Mapping[str, _Known], wanted: tuple[str, ...]) -> _Known:
@@ -132,10 +160,11 @@ def _fill(value: Any, out: Path, before: Mapping[str, _Known]) -> Any:
 
     def found(match: re.Match[str]) -> str:
         name, what = match.groups()
-        stage = _require(name, before, {None: _WRITERS, "probe": ("probe",)}.get(what, ("train",)))
+        stage = _require(name, before, _MEANT[what])
         if what == "blocks":
             return str(_blocks(name, stage))
-        return str(out / name / "model" if stage.kind == "train" and what is None else out / name)
+        left = {None: _LEFT.get(stage.kind, ""), "held_out": "held-out.jsonl"}.get(what, "")
+        return str(out / name / left)
 
     return _REFERENCE.sub(found, value)
 
@@ -247,8 +276,7 @@ class _Pipeline:
         if stage.kind == "train":
             result = self._train(stage, under)
         else:
-            do = {"upcycle": self._upcycle, "probe": self._probe, "report": self._report}[stage.kind]
-            result = on_main(lambda: do(stage, under))
+            result = on_main(lambda: getattr(self, f"_{stage.kind}")(stage, under))
         seconds = round(time.perf_counter() - begun, 2)
         record = {"asked": self._asked(stage), "result": result, "wall_seconds": seconds}
         on_main(lambda: write_json(self._record(stage.name), record))
@@ -278,6 +306,26 @@ class _Pipeline:
         from smolmoe.probing import run_probe
 
         return run_probe(parse(ProbeRecipe, self.values[stage.name]), report=report)
+
+    def _select(self, stage: StageRecipe, report: Report) -> dict[str, Any]:
+        from smolmoe.selecting import run_select
+
+        recipe = parse(SelectRecipe, self.values[stage.name])
+        return run_select(recipe, self.out / stage.name, overwrite=True, report=report).to_json()
+
+    def _align(self, stage: StageRecipe, report: Report) -> dict[str, Any]:
+        from smolmoe.aligning import align
+        from smolmoe.train.checkpoints import whole_checkpoints
+
+        folder = self.out / stage.name
+        resume = "latest" if folder.is_dir() and whole_checkpoints(folder) else None
+        recipe = parse(AlignRecipe, self.values[stage.name])
+        return align(recipe, resume=resume, overwrite=True, report=report).summary
+
+    def _pairs(self, stage: StageRecipe, report: Report) -> dict[str, Any]:
+        from smolmoe.pairing import run_pairs
+
+        return run_pairs(parse(PairsRecipe, self.values[stage.name]), report=report)
 
     def _report(self, stage: StageRecipe, report: Report) -> dict[str, Any]:
         from smolmoe.evaluate.held_out import DocumentLosses, paired_difference

@@ -24,7 +24,7 @@ def docs() -> ModuleType:
 
 def test_the_tables_are_those_of_today(docs: ModuleType) -> None:
     pages = {path: text for path, text in docs.pages().items() if path.name != "cli.md"}
-    assert {path.name for path in pages} == {"README.md", "families.md", "training.md", "specialise.md"}
+    assert {path.name for path in pages} == {"README.md", "families.md", *docs.KEYS}
     for path, text in pages.items():
         assert path.read_text(encoding="utf-8") == text, f"{path.name} is out of date: run `make docs`"
 
@@ -45,8 +45,9 @@ def test_the_guide_to_training_names_every_key_and_preset(docs: ModuleType) -> N
     from smolmoe.recipe import TrainRecipe
 
     guide = (ROOT / "docs" / "training.md").read_text(encoding="utf-8")
-    assert len(guide.splitlines()) <= 220
-    guide += (ROOT / "docs" / "specialise.md").read_text(encoding="utf-8")
+    assert len(guide.splitlines()) <= 225
+    for other in ("specialise.md", "distill.md"):
+        guide += (ROOT / "docs" / other).read_text(encoding="utf-8")
     for key, field in TrainRecipe.model_fields.items():
         section = docs._section_of(field.annotation)
         for name in [f"{key}.{inner}" for inner in section.model_fields] if section else [key]:
@@ -56,7 +57,7 @@ def test_the_guide_to_training_names_every_key_and_preset(docs: ModuleType) -> N
     for target in re.findall(r"\]\((?!http)([^)#]+)\)", guide):
         assert (ROOT / "docs" / target).is_file(), target
     with pytest.raises(SystemExit, match="no markers for keys of run"):
-        docs.training_page(guide.replace("<!-- /keys of run -->", ""))
+        docs.guide("training.md", guide.replace("<!-- /keys of run -->", ""))
 
 
 def test_the_project_text_names_only_make_targets_that_exist() -> None:

@@ -8,7 +8,7 @@ from types import FrameType
 
 import typer
 
-from smolmoe.cli import convert, experts, models, probing, proofs, training
+from smolmoe.cli import convert, distilling, experts, groups, models, probing, proofs, training
 from smolmoe.cli.output import print_error
 from smolmoe.errors import SmolmoeError, TrainingError, VerificationError
 from smolmoe.train.distributed import only_main_speaks
@@ -30,6 +30,8 @@ training.add_to(app)
 probing.add_to(app)
 experts.add_to(app)
 models.add_to(app)
+groups.add_to(app)
+distilling.add_to(app)
 
 
 def main() -> None:

@@ -154,14 +154,15 @@ def _parameters(stage: StageForecast) -> str:
 
 
 def _model_of(stage: StageForecast, out: str) -> str:
-    """What a stage begins from: a stage's name, or a model's."""
+    """What a stage begins from: a stage's name, a model's, or a text's."""
     values = stage.values
     if stage.kind == "report":
         return ", ".join(values["after"].values())
-    if stage.kind == "probe":
-        path = values["model"]
-    else:
-        path = values["source"] if stage.kind == "upcycle" else values["model"].get("path")
+    if stage.kind == "select":
+        return ", ".join(str(source.get("preset") or source.get("path")) for source in values["sources"])
+    path = values["source"] if stage.kind == "upcycle" else values["model"]
+    if isinstance(path, dict):
+        path = path.get("path")
     return "new" if path is None else str(path).removeprefix(f"{out}/").removesuffix("/model")
 
 
