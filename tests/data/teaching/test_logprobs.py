@@ -104,6 +104,45 @@ def test_the_same_tokenizer_fits(shared, name):
     assert student.match(TEXTS[0], ended).ids == ids  # its end-of-text token is no part of the response
 
 
+@pytest.mark.parametrize("name", ["tiny", "stories260K"])
+def test_candidates_without_text_are_left_over(shared, name):
+    """llama.cpp's server sends control tokens so, several of them alike; no answer is made of them."""
+    tokenizer = tokenizer_of(name, shared)
+    student, ids = StudentTokens(tokenizer), tokenizer(TEXTS[0], add_special_tokens=False)["input_ids"]
+    said = compact(said_by(tokenizer, ids))
+    said = [[*entry[:3], [entry[3][0], ["", None, -2.0], ["", None, -3.0]]] for entry in said]
+    targets = student.match(TEXTS[0], said)
+    assert targets.candidates == [[name_] for name_ in ids]
+    assert targets.logprobs == [[math.log(0.5)]] * len(ids)
+    with pytest.raises(Mismatch, match="exactly one"):
+        student.match(TEXTS[0], [["", None, -1.0, []], *said])
+
+
+def test_an_answer_that_goes_on_after_a_space(shared):
+    """A tokenizer that puts a space before every text has the first one itself."""
+    tokenizer = tokenizer_of("stories260K", shared)
+    ids = tokenizer(TEXTS[0], add_special_tokens=False)["input_ids"]
+    targets = StudentTokens(tokenizer).match(f" {TEXTS[0]}", compact(said_by(tokenizer, ids)))
+    assert (targets.text, targets.ids) == (TEXTS[0], ids)
+
+
+def test_fewer_candidates_are_filled_up(tmp_path):
+    from smolmoe.data.teaching.logprobs import Targets
+    from smolmoe.data.teaching.targets import TargetWriter
+
+    tokenizer = tiny_tokenizer()
+    writer = TargetWriter(tmp_path, tokenizer, 3, {})
+    writer.add(Targets("", [5, 6], [[2, 0], [6, 9, 7]], [[-0.1, -3.0], [-1.0, -2.0, -0.5]]), "stop")
+    writer.finish()
+    shard = tmp_path / "targets" / "shard-00000"
+    ids = np.load(shard / "ids.npy")
+    values = np.load(shard / "values.npy")
+    assert values[0].tolist() == [np.float16(-0.1), -3.0, -math.inf]
+    assert ids[:2].tolist() == [[2, 0, 1], [7, 6, 9]]
+    assert all(len(set(row)) == 3 for row in ids.tolist())
+    assert np.load(shard / "rest.npy")[0] == np.float16(math.log(1 - math.exp(-0.1) - math.exp(-3.0)))
+
+
 def test_what_does_not_fit_is_named(shared):
     tiny, stories = tiny_tokenizer(), tokenizer_of("stories260K", shared)
     text = "The sum of three"

@@ -83,13 +83,14 @@ def test_transformers_serve(tmp_path):
     assert all(row["prompt_tokens"] > 0 and row["answer_tokens"] == 6 for row in rows)
 
 
-def test_llama_cpp_server(tmp_path, shared):
+def test_llama_cpp_server(tmp_path):
+    """SMOLMOE_GGUF names a model's file, since llama-cpp-python brings none."""
     pytest.importorskip("llama_cpp.server")
-    files = sorted(shared.rglob("*.gguf"))
-    if not files:
-        pytest.skip("there is no GGUF file to serve")
+    file = os.environ.get("SMOLMOE_GGUF")
+    if not file:
+        pytest.skip("SMOLMOE_GGUF names no GGUF file to serve")
     port = free_port()
-    command = [sys.executable, "-m", "llama_cpp.server", "--model", str(files[0]), "--port", str(port)]
+    command = [sys.executable, "-m", "llama_cpp.server", "--model", file, "--port", str(port)]
     command += ["--host", "127.0.0.1", "--logits_all", "true", "--n_ctx", "256"]
     with running(command, f"http://127.0.0.1:{port}/v1/models", tmp_path / "log"):
         url = f"http://127.0.0.1:{port}/v1"

@@ -28,8 +28,11 @@ class Mismatch(Exception):  # noqa: N818 - of one answer; the caller decides wha
 
 @dataclass(frozen=True)
 class Targets:
-    """Of one answer's S tokens: their ids [S], and candidates with log-probabilities (nats), [S][as many as given]."""
+    """Of one answer's S tokens: the text that the student cuts into them, their ids [S], and the candidates with their
+    log-probabilities (nats), [S][as many as known].
+    """
 
+    text: str
     ids: list[int]
     candidates: list[list[int]]
     logprobs: list[list[float]]
@@ -52,6 +55,9 @@ class StudentTokens:
     def match(self, response: str, logprobs: Sequence[list[Any]]) -> Targets:
         """The log-probabilities of an answer as those of the student's tokens.
 
+        Candidates without any text are left out: control tokens, which some endpoints send so and which cannot be told
+        apart. What they had of the probability is then among what is left over.
+
         Args:
             logprobs: for each token [token, bytes or None, log-probability, candidates], as `Answer` has them.
 
@@ -59,6 +65,7 @@ class StudentTokens:
             Mismatch: a token is none of the student's, or of several; the student would cut the response otherwise;
                 the probabilities add up to more than 1.
         """
+        logprobs = [[*entry[:3], [token for token in entry[3] if _bytes(token)]] for entry in logprobs]
         unknown = dict.fromkeys(
             str(token[0])
             for entry in logprobs
@@ -68,19 +75,31 @@ class StudentTokens:
         if unknown:
             raise Mismatch("not exactly one of the student's tokens each", list(unknown))
         ids = [self._id(entry) for entry in logprobs]
-        own = self.tokenizer(response, add_special_tokens=False)["input_ids"]
-        spoken = ids[:-1] if ids and ids[-1] in self._special and len(ids) == len(own) + 1 else ids
-        if spoken != own:
-            raise Mismatch("the student cuts the response otherwise, first at", self._first_difference(spoken, own))
+        text, own = self._cut(response, ids)
         kept = logprobs[: len(own)]
         candidates = [[self._id(candidate) for candidate in entry[3]] for entry in kept]
         if any(len(set(names)) < len(names) for names in candidates):
             raise Mismatch("two candidates of one token are the same to the student")
         return Targets(
+            text,
             own,
             candidates,
             [_checked([candidate[2] for candidate in entry[3]]) for entry in kept],
         )
+
+    def _cut(self, response: str, ids: list[int]) -> tuple[str, list[int]]:
+        """The response and its tokens, without the end of text, as the student cuts it.
+
+        Where an answer goes on after a space, a tokenizer that puts a space before every text has that space itself.
+        """
+        differing: list[str] = []
+        for text in (response, response[1:]) if response.startswith(" ") else (response,):
+            own: list[int] = self.tokenizer(text, add_special_tokens=False)["input_ids"]
+            spoken = ids[:-1] if ids and ids[-1] in self._special and len(ids) == len(own) + 1 else ids
+            if spoken == own:
+                return text, own
+            differing = differing or self._first_difference(spoken, own)
+        raise Mismatch("the student cuts the response otherwise, first at", differing)
 
     def _id(self, token: Token) -> int:
         found = self._id_of[_bytes(token)]

@@ -73,7 +73,7 @@ class _Results:
                 fitting = self._fitting(answer)
                 _line(streams[LOGPROBS], about | fitting)
                 if self.targets is not None:
-                    row[STUDENT_TEXT] = "" if "refused" in fitting else answer["text"]
+                    row[STUDENT_TEXT] = fitting.get("text", "")
             _line(streams[ROWS], row)
             self._finish[str(answer["finish_reason"])] += first
         elif name in self._journal.failed:
@@ -96,7 +96,12 @@ class _Results:
         except Mismatch as mismatch:
             self._mismatches[str(mismatch)] += 1
             return {"refused": str(mismatch)}
-        return {"ids": found.ids, "candidate_ids": found.candidates, "candidate_logprobs": found.logprobs}
+        return {
+            "text": found.text,
+            "ids": found.ids,
+            "candidate_ids": found.candidates,
+            "candidate_logprobs": found.logprobs,
+        }
 
     def report(self, prompts: list[Prompt], tally: Tally, targets: dict[str, Any] | None) -> dict[str, Any]:
         """All of it, for people and machines."""
@@ -175,10 +180,9 @@ def fit(student: StudentTokens, response: str, logprobs: list[list[Any]] | None,
     """`StudentTokens.match`; an answer must have log-probabilities, and `least` candidates for each token."""
     if logprobs is None:
         raise Mismatch("the endpoint gave no log-probabilities")
-    found = student.match(response, logprobs)
-    if (fewest := min(map(len, found.candidates))) < least:
+    if (fewest := min((len(entry[3]) for entry in logprobs), default=0)) < least:
         raise Mismatch(f"{fewest} candidates of a token where {least} were asked")
-    return found
+    return student.match(response, logprobs)
 
 
 @contextmanager

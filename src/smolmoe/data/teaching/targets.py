@@ -59,14 +59,9 @@ class TargetWriter:
         if document.tobytes() in self._seen:
             return
         self._seen.add(document.tobytes())
-        # Fillers weigh nothing; they must differ, since the student's probabilities of a row's ids are summed.
-        fillers = [name for name in range(self._k) if name != end][: self._k - 1]
-        order = [np.argsort(values)[::-1][: self._k] for values in targets.logprobs]
-        ids = [np.array(names)[best] for names, best in zip(targets.candidates, order, strict=True)]
-        values = [np.array(logprobs)[best] for logprobs, best in zip(targets.logprobs, order, strict=True)]
-        ids.append(np.array([end, *fillers]))
-        values.append(np.array([0.0, *(-math.inf for _ in fillers)]))
-        self._held.append((document, np.stack(ids), np.stack(values)))
+        given = [*zip(targets.candidates, targets.logprobs, strict=True), ([end], [0.0])]
+        rows = [_best(names, logprobs, self._k) for names, logprobs in given]
+        self._held.append((document, np.array([names for names, _ in rows]), np.array([values for _, values in rows])))
         if sum(len(held[0]) for held in self._held) >= self._shard_tokens:
             self._write_shard()
 
@@ -127,3 +122,14 @@ class TargetWriter:
         write_json(self._partial / ABOUT, about)
         self._partial.rename(self._place)
         return about
+
+
+def _best(names: list[int], logprobs: list[float], k: int) -> tuple[list[int], list[float]]:
+    """The k likeliest candidates, filled up where there are fewer.
+
+    Fillers weigh nothing; they must differ, since the student's probabilities of a row's ids are summed.
+    """
+    best = sorted(zip(logprobs, names, strict=True), reverse=True)[:k]
+    kept = [name for _, name in best]
+    fillers = [name for name in range(2 * k) if name not in kept][: k - len(kept)]
+    return kept + fillers, [value for value, _ in best] + [-math.inf] * len(fillers)
