@@ -10,7 +10,8 @@ import torch
 from helpers import dense_llama, moe_of, random_moe, save, tiny_tokenizer
 
 from smolmoe.errors import RequestError, SourceError
-from smolmoe.generation import _until_end, generate
+from smolmoe.evaluate.sampling import until_end
+from smolmoe.generation import generate
 
 
 @pytest.fixture(scope="module")
@@ -79,8 +80,8 @@ def test_the_end_of_text_ends_it(tmp_path: Path) -> None:
     assert result.new_tokens == (1,)
     assert result.texts == ("",)
     # what follows it in a batch whose other rows went on is padding
-    assert _until_end([0, 7, 8, 0, 0, 0], 2, [0]) == [0, 7, 8, 0]
-    assert _until_end([0, 7, 8, 9], 2, [0]) == [0, 7, 8, 9]
+    assert until_end([8, 0, 0, 0], [0]) == [8, 0]
+    assert until_end([8, 9], [0]) == [8, 9]
 
 
 @pytest.mark.parametrize(

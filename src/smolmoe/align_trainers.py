@@ -175,7 +175,7 @@ class _Aligned(RoutedTraining, AtomicCheckpoints):
         row |= {"seconds": round(self.clock.read(), 3)}
         counts = self.objective.take_counts()
         if counts is not None and bool(counts.any()):
-            row |= routing_statistics(counts, self.recipe.routing.reserved)
+            row |= balance.routing_statistics(counts, self.recipe.routing.reserved)
         self.metrics.add("window", self.state.global_step, **row)
 
 
@@ -269,18 +269,6 @@ def objective_of(recipe: AlignRecipe, model: Any) -> ObjectiveRecipe:
     if is_free or given.load_balance or given.bias_rate:
         return given
     return given.model_copy(update={"load_balance": LOAD_BALANCE})
-
-
-def routing_statistics(counts: torch.Tensor, reserved: tuple[int, ...]) -> dict[str, Any]:
-    """Statistics of choices [L, E], with the dead experts [layer, expert]; reserved experts are left out."""
-    open_to_all = [expert for expert in range(counts.shape[1]) if expert not in reserved]
-    counts = counts[:, open_to_all]
-    dead = torch.nonzero(counts == 0).tolist()
-    return {
-        **balance.balance_statistics(counts),
-        "balance_by_layer": [round(balance.load_entropy(layer).item(), 4) for layer in counts],
-        "dead": [[layer, open_to_all[expert]] for layer, expert in dead],
-    }
 
 
 def write_model(trainer: Any, folder: Any, adapters: Any | None) -> None:

@@ -239,7 +239,7 @@ class _Run(AlignJob):
 
     def _finish(self, trainer: Any, before: Measured) -> AlignResult:
         from smolmoe.align.measure import drift
-        from smolmoe.align_trainers import routing_statistics
+        from smolmoe.moe.balance import routing_statistics
         from smolmoe.train.estimate import size_of
 
         after_model = self.load(self.recipe.out / MODEL)

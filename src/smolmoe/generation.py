@@ -103,6 +103,7 @@ def generate(
     from transformers import GenerationConfig
 
     from smolmoe.checkpoint import open_checkpoint
+    from smolmoe.evaluate.sampling import answer_text, end_tokens, until_end
     from smolmoe.moe.loading import load_config, load_tokenizer
 
     folder = open_checkpoint(model, field="model").folder
@@ -115,7 +116,7 @@ def generate(
 
     network, loaded = _load(folder, prompt, experts)
     traffic = _place(network, device, offload_experts, expert_memory)
-    ends = _as_list(network.generation_config.eos_token_id)
+    ends = end_tokens(network, tokenizer)
     # Of the checkpoint's own generation settings only the end of text: what is asked for is what is done.
     network.generation_config = GenerationConfig(eos_token_id=ends or None)
     started = time.monotonic()
@@ -131,9 +132,9 @@ def generate(
             **({"do_sample": True, "temperature": temperature, "top_p": top_p, "top_k": 0} if temperature else {}),
         )
     seconds = time.monotonic() - started
-    rows = [_until_end(row, len(ids), ends) for row in out.tolist()]
-    texts = tuple(_continuation(tokenizer, row, len(ids)) for row in rows)
-    return Generation(prompt, texts, tuple(len(row) - len(ids) for row in rows), round(seconds, 3), loaded, traffic)
+    rows = [until_end(row[len(ids) :], ends) for row in out.tolist()]
+    texts = tuple(answer_text(tokenizer, ids, row) for row in rows)
+    return Generation(prompt, texts, tuple(map(len, rows)), round(seconds, 3), loaded, traffic)
 
 
 def _load(folder: Path, prompt: str, experts: str | Sequence[str | int] | None) -> tuple[Any, LoadedExperts | None]:
@@ -204,23 +205,3 @@ def _check_room(given: int, new: int, context: int | None) -> None:
         value=new,
         fix=f"Use at most {context - given}.",
     )
-
-
-def _as_list(tokens: int | list[int] | None) -> list[int]:
-    if tokens is None:
-        return []
-    return list(tokens) if isinstance(tokens, list | tuple) else [tokens]
-
-
-def _until_end(row: list[int], given: int, ends: list[int]) -> list[int]:
-    """The row up to its first end-of-text token; what follows is padding."""
-    end = next((at for at in range(given, len(row)) if row[at] in ends), len(row) - 1)
-    return row[: end + 1]
-
-
-def _continuation(tokenizer: Any, row: list[int], given: int) -> str:
-    """The text of the new tokens: cut from the whole, since some tokenizers drop the space before a first token."""
-    whole = tokenizer.decode(row, skip_special_tokens=True)
-    start = tokenizer.decode(row[:given], skip_special_tokens=True)
-    is_prefix = whole.startswith(start)
-    return whole[len(start) :] if is_prefix else tokenizer.decode(row[given:], skip_special_tokens=True)

@@ -20,7 +20,7 @@ from smolmoe.data.selection.sieve import Candidate, Sieve
 from smolmoe.data.selection.writing import added_columns, write_choice
 from smolmoe.data.text import Document, default_documents
 from smolmoe.data.tokens import end_of_text, tokenizer_hash
-from smolmoe.errors import DataError, HubError, OutputError, RequestError, SourceError
+from smolmoe.errors import DataError, OutputError, RequestError
 from smolmoe.files import write_json
 from smolmoe.recipe.base import parse
 from smolmoe.recipe.data import SourceRecipe
@@ -131,31 +131,11 @@ def find_tokenizer(name: str | None, model: str | None) -> Any | None:
         SourceError: the folder holds none; HubError: there is no such folder, nor one on the hub.
     """
     from smolmoe.checkpoint import open_checkpoint
-    from smolmoe.moe.loading import load_tokenizer
+    from smolmoe.moe import loading
 
     if name is None and model is None:
         return None
-    if name is not None and not Path(name).expanduser().is_dir():
-        return _hub_tokenizer(name)
-    folder = open_checkpoint(str(model), field="model").folder if name is None else Path(name).expanduser()
-    found = load_tokenizer(folder)
-    if found is None:
-        raise SourceError("there are no tokenizer files in the folder.", field="tokenizer", value=str(folder))
-    return found
-
-
-def _hub_tokenizer(name: str) -> Any:
-    from transformers import AutoTokenizer
-
-    try:
-        return AutoTokenizer.from_pretrained(name, trust_remote_code=False)
-    except (OSError, ValueError) as error:
-        raise HubError(
-            f"no such folder, and the hub does not give it: {str(error).splitlines()[0]}",
-            field="tokenizer",
-            value=name,
-            fix="Give a local folder, or check the id and the connection.",
-        ) from error
+    return loading.find_tokenizer(name if name is not None else str(open_checkpoint(str(model), field="model").folder))
 
 
 def _learned(recipe: SelectRecipe, vocabulary: int) -> Any:

@@ -9,7 +9,7 @@ from typing import Any
 from smolmoe.align.libraries import require
 from smolmoe.errors import RequestError
 from smolmoe.recipe.align import BETA, AlignRecipe
-from smolmoe.recipe.base import unknown_key
+from smolmoe.recipe.base import check_passed_on
 
 _COMMON: dict[str, Any] = {
     "num_train_epochs": 1,
@@ -98,16 +98,7 @@ def check_trainer_keys(recipe: AlignRecipe) -> None:
         RequestError
     """
     known = [field.name for field in fields(config_class(recipe.method))]
-    for key, value in recipe.trainer.items():
-        if key in _OURS:
-            raise RequestError(
-                "this is decided elsewhere in the recipe.",
-                field=f"trainer.{key}",
-                value=value,
-                fix=f"Use {_OURS[key]}.",
-            )
-        if key not in known:
-            raise unknown_key(f"trainer.{key}", value, [name for name in known if name not in _OURS])
+    check_passed_on(recipe.trainer, known, _OURS)
 
 
 def trainer_arguments(recipe: AlignRecipe, *, length: int, save_steps: int, device: str, bf16: bool) -> Any:

@@ -170,7 +170,8 @@ def _show_pipeline(result: PipelineResult) -> None:
     rows = []
     for name, record in result.stages.items():
         found = record["result"]
-        loss = f"{found['held_out']['loss']:.4f}" if "held_out" in found else ""
+        held_out = found["after"] if record["asked"]["kind"] == "align" else found.get("held_out")
+        loss = f"{held_out['loss']:.4f}" if isinstance(held_out, dict) else ""
         rows.append(
             (
                 name,

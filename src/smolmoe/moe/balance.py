@@ -7,6 +7,8 @@ so with K > 1 a full collapse has load 1/K on K experts; the values at collapse 
 from __future__ import annotations
 
 import math
+from collections.abc import Collection
+from typing import Any
 
 import torch
 from torch import nn
@@ -75,6 +77,21 @@ def balance_statistics(counts: torch.Tensor) -> dict[str, float]:
     }
     numbers = torch.stack([value.float() for value in values.values()]).tolist()
     return dict(zip(values, numbers, strict=True))
+
+
+def routing_statistics(counts: torch.Tensor, reserved: Collection[int] = ()) -> dict[str, Any]:
+    """`balance_statistics` of choices [L, E], with each layer's balance and the dead experts [layer, expert].
+
+    Reserved experts are left out: that they are idle is meant.
+    """
+    open_to_all = [expert for expert in range(counts.shape[1]) if expert not in reserved]
+    counts = counts[:, open_to_all]
+    dead = torch.nonzero(counts == 0).tolist()
+    return {
+        **balance_statistics(counts),
+        "balance_by_layer": [round(load_entropy(layer).item(), 4) for layer in counts],
+        "dead": [[layer, open_to_all[expert]] for layer, expert in dead],
+    }
 
 
 def _load(counts: torch.Tensor) -> torch.Tensor:

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 
 from smolmoe.checkpoint import FLOAT_DTYPES, Checkpoint, open_checkpoint
-from smolmoe.errors import CheckpointError, SourceError
+from smolmoe.errors import CheckpointError, HubError, SourceError
 
 GENERIC_TYPE = "smolmoe"
 _TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json", "tokenizer_config.json")
@@ -83,6 +83,31 @@ def load_tokenizer(folder: Path) -> Any | None:
     except Exception as error:  # the tokenizers library raises bare Exception on a corrupt file
         raise SourceError(
             f"the tokenizer cannot be read: {_first_line(error)}", field="tokenizer", value=str(folder)
+        ) from error
+
+
+def find_tokenizer(name: str, field: str = "tokenizer") -> Any:
+    """The tokenizer of a local folder, or of a hub id where there is no such folder.
+
+    Raises:
+        SourceError: the folder holds none, or none that can be read; HubError: the hub does not give it.
+    """
+    folder = Path(name).expanduser()
+    if folder.is_dir():
+        found = load_tokenizer(folder)
+        if found is None:
+            raise SourceError("there are no tokenizer files in the folder.", field=field, value=name)
+        return found
+    from transformers import AutoTokenizer
+
+    try:
+        return AutoTokenizer.from_pretrained(name, trust_remote_code=False)
+    except (OSError, ValueError) as error:
+        raise HubError(
+            f"no such folder, and the hub does not give it: {_first_line(error)}",
+            field=field,
+            value=name,
+            fix="Give a local folder, or check the id and the connection.",
         ) from error
 
 

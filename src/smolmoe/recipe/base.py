@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+from collections.abc import Mapping, Sequence
 from typing import Any, TypeVar, get_args
 
 from pydantic import BaseModel, ConfigDict, ValidationError
@@ -37,6 +38,28 @@ def unknown_key(path: str, value: object, known: list[str]) -> RequestError:
     near = difflib.get_close_matches(path.rpartition(".")[2], known, n=1)
     fix = f"Did you mean {near[0]!r}?" if near else f"Known keys: {', '.join(known)}."
     return RequestError("unknown key.", field=path, value=value, fix=fix)
+
+
+def check_passed_on(values: Mapping[str, Any], known: Sequence[str], decided: Mapping[str, str]) -> None:
+    """Refuse under `trainer` what is no field of its config, and what is decided elsewhere.
+
+    Args:
+        known: fields of the config.
+        decided: field -> what to use instead.
+
+    Raises:
+        RequestError
+    """
+    for key, value in values.items():
+        if key in decided:
+            raise RequestError(
+                "this is decided elsewhere in the recipe.",
+                field=f"trainer.{key}",
+                value=value,
+                fix=f"Use {decided[key]}.",
+            )
+        if key not in known:
+            raise unknown_key(f"trainer.{key}", value, [name for name in known if name not in decided])
 
 
 def _request_error(model: type[Recipe], error: ValidationError) -> RequestError:

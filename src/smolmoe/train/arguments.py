@@ -11,7 +11,7 @@ from transformers import TrainingArguments
 
 from smolmoe.errors import RequestError
 from smolmoe.recipe import TrainRecipe
-from smolmoe.recipe.base import unknown_key
+from smolmoe.recipe.base import check_passed_on
 
 DEFAULTS: dict[str, Any] = {
     "per_device_train_batch_size": 8,
@@ -59,16 +59,7 @@ def check_trainer_keys(values: dict[str, Any]) -> None:
         RequestError
     """
     known = [field.name for field in fields(TrainingArguments)]
-    for key, value in values.items():
-        if key in _OURS:
-            raise RequestError(
-                "this is decided elsewhere in the recipe.",
-                field=f"trainer.{key}",
-                value=value,
-                fix=f"Use {_OURS[key]}.",
-            )
-        if key not in known:
-            raise unknown_key(f"trainer.{key}", value, [name for name in known if name not in _OURS])
+    check_passed_on(values, known, _OURS)
 
 
 def training_arguments(recipe: TrainRecipe, folder: Path, *, steps: int, every: int) -> TrainingArguments:

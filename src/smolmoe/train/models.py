@@ -11,6 +11,7 @@ import torch
 from smolmoe.checkpoint import fingerprint, open_checkpoint
 from smolmoe.claim import PROVENANCE_FILE
 from smolmoe.errors import RequestError, SourceError
+from smolmoe.moe import loading
 from smolmoe.moe.loading import GENERIC_TYPE, load_model, load_tokenizer
 from smolmoe.recipe import TrainRecipe
 from smolmoe.recipe.base import unknown_key
@@ -42,29 +43,7 @@ def find_tokenizer(recipe: TrainRecipe, folder: Path | None) -> Any:
                 fix="Name one: a folder, a hub id, or a number of entries to train one.",
             )
         return found
-    named = Path(str(recipe.tokenizer))
-    if named.is_dir():
-        found = load_tokenizer(named)
-        if found is None:
-            raise SourceError("there are no tokenizer files in the folder.", field="tokenizer", value=str(named))
-        return found
-    return _from_hub(str(recipe.tokenizer))
-
-
-def _from_hub(name: str) -> Any:
-    from transformers import AutoTokenizer
-
-    from smolmoe.errors import HubError
-
-    try:
-        return AutoTokenizer.from_pretrained(name, trust_remote_code=False)
-    except (OSError, ValueError) as error:
-        raise HubError(
-            f"no such folder, and the hub does not give it: {str(error).splitlines()[0]}",
-            field="tokenizer",
-            value=name,
-            fix="Give a local folder, or check the id and the connection.",
-        ) from error
+    return loading.find_tokenizer(str(recipe.tokenizer))
 
 
 def build_model(recipe: TrainRecipe, tokenizer: Any, folder: Path | None) -> Any:

@@ -257,19 +257,7 @@ class MoeTrainer(RoutedTraining, AtomicCheckpoints, Trainer):
         return found
 
     def _routing(self, counts: torch.Tensor) -> dict[str, Any]:
-        """Statistics of choices [L, E], with each layer's balance and the dead experts [layer, expert].
-
-        Reserved experts are left out: that they are idle is meant.
-        """
-        reserved = self.recipe.routing.reserved
-        open_to_all = [expert for expert in range(counts.shape[1]) if expert not in reserved]
-        counts = counts[:, open_to_all]
-        dead = torch.nonzero(counts == 0).tolist()
-        return {
-            **balance.balance_statistics(counts),
-            "balance_by_layer": [round(balance.load_entropy(layer).item(), 4) for layer in counts],
-            "dead": [[layer, open_to_all[expert]] for layer, expert in dead],
-        }
+        return balance.routing_statistics(counts, self.recipe.routing.reserved)
 
     def _watch_for_collapse(self, row: dict[str, Any]) -> None:
         collapsed = [layer for layer, value in enumerate(row["balance_by_layer"]) if value < COLLAPSED]

@@ -268,5 +268,5 @@ def test_a_tokenizer_without_bytes_and_a_folder_without_tokenizer_are_refused(tm
     with pytest.raises(RequestError, match="neither byte-level nor of SentencePiece"):
         StudentTokens(words)
     bare = save(dense_llama(), tmp_path / "bare", tokenizer=False)
-    with pytest.raises(RequestError, match="no tokenizer in the folder"):
+    with pytest.raises(SourceError, match="no tokenizer files in the folder"):
         ask(tmp_path, "http://127.0.0.1:1/v1", ["a"], student=str(bare))

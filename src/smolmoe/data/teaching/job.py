@@ -18,7 +18,7 @@ from smolmoe.data.teaching.logprobs import Mismatch, StudentTokens
 from smolmoe.data.teaching.prompts import Question, questions_of, read_prompts
 from smolmoe.data.teaching.results import REPORT, ROWS, fit, write_report, write_results
 from smolmoe.data.tokens import end_of_text
-from smolmoe.errors import EndpointError, HubError, OutputError, RequestError
+from smolmoe.errors import EndpointError, OutputError
 from smolmoe.recipe.teach import TeachRecipe
 
 Report = Callable[[str, int, int], None]
@@ -151,28 +151,11 @@ class _Examiner:
 
 def _student(name: str) -> StudentTokens:
     """The student's tokens, of a folder or a model on the hub."""
-    from smolmoe.moe.loading import load_tokenizer
+    from smolmoe.moe.loading import find_tokenizer
 
-    folder = Path(name).expanduser()
-    found = load_tokenizer(folder) if folder.is_dir() else _from_hub(name)
-    if found is None:
-        raise RequestError("there is no tokenizer in the folder.", field="student", value=name)
+    found = find_tokenizer(name, field="student")
     end_of_text(found)
     return StudentTokens(found)
-
-
-def _from_hub(name: str) -> Any:
-    from transformers import AutoTokenizer
-
-    try:
-        return AutoTokenizer.from_pretrained(name, trust_remote_code=False)
-    except (OSError, ValueError) as error:
-        raise HubError(
-            "no such folder, and the hub does not give it.",
-            field="student",
-            value=name,
-            fix="Give a local folder, or check the id and the connection.",
-        ) from error
 
 
 def _check_folder(out: Path) -> None:
