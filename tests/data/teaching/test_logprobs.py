@@ -17,7 +17,7 @@ from smolmoe.data.teaching.endpoint import EndpointError
 from smolmoe.data.teaching.job import teach
 from smolmoe.data.teaching.logprobs import Mismatch, StudentTokens
 from smolmoe.distillation_losses import top_k_divergence
-from smolmoe.errors import RequestError
+from smolmoe.errors import RequestError, SourceError
 from smolmoe.moe.loading import load_tokenizer
 from smolmoe.recipe.base import parse
 from smolmoe.recipe.data import DataRecipe

@@ -42,7 +42,7 @@ def teach(
         first_wait: seconds before the second try of a prompt, doubled before each further one.
 
     Raises:
-        RequestError, DataError: the prompts, options or address cannot be used; the openai package is not there.
+        RequestError, DataError, SourceError: the prompts, options or address cannot be used; the openai package is not there.
         EndpointError: the endpoint is down, refuses, or does not give what was asked for. Answers up to then are kept.
         OutputError: the folder holds other answers, or none may be written there.
     """
@@ -89,7 +89,7 @@ def plan(recipe: TeachRecipe) -> dict[str, Any]:
     """What `teach` would ask; nothing is sent or written.
 
     Raises:
-        RequestError, DataError: as `teach`.
+        RequestError, DataError, SourceError: as `teach`.
     """
     check_address(recipe.base_url)
     _check_folder(recipe.out)
