@@ -14,7 +14,7 @@ from smolmoe.errors import RequestError
 from smolmoe.files import write_json
 from smolmoe.recipe import parse
 from smolmoe.recipe.align import BETA, AlignRecipe
-from smolmoe.train.folder import MODEL, SCHEMA_VERSION, SUMMARY, begin, open_folder
+from smolmoe.train.folder import MODEL, SUMMARY, begin, open_folder
 
 ADAPTERS = "adapters"
 CHECKPOINTS = 5  # of a run whose recipe does not say
@@ -223,19 +223,9 @@ class _Run(AlignJob):
             folder.rename(self.recipe.out / name)
 
     def _provenance(self) -> dict[str, Any]:
-        from smolmoe.provenance import command, versions
-        from smolmoe.train.models import source_of
+        from smolmoe.train.models import run_provenance
 
-        return {
-            "schema_version": SCHEMA_VERSION,
-            "stage": "align",
-            "request": self.recipe.model_dump(mode="json", exclude={"out"}),
-            "source": source_of(self.source),
-            **{key: self.provenance[key] for key in ("target", "layout") if key in self.provenance},
-            "seed": self.recipe.seed,
-            "versions": versions("trl", "peft"),
-            "command": command(),
-        }
+        return run_provenance("align", self.recipe, self.source, self.provenance, "trl", "peft")
 
     def _finish(self, trainer: Any, before: Measured) -> AlignResult:
         from smolmoe.align.measure import drift

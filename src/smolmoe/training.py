@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from smolmoe.errors import RequestError
 from smolmoe.files import write_json
 from smolmoe.recipe import TrainRecipe, parse
-from smolmoe.train.folder import HELD_OUT, MODEL, SCHEMA_VERSION, SUMMARY, TOKENIZER, begin, open_folder
+from smolmoe.train.folder import HELD_OUT, MODEL, SUMMARY, TOKENIZER, begin, open_folder
 
 if TYPE_CHECKING:
     from smolmoe.data.corpus import TokenCorpus
@@ -368,19 +368,9 @@ class _Run:
             partial.rename(self.recipe.out / MODEL)
 
     def _provenance(self) -> dict[str, Any]:
-        from smolmoe.provenance import command, versions
-        from smolmoe.train.models import source_of
+        from smolmoe.train.models import run_provenance
 
-        return {
-            "schema_version": SCHEMA_VERSION,
-            "stage": "train",
-            "request": self.recipe.model_dump(mode="json", exclude={"out"}),
-            "source": source_of(self.source),
-            **{key: self.provenance[key] for key in ("target", "layout") if key in self.provenance},
-            "seed": self.recipe.seed,
-            "versions": versions(),
-            "command": command(),
-        }
+        return run_provenance("train", self.recipe, self.source, self.provenance)
 
     def _samples(self) -> list[dict[str, str]]:
         from smolmoe.generation import generate

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -13,9 +14,11 @@ from smolmoe.claim import PROVENANCE_FILE
 from smolmoe.errors import RequestError, SourceError
 from smolmoe.moe import loading
 from smolmoe.moe.loading import GENERIC_TYPE, load_model, load_tokenizer
-from smolmoe.recipe import TrainRecipe
+from smolmoe.provenance import command, versions
+from smolmoe.recipe import AlignRecipe, TrainRecipe
 from smolmoe.recipe.base import unknown_key
 from smolmoe.recipe.train import ModelRecipe
+from smolmoe.train.folder import SCHEMA_VERSION
 
 _TOKEN_KEYS = ("bos_token_id", "eos_token_id", "pad_token_id")
 
@@ -136,6 +139,25 @@ def parent_provenance(folder: Path | None) -> dict[str, Any]:
     return found
 
 
-def source_of(folder: Path | None) -> dict[str, Any] | None:
-    """Name and hash of the checkpoint that is trained on, for the provenance."""
-    return None if folder is None else {"folder": folder.name, "sha256": fingerprint(open_checkpoint(folder))}
+def run_provenance(
+    stage: str, recipe: TrainRecipe | AlignRecipe, source: Path | None, parent: Mapping[str, Any], *packages: str
+) -> dict[str, Any]:
+    """What `smolmoe.json` says of a model that was trained.
+
+    Args:
+        stage: train or align.
+        source: the checkpoint that was trained on; None of a new model.
+        parent: its provenance.
+        packages: that decide the result, too.
+    """
+    trained = None if source is None else {"folder": source.name, "sha256": fingerprint(open_checkpoint(source))}
+    return {
+        "schema_version": SCHEMA_VERSION,
+        "stage": stage,
+        "request": recipe.model_dump(mode="json", exclude={"out"}),
+        "source": trained,
+        **{key: parent[key] for key in ("target", "layout") if key in parent},
+        "seed": recipe.seed,
+        "versions": versions(*packages),
+        "command": command(),
+    }

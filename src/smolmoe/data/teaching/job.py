@@ -42,7 +42,8 @@ def teach(
         first_wait: seconds before the second try of a prompt, doubled before each further one.
 
     Raises:
-        RequestError, DataError, SourceError: the prompts, options or address cannot be used; the openai package is not there.
+        RequestError, DataError, SourceError: prompts, options, student or address cannot be used; there is no openai
+            package.
         EndpointError: the endpoint is down, refuses, or does not give what was asked for. Answers up to then are kept.
         OutputError: the folder holds other answers, or none may be written there.
     """
