@@ -79,7 +79,7 @@ def pipeline(files: dict[str, str], seed: int) -> dict[str, Any]:
     sft = {
         "model": {"path": str(ROOT / "moe"), "attention": "eager"},
         "data": {"train": [files["train"]], "validation": [files["held-out"]], "length": 256},
-        "trainer": {**quiet, "learning_rate": 1e-3, "num_train_epochs": 8, "warmup_steps": 30, "adam_beta2": 0.99},
+        "trainer": {**quiet, "learning_rate": 1e-3, "num_train_epochs": 3, "warmup_steps": 30, "adam_beta2": 0.99},
     }
     preferences = {
         "data": {"corrections": files["held-out"], "held_out": 0.1, "length": 256},
@@ -87,7 +87,9 @@ def pipeline(files: dict[str, str], seed: int) -> dict[str, Any]:
     }
     changes = {
         "sft": {"align": merge(everywhere, sft)},
-        "pairs": {"pairs": {"data": files["train"], "seed": seed, "device": "cpu", "max_new_tokens": 64}},
+        "pairs": {
+            "pairs": {"data": files["train"], "prompts": 400, "seed": seed, "device": "cpu", "max_new_tokens": 64}
+        },
         "dpo": {"align": merge(everywhere, preferences)},
         "cpo": {"align": merge(everywhere, preferences)},
     }
