@@ -236,7 +236,8 @@ def stream(tmp_path, monkeypatch):
     """A preset whose data set is a local folder, in six files, so that it can be streamed without a hub."""
     for part in range(6):
         jsonl(tmp_path / f"set/train-{part}.jsonl", numbered(1000, f"part {part}, line"))
-    preset = Preset(str(tmp_path / "set"), ("text",), lambda rows: documents_of("tinystories", rows))
+    read = lambda rows: documents_of("tinystories", rows)  # noqa: E731
+    preset = Preset(str(tmp_path / "set"), ("text",), read, licence="mit", size=6000)
     monkeypatch.setitem(PRESETS, "streamed", preset)
     return {"preset": "streamed", "streaming": True}
 
