@@ -4,13 +4,16 @@ from __future__ import annotations
 
 
 def register() -> None:
-    """Make the generic model known to transformers' Auto classes, so that it loads without remote code.
+    """Make two things known to transformers: the generic model, so that it loads without remote code, and our experts
+    implementation, so that any MoE runs with `experts_implementation="smolmoe"`.
 
     Explicit, since it changes what other libraries do in this process. Calling it again changes nothing.
     """
     from transformers import AutoConfig, AutoModelForCausalLM
 
+    from smolmoe.moe.experts import register_experts
     from smolmoe.moe.generic import SmolMoeConfig, SmolMoeForCausalLM
 
     AutoConfig.register(SmolMoeConfig.model_type, SmolMoeConfig, exist_ok=True)
     AutoModelForCausalLM.register(SmolMoeConfig, SmolMoeForCausalLM, exist_ok=True)
+    register_experts()
