@@ -174,3 +174,26 @@ def test_shifted_gives_each_position_what_belongs_to_the_next_token() -> None:
     assert shifted(torch.tensor([[1, 2, 3], [4, 5, 6]]), -100).tolist() == [2, 3, -100, 5, 6, -100]
     pairs = torch.arange(8).view(1, 4, 2)
     assert shifted(pairs, 0).tolist() == [[2, 3], [4, 5], [6, 7], [0, 0]]
+
+
+@pytest.mark.parametrize("temperature", [1.0, 2.0])
+def test_a_few_rows_at_a_time_give_what_all_at_once_give(monkeypatch: pytest.MonkeyPatch, temperature: float) -> None:
+    """Values and gradients against log-softmax and gather; 7 rows in parts of 2, an entry that is the label, too."""
+    from smolmoe import distillation_losses
+
+    monkeypatch.setattr(distillation_losses, "AT_ONCE", 2 * 11)
+    torch.manual_seed(0)
+    logits = torch.randn(7, 11, dtype=torch.float64).float().requires_grad_()
+    labels = torch.tensor([3, 0, 10, 4, -100, 5, 6])
+    ids = torch.stack([torch.randperm(11)[:4] for _ in labels])
+    ids[0, 2] = 3
+    values, rest = torch.randn(7, 4).log_softmax(-1) - 0.3, torch.full((7,), -1.4)
+    both = distillation_losses.losses_of_rows(logits, labels, ids, values, rest, sampled=False, temperature=temperature)
+    (found,) = torch.autograd.grad(both[0].sum() + 0.7 * both[1].sum(), logits)
+    own = logits.log_softmax(-1).gather(-1, labels.clamp_min(0)[:, None])[:, 0]
+    said = (logits / temperature).log_softmax(-1).gather(-1, ids)
+    kept = (labels >= 0).float()
+    divergence = distillation_losses.top_k_divergence(said, values, rest)
+    (wanted,) = torch.autograd.grad((kept * (0.7 * divergence - own)).sum(), logits)
+    torch.testing.assert_close(found, wanted, atol=1e-6, rtol=1e-5)
+    torch.testing.assert_close(both[0], -own * kept)

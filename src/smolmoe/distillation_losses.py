@@ -14,12 +14,16 @@ Top-k without the tail, its mass scaled up to 1, has neither: its minimum is ano
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from typing import Any
+
 import torch
 from torch.nn.functional import log_softmax, pad
 
 IGNORED = -100  # a label that counts for nothing
 # The least log(1 / mass of the entries) of a student: below, the difference of two sums is rounding alone.
 LEAST = 1e-6
+AT_ONCE = 2**17  # logits: half a megabyte
 
 
 def top_k_divergence(said: torch.Tensor, target: torch.Tensor, tail: torch.Tensor) -> torch.Tensor:
@@ -69,16 +73,63 @@ def losses_of_rows(
         values, rest: the target and tail of `top_k_divergence`, or the shares and entropy of `sampled_divergence`.
     """
     counted = labels != IGNORED
-    spoken = log_softmax(logits, -1, dtype=torch.float32)
     label = labels.clamp_min(0).unsqueeze(-1)
-    if temperature == 1:
-        picked = spoken.gather(-1, torch.cat([label, ids.long()], -1))
-        own, said = picked[:, 0], picked[:, 1:]
-    else:
-        own = spoken.gather(-1, label).squeeze(-1)
-        said = log_softmax(logits.float() / temperature, -1).gather(-1, ids.long())
+    picked: torch.Tensor = _Picked.apply(logits, label, ids.long(), temperature)
+    own, said = picked[:, 0], picked[:, 1:]
     divergence = (sampled_divergence if sampled else top_k_divergence)(said, values, rest)
     return torch.where(counted, -own, 0.0), torch.where(counted, divergence, 0.0)
+
+
+class _Picked(torch.autograd.Function):
+    """Log-probabilities of a label at temperature 1 and of entries at T: [N, 1 + w] in fp32.
+
+    It goes through the vocabulary a few rows at a time, so that nothing of its size is made but one gradient, in which
+    the label's and the entries' are added up.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any, logits: torch.Tensor, label: torch.Tensor, ids: torch.Tensor, temperature: float
+    ) -> torch.Tensor:
+        picked = logits.new_empty(len(logits), 1 + ids.shape[1], dtype=torch.float32)
+        constants = logits.new_empty(2, len(logits), 1, dtype=torch.float32)  # log of each row's sum, at 1 and at T
+        for rows in _parts(logits):
+            part = logits[rows].float()
+            spoken = log_softmax(part, -1)
+            constants[0, rows] = part[:, :1] - spoken[:, :1]
+            picked[rows, :1] = spoken.gather(-1, label[rows])
+            if temperature != 1:
+                part = part / temperature
+                spoken = log_softmax(part, -1)
+                constants[1, rows] = part[:, :1] - spoken[:, :1]
+            picked[rows, 1:] = spoken.gather(-1, ids[rows])
+        ctx.save_for_backward(logits, label, ids, constants)
+        ctx.temperature = temperature
+        return picked
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: torch.Tensor) -> tuple[torch.Tensor, None, None, None]:
+        logits, label, ids, constants = ctx.saved_tensors
+        own, said = gradients[0][:, :1], gradients[0][:, 1:] / ctx.temperature
+        total = said.sum(-1, keepdim=True)
+        found = torch.empty_like(logits)
+        for rows in _parts(logits):
+            part = logits[rows].float()
+            shares = (part - constants[0, rows]).exp_()
+            if ctx.temperature == 1:
+                grad = shares.mul_(-own[rows] - total[rows])
+            else:
+                grad = (part / ctx.temperature).sub_(constants[1, rows]).exp_().mul_(-total[rows])
+                grad.addcmul_(shares, own[rows], value=-1)
+            grad.scatter_add_(-1, label[rows], own[rows]).scatter_add_(-1, ids[rows], said[rows])
+            found[rows] = grad
+        return found, None, None, None
+
+
+def _parts(logits: torch.Tensor) -> Iterator[slice]:
+    """Rows that are small enough together to stay in a cache; all at once where kernels are launched."""
+    count = len(logits) if logits.device.type != "cpu" else max(1, AT_ONCE // logits.shape[1])
+    return (slice(first, first + count) for first in range(0, len(logits), max(1, count)))
 
 
 def shifted(values: torch.Tensor, filling: float) -> torch.Tensor:
