@@ -64,8 +64,6 @@ def losses_of_rows(
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Cross-entropy and divergence of each row, in nats: [N], [N], both 0 where the label is -100.
 
-    At temperature 1 both read one log-softmax of the logits, so that the divergence costs no pass over the vocabulary.
-
     Args:
         logits: the student's [N, V].
         labels: [N].
