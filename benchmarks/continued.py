@@ -62,16 +62,13 @@ def main() -> None:
 def write_results() -> None:
     """Put tables and curves into docs/results.md, between the markers there."""
     from continued_table import machine_line, show
-    from machine import describe
+    from machine import describe, put_between
 
     docs = Path(__file__).resolve().parents[1] / "docs"
     text = show(ROOT, list(ARMS), list(EXPLORED), docs / "images" / "continued.png")
     where = describe()
     text += f"\n\nMeasured on {where['cpu']}, one thread a run; {machine_line(ROOT)}."
-    begin, end = "<!-- continued:begin -->", "<!-- continued:end -->"
-    page = docs / "results.md"
-    before, rest = page.read_text(encoding="utf-8").split(begin)
-    page.write_text(f"{before}{begin}\n{text}\n{end}{rest.split(end)[1]}", encoding="utf-8")
+    put_between(docs / "results.md", "continued", text)
     print(text)
 
 

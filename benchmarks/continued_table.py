@@ -16,7 +16,7 @@ T_95 = {2: 12.706, 3: 4.303, 4: 3.182, 5: 2.776}  # of Student's t for that many
 
 def show(root: Path, arms: Sequence[str], explored: Sequence[str], picture: Path) -> str:
     """The findings in Markdown; the mean curves of the arms go to `picture`."""
-    runs = {arm: found for arm in arms if (found := _read(root, arm))}
+    runs = {arm: found for arm in arms if (found := read_arm(root, arm))}
     lines = _main_table(runs)
     means = [_mean(arm, found) for arm, found in runs.items()]
     tokens = _held_out_tokens(runs)
@@ -24,13 +24,14 @@ def show(root: Path, arms: Sequence[str], explored: Sequence[str], picture: Path
     lowest = min(run.losses[0] for run in means)
     # Arms that begin far above the others would leave these in one line.
     plot_growth(picture, None, [run for run in means if run.losses[0] < lowest + 0.1], tokens)
-    tried = {arm: found for arm in explored if (found := _read(root, arm))}
+    tried = {arm: found for arm in explored if (found := read_arm(root, arm))}
     if tried:
         lines += ["", *_explored_table(tried)]
     return "\n".join(lines)
 
 
-def _read(root: Path, arm: str) -> dict[int, Run]:
+def read_arm(root: Path, arm: str) -> dict[int, Run]:
+    """The finished runs of an arm, by seed."""
     folders = sorted((root / arm).glob("seed-*"))
     return {
         int(folder.name.removeprefix("seed-")): read_run(arm, folder)
@@ -112,6 +113,15 @@ def _explored_table(tried: dict[str, dict[int, Run]]) -> list[str]:
         run: Any = found[min(found)]
         lines.append(f"| {arm} | {run.tokens / 1e6:.2f} M | {run.losses[0]:.4f} | {run.final:.4f} |")
     return lines
+
+
+def interval(values: Sequence[float]) -> str:
+    """Mean and 95% interval of Student's t over seeds."""
+    mean = statistics.mean(values)
+    if len(values) not in T_95:
+        return f"{mean:+.4f}"
+    half = T_95[len(values)] * statistics.stdev(values) / len(values) ** 0.5
+    return f"{mean:+.4f} [{mean - half:+.4f}, {mean + half:+.4f}]"
 
 
 def machine_line(root: Path) -> str:

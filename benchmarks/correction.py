@@ -98,13 +98,10 @@ def pipeline(files: dict[str, str], seed: int) -> dict[str, Any]:
 
 def write_results() -> None:
     """Put the table into docs/results.md, between the markers there."""
-    from machine import describe
+    from machine import describe, put_between
 
     text = f"{show()}\n\nMeasured on {describe()['cpu']}, one thread."
-    begin, end = "<!-- correction:begin -->", "<!-- correction:end -->"
-    page = Path(__file__).resolve().parents[1] / "docs" / "results.md"
-    before, rest = page.read_text(encoding="utf-8").split(begin)
-    page.write_text(f"{before}{begin}\n{text}\n{end}{rest.split(end)[1]}", encoding="utf-8")
+    put_between(Path(__file__).resolve().parents[1] / "docs" / "results.md", "correction", text)
     print(text)
 
 

@@ -28,7 +28,7 @@ import time
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
-from machine import HERE, describe
+from machine import HERE, describe, put_between
 
 RESULTS = HERE / "results" / "layer.json"
 TOKENS = (1, 4, 16, 64, 512, 4096)
@@ -108,10 +108,7 @@ def write(found: dict[str, Any], only_print: bool) -> None:
     plot(docs / "images" / "layer.png", found["cases"])
     where = ", ".join(f"{key} {value}" for key, value in found["machine"].items() if key != "commit")
     commits = ", ".join(sorted({case["commit"] for case in found["cases"].values()}))
-    page, begin, end = docs / "speed.md", "<!-- layer:begin -->", "<!-- layer:end -->"
-    before, rest = page.read_text().split(begin)
-    text = f"{text}\n\nMeasured on: {where}; commit {commits}."
-    page.write_text(f"{before}{begin}\n{text}\n{end}{rest.split(end)[1]}")
+    put_between(docs / "speed.md", "layer", f"{text}\n\nMeasured on: {where}; commit {commits}.")
 
 
 def measure(case: Case, limit: float) -> dict[str, Any]:

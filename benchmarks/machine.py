@@ -21,10 +21,15 @@ def record(name: str, figures: dict[str, Any], text: str) -> None:
     results = HERE / "results"
     results.mkdir(exist_ok=True)
     (results / f"{name}.json").write_text(json.dumps(figures, indent=1) + "\n")
-    begin, end = f"<!-- {name}:begin -->", f"<!-- {name}:end -->"
-    before, rest = (HERE / "README.md").read_text().split(begin, 1)
     where = ", ".join(f"{key} {value}" for key, value in figures["machine"].items())
-    (HERE / "README.md").write_text(f"{before}{begin}\n{text}\n\nMeasured on: {where}.\n{end}{rest.split(end, 1)[1]}")
+    put_between(HERE / "README.md", name, f"{text}\n\nMeasured on: {where}.")
+
+
+def put_between(page: Path, name: str, text: str) -> None:
+    """Replace what stands between NAME's markers in a page."""
+    begin, end = f"<!-- {name}:begin -->", f"<!-- {name}:end -->"
+    before, rest = page.read_text(encoding="utf-8").split(begin, 1)
+    page.write_text(f"{before}{begin}\n{text}\n{end}{rest.split(end, 1)[1]}", encoding="utf-8")
 
 
 def describe() -> dict[str, object]:

@@ -8,10 +8,10 @@ from collections.abc import Sequence
 from itertools import pairwise
 from pathlib import Path
 
-from continued_table import T_95
-from machine import describe
+from continued_table import interval, machine_line, read_arm
+from machine import describe, put_between
 from smolmoe.evaluate.held_out import DocumentLosses
-from smolmoe.report.growth import Run, read_run
+from smolmoe.report.growth import Run
 
 BASE = "random"
 Runs = dict[int, Run]
@@ -19,23 +19,11 @@ Runs = dict[int, Run]
 
 def write_results(root: Path, arms: Sequence[str]) -> None:
     """Put the tables into docs/results.md, between the markers there."""
-    runs = {arm: found for arm in arms if (found := _read(root, arm))}
+    runs = {arm: found for arm in arms if (found := read_arm(root, arm))}
     text = "\n".join([*_losses(runs), "", *_choices(root, runs)])
-    text += f"\n\nMeasured on {describe()['cpu']}, one thread a run; {_versions(root)}."
-    begin, end = "<!-- select:begin -->", "<!-- select:end -->"
-    page = Path(__file__).resolve().parents[1] / "docs" / "results.md"
-    before, rest = page.read_text(encoding="utf-8").split(begin)
-    page.write_text(f"{before}{begin}\n{text}\n{end}{rest.split(end)[1]}", encoding="utf-8")
+    text += f"\n\nMeasured on {describe()['cpu']}, one thread a run; {machine_line(root)}."
+    put_between(Path(__file__).resolve().parents[1] / "docs" / "results.md", "select", text)
     print(text)
-
-
-def _read(root: Path, arm: str) -> Runs:
-    folders = sorted((root / arm).glob("seed-*"))
-    return {
-        int(folder.name.removeprefix("seed-")): read_run(arm, folder)
-        for folder in folders
-        if (folder / "summary.json").is_file()
-    }
 
 
 def _losses(runs: dict[str, Runs]) -> list[str]:
@@ -51,7 +39,7 @@ def _losses(runs: dict[str, Runs]) -> list[str]:
         both = sorted(found.keys() & base.keys())
         parts = [statistics.mean(_by_domain(run)[domain] for run in found.values()) for domain in domains]
         cells = [f"{statistics.mean(run.final for run in found.values()):.4f}"]
-        cells.append("" if arm == BASE else _interval([found[seed].final - base[seed].final for seed in both]))
+        cells.append("" if arm == BASE else interval([found[seed].final - base[seed].final for seed in both]))
         cells += [f"{loss:.4f}" for loss in parts]
         cells.append(str(first.steps) if arm == BASE else _steps([found[s] for s in both], [base[s] for s in both]))
         lines.append(f"| {arm} | {' | '.join(cells)} |")
@@ -69,14 +57,6 @@ def _losses(runs: dict[str, Runs]) -> list[str]:
 
 def _by_domain(run: Run) -> dict[str, float]:
     return DocumentLosses.from_json(run.documents).by_domain
-
-
-def _interval(gaps: Sequence[float]) -> str:
-    mean = statistics.mean(gaps)
-    if len(gaps) not in T_95:
-        return f"{mean:+.4f}"
-    half = T_95[len(gaps)] * statistics.stdev(gaps) / len(gaps) ** 0.5
-    return f"{mean:+.4f} [{mean - half:+.4f}, {mean + half:+.4f}]"
 
 
 def _steps(found: Sequence[Run], base: Sequence[Run]) -> str:
@@ -116,8 +96,3 @@ def _choices(root: Path, runs: dict[str, Runs]) -> list[str]:
         )
         lines.append(f"| {arm} | {rows:.0f} | {tokens:,.0f} | {length:.2f} times | {correlation:+.2f} |")
     return lines
-
-
-def _versions(root: Path) -> str:
-    record = json.loads(next(root.glob("*/seed-*/**/model/smolmoe.json")).read_text(encoding="utf-8"))
-    return ", ".join(f"{name} {version}" for name, version in record["versions"].items())

@@ -9,8 +9,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from continued_table import T_95, machine_line
-from machine import describe
+from continued_table import interval, machine_line
+from machine import describe, put_between
 
 Runs = list[dict[str, Any]]
 DOCS = Path(__file__).resolve().parents[1] / "docs"
@@ -22,10 +22,7 @@ def write_results(root: Path) -> None:
     lines = _named(named) + _losses(root, named) + _knocked_out(named) + _emergent(emergent)
     text = "\n".join(lines)
     text += f"\n\nMeasured on {describe()['cpu']}, one thread a run; {machine_line(root)}."
-    begin, end = "<!-- specialise:begin -->", "<!-- specialise:end -->"
-    page = DOCS / "results.md"
-    before, rest = page.read_text(encoding="utf-8").split(begin)
-    page.write_text(f"{before}{begin}\n{text}\n{end}{rest.split(end)[1]}", encoding="utf-8")
+    put_between(DOCS / "results.md", "specialise", text)
     for figure in ("routing", "accuracy"):
         shutil.copyfile(named[0]["folder"] / "after" / f"{figure}.png", DOCS / "images" / f"specialise-{figure}.png")
     print(text)
@@ -43,15 +40,6 @@ def _probes(folder: Path) -> Runs:
 def _mean(values: Sequence[float], form: str = ".1%") -> str:
     """The mean, and the lowest and highest of the seeds."""
     return f"{statistics.mean(values):{form}} ({min(values):{form}} to {max(values):{form}})"
-
-
-def _interval(values: Sequence[float]) -> str:
-    """Mean and 95% interval of Student's t over seeds."""
-    mean = statistics.mean(values)
-    if len(values) not in T_95:
-        return f"{mean:+.4f}"
-    half = T_95[len(values)] * statistics.stdev(values) / len(values) ** 0.5
-    return f"{mean:+.4f} [{mean - half:+.4f}, {mean + half:+.4f}]"
 
 
 def _named(runs: Runs) -> list[str]:
@@ -103,11 +91,11 @@ def _losses(root: Path, runs: Runs) -> list[str]:
         "| before | " + " | ".join(f"{statistics.mean(row[c] for row in before):.4f}" for c in columns) + " |",
     ]
     for arm, after in arms.items():
-        gaps = [_interval([a[c] - b[c] for a, b in zip(after, before, strict=True)]) for c in columns]
+        gaps = [interval([a[c] - b[c] for a, b in zip(after, before, strict=True)]) for c in columns]
         lines.append(f"| {arm} | {' | '.join(gaps)} |")
     if "dense" in arms:
         pairs = list(zip(arms["named"], arms["dense"], strict=True))
-        gaps = [_interval([a[c] - b[c] for a, b in pairs]) for c in columns]
+        gaps = [interval([a[c] - b[c] for a, b in pairs]) for c in columns]
         lines.append(f"| named against dense | {' | '.join(gaps)} |")
     return [*lines, ""]
 
