@@ -7,7 +7,6 @@ into the activation (2*I where gated).
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -15,9 +14,10 @@ import torch
 import torch.nn.functional as F
 from torch.autograd.function import once_differentiable
 
-from smolmoe.moe.experts_gate import Gate
+from smolmoe.moe.experts_gate import Gate, SwiGlu
 from smolmoe.moe.experts_memory import Buffers, empty
-from smolmoe.moe.experts_mm import back, outer, project, project_rows
+from smolmoe.moe.experts_mm import back, outer, project
+from smolmoe.moe.experts_native import few_swiglu_experts
 from smolmoe.moe.experts_routes import Routes, Span, rows_of, sort
 
 BLOCK_BYTES = 2**23  # of a block's pre-activations: they fit a cache, and few calls serve many small experts
@@ -63,32 +63,21 @@ def apply_experts(
     Gradients of `hidden`, `weights` and the stacks; those that nobody needs are not computed. Once differentiable.
     """
     inputs = (hidden, weights, *stacks)
-    with torch.autocast("cpu", enabled=False) if torch.is_autocast_enabled("cpu") else nullcontext():
-        if torch.is_grad_enabled() and any(tensor is not None and tensor.requires_grad for tensor in inputs):
-            return _Experts.apply(*inputs, index, layer)
-        with torch.no_grad():
-            if len(hidden) == 1 and not layer.transposed:
-                return _one_token(hidden, index, weights, stacks, layer)
-            return _forward(hidden, sort(index), weights, stacks, layer, None, None)
+    if torch.is_grad_enabled() and any(tensor is not None and tensor.requires_grad for tensor in inputs):
+        return _Experts.apply(*inputs, index, layer)
+    with torch.no_grad():
+        found = _few(hidden, index, weights, stacks, layer)
+        return _forward(hidden, sort(index), weights, stacks, layer, None, None) if found is None else found
 
 
-def _one_token(
+def _few(
     hidden: torch.Tensor, index: torch.Tensor, weights: torch.Tensor, stacks: Stacks, layer: Layer
-) -> torch.Tensor:
-    """As `_forward`, for T = 1: nothing to sort, and calls are what costs beside the weights."""
-    chosen = index[0]
-    block = [(expert, row, row + 1) for row, expert in enumerate(chosen.tolist())]
-    rows = hidden.to(layer.dtype).expand(len(block), -1)
-    pre = project_rows(rows, layer.matrices(stacks.up, block))
-    if stacks.up_bias is not None:
-        pre = pre.add_(stacks.up_bias[chosen])
-    inner = pre.new_empty((len(block), pre.shape[1] // layer.gate.ratio))
-    layer.gate.forward(pre, inner)
-    out = project_rows(inner, layer.matrices(stacks.down, block))
-    if stacks.down_bias is not None:
-        out = out.add_(stacks.down_bias[chosen])
-    exact = torch.promote_types(torch.promote_types(weights.dtype, out.dtype), torch.float32)
-    return torch.mm(weights.to(exact), out.to(exact)).to(hidden.dtype)
+) -> torch.Tensor | None:
+    """As `_forward`, where a few tokens have a kernel: calls are what costs there beside the weights."""
+    biased = stacks.up_bias is not None or stacks.down_bias is not None
+    if biased or layer.transposed or not isinstance(layer.gate, SwiGlu) or weights.dtype == torch.float64:
+        return None
+    return few_swiglu_experts(hidden, index, weights, stacks.up, stacks.down)
 
 
 def _forward(
@@ -128,11 +117,10 @@ def _project_all(
     layer: Layer,
     out: torch.Tensor,
 ) -> None:
-    sizes = rows_of(block)
-    for one, weight, result in zip(x.split(sizes), layer.matrices(stack, block), out.split(sizes), strict=True):
-        project(one, weight, result)
+    laid = stack.mT if layer.transposed else stack
+    project(x, laid, layer.matrices(stack, block), block, out)
     if bias is not None:
-        for (expert, _, _), result in zip(block, out.split(sizes), strict=True):
+        for (expert, _, _), result in zip(block, out.split(rows_of(block)), strict=True):
             result.add_(bias[expert])
 
 
