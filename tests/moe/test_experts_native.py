@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from torch.utils.flop_counter import FlopCounterMode
 
 from smolmoe.moe import experts_native
 from smolmoe.moe.experts_function import Layer, Stacks, apply_experts
@@ -173,6 +174,15 @@ def test_what_it_is_not_for_is_left_alone() -> None:
     for given in refused:
         assert not project_few(*given)
         assert (given[-1] == 7).all()
+
+
+def test_flop_counters_see_torchs_products() -> None:
+    up, down = torch.randn(4, 64, 32), torch.randn(4, 32, 32)
+    index = torch.tensor([[0, 1], [2, 1]])
+    layer = Layer(SwiGlu(), False, torch.float32)
+    with torch.no_grad(), FlopCounterMode(display=False) as counter:
+        apply_experts(torch.randn(2, 32), index, torch.ones(2, 2), Stacks(up, down, None, None), layer)
+    assert counter.get_total_flops() == 2 * index.numel() * (64 * 32 + 32 * 32)
 
 
 @pytest.mark.parametrize("compiler", ["none", "broken"])

@@ -3,8 +3,9 @@
  * project_T  y[r] = w[e] x[r] for the rows r of each expert e: x [R, in], w [E, out, in], y [R, out].
  * experts_T  a whole layer: SwiGLU experts chosen by token, weighted and added up.
  *
- * All tensors are contiguous, `in` is a multiple of 32, `out` at least 4. A tile is four rows of a weight by a few of x,
- * whose sums stay in registers, in fp32.
+ * All tensors are contiguous, `in` is a multiple of 32, `out` at least 4. Sums are in fp32 and stay in registers. With
+ * very few rows of x a weight is read in one stream, which is what memory is fastest at; with more, in tiles of four
+ * rows of a weight by a few of x, while the next tile is asked for.
  */
 #include <stdint.h>
 #include <stdlib.h>
@@ -23,7 +24,8 @@
 #endif
 #define LANES (BYTES / 4)
 #define PIECE 64   /* rows of a weight that one thread takes at a time */
-#define AHEAD 2048 /* bytes of a row that are asked for before they are needed */
+#define STREAMED 4 /* rows of x with which reading the weight takes longer than computing ... */
+#define NEAR 16384 /* ... as long as they are so few bytes, which stay next to the core */
 #define INLINE static inline __attribute__((always_inline))
 
 typedef float f32;
@@ -83,7 +85,7 @@ INLINE bf16 round_bf16(float value) { /* to nearest, ties to even; sums of bf16 
 #define PUT(m, T)                                                                                                      \
   y[m * out] = round_##T(sum(a##m)), y[m * out + 1] = round_##T(sum(b##m));                                            \
   y[m * out + 2] = round_##T(sum(c##m)), y[m * out + 3] = round_##T(sum(d##m));
-#define LOAD(row, T) (__builtin_prefetch((const char *)(row + k) + AHEAD), part_of_##T(row + k))
+#define LOAD(row, T) (__builtin_prefetch(row + k + 4 * in), part_of_##T(row + k))
 
 #define TILE(T, M)                                                                                                     \
   static void tile_##T##_##M(const T *x, const T *w, int64_t in, int64_t out, T *y) {                                  \
@@ -96,8 +98,31 @@ INLINE bf16 round_bf16(float value) { /* to nearest, ties to even; sums of bf16 
     UPTO_##M(PUT, T)                                                                                                   \
   }
 
+#define STREAM_START(m, T) floats a##m = {0}, b##m = {0};
+#define STREAM_ADD(m, T) a##m = add_##T(a##m, a, x + m * in + k), b##m = add_##T(b##m, b, x + m * in + k + step);
+#define STREAM_LAST(m, T) a##m = add_##T(a##m, part_of_##T(w + k), x + m * in + k);
+#define STREAM_PUT(m, T) y[m * out] = round_##T(sum(a##m + b##m));
+
+#define STREAM(T, M)                                                                                                   \
+  static void stream_##T##_##M(const T *x, const T *w, int64_t in, int64_t out, int64_t rows, T *y) {                  \
+    const int64_t step = BYTES / (int)sizeof(T);                                                                       \
+    for (int64_t n = 0; n < rows; n++, w += in, y++) {                                                                 \
+      UPTO_##M(STREAM_START, T)                                                                                        \
+      int64_t k = 0;                                                                                                   \
+      for (; k + 2 * step <= in; k += 2 * step) {                                                                      \
+        part_##T a = part_of_##T(w + k), b = part_of_##T(w + k + step);                                                \
+        UPTO_##M(STREAM_ADD, T)                                                                                        \
+      }                                                                                                                \
+      for (; k < in; k += step) {                                                                                      \
+        UPTO_##M(STREAM_LAST, T)                                                                                       \
+      }                                                                                                                \
+      UPTO_##M(STREAM_PUT, T)                                                                                          \
+    }                                                                                                                  \
+  }
+
 #define PROJECT(T)                                                                                                     \
   TILE(T, 1) TILE(T, 2) TILE(T, 3) TILE(T, 4) TILE(T, 5) TILE(T, 6)                                                    \
+  STREAM(T, 1) STREAM(T, 2) STREAM(T, 3) STREAM(T, 4)                                                                  \
   static void rows_##T(const T *x, const T *w, int64_t in, int64_t out, int64_t rows, T *y) {                          \
     for (int64_t m = 0; m < rows; m += MOST) {                                                                         \
       const T *left = x + m * in;                                                                                      \
@@ -112,6 +137,14 @@ INLINE bf16 round_bf16(float value) { /* to nearest, ties to even; sums of bf16 
       }                                                                                                                \
     }                                                                                                                  \
   }                                                                                                                    \
+  static void streamed_##T(const T *x, const T *w, int64_t in, int64_t out, int64_t rows, int64_t n, T *y) {           \
+    switch (rows) {                                                                                                    \
+      case 1: stream_##T##_1(x, w, in, out, n, y); break;                                                              \
+      case 2: stream_##T##_2(x, w, in, out, n, y); break;                                                              \
+      case 3: stream_##T##_3(x, w, in, out, n, y); break;                                                              \
+      default: stream_##T##_4(x, w, in, out, n, y);                                                                    \
+    }                                                                                                                  \
+  }                                                                                                                    \
   /* `spans` [count, 3]: expert, first row, row after the last. */                                                     \
   void project_##T(const T *x, const T *w, const int64_t *spans, int64_t count, int64_t in, int64_t out, T *y,         \
                    int threads) {                                                                                      \
@@ -119,11 +152,16 @@ INLINE bf16 round_bf16(float value) { /* to nearest, ties to even; sums of bf16 
     _Pragma("omp parallel for num_threads(threads) if (threads > 1)")                                                  \
     for (int64_t task = 0; task < count * pieces; task++) {                                                            \
       const int64_t *span = spans + 3 * (task / pieces);                                                               \
-      int64_t first = task % pieces * PIECE, end = first + PIECE < out ? first + PIECE : out;                          \
+      int64_t first = task % pieces * PIECE, end = first + PIECE < out ? first + PIECE : out, rows = span[2] - span[1];\
+      const T *left = x + span[1] * in, *right = w + span[0] * out * in;                                               \
+      T *to = y + span[1] * out;                                                                                       \
+      if (rows <= STREAMED && rows * in * (int)sizeof(T) <= NEAR) {                                                    \
+        streamed_##T(left, right + first * in, in, out, rows, end - first, to + first);                                \
+        continue;                                                                                                      \
+      }                                                                                                                \
       for (int64_t n = first; n < end; n += 4) {                                                                       \
         int64_t row = n + 4 <= out ? n : out - 4; /* the last tile may compute some rows twice */                      \
-        rows_##T(x + span[1] * in, w + (span[0] * out + row) * in, in, out, span[2] - span[1],                         \
-                 y + span[1] * out + row);                                                                             \
+        rows_##T(left, right + row * in, in, out, rows, to + row);                                                     \
       }                                                                                                                \
     }                                                                                                                  \
   }
@@ -205,7 +243,8 @@ static int64_t sort(const int64_t *index, int64_t choices, int64_t experts, int6
       for (int64_t t = 0; t < tokens; t++)                                                                             \
         for (int64_t i = 0; i < size; i += LANES) {                                                                    \
           floats total = {0};                                                                                          \
-          for (int64_t c = t * top_k; c < (t + 1) * top_k; c++) total += weights[c] * floats_##T(out + row[c] * size + i);\
+          for (int64_t c = t * top_k; c < (t + 1) * top_k; c++)                                                        \
+            total += weights[c] * floats_##T(out + row[c] * size + i);                                                 \
           store_##T(y + t * size + i, total);                                                                          \
         }                                                                                                              \
     }                                                                                                                  \
