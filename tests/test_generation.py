@@ -11,7 +11,7 @@ from helpers import dense_llama, moe_of, random_moe, save, tiny_tokenizer
 
 from smolmoe.errors import RequestError, SourceError
 from smolmoe.evaluate.sampling import until_end
-from smolmoe.generation import generate
+from smolmoe.generation import generate, generate_all
 
 
 @pytest.fixture(scope="module")
@@ -94,6 +94,7 @@ def test_the_end_of_text_ends_it(tmp_path: Path) -> None:
         ("top_p", 1.5),
         ("repetition_penalty", 0.0),
         ("num", 0),
+        ("batch_size", 0),
     ],
 )
 def test_values_out_of_range_are_named(moe: Path, field: str, value: float) -> None:
@@ -179,3 +180,89 @@ def test_experts_that_cannot_be_had_are_refused(moe: Path, tmp_path: Path) -> No
         generate(moe, "The", offload_experts=True, expert_memory=10)
     with pytest.raises(RequestError, match="no text"):
         generate(moe, " ", experts="auto")
+
+
+@pytest.mark.parametrize("kind", ["mixtral", "generic", "dense"])
+def test_a_batch_writes_what_each_prompt_alone_does(kind: str, tmp_path: Path) -> None:
+    from smolmoe.moe.generic import SmolMoeConfig, SmolMoeForCausalLM
+
+    if kind == "generic":
+        torch.manual_seed(0)
+        config = SmolMoeConfig(text_config=dense_llama(eos_token_id=None).config.to_dict(), num_experts=4)
+        model: Any = SmolMoeForCausalLM(config)
+    else:
+        model = dense_llama() if kind == "dense" else random_moe("mixtral", eos_token_id=None)
+    folder = save(model, tmp_path)
+    prompts = ["The sum of three and four is seven", "def", "as everyone can see", "return a + b"]
+    options: dict[str, Any] = {"temperature": 0, "max_new_tokens": 9}
+    alone = [generate(folder, prompt, **options) for prompt in prompts]
+    for batch_size in (4, 3):
+        together = generate_all(folder, prompts, batch_size=batch_size, **options)
+        assert [result.texts for result in together] == [result.texts for result in alone]
+        assert [result.prompt for result in together] == prompts
+        assert [result.new_tokens for result in together] == [result.new_tokens for result in alone]
+
+
+def test_several_samples_of_several_prompts_come_in_order(moe: Path) -> None:
+    results = generate_all(moe, ["The sum", "def"], num=3, max_new_tokens=8, top_p=1e-6)
+    greedy = generate_all(moe, ["The sum", "def"], temperature=0, max_new_tokens=8)
+    assert [result.texts for result in results] == [result.texts * 3 for result in greedy]
+
+
+def test_batches_that_cannot_be_are_refused(moe: Path) -> None:
+    with pytest.raises(RequestError, match="there is none"):
+        generate_all(moe, [])
+    with pytest.raises(RequestError, match="for one prompt"):
+        generate_all(moe, ["a", "b"], experts="auto")
+    with pytest.raises(RequestError, match="Use at most"):
+        generate_all(moe, ["a", "The sum of three and four. " * 4], max_new_tokens=110)
+
+
+def test_experts_run_by_ours_and_single_tokens_in_bf16_by_torchs_products(moe: Path) -> None:
+    from smolmoe.moe.decoding import fast_decoding, set_experts
+
+    model = random_moe("mixtral").to(torch.bfloat16)
+    assert set_experts(model) == "smolmoe"
+    assert set_experts(model, "eager") == "eager"
+    assert set_experts(dense_llama()) is None
+    with pytest.raises(RequestError, match="cannot be used"):
+        set_experts(model, "nonsense")
+    seen: list[tuple[int, bool]] = []
+    model.lm_head.register_forward_hook(
+        lambda module, args, out: seen.append((args[0].shape[1], torch._C._get_mkldnn_enabled()))
+    )
+    ids = torch.arange(5)[None]
+    with fast_decoding(model), torch.no_grad():
+        cache = model(ids).past_key_values
+        model(ids[:, :1], past_key_values=cache)
+        with pytest.raises(TypeError):
+            model(ids[:, :1], nonsense=3, labels="no tensor")
+        assert torch._C._get_mkldnn_enabled()
+        model.float()
+        model(ids[:, :1])
+    model.to(torch.bfloat16)(ids[:, :1])
+    before = torch._C._get_mkldnn_enabled()
+    assert [on for _, on in seen[:2]] == [before, False]
+    assert all(on for _, on in seen[-2:])
+
+
+def test_the_command_takes_several_prompts_and_a_file(moe: Path, tmp_path: Path) -> None:
+    import json
+
+    from typer.testing import CliRunner
+
+    from smolmoe.cli import app
+    from smolmoe.errors import DataError
+
+    file = tmp_path / "prompts.txt"
+    file.write_text("The sum\n\nas\n")
+    options = ["--temperature", "0", "--max-new-tokens", "5", "--json"]
+    run = CliRunner().invoke(app, ["generate", str(moe), "--prompt", "def", "--prompts", str(file), *options])
+    assert run.exit_code == 0, run.output
+    found = json.loads(run.stdout)
+    assert [result["prompt"] for result in found] == ["def", "The sum", "as"]
+    assert tuple(found[1]["texts"]) == generate(moe, "The sum", temperature=0, max_new_tokens=5).texts
+    one = CliRunner().invoke(app, ["generate", str(moe), "--prompt", "def", *options])
+    assert json.loads(one.stdout)["texts"] == found[0]["texts"]
+    missing = CliRunner().invoke(app, ["generate", str(moe), "--prompts", str(tmp_path / "none"), *options])
+    assert isinstance(missing.exception, DataError)

@@ -40,7 +40,7 @@ class Generation:
         prompt: what was continued.
         texts: the continuations, without the prompt.
         new_tokens: tokens of each, an end-of-text token included.
-        seconds: for all of them, loading excluded.
+        seconds: for all of its batch, loading excluded.
         experts: those that alone were loaded; None where all were, or there are none.
         offload: what went to the device, where experts stayed on the CPU.
     """
@@ -56,9 +56,14 @@ class Generation:
         return asdict(self)
 
 
-def generate(
+def generate(model: str | Path, prompt: str, **options: Any) -> Generation:
+    """Continue one prompt; options and errors as those of `generate_all`."""
+    return generate_all(model, [prompt], **options)[0]
+
+
+def generate_all(
     model: str | Path,
-    prompt: str,
+    prompts: Sequence[str],
     *,
     max_new_tokens: int = 100,
     temperature: float = 1.0,
@@ -66,12 +71,16 @@ def generate(
     repetition_penalty: float = 1.0,
     num: int = 1,
     seed: int = 0,
+    batch_size: int = 16,
     device: str = "cpu",
     experts: str | Sequence[str | int] | None = None,
     offload_experts: bool = False,
     expert_memory: int | None = None,
-) -> Generation:
-    """Continue `prompt` `num` times, in the dtype that the model is stored in.
+) -> tuple[Generation, ...]:
+    """Continue each prompt `num` times, in the dtype that the model is stored in.
+
+    Prompts are answered in batches, filled up on the left. Greedy texts are those of each prompt alone, but for
+    rounding; what is sampled depends on the batch.
 
     Args:
         model: folder or hub id of a dense model, a stock MoE or our generic one; no remote code is run.
@@ -80,61 +89,76 @@ def generate(
         top_p: sample from the likeliest tokens that together have this probability.
         repetition_penalty: above 1, what was said becomes less likely.
         seed: of the sampling.
+        batch_size: prompts at once.
         experts: names or indices of the experts to read and to hold, no others; or "auto" for those that the prompt
-            calls for (see `secretary`). The model is the whole one restricted to them.
+            calls for (see `secretary`), one prompt only. The model is the whole one restricted to them.
         offload_experts: experts stay on the CPU; those a layer's router chooses are brought to the device.
         expert_memory: bytes that experts may take on the device then, see `moe.offload.offload_experts`.
 
     Raises:
-        RequestError: a value out of its range, an expert that does not exist, or a prompt that leaves no room in the
-            model's context.
+        RequestError: a value out of its range, an expert that does not exist, no prompt, or one that leaves no room in
+            the model's context.
         SourceError: no such model, or it has no tokenizer.
         CheckpointError: its files are missing or corrupt.
     """
-    _check_values(max_new_tokens, temperature, top_p, repetition_penalty, num)
-    if expert_memory is not None and not offload_experts:
-        raise RequestError(
-            "experts that are loaded whole have no budget.",
-            field="expert_memory",
-            value=expert_memory,
-            fix="Set offload_experts, too.",
-        )
-    import torch
-    from transformers import GenerationConfig
-
+    _check_values(max_new_tokens, temperature, top_p, repetition_penalty, num, batch_size)
+    _check_experts(prompts, experts, offload_experts, expert_memory)
     from smolmoe.checkpoint import open_checkpoint
-    from smolmoe.evaluate.sampling import answer_text, end_tokens, until_end
     from smolmoe.moe.loading import load_config, load_tokenizer
 
     folder = open_checkpoint(model, field="model").folder
     tokenizer = load_tokenizer(folder)
     if tokenizer is None:
         raise SourceError("the model has no tokenizer.", field="model", value=str(model), fix="Put its files there.")
-    ids = _encode(tokenizer, prompt)
+    encoded = [_encode(tokenizer, prompt) for prompt in prompts]
     context = getattr(load_config(folder).get_text_config(), "max_position_embeddings", None)
-    _check_room(len(ids), max_new_tokens, context)
+    _check_room(max(map(len, encoded)), max_new_tokens, context)
 
-    network, loaded = _load(folder, prompt, experts)
+    network, loaded = _load(folder, prompts[0], experts)
     traffic = _place(network, device, offload_experts, expert_memory)
+    sampling = {"do_sample": True, "temperature": temperature, "top_p": top_p, "top_k": 0} if temperature else {}
+    options = {"num_return_sequences": num, "repetition_penalty": repetition_penalty, **sampling}
+    found: list[Generation] = []
+    for first in range(0, len(prompts), batch_size):
+        batch = slice(first, first + batch_size)
+        started = time.monotonic()
+        texts = _answer(network, tokenizer, encoded[batch], seed, device, {"max_new_tokens": max_new_tokens, **options})
+        seconds = round(time.monotonic() - started, 3)
+        for prompt, (answers, lengths) in zip(prompts[batch], texts, strict=True):
+            found.append(Generation(prompt, answers, lengths, seconds, loaded, traffic))
+    return tuple(found)
+
+
+def _answer(
+    network: Any, tokenizer: Any, prompts: Sequence[list[int]], seed: int, device: str, options: dict[str, Any]
+) -> list[tuple[tuple[str, ...], tuple[int, ...]]]:
+    """For each prompt of a batch the continuations, and how many tokens each has."""
+    import torch
+    from transformers import GenerationConfig
+
+    from smolmoe.evaluate.sampling import answer_text, end_tokens, until_end
+    from smolmoe.moe.decoding import fast_decoding
+
     ends = end_tokens(network, tokenizer)
-    # Of the checkpoint's own generation settings only the end of text: what is asked for is what is done.
-    network.generation_config = GenerationConfig(eos_token_id=ends or None)
-    started = time.monotonic()
-    with torch.no_grad(), torch.random.fork_rng():
-        torch.manual_seed(seed)
-        out = network.generate(
-            input_ids=torch.tensor([ids], device=device),
-            attention_mask=torch.ones(1, len(ids), dtype=torch.long, device=device),
-            max_new_tokens=max_new_tokens,
-            num_return_sequences=num,
-            repetition_penalty=repetition_penalty,
-            pad_token_id=ends[0] if ends else 0,
-            **({"do_sample": True, "temperature": temperature, "top_p": top_p, "top_k": 0} if temperature else {}),
-        )
-    seconds = time.monotonic() - started
-    rows = [until_end(row[len(ids) :], ends) for row in out.tolist()]
-    texts = tuple(answer_text(tokenizer, ids, row) for row in rows)
-    return Generation(prompt, texts, tuple(map(len, rows)), round(seconds, 3), loaded, traffic)
+    longest, num = max(map(len, prompts)), options["num_return_sequences"]
+    pad = ends[0] if ends else 0
+    ids = torch.tensor([[pad] * (longest - len(prompt)) + prompt for prompt in prompts], device=device)
+    mask = torch.tensor([[0] * (longest - len(prompt)) + [1] * len(prompt) for prompt in prompts], device=device)
+    settings = network.generation_config
+    try:
+        # Of the checkpoint's own generation settings only the end of text: what is asked for is what is done.
+        network.generation_config = GenerationConfig(eos_token_id=ends or None)
+        with torch.no_grad(), torch.random.fork_rng(), fast_decoding(network):
+            torch.manual_seed(seed)
+            out = network.generate(input_ids=ids, attention_mask=mask, pad_token_id=pad, **options)
+    finally:
+        network.generation_config = settings
+    rows = [until_end(row[longest:], ends) for row in out.tolist()]
+    groups = [rows[num * at : num * (at + 1)] for at in range(len(prompts))]
+    return [
+        (tuple(answer_text(tokenizer, prompt, row) for row in group), tuple(map(len, group)))
+        for prompt, group in zip(prompts, groups, strict=True)
+    ]
 
 
 def _load(folder: Path, prompt: str, experts: str | Sequence[str | int] | None) -> tuple[Any, LoadedExperts | None]:
@@ -153,20 +177,46 @@ def _load(folder: Path, prompt: str, experts: str | Sequence[str | int] | None) 
 
 def _place(network: Any, device: str, offload: bool, memory: int | None) -> Traffic | None:
     if not offload:
-        network.to(device)
+        from smolmoe.moe.decoding import set_experts
+
+        set_experts(network.to(device))
         return None
     from smolmoe.moe.offload import offload_experts
 
     return offload_experts(network, device=device, expert_memory=memory)
 
 
-def _check_values(max_new_tokens: int, temperature: float, top_p: float, repetition_penalty: float, num: int) -> None:
+def _check_experts(
+    prompts: Sequence[str], experts: str | Sequence[str | int] | None, offload: bool, memory: int | None
+) -> None:
+    if memory is not None and not offload:
+        raise RequestError(
+            "experts that are loaded whole have no budget.",
+            field="expert_memory",
+            value=memory,
+            fix="Set offload_experts, too.",
+        )
+    if not prompts:
+        raise RequestError("there is none.", field="prompts", value=0, fix="Give one at least.")
+    if experts == "auto" and len(prompts) > 1:
+        raise RequestError(
+            "they are chosen for one prompt, and there are several.",
+            field="experts",
+            value=experts,
+            fix="Name the experts, or ask one prompt at a time.",
+        )
+
+
+def _check_values(
+    max_new_tokens: int, temperature: float, top_p: float, repetition_penalty: float, num: int, batch_size: int
+) -> None:
     valid = {
         "max_new_tokens": (max_new_tokens, max_new_tokens >= 1, "at least 1"),
         "temperature": (temperature, 0 <= temperature < float("inf"), "0 (greedy) or above"),
         "top_p": (top_p, 0 < top_p <= 1, "above 0, at most 1"),
         "repetition_penalty": (repetition_penalty, 0 < repetition_penalty < float("inf"), "above 0; 1 is none"),
         "num": (num, num >= 1, "at least 1"),
+        "batch_size": (batch_size, batch_size >= 1, "at least 1"),
     }
     for field, (value, is_valid, wanted) in valid.items():
         if not is_valid:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from smolmoe.cli.output import Json, print_json, print_rows, progress, quiet_libraries, size
+from smolmoe.errors import DataError
 
 if TYPE_CHECKING:
     from smolmoe.generation import LoadedExperts
@@ -26,13 +27,15 @@ def add_to(app: typer.Typer) -> None:
 
 def generate(
     model: Annotated[str, typer.Argument(metavar="MODEL", help="Folder or hub id of a dense or MoE model.")],
-    prompt: Annotated[str, typer.Option(help="Text to continue.")],
+    prompt: Annotated[list[str] | None, typer.Option(help="Text to continue; repeat it for several.")] = None,
+    prompts: Annotated[Path | None, typer.Option(help="File of texts to continue, one a line.")] = None,
     max_new_tokens: Annotated[int, typer.Option(help="Length of the continuation, in tokens.")] = 100,
     temperature: Annotated[float, typer.Option(help="0 takes the likeliest token every time.")] = 1.0,
     top_p: Annotated[float, typer.Option(help="Nucleus: smallest set of tokens with this probability.")] = 1.0,
     repetition_penalty: Annotated[float, typer.Option(help="Above 1: what was said becomes less likely.")] = 1.0,
     num: Annotated[int, typer.Option(help="How many continuations.")] = 1,
     seed: Annotated[int, typer.Option(help="Of the sampling.")] = 0,
+    batch_size: Annotated[int, typer.Option(help="Texts continued at once.")] = 16,
     experts: Annotated[
         str | None,
         typer.Option(
@@ -52,30 +55,41 @@ def generate(
     device: Annotated[str, typer.Option(help="Where to compute.")] = "cpu",
     as_json: Json = False,
 ) -> None:
-    """Continue a text with a dense or MoE model, or with some experts of one."""
+    """Continue texts with a dense or MoE model, or with some experts of one."""
     quiet_libraries()
-    from smolmoe.generation import generate as run
+    from smolmoe.generation import generate_all
 
-    result = run(
+    results = generate_all(
         model,
-        prompt,
+        [*(prompt or []), *_lines(prompts)],
         max_new_tokens=max_new_tokens,
         temperature=temperature,
         top_p=top_p,
         repetition_penalty=repetition_penalty,
         num=num,
         seed=seed,
+        batch_size=batch_size,
         device=device,
         experts=experts if experts in (None, "auto") else [item.strip() for item in experts.split(",")],
         offload_experts=offload_experts,
         expert_memory=None if expert_memory is None else int(expert_memory * MEGABYTE),
     )
-    for line in _about_experts(result.experts, result.offload, device):
+    for line in _about_experts(results[0].experts, results[0].offload, device):
         print(line, file=sys.stderr)
     if as_json:
-        print_json(result.to_json())
+        print_json(results[0].to_json() if len(results) == 1 else [result.to_json() for result in results])
         return
-    print(f"\n{'-' * 80}\n".join(prompt + text for text in result.texts))
+    print(f"\n{'-' * 80}\n".join(result.prompt + text for result in results for text in result.texts))
+
+
+def _lines(file: Path | None) -> list[str]:
+    """The lines of a file that are not empty."""
+    if file is None:
+        return []
+    try:
+        return [line for line in file.read_text(encoding="utf-8").splitlines() if line.strip()]
+    except (OSError, UnicodeDecodeError) as error:
+        raise DataError("it is no text file that can be read.", field="prompts", value=str(file)) from error
 
 
 def _about_experts(loaded: LoadedExperts | None, traffic: Traffic | None, device: str) -> Iterator[str]:

@@ -1,0 +1,274 @@
+"""Decoding: an MoE beside the dense model it is made of, and beside the stock implementations of its experts.
+
+    python benchmarks/decode.py [--threads 1 2] [--rounds 5] [--only bf16/B1]
+    python benchmarks/decode.py --table
+
+SmolLM-135M's shape (hidden 576, FFN 1536, 30 layers, vocabulary 49152, tied), random weights; the MoE has 8 experts,
+top-2. Prompts of 32 tokens are continued greedily by `generate` of transformers; a token is the median step after the
+first. The contenders of a case take turns within one process, so that a slow moment of the machine hits all of them.
+Cases go to results/decode.json as they are done; those of the same commit are not measured again, so that an
+interrupted run goes on where it was. The table goes to docs/speed.md.
+
+- dense, smolmoe: as `smolmoe generate` runs them;
+- dense, stock; eager, grouped_mm, batched_mm: as transformers alone runs them, the last for single prompts only;
+- smolmoe, static cache: the same with a cache that is allocated once.
+
+With --compile also dense and smolmoe with a static cache and compiled, for one prompt; compiling takes minutes.
+At one thread the processor's time is taken, which other programs touch less, at more the clock's.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import sys
+import time
+from contextlib import nullcontext
+from typing import Any, NamedTuple
+
+from machine import HERE, describe, put_between
+
+RESULTS = HERE / "results" / "decode.json"
+SHAPE = {
+    "vocab_size": 49152,
+    "hidden_size": 576,
+    "intermediate_size": 1536,
+    "num_attention_heads": 9,
+    "num_key_value_heads": 3,
+    "max_position_embeddings": 2048,
+    "tie_word_embeddings": True,
+}
+EXPERTS, TOP_K = 8, 2
+PROMPT, NEW = 32, 17
+STOCK = ("eager", "grouped_mm", "batched_mm")
+ASKED = 0.9  # of the dense model's tokens/s, by the bytes that a token reads
+
+
+class Case(NamedTuple):
+    threads: int
+    dtype: str
+    batch: int
+    compiled: bool
+
+    @property
+    def name(self) -> str:
+        return f"{self.threads} threads/{self.dtype}/B{self.batch}{'/compiled' if self.compiled else ''}"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--threads", type=int, nargs="+", default=[1, 2])
+    parser.add_argument("--batches", type=int, nargs="+", default=[1, 4, 16])
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--layers", type=int, default=30)
+    parser.add_argument("--compile", action="store_true", help="also with compiled models")
+    parser.add_argument("--only", default="", help="cases whose name has this in it")
+    parser.add_argument("--table", action="store_true", help="measure nothing: write the table")
+    parser.add_argument("--print", action="store_true", help="print only: leave results/ and docs/ alone")
+    arguments = parser.parse_args()
+    found = json.loads(RESULTS.read_text()) if RESULTS.is_file() and not arguments.print else {"cases": {}}
+    if not arguments.table:
+        measure_all(arguments, found)
+    if not found["cases"]:
+        parser.error("nothing is measured: no case has this name, or --table came first")
+    write(found, arguments.print)
+
+
+def measure_all(arguments: argparse.Namespace, found: dict[str, Any]) -> None:
+    found["machine"] = describe()
+    commit = found["machine"]["commit"]
+    asked = [case for case in cases(arguments) if arguments.only in case.name]
+    models: dict[str, tuple[Any, Any]] = {}
+    for number, case in enumerate(asked, 1):
+        if found["cases"].get(case.name, {}).get("commit") == commit:
+            continue
+        if case.dtype not in models:
+            models = {case.dtype: make_models(case.dtype, arguments.layers)}  # of one number type at a time
+        figures = measure(case, *models[case.dtype], arguments.rounds)
+        found["cases"][case.name] = {**case._asdict(), "layers": arguments.layers, **figures, "commit": commit}
+        said = ", ".join(f"{name} {1e3 * seconds:.1f}" for name, seconds in figures["seconds"].items())
+        print(f"{number} of {len(asked)}, {case.name}: {said} ms", file=sys.stderr, flush=True)
+        if not arguments.print:
+            RESULTS.write_text(json.dumps(found, indent=1) + "\n")
+
+
+def cases(arguments: argparse.Namespace) -> list[Case]:
+    compiled = [False, True] if arguments.compile else [False]
+    return [
+        Case(threads, dtype, batch, is_compiled)
+        for dtype in ("bf16", "fp32")
+        for is_compiled in compiled
+        for threads in arguments.threads
+        for batch in (arguments.batches if not is_compiled else [1])
+    ]
+
+
+def make_models(dtype: str, layers: int) -> tuple[Any, Any]:
+    """The dense model and the MoE, with random weights."""
+    import torch
+    from transformers import LlamaConfig, LlamaForCausalLM, MixtralConfig, MixtralForCausalLM
+
+    import smolmoe
+
+    smolmoe.register()
+    torch.manual_seed(0)
+    shape = {**SHAPE, "num_hidden_layers": layers, "dtype": {"bf16": torch.bfloat16, "fp32": torch.float32}[dtype]}
+    sparse = MixtralConfig(**shape, num_local_experts=EXPERTS, num_experts_per_tok=TOP_K, sliding_window=None)
+    return filled(LlamaForCausalLM, LlamaConfig(**shape)), filled(MixtralForCausalLM, sparse)
+
+
+def filled(kind: Any, config: Any) -> Any:
+    import torch
+    from accelerate import init_empty_weights
+
+    with init_empty_weights(include_buffers=False):
+        model = kind._from_config(config)
+    for name, parameter in list(model.named_parameters()):
+        path, _, key = name.rpartition(".")
+        value = torch.empty(parameter.shape, dtype=parameter.dtype).uniform_(-0.03, 0.03)
+        setattr(model.get_submodule(path), key, torch.nn.Parameter(value))
+    model.tie_weights()
+    return model.eval()
+
+
+def measure(case: Case, dense: Any, moe: Any, rounds: int) -> dict[str, Any]:
+    """Median seconds a step of each contender, the rounds' lowest and highest ratio, the parameters a token reads."""
+    import torch
+
+    from smolmoe.train.estimate import size_of
+
+    torch.set_num_threads(case.threads)
+    clock = time.process_time if case.threads == 1 else time.perf_counter
+    contenders = compiled_contenders(dense, moe) if case.compiled else plain_contenders(dense, moe, case.batch)
+    taken: dict[str, list[list[float]]] = {name: [] for name in contenders}
+    for number in range(rounds + 1):
+        for name, contender in contenders.items() if number % 2 else reversed(contenders.items()):
+            steps = decode(*contender, batch=case.batch, new=NEW if number else 3, clock=clock)
+            if number:
+                taken[name].append(steps)
+    medians = {name: statistics.median(step for steps in runs for step in steps) for name, runs in taken.items()}
+    pairs = zip(taken["dense"], taken["smolmoe"], strict=True)
+    ratios = [statistics.median(one) / statistics.median(other) for one, other in pairs]
+    touched = {name: size_of(model).multiplied for name, model in (("dense", dense), ("moe", moe))}
+    return {"seconds": medians, "spread": [min(ratios), max(ratios)], "rounds": rounds, "parameters": touched}
+
+
+Contender = tuple[Any, str | None, bool, dict[str, Any]]  # model, its experts, as `smolmoe generate` does it, options
+
+
+def plain_contenders(dense: Any, moe: Any, batch: int) -> dict[str, Contender]:
+    found: dict[str, Contender] = {
+        "dense": (dense, None, True, {}),
+        "dense, stock": (dense, None, False, {}),
+        "smolmoe": (moe, "smolmoe", True, {}),
+        "smolmoe, static cache": (moe, "smolmoe", True, {"cache_implementation": "static", "disable_compile": True}),
+    }
+    return found | {name: (moe, name, False, {}) for name in STOCK if name != "batched_mm" or batch == 1}
+
+
+def compiled_contenders(dense: Any, moe: Any) -> dict[str, Contender]:
+    from transformers import CompileConfig
+
+    compiled = CompileConfig(fullgraph=False, mode="default")
+    compiled._compile_all_devices = True
+    options = {"cache_implementation": "static", "compile_config": compiled}
+    return {
+        "dense": (dense, None, True, {}),
+        "smolmoe": (moe, "smolmoe", True, {}),
+        "dense, compiled": (dense, None, True, options),
+        "smolmoe, compiled": (moe, "smolmoe", True, options),
+    }
+
+
+def decode(
+    model: Any, experts: str | None, fast: bool, options: dict[str, Any], *, batch: int, new: int, clock: Any
+) -> list[float]:
+    """Seconds of each step after the first."""
+    from smolmoe.evaluate.speed import read_speed
+    from smolmoe.moe.decoding import fast_decoding
+
+    if experts is not None:
+        model.set_experts_implementation(experts)
+    with fast_decoding(model) if fast else nullcontext():
+        reading = read_speed(
+            model, batch_size=batch, prompt_tokens=PROMPT, new_tokens=new, clock=clock, options=options
+        )
+    return list(reading.tokens)
+
+
+def write(found: dict[str, Any], only_print: bool) -> None:
+    text = table(found["cases"])
+    print(text)
+    if only_print:
+        return
+    where = ", ".join(f"{key} {value}" for key, value in found["machine"].items() if key != "commit")
+    commits = ", ".join(sorted({case["commit"] for case in found["cases"].values()}))
+    put_between(HERE.parent / "docs" / "speed.md", "decode", f"{text}\n\nMeasured on: {where}; commit {commits}.")
+
+
+def table(cases: dict[str, dict[str, Any]]) -> str:
+    """Markdown: the target, then every contender's milliseconds a step."""
+    plain = [case for case in cases.values() if not case["compiled"]]
+    lines = [*_targets([case for case in plain if case["batch"] == 1]), "", *_grid(plain)]
+    compiled = [case for case in cases.values() if case["compiled"]]
+    return "\n".join(lines + (["", *_grid(compiled)] if compiled else []))
+
+
+def _targets(cases: list[dict[str, Any]]) -> list[str]:
+    columns = (
+        "",
+        "threads",
+        "dense, tokens/s",
+        "MoE, tokens/s",
+        "ratio",
+        "by bytes",
+        "to the stock dense",
+        "asked",
+        "",
+    )
+    lines = [
+        "One prompt. *By bytes*: the MoE's tokens/s over the dense model's, times the bytes that a token reads of the "
+        "MoE over those of the dense; 1 where both are read at the same speed.",
+        "",
+        f"| {' | '.join(columns)} |",
+        f"| {' | '.join('---' for _ in columns)} |",
+    ]
+    for case in cases:
+        taken, sizes = case["seconds"], case["parameters"]
+        of_bytes = sizes["moe"] / sizes["dense"]
+        ratio, stock = taken["dense"] / taken["smolmoe"], taken["dense, stock"] / taken["smolmoe"]
+        low, high = (of_bytes * value for value in case["spread"])
+        cells = (
+            case["dtype"],
+            case["threads"],
+            f"{1 / taken['dense']:.1f}",
+            f"{1 / taken['smolmoe']:.1f}",
+            f"{ratio:.2f}",
+            f"{ratio * of_bytes:.2f} ({low:.2f} to {high:.2f})",
+            f"{stock * of_bytes:.2f}",
+            ASKED,
+            "met" if ratio * of_bytes >= ASKED else "not met",
+        )
+        lines.append(f"| {' | '.join(map(str, cells))} |")
+    return lines
+
+
+def _grid(cases: list[dict[str, Any]]) -> list[str]:
+    if not cases:
+        return []
+    names = list(dict.fromkeys(name for case in cases for name in case["seconds"]))
+    lines = [
+        "Milliseconds a step, of all prompts together:",
+        "",
+        f"| | threads | prompts | {' | '.join(names)} |",
+        f"| --- | --- | --- | {' | '.join('---' for _ in names)} |",
+    ]
+    for case in cases:
+        cells = [f"{1e3 * case['seconds'][name]:.1f}" if name in case["seconds"] else "" for name in names]
+        lines.append(f"| {case['dtype']} | {case['threads']} | {case['batch']} | {' | '.join(cells)} |")
+    return lines
+
+
+if __name__ == "__main__":
+    main()

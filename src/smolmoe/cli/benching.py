@@ -1,0 +1,202 @@
+"""bench: what a model costs to run."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from smolmoe.cli.output import Json, count, print_json, print_rows, progress, quiet_libraries, size, table
+from smolmoe.errors import RequestError
+
+if TYPE_CHECKING:
+    from smolmoe.bench_results import BenchResult, ModelBench, Ratio
+    from smolmoe.evaluate.speed import BatchSpeed
+
+
+def add_to(app: typer.Typer) -> None:
+    app.command()(bench)
+
+
+def bench(
+    model: Annotated[str, typer.Argument(metavar="MODEL", help="Folder or hub id of a dense or MoE model.")],
+    against: Annotated[str | None, typer.Option(help="Another model, measured in turns with it.")] = None,
+    batch_sizes: Annotated[str, typer.Option(metavar="N[,...]", help="Prompts answered at once.")] = "1,4,16",
+    prompt_tokens: Annotated[int, typer.Option(help="Length of a prompt.")] = 128,
+    new_tokens: Annotated[int, typer.Option(help="Tokens to answer with.")] = 16,
+    rounds: Annotated[int, typer.Option(help="How often each batch is answered.")] = 3,
+    dtype: Annotated[
+        str | None, typer.Option(help="float32, bfloat16 or float16.  [default: as the model is stored]")
+    ] = None,
+    experts: Annotated[
+        str | None,
+        typer.Option(
+            metavar="NAME",
+            help="Implementation of the experts: smolmoe, eager, grouped_mm, batched_mm, ...  [default: smolmoe]",
+        ),
+    ] = None,
+    train: Annotated[bool, typer.Option(help="Count the FLOPs of a backward pass, too.")] = True,
+    device: Annotated[str, typer.Option(help="Where to compute.")] = "cpu",
+    threads: Annotated[int | None, typer.Option(help="Threads of the CPU.  [default: torch's]")] = None,
+    seed: Annotated[int, typer.Option(help="Of the prompts.")] = 0,
+    out: Annotated[Path | None, typer.Option(help="Write the result to this JSON file, too.")] = None,
+    as_json: Json = False,
+) -> None:
+    """Measure what a model costs: parameters, FLOPs, latency, tokens a second, memory."""
+    quiet_libraries()
+    from smolmoe.bench_results import BenchSettings
+    from smolmoe.benching import bench as run
+    from smolmoe.files import write_json
+
+    _check_out(out)
+    settings = BenchSettings(
+        _sizes(batch_sizes), prompt_tokens, new_tokens, rounds, dtype, device, threads, experts, train, seed
+    )
+    with progress(not as_json) as report:
+        result = run(model, against=against, settings=settings, report=report)
+    values = result.to_json()
+    if out is not None:
+        write_json(out, values)
+    if as_json:
+        print_json(values)
+    else:
+        show_bench(result)
+
+
+def _check_out(out: Path | None) -> None:
+    if out is not None and not out.parent.is_dir():
+        raise RequestError("there is no such folder.", field="out", value=str(out.parent), fix="Make it first.")
+
+
+def _sizes(given: str) -> tuple[int, ...]:
+    try:
+        return tuple(dict.fromkeys(int(item) for item in given.split(",")))
+    except ValueError as error:
+        raise RequestError(
+            "must be whole numbers, with commas between.", field="batch_sizes", value=given, fix="E.g. 1,4,16."
+        ) from error
+
+
+def show_bench(result: BenchResult) -> None:
+    """What was measured on what, the models' sizes and FLOPs, and a table for each batch size."""
+    settings, machine = result.settings, result.machine
+    threads = f"{machine['threads']} thread{'s' if machine['threads'] > 1 else ''}"
+    print_rows(
+        [
+            ("on", f"{machine['processor']}, {threads}" if settings.device == "cpu" else machine["processor"]),
+            ("asked", f"{settings.prompt_tokens} tokens in, {settings.new_tokens} out, {settings.rounds} rounds"),
+        ]
+    )
+    names = _short([model.facts.name for model in result.models])
+    _show_models(result.models, names)
+    _show_speed(result, names)
+    if result.ratios:
+        _show_ratios(result, names)
+
+
+def _short(names: list[str]) -> list[str]:
+    """The last part of each path, or the whole where that does not tell them apart."""
+    short = [Path(name).name or name for name in names]
+    return short if len(set(short)) == len(short) else names
+
+
+def _show_models(models: tuple[ModelBench, ...], names: list[str]) -> None:
+    rows: list[tuple[str, list[str]]] = [
+        ("class", [model.facts.class_name for model in models]),
+        ("numbers", [model.facts.dtype for model in models]),
+        ("experts", [_experts(model) for model in models]),
+        ("parameters", [_of(model, "total", "active") for model in models]),
+        (
+            "without embeddings",
+            [_of(model, "total_without_embeddings", "active_without_embeddings") for model in models],
+        ),
+        ("memory of weights", [size(model.facts.total_bytes) for model in models]),
+        ("read for a token", [size(model.facts.active_bytes) for model in models]),
+        ("FLOPs a token, prefill", [count(model.flops["prefill"]["total"]) for model in models]),
+        ("FLOPs a token, decode", [count(model.flops["decode"]["total"]) for model in models]),
+        ("FLOPs a token, training", [_training(model.flops) for model in models]),
+        ("experts that computed", [_worked(model.flops) for model in models]),
+    ]
+    table("Models", ["", *names], [[label, *cells] for label, cells in rows if any(cell != "-" for cell in cells)])
+
+
+def _experts(model: ModelBench) -> str:
+    facts = model.facts
+    return (
+        "-"
+        if facts.experts is None
+        else f"{facts.experts}, top-{facts.top_k}, by {facts.implementation or 'its class'}"
+    )
+
+
+def _of(model: ModelBench, total: str, active: str) -> str:
+    values = model.to_json()["parameters"]
+    if values[total] == values[active]:
+        return count(values[total])
+    return f"{count(values[total])}, {count(values[active])} active"
+
+
+def _training(flops: dict[str, Any]) -> str:
+    return "-" if flops["train"] is None else count(flops["train"]["total"])
+
+
+def _worked(flops: dict[str, Any]) -> str:
+    work = flops["experts"]
+    if work is None:
+        return "-"
+    told = "only the chosen" if work["only_chosen"] else f"NOT the {work['top_k']} chosen"
+    counted = [work["prefill"], work["decode"], *([] if work["train"] is None else [work["train"]])]
+    return f"{' / '.join(f'{value:.2f}' for value in counted)} of {work['experts']}: {told}"
+
+
+def _show_speed(result: BenchResult, names: list[str]) -> None:
+    columns = ["batch", *(["model"] if len(names) > 1 else []), "first token", "a token", "p90"]
+    columns += ["prefill tokens/s", "decode tokens/s", "peak memory", "a sample"]
+    rows = []
+    for at, batch_size in enumerate(result.settings.batch_sizes):
+        for name, model in zip(names, result.models, strict=True):
+            rows.append([batch_size, *([name] if len(names) > 1 else []), *_batch(model.speed[at])])
+    table("Speed (medians; a token: of each prompt, after the first)", columns, rows)
+
+
+def _batch(speed: BatchSpeed) -> list[str]:
+    return [
+        seconds(speed.first_token.median),
+        seconds(speed.token.median),
+        seconds(speed.token.p90),
+        f"{speed.prefill_tokens_per_second:,.4g}",
+        f"{speed.decode_tokens_per_second:,.4g}",
+        size(speed.peak_bytes),
+        size(speed.sample_bytes),
+    ]
+
+
+def seconds(value: float) -> str:
+    """0.0123 as "12.3 ms"."""
+    return f"{value:.3g} s" if value >= 1 else f"{1e3 * value:.3g} ms"
+
+
+def _show_ratios(result: BenchResult, names: list[str]) -> None:
+    columns = [
+        "batch",
+        "first token",
+        "a token",
+        "prefill tokens/s",
+        "decode tokens/s",
+        "decode for its bytes",
+        "memory",
+    ]
+    rows = [
+        [
+            ratios.batch_size,
+            *map(_spread, (ratios.first_token, ratios.token, ratios.prefill, ratios.decode, ratios.decode_for_bytes)),
+            f"{ratios.peak:.2f}",
+        ]
+        for ratios in result.ratios
+    ]
+    table(f"{names[0]} over {names[1]} (median of the rounds; lowest to highest)", columns, rows)
+
+
+def _spread(ratio: Ratio | None) -> str:
+    return "-" if ratio is None else f"{ratio.median:.2f} ({ratio.low:.2f} to {ratio.high:.2f})"

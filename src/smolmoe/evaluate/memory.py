@@ -1,0 +1,76 @@
+"""The most memory that a process, or its GPU, held at a time."""
+
+from __future__ import annotations
+
+import ctypes
+import gc
+import resource
+import sys
+from pathlib import Path
+
+import torch
+
+
+class PeakMemory:
+    """Bytes held on a device: a GPU's allocations, or for the CPU what the process has resident.
+
+    The high-water mark of a process can be set back on Linux; elsewhere it is that since the process began.
+
+    Attributes:
+        held: when the watch was last reset, which is done first when it is made.
+    """
+
+    def __init__(self, device: str | torch.device):
+        self._device = torch.device(device)
+        self.reset()
+
+    def reset(self) -> None:
+        """Give back what is free, and watch from here."""
+        gc.collect()
+        if self._device.type == "cuda":
+            torch.cuda.synchronize(self._device)
+            torch.cuda.empty_cache()
+            torch.cuda.reset_peak_memory_stats(self._device)
+            self.held = torch.cuda.memory_allocated(self._device)
+            return
+        _trim()
+        if _STATUS.is_file():
+            _reset_mark()
+            self.held = _status("VmRSS")
+        else:
+            self.held = _largest()
+
+    def peak(self) -> int:
+        """The most that was held since the last reset."""
+        if self._device.type == "cuda":
+            return torch.cuda.max_memory_allocated(self._device)
+        return max(_status("VmHWM"), self.held) if _STATUS.is_file() else _largest()
+
+
+_STATUS = Path("/proc/self/status")
+_MARK = b"5"  # to clear_refs: set the high-water mark back to what is resident
+
+
+def _status(name: str) -> int:
+    lines = _STATUS.read_text(encoding="ascii").splitlines()
+    return next((int(line.split()[1]) * 1024 for line in lines if line.startswith(f"{name}:")), 0)
+
+
+def _reset_mark() -> None:
+    try:
+        Path("/proc/self/clear_refs").write_bytes(_MARK)
+    except OSError:  # not allowed in some containers; then a mark is that of all that was done so far
+        return
+
+
+def _largest() -> int:
+    unit = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+
+
+def _trim() -> None:
+    """What glibc keeps of freed memory would count as held."""
+    if sys.platform == "linux":
+        trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
+        if trim is not None:
+            trim(0)
