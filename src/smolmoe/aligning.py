@@ -14,6 +14,7 @@ from smolmoe.errors import RequestError
 from smolmoe.files import write_json
 from smolmoe.recipe import parse
 from smolmoe.recipe.align import BETA, AlignRecipe
+from smolmoe.reporting import finish_model
 from smolmoe.train.folder import MODEL, SUMMARY, begin, open_folder
 
 ADAPTERS = "adapters"
@@ -253,6 +254,7 @@ class _Run(AlignJob):
         if before.scores is not None and after.scores is not None:
             summary["corrections"] = {"before": before.scores, "after": after.scores}
         write_json(self.recipe.out / SUMMARY, summary)
+        finish_model(self.recipe.out / MODEL, summary)
         return AlignResult(self.recipe.out, summary)
 
     # -- before it is begun --------------------------------------------------------------------------------------

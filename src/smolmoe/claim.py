@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 from smolmoe.errors import CheckpointError
+from smolmoe.provenance import read_provenance
 
 KINDS = ("exact", "rounded", "deviates", "none")
-PROVENANCE_FILE = "smolmoe.json"
 
 
 @dataclass(frozen=True)
@@ -69,13 +68,6 @@ def read_claim(folder: Path) -> Claim:
     """The claim in a folder's smolmoe.json; kind "none" where there is no such file or no claim in it.
 
     Raises:
-        CheckpointError: the file is no JSON, or its claim is none.
+        CheckpointError: the file is no JSON or of another schema, or its claim is none.
     """
-    path = folder / PROVENANCE_FILE
-    if not path.is_file():
-        return Claim()
-    try:
-        values = json.loads(path.read_text(encoding="utf-8")).get("claim") or {}
-    except (ValueError, AttributeError) as error:
-        raise CheckpointError(f"not readable: {error}.", field=PROVENANCE_FILE, value=str(path)) from error
-    return Claim.from_json(values)
+    return Claim.from_json(read_provenance(folder).get("claim") or {})

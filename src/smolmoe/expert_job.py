@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from smolmoe.claim import Claim
 from smolmoe.errors import VerificationError
+from smolmoe.reporting import finish_model
 
 if TYPE_CHECKING:
     from smolmoe.expert_checks import Losses, Measured, Split
@@ -137,6 +138,9 @@ class Job:
             measured, found = self._measure(claim, available, split)
         before = _size(self.files.checkpoint_size(), self.files.experts, self.files.top_k)
         after = _size(_counts(program), *_experts(program.config))
+        if measured is not None:
+            sizes = {"total": after.parameters, "active": after.active}
+            finish_model(self.out, {"parameters": sizes})
         result = ExpertResult(
             self.stage,
             self.out,

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from smolmoe.checkpoint import open_checkpoint
 from smolmoe.errors import VerificationError
 from smolmoe.recipe import UpcycleRecipe, parse
+from smolmoe.reporting import write_card
 
 if TYPE_CHECKING:
     from smolmoe.claim import Claim
@@ -114,6 +115,7 @@ def run_upcycle(recipe: UpcycleRecipe, *, dry_run: bool = False, report: Report 
 
     rows = router.rows if router else None
     out = convert(plan, rows=rows, router=router.to_json() if router else None, progress=progress)
+    write_card(out)
     verification = _verify(plan, out, report) if recipe.verify else None
     return UpcycleResult(recipe.out, plan, router, verification, time.monotonic() - start, False)
 
@@ -164,6 +166,7 @@ def _verify(plan: Plan, out: Path, report: Report) -> Verification:
     report("verify", 0, 0)
     verification = verify(plan.sources[BASE].checkpoint.folder, out, device=plan.recipe.device, seed=plan.recipe.seed)
     record_verification(out, verification.to_json())
+    write_card(out)
     if not verification.passed:
         failed = [check for check in verification.checks if not check.passed]
         raise VerificationError(

@@ -21,8 +21,8 @@ from smolmoe.report.specialisation_experts import expert_figures
 from smolmoe.report.training_curves import History, training_figures
 
 FILE = "index.html"
-_MARK = '<meta name="generator" content="smolmoe">'
-_POLICY = "default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'; img-src data:"
+MARK = '<meta name="generator" content="smolmoe">'
+POLICY = "default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'; img-src data:"
 
 
 def write_page(out: Path, probe: Path, *, before: Path | None = None, runs: Mapping[str, Path] | None = None) -> Path:
@@ -39,7 +39,7 @@ def write_page(out: Path, probe: Path, *, before: Path | None = None, runs: Mapp
         OutputError: another page is there.
     """
     page = out / FILE
-    if page.exists() and _MARK not in page.read_text(encoding="utf-8", errors="replace"):
+    if page.exists() and MARK not in page.read_text(encoding="utf-8", errors="replace"):
         raise OutputError("another page is there.", field="out", value=str(page), fix="Name a new folder.")
     after = Probed.read(probe)
     earlier = None if before is None else Probed.read(before)
@@ -117,12 +117,12 @@ def _page(after: Probed, before: Probed | None, sections: Sequence[_Section]) ->
 <html lang="en">
 <head>
 <meta charset="utf-8">
-<meta http-equiv="Content-Security-Policy" content="{_POLICY}">
+<meta http-equiv="Content-Security-Policy" content="{POLICY}">
 <meta name="viewport" content="width=device-width, initial-scale=1">
-{_MARK}
+{MARK}
 <title>What the experts do: {escape(name)}</title>
 <style>
-{_asset("page.css")}
+{asset("page.css")}
 {token_styles(after.experts)}
 </style>
 </head>
@@ -139,7 +139,7 @@ def _page(after: Probed, before: Probed | None, sections: Sequence[_Section]) ->
 </main>
 <footer>{escape(_footer(after))}</footer>
 <script>
-{_asset("page.js")}
+{asset("page.js")}
 </script>
 </body>
 </html>
@@ -152,5 +152,6 @@ def _footer(after: Probed) -> str:
     return f"All numbers are in probe.json. Measured with: {data}." if data else "All numbers are in probe.json."
 
 
-def _asset(name: str) -> str:
+def asset(name: str) -> str:
+    """A style sheet or script of the pages."""
     return files("smolmoe.report").joinpath(name).read_text(encoding="utf-8").strip()

@@ -68,7 +68,7 @@ def training_figures(histories: Sequence[History]) -> list[Drawing]:
 
 def _losses(histories: Sequence[History]) -> Drawing | None:
     panels = [
-        ("on training batches, smoothed", "cross-entropy (nats a token)", _smoothed_ce),
+        ("on training batches, smoothed", "cross-entropy (nats a token)", smoothed_ce),
         ("held out", "loss (nats a token)", lambda history: history.points("held_out", "loss")),
     ]
     caption = "Lower is better; the right panel is on text that the model was not trained on."
@@ -181,7 +181,7 @@ def _domain(name: str) -> Callable[[History], Points]:
     return points
 
 
-def _smoothed_ce(history: History, keep: float = 0.9) -> Points:
+def smoothed_ce(history: History, keep: float = 0.9) -> Points:
     """An exponential average, without the pull of its start."""
     smoothed, total, weight = [], 0.0, 0.0
     for step, loss in history.points("step", "ce"):

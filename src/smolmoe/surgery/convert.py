@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -10,10 +9,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from smolmoe.checkpoint import fingerprint
-from smolmoe.claim import PROVENANCE_FILE
 from smolmoe.families.generic import CODE_FILE
 from smolmoe.files import write_json
-from smolmoe.provenance import command, versions
+from smolmoe.provenance import PROVENANCE_FILE, SCHEMA_VERSION, command, origin, read_provenance, versions
 from smolmoe.surgery.plan import Plan
 from smolmoe.surgery.sources import BASE
 from smolmoe.surgery.tokenizer import keep_tokenizer
@@ -22,7 +20,6 @@ from smolmoe.surgery.writer import Progress, check_output, parse_size, whole_or_
 if TYPE_CHECKING:
     from torch import Tensor
 
-SCHEMA_VERSION = 1
 # Everything beside weights and config that a model folder may carry and that stays true of the MoE.
 _CARRIED = (
     "tokenizer*",
@@ -128,6 +125,7 @@ def provenance(plan: Plan, router: dict[str, Any] | None) -> dict[str, Any]:
             }
             for name, source in plan.sources.items()
         },
+        "origin": _origin(plan),
         "parameters": plan.parameters.to_json(),
         "claim": plan.claim.to_json(),
         "warnings": list(plan.warnings),
@@ -139,8 +137,15 @@ def provenance(plan: Plan, router: dict[str, Any] | None) -> dict[str, Any]:
     }
 
 
+def _origin(plan: Plan) -> dict[str, Any]:
+    """That of the base; a licence that a specialist does not share is not known of the whole."""
+    names = {name: str(plan.recipe.source if name == BASE else plan.recipe.expert[name]) for name in plan.sources}
+    found = {name: origin(names[name], source.checkpoint.folder) for name, source in plan.sources.items()}
+    licences = {values.get("license") for values in found.values()}
+    mixed = ("license", "license_name", "license_link") if len(licences) > 1 else ()
+    return {key: value for key, value in found[BASE].items() if key not in mixed}
+
+
 def record_verification(folder: Path, verification: dict[str, Any]) -> None:
     """Add the measured verification to the provenance of a written folder."""
-    path = folder / PROVENANCE_FILE
-    data = json.loads(path.read_text(encoding="utf-8"))
-    write_json(path, data | {"verification": verification})
+    write_json(folder / PROVENANCE_FILE, read_provenance(folder) | {"verification": verification})

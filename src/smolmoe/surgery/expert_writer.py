@@ -8,11 +8,11 @@ from pathlib import Path
 from typing import Any
 
 from smolmoe.checkpoint import fingerprint
-from smolmoe.claim import PROVENANCE_FILE, Claim
+from smolmoe.claim import Claim
 from smolmoe.families.generic import CODE_FILE
 from smolmoe.files import write_json
-from smolmoe.provenance import command, versions
-from smolmoe.surgery.convert import _CARRIED, SCHEMA_VERSION
+from smolmoe.provenance import PROVENANCE_FILE, SCHEMA_VERSION, command, read_provenance, versions
+from smolmoe.surgery.convert import _CARRIED
 from smolmoe.surgery.moe_files import MoeFiles
 from smolmoe.surgery.subset import Program
 from smolmoe.surgery.tokenizer import keep_tokenizer
@@ -118,6 +118,7 @@ def _provenance(
             name: {"name": str(source.folder), "revision": source.revision, "sha256": fingerprint(source)}
             for name, source in program.sources.items()
         },
+        "origin": before.get("origin"),
         MADE: made,
         "claim": Claim("none", reason, granularity=granularity).to_json(),
         "verification": None,
@@ -128,6 +129,5 @@ def _provenance(
 
 def record(out: Path, measured: dict[str, Any]) -> None:
     """Add what was measured to the provenance of a written folder."""
-    path = out / PROVENANCE_FILE
-    data = json.loads(path.read_text(encoding="utf-8"))
-    write_json(path, data | {MADE: data[MADE] | measured})
+    data = read_provenance(out)
+    write_json(out / PROVENANCE_FILE, data | {MADE: data[MADE] | measured})

@@ -14,10 +14,10 @@ from pathlib import Path
 from typing import Any
 
 from smolmoe.checkpoint import FLOAT_DTYPES, Checkpoint, TensorInfo, open_checkpoint
-from smolmoe.claim import PROVENANCE_FILE
 from smolmoe.errors import CheckpointError, SourceError
 from smolmoe.families import MOE_TARGETS, ExpertNames, MoeNames
 from smolmoe.families.qwen2_moe import PROJ_EXPERTS
+from smolmoe.provenance import read_provenance
 
 GENERIC = "generic"
 _OLMOE = MoeNames(
@@ -155,8 +155,7 @@ class MoeFiles:
 
     def provenance(self) -> dict[str, Any]:
         """What the folder's smolmoe.json says; empty where there is none."""
-        path = self.folder / PROVENANCE_FILE
-        return dict(json.loads(path.read_text(encoding="utf-8"))) if path.is_file() else {}
+        return read_provenance(self.folder)
 
     def resized(self, experts: int, top_k: int) -> dict[str, Any]:
         """The config for another number of experts."""

@@ -12,7 +12,6 @@ holds where the noise of single tokens makes up the second moment. Derivation an
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
@@ -20,8 +19,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from smolmoe.checkpoint import fingerprint, open_checkpoint
-from smolmoe.claim import PROVENANCE_FILE
 from smolmoe.errors import CheckpointError, RequestError
+from smolmoe.provenance import PROVENANCE_FILE, read_provenance
 from smolmoe.recipe import UpcycleRecipe, parse
 from smolmoe.surgery.evaluate import fresh_neurons, gathered
 from smolmoe.surgery.plan import Plan, make_plan
@@ -101,13 +100,9 @@ def plan_of(moe_folder: Path) -> Plan:
 
 
 def _read_provenance(folder: Path) -> dict[str, Any]:
-    path = folder / PROVENANCE_FILE
-    try:
-        provenance: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-        if provenance["stage"] == "upcycle" and BASE in provenance["sources"] and "request" in provenance:
-            return provenance
-    except (OSError, ValueError, KeyError, TypeError):
-        pass
+    provenance = read_provenance(folder)
+    if provenance.get("stage") == "upcycle" and BASE in provenance.get("sources", {}) and "request" in provenance:
+        return provenance
     raise CheckpointError(
         f"no {PROVENANCE_FILE} of an upcycling in this folder, so what its tensors were made of is not known.",
         field="model",

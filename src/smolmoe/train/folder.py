@@ -11,11 +11,11 @@ import yaml
 
 from smolmoe.errors import OutputError
 from smolmoe.files import write_json
+from smolmoe.provenance import SCHEMA_VERSION, check_schema
 from smolmoe.recipe import AlignRecipe, TrainRecipe
 from smolmoe.train.arguments import DEFAULTS
 from smolmoe.train.checkpoints import find_checkpoint, whole_checkpoints
 
-SCHEMA_VERSION = 1
 RUN = "run.json"  # what was asked, and of which data: a resumed run must agree
 RECIPE = "recipe.yaml"
 MODEL = "model"
@@ -91,7 +91,9 @@ def begin(recipe: TrainRecipe | AlignRecipe, tokenizer: Any, *, data: str, block
     asked["trainer"] = {**DEFAULTS, **asked["trainer"]}
     record = {"schema_version": SCHEMA_VERSION, "recipe": asked, "data": data, "blocks_a_step": blocks_a_step}
     if resumed and (out / RUN).is_file():
-        _check_same(json.loads((out / RUN).read_text(encoding="utf-8")), record, out)
+        found = json.loads((out / RUN).read_text(encoding="utf-8"))
+        check_schema(found.get("schema_version"), out / RUN)
+        _check_same(found, record, out)
     if not resumed:
         shutil.rmtree(out, ignore_errors=True)
     out.mkdir(parents=True, exist_ok=True)

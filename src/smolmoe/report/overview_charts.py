@@ -1,0 +1,317 @@
+"""The report's figures of conversions, trainings and probes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from html import escape
+from typing import Any
+
+import numpy as np
+
+from smolmoe.report.charts import COLOURS, Chart, Points, axes, beside, by_step, line, on, show, thinned
+from smolmoe.report.model_facts import ModelFacts
+from smolmoe.report.overview import Boundary, Probe, Training
+from smolmoe.report.training_curves import History, smoothed_ce
+
+_HEAT = [[0, "@heat0"], [0.5, "@heat1"], [1, "@heat2"]]
+
+
+def boundary_chart(boundary: Boundary, name: str) -> Chart:
+    """Held-out loss over training tokens, the conversion marked."""
+    traces = [line(label, points, place) for place, (label, points) in enumerate(boundary.curves.items())]
+    layout = axes("training tokens", "held-out loss (nats a token)", xaxis_exponentformat="SI")
+    if boundary.at:
+        layout |= _mark(boundary.at, "conversion")
+    seen = [loss for points in boundary.curves.values() for tokens, loss in points if tokens >= boundary.at / 2]
+    if seen:  # the first steps of training from nothing would flatten what this is about
+        room = 0.08 * (max(seen) - min(seen) or 1)
+        layout["yaxis"]["range"] = [min(seen) - room, max(seen) + room]
+    head, rows = by_step("tokens", boundary.curves, lambda tokens: f"{tokens:,.0f}")
+    return Chart(
+        name,
+        f"Held-out loss across the conversion: {boundary.label}",
+        f"{boundary.tokens:,} tokens of {boundary.documents:,} documents, lower is better. An exact conversion leaves "
+        "no step at the line; what follows is what the same further tokens bought each model.",
+        traces,
+        layout,
+        head,
+        rows,
+        height=420,
+    )
+
+
+def _mark(at: float, words: str) -> dict[str, Any]:
+    shape = {"type": "line", "x0": at, "x1": at, "y0": 0, "y1": 1, "yref": "paper"}
+    note = {"x": at, "y": 1, "yref": "paper", "text": words, "showarrow": False, "xanchor": "left", "xshift": 5}
+    return {
+        "shapes": [shape | {"line": {"color": "@grey", "width": 1.5, "dash": "dot"}}],
+        "annotations": [note | {"yanchor": "top", "font": {"color": "@grey"}}],
+    }
+
+
+def claim_chart(models: Sequence[tuple[str, ModelFacts]]) -> Chart | None:
+    """Each check's measurement as a share of its limit."""
+    traces, rows = [], []
+    for place, (label, model) in enumerate(models):
+        checks = [c for c in (model.provenance.get("verification") or {}).get("checks") or () if c["limit"] > 0]
+        if not checks:
+            continue
+        kept = [c for c in checks if c["name"] != "control"]
+        shares = [max(c["measured"] / c["limit"], 1e-6) for c in kept]
+        traces.append(
+            {
+                "type": "scatter",
+                "mode": "markers",
+                "name": label,
+                "x": shares,
+                "y": [c["name"] for c in kept],
+                "marker": {
+                    "color": COLOURS[place % 6],
+                    "size": 11,
+                    "symbol": "circle" if place % 2 == 0 else "diamond",
+                },
+                "hovertemplate": "%{x:.2g} of the limit<extra>%{y}</extra>",
+            }
+        )
+        rows += [[label, c["name"], float(c["measured"]), float(c["limit"]), bool(c["passed"])] for c in checks]
+    if not traces:
+        return None
+    layout = axes(
+        "measured / limit", "", xaxis_type="log", xaxis_dtick=1, yaxis_automargin=True, yaxis_autorange="reversed"
+    )
+    layout |= _mark(1, "limit")
+    layout["annotations"][0] |= {"x": 0, "y": 0.02, "yanchor": "bottom"}  # a logarithmic axis places words by exponent
+    return Chart(
+        "checks",
+        "How far each check is below its limit",
+        "Left of the line passes. What is measured at 0 stands at the left edge.",
+        traces,
+        layout,
+        ["model", "check", "measured", "limit", "passed"],
+        rows,
+        height=120 + 34 * len({row[1] for row in rows}),
+    )
+
+
+# -- trainings -------------------------------------------------------------------------------------------------------
+
+
+def final_chart(trainings: Sequence[Training]) -> Chart | None:
+    """The final held-out loss of every run, by domain."""
+    done = [training for training in trainings if training.summary.get("held_out")]
+    if not done:
+        return None
+    domains = sorted({name for run in done for name in run.summary["held_out"].get("by_domain", {})})
+    kinds = ["all", *(domains if len(domains) > 1 else [])]
+
+    def loss(run: Training, kind: str) -> float | None:
+        held = run.summary["held_out"]
+        return held["loss"] if kind == "all" else held.get("by_domain", {}).get(kind)
+
+    found = {kind: [loss(run, kind) for run in done] for kind in kinds}
+    best = {kind: min((value for value in found[kind] if value is not None), default=0.0) for kind in kinds}
+    spread = min(0.12, 0.7 / len(done))
+    traces = [
+        {
+            "type": "scatter",
+            "mode": "markers",
+            "name": run.label,
+            "x": [None if (value := found[kind][place]) is None else value - best[kind] for kind in kinds],
+            "y": [row + spread * (place - (len(done) - 1) / 2) for row in range(len(kinds))],
+            "text": [f"{kind}: {show(found[kind][place])}" for kind in kinds],
+            "marker": {"color": COLOURS[place % 6], "size": 10, "symbol": _symbol(place)},
+            "hovertemplate": "%{text}, %{x:+.4f}<extra>%{fullData.name}</extra>",
+        }
+        for place, run in enumerate(done)
+    ]
+    layout = axes("held-out loss above the lowest one here (nats a token)", "", yaxis_autorange="reversed")
+    layout["yaxis"] |= {"tickvals": list(range(len(kinds))), "ticktext": [escape(kind) for kind in kinds]}
+    rows = [
+        [run.label, *(loss(run, kind) for kind in kinds), *_cost(run), run.summary["held_out"].get("tokens")]
+        for run in done
+    ]
+    return Chart(
+        "final-losses",
+        "Final held-out loss of every run",
+        "Lower is better, 0 is the best run in that row. Runs that were measured on different held-out tokens are not "
+        "to be compared.",
+        traces,
+        layout,
+        ["run", *kinds, "parameters", "active", "training tokens", "FLOPs", "held-out tokens"],
+        rows,
+        height=150 + (30 + 7 * min(len(done), 12)) * len(kinds) + 20 * (len(done) // 4),
+    )
+
+
+def _symbol(place: int) -> str:
+    return ("circle", "square", "diamond", "triangle-up", "x", "star")[(place + place // 6) % 6]
+
+
+def _cost(run: Training) -> list[Any]:
+    sizes = run.summary.get("parameters") or {}
+    return [sizes.get("total"), sizes.get("active"), run.summary.get("tokens"), run.summary.get("flops")]
+
+
+def training_charts(trainings: Sequence[Training]) -> list[Chart]:
+    """Loss on training batches and held out, over steps."""
+    panels: list[tuple[str, str, Callable[[History], Points]]] = [
+        ("on training batches, smoothed", "cross-entropy (nats)", smoothed_ce),
+        ("held out", "loss (nats)", lambda history: history.points("held_out", "loss")),
+    ]
+    found = _panels(
+        "training-curves",
+        "Loss over training",
+        "Lower is better; the right panel is on text that the model was not trained on.",
+        panels,
+        [(training.label, training.history) for training in trainings],
+    )
+    return [found] if found else []
+
+
+def balance_chart(trainings: Sequence[Training]) -> Chart | None:
+    """Load balance, its worst case and active experts, over steps."""
+    panels: list[tuple[str, str, Callable[[History], Points]]] = [
+        ("load balance", "entropy of the load (1 is even)", lambda history: history.routing("balance")),
+        ("MaxVio", "highest / mean load − 1", lambda history: history.routing("max_violation")),
+        ("active experts", "experts reached", lambda history: history.routing("active_experts")),
+    ]
+    moes = [(run.label, run.history) for run in trainings if run.history.routing("balance")]
+    found = _panels(
+        "balance-curves",
+        "Load balance and active experts over training",
+        "Even load is 1 on the left and 0 in the middle; a fall on the right is experts dying.",
+        panels,
+        moes,
+    )
+    if found is not None:
+        found.layout["yaxis3"]["rangemode"] = "tozero"
+    return found
+
+
+def _panels(
+    name: str,
+    title: str,
+    caption: str,
+    panels: Sequence[tuple[str, str, Callable[[History], Points]]],
+    histories: Sequence[tuple[str, History]],
+) -> Chart | None:
+    traces: list[dict[str, Any]] = []
+    lines: dict[str, Points] = {}
+    for panel, (words, _, points) in enumerate(panels):
+        for place, (label, history) in enumerate(histories):
+            if found := points(history):
+                shown = label not in {trace["name"] for trace in traces}
+                more = {"legendgroup": label, "showlegend": shown, **on(panel)}
+                traces.append(line(label, found, place, **more))
+                lines[f"{label}, {words}"] = thinned(found)
+    if not traces:
+        return None
+    layout = beside(*((words, "optimiser steps", unit) for words, unit, _ in panels))
+    head, rows = by_step("step", lines, int)
+    return Chart(name, title, caption, traces, layout, head, rows, height=400)
+
+
+# -- probes ----------------------------------------------------------------------------------------------------------
+
+
+def routing_chart(probe: Probe, name: str) -> Chart:
+    """Domain x expert, before and after, one layer at a time."""
+    states = [("before", probe.before), ("after", probe.after)] if probe.before else [("", probe.after)]
+    top = max(float(np.nanmax(part.matrix)) for _, part in states if part)
+    traces: list[dict[str, Any]] = []
+    rows = []
+    for panel, (state, part) in enumerate(states):
+        assert part is not None
+        traces.append(
+            {
+                "type": "heatmap",
+                "x": part.labels,
+                "y": part.domains,
+                "z": np.round(100 * part.matrix, 2).tolist(),
+                "zmin": 0,
+                "zmax": 100 * top,
+                "colorscale": _HEAT,
+                "showscale": panel == len(states) - 1,
+                "colorbar": {"title": {"text": "share (%)"}, "thickness": 12, "outlinewidth": 0},
+                "xgap": 2,
+                "ygap": 2,
+                "texttemplate": "%{z:.0f}" if part.experts <= 16 else "",
+                "hovertemplate": "%{y}: %{z:.1f}% to expert %{x}<extra></extra>",
+                **on(panel),
+            }
+        )
+        for place, layer in enumerate(part.layers):
+            for row, domain in enumerate(part.domains):
+                shares = [f"{100 * share:.1f}" for share in part.matrix[place, row]]
+                rows.append([f"layer {layer}, {domain}{', ' if state else ''}{state}", *shares])
+    layout = beside(*((state or "this model", "expert", "") for state, _ in states))
+    for place in range(len(states)):
+        number = "" if place == 0 else str(place + 1)
+        layout[f"xaxis{number}"] |= {"type": "category", "showgrid": False}
+        layout[f"yaxis{number}"] |= {"type": "category", "showgrid": False, "autorange": "reversed", "automargin": True}
+    return Chart(
+        name,
+        f"Who takes what: {probe.label}",
+        "Share of each domain's choices, in percent; a row adds up to 100. A strong cell is an expert that takes much "
+        "of the domain, an even row a domain that no expert has made its own.",
+        traces,
+        layout,
+        ["layer, domain", *(f"expert {label}" for label in probe.after.labels)],
+        rows,
+        layers=[f"layer {layer}" for layer in probe.after.layers],
+        start=probe.after.clearest,
+        height=190 + 34 * len(probe.after.domains),
+    )
+
+
+def layers_chart(probe: Probe, name: str) -> Chart:
+    """Separation and contrast beside chance, accuracy beside its ceiling, layer by layer."""
+    after, before = probe.after, probe.before
+    panels = [
+        ("domain separation", "bits", "separation", "separation"),
+        ("routing contrast", "times", "contrast", "contrast"),
+    ]
+    lines: dict[str, tuple[int, np.ndarray, int]] = {}
+    for panel, (words, _, key, chance) in enumerate(panels):
+        lines[words] = (panel, after.per_layer(key), 0)
+        if before is not None:
+            lines[f"{words}, before"] = (panel, before.per_layer(key), 1)
+        lines[f"{words}, 95% of chance"] = (panel, after.baseline(chance, "p95"), 2)
+    found = {"accuracy": after.accuracy("macro"), "linear probe": after.accuracy("linear_probe_macro")}
+    dense = after.accuracy("dense_linear_probe_macro")
+    for place, (words, values) in enumerate({**found, "dense linear probe": dense}.items()):
+        if values is not None:
+            lines[words] = (2, values, (0, 3, 4)[place])
+    short = {"95% of chance": "chance, 95th percentile", "before": "before"}
+    traces: list[dict[str, Any]] = []
+    for words, (panel, values, style) in lines.items():
+        points = [(layer, float(v)) for layer, v in zip(after.layers, values, strict=True) if not np.isnan(v)]
+        label = "router" if style == 0 else short.get(words.split(", ")[-1], words)
+        shown = label not in {trace["name"] for trace in traces}
+        traces.append(line(label, points, style, legendgroup=label, showlegend=shown, **on(panel)))
+    layout = beside(*((w, "layer", u) for w, u, _, _ in panels), ("told right, held out", "layer", "share of tokens"))
+    for axis in ("xaxis", "xaxis2", "xaxis3"):
+        layout[axis] |= {"tickmode": "linear" if len(after.layers) <= 16 else "auto", "dtick": 1}
+    layout["yaxis3"] |= {"tickformat": ".0%"}
+    rows = [[layer, *(_number(values, at) for _, values, _ in lines.values())] for at, layer in enumerate(after.layers)]
+    return Chart(
+        name,
+        f"Specialisation layer by layer: {probe.label}",
+        "Separation and contrast mean something where the router's line is above chance (the domains shuffled). On the "
+        "right: how often a token's first expert tells its domain, beside what a linear probe on the same input does.",
+        traces,
+        layout,
+        ["layer", *lines],
+        rows,
+        height=400,
+    )
+
+
+def _number(values: np.ndarray, at: int) -> float | None:
+    return None if np.isnan(values[at]) else float(values[at])
+
+
+def by_domain_rows(boundary: Boundary) -> tuple[list[str], list[list[Any]]]:
+    """Losses of the quickstart's models in each domain."""
+    domains = list(next(iter(boundary.by_domain.values())))
+    return ["model", *domains], [[label, *map(found.get, domains)] for label, found in boundary.by_domain.items()]

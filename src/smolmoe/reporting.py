@@ -1,0 +1,103 @@
+"""The model card beside every checkpoint that is written, and the page on everything that some folders hold."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from smolmoe.provenance import record_measured
+
+if TYPE_CHECKING:
+    from smolmoe.report.overview import Overview
+
+CARD = "README.md"
+# Of a training's summary, what its model's smolmoe.json keeps.
+_KEPT = ("steps", "tokens", "flops", "parameters", "held_out")
+
+
+def write_card(folder: Path, *, name: str | None = None) -> Path:
+    """Write the model card of a checkpoint that smolmoe made, from its own files; returns its path.
+
+    Args:
+        folder: with config.json, weights and smolmoe.json.
+        name: what the snippets load.  [default: a path with the folder's name]
+
+    Raises:
+        SourceError, CheckpointError: it is no checkpoint.
+    """
+    path = folder / CARD
+    partial = folder / f".{CARD}.partial"
+    partial.write_text(card_text(folder, name=name), encoding="utf-8")
+    partial.replace(path)
+    return path
+
+
+def card_text(folder: Path, *, name: str | None = None) -> str:
+    """The model card of a checkpoint, as `write_card` writes it."""
+    from smolmoe.report.card import card
+    from smolmoe.report.model_facts import ModelFacts
+
+    facts = ModelFacts.read(folder)
+    return card(facts, name=name or f"path/to/{facts.name}", comparison=_compared(folder))
+
+
+def finish_model(folder: Path, summary: Mapping[str, Any]) -> None:
+    """Write down what was measured of a trained model in its smolmoe.json, and its card.
+
+    Args:
+        folder: the run's `model`, beside which its metrics are.
+        summary: of the run.
+    """
+    measured = {key: summary[key] for key in _KEPT if key in summary}
+    start = _first_held_out(folder.parent / "metrics.jsonl")
+    record_measured(folder, measured | ({"start": start} if start else {}))
+    write_card(folder)
+
+
+def _first_held_out(metrics: Path) -> dict[str, Any] | None:
+    """The held-out losses before the first step."""
+    if not metrics.is_file():
+        return None
+    with metrics.open(encoding="utf-8") as file:
+        for line in file:
+            row = json.loads(line) if line.endswith("\n") else {}
+            if row.get("kind") == "held_out" and row.get("step") == 0:
+                return {key: row[key] for key in ("loss", "by_domain") if key in row}
+    return None
+
+
+def _compared(folder: Path) -> list[str]:
+    """What a `compare.json` near a checkpoint says of it: in the folders above it, or one beside them."""
+    from smolmoe.report.results import read_comparison
+
+    place = folder.resolve()
+    for above in list(place.parents)[:3]:
+        for file in sorted({above / "compare.json", *above.glob("*/compare.json")}):
+            found = read_comparison(file) if file.is_file() else None
+            paths = {Path(path).resolve() for path in found.paths} if found else set()
+            if found and paths & {place, place.parent}:
+                return list(found.verdict)
+    return []
+
+
+def report(folders: Sequence[str | Path], out: str | Path, *, overwrite: bool = False) -> Overview:
+    """Write one page on what runs, models, probes and measurements in these folders say; returns what was found.
+
+    Args:
+        folders: of runs, pipelines, models, probes, or result files such as compare.json.
+        out: the page, an .html file that needs nothing beside it.
+        overwrite: replace a file there that is not a page of ours.
+
+    Raises:
+        DataError: there is no such folder, or nothing of smolmoe's in it.
+        CheckpointError: a file there is of a schema that is not read here.
+        OutputError: another file is at `out`.
+    """
+    from smolmoe.report.overview import find
+    from smolmoe.report.overview_page import write_overview
+
+    found = find([Path(folder) for folder in folders])
+    write_overview(found, Path(out), overwrite=overwrite)
+    return found

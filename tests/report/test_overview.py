@@ -1,0 +1,246 @@
+"""The report: in a real browser, offline, whole, by keyboard, in light and dark, with what is missing said."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+import browser
+import pytest
+from devtools import Reader
+from report.overview_folder import EXAMPLES, upcycled, write_all, write_model, write_run
+
+from smolmoe.errors import CheckpointError, DataError, OutputError
+from smolmoe.evaluate.scaling_law_results import Sweep
+from smolmoe.report.charts import show, thinned
+from smolmoe.report.overview import find
+from smolmoe.report.overview_sections import sections
+from smolmoe.report.overview_summary import answers
+from smolmoe.reporting import report
+
+SECTIONS = {"claim", "boundary", "losses", "training", "balance", "routing", "layers", "tokens"} | {
+    "comparison",
+    "sweep",
+    "speed",
+    "provenance",
+}
+TAB, ENTER, RIGHT, LEFT = ("Tab", 9), ("Enter", 13), ("ArrowRight", 39), ("ArrowLeft", 37)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_all(tmp_path_factory.mktemp("full") / "pipeline")
+
+
+@pytest.fixture(scope="module")
+def page(folder: Path) -> Path:
+    out = folder.parent / "report.html"
+    report([folder], out)
+    return out
+
+
+@pytest.fixture(scope="module")
+def reader(page: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Reader]:
+    with Reader(page, tmp_path_factory.mktemp("profile")) as opened:
+        yield opened
+
+
+def test_the_sweep_of_these_tests_is_what_a_sweep_writes() -> None:
+    values = json.loads((EXAMPLES / "sweep.json").read_text())
+    assert json.loads(json.dumps(Sweep.from_json(values).to_json())) == values
+
+
+def test_every_section_is_there_with_its_figures_drawn(reader: Reader) -> None:
+    assert set(reader.js("Array.from(document.querySelectorAll('main > section')).map(s => s.id)")) == SECTIONS
+    assert reader.js("document.body.dataset.ready") == "true"
+    charts = "Array.from(document.querySelectorAll('.chart'))"
+    assert reader.js(f"{charts}.length") == 10
+    assert reader.js(f"{charts}.every(c => c.dataset.drawn === 'light' && c.querySelector('svg.main-svg'))")
+    assert reader.js(f"{charts}.every(c => c.querySelector('details.data table tbody tr'))")
+    assert reader.js("Array.from(document.querySelectorAll('.plot')).every(p => p.ariaLabel.length > 40)")
+    ids = reader.js(
+        "Array.from(document.querySelectorAll('[id]')).map(e => e.id).filter(id => !/^(clip|cl|g)/.test(id))"
+    )
+    assert len(ids) == len(set(ids))
+
+
+def test_no_error_and_nothing_from_outside(reader: Reader, page: Path) -> None:
+    assert reader.console == []
+    assert reader.requests == []
+    assert browser.outside(re.sub(r"<script>.*?</script>", "", page.read_text(), flags=re.DOTALL)) == []
+    assert page.stat().st_size < 8_000_000
+
+
+def test_what_would_come_from_outside_is_seen(page: Path, tmp_path: Path) -> None:
+    """The control of the test above, and of the content security policy."""
+    broken = tmp_path / "broken.html"
+    text = re.sub(r"<script>.*?</script>", "", page.read_text(), flags=re.DOTALL)  # a small page loads at once
+    text = text.replace("</main>", '<img src="https://example.org/a.png"></main>')
+    broken.write_text(text.replace("</body>", "<script>nowhere.at.all</script></body>"))
+    with Reader(broken, tmp_path / "profile") as opened:
+        said = "\n".join(opened.console)
+    assert "Content Security Policy" in said
+    assert "nowhere is not defined" in said
+
+
+def test_by_keyboard(reader: Reader) -> None:
+    reader.js("document.activeElement.blur(), scrollTo(0, 0)")
+    reader.press(*TAB)
+    assert reader.js("document.activeElement.className") == "skip"
+    seen = []
+    while reader.press(*TAB) or (reader.js("document.activeElement !== document.body") and len(seen) < 200):
+        seen.append(
+            reader.js(
+                "(e => [e.id || e.className || e.tagName, getComputedStyle(e).outlineStyle, e.closest('section')?.id])"
+                "(document.activeElement)"
+            )
+        )
+    assert {outline for _, outline, _ in seen} <= {"solid", "auto"}, [s for s in seen if s[1] == "none"]
+    assert seen[0][0] == "theme"
+    assert {section for _, _, section in seen} >= SECTIONS
+    assert {name for name, _, _ in seen} >= {"routing-0-layer", "layer", "SUMMARY"}
+    reader.js("document.getElementById('routing-0-layer').focus()")
+    before = reader.js("document.querySelector('#routing-0 .plot').data[0].z.flat().join()")
+    reader.press(*LEFT)
+    assert reader.js("document.querySelector('#routing-0 output').textContent") == "layer 1"
+    assert reader.js("document.querySelector('#routing-0 .plot').data[0].z.flat().join()") != before
+    reader.press(*RIGHT)
+    reader.js("document.querySelector('#sweep summary').focus()")
+    reader.press(*ENTER)
+    assert reader.js("document.querySelector('#sweep details').open")
+
+
+def test_dark_by_preference_and_by_button(page: Path, tmp_path: Path) -> None:
+    with Reader(page, tmp_path, width=390, dark=True) as opened:
+        paper = "getComputedStyle(document.body).backgroundColor"
+        drawn = "Array.from(document.querySelectorAll('.chart')).map(c => c.dataset.drawn).join()"
+        text = "getComputedStyle(document.querySelector('#losses .xtick text')).fill"
+        dark, dark_text = opened.js(paper), opened.js(text)
+        assert set(opened.js(drawn).split(",")) == {"dark"}
+        assert opened.js("document.getElementById('theme').ariaPressed") == "true"
+        assert opened.js("document.documentElement.scrollWidth") == 390, "nothing is wider than a telephone"
+        opened.js("document.getElementById('theme').click()")
+        assert set(opened.js(drawn).split(",")) == {"light"}
+        light, light_text = opened.js(paper), opened.js(text)
+        assert opened.console == []
+    assert _lightness(dark) < 40 < 200 < _lightness(light)
+    assert _lightness(dark_text) > 120 > _lightness(light_text)
+
+
+def _lightness(colour: str) -> float:
+    return sum(map(float, re.findall(r"[\d.]+", colour)[:3])) / 3
+
+
+def test_text_cannot_break_the_page(reader: Reader, page: Path) -> None:
+    assert reader.js("document.querySelectorAll('main b').length") == reader.js(
+        "document.querySelectorAll('.checks b').length"
+    )
+    assert reader.js("document.querySelectorAll('main i:not(.w)').length") == 0
+    assert "</script⁄>" not in page.read_text()
+    assert "dense, <b>same</b> tokens" in reader.js("document.querySelector('#boundary .legend').textContent")
+    ticks = "Array.from(document.querySelectorAll('#routing-0 .ytick text')).map(t => t.textContent)"
+    assert "<i>web</i></script>" in reader.js(ticks)
+    assert "/home/somebody" not in page.read_text()
+
+
+def test_ten_seconds(folder: Path) -> None:
+    made, costs, wins = answers(find([folder]))
+    assert made.headline == "4 experts, top-2"
+    assert "verified, 2 of 2 checks" in made.sentence
+    assert made.tone == "good"
+    assert costs.headline == "1.6 M of 4.8 M"
+    verdict = json.loads((EXAMPLES / "compare.json").read_text())["verdict"][0]
+    assert (wins.headline, wins.sentence, wins.tone) == ("Yes", verdict, "good")
+
+
+def test_a_defeat_is_called_one(tmp_path: Path) -> None:
+    values = json.loads((EXAMPLES / "compare.json").read_text())
+    for pair in values["pairs"]:
+        if pair["first"] == "moe" and pair["second"] == "dense":
+            pair["better"] = "dense"
+    values["verdict"][0] = "dense beats moe."
+    (tmp_path / "compare.json").write_text(json.dumps(values))
+    wins = answers(find([tmp_path]))[2]
+    assert (wins.headline, wins.sentence, wins.tone) == ("No", "dense beats moe.", "bad")
+    for pair in values["pairs"]:
+        pair["better"] = None
+    (tmp_path / "compare.json").write_text(json.dumps(values))
+    assert answers(find([tmp_path]))[2].headline == "No difference"
+
+
+def test_a_lower_loss_elsewhere_is_said(folder: Path) -> None:
+    file = folder / "boundary" / "report.json"
+    values = json.loads(file.read_text())
+    values["after"]["dense, same FLOPs"] = values["after"]["MoE"] | {"final": 3.0}
+    boundary = folder.parent / "other"
+    boundary.mkdir()
+    (boundary / "report.json").write_text(json.dumps(values))
+    wins = answers(find([boundary]))[2]
+    assert wins.headline == "On equal tokens, yes"
+    assert "the lowest loss is that of “dense, same FLOPs”, 3.0000" in wins.sentence
+
+
+def test_what_is_missing_is_said_with_its_command(tmp_path: Path) -> None:
+    write_model(tmp_path / "moe", **upcycled())
+    write_run(tmp_path / "trained", finished=False)
+    page = tmp_path / "report.html"
+    found = report([tmp_path], page)
+    missing = {part.name: part.command for part in sections(found) if not part.html}
+    assert set(missing) == SECTIONS - {"claim", "training", "balance", "provenance"}
+    text = page.read_text()
+    assert f"smolmoe probe {tmp_path}/moe --data TAGGED.jsonl --out DIR" in text
+    assert all(f'href="#{name}"' not in text for name in missing)
+    assert "Not finished: trained." in text
+    assert answers(found)[2].headline == "Not measured"
+
+
+def test_foreign_folders_and_schemas_are_refused(tmp_path: Path) -> None:
+    page = tmp_path / "report.html"
+    with pytest.raises(DataError, match="no such folder"):
+        report([tmp_path / "nowhere"], page)
+    (tmp_path / "foreign").mkdir()
+    (tmp_path / "foreign" / "notes.json").write_text("{}")
+    with pytest.raises(DataError, match="nothing in it that smolmoe wrote"):
+        report([tmp_path / "foreign"], page)
+    with pytest.raises(DataError, match="nothing in it that smolmoe wrote"):
+        report([tmp_path / "foreign" / "notes.json"], page)
+    write_model(tmp_path / "newer", schema_version=2)
+    with pytest.raises(CheckpointError, match=r"is of schema 2; this smolmoe \([\w.]+\) reads schema 1"):
+        report([tmp_path / "newer"], page)
+    run = write_run(tmp_path / "run")
+    (run / "run.json").write_text(json.dumps({"schema_version": 0, "recipe": {}}))
+    with pytest.raises(CheckpointError, match="is of schema 0"):
+        report([run], page)
+    values = json.loads((EXAMPLES / "compare.json").read_text()) | {"schema_version": 7}
+    (tmp_path / "compare.json").write_text(json.dumps(values))
+    with pytest.raises(CheckpointError, match="is of schema 7"):
+        report([tmp_path / "compare.json"], page)
+    assert not page.exists()
+
+
+def test_another_file_is_kept(folder: Path, tmp_path: Path) -> None:
+    page = tmp_path / "report.html"
+    page.write_text("<h1>mine</h1>")
+    with pytest.raises(OutputError, match="another file is there"):
+        report([folder], page)
+    assert page.read_text() == "<h1>mine</h1>"
+    report([folder], page, overwrite=True)
+    report([folder], page)  # an earlier page of ours
+    with pytest.raises(OutputError, match="is a folder"):
+        report([folder], tmp_path)
+
+
+def test_numbers_and_lines_keep_what_matters() -> None:
+    assert [show(value) for value in (None, float("nan"), 0.0, 12, 1e-9, True)] == [
+        "–",
+        "–",
+        "0.0000",
+        "12",
+        "1e-09",
+        "yes",
+    ]
+    points = [(float(x), 0.0) for x in range(1001)]
+    assert len(thinned(points)) <= 241
+    assert thinned(points)[-1] == points[-1]
