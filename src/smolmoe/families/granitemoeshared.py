@@ -44,6 +44,6 @@ TARGET = MoeTarget(
         ("transformers", "yes"),
         ("vLLM", "yes"),
         ("SGLang", "not known"),
-        ("llama.cpp", "yes; with biases not known"),
+        ("llama.cpp", "yes; no heads but of hidden size / heads"),
     ),
 )

@@ -33,5 +33,5 @@ TARGET = MoeTarget(
     config=_config,
     attention_bias=("none",),
     windows="global",
-    runs=(("transformers", "yes"), ("vLLM", "yes"), ("SGLang", "yes"), ("llama.cpp", "yes")),
+    runs=(("transformers", "yes"), ("vLLM", "yes"), ("SGLang", "yes"), ("llama.cpp", "yes; no sliding window")),
 )

@@ -36,5 +36,10 @@ TARGET = MoeTarget(
     attention_bias=("none", "qkvo"),
     windows="global",
     dense_layers="any",
-    runs=(("transformers", "yes"), ("vLLM", "yes"), ("SGLang", "yes"), ("llama.cpp", "yes, without rope scaling")),
+    runs=(
+        ("transformers", "yes"),
+        ("vLLM", "yes"),
+        ("SGLang", "yes"),
+        ("llama.cpp", "yes; no attention biases, no Llama 3 rope scaling"),
+    ),
 )
