@@ -8,29 +8,39 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
+    from smolmoe.benching import bench
+    from smolmoe.comparing import compare
     from smolmoe.demo.run import quickstart
     from smolmoe.errors import SmolmoeError
     from smolmoe.experts import extract
+    from smolmoe.exporting import export
     from smolmoe.generation import generate
     from smolmoe.moe import register
     from smolmoe.proof.doctor import doctor
     from smolmoe.proof.verify import verify
+    from smolmoe.pushing import push
     from smolmoe.recipe import UpcycleRecipe
     from smolmoe.secretary import route_prompt
     from smolmoe.surgery.inspection import inspect
+    from smolmoe.sweeping import sweep
     from smolmoe.upcycling import upcycle
 
 # Imported on first use: `import smolmoe` costs nothing, and the recipes never need torch.
 _HOME = {
     "SmolmoeError": "smolmoe.errors",
     "UpcycleRecipe": "smolmoe.recipe",
+    "bench": "smolmoe.benching",
+    "compare": "smolmoe.comparing",
     "doctor": "smolmoe.proof.doctor",
+    "export": "smolmoe.exporting",
     "extract": "smolmoe.experts",
     "generate": "smolmoe.generation",
     "inspect": "smolmoe.surgery.inspection",
+    "push": "smolmoe.pushing",
     "quickstart": "smolmoe.demo.run",
     "register": "smolmoe.moe",
     "route_prompt": "smolmoe.secretary",
+    "sweep": "smolmoe.sweeping",
     "upcycle": "smolmoe.upcycling",
     "verify": "smolmoe.proof.verify",
 }
@@ -38,13 +48,18 @@ _HOME = {
 __all__ = [
     "SmolmoeError",
     "UpcycleRecipe",
+    "bench",
+    "compare",
     "doctor",
+    "export",
     "extract",
     "generate",
     "inspect",
+    "push",
     "quickstart",
     "register",
     "route_prompt",
+    "sweep",
     "upcycle",
     "verify",
 ]

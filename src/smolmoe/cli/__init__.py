@@ -8,7 +8,22 @@ from types import FrameType
 
 import typer
 
-from smolmoe.cli import convert, distilling, experts, groups, models, probing, proofs, training
+from smolmoe.cli import (
+    benching,
+    comparing,
+    convert,
+    distilling,
+    experts,
+    exporting,
+    groups,
+    models,
+    probing,
+    proofs,
+    pushing,
+    reporting,
+    sweeping,
+    training,
+)
 from smolmoe.cli.output import print_error
 from smolmoe.errors import SmolmoeError, TrainingError, VerificationError
 from smolmoe.train.distributed import only_main_speaks
@@ -32,6 +47,12 @@ experts.add_to(app)
 models.add_to(app)
 groups.add_to(app)
 distilling.add_to(app)
+benching.add_to(app)
+comparing.add_to(app)
+sweeping.add_to(app)
+reporting.add_to(app)
+pushing.add_to(app)
+exporting.add_to(app)
 
 
 def main() -> None:

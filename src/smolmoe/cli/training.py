@@ -7,7 +7,18 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from smolmoe.cli.output import Json, count, print_json, print_rows, progress, quiet_libraries, size, table, tell
+from smolmoe.cli.output import (
+    Json,
+    count,
+    duration,
+    print_json,
+    print_rows,
+    progress,
+    quiet_libraries,
+    size,
+    table,
+    tell,
+)
 
 if TYPE_CHECKING:
     from smolmoe.forecast import StageForecast
@@ -78,7 +89,7 @@ def _show_estimate(out: str, costs: Estimate) -> None:
         rows.append(("steps", "known once the text is read (trainer.max_steps is not given)"))
     rows.append(("memory", f"about {size(costs.memory_bytes)}"))
     if costs.steps > 0:
-        rows.append(("time", f"about {_duration(costs.seconds)} on this machine"))
+        rows.append(("time", f"about {duration(costs.seconds)} on this machine"))
     print_rows(rows)
 
 
@@ -89,7 +100,7 @@ def _show_trained(result: TrainResult) -> None:
     by_domain = ", ".join(f"{domain} {loss:.4f}" for domain, loss in held_out["by_domain"].items())
     print_rows(
         [
-            ("tokens", f"{count(summary['tokens'])} in {_duration(summary['train_seconds'])}"),
+            ("tokens", f"{count(summary['tokens'])} in {duration(summary['train_seconds'])}"),
             ("held-out loss", f"{held_out['loss']:.4f} nats a token on {held_out['tokens']:,} ({by_domain})"),
             ("model", result.model),
         ]
@@ -138,13 +149,13 @@ def _show_forecast(out: str, stages: list[StageForecast]) -> None:
                 count(costs.tokens),
                 f"{costs.flops:.1e}",
                 size(costs.memory_bytes),
-                _duration(costs.seconds),
+                duration(costs.seconds),
             )
         rows.append((stage.name, stage.kind, _model_of(stage, out), model, *spent))
     columns = ("stage", "kind", "from", "parameters", "steps", "tokens", "FLOPs", "memory", "time")
     table(f"would write {out}", columns, rows)
     total = sum(stage.costs.seconds for stage in stages if stage.costs is not None)
-    print(f"about {_duration(total)} of training on this machine")
+    print(f"about {duration(total)} of training on this machine")
 
 
 def _parameters(stage: StageForecast) -> str:
@@ -227,11 +238,3 @@ def copy_recipe(
     from smolmoe.recipe.files import copy
 
     print(copy(name, out))
-
-
-def _duration(seconds: float) -> str:
-    if seconds < 120:
-        return f"{seconds:.0f} s"
-    if seconds < 7200:
-        return f"{seconds / 60:.0f} min"
-    return f"{seconds / 3600:.1f} h" if seconds < 172800 else f"{seconds / 86400:.1f} days"

@@ -1,0 +1,177 @@
+"""sweep: the same training with several budgets of tokens, and the law of what more of them buys."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from smolmoe.cli.output import Json, count, duration, print_json, print_rows, progress, quiet_libraries, table, tell
+from smolmoe.cli.training import Changes, DryRun, Overwrite
+from smolmoe.errors import RequestError
+
+if TYPE_CHECKING:
+    from smolmoe.evaluate.scaling_law_results import Curve, Gain, Interval, JointLaw, Sweep
+    from smolmoe.sweep_forecast import SweepForecast
+
+_UNITS = {"": 1, "K": 1e3, "M": 1e6, "B": 1e9}
+_NUMBER = re.compile(r"(\d+\.?\d*|\.\d+)(?:[eE]\+?(\d+))?([KMB]?)", re.IGNORECASE)
+
+
+def add_to(app: typer.Typer) -> None:
+    app.command()(sweep)
+
+
+def sweep(
+    recipe: Annotated[
+        str, typer.Argument(metavar="RECIPE", help="A training or a pipeline: YAML file, or a shipped one's name.")
+    ],
+    tokens: Annotated[str, typer.Option(metavar="N,N,...", help="Budgets of training tokens, e.g. 0.5M,1M,2M,4M,8M.")],
+    dense_tokens: Annotated[
+        str | None,
+        typer.Option(metavar="N,N,...", help="Of a pipeline: budgets of the dense training before the conversion."),
+    ] = None,
+    seeds: Annotated[int, typer.Option(help="Trainings of each budget, each with another order of the text.")] = 1,
+    stage: Annotated[
+        str | None, typer.Option(help="Training of a pipeline whose tokens vary.  [default: the last]")
+    ] = None,
+    until: Annotated[
+        str | None, typer.Option(metavar="N", help="Draw the law to here.  [default: 10x the largest budget]")
+    ] = None,
+    start_tokens: Annotated[
+        str | None,
+        typer.Option(metavar="N", help="Tokens behind the starting model.  [default: what its folders say]"),
+    ] = None,
+    out: Annotated[Path | None, typer.Option(help="Folder of the sweep.  [default: the recipe's, with -sweep]")] = None,
+    changes: Changes = None,
+    overwrite: Overwrite = False,
+    dry_run: DryRun = False,
+    as_json: Json = False,
+) -> None:
+    """Train at several budgets of tokens, and fit the law of what more data buys, with its uncertainty."""
+    quiet_libraries()
+    from smolmoe.recipe import parse
+    from smolmoe.recipe.files import load
+    from smolmoe.recipe.sweep import SweepRecipe
+
+    values = load(recipe, changes or ())
+    request = parse(
+        SweepRecipe,
+        {
+            "tokens": _numbers("tokens", tokens),
+            "dense_tokens": () if dense_tokens is None else _numbers("dense-tokens", dense_tokens),
+            "seeds": tuple(range(max(1, seeds))),
+            "stage": stage,
+            "until": None if until is None else _number("until", until),
+            "start_tokens": None if start_tokens is None else _number("start-tokens", start_tokens),
+            "out": out or Path(f"{values['out']}-sweep"),
+        },
+    )
+    if dry_run:
+        from smolmoe.sweep_forecast import forecast_sweep
+        from smolmoe.sweep_plan import make_plan
+
+        found = forecast_sweep(make_plan(Path(recipe).stem, values, request))
+        print_json(found.to_json()) if as_json else _show_forecast(found)
+        return
+    from smolmoe.sweeping import sweep as start
+
+    with tell(show=not as_json), progress(show=not as_json) as report:
+        result = start(Path(recipe).stem, values, request, overwrite=overwrite, report=report)
+    print_json(result.to_json()) if as_json else _show(result, request.out)
+
+
+def _numbers(option: str, text: str) -> tuple[int, ...]:
+    return tuple(_number(option, part) for part in text.split(","))
+
+
+def _number(option: str, text: str) -> int:
+    """1.5M as 1500000."""
+    match = _NUMBER.fullmatch(text.strip())
+    if match is None:
+        raise RequestError(
+            "is no number of tokens.", field=option, value=text, fix="Write it as 500000, 500K, 0.5M or 5e5."
+        )
+    digits, power, unit = match.groups()
+    return round(float(digits) * 10 ** int(power or 0) * _UNITS[unit.upper()])
+
+
+def _show_forecast(found: SweepForecast) -> None:
+    columns = ("what", "runs", "steps", "tokens", "FLOPs", "time")
+    rows = [
+        (cost.name, cost.runs, f"{cost.steps:,}", count(cost.tokens), f"{cost.flops:.1e}", duration(cost.seconds))
+        for cost in found.costs
+    ]
+    table(f"would write {found.out}", columns, rows)
+    print(found.schedule)
+    shared = "" if found.whole <= found.flops else f" ({found.whole:.1e} without sharing)"
+    print_rows(
+        [
+            ("budgets", ", ".join(f"{tokens:,}" for tokens in found.budgets)),
+            ("FLOPs", f"{found.flops:.2e}{shared}"),
+            ("time", f"about {duration(found.seconds)} of training on this machine"),
+            ("done", f"{found.done} of {found.points} points"),
+        ]
+    )
+
+
+def _show(result: Sweep, out: Path) -> None:
+    print(f"{out}: {result.recipe}{f', stage {result.stage}' if result.stage else ''}")
+    held_out = result.held_out
+    print(f"{result.schedule.text}\nHeld out: {held_out.tokens:,} tokens of {held_out.documents:,} documents.")
+    for curve in result.curves:
+        _show_curve(curve)
+    if result.joint is not None:
+        _show_joint(result.joint)
+    elif result.joint_reason is not None:
+        print(f"\nNo law of both: {result.joint_reason}")
+    print(f"\n{result.uncertainty.text}")
+    for warning in result.warnings:
+        print(f"  ! {warning}")
+    print(f"{out / 'sweep.png'}")
+
+
+def _show_curve(curve: Curve) -> None:
+    seeds = {point.seed for point in curve.points}
+    rows = [
+        (f"{place.tokens:,}", _ends(place.loss), "" if at == 0 else _ends(curve.neighbours[at - 1].drop))
+        for at, place in enumerate(curve.budgets)
+    ]
+    columns = ("tokens", f"loss, mean of {len(seeds)}" if len(seeds) > 1 else "loss", "gained over the one before")
+    print()
+    table(curve.name, columns, rows)
+    if curve.start_loss is not None:
+        print(f"  before training: {curve.start_loss:.4f}")
+    if curve.law is None:
+        print(f"  no law: {curve.reason}")
+        return
+    law = curve.law
+    tokens = f"(D + {law.start_tokens:,})" if law.start_tokens else "D"
+    print(f"  L(D) = E + A {tokens}^-α, residual {law.residual:.2%}")
+    if law.identified:
+        print_rows([("E", _ends(law.offset)), ("A", _ends(law.scale, ".3g")), ("α", _ends(law.exponent, ".3f"))])
+    for note in law.notes:
+        print(f"  {note}")
+    for gain in curve.tenfold:
+        print(_tenfold(gain))
+
+
+def _tenfold(gain: Gain) -> str:
+    reach = {"measured": "", "extrapolated": " (extrapolated)", "far": " (beyond 10x the largest budget: a guess)"}
+    return f"  {count(gain.begin)} to {count(gain.end)} tokens: {_ends(gain.drop)} nats a token{reach[gain.reach]}"
+
+
+def _show_joint(law: JointLaw) -> None:
+    print("\nL(D1, D2) = E + A D1^-a1 D2^(-a2 + a3 ln D1)")
+    names = [("E", law.offset), ("A", law.scale), ("a1", law.dense), ("a2", law.upcycled), ("a3", law.interaction)]
+    print_rows([(name, _ends(value, ".4g")) for name, value in names])
+    for part in law.exponents:
+        print(f"  after {part.dense_tokens:,} dense tokens the exponent of D2 is {_ends(part.exponent, '.3f')}")
+    for note in law.notes:
+        print(f"  {note}")
+
+
+def _ends(value: Interval, form: str = ".4f") -> str:
+    return f"{value.value:{form}} [{value.low:{form}}, {value.high:{form}}]"

@@ -1,0 +1,83 @@
+"""sweep as a user calls it: what it would cost, what it found, and numbers that are none."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import yaml
+from tests.train.runs import dense_folder, recipe
+
+from smolmoe.cli import main
+from smolmoe.evaluate.scaling_law_results import read_sweep
+
+Call = Callable[..., tuple[int, str, str]]
+
+
+@pytest.fixture
+def smolmoe(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Call:
+    def call(*arguments: object) -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "argv", ["smolmoe", *map(str, arguments)])
+        capsys.readouterr()
+        code = 0
+        try:
+            main()
+        except SystemExit as stop:
+            code = int(stop.code or 0)
+        printed = capsys.readouterr()
+        return code, printed.out, printed.err
+
+    return call
+
+
+@pytest.fixture
+def tiny(tmp_path: Path) -> Path:
+    path = tmp_path / "tiny.yaml"
+    path.write_text(yaml.safe_dump(recipe(tmp_path, dense_folder(tmp_path / "dense"))))
+    return path
+
+
+def test_a_dry_run_says_what_it_would_cost_and_writes_nothing(tiny: Path, smolmoe: Call) -> None:
+    budgets = ("--tokens", "1.28K,2560,5e3", "--seeds", "2")
+    code, out, _ = smolmoe("sweep", tiny, *budgets, "--dry-run")
+    assert code == 0
+    assert "1,280, 2,560, 4,992" in out
+    assert "0 of 6 points" in out
+    code, out, _ = smolmoe(
+        "sweep", tiny, *budgets, "--dry-run", "--json", "--set", "trainer.lr_scheduler_type=constant"
+    )
+    found = json.loads(out)
+    assert code == 0
+    assert found["out"] == f"{tiny.parent / 'run'}-sweep"
+    assert [cost["steps"] for cost in found["costs"]] == [2 * 39]
+    assert found["flops"] < found["flops_unshared"]
+    assert not Path(found["out"]).exists()
+
+
+def test_two_budgets_are_trained_and_fit_no_law(tiny: Path, smolmoe: Call) -> None:
+    code, out, _ = smolmoe("sweep", tiny, "--tokens", "256,512", "--out", tiny.parent / "out", "--json")
+    assert code == 0
+    found = json.loads(out)
+    assert (found["kind"], found["schema_version"]) == ("sweep", 1)
+    assert json.loads(json.dumps(read_sweep(tiny.parent / "out").to_json())) == found
+    code, out, _ = smolmoe("sweep", tiny, "--tokens", "256,512", "--out", tiny.parent / "out")
+    assert code == 0
+    assert "no law: 2 budgets" in out
+    assert "One seed:" in out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (("--tokens", "1Q"), "error: tokens = 1Q: is no number of tokens"),
+        (("--tokens", "1K,1K"), "twice"),
+        (("--tokens", "1K", "--stage", "moe"), "one training, not a pipeline"),
+    ],
+)
+def test_bad_requests(tiny: Path, smolmoe: Call, arguments: tuple[str, ...], said: str) -> None:
+    code, _, err = smolmoe("sweep", tiny, *arguments)
+    assert code == 2
+    assert said in err
