@@ -202,6 +202,10 @@ def test_a_comparison_beside_it_is_quoted(moe: Path, tmp_path: Path) -> None:
     (tmp_path / "verdict" / "compare.json").write_text(json.dumps(values))
     write_card(folder)
     assert "beats" not in (folder / "README.md").read_text()
+    for broken in ("{", json.dumps({**values, "schema_version": 7})):
+        (tmp_path / "verdict" / "compare.json").write_text(broken)
+        write_card(folder)
+        assert "beats" not in (folder / "README.md").read_text()
 
 
 # -- schemas and places ----------------------------------------------------------------------------------------------

@@ -119,14 +119,13 @@ class AlignJob:
     def load(self, folder: Path) -> Any:
         """The model in a folder, on the job's device, as the recipe wants it computed."""
         from smolmoe.moe.loading import load_model
-        from smolmoe.train.models import check_fit
+        from smolmoe.train.models import check_fit, set_experts
 
         model = load_model(folder, device=self.device)
         check_fit(model.config.get_text_config(), self.tokenizer, self.length)
         if self.recipe.model.attention is not None:
             model.set_attn_implementation(self.recipe.model.attention)
-        if self.recipe.model.experts is not None:
-            model.set_experts_implementation(self.recipe.model.experts)
+        set_experts(model, self.recipe.model.experts, str(self.device))
         return model
 
     def rows_a_step(self) -> int:

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from smolmoe.errors import CheckpointError, DataError
 from smolmoe.provenance import record_measured
 
 if TYPE_CHECKING:
@@ -73,9 +74,12 @@ def _compared(folder: Path) -> list[str]:
     from smolmoe.report.results import read_comparison
 
     place = folder.resolve()
-    for above in list(place.parents)[:3]:
+    for above in list(place.parents)[:2]:
         for file in sorted({above / "compare.json", *above.glob("*/compare.json")}):
-            found = read_comparison(file) if file.is_file() else None
+            try:
+                found = read_comparison(file) if file.is_file() else None
+            except (CheckpointError, DataError):  # a neighbour that nobody asked about
+                continue
             paths = {Path(path).resolve() for path in found.paths} if found else set()
             if found and paths & {place, place.parent}:
                 return list(found.verdict)

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 from smolmoe.errors import RequestError
 from smolmoe.files import write_json
 from smolmoe.recipe import TrainRecipe, parse
+from smolmoe.reporting import finish_model
 from smolmoe.train.folder import HELD_OUT, MODEL, SUMMARY, TOKENIZER, begin, open_folder
 
 if TYPE_CHECKING:
@@ -334,6 +335,7 @@ class _Run:
             summary["samples"] = self._samples()
             write_json(out / HELD_OUT, last.documents_json())
             write_json(out / SUMMARY, summary)
+            finish_model(out / MODEL, summary)
             return summary
 
         return TrainResult(out, on_main(write))

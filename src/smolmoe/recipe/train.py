@@ -21,7 +21,9 @@ class ModelRecipe(Recipe):
     )
     attention: str | None = Field(default=None, description="attn_implementation of transformers: eager, sdpa, ...")
     experts: str | None = Field(
-        default=None, description="experts_implementation of transformers: eager, grouped_mm, ..."
+        default=None,
+        description="experts_implementation: smolmoe, or eager, grouped_mm, ... of transformers "
+        "(default: smolmoe on a CPU)",
     )
 
     @model_validator(mode="after")

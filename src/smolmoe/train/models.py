@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -10,15 +9,16 @@ from typing import Any
 import torch
 
 from smolmoe.checkpoint import fingerprint, open_checkpoint
-from smolmoe.claim import PROVENANCE_FILE
 from smolmoe.errors import RequestError, SourceError
-from smolmoe.moe import loading
+from smolmoe.moe import loading, register
+from smolmoe.moe.experts import NAME
 from smolmoe.moe.loading import GENERIC_TYPE, load_model, load_tokenizer
-from smolmoe.provenance import command, versions
+from smolmoe.moe.routing import find_routers
+from smolmoe.provenance import SCHEMA_VERSION, command, read_provenance, versions
 from smolmoe.recipe import AlignRecipe, TrainRecipe
 from smolmoe.recipe.base import unknown_key
 from smolmoe.recipe.train import ModelRecipe
-from smolmoe.train.folder import SCHEMA_VERSION
+from smolmoe.train.arguments import pick_device
 
 _TOKEN_KEYS = ("bos_token_id", "eos_token_id", "pad_token_id")
 
@@ -62,12 +62,32 @@ def build_model(recipe: TrainRecipe, tokenizer: Any, folder: Path | None) -> Any
     check_fit(model.config.get_text_config(), tokenizer, recipe.data.length)
     if recipe.model.attention is not None:
         model.set_attn_implementation(recipe.model.attention)
-    if recipe.model.experts is not None:
-        model.set_experts_implementation(recipe.model.experts)
+    set_experts(model, recipe.model.experts, pick_device(recipe.device))
     # Nothing counts twice: balance is ours, per layer; the stock loss would be added to the cross-entropy unseen.
     if getattr(model.config, "output_router_logits", False):
         model.config.output_router_logits = False
     return model
+
+
+def set_experts(model: Any, asked: str | None, device: str) -> None:
+    """Let an MoE compute its experts as asked: by one of transformers' experts implementations, or by ours.
+
+    Args:
+        asked: None is ours on a CPU, for classes that can be told, and elsewhere what the model has.
+        device: that it will be trained on.
+
+    Raises:
+        RequestError: there is none of this name.
+    """
+    if asked is None:
+        if device != "cpu" or not model._can_set_experts_implementation() or not find_routers(model):
+            return
+        asked = NAME
+    register()
+    try:
+        model.set_experts_implementation(asked)
+    except ValueError as error:
+        raise RequestError(f"transformers refuses it: {error}", field="model.experts", value=asked) from error
 
 
 def check_fit(config: Any, tokenizer: Any, length: int) -> None:
@@ -96,8 +116,6 @@ def new_config(recipe: ModelRecipe, tokenizer: Any, length: int) -> Any:
         RequestError: an unknown model type or key.
     """
     from transformers import CONFIG_MAPPING, AutoConfig
-
-    from smolmoe.moe import register
 
     register()
     values = dict(recipe.config or {})
@@ -132,11 +150,7 @@ def _new_model(recipe: TrainRecipe, tokenizer: Any) -> Any:
 
 def parent_provenance(folder: Path | None) -> dict[str, Any]:
     """What the smolmoe.json beside a checkpoint says; empty where there is none."""
-    path = folder / PROVENANCE_FILE if folder is not None else None
-    if path is None or not path.is_file():
-        return {}
-    found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-    return found
+    return {} if folder is None else read_provenance(folder)
 
 
 def run_provenance(
@@ -156,7 +170,7 @@ def run_provenance(
         "stage": stage,
         "request": recipe.model_dump(mode="json", exclude={"out"}),
         "source": trained,
-        **{key: parent[key] for key in ("target", "layout") if key in parent},
+        **{key: parent[key] for key in ("target", "layout", "origin") if key in parent},
         "seed": recipe.seed,
         "versions": versions(*packages),
         "command": command(),

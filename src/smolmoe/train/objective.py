@@ -25,6 +25,7 @@ from smolmoe.moe.ties import GroupTies
 from smolmoe.recipe.train import ObjectiveRecipe, RoutingRecipe
 from smolmoe.train.distillation import Distillation
 from smolmoe.train.guidance import Guidance
+from smolmoe.train.replay import remember_choices
 
 
 class Objective:
@@ -358,10 +359,14 @@ class RoutedTraining:
 
 
 class RouterCallback(TrainerCallback):
-    """Does what an objective does around the optimiser's step."""
+    """Does what an objective does around the optimiser's step, and lets checkpointed layers keep their choices."""
 
     def __init__(self, objective: Objective):
         self.objective = objective
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        if self.objective.capture is not None:
+            remember_choices(kwargs["model"])
 
     def on_pre_optimizer_step(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         self.objective.before_step(state.global_step)

@@ -23,6 +23,8 @@ from smolmoe.recipe import TrainRecipe
 from smolmoe.train.checkpoints import TRAINING_STATE, AtomicCheckpoints
 from smolmoe.train.distillation import Distillation
 from smolmoe.train.distributed import is_sharded, load_optimizer, place_moments, whole_state
+from smolmoe.train.head import HeadLoss, head_loss
+from smolmoe.train.memory import kept_memory
 from smolmoe.train.metrics import Clock, MetricsFile, flatten, peak_memory, perplexity
 from smolmoe.train.objective import Objective, RoutedTraining, RouterCallback
 from smolmoe.train.optim import (
@@ -106,6 +108,24 @@ class MoeTrainer(RoutedTraining, AtomicCheckpoints, Trainer):
             self.remove_callback(callback)
         self.add_callback(RouterCallback(objective))
         self.add_callback(_Watch(self))
+        self.head_loss = self._head_loss()
+
+    def train(self, *args: Any, **kwargs: Any) -> Any:
+        with kept_memory():
+            return super().train(*args, **kwargs)
+
+    # -- loss ----------------------------------------------------------------------------------------------------
+
+    def _head_loss(self) -> HeadLoss | None:
+        """The loss without whole logits; None where something else needs those, or the head is not here as a whole."""
+        needs_logits = self.distillation is not None or self.args.label_smoothing_factor
+        if needs_logits or self.is_sharded or self.args.n_gpu > 1 or self.args.torch_compile:
+            return None
+        return head_loss(self.model)
+
+    def compute_loss(self, *args: Any, **kwargs: Any) -> Any:
+        with nullcontext() if self.head_loss is None else self.head_loss.applied():
+            return super().compute_loss(*args, **kwargs)
 
     # -- order, optimiser ----------------------------------------------------------------------------------------
 
