@@ -175,7 +175,8 @@ def test_precomputed_references_are_those_of_the_source(tmp_path: Path, moe: Pat
     result = align(values)
     wanted = [row["loss"] for row in rows(plain.out, "step")]
     whole = [row["loss"] for row in rows(result.out, "step")]
-    assert whole[:2] == pytest.approx(wanted[:2], abs=1e-5)
+    # They are computed in other batches, so that log-probabilities of some hundred nats differ in their last digits.
+    assert whole[:2] == pytest.approx(wanted[:2], abs=3e-5)
     assert whole == pytest.approx(wanted, abs=5e-3)  # Adam makes much of little gradients
     shutil.rmtree(result.out / "checkpoints" / "checkpoint-4")
     resumed = align(values, resume="latest")

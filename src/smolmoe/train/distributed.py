@@ -121,6 +121,7 @@ def build_once(build: Callable[[], Any]) -> Any:
     import torch
     from accelerate import init_empty_weights
 
+    from smolmoe.moe import register
     from smolmoe.moe.loading import causal_lm_class
 
     built: list[Any] = []
@@ -132,6 +133,7 @@ def build_once(build: Callable[[], Any]) -> Any:
     found = on_main(config)
     if built:
         return built[0]
+    register()  # the configuration may name our experts
     with init_empty_weights(include_buffers=False):
         model = causal_lm_class(found)._from_config(found, dtype=torch.float32)
     model.tie_weights()  # the context made tied parameters two
