@@ -3,9 +3,9 @@
  * project_T  y[r] = w[e] x[r] for the rows r of each expert e: x [R, in], w [E, out, in], y [R, out].
  * experts_T  a whole layer: SwiGLU experts chosen by token, weighted and added up.
  *
- * All tensors are contiguous, `in` is a multiple of 32, `out` at least 4. Sums are in fp32 and stay in registers. With
- * very few rows of x a weight is read in one stream, which is what memory is fastest at; with more, in tiles of four
- * rows of a weight by a few of x, while the next tile is asked for.
+ * All tensors are contiguous, `in` is a multiple of 32, `out` at least 4. A tile is four rows of a weight by a few rows
+ * of x, whose sums are in fp32 and stay in registers. Memory is fastest in one stream, so what comes soon is asked for
+ * in its order, into the second cache: in the first it would push x out.
  */
 #include <stdint.h>
 #include <stdlib.h>
@@ -24,8 +24,7 @@
 #endif
 #define LANES (BYTES / 4)
 #define PIECE 64   /* rows of a weight that one thread takes at a time */
-#define STREAMED 4 /* rows of x with which reading the weight takes longer than computing ... */
-#define NEAR 16384 /* ... as long as they are so few bytes, which stay next to the core */
+#define SOON 12    /* rows of a weight that are asked for ahead, in the order of memory */
 #define INLINE static inline __attribute__((always_inline))
 
 typedef float f32;
@@ -85,44 +84,43 @@ INLINE bf16 round_bf16(float value) { /* to nearest, ties to even; sums of bf16 
 #define PUT(m, T)                                                                                                      \
   y[m * out] = round_##T(sum(a##m)), y[m * out + 1] = round_##T(sum(b##m));                                            \
   y[m * out + 2] = round_##T(sum(c##m)), y[m * out + 3] = round_##T(sum(d##m));
-#define LOAD(row, T) (__builtin_prefetch(row + k + 4 * in), part_of_##T(row + k))
+#define ASK(place) __builtin_prefetch(place, 0, 2)
 
 #define TILE(T, M)                                                                                                     \
   static void tile_##T##_##M(const T *x, const T *w, int64_t in, int64_t out, T *y) {                                  \
     const T *second = w + in, *third = second + in, *fourth = third + in;                                              \
+    const int64_t step = BYTES / (int)sizeof(T);                                                                       \
     UPTO_##M(START, T)                                                                                                 \
-    for (int64_t k = 0; k < in; k += BYTES / (int)sizeof(T)) {                                                         \
-      part_##T a = LOAD(w, T), b = LOAD(second, T), c = LOAD(third, T), d = LOAD(fourth, T);                           \
+    for (int64_t k = 0; k < in; k += step) {                                                                           \
+      const T *soon = w + SOON * in + 4 * k;                                                                           \
+      ASK(soon), ASK(soon + step), ASK(soon + 2 * step), ASK(soon + 3 * step);                                         \
+      part_##T a = part_of_##T(w + k), b = part_of_##T(second + k);                                                    \
+      part_##T c = part_of_##T(third + k), d = part_of_##T(fourth + k);                                                \
       UPTO_##M(ADD, T)                                                                                                 \
     }                                                                                                                  \
     UPTO_##M(PUT, T)                                                                                                   \
   }
 
-#define STREAM_START(m, T) floats a##m = {0}, b##m = {0};
-#define STREAM_ADD(m, T) a##m = add_##T(a##m, a, x + m * in + k), b##m = add_##T(b##m, b, x + m * in + k + step);
-#define STREAM_LAST(m, T) a##m = add_##T(a##m, part_of_##T(w + k), x + m * in + k);
-#define STREAM_PUT(m, T) y[m * out] = round_##T(sum(a##m + b##m));
-
-#define STREAM(T, M)                                                                                                   \
-  static void stream_##T##_##M(const T *x, const T *w, int64_t in, int64_t out, int64_t rows, T *y) {                  \
+/* One row of x, for which a tile is too little work to hide its turns from one row of the weight to the next. */
+#define STREAM(T)                                                                                                      \
+  static void stream_##T(const T *x, const T *w, int64_t in, int64_t rows, T *y) {                                     \
     const int64_t step = BYTES / (int)sizeof(T);                                                                       \
-    for (int64_t n = 0; n < rows; n++, w += in, y++) {                                                                 \
-      UPTO_##M(STREAM_START, T)                                                                                        \
+    for (int64_t n = 0; n < rows; n++, w += in) {                                                                      \
+      floats even = {0}, odd = {0};                                                                                    \
       int64_t k = 0;                                                                                                   \
       for (; k + 2 * step <= in; k += 2 * step) {                                                                      \
-        part_##T a = part_of_##T(w + k), b = part_of_##T(w + k + step);                                                \
-        UPTO_##M(STREAM_ADD, T)                                                                                        \
+        ASK(w + SOON * in + k), ASK(w + SOON * in + k + step);                                                         \
+        even = add_##T(even, part_of_##T(w + k), x + k);                                                               \
+        odd = add_##T(odd, part_of_##T(w + k + step), x + k + step);                                                   \
       }                                                                                                                \
-      for (; k < in; k += step) {                                                                                      \
-        UPTO_##M(STREAM_LAST, T)                                                                                       \
-      }                                                                                                                \
-      UPTO_##M(STREAM_PUT, T)                                                                                          \
+      for (; k < in; k += step) even = add_##T(even, part_of_##T(w + k), x + k);                                       \
+      y[n] = round_##T(sum(even + odd));                                                                               \
     }                                                                                                                  \
   }
 
 #define PROJECT(T)                                                                                                     \
   TILE(T, 1) TILE(T, 2) TILE(T, 3) TILE(T, 4) TILE(T, 5) TILE(T, 6)                                                    \
-  STREAM(T, 1) STREAM(T, 2) STREAM(T, 3) STREAM(T, 4)                                                                  \
+  STREAM(T)                                                                                                            \
   static void rows_##T(const T *x, const T *w, int64_t in, int64_t out, int64_t rows, T *y) {                          \
     for (int64_t m = 0; m < rows; m += MOST) {                                                                         \
       const T *left = x + m * in;                                                                                      \
@@ -137,14 +135,6 @@ INLINE bf16 round_bf16(float value) { /* to nearest, ties to even; sums of bf16 
       }                                                                                                                \
     }                                                                                                                  \
   }                                                                                                                    \
-  static void streamed_##T(const T *x, const T *w, int64_t in, int64_t out, int64_t rows, int64_t n, T *y) {           \
-    switch (rows) {                                                                                                    \
-      case 1: stream_##T##_1(x, w, in, out, n, y); break;                                                              \
-      case 2: stream_##T##_2(x, w, in, out, n, y); break;                                                              \
-      case 3: stream_##T##_3(x, w, in, out, n, y); break;                                                              \
-      default: stream_##T##_4(x, w, in, out, n, y);                                                                    \
-    }                                                                                                                  \
-  }                                                                                                                    \
   /* `spans` [count, 3]: expert, first row, row after the last. */                                                     \
   void project_##T(const T *x, const T *w, const int64_t *spans, int64_t count, int64_t in, int64_t out, T *y,         \
                    int threads) {                                                                                      \
@@ -155,8 +145,8 @@ INLINE bf16 round_bf16(float value) { /* to nearest, ties to even; sums of bf16 
       int64_t first = task % pieces * PIECE, end = first + PIECE < out ? first + PIECE : out, rows = span[2] - span[1];\
       const T *left = x + span[1] * in, *right = w + span[0] * out * in;                                               \
       T *to = y + span[1] * out;                                                                                       \
-      if (rows <= STREAMED && rows * in * (int)sizeof(T) <= NEAR) {                                                    \
-        streamed_##T(left, right + first * in, in, out, rows, end - first, to + first);                                \
+      if (rows == 1) {                                                                                                 \
+        stream_##T(left, right + first * in, in, end - first, to + first);                                             \
         continue;                                                                                                      \
       }                                                                                                                \
       for (int64_t n = first; n < end; n += 4) {                                                                       \
