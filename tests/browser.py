@@ -27,6 +27,26 @@ def chromium() -> str:
     return found
 
 
+def headless(profile: Path) -> list[str]:
+    """The browser's command, without a window, network or settings of its own.
+
+    Args:
+        profile: an empty folder for what the browser keeps.
+    """
+    return [
+        chromium(),
+        "--headless=new",
+        "--no-sandbox",  # containers run as root
+        "--disable-gpu",
+        "--disable-dev-shm-usage",
+        "--disable-background-networking",
+        "--disable-component-update",
+        "--no-first-run",
+        "--host-resolver-rules=MAP * ~NOTFOUND",
+        f"--user-data-dir={profile}",
+    ]
+
+
 @dataclass(frozen=True)
 class Loaded:
     """What became of a page.
@@ -56,16 +76,7 @@ def load(page: Path, profile: Path) -> Loaded:
         profile: an empty folder for what the browser keeps.
     """
     command = [
-        chromium(),
-        "--headless=new",
-        "--no-sandbox",  # containers run as root
-        "--disable-gpu",
-        "--disable-dev-shm-usage",
-        "--disable-background-networking",
-        "--disable-component-update",
-        "--no-first-run",
-        "--host-resolver-rules=MAP * ~NOTFOUND",
-        f"--user-data-dir={profile}",
+        *headless(profile),
         "--enable-logging=stderr",
         "--virtual-time-budget=2000",
         "--window-size=1200,1000",

@@ -12,7 +12,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from browser import chromium
+from browser import headless
 
 _START = "import os,sys; os.dup2(int(sys.argv[1]),3); os.dup2(int(sys.argv[2]),4); os.execvp(sys.argv[3],sys.argv[3:])"
 
@@ -30,20 +30,7 @@ class Reader:
         self.requests: list[str] = []
         self._next = 0
         self._page = page.resolve().as_uri()
-        command = [
-            chromium(),
-            "--headless=new",
-            "--no-sandbox",  # containers run as root
-            "--disable-gpu",
-            "--disable-dev-shm-usage",
-            "--disable-background-networking",
-            "--disable-component-update",
-            "--no-first-run",
-            "--hide-scrollbars",
-            "--host-resolver-rules=MAP * ~NOTFOUND",
-            f"--user-data-dir={profile}",
-            "--remote-debugging-pipe",
-        ]
+        command = [*headless(profile), "--hide-scrollbars", "--remote-debugging-pipe"]
         theirs_in, ours_out = (fcntl.fcntl(fd, fcntl.F_DUPFD, 20) for fd in os.pipe())
         ours_in, theirs_out = (fcntl.fcntl(fd, fcntl.F_DUPFD, 20) for fd in os.pipe())
         starter = [sys.executable, "-c", _START, str(theirs_in), str(theirs_out), *command]

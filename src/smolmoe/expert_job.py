@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from smolmoe.claim import Claim
-from smolmoe.errors import VerificationError
+from smolmoe.proof.results import failure
 from smolmoe.reporting import finish_model
 
 if TYPE_CHECKING:
@@ -155,7 +155,7 @@ class Job:
             self.dry_run,
         )
         if measured is not None and not measured.passed:
-            raise _failed(measured, self.out)
+            raise failure(measured.checks, self.out)
         return result
 
     def _write(self, program: Program, made: dict[str, Any], granularity: int) -> None:
@@ -193,19 +193,6 @@ class Job:
             found = Losses(before, after)
         record(self.out, {"measured": measured.to_json(), "losses": None if found is None else found.to_json()})
         return measured, found
-
-
-def _failed(measured: Measured, out: Path) -> VerificationError:
-    failed = [check for check in measured.checks if not check.passed]
-    return VerificationError(
-        " ".join(
-            f"{check.name}: measured {check.measured:.3g}, limit {check.limit:.3g}; should be: {check.meaning}"
-            for check in failed
-        ),
-        field="out",
-        value=str(out),
-        fix="The files are left for inspection.",
-    )
 
 
 def _counts(program: Program) -> tuple[int, int, int]:

@@ -8,7 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from smolmoe.errors import RequestError, VerificationError
+from smolmoe.errors import RequestError
+from smolmoe.proof.results import failure
 
 if TYPE_CHECKING:
     from smolmoe.claim import Claim
@@ -132,7 +133,7 @@ def _native(
         dry_run,
     )
     if verification is not None and not verification.passed:
-        raise _failed(verification, out)
+        raise failure(verification.checks, out)
     return result
 
 
@@ -165,16 +166,3 @@ def _written(
     verification = verify(files.folder, out, claim=claim, device=device)
     record(out, {"measured": verification.to_json()})
     return verification
-
-
-def _failed(verification: Verification, out: Path) -> VerificationError:
-    failed = [check for check in verification.checks if not check.passed]
-    return VerificationError(
-        " ".join(
-            f"{check.name}: measured {check.measured:.3g}, limit {check.limit:.3g}; should be: {check.meaning}"
-            for check in failed
-        ),
-        field="out",
-        value=str(out),
-        fix="The files are left for inspection.",
-    )

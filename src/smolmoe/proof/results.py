@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any
 
 from smolmoe.claim import Claim
+from smolmoe.errors import VerificationError
 
 
 @dataclass(frozen=True)
@@ -23,6 +26,20 @@ class Check:
     measured: float
     limit: float
     meaning: str
+
+
+def failure(checks: Sequence[Check], out: Path) -> VerificationError:
+    """The error that names the checks of `out` that failed."""
+    return VerificationError(
+        " ".join(
+            f"{check.name}: measured {check.measured:.3g}, limit {check.limit:.3g}; should be: {check.meaning}"
+            for check in checks
+            if not check.passed
+        ),
+        field="out",
+        value=str(out),
+        fix="The files are left for inspection.",
+    )
 
 
 @dataclass(frozen=True)
