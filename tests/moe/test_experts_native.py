@@ -13,7 +13,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from smolmoe.moe import experts_native
 from smolmoe.moe.experts_function import Layer, Stacks, apply_experts
 from smolmoe.moe.experts_gate import SwiGlu
-from smolmoe.moe.experts_native import FEW, few_swiglu_experts, project_few
+from smolmoe.moe.experts_native import FEW, few_swiglu_experts, project_few, swiglu, swiglu_backward
 
 TOLERANCE = {torch.float32: 2e-6, torch.bfloat16: 2**-8}
 needs_kernel = pytest.mark.skipif(shutil.which("cc") is None, reason="there is no C compiler")
@@ -144,6 +144,43 @@ def test_large_and_broken_activations() -> None:
 
 
 @needs_kernel
+@pytest.mark.parametrize("threads", [1, 2])
+@pytest.mark.parametrize(("dtype", "exact"), [(torch.float32, 2e-6), (torch.bfloat16, 2**-8)])
+def test_swiglu_and_its_gradient(dtype: torch.dtype, exact: float, threads: int) -> None:
+    torch.manual_seed(0)
+    pre, grad = (4 * torch.randn(301, 2 * 480)).to(dtype), torch.randn(301, 480).to(dtype)
+    inner, again, grad_pre = torch.empty_like(grad), torch.empty_like(grad), torch.empty_like(pre)
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        assert swiglu(pre, inner)
+        assert swiglu_backward(pre, grad, again, grad_pre)
+    finally:
+        torch.set_num_threads(before)
+    leaf = pre.double().requires_grad_()
+    gate, up = leaf.chunk(2, -1)
+    wanted = torch.nn.functional.silu(gate) * up
+    wanted.backward(grad.double())
+    torch.testing.assert_close(inner.double(), wanted.detach(), rtol=exact, atol=1e-6)
+    assert torch.equal(again, inner)
+    assert leaf.grad is not None
+    torch.testing.assert_close(grad_pre.double(), leaf.grad, rtol=exact, atol=1e-6)
+
+
+def test_swiglu_it_is_not_for() -> None:
+    pre, inner = torch.randn(3, 64), torch.full((3, 32), 7.0)
+    for one, other in (
+        (pre.double(), inner.double()),
+        (pre.bfloat16(), inner),
+        (pre[:, :48].contiguous(), inner[:, :24].contiguous()),
+        (pre, inner.T.contiguous().T),
+    ):
+        assert not swiglu(one, other)
+        assert not swiglu_backward(one, other, other.clone(), one.clone())
+        assert (other == 7).all()
+
+
+@needs_kernel
 def test_choices_it_is_not_for() -> None:
     up, down = torch.randn(2, 64, 32), torch.randn(2, 32, 32)
     x, weights = torch.randn(3, 32), torch.ones(3, 1)
@@ -216,7 +253,10 @@ def test_without_a_compiler_the_layer_computes_the_same(
 def test_it_is_built_once_for_a_processor(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     source = b"".join(
-        f"void {name}(void) {{}}\n".encode() for name in ("project_f32", "project_bf16", "experts_f32", "experts_bf16")
+        f"void {name}(void) {{}}\n".encode()
+        for name in [
+            f"{kind}_{dtype}" for kind in ("project", "experts", "gate", "gate_back") for dtype in ("f32", "bf16")
+        ]
     )  # of no use, but quickly compiled
     compiler = str(shutil.which("cc"))
     experts_native._load(compiler, source)

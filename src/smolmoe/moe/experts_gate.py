@@ -7,6 +7,8 @@ from typing import Protocol
 
 import torch
 
+from smolmoe.moe.experts_native import swiglu, swiglu_backward
+
 
 class Gate(Protocol):
     """An activation that keeps nothing for its backward pass but what went in."""
@@ -28,19 +30,25 @@ class SwiGlu:
     ratio = 2
 
     def forward(self, pre: torch.Tensor, out: torch.Tensor) -> None:
+        if swiglu(pre, out):
+            return
         gate, up = pre.chunk(2, dim=-1)
         torch.ops.aten.silu.out(gate, out=out)
         out.mul_(up)
 
     def backward(self, pre: torch.Tensor, grad: torch.Tensor, out: torch.Tensor, grad_pre: torch.Tensor | None) -> None:
+        if grad_pre is None:
+            return self.forward(pre, out)
+        if swiglu_backward(pre, grad, out, grad_pre):
+            return None
         gate, up = pre.chunk(2, dim=-1)
+        grad_gate, grad_up = grad_pre.chunk(2, dim=-1)
         torch.ops.aten.silu.out(gate, out=out)
-        if grad_pre is not None:
-            grad_gate, grad_up = grad_pre.chunk(2, dim=-1)
-            torch.mul(grad, out, out=grad_up)
-            grad.mul_(up)
-            torch.ops.aten.silu_backward.grad_input(grad, gate, grad_input=grad_gate)
+        torch.mul(grad, out, out=grad_up)
+        grad.mul_(up)
+        torch.ops.aten.silu_backward.grad_input(grad, gate, grad_input=grad_gate)
         out.mul_(up)
+        return None
 
 
 class Recomputed:

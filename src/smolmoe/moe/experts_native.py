@@ -33,7 +33,7 @@ FEW = 64  # rows an expert, on average: with twice as many the libraries' packin
 _MULTIPLE, _LEAST = 32, 4  # of the inputs' width; outputs
 _FLAGS = ("-O3", "-march=native", "-fPIC", "-ffp-contract=fast", "-w")
 _TYPES = {torch.float32: "f32", torch.bfloat16: "bf16"}
-_THREAD_BYTES = 2**18  # of weights: waking a second thread for less costs more than it does
+_THREAD_BYTES = 2**18  # to read: waking a second thread for less costs more than it does
 
 
 def project_few(x: torch.Tensor, stack: torch.Tensor, spans: Sequence[Span], out: torch.Tensor) -> bool:
@@ -99,20 +99,41 @@ def few_swiglu_experts(
     return out if done else None
 
 
+def swiglu(pre: torch.Tensor, inner: torch.Tensor) -> bool:
+    """silu(gate) * up of rows [gate, up] [R, 2I], into `inner` [R, I]; False where the kernel is not for this."""
+    library = _library() if inner.shape[1] % _MULTIPLE == 0 and _is_plain(pre, inner) else None
+    if library is None:
+        return False
+    gate = getattr(library, f"gate_{_TYPES[pre.dtype]}")
+    gate(pre.data_ptr(), inner.data_ptr(), *inner.shape, _threads(pre.nbytes))
+    return True
+
+
+def swiglu_backward(pre: torch.Tensor, grad: torch.Tensor, inner: torch.Tensor, grad_pre: torch.Tensor) -> bool:
+    """The gradient [R, 2I] of `pre` from that of the result [R, I], and the result once more; False as above."""
+    library = _library() if inner.shape[1] % _MULTIPLE == 0 and _is_plain(pre, grad, inner, grad_pre) else None
+    if library is None:
+        return False
+    back = getattr(library, f"gate_back_{_TYPES[pre.dtype]}")
+    back(*(tensor.data_ptr() for tensor in (pre, grad, inner, grad_pre)), *inner.shape, _threads(pre.nbytes))
+    return True
+
+
 def _threads(read: int) -> int:
-    """For so many bytes of weights."""
+    """For so many bytes."""
     return 1 if read < _THREAD_BYTES else torch.get_num_threads()
 
 
 def _suits(x: torch.Tensor, stack: torch.Tensor, out: torch.Tensor) -> bool:
+    return stack.shape[2] % _MULTIPLE == 0 and stack.shape[1] >= _LEAST and _is_plain(x, stack, out)
+
+
+def _is_plain(*tensors: torch.Tensor) -> bool:
+    """Of one number type that there are kernels for, without gaps."""
+    dtype = tensors[0].dtype
     return (
-        stack.dtype in _TYPES
-        and x.dtype == out.dtype == stack.dtype
-        and stack.shape[2] % _MULTIPLE == 0
-        and stack.shape[1] >= _LEAST
-        and x.is_contiguous()
-        and stack.is_contiguous()
-        and out.is_contiguous()
+        dtype in _TYPES
+        and all(tensor.dtype == dtype and tensor.is_contiguous() for tensor in tensors)
         and not is_in_torch_dispatch_mode()  # whoever counts torch's operations would see none
     )
 
@@ -143,6 +164,8 @@ def _load(compiler: str, source: bytes) -> Any:
         project.restype, layer.restype = None, ctypes.c_int
         project.argtypes = [pointer, pointer, ctypes.POINTER(number), number, number, number, pointer, ctypes.c_int]
         layer.argtypes = [*[pointer] * 6, *[number] * 6, ctypes.c_int]
+        for gate, pointers in ((getattr(library, f"gate_{name}"), 2), (getattr(library, f"gate_back_{name}"), 4)):
+            gate.restype, gate.argtypes = None, [*[pointer] * pointers, number, number, ctypes.c_int]
     return library
 
 

@@ -2,6 +2,7 @@
  *
  * project_T  y[r] = w[e] x[r] for the rows r of each expert e: x [R, in], w [E, out, in], y [R, out].
  * experts_T  a whole layer: SwiGLU experts chosen by token, weighted and added up.
+ * gate_T     SwiGLU alone, gate_back_T its gradient: one pass each, for any number of rows.
  *
  * All tensors are contiguous, `in` is a multiple of 32, `out` at least 4. A tile is four rows of a weight by a few rows
  * of x, whose sums are in fp32 and stay in registers. Memory is fastest in one stream, so what comes soon is asked for
@@ -189,6 +190,33 @@ INLINE void store_bf16(bf16 *p, floats v) {
   memcpy(p, &rounded, BYTES / 2);
 }
 
+/* SwiGLU of [gate, up] rows: `inner` [R, I] of `pre` [R, 2I]; and the gradient of `pre` from that of `inner`, which is
+ * made once more. */
+#define GATE(T)                                                                                                        \
+  void gate_##T(const T *pre, T *inner, int64_t rows, int64_t width, int threads) {                                    \
+    _Pragma("omp parallel for num_threads(threads) if (threads > 1)")                                                  \
+    for (int64_t r = 0; r < rows; r++)                                                                                 \
+      for (int64_t i = 0; i < width; i += LANES) {                                                                     \
+        floats gate = floats_##T(pre + 2 * r * width + i), up = floats_##T(pre + (2 * r + 1) * width + i);             \
+        store_##T(inner + r * width + i, gate * (1.0f / (exponential(-gate) + 1.0f)) * up);                            \
+      }                                                                                                                \
+  }                                                                                                                    \
+  void gate_back_##T(const T *pre, const T *grad, T *inner, T *grad_pre, int64_t rows, int64_t width, int threads) {   \
+    _Pragma("omp parallel for num_threads(threads) if (threads > 1)")                                                  \
+    for (int64_t r = 0; r < rows; r++)                                                                                 \
+      for (int64_t i = 0; i < width; i += LANES) {                                                                     \
+        int64_t first = 2 * r * width + i, second = first + width;                                                     \
+        floats gate = floats_##T(pre + first), up = floats_##T(pre + second), from = floats_##T(grad + r * width + i); \
+        floats share = 1.0f / (exponential(-gate) + 1.0f), opened = gate * share;                                      \
+        store_##T(inner + r * width + i, opened * up);                                                                 \
+        store_##T(grad_pre + first, from * up * (share + opened * (1.0f - share)));                                    \
+        store_##T(grad_pre + second, from * opened);                                                                   \
+      }                                                                                                                \
+  }
+
+GATE(f32)
+GATE(bf16)
+
 /* Choices in order of expert: `spans` as above, returned their number, and `row` [T*K], the row that a choice is. */
 static int64_t sort(const int64_t *index, int64_t choices, int64_t experts, int64_t few, int64_t *spans, int64_t *row,
                     int64_t *start) {
@@ -223,12 +251,7 @@ static int64_t sort(const int64_t *index, int64_t choices, int64_t experts, int6
     if (count) {                                                                                                       \
       for (int64_t c = 0; c < choices; c++) memcpy(in + row[c] * size, x + c / top_k * size, size * sizeof(T));        \
       project_##T(in, up, spans, count, size, 2 * width, pre, threads);                                                \
-      for (int64_t r = 0; r < choices; r++)                                                                            \
-        for (int64_t i = 0; i < width; i += LANES) {                                                                   \
-          floats gate = floats_##T(pre + 2 * r * width + i);                                                           \
-          gate = gate / (exponential(-gate) + 1.0f);                                                                   \
-          store_##T(inner + r * width + i, gate * floats_##T(pre + (2 * r + 1) * width + i));                          \
-        }                                                                                                              \
+      gate_##T(pre, inner, choices, width, threads);                                                                   \
       project_##T(inner, down, spans, count, width, size, out, threads);                                               \
       for (int64_t t = 0; t < tokens; t++)                                                                             \
         for (int64_t i = 0; i < size; i += LANES) {                                                                    \
