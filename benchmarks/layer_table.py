@@ -84,26 +84,32 @@ def _grid(cases: list[dict[str, Any]]) -> list[str]:
 
 
 def plot(path: Path, cases: Cases) -> None:
-    """Time over that of the dense FFN against T, forward and backward, at the fewest threads measured."""
+    """Time over that of the dense FFN against T, at the fewest threads measured."""
     from matplotlib.figure import Figure
 
     threads = min(case["threads"] for case in cases.values())
     chosen = [case for case in cases.values() if case["threads"] == threads and _shape(case) == SHAPES[0]]
-    figure = Figure(figsize=(9, 3.6), layout="constrained")
-    for axes, dtype in zip(figure.subplots(1, 2, sharey=True), ("bf16", "fp32"), strict=True):
-        found = [case for case in chosen if case["dtype"] == dtype and case["direction"] == "both"]
-        for name in ("smolmoe", *STOCK):
-            points = [(c["tokens"], c["seconds"][name] / c["seconds"]["dense"]) for c in found if name in c["seconds"]]
-            if points:
-                axes.plot(
-                    *zip(*sorted(points), strict=True), marker="o", linewidth=3 if name == "smolmoe" else 1, label=name
-                )
-        axes.axhline(1, color="grey", linestyle=":", linewidth=1)
-        axes.set(xscale="log", yscale="log", xlabel="tokens T", title=f"{dtype}, forward and backward")
-    figure.axes[0].set_ylabel("time over that of the dense FFN")
-    figure.axes[0].legend()
+    figure = Figure(figsize=(9, 6.4), layout="constrained")
+    grid = figure.subplots(2, 2, sharex=True, sharey=True)
+    for row, (direction, words) in zip(grid, DIRECTIONS.items(), strict=True):
+        for axes, dtype in zip(row, ("bf16", "fp32"), strict=True):
+            _curves(axes, [case for case in chosen if case["dtype"] == dtype and case["direction"] == direction])
+            axes.set(xscale="log", yscale="log", title=f"{dtype}, {words}")
+        row[0].set_ylabel("time over that of the dense FFN")
+    for axes in grid[1]:
+        axes.set_xlabel("tokens T")
+    grid[0][0].legend()
     path.parent.mkdir(exist_ok=True)
-    figure.savefig(path, dpi=150)
+    figure.savefig(path, dpi=120)
+
+
+def _curves(axes: Any, cases: list[dict[str, Any]]) -> None:
+    for name in ("smolmoe", *STOCK):
+        points = [(c["tokens"], c["seconds"][name] / c["seconds"]["dense"]) for c in cases if name in c["seconds"]]
+        if points:
+            width = 3 if name == "smolmoe" else 1
+            axes.plot(*zip(*sorted(points), strict=True), marker="o", linewidth=width, label=name)
+    axes.axhline(1, color="grey", linestyle=":", linewidth=1)
 
 
 def _shape(case: dict[str, Any]) -> tuple[int, int, int]:
