@@ -32,6 +32,8 @@ $(READY): pyproject.toml scripts/install_torch.py
 demo: $(READY) ## train, upcycle, verify and report on a small model made from this machine's own text
 	$(BIN)/smolmoe quickstart
 
+# The workers are as many as there are cores: one thread each.
+test: export OMP_NUM_THREADS := 1
 test: $(READY) ## run the tests, in parallel
 	$(BIN)/python -m pytest -n $(WORKERS) --maxprocesses 8 --dist worksteal
 

@@ -126,6 +126,7 @@ def test_a_schedule_that_ends_is_run_whole_for_each_budget(tmp_path: Path, dense
         go(values(tmp_path, dense, lr_scheduler_type="cosine", learning_rate=1e-3), request(tmp_path, 3, 6))
 
 
+@pytest.mark.slow
 def test_a_pipeline_shares_one_start_and_varies_the_dense_tokens_too(tmp_path: Path) -> None:
     what = pipeline(tmp_path, upcycle(), trained("on", "{moe}", data={"skip": "{dense.blocks}"}))
     found = go(what, request(tmp_path, 1, 2, 3, dense_tokens=(2 * STEP, 4 * STEP)))

@@ -21,6 +21,7 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     return save(moe_of(dense_llama()), folder / "moe"), save(dense_llama(), folder / "dense")
 
 
+@pytest.mark.slow
 def test_two_models_in_turns(models: tuple[Path, Path], tmp_path: Path) -> None:
     options = ["--batch-sizes", "1,2", "--prompt-tokens", 6, "--new-tokens", 3, "--rounds", 2, "--threads", 1]
     out = tmp_path / "bench.json"

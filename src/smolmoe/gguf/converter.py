@@ -73,7 +73,8 @@ def convert(converter: Path, model: Path, out: Mapping[str, Path], vocabulary: V
         path.write_text(json.dumps(job), encoding="utf-8")
         worker = Path(__file__).with_name("worker.py")
         # -P: the folder of the worker, whose other modules are none of the converter's, stays off its path.
-        command = [sys.executable, "-P", str(worker), str(path)]
+        # -B: nothing is left in the converter's.
+        command = [sys.executable, "-P", "-B", str(worker), str(path)]
         done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode or not all(path.is_file() for path in out.values()):
         words = [line for line in done.stderr.splitlines() if line.strip()]
