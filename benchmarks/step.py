@@ -211,10 +211,10 @@ def plain(model: Any, data: list[Any], arguments: argparse.Namespace, folder: st
 
 
 def ours(model: Any, data: list[Any], arguments: argparse.Namespace, folder: str) -> Any:
+    from smolmoe.moe.experts import set_experts
     from smolmoe.recipe import TrainRecipe, parse
     from smolmoe.train.arguments import training_arguments
     from smolmoe.train.metrics import MetricsFile
-    from smolmoe.train.models import set_experts
     from smolmoe.train.objective import Objective
     from smolmoe.train.trainer import MoeTrainer
 
@@ -229,7 +229,7 @@ def ours(model: Any, data: list[Any], arguments: argparse.Namespace, folder: str
             "out": folder,
         },
     )
-    set_experts(model, recipe.model.experts, "cpu")
+    set_experts(model)
     steps = arguments.steps + 1
     trainer = MoeTrainer(
         recipe=recipe,

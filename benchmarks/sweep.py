@@ -21,7 +21,8 @@ from machine import describe, put_between
 
 if TYPE_CHECKING:
     from smolmoe.evaluate.scaling_law import Fit
-    from smolmoe.evaluate.scaling_law_results import Interval, Sweep
+    from smolmoe.evaluate.scaling_law_results import Sweep
+    from smolmoe.interval import Interval
 
 ARMS = ("moe", "dense")  # the longer first, so that the workers end together
 TOKENS = (25_600, 51_200, 102_400, 204_800, 409_600)
@@ -105,8 +106,8 @@ def request(arguments: argparse.Namespace, arm: str, seeds: tuple[int, ...]) -> 
 
 def begin(arguments: argparse.Namespace, arm: str) -> None:
     """The sweep's folder, before several processes write into it."""
-    from smolmoe.sweep_plan import make_plan
-    from smolmoe.sweep_runs import Runs
+    from smolmoe.sweeping.plan import make_plan
+    from smolmoe.sweeping.runs import Runs
 
     plan = make_plan(arm, recipe(arguments, arm), request(arguments, arm, (0,)))
     Runs(plan, lambda what, done, total: None).open(overwrite=False)
@@ -115,7 +116,7 @@ def begin(arguments: argparse.Namespace, arm: str) -> None:
 def run(arguments: argparse.Namespace, arm: str, seeds: tuple[int, ...]) -> Sweep:
     import torch
 
-    from smolmoe.sweeping import sweep
+    from smolmoe.sweeping.sweep import sweep
 
     torch.set_num_threads(1)
     return sweep(arm, recipe(arguments, arm), request(arguments, arm, seeds))

@@ -15,7 +15,7 @@ import numpy as np
 from machine import put_between
 from smolmoe.evaluate.scaling_law import fit_curves, interval, law_of
 from smolmoe.evaluate.scaling_law_noise import Observed
-from smolmoe.evaluate.scaling_law_results import Interval
+from smolmoe.interval import Interval
 
 CURVES, DRAWS = 100, 300
 FIRST = 500_000

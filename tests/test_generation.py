@@ -219,7 +219,8 @@ def test_batches_that_cannot_be_are_refused(moe: Path) -> None:
 
 
 def test_experts_run_by_ours_and_single_tokens_in_bf16_by_torchs_products(moe: Path) -> None:
-    from smolmoe.moe.decoding import fast_decoding, set_experts
+    from smolmoe.moe.decoding import fast_decoding
+    from smolmoe.moe.experts import set_experts
 
     model = random_moe("mixtral").to(torch.bfloat16)
     assert set_experts(model) == "smolmoe"

@@ -14,10 +14,10 @@ from smolmoe.errors import OutputError, RequestError
 from smolmoe.evaluate.scaling_law_results import Sweep, read_sweep
 from smolmoe.recipe import PipelineRecipe, parse
 from smolmoe.recipe.sweep import SweepRecipe
-from smolmoe.sweep_forecast import forecast_sweep
-from smolmoe.sweep_plan import Plan, make_plan
-from smolmoe.sweep_runs import METRICS
-from smolmoe.sweeping import FIGURE, sweep
+from smolmoe.sweeping.forecast import forecast_sweep
+from smolmoe.sweeping.plan import Plan, make_plan
+from smolmoe.sweeping.runs import METRICS
+from smolmoe.sweeping.sweep import FIGURE, sweep
 from smolmoe.train.metrics import read_metrics
 from smolmoe.training import train
 

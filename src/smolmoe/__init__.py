@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
-    from smolmoe.benching import bench
+    from smolmoe.benching.bench import bench
     from smolmoe.comparing import compare
     from smolmoe.demo.run import quickstart
     from smolmoe.errors import SmolmoeError
@@ -22,14 +22,14 @@ if TYPE_CHECKING:
     from smolmoe.recipe import UpcycleRecipe
     from smolmoe.secretary import route_prompt
     from smolmoe.surgery.inspection import inspect
-    from smolmoe.sweeping import sweep
+    from smolmoe.sweeping.sweep import sweep
     from smolmoe.upcycling import upcycle
 
 # Imported on first use: `import smolmoe` costs nothing, and the recipes never need torch.
 _HOME = {
     "SmolmoeError": "smolmoe.errors",
     "UpcycleRecipe": "smolmoe.recipe",
-    "bench": "smolmoe.benching",
+    "bench": "smolmoe.benching.bench",
     "compare": "smolmoe.comparing",
     "doctor": "smolmoe.proof.doctor",
     "export": "smolmoe.exporting",
@@ -40,7 +40,7 @@ _HOME = {
     "quickstart": "smolmoe.demo.run",
     "register": "smolmoe.moe",
     "route_prompt": "smolmoe.secretary",
-    "sweep": "smolmoe.sweeping",
+    "sweep": "smolmoe.sweeping.sweep",
     "upcycle": "smolmoe.upcycling",
     "verify": "smolmoe.proof.verify",
 }

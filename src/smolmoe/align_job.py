@@ -118,14 +118,15 @@ class AlignJob:
 
     def load(self, folder: Path) -> Any:
         """The model in a folder, on the job's device, as the recipe wants it computed."""
+        from smolmoe.moe.experts import set_experts
         from smolmoe.moe.loading import load_model
-        from smolmoe.train.models import check_fit, set_experts
+        from smolmoe.train.models import check_fit
 
         model = load_model(folder, device=self.device)
         check_fit(model.config.get_text_config(), self.tokenizer, self.length)
         if self.recipe.model.attention is not None:
             model.set_attn_implementation(self.recipe.model.attention)
-        set_experts(model, self.recipe.model.experts, str(self.device))
+        set_experts(model, self.recipe.model.experts, device=str(self.device), field="model.experts")
         return model
 
     def rows_a_step(self) -> int:

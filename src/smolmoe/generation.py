@@ -177,7 +177,7 @@ def _load(folder: Path, prompt: str, experts: str | Sequence[str | int] | None) 
 
 def _place(network: Any, device: str, offload: bool, memory: int | None) -> Traffic | None:
     if not offload:
-        from smolmoe.moe.decoding import set_experts
+        from smolmoe.moe.experts import set_experts
 
         set_experts(network.to(device))
         return None

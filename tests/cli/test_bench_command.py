@@ -9,8 +9,8 @@ import pytest
 from helpers import dense_llama, moe_of, save
 from typer.testing import CliRunner
 
-from smolmoe.bench_results import BenchSettings
-from smolmoe.benching import bench
+from smolmoe.benching.bench import bench
+from smolmoe.benching.results import BenchSettings
 from smolmoe.cli import app
 from smolmoe.errors import RequestError, SmolmoeError, SourceError
 

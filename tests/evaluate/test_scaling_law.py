@@ -22,7 +22,8 @@ from smolmoe.evaluate.scaling_law import (
 )
 from smolmoe.evaluate.scaling_law_joint import fit_joint, joint_reason
 from smolmoe.evaluate.scaling_law_noise import Observed
-from smolmoe.evaluate.scaling_law_results import Interval, Law
+from smolmoe.evaluate.scaling_law_results import Law
+from smolmoe.interval import Interval
 
 OFFSET, SCALE, EXPONENT = 3.1, 40.0, 0.33
 BUDGETS = 500_000 * 2.0 ** np.arange(5)

@@ -9,7 +9,7 @@ import pytest
 import torch
 from helpers import dense_llama, random_moe
 
-from smolmoe.benching import batch_ratios
+from smolmoe.benching.bench import batch_ratios
 from smolmoe.errors import RequestError
 from smolmoe.evaluate.memory import PeakMemory
 from smolmoe.evaluate.speed import Reading, Times, read_speed, summarise, times

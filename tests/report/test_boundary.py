@@ -7,7 +7,8 @@ import struct
 
 import pytest
 
-from smolmoe.report.boundary import BoundaryReport, Curve, HeldOutLoss, Interval, boundary_text, plot_boundary
+from smolmoe.interval import Interval
+from smolmoe.report.boundary import BoundaryReport, Curve, HeldOutLoss, boundary_text, plot_boundary
 
 DENSE = HeldOutLoss(3.5, {"code": 4.5, "math": 1.0})
 REPORT = BoundaryReport(

@@ -11,7 +11,7 @@ from smolmoe.cli.output import Json, count, print_json, print_rows, progress, qu
 from smolmoe.errors import RequestError
 
 if TYPE_CHECKING:
-    from smolmoe.bench_results import BenchResult, ModelBench, Ratio
+    from smolmoe.benching.results import BenchResult, ModelBench, Ratio
     from smolmoe.evaluate.speed import BatchSpeed
 
 
@@ -45,8 +45,8 @@ def bench(
 ) -> None:
     """Measure what a model costs: parameters, FLOPs, latency, tokens a second, memory."""
     quiet_libraries()
-    from smolmoe.bench_results import BenchSettings
-    from smolmoe.benching import bench as run
+    from smolmoe.benching.bench import bench as run
+    from smolmoe.benching.results import BenchSettings
     from smolmoe.files import write_json
 
     _check_out(out)

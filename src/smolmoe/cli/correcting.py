@@ -14,7 +14,7 @@ from smolmoe.recipe.pairs import BATCH_SIZE, MAX_NEW_TOKENS, PROMPTS, TEMPERATUR
 if TYPE_CHECKING:
     from smolmoe.align.pairs import PairsReport
     from smolmoe.evaluate.correction import CorrectionScores, Prediction, SystemScores
-    from smolmoe.evaluate.text_metrics import Interval
+    from smolmoe.interval import Interval
 
 SHOWN = 3  # corrections, of the worst and of the best
 _NAMES = {"bleu": "BLEU", "gleu": "GLEU", "sari": "SARI", "exact_match": "exact match"}

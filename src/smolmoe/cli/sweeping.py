@@ -13,8 +13,9 @@ from smolmoe.cli.training import Changes, DryRun, Overwrite
 from smolmoe.errors import RequestError
 
 if TYPE_CHECKING:
-    from smolmoe.evaluate.scaling_law_results import Curve, Gain, Interval, JointLaw, Sweep
-    from smolmoe.sweep_forecast import SweepForecast
+    from smolmoe.evaluate.scaling_law_results import Curve, Gain, JointLaw, Sweep
+    from smolmoe.interval import Interval
+    from smolmoe.sweeping.forecast import SweepForecast
 
 _UNITS = {"": 1, "K": 1e3, "M": 1e6, "B": 1e9}
 _NUMBER = re.compile(r"(\d+\.?\d*|\.\d+)(?:[eE]\+?(\d+))?([KMB]?)", re.IGNORECASE)
@@ -70,13 +71,13 @@ def sweep(
         },
     )
     if dry_run:
-        from smolmoe.sweep_forecast import forecast_sweep
-        from smolmoe.sweep_plan import make_plan
+        from smolmoe.sweeping.forecast import forecast_sweep
+        from smolmoe.sweeping.plan import make_plan
 
         found = forecast_sweep(make_plan(Path(recipe).stem, values, request))
         print_json(found.to_json()) if as_json else _show_forecast(found)
         return
-    from smolmoe.sweeping import sweep as start
+    from smolmoe.sweeping.sweep import sweep as start
 
     with tell(show=not as_json), progress(show=not as_json) as report:
         result = start(Path(recipe).stem, values, request, overwrite=overwrite, report=report)

@@ -6,7 +6,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from smolmoe.report.boundary import BoundaryReport, Curve, HeldOutLoss, Interval, boundary_text
+from smolmoe.interval import Interval
+from smolmoe.report.boundary import BoundaryReport, Curve, HeldOutLoss, boundary_text
 
 TRAINED = {"dense": "dense", "moe-trained": "MoE", "dense-trained": "dense, trained on"}
 BULK = ("points", "held_out")  # kept in the stage's own record; the curves in metrics.jsonl as well

@@ -10,7 +10,7 @@ import torch
 from smolmoe.evaluate.comparison import Speed
 from smolmoe.evaluate.comparison_models import Contender
 from smolmoe.evaluate.speed import Reading, read_speed, summarise
-from smolmoe.moe.decoding import set_experts
+from smolmoe.moe.experts import set_experts
 from smolmoe.moe.loading import Skeleton, load_model
 
 PROMPT_TOKENS = 128

@@ -17,7 +17,6 @@ from smolmoe.evaluate.text_metrics import (
     METRICS,
     Corrected,
     Floats,
-    Interval,
     draw_rows,
     intervals,
     metrics_of,
@@ -25,6 +24,7 @@ from smolmoe.evaluate.text_metrics import (
     row_statistics,
 )
 from smolmoe.files import write_json
+from smolmoe.interval import Interval
 
 PREDICTIONS = "predictions.jsonl"
 SCORES = "scores.json"

@@ -14,7 +14,8 @@ from numpy.typing import NDArray
 
 from smolmoe.evaluate.scaling_law_fit import EXPONENTS, PowerLaws, fit_power_laws
 from smolmoe.evaluate.scaling_law_noise import Noise, Observed, draw_documents, draw_noise, noise_around, without_seeds
-from smolmoe.evaluate.scaling_law_results import Gain, Interval, Law, Prediction, Uncertainty
+from smolmoe.evaluate.scaling_law_results import Gain, Law, Prediction, Uncertainty
+from smolmoe.interval import Interval
 
 Floats = NDArray[np.float64]
 

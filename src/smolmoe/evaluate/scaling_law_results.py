@@ -9,19 +9,11 @@ from pathlib import Path
 from typing import Any
 
 from smolmoe.errors import DataError
+from smolmoe.interval import Interval
 
 SCHEMA_VERSION = 1
 KIND = "sweep"
 FILE = "sweep.json"
-
-
-@dataclass(frozen=True)
-class Interval:
-    """An estimate with the low and high end of its interval; `high` of an exponent may be the largest one tried."""
-
-    value: float
-    low: float
-    high: float
 
 
 @dataclass(frozen=True)
@@ -77,7 +69,7 @@ class Law:
     Attributes:
         offset: E, what no amount of this text takes away.
         scale: A, in nats tokens^exponent.
-        exponent: alpha.
+        exponent: alpha; the high end of its interval may be the largest one that was tried.
         start_tokens: D0, tokens of the warm start that count as if they were of this training; 0 where they do not.
         residual: root mean square of the relative residuals of the budgets' mean losses.
         identified: whether the points tell offset and exponent; if not, `notes` says why and only the losses within

@@ -16,6 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from smolmoe.errors import RequestError
+from smolmoe.interval import Interval
 
 METRICS = ("bleu", "gleu", "sari", "exact_match")
 ORDER = 4  # n-grams of 1 to 4 words
@@ -37,15 +38,6 @@ class Corrected:
     source: str
     output: str
     references: tuple[str, ...]
-
-
-@dataclass(frozen=True)
-class Interval:
-    """A value and the ends of its 95% interval by a bootstrap over rows."""
-
-    value: float
-    low: float
-    high: float
 
 
 def words(text: str) -> list[str]:

@@ -8,40 +8,7 @@ from typing import Any
 
 import torch
 
-from smolmoe.errors import RequestError
-from smolmoe.moe.experts import NAME, register_experts
-from smolmoe.moe.routing import find_routers
-
 FEW_ROWS = 2  # of bf16: for more, oneDNN is faster, though it packs a weight anew for every product
-
-
-def set_experts(model: Any, implementation: str | None = None) -> str | None:
-    """Let a model's experts run by this implementation, by default ours on the CPU; returns the one they run by.
-
-    Models without experts, and those whose class does not let it be chosen, stay as they are, and None is returned.
-
-    Raises:
-        RequestError: there is no such implementation, or it was asked for and cannot be had.
-    """
-    register_experts()
-    if not find_routers(model) or not model._can_set_experts_implementation():
-        if implementation is None:
-            return None
-        raise RequestError(
-            "the model has no experts whose implementation can be chosen.",
-            field="experts",
-            value=implementation,
-            fix="Leave it out.",
-        )
-    if implementation is None and model.device.type == "cpu":
-        implementation = NAME
-    if implementation is not None:
-        try:
-            model.set_experts_implementation(implementation)
-        except (ValueError, ImportError, RuntimeError) as error:
-            reason = str(error).splitlines()[0].rstrip(".")
-            raise RequestError(f"it cannot be used: {reason}.", field="experts", value=implementation) from error
-    return model.config.get_text_config()._experts_implementation
 
 
 @contextmanager

@@ -14,8 +14,10 @@ from torch import nn
 from transformers.activations import SiLUActivation
 from transformers.integrations import moe as stock
 
+from smolmoe.errors import RequestError
 from smolmoe.moe.experts_function import Layer, Stacks, apply_experts
 from smolmoe.moe.experts_gate import Gate, Recomputed, SwiGlu
+from smolmoe.moe.routing import find_routers
 
 NAME = "smolmoe"
 FEW_CHOICES = 16  # of a GPU: for so many, copying the chosen weights is said to cost less than a grouped product
@@ -26,6 +28,43 @@ _PLAIN = (torch.Tensor, nn.Parameter)
 def register_experts() -> None:
     """Make `experts_implementation="smolmoe"` known to transformers."""
     stock.ALL_EXPERTS_FUNCTIONS.register(NAME, experts_forward)
+
+
+def set_experts(
+    model: Any, implementation: str | None = None, *, device: str | None = None, field: str = "experts"
+) -> str | None:
+    """Let a model's experts run by this implementation, by default ours on the CPU; returns the one they run by.
+
+    Models without experts, and those whose class does not let it be chosen, stay as they are, and None is returned.
+
+    Args:
+        implementation: ours, or one that transformers knows; None is ours on the CPU and elsewhere the model's own.
+        device: that the model will run on, by default where it is.
+        field: what a refusal calls the choice.
+
+    Raises:
+        RequestError: there is no such implementation, or it was asked for and cannot be had.
+    """
+    register_experts()
+    if not find_routers(model) or not model._can_set_experts_implementation():
+        if implementation is None:
+            return None
+        raise RequestError(
+            "the model has no experts whose implementation can be chosen.",
+            field=field,
+            value=implementation,
+            fix="Leave it out.",
+        )
+    if implementation is None and (device or model.device.type) == "cpu":
+        implementation = NAME
+    if implementation is not None:
+        try:
+            model.set_experts_implementation(implementation)
+        except (ValueError, ImportError, RuntimeError) as error:
+            reason = str(error).splitlines()[0].rstrip(".")
+            raise RequestError(f"it cannot be used: {reason}.", field=field, value=implementation) from error
+    found: str | None = model.config.get_text_config()._experts_implementation
+    return found
 
 
 def experts_forward(

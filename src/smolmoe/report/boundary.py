@@ -7,6 +7,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from smolmoe.interval import Interval
+
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
@@ -25,15 +27,6 @@ class HeldOutLoss:
 
 
 @dataclass(frozen=True)
-class Interval:
-    """A difference of losses in nats a token, with its 95% interval over documents."""
-
-    value: float
-    low: float
-    high: float
-
-
-@dataclass(frozen=True)
 class BoundaryReport:
     """Losses on the same held-out tokens, just before and after the conversion, and after training on.
 
@@ -42,7 +35,7 @@ class BoundaryReport:
         dense, moe: just before and just after the conversion.
         moe_trained: after training on.
         dense_continued: the same dense model after the same further batches; None where that was left out.
-        difference: moe_trained - dense_continued; below 0 the MoE is better.
+        difference: moe_trained - dense_continued, with its interval over documents; below 0 the MoE is better.
     """
 
     documents: int

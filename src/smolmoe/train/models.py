@@ -11,9 +11,8 @@ import torch
 from smolmoe.checkpoint import fingerprint, open_checkpoint
 from smolmoe.errors import RequestError, SourceError
 from smolmoe.moe import loading, register
-from smolmoe.moe.experts import NAME
+from smolmoe.moe.experts import set_experts
 from smolmoe.moe.loading import GENERIC_TYPE, load_model, load_tokenizer
-from smolmoe.moe.routing import find_routers
 from smolmoe.provenance import SCHEMA_VERSION, command, read_provenance, versions
 from smolmoe.recipe import AlignRecipe, TrainRecipe
 from smolmoe.recipe.base import unknown_key
@@ -62,32 +61,11 @@ def build_model(recipe: TrainRecipe, tokenizer: Any, folder: Path | None) -> Any
     check_fit(model.config.get_text_config(), tokenizer, recipe.data.length)
     if recipe.model.attention is not None:
         model.set_attn_implementation(recipe.model.attention)
-    set_experts(model, recipe.model.experts, pick_device(recipe.device))
+    set_experts(model, recipe.model.experts, device=pick_device(recipe.device), field="model.experts")
     # Nothing counts twice: balance is ours, per layer; the stock loss would be added to the cross-entropy unseen.
     if getattr(model.config, "output_router_logits", False):
         model.config.output_router_logits = False
     return model
-
-
-def set_experts(model: Any, asked: str | None, device: str) -> None:
-    """Let an MoE compute its experts as asked: by one of transformers' experts implementations, or by ours.
-
-    Args:
-        asked: None is ours on a CPU, for classes that can be told, and elsewhere what the model has.
-        device: that it will be trained on.
-
-    Raises:
-        RequestError: there is none of this name.
-    """
-    if asked is None:
-        if device != "cpu" or not model._can_set_experts_implementation() or not find_routers(model):
-            return
-        asked = NAME
-    register()
-    try:
-        model.set_experts_implementation(asked)
-    except ValueError as error:
-        raise RequestError(f"transformers refuses it: {error}", field="model.experts", value=asked) from error
 
 
 def check_fit(config: Any, tokenizer: Any, length: int) -> None:

@@ -13,7 +13,7 @@ from smolmoe.pipeline import resolved
 from smolmoe.recipe import PipelineRecipe, TrainRecipe, parse
 from smolmoe.recipe.files import kind_of, merge
 from smolmoe.recipe.sweep import SweepRecipe
-from smolmoe.sweep_rate import Rate, rate_of
+from smolmoe.sweeping.rate import Rate, rate_of
 
 SAVES = 5  # checkpoints of a run whose recipe does not say
 

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from smolmoe.stages import RunFolder
-from smolmoe.sweep_plan import Plan, Start
+from smolmoe.sweeping.plan import Plan, Start
 from smolmoe.train.folder import HELD_OUT, SUMMARY
 
 logger = logging.getLogger(__name__)

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
-from smolmoe.bench_results import BenchSettings, ModelFacts
+from smolmoe.benching.results import BenchSettings, ModelFacts
 from smolmoe.errors import RequestError, SmolmoeError
 
 if TYPE_CHECKING:
@@ -81,7 +81,7 @@ def _load(name: str, settings: BenchSettings) -> tuple[Any, ModelFacts]:
 
     from smolmoe.evaluate.memory import PeakMemory
     from smolmoe.evaluate.sampling import check_device
-    from smolmoe.moe.decoding import set_experts
+    from smolmoe.moe.experts import set_experts
     from smolmoe.moe.gating import gate_spec
     from smolmoe.moe.loading import Skeleton, load_model
     from smolmoe.moe.routing import find_routers

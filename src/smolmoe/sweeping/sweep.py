@@ -10,8 +10,8 @@ from smolmoe.errors import DataError
 from smolmoe.files import write_json
 from smolmoe.provenance import command, versions
 from smolmoe.recipe.sweep import SweepRecipe
-from smolmoe.sweep_plan import Plan, Start, make_plan
-from smolmoe.sweep_runs import Report, Runs, Trained, start_loss
+from smolmoe.sweeping.plan import Plan, Start, make_plan
+from smolmoe.sweeping.runs import Report, Runs, Trained, start_loss
 
 if TYPE_CHECKING:
     from smolmoe.evaluate.scaling_law import Fit

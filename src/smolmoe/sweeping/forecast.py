@@ -7,8 +7,8 @@ from typing import Any
 
 from smolmoe.forecast import forecast
 from smolmoe.recipe.files import merge
-from smolmoe.sweep_plan import Plan, Start
-from smolmoe.sweep_runs import points_done
+from smolmoe.sweeping.plan import Plan, Start
+from smolmoe.sweeping.runs import points_done
 
 SCHEMA_VERSION = 1
 

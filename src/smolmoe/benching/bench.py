@@ -13,8 +13,8 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from smolmoe.bench_process import Worker
-from smolmoe.bench_results import BatchRatios, BenchResult, BenchSettings, ModelBench, ModelFacts, Ratio
+from smolmoe.benching.process import Worker
+from smolmoe.benching.results import BatchRatios, BenchResult, BenchSettings, ModelBench, ModelFacts, Ratio
 from smolmoe.checkpoint import open_checkpoint
 
 if TYPE_CHECKING:
