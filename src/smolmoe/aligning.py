@@ -281,6 +281,7 @@ class _Run(AlignJob):
             optimizer=str(recipe.trainer["optim"]),
             device=self.device,
             bf16=precision(self.device)["bf16"],
+            whole_logits=True,
         )
         frozen = router_names(model) if recipe.router == "frozen" else set()
         if recipe.lora is not None:

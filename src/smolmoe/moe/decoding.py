@@ -17,9 +17,20 @@ def fast_decoding(model: Any) -> Iterator[None]:
 
     oneDNN writes a packed copy of every weight for every product, which for so few rows takes longer than the product.
     """
+    before: list[bool] = []  # what was off stays off afterwards, so that nobody else's setting is lost
+
+    def switch_off(model: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        if _has_few_rows(model, args, kwargs):
+            before.append(torch._C._get_mkldnn_enabled())
+            torch._C._set_mkldnn_enabled(False)
+
+    def switch_back(*_: Any) -> None:
+        if before:
+            torch._C._set_mkldnn_enabled(before.pop())
+
     hooks = [
-        model.register_forward_pre_hook(_before, with_kwargs=True),
-        model.register_forward_hook(_after, always_call=True),
+        model.register_forward_pre_hook(switch_off, with_kwargs=True),
+        model.register_forward_hook(switch_back, always_call=True),
     ]
     try:
         yield
@@ -28,17 +39,8 @@ def fast_decoding(model: Any) -> Iterator[None]:
             hook.remove()
 
 
-def _before(model: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+def _has_few_rows(model: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
     given = [*args[:1], kwargs.get("input_ids"), kwargs.get("inputs_embeds")]
     ids = next((value for value in given if isinstance(value, torch.Tensor)), None)
     is_bf16 = model.dtype == torch.bfloat16 and model.device.type == "cpu"
-    if is_bf16 and ids is not None and ids.shape[0] * ids.shape[1] <= FEW_ROWS:
-        # What was off stays off afterwards, so that nobody else's setting is lost.
-        model._mkldnn_before = torch._C._get_mkldnn_enabled()
-        torch._C._set_mkldnn_enabled(False)
-
-
-def _after(model: Any, *_: Any) -> None:
-    before = model.__dict__.pop("_mkldnn_before", None)
-    if before is not None:
-        torch._C._set_mkldnn_enabled(before)
+    return is_bf16 and ids is not None and ids.shape[0] * ids.shape[1] <= FEW_ROWS

@@ -7,6 +7,7 @@ first written, which can take several times as long as the writing.
 from __future__ import annotations
 
 import ctypes
+import math
 import mmap
 import sys
 from collections.abc import Callable, Sequence
@@ -20,12 +21,28 @@ HUGE_PAGE = 2**21
 def empty(shape: Sequence[int], dtype: torch.dtype) -> torch.Tensor:
     """An uninitialised tensor on the CPU; a large one asks for huge pages where the system has them to give."""
     tensor = torch.empty(shape, dtype=dtype)
+    _ask_for_huge_pages(tensor)
+    return tensor
+
+
+def zeros(shape: Sequence[int], dtype: torch.dtype) -> torch.Tensor:
+    """Zeros on the CPU. Large ones take memory and time where they are written to, and only there."""
+    nbytes = math.prod(shape) * dtype.itemsize
+    if sys.platform != "linux" or nbytes < 2 * HUGE_PAGE:
+        return torch.zeros(shape, dtype=dtype)
+    pages = mmap.mmap(-1, nbytes, flags=mmap.MAP_PRIVATE)  # freed with the tensor
+    tensor = torch.frombuffer(pages, dtype=dtype).view(*shape)
+    _ask_for_huge_pages(tensor)
+    return tensor
+
+
+def _ask_for_huge_pages(tensor: torch.Tensor) -> None:
+    """A hint: where the system has none to give, nothing changes."""
     advise = _madvise()
     if advise is not None and tensor.nbytes >= 2 * HUGE_PAGE:
         start = -(-tensor.data_ptr() // mmap.PAGESIZE) * mmap.PAGESIZE
         length = (tensor.data_ptr() + tensor.nbytes - start) // mmap.PAGESIZE * mmap.PAGESIZE
-        advise(start, length, mmap.MADV_HUGEPAGE)  # a hint: that it is refused changes nothing
-    return tensor
+        advise(start, length, mmap.MADV_HUGEPAGE)
 
 
 @cache

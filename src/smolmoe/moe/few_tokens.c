@@ -5,8 +5,10 @@
  * gate_T     SwiGLU alone, gate_back_T its gradient: one pass each, for any number of rows.
  *
  * All tensors are contiguous, `in` is a multiple of 32, `out` at least 4. A tile is four rows of a weight by a few rows
- * of x, whose sums are in fp32 and stay in registers. Memory is fastest in one stream, so what comes soon is asked for
- * in its order, into the second cache: in the first it would push x out.
+ * of x, whose sums are in fp32 and stay in registers. The four rows lie a quarter of the weight apart, so that the tiles
+ * read four streams, each in the order of memory, which is what processors fetch ahead by themselves (four neighbours
+ * take turns in one stream, which they do not follow: half as fast). Where a tile has much to compute, that no longer
+ * runs far enough ahead, and rows are asked for: into the second cache, since in the first they would push x out.
  */
 #include <stdint.h>
 #include <stdlib.h>
@@ -24,8 +26,9 @@
 #define MOST 4
 #endif
 #define LANES (BYTES / 4)
-#define PIECE 64   /* rows of a weight that one thread takes at a time */
-#define SOON 12    /* rows of a weight that are asked for ahead, in the order of memory */
+#define PIECE 192 /* rows of a weight that one of several threads takes at a time */
+#define ASKED 3   /* rows of x from which on a tile asks for rows of the weight, */
+#define SOON 2    /* so many ahead */
 #define INLINE static inline __attribute__((always_inline))
 
 typedef float f32;
@@ -83,18 +86,18 @@ INLINE bf16 round_bf16(float value) { /* to nearest, ties to even; sums of bf16 
   a##m = add_##T(a##m, a, x + m * in + k), b##m = add_##T(b##m, b, x + m * in + k);                                    \
   c##m = add_##T(c##m, c, x + m * in + k), d##m = add_##T(d##m, d, x + m * in + k);
 #define PUT(m, T)                                                                                                      \
-  y[m * out] = round_##T(sum(a##m)), y[m * out + 1] = round_##T(sum(b##m));                                            \
-  y[m * out + 2] = round_##T(sum(c##m)), y[m * out + 3] = round_##T(sum(d##m));
+  y[m * out] = round_##T(sum(a##m)), y[m * out + apart] = round_##T(sum(b##m));                                        \
+  y[m * out + 2 * apart] = round_##T(sum(c##m)), y[m * out + 3 * apart] = round_##T(sum(d##m));
 #define ASK(place) __builtin_prefetch(place, 0, 2)
 
+/* y[m][n * apart] = w[n * apart] x[m] for four n and M rows m. */
 #define TILE(T, M)                                                                                                     \
-  static void tile_##T##_##M(const T *x, const T *w, int64_t in, int64_t out, T *y) {                                  \
-    const T *second = w + in, *third = second + in, *fourth = third + in;                                              \
-    const int64_t step = BYTES / (int)sizeof(T);                                                                       \
+  static void tile_##T##_##M(const T *x, const T *w, int64_t apart, int64_t in, int64_t out, T *y) {                   \
+    const T *second = w + apart * in, *third = second + apart * in, *fourth = third + apart * in;                      \
+    const int64_t step = BYTES / (int)sizeof(T), soon = SOON * in;                                                     \
     UPTO_##M(START, T)                                                                                                 \
     for (int64_t k = 0; k < in; k += step) {                                                                           \
-      const T *soon = w + SOON * in + 4 * k;                                                                           \
-      ASK(soon), ASK(soon + step), ASK(soon + 2 * step), ASK(soon + 3 * step);                                         \
+      if (M >= ASKED) ASK(w + soon + k), ASK(second + soon + k), ASK(third + soon + k), ASK(fourth + soon + k);        \
       part_##T a = part_of_##T(w + k), b = part_of_##T(second + k);                                                    \
       part_##T c = part_of_##T(third + k), d = part_of_##T(fourth + k);                                                \
       UPTO_##M(ADD, T)                                                                                                 \
@@ -102,58 +105,35 @@ INLINE bf16 round_bf16(float value) { /* to nearest, ties to even; sums of bf16 
     UPTO_##M(PUT, T)                                                                                                   \
   }
 
-/* One row of x, for which a tile is too little work to hide its turns from one row of the weight to the next. */
-#define STREAM(T)                                                                                                      \
-  static void stream_##T(const T *x, const T *w, int64_t in, int64_t rows, T *y) {                                     \
-    const int64_t step = BYTES / (int)sizeof(T);                                                                       \
-    for (int64_t n = 0; n < rows; n++, w += in) {                                                                      \
-      floats even = {0}, odd = {0};                                                                                    \
-      int64_t k = 0;                                                                                                   \
-      for (; k + 2 * step <= in; k += 2 * step) {                                                                      \
-        ASK(w + SOON * in + k), ASK(w + SOON * in + k + step);                                                         \
-        even = add_##T(even, part_of_##T(w + k), x + k);                                                               \
-        odd = add_##T(odd, part_of_##T(w + k + step), x + k + step);                                                   \
-      }                                                                                                                \
-      for (; k < in; k += step) even = add_##T(even, part_of_##T(w + k), x + k);                                       \
-      y[n] = round_##T(sum(even + odd));                                                                               \
-    }                                                                                                                  \
-  }
-
 #define PROJECT(T)                                                                                                     \
   TILE(T, 1) TILE(T, 2) TILE(T, 3) TILE(T, 4) TILE(T, 5) TILE(T, 6)                                                    \
-  STREAM(T)                                                                                                            \
-  static void rows_##T(const T *x, const T *w, int64_t in, int64_t out, int64_t rows, T *y) {                          \
+  static void rows_##T(const T *x, const T *w, int64_t apart, int64_t in, int64_t out, int64_t rows, T *y) {           \
     for (int64_t m = 0; m < rows; m += MOST) {                                                                         \
       const T *left = x + m * in;                                                                                      \
       T *to = y + m * out;                                                                                             \
       switch (rows - m < MOST ? rows - m : MOST) {                                                                     \
-        case 1: tile_##T##_1(left, w, in, out, to); break;                                                             \
-        case 2: tile_##T##_2(left, w, in, out, to); break;                                                             \
-        case 3: tile_##T##_3(left, w, in, out, to); break;                                                             \
-        case 4: tile_##T##_4(left, w, in, out, to); break;                                                             \
-        case 5: tile_##T##_5(left, w, in, out, to); break;                                                             \
-        default: tile_##T##_6(left, w, in, out, to);                                                                   \
+        case 1: tile_##T##_1(left, w, apart, in, out, to); break;                                                      \
+        case 2: tile_##T##_2(left, w, apart, in, out, to); break;                                                      \
+        case 3: tile_##T##_3(left, w, apart, in, out, to); break;                                                      \
+        case 4: tile_##T##_4(left, w, apart, in, out, to); break;                                                      \
+        case 5: tile_##T##_5(left, w, apart, in, out, to); break;                                                      \
+        default: tile_##T##_6(left, w, apart, in, out, to);                                                            \
       }                                                                                                                \
     }                                                                                                                  \
   }                                                                                                                    \
   /* `spans` [count, 3]: expert, first row, row after the last. */                                                     \
   void project_##T(const T *x, const T *w, const int64_t *spans, int64_t count, int64_t in, int64_t out, T *y,         \
                    int threads) {                                                                                      \
-    int64_t pieces = (out + PIECE - 1) / PIECE;                                                                        \
-    _Pragma("omp parallel for num_threads(threads) if (threads > 1)")                                                  \
+    int64_t piece = threads > 1 && out > PIECE ? PIECE : out, pieces = (out + piece - 1) / piece, apart = piece / 4;   \
+    _Pragma("omp parallel for schedule(dynamic) num_threads(threads) if (threads > 1)")                                \
     for (int64_t task = 0; task < count * pieces; task++) {                                                            \
-      const int64_t *span = spans + 3 * (task / pieces);                                                               \
-      int64_t first = task % pieces * PIECE, end = first + PIECE < out ? first + PIECE : out, rows = span[2] - span[1];\
-      const T *left = x + span[1] * in, *right = w + span[0] * out * in;                                               \
-      T *to = y + span[1] * out;                                                                                       \
-      if (rows == 1) {                                                                                                 \
-        stream_##T(left, right + first * in, in, end - first, to + first);                                             \
-        continue;                                                                                                      \
-      }                                                                                                                \
-      for (int64_t n = first; n < end; n += 4) {                                                                       \
-        int64_t row = n + 4 <= out ? n : out - 4; /* the last tile may compute some rows twice */                      \
-        rows_##T(left, right + row * in, in, out, rows, to + row);                                                     \
-      }                                                                                                                \
+      const int64_t *span = spans + 3 * (task / pieces), rows = span[2] - span[1];                                     \
+      int64_t first = task % pieces * piece;                                                                           \
+      if (first > out - piece) first = out - piece; /* the last piece may compute some rows twice */                   \
+      const T *left = x + span[1] * in, *right = w + (span[0] * out + first) * in;                                     \
+      T *to = y + span[1] * out + first;                                                                               \
+      for (int64_t n = 0; n < apart; n++) rows_##T(left, right + n * in, apart, in, out, rows, to + n);                \
+      for (int64_t n = 4 * apart; n < piece; n++) rows_##T(left, right + (n - 3) * in, 1, in, out, rows, to + n - 3);  \
     }                                                                                                                  \
   }
 

@@ -283,18 +283,14 @@ class _Adding:
 
     def generic(self) -> Iterator[OutTensor]:
         """The tensors of the generic model that computes the same, with the new expert."""
-        form, seen = self._form, set()
-        for name in self.files.checkpoint.tensors:
-            layer = self.files.layer_of(name)
-            if layer is None and name.endswith(form.dropped):
-                continue
-            if layer is None:
-                yield whole(self.files, name, f"lm.{name}")
-                if name.endswith("q_proj.weight"):
-                    yield from self._zero_biases(name, form)
-            elif layer not in seen:
-                seen.add(layer)
-                yield from self._generic_layer(layer, f"lm.{form.mlp.layers}.{layer}.{form.mlp.module}.")
+        form = self._form
+        for part in self.files.in_order():
+            if not isinstance(part, str):
+                yield from self._generic_layer(part, f"lm.{form.mlp.layers}.{part}.{form.mlp.module}.")
+            elif not part.endswith(form.dropped):
+                yield whole(self.files, part, f"lm.{part}")
+                if part.endswith("q_proj.weight"):
+                    yield from self._zero_biases(part, form)
 
     def _zero_biases(self, name: str, form: DenseForm) -> Iterator[OutTensor]:
         stem = name.removesuffix("q_proj.weight")

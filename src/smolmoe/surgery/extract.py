@@ -107,15 +107,12 @@ class _Extraction:
 
     def tensors(self) -> Iterator[OutTensor]:
         """The result's tensors, in the order of the MoE's."""
-        seen: set[int] = set()
-        for name in self.files.checkpoint.tensors:
-            layer = self.files.layer_of(name)
-            if layer is None:
-                yield from self._kept(name)
-            elif layer not in seen:
-                seen.add(layer)
-                yield from self._zero_biases(layer)
-                yield from self._ffn(layer)
+        for part in self.files.in_order():
+            if isinstance(part, str):
+                yield from self._kept(part)
+            else:
+                yield from self._zero_biases(part)
+                yield from self._ffn(part)
 
     # -- outside the MoE -----------------------------------------------------------------------------------------
 

@@ -99,6 +99,17 @@ class MoeFiles:
             return self.owner[name][0]
         return self.shared.get(name, self.stacks.get(name))
 
+    def in_order(self) -> Iterator[str | int]:
+        """What the files hold, in their order: names of tensors outside the MoE, and each MoE layer once."""
+        seen: set[int] = set()
+        for name in self.checkpoint.tensors:
+            layer = self.layer_of(name)
+            if layer is None:
+                yield name
+            elif layer not in seen:
+                seen.add(layer)
+                yield layer
+
     @property
     def names(self) -> tuple[str | None, ...] | None:
         """The experts' names, where the config has some."""

@@ -123,14 +123,11 @@ class _Export:
 
     def tensors(self) -> Iterator[OutTensor]:
         """The result's tensors, in the order of the MoE's."""
-        seen: set[int] = set()
-        for name in self.files.checkpoint.tensors:
-            layer = self.files.layer_of(name)
-            if layer is None:
-                yield from self._kept(name)
-            elif layer not in seen:
-                seen.add(layer)
-                yield from self._layer(layer)
+        for part in self.files.in_order():
+            if isinstance(part, str):
+                yield from self._kept(part)
+            else:
+                yield from self._layer(part)
 
     # -- outside the MoE ---------------------------------------------------------------------------------------------
 

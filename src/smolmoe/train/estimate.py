@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from accelerate import init_empty_weights
 
+from smolmoe.linear_loss import AT_ONCE
 from smolmoe.moe.gating import gate_spec
 from smolmoe.moe.loading import Skeleton, causal_lm_class
 from smolmoe.moe.routing import find_routers
@@ -109,6 +110,7 @@ def cost_of(
     optimizer: str,
     device: str,
     bf16: bool,
+    whole_logits: bool,
 ) -> Estimate:
     """The cost of a run of a model that may lie on meta.
 
@@ -116,6 +118,7 @@ def cost_of(
         blocks_a_step: sequences of an optimiser step, over all processes and accumulated batches.
         micro_batch: sequences of one batch of one process.
         optimizer: transformers' name of it.
+        whole_logits: whether a batch's logits are all in memory; else no more than `linear_cross_entropy` takes.
     """
     size = size_of(model)
     config = model.config.get_text_config()
@@ -123,12 +126,12 @@ def cost_of(
     flops = tokens * size.flops_per_token(length)
     kind = next((name for name in STATE_BYTES if optimizer.startswith(name)), "adamw")
     at_once = micro_batch * length
-    memory = (
-        STATE_BYTES[kind] * size.total
-        + at_once * size.layers * config.hidden_size * ACTIVATION_BYTES
-        + (at_once + MEASURED_WINDOWS * length) * config.vocab_size * LOGIT_BYTES
-        + (0 if device == "cuda" else PROCESS_BYTES)
-    )
+    logits = at_once * config.vocab_size
+    training = at_once * size.layers * config.hidden_size * ACTIVATION_BYTES
+    training += (logits if whole_logits else min(logits, AT_ONCE)) * LOGIT_BYTES
+    measuring = MEASURED_WINDOWS * length * config.vocab_size * LOGIT_BYTES  # at another time
+    state = STATE_BYTES[kind] * size.total + (0 if device == "cuda" else PROCESS_BYTES)
+    memory = state + max(training, measuring)
     return Estimate(size, steps, tokens, flops, int(memory), flops / (EFFICIENCY * product_rate(device, bf16)))
 
 
@@ -172,6 +175,7 @@ def estimate(recipe: TrainRecipe) -> Estimate:
         optimizer=str(trainer["optim"]),
         device=device,
         bf16=bool(trainer.get("bf16", precision(device)["bf16"])),
+        whole_logits=recipe.distill is not None or bool(trainer.get("label_smoothing_factor")),
     )
 
 
