@@ -6,8 +6,8 @@
 SmolLM-135M's shape (hidden 576, FFN 1536, 30 layers, vocabulary 49152, tied), random weights; the MoE has 8 experts,
 top-2. Prompts of 32 tokens are continued greedily by `generate` of transformers; a token is the median step after the
 first. The contenders of a case take turns within one process, so that a slow moment of the machine hits all of them.
-Cases go to results/decode.json as they are done; those of the same commit are not measured again, so that an
-interrupted run goes on where it was. The table goes to docs/speed.md.
+Cases go to results/decode.json as they are done; those of the same commit are not measured again. The table goes to
+docs/speed.md.
 
 - dense, smolmoe: as `smolmoe generate` runs them;
 - dense, stock; eager, grouped_mm, batched_mm: as transformers alone runs them, the last for single prompts only;
@@ -20,14 +20,13 @@ At one thread the processor's time is taken, which other programs touch less, at
 from __future__ import annotations
 
 import argparse
-import json
 import statistics
-import sys
 import time
 from contextlib import nullcontext
 from typing import Any, NamedTuple
 
-from machine import HERE, describe, put_between
+from grid import options, results, show
+from machine import HERE
 
 RESULTS = HERE / "results" / "decode.json"
 SHAPE = {
@@ -57,40 +56,22 @@ class Case(NamedTuple):
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--threads", type=int, nargs="+", default=[1, 2])
+    parser = options(__doc__)
     parser.add_argument("--batches", type=int, nargs="+", default=[1, 4, 16])
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--layers", type=int, default=30)
     parser.add_argument("--compile", action="store_true", help="also with compiled models")
-    parser.add_argument("--only", default="", help="cases whose name has this in it")
-    parser.add_argument("--table", action="store_true", help="measure nothing: write the table")
-    parser.add_argument("--print", action="store_true", help="print only: leave results/ and docs/ alone")
     arguments = parser.parse_args()
-    found = json.loads(RESULTS.read_text()) if RESULTS.is_file() and not arguments.print else {"cases": {}}
-    if not arguments.table:
-        measure_all(arguments, found)
-    if not found["cases"]:
-        parser.error("nothing is measured: no case has this name, or --table came first")
-    write(found, arguments.print)
-
-
-def measure_all(arguments: argparse.Namespace, found: dict[str, Any]) -> None:
-    found["machine"] = describe()
-    commit = found["machine"]["commit"]
-    asked = [case for case in cases(arguments) if arguments.only in case.name]
     models: dict[str, tuple[Any, Any]] = {}
-    for number, case in enumerate(asked, 1):
-        if found["cases"].get(case.name, {}).get("commit") == commit:
-            continue
+
+    def measure_one(case: Case) -> dict[str, Any]:
         if case.dtype not in models:
-            models = {case.dtype: make_models(case.dtype, arguments.layers)}  # of one number type at a time
-        figures = measure(case, *models[case.dtype], arguments.rounds)
-        found["cases"][case.name] = {**case._asdict(), "layers": arguments.layers, **figures, "commit": commit}
-        said = ", ".join(f"{name} {1e3 * seconds:.1f}" for name, seconds in figures["seconds"].items())
-        print(f"{number} of {len(asked)}, {case.name}: {said} ms", file=sys.stderr, flush=True)
-        if not arguments.print:
-            RESULTS.write_text(json.dumps(found, indent=1) + "\n")
+            models.clear()  # of one number type at a time
+            models[case.dtype] = make_models(case.dtype, arguments.layers)
+        return {"layers": arguments.layers, **measure(case, *models[case.dtype], arguments.rounds)}
+
+    found = results(arguments, RESULTS, cases(arguments), measure_one)
+    show("decode", found, table(found["cases"]), only_print=arguments.print)
 
 
 def cases(arguments: argparse.Namespace) -> list[Case]:
@@ -195,16 +176,6 @@ def decode(
             model, batch_size=batch, prompt_tokens=PROMPT, new_tokens=new, clock=clock, options=options
         )
     return list(reading.tokens)
-
-
-def write(found: dict[str, Any], only_print: bool) -> None:
-    text = table(found["cases"])
-    print(text)
-    if only_print:
-        return
-    where = ", ".join(f"{key} {value}" for key, value in found["machine"].items() if key != "commit")
-    commits = ", ".join(sorted({case["commit"] for case in found["cases"].values()}))
-    put_between(HERE.parent / "docs" / "speed.md", "decode", f"{text}\n\nMeasured on: {where}; commit {commits}.")
 
 
 def table(cases: dict[str, dict[str, Any]]) -> str:

@@ -5,8 +5,8 @@
 
 One layer of experts on the CPU, random weights and routing, over tokens T, experts E, experts a token K and widths. The
 contenders of a case take turns, one call each a round, so that a slow moment of the machine hits all of them; medians
-are compared. Cases go to results/layer.json as they are done; those of the same commit are not measured again, so that
-an interrupted run goes on where it was. The table goes to docs/speed.md, the plot to docs/images/layer.png.
+are compared. Cases go to results/layer.json as they are done; those of the same commit are not measured again. The
+table goes to docs/speed.md, the plot to docs/images/layer.png.
 
 - smolmoe, eager, grouped_mm, batched_mm: `experts_implementation` (the last only where the weights it copies fit);
 - dense: a SwiGLU FFN of width K*I, which is of equal active FLOPs;
@@ -20,15 +20,13 @@ which other programs touch less, at more the clock's.
 
 from __future__ import annotations
 
-import argparse
-import json
 import statistics
-import sys
 import time
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
-from machine import HERE, describe, put_between
+from grid import options, results, show
+from machine import HERE
 
 RESULTS = HERE / "results" / "layer.json"
 TOKENS = (1, 4, 16, 64, 512, 4096)
@@ -56,34 +54,17 @@ class Case(NamedTuple):
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--threads", type=int, nargs="+", default=[1, 2])
+    parser = options(__doc__)
     parser.add_argument("--seconds", type=float, default=4.0, help="of measuring a case")
-    parser.add_argument("--only", default="", help="cases whose name has this in it")
-    parser.add_argument("--table", action="store_true", help="measure nothing: write the table and the plot")
-    parser.add_argument("--print", action="store_true", help="print only: leave results/ and docs/ alone")
     arguments = parser.parse_args()
-    found = json.loads(RESULTS.read_text()) if RESULTS.is_file() and not arguments.print else {"cases": {}}
-    if not arguments.table:
-        measure_all(arguments, found)
-    if not found["cases"]:
-        parser.error("nothing is measured: no case has this name, or --table came first")
-    write(found, arguments.print)
+    asked = cases(arguments.threads)
+    found = results(arguments, RESULTS, asked, lambda case: measure(case, arguments.seconds))
 
+    from layer_table import plot, table
 
-def measure_all(arguments: argparse.Namespace, found: dict[str, Any]) -> None:
-    found["machine"] = describe()
-    commit = found["machine"]["commit"]
-    asked = [case for case in cases(arguments.threads) if arguments.only in case.name]
-    for number, case in enumerate(asked, 1):
-        if found["cases"].get(case.name, {}).get("commit") == commit:
-            continue
-        found["cases"][case.name] = {**case._asdict(), **measure(case, arguments.seconds), "commit": commit}
-        medians = found["cases"][case.name]["seconds"]
-        said = ", ".join(f"{name} {1e3 * seconds:.2f}" for name, seconds in medians.items())
-        print(f"{number} of {len(asked)}, {case.name}: {said} ms", file=sys.stderr, flush=True)
-        if not arguments.print:
-            RESULTS.write_text(json.dumps(found, indent=1) + "\n")
+    show("layer", found, table(found["cases"]), only_print=arguments.print)
+    if not arguments.print:
+        plot(HERE.parent / "docs" / "images" / "layer.png", found["cases"])
 
 
 def cases(threads: list[int]) -> list[Case]:
@@ -95,20 +76,6 @@ def cases(threads: list[int]) -> list[Case]:
         for direction in ("forward", "both")
         for tokens in TOKENS
     ]
-
-
-def write(found: dict[str, Any], only_print: bool) -> None:
-    from layer_table import plot, table
-
-    text = table(found["cases"])
-    print(text)
-    if only_print:
-        return
-    docs = HERE.parent / "docs"
-    plot(docs / "images" / "layer.png", found["cases"])
-    where = ", ".join(f"{key} {value}" for key, value in found["machine"].items() if key != "commit")
-    commits = ", ".join(sorted({case["commit"] for case in found["cases"].values()}))
-    put_between(docs / "speed.md", "layer", f"{text}\n\nMeasured on: {where}; commit {commits}.")
 
 
 def measure(case: Case, limit: float) -> dict[str, Any]:

@@ -89,8 +89,11 @@ def _is_usual(experts: Any) -> bool:
         return False
     if getattr(experts, "has_post_expert_norm", False):
         return False
-    children = (child for name, child in experts.named_children() if name != "parametrizations")
-    return experts._parameters.keys() <= _WEIGHTS and not any(True for child in children for _ in child.parameters())
+    if not experts._parameters.keys() <= _WEIGHTS:
+        return False
+    # Nearly always one activation without anything in it, which need not be searched for parameters at every call.
+    children = [child for name, child in experts._modules.items() if name != "parametrizations" and child is not None]
+    return not any(child._parameters or (child._modules and [*child.parameters()]) for child in children)
 
 
 def _stacks(experts: Any) -> Stacks:

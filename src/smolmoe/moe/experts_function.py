@@ -65,9 +65,11 @@ def apply_experts(
     inputs = (hidden, weights, *stacks)
     if torch.is_grad_enabled() and any(tensor is not None and tensor.requires_grad for tensor in inputs):
         return _Experts.apply(*inputs, index, layer)
+    found = _few(hidden, index, weights, stacks, layer)
+    if found is not None:
+        return found
     with torch.no_grad():
-        found = _few(hidden, index, weights, stacks, layer)
-        return _forward(hidden, sort(index), weights, stacks, layer, None, None) if found is None else found
+        return _forward(hidden, sort(index), weights, stacks, layer, None, None)
 
 
 def _few(

@@ -75,7 +75,7 @@ def few_swiglu_experts(
         return None
     hidden = hidden.contiguous()
     out = torch.empty_like(hidden)
-    if not (_suits(hidden, up, out) and _suits(hidden, down, out)):
+    if width % _MULTIPLE or size < _LEAST or not _is_plain(hidden, up, down, out):
         return None
     library = _library()
     if library is None:
@@ -131,11 +131,12 @@ def _suits(x: torch.Tensor, stack: torch.Tensor, out: torch.Tensor) -> bool:
 def _is_plain(*tensors: torch.Tensor) -> bool:
     """Of one number type that there are kernels for, without gaps."""
     dtype = tensors[0].dtype
-    return (
-        dtype in _TYPES
-        and all(tensor.dtype == dtype and tensor.is_contiguous() for tensor in tensors)
-        and not is_in_torch_dispatch_mode()  # whoever counts torch's operations would see none
-    )
+    if dtype not in _TYPES or is_in_torch_dispatch_mode():  # whoever counts torch's operations would see none
+        return False
+    for tensor in tensors:  # noqa: SIM110 - a generator costs more than what it is asked, at every call of a layer
+        if tensor.dtype != dtype or not tensor.is_contiguous():
+            return False
+    return True
 
 
 @cache
