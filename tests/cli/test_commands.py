@@ -4,25 +4,44 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
 import sys
+from contextlib import redirect_stderr, redirect_stdout
+from io import StringIO
 from pathlib import Path
+from unittest import mock
 
 import pytest
 from tests import zoo
+
+from smolmoe.cli import main
 
 SMOLMOE = [sys.executable, "-c", "from smolmoe.cli import main; main()"]
 
 
 def smolmoe(*arguments: object) -> subprocess.CompletedProcess[str]:
-    return subprocess.run([*SMOLMOE, *map(str, arguments)], capture_output=True, text=True, check=False)
+    """What the command does, in this process: starting another one takes longer than most of them."""
+    out, err = StringIO(), StringIO()
+    code: int | str | None = 0
+    handler = signal.getsignal(signal.SIGTERM)
+    with mock.patch.object(sys, "argv", ["smolmoe", *map(str, arguments)]), redirect_stdout(out), redirect_stderr(err):
+        try:
+            main()
+        except SystemExit as end:
+            code = end.code
+        finally:
+            signal.signal(signal.SIGTERM, handler)
+    assert isinstance(code, int)
+    return subprocess.CompletedProcess(sys.argv, code, out.getvalue(), err.getvalue())
 
 
 @pytest.fixture(scope="module")
 def moe(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """An MoE made by the command, with what the command printed beside it."""
     out = tmp_path_factory.mktemp("cli") / "moe"
-    run = smolmoe("upcycle", zoo.folder("llama"), out, "--experts", 4)
+    command = [*SMOLMOE, "upcycle", str(zoo.folder("llama")), str(out), "--experts", "4"]
+    run = subprocess.run(command, capture_output=True, text=True, check=False)
     assert run.returncode == 0, run.stderr
     (out.parent / "stdout").write_text(run.stdout)
     (out.parent / "stderr").write_text(run.stderr)
