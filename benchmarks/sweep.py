@@ -1,10 +1,11 @@
-"""What does more text buy, dense and as a mixture? One model trained on and its MoE of copies, at five budgets.
+"""What does more text buy, dense and as a mixture? A small model trained on and its MoE of copies, at five budgets.
 
-    python benchmarks/sweep.py --model DIR --data TRAIN.jsonl --validation VALIDATION.jsonl
+    python benchmarks/sweep.py --tokenizer DIR --data TRAIN.jsonl --validation VALIDATION.jsonl
 
-Two sweeps, runs/sweep/dense and runs/sweep/moe, on the same blocks and the same held-out text; what is trained already
-is not trained again. Each seed of each is a process of one thread, so many at once as there are workers. Writes the
-tables into docs/sweep.md and the figure beside it.
+A small Llama is trained first. From it go two sweeps, runs/sweep/dense and runs/sweep/moe, over text that it has not
+read: the same blocks, the same held-out text. What is trained already is not trained again. Each seed of each is a
+process of one thread, so many at once as there are workers. Writes the tables into docs/sweep.md and the figure beside
+it.
 """
 
 from __future__ import annotations
@@ -25,10 +26,21 @@ if TYPE_CHECKING:
     from smolmoe.interval import Interval
 
 ARMS = ("moe", "dense")  # the longer first, so that the workers end together
-TOKENS = (25_600, 51_200, 102_400, 204_800, 409_600)
+TOKENS = (51_200, 102_400, 204_800, 409_600, 819_200)
+LENGTH, BATCH = 256, 4
+START_STEPS = 200  # of the model that both go on from
+SHAPE = {
+    "model_type": "llama",
+    "hidden_size": 128,
+    "intermediate_size": 384,
+    "num_hidden_layers": 4,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 4,
+    "tie_word_embeddings": True,
+}
 TRAINER = {
-    "per_device_train_batch_size": 4,
-    "learning_rate": 1e-4,
+    "per_device_train_batch_size": BATCH,
+    "learning_rate": 1e-3,
     "lr_scheduler_type": "warmup_stable_decay",
     "warmup_steps": 10,
     "adam_beta2": 0.99,
@@ -43,10 +55,7 @@ def main() -> None:
         arm, seed = arguments.one.split(":")
         run(arguments, arm, (int(seed),))
         return
-    if not (arguments.root / "start" / "smolmoe.json").is_file():
-        from smolmoe import upcycle
-
-        upcycle(arguments.model, arguments.root / "start", experts=8, top_k=2, overwrite=True)
+    make_starts(arguments)
     for arm in ARMS:
         begin(arguments, arm)
     jobs = [f"{arm}:{seed}" for arm in ARMS for seed in arguments.seeds]
@@ -60,7 +69,7 @@ def main() -> None:
 
 def parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    for name in ("model", "data", "validation"):
+    for name in ("tokenizer", "data", "validation"):
         parser.add_argument(f"--{name}", type=Path, required=True)
     parser.add_argument("--tokens", nargs="+", type=int, default=list(TOKENS))
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
@@ -80,15 +89,33 @@ def start(job: str) -> None:
     print(f"{job}: done", flush=True)
 
 
+def make_starts(arguments: argparse.Namespace) -> None:
+    """The dense model, trained where it is not there, and its MoE of copies."""
+    from smolmoe import train, upcycle
+
+    dense, moe = (start_of(arguments, arm) for arm in ("dense", "moe"))
+    if not (dense / "smolmoe.json").is_file():
+        trainer = TRAINER | {"max_steps": START_STEPS, "lr_scheduler_type": "constant_with_warmup"}
+        new = {"model": {"config": SHAPE, "attention": "eager"}, "tokenizer": str(arguments.tokenizer)}
+        data = data_of(arguments)
+        train({**new, "data": data, "trainer": trainer, "device": "cpu", "out": str(dense.parent)}, overwrite=True)
+    if not (moe / "smolmoe.json").is_file():
+        upcycle(dense, moe, experts=8, top_k=2, overwrite=True)
+
+
+def start_of(arguments: argparse.Namespace, arm: str) -> Path:
+    return arguments.root / ("start/model" if arm == "dense" else "start-moe")
+
+
+def data_of(arguments: argparse.Namespace) -> dict[str, Any]:
+    sources = {"sources": [{"path": str(arguments.data)}], "validation": [{"path": str(arguments.validation)}]}
+    return {**sources, "length": LENGTH}
+
+
 def recipe(arguments: argparse.Namespace, arm: str) -> dict[str, Any]:
-    model = arguments.root / "start" if arm == "moe" else arguments.model
     values = {
-        "model": {"path": str(model), "attention": "eager"},
-        "data": {
-            "sources": [{"path": str(arguments.data)}],
-            "validation": [{"path": str(arguments.validation)}],
-            "length": 256,
-        },
+        "model": {"path": str(start_of(arguments, arm)), "attention": "eager"},
+        "data": {**data_of(arguments), "skip": START_STEPS * BATCH},
         "evaluation": {"tokens": 4000},
         "trainer": TRAINER,
         "device": "cpu",
