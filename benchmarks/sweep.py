@@ -91,7 +91,8 @@ def start(job: str) -> None:
 
 def make_starts(arguments: argparse.Namespace) -> None:
     """The dense model, trained where it is not there, and its MoE of copies."""
-    from smolmoe import train, upcycle
+    from smolmoe.training import train
+    from smolmoe.upcycling import upcycle
 
     dense, moe = (start_of(arguments, arm) for arm in ("dense", "moe"))
     if not (dense / "smolmoe.json").is_file():
