@@ -4,46 +4,18 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
-from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import pytest
-import typer
 import yaml
 from tests.align.runs import METHODS
-
-from smolmoe.cli import aligning
-from smolmoe.cli.output import print_error
-from smolmoe.errors import SmolmoeError
-
-
-@dataclass(frozen=True)
-class Done:
-    code: int
-    out: str
-    err: str
-
-
-Call = Callable[..., Done]
+from tests.cli.calls import Call
 
 
 @pytest.fixture
-def align(capsys: pytest.CaptureFixture[str]) -> Call:
-    app = typer.Typer(pretty_exceptions_enable=False)
-    aligning.add_to(app)
-
-    def call(*arguments: object) -> Done:
-        capsys.readouterr()
-        code = 0
-        try:
-            app([*map(str, arguments)], standalone_mode=False)
-        except SmolmoeError as error:
-            print_error(error, as_json="--json" in arguments)
-            code = 2
-        printed = capsys.readouterr()
-        return Done(code, printed.out, printed.err)
-
-    return call
+def align(smolmoe: Call) -> Call:
+    return partial(smolmoe, "align")
 
 
 @pytest.fixture(scope="module")

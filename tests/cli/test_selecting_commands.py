@@ -3,38 +3,22 @@
 from __future__ import annotations
 
 import json
-import sys
-from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import pytest
 from helpers import tiny_tokenizer
+from tests.cli.calls import Call
 from tests.train.runs import write_text
-
-from smolmoe.cli import main
-
-Call = Callable[..., tuple[int, str, str]]
 
 
 @pytest.fixture
-def data(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> Call:
-    """`smolmoe data ...` in a folder with a text and a tokenizer; returns its exit code, stdout and stderr."""
+def data(smolmoe: Call, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Call:
+    """`smolmoe data ...` in a folder with a text and a tokenizer."""
     monkeypatch.chdir(tmp_path)
     write_text(tmp_path / "text.jsonl")
     tiny_tokenizer().save_pretrained(tmp_path / "tokenizer")
-
-    def call(*arguments: object) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", ["smolmoe", "data", *map(str, arguments)])
-        capsys.readouterr()
-        try:
-            main()
-            code = 0
-        except SystemExit as stop:
-            code = int(stop.code or 0)
-        printed = capsys.readouterr()
-        return code, printed.out, printed.err
-
-    return call
+    return partial(smolmoe, "data")
 
 
 def test_a_choice_is_described(data: Call, tmp_path: Path) -> None:

@@ -3,34 +3,14 @@
 from __future__ import annotations
 
 import json
-import sys
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import yaml
+from tests.cli.calls import Call
 from tests.train.runs import dense_folder, recipe
 
-from smolmoe.cli import main
 from smolmoe.evaluate.scaling_law_results import read_sweep
-
-Call = Callable[..., tuple[int, str, str]]
-
-
-@pytest.fixture
-def smolmoe(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Call:
-    def call(*arguments: object) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", ["smolmoe", *map(str, arguments)])
-        capsys.readouterr()
-        code = 0
-        try:
-            main()
-        except SystemExit as stop:
-            code = int(stop.code or 0)
-        printed = capsys.readouterr()
-        return code, printed.out, printed.err
-
-    return call
 
 
 @pytest.fixture

@@ -6,16 +6,13 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 import yaml
 from helpers import tiny_tokenizer
+from tests.cli.calls import Call
 from tests.train.runs import write_text
-
-from smolmoe.cli import main
 
 HEAVY = """
 import sys
@@ -27,32 +24,6 @@ finally:
     print("heavy:", *sorted({"torch", "transformers", "matplotlib", "numpy"} & set(sys.modules)), file=sys.stderr)
 """
 SMALL = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4}
-
-
-@dataclass(frozen=True)
-class Done:
-    code: int
-    out: str
-    err: str
-
-
-Call = Callable[..., Done]
-
-
-@pytest.fixture
-def smolmoe(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Call:
-    def call(*arguments: object) -> Done:
-        monkeypatch.setattr(sys, "argv", ["smolmoe", *map(str, arguments)])
-        capsys.readouterr()
-        try:
-            main()
-            code = 0
-        except SystemExit as stop:
-            code = int(stop.code or 0)
-        printed = capsys.readouterr()
-        return Done(code, printed.out, printed.err)
-
-    return call
 
 
 @pytest.fixture
