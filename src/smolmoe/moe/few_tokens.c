@@ -5,10 +5,10 @@
  * gate_T     SwiGLU alone, gate_back_T its gradient: one pass each, for any number of rows.
  *
  * All tensors are contiguous, `in` is a multiple of 32, `out` at least 4. A tile is four rows of a weight by a few rows
- * of x, whose sums are in fp32 and stay in registers. The four rows lie a quarter of the weight apart, so that the tiles
- * read four streams, each in the order of memory, which is what processors fetch ahead by themselves (four neighbours
- * take turns in one stream, which they do not follow: half as fast). Where a tile has much to compute, that no longer
- * runs far enough ahead, and rows are asked for: into the second cache, since in the first they would push x out.
+ * of x, whose sums are in fp32 and stay in registers. The four lie a quarter of the weight apart, so that tiles read
+ * four streams, each in the order of memory, which processors fetch ahead by themselves (four neighbours take turns in
+ * one stream, which they do not follow: half as fast). Where there is much to compute, that no longer runs far enough
+ * ahead, and rows are asked for: into the second cache, since in the first they would push x out.
  */
 #include <stdint.h>
 #include <stdlib.h>
@@ -27,7 +27,7 @@
 #endif
 #define LANES (BYTES / 4)
 #define PIECE 192 /* rows of a weight that one of several threads takes at a time */
-#define ASKED 3   /* rows of x from which on a tile asks for rows of the weight, */
+#define ASKED 3   /* rows of x from which on rows of the weight are asked for, */
 #define SOON 2    /* so many ahead */
 #define INLINE static inline __attribute__((always_inline))
 
@@ -92,12 +92,12 @@ INLINE bf16 round_bf16(float value) { /* to nearest, ties to even; sums of bf16 
 
 /* y[m][n * apart] = w[n * apart] x[m] for four n and M rows m. */
 #define TILE(T, M)                                                                                                     \
-  static void tile_##T##_##M(const T *x, const T *w, int64_t apart, int64_t in, int64_t out, T *y) {                   \
+  static void tile_##T##_##M(const T *x, const T *w, int64_t apart, int64_t in, int64_t out, int64_t soon, T *y) {     \
     const T *second = w + apart * in, *third = second + apart * in, *fourth = third + apart * in;                      \
-    const int64_t step = BYTES / (int)sizeof(T), soon = SOON * in;                                                     \
+    const int64_t step = BYTES / (int)sizeof(T);                                                                       \
     UPTO_##M(START, T)                                                                                                 \
     for (int64_t k = 0; k < in; k += step) {                                                                           \
-      if (M >= ASKED) ASK(w + soon + k), ASK(second + soon + k), ASK(third + soon + k), ASK(fourth + soon + k);        \
+      if (soon) ASK(w + soon + k), ASK(second + soon + k), ASK(third + soon + k), ASK(fourth + soon + k);              \
       part_##T a = part_of_##T(w + k), b = part_of_##T(second + k);                                                    \
       part_##T c = part_of_##T(third + k), d = part_of_##T(fourth + k);                                                \
       UPTO_##M(ADD, T)                                                                                                 \
@@ -111,13 +111,14 @@ INLINE bf16 round_bf16(float value) { /* to nearest, ties to even; sums of bf16 
     for (int64_t m = 0; m < rows; m += MOST) {                                                                         \
       const T *left = x + m * in;                                                                                      \
       T *to = y + m * out;                                                                                             \
+      int64_t soon = rows >= ASKED ? SOON * in : 0;                                                                    \
       switch (rows - m < MOST ? rows - m : MOST) {                                                                     \
-        case 1: tile_##T##_1(left, w, apart, in, out, to); break;                                                      \
-        case 2: tile_##T##_2(left, w, apart, in, out, to); break;                                                      \
-        case 3: tile_##T##_3(left, w, apart, in, out, to); break;                                                      \
-        case 4: tile_##T##_4(left, w, apart, in, out, to); break;                                                      \
-        case 5: tile_##T##_5(left, w, apart, in, out, to); break;                                                      \
-        default: tile_##T##_6(left, w, apart, in, out, to);                                                            \
+        case 1: tile_##T##_1(left, w, apart, in, out, soon, to); break;                                                \
+        case 2: tile_##T##_2(left, w, apart, in, out, soon, to); break;                                                \
+        case 3: tile_##T##_3(left, w, apart, in, out, soon, to); break;                                                \
+        case 4: tile_##T##_4(left, w, apart, in, out, soon, to); break;                                                \
+        case 5: tile_##T##_5(left, w, apart, in, out, soon, to); break;                                                \
+        default: tile_##T##_6(left, w, apart, in, out, soon, to);                                                      \
       }                                                                                                                \
     }                                                                                                                  \
   }                                                                                                                    \
