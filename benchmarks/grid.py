@@ -29,7 +29,8 @@ def options(description: str | None) -> argparse.ArgumentParser:
     """What the command of every such benchmark takes."""
     parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--threads", type=int, nargs="+", default=[1, 2])
-    parser.add_argument("--only", default="", help="cases whose name has this in it")
+    parser.add_argument("--only", nargs="+", default=[""], help="cases whose name has one of these in it")
+    parser.add_argument("--again", action="store_true", help="also what is measured already")
     parser.add_argument("--table", action="store_true", help="measure nothing: write what is shown")
     parser.add_argument("--print", action="store_true", help="print only: leave results/ and docs/ alone")
     return parser
@@ -48,9 +49,9 @@ def results(
     if not arguments.table:
         found["machine"] = describe()
         commit = found["machine"]["commit"]
-        asked = [case for case in cases if arguments.only in case.name]
+        asked = [case for case in cases if any(part in case.name for part in arguments.only)]
         for number, case in enumerate(asked, 1):
-            if found["cases"].get(case.name, {}).get("commit") == commit:
+            if found["cases"].get(case.name, {}).get("commit") == commit and not arguments.again:
                 continue
             figures = measure(case)
             found["cases"][case.name] = {**case._asdict(), **figures, "commit": commit}

@@ -13,16 +13,17 @@ table goes to docs/speed.md, the plot to docs/images/layer.png.
 - products: the matrix products that the experts cannot do without, alone, into memory that is there;
 - read: summing 64 MB that no cache holds, which gives the bandwidth.
 
-A forward pass alone goes through layers in turn, more than caches hold, as decoding does. Forward and backward is one
-layer whose gradients are freed afterwards, which is part of its time. At one thread the processor's time is taken,
-which other programs touch less, at more the clock's.
+A forward pass alone goes through layers in turn, each call through the next one, more than caches hold, as decoding
+does. Forward and backward is one layer whose gradients are freed afterwards, which is part of its time. At one thread
+the processor's time is taken, which other programs touch less, at more the clock's.
 """
 
 from __future__ import annotations
 
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from itertools import cycle
 from typing import Any, NamedTuple
 
 from grid import options, results, show
@@ -88,12 +89,12 @@ def measure(case: Case, limit: float) -> dict[str, Any]:
     clock = time.process_time if case.threads == 1 else time.perf_counter
     taken: dict[str, list[float]] = {name: [] for name in contenders}
     for run in contenders.values():  # of each one call that is not counted
-        run(0)
+        run()
     begun = time.perf_counter()
     for number in range(1, MOST_ROUNDS + 1):
         for name, run in contenders.items() if number % 2 else reversed(contenders.items()):
             start = clock()
-            run(number)
+            run()
             taken[name].append(clock() - start)
         if number >= LEAST_ROUNDS and time.perf_counter() - begun > limit:
             break
@@ -101,8 +102,8 @@ def measure(case: Case, limit: float) -> dict[str, Any]:
     return {"seconds": medians, "rounds": number, "touched": touched, "bandwidth": READ_BYTES / medians["read"]}
 
 
-def prepare(case: Case) -> tuple[dict[str, Callable[[int], Any]], int]:
-    """The contenders, each a call that is given the number of the round; the bytes that the forward pass must read."""
+def prepare(case: Case) -> tuple[dict[str, Callable[[], Any]], int]:
+    """The contenders, each a call; the bytes that the forward pass must read."""
     import torch
 
     dtype = {"bf16": torch.bfloat16, "fp32": torch.float32}[case.dtype]
@@ -115,9 +116,11 @@ def prepare(case: Case) -> tuple[dict[str, Callable[[int], Any]], int]:
     grad = torch.randn_like(x)
     large = torch.randn(READ_BYTES // 4)
 
-    def of_layer(name: str) -> Callable[[int], Any]:
-        def run(number: int) -> None:
-            layer = layers[number % copies]
+    turn, dense_turn = cycle(layers), cycle(dense)  # so that none finds in a cache what another has just read
+
+    def of_layer(name: str) -> Callable[[], Any]:
+        def run() -> None:
+            layer = next(turn)
             layer.config._experts_implementation = name
             call(case, layer, (x, index, weights), grad)
 
@@ -126,9 +129,9 @@ def prepare(case: Case) -> tuple[dict[str, Callable[[int], Any]], int]:
     copied = case.tokens * case.top_k * expert_bytes
     names = [name for name in ("smolmoe", *STOCK) if name != "batched_mm" or copied < COPIED_BYTES]
     contenders = {name: of_layer(name) for name in names}
-    contenders["dense"] = lambda number: call(case, dense[number % copies], (x,), grad)
-    contenders["products"] = products(case, layers, index.flatten().bincount().tolist(), dtype)
-    contenders["read"] = lambda _: large.sum()
+    contenders["dense"] = lambda: call(case, next(dense_turn), (x,), grad)
+    contenders["products"] = products(case, turn, index.flatten().bincount().tolist(), dtype)
+    contenders["read"] = lambda: large.sum()
     return contenders, len(index.unique()) * expert_bytes
 
 
@@ -167,16 +170,16 @@ def call(case: Case, layer: Any, given: tuple[Any, ...], grad: Any) -> None:
     layer.zero_grad(set_to_none=True)
 
 
-def products(case: Case, layers: list[Any], counts: list[int], dtype: Any) -> Callable[[int], None]:
+def products(case: Case, turn: Iterator[Any], counts: list[int], dtype: Any) -> Callable[[], None]:
     """The experts' matrix products and nothing else."""
     import torch
 
     most = max(counts)
     x, inner, pre = (torch.randn(most, width).to(dtype) for width in (SIZE, case.width, 2 * case.width))
-    out, grad_up, grad_down = x.clone(), *(torch.zeros_like(stack) for stack in layers[0].parameters())
+    out, grad_up, grad_down = x.clone(), *(torch.zeros_like(stack) for stack in next(turn).parameters())
 
-    def run(number: int) -> None:
-        layer = layers[number % len(layers)]
+    def run() -> None:
+        layer = next(turn)
         up, down = layer.gate_up_proj.detach(), layer.down_proj.detach()
         for expert, count in enumerate(counts):
             if count:

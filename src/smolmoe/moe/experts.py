@@ -22,7 +22,8 @@ from smolmoe.moe.routing import find_routers
 NAME = "smolmoe"
 FEW_CHOICES = 16  # of a GPU: for so many, copying the chosen weights is said to cost less than a grouped product
 _WEIGHTS = {"gate_up_proj", "up_proj", "down_proj", "gate_up_proj_bias", "up_proj_bias", "down_proj_bias"}
-_PLAIN = (torch.Tensor, nn.Parameter)
+_PLAIN = (torch.Tensor, nn.Parameter, type(None))
+_SWIGLU = SwiGlu()
 
 
 def register_experts() -> None:
@@ -78,7 +79,7 @@ def experts_forward(
     """
     if hidden_states.device.type == "cpu" and _is_usual(self):
         stacks = _stacks(self)
-        if all(tensor is None or type(tensor) in _PLAIN for tensor in (hidden_states, *stacks)):
+        if all([type(tensor) in _PLAIN for tensor in (hidden_states, *stacks)]):  # noqa: C419 - faster for so few
             layer = Layer(_gate_of(self), self.is_transposed, _product_type(stacks.up))
             return apply_experts(hidden_states, top_k_index, top_k_weights, stacks, layer)
     return _stock(self, hidden_states, top_k_index)(self, hidden_states, top_k_index, top_k_weights)
@@ -106,7 +107,7 @@ def _gate_of(experts: Any) -> Gate:
     if not experts.has_gate:
         return Recomputed(experts.act_fn, 1)
     if _gates_by_default(experts) and type(experts.act_fn) in (nn.SiLU, SiLUActivation):
-        return SwiGlu()
+        return _SWIGLU
     return Recomputed(experts._apply_gate, 2)
 
 

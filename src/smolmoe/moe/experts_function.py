@@ -7,7 +7,6 @@ into the activation (2*I where gated).
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import torch
@@ -32,8 +31,7 @@ class Stacks(NamedTuple):
     down_bias: torch.Tensor | None
 
 
-@dataclass(frozen=True)
-class Layer:
+class Layer(NamedTuple):
     """What lies between the projections, how weights lie, and the number type of the products."""
 
     gate: Gate
