@@ -175,7 +175,7 @@ def estimate(recipe: TrainRecipe) -> Estimate:
         optimizer=str(trainer["optim"]),
         device=device,
         bf16=bool(trainer.get("bf16", precision(device)["bf16"])),
-        whole_logits=recipe.distill is not None or bool(trainer.get("label_smoothing_factor")),
+        whole_logits=bool(recipe.distill or recipe.parallel == "fsdp" or trainer.get("label_smoothing_factor")),
     )
 
 
