@@ -187,7 +187,7 @@ def test_choices_it_is_not_for() -> None:
     for wrong in (2, -1):
         index = torch.tensor([[0], [1], [wrong]])
         assert few_swiglu_experts(x, index, weights, up, down) is None
-    tokens = FEW + 1  # all of them one expert's, while the layer has room for more
+    tokens = FEW[torch.float32] + 1  # all of them one expert's, while the layer has room for more
     crowd = torch.zeros(tokens, 1, dtype=torch.int64)
     assert few_swiglu_experts(torch.randn(tokens, 32), crowd, torch.ones(tokens, 1), up, down) is None
 
@@ -195,7 +195,7 @@ def test_choices_it_is_not_for() -> None:
 def test_what_it_is_not_for_is_left_alone() -> None:
     x, stack, out = torch.randn(2, 64), torch.randn(2, 8, 64), torch.full((2, 8), 7.0)
     spans = [(0, 0, 1), (1, 1, 2)]
-    few = FEW
+    few = FEW[torch.float32]
     many = torch.randn(2 * few + 1, 64)
     refused = [
         (many, stack, [(0, 0, few), (1, few, 2 * few + 1)], many.new_full((2 * few + 1, 8), 7.0)),

@@ -255,7 +255,7 @@ class _Backward:
 
 def _gradient(stack: torch.Tensor, chosen: Sequence[int]) -> torch.Tensor:
     """Zero for the experts that nobody chose, and arbitrary for the others."""
-    if 2 * len(chosen) <= len(stack):
+    if 4 * len(chosen) <= len(stack):
         return zeros(stack.shape, stack.dtype)
     gradient = empty(stack.shape, stack.dtype)
     start = 0

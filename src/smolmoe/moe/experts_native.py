@@ -29,7 +29,8 @@ from smolmoe.moe.experts_routes import Span
 logger = logging.getLogger(__name__)
 
 SOURCE = "few_tokens.c"
-FEW = 64  # rows an expert, on average: with twice as many the libraries' packing pays
+# Rows an expert, on average: with more the libraries' packing pays.
+FEW = {torch.float32: 48, torch.bfloat16: 64}
 _MULTIPLE, _LEAST = 32, 4  # of the inputs' width; outputs
 _FLAGS = ("-O3", "-march=native", "-fPIC", "-ffp-contract=fast", "-w")
 _TYPES = {torch.float32: "f32", torch.bfloat16: "bf16"}
@@ -42,7 +43,7 @@ def project_few(x: torch.Tensor, stack: torch.Tensor, spans: Sequence[Span], out
     Rows of `spans` count from the first span's. Returns False, and does nothing, where the kernel is not for this: many
     rows an expert, other number types, odd sizes, tensors with gaps, no compiler.
     """
-    if x.shape[0] > FEW * len(spans) or not _suits(x, stack, out):
+    if x.shape[0] > FEW.get(x.dtype, 0) * len(spans) or not _suits(x, stack, out):
         return False
     library = _library()
     if library is None:
@@ -71,7 +72,8 @@ def few_swiglu_experts(
     None where the kernel is not for this. There are no gradients.
     """
     (tokens, size), top_k, (experts, _, width) = hidden.shape, index.shape[1], down.shape
-    if not 0 < tokens * top_k <= FEW * experts or size % _MULTIPLE or index.dtype != torch.int64:
+    few = FEW.get(hidden.dtype, 0)
+    if not 0 < tokens * top_k <= few * experts or size % _MULTIPLE or index.dtype != torch.int64:
         return None
     hidden = hidden.contiguous()
     out = torch.empty_like(hidden)
@@ -93,7 +95,7 @@ def few_swiglu_experts(
         experts,
         size,
         width,
-        FEW,
+        few,
         _threads(min(experts, tokens * top_k) * 3 * size * width * up.itemsize),
     )
     return out if done else None
