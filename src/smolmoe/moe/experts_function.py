@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch.autograd.function import once_differentiable
 
 from smolmoe.moe.experts_gate import Gate, SwiGlu
-from smolmoe.moe.experts_memory import Buffers, empty, zeros
+from smolmoe.moe.experts_memory import LARGEST_BLOCK, Buffers, empty, zeros
 from smolmoe.moe.experts_mm import back, outer, project
 from smolmoe.moe.experts_native import few_swiglu_experts
 from smolmoe.moe.experts_routes import Routes, Span, rows_of, sort
@@ -255,7 +255,8 @@ class _Backward:
 
 def _gradient(stack: torch.Tensor, chosen: Sequence[int]) -> torch.Tensor:
     """Zero for the experts that nobody chose, and arbitrary for the others."""
-    if 4 * len(chosen) <= len(stack):
+    # Fresh pages cost as much a byte as filling; what does not come from the heap has fresh pages either way.
+    if len(chosen) * (2 if stack.nbytes > LARGEST_BLOCK else 4) <= len(stack):
         return zeros(stack.shape, stack.dtype)
     gradient = empty(stack.shape, stack.dtype)
     start = 0

@@ -16,6 +16,7 @@ from functools import cache
 import torch
 
 HUGE_PAGE = 2**21
+LARGEST_BLOCK = 2**25  # of glibc's heap
 
 
 def empty(shape: Sequence[int], dtype: torch.dtype) -> torch.Tensor:
