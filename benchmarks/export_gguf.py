@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 
-from machine import describe, put_between
+from machine import describe, in_words, put_between
 from smolmoe import upcycle
 from smolmoe.exporting import export
 
@@ -61,7 +61,7 @@ def main() -> None:
     options = arguments.parse_args()
     options.work.mkdir(parents=True, exist_ok=True)
     rows = [row(name, options) for name in (*TRAINED, *RANDOM)]
-    machine = ", ".join(f"{key} {value}" for key, value in describe().items())
+    machine = in_words(describe())
     text = f"{table(rows)}\n\nMeasured on: {machine}."
     print(text)
     put_between(ROOT / "docs" / "export.md", "gguf", text)

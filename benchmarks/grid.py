@@ -13,7 +13,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
-from machine import HERE, describe, put_between
+from machine import HERE, describe, in_words, put_between
 
 
 class Case(Protocol):
@@ -69,6 +69,6 @@ def show(name: str, found: dict[str, Any], text: str, *, only_print: bool) -> No
     print(text)
     if only_print:
         return
-    where = ", ".join(f"{key} {value}" for key, value in found["machine"].items() if key != "commit")
+    where = in_words(found["machine"], "commit")  # each case has its own
     commits = ", ".join(sorted({case["commit"] for case in found["cases"].values()}))
     put_between(HERE.parent / "docs" / "speed.md", name, f"{text}\n\nMeasured on: {where}; commit {commits}.")

@@ -7,6 +7,7 @@ import json
 import os
 import platform
 import subprocess
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -21,8 +22,12 @@ def record(name: str, figures: dict[str, Any], text: str) -> None:
     results = HERE / "results"
     results.mkdir(exist_ok=True)
     (results / f"{name}.json").write_text(json.dumps(figures, indent=1) + "\n")
-    where = ", ".join(f"{key} {value}" for key, value in figures["machine"].items())
-    put_between(HERE / "README.md", name, f"{text}\n\nMeasured on: {where}.")
+    put_between(HERE / "README.md", name, f"{text}\n\nMeasured on: {in_words(figures['machine'])}.")
+
+
+def in_words(facts: Mapping[str, object], *but: str) -> str:
+    """What `describe` returned, or settings, in a line; without the facts that are named."""
+    return ", ".join(f"{key} {value}" for key, value in facts.items() if key not in but)
 
 
 def put_between(page: Path, name: str, text: str) -> None:

@@ -28,7 +28,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from machine import HERE, describe, put_between
+from machine import HERE, describe, in_words, put_between
 from processes import run
 
 RESULTS = HERE / "results" / "step.json"
@@ -63,8 +63,7 @@ def main() -> None:
     text = table(found)
     print(text)
     if not arguments.print:
-        where = ", ".join(f"{key} {value}" for key, value in found["machine"].items())
-        settings = ", ".join(f"{name} {value}" for name, value in found["settings"].items())
+        where, settings = in_words(found["machine"]), in_words(found["settings"])
         put_between(HERE.parent / "docs" / "speed.md", "step", f"{text}\n\nMeasured with: {settings}, on: {where}.")
 
 
