@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import gc
 import sys
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -11,8 +13,9 @@ from helpers import dense_llama, random_moe
 
 from smolmoe.benching.bench import batch_ratios
 from smolmoe.errors import RequestError
-from smolmoe.evaluate.memory import PeakMemory
+from smolmoe.evaluate.memory import PeakMemory, own_weights
 from smolmoe.evaluate.speed import Reading, Times, read_speed, summarise, times
+from smolmoe.moe.loading import load_model
 
 MB = 10**6
 
@@ -95,6 +98,22 @@ def test_a_peak_is_seen_and_forgotten() -> None:
     memory.reset()
     assert memory.held - start > 70 * MB
     assert len(kept)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads what a process has mapped")
+def test_weights_of_their_own_let_the_file_go(tmp_path: Path) -> None:
+    written = dense_llama(tie_word_embeddings=True)
+    written.save_pretrained(tmp_path)
+    model = load_model(tmp_path)
+    assert model.lm_head.weight is model.get_input_embeddings().weight
+    mapped = Path("/proc/self/maps")
+    assert str(tmp_path) in mapped.read_text()
+    own_weights(model)
+    gc.collect()
+    assert str(tmp_path) not in mapped.read_text()
+    assert model.lm_head.weight is model.get_input_embeddings().weight
+    ids = torch.arange(5)[None]
+    torch.testing.assert_close(model(ids).logits, written(ids).logits, rtol=0, atol=0)
 
 
 @pytest.mark.parametrize(

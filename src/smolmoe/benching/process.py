@@ -79,7 +79,7 @@ def _serve(pipe: Connection, name: str, settings: BenchSettings) -> None:
 def _load(name: str, settings: BenchSettings) -> tuple[Any, ModelFacts]:
     import torch
 
-    from smolmoe.evaluate.memory import PeakMemory
+    from smolmoe.evaluate.memory import PeakMemory, own_weights
     from smolmoe.evaluate.sampling import check_device
     from smolmoe.moe.experts import set_experts
     from smolmoe.moe.gating import gate_spec
@@ -95,6 +95,7 @@ def _load(name: str, settings: BenchSettings) -> tuple[Any, ModelFacts]:
     memory = PeakMemory(settings.device)
     before, started = memory.held, time.perf_counter()
     model = load_model(skeleton.folder, dtype=dtype, device=settings.device)
+    own_weights(model)
     implementation = set_experts(model, settings.experts)
     seconds = time.perf_counter() - started
     memory.reset()
