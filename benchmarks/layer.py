@@ -11,7 +11,8 @@ table goes to docs/speed.md, the plot to docs/images/layer.png.
 - smolmoe, eager, grouped_mm, batched_mm: `experts_implementation` (the last only where the weights it copies fit);
 - dense: a SwiGLU FFN of width K*I, which is of equal active FLOPs;
 - products: the matrix products that the experts cannot do without, alone, into memory that is there;
-- read: summing 64 MB that no cache holds, which gives the bandwidth.
+- read: summing 64 MB that no cache holds, which gives the bandwidth;
+- weights: summing the weights of the chosen experts, where they lie (forward only).
 
 A forward pass alone goes through layers in turn, each call through the next one, more than caches hold, as decoding
 does. Forward and backward is one layer whose gradients are freed afterwards, which is part of its time. At one thread
@@ -132,7 +133,10 @@ def prepare(case: Case) -> tuple[dict[str, Callable[[], Any]], int]:
     contenders["dense"] = lambda: call(case, next(dense_turn), (x,), grad)
     contenders["products"] = products(case, turn, index.flatten().bincount().tolist(), dtype)
     contenders["read"] = lambda: large.sum()
-    return contenders, len(index.unique()) * expert_bytes
+    chosen = index.unique().tolist()
+    if case.direction == "forward":
+        contenders["weights"] = sums(turn, chosen)
+    return contenders, len(chosen) * expert_bytes
 
 
 def make_layers(case: Case, dtype: Any, copies: int) -> tuple[list[Any], list[Any]]:
@@ -190,6 +194,19 @@ def products(case: Case, turn: Iterator[Any], counts: list[int], dtype: Any) -> 
                 torch.mm(x[:count].t(), inner[:count], out=grad_down[expert])
                 torch.mm(pre[:count], up[expert], out=out[:count])
                 torch.mm(pre[:count].t(), x[:count], out=grad_up[expert])
+
+    return run
+
+
+def sums(turn: Iterator[Any], chosen: list[int]) -> Callable[[], None]:
+    """Every weight of these experts read once, in the order of memory, and nothing else done with it."""
+    import torch
+
+    def run() -> None:
+        for stack in next(turn).parameters():
+            numbers = stack.detach().view(torch.float32)  # bf16 in pairs: converting them is no reading
+            for expert in chosen:
+                numbers[expert].sum()
 
     return run
 
