@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from smolmoe.exporting import export
     from smolmoe.generation import generate
     from smolmoe.moe import register
+    from smolmoe.moe.decoding import fast_decoding
     from smolmoe.proof.doctor import doctor
     from smolmoe.proof.verify import verify
     from smolmoe.pushing import push
@@ -34,6 +35,7 @@ _HOME = {
     "doctor": "smolmoe.proof.doctor",
     "export": "smolmoe.exporting",
     "extract": "smolmoe.experts",
+    "fast_decoding": "smolmoe.moe.decoding",
     "generate": "smolmoe.generation",
     "inspect": "smolmoe.surgery.inspection",
     "push": "smolmoe.pushing",
@@ -53,6 +55,7 @@ __all__ = [
     "doctor",
     "export",
     "extract",
+    "fast_decoding",
     "generate",
     "inspect",
     "push",

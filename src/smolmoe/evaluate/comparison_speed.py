@@ -10,6 +10,7 @@ import torch
 from smolmoe.evaluate.comparison import Speed
 from smolmoe.evaluate.comparison_models import Contender
 from smolmoe.evaluate.speed import Reading, read_speed, summarise
+from smolmoe.moe.decoding import fast_decoding
 from smolmoe.moe.experts import set_experts
 from smolmoe.moe.loading import Skeleton, load_model
 
@@ -23,7 +24,8 @@ Report = Callable[[str, int, int], None]
 def measure_speeds(contenders: Sequence[Contender], device: str, report: Report) -> dict[str, Speed]:
     """The speed of each model's first checkpoint, one prompt at a time, in the type that it is stored in.
 
-    All are in memory and take turns, so that a slow moment of the machine hits all of them.
+    They run as `smolmoe generate` runs them. All are in memory and take turns, so that a slow moment of the machine
+    hits all of them.
 
     Raises:
         RequestError: a model has too few positions for a prompt and its answer.
@@ -35,7 +37,9 @@ def measure_speeds(contenders: Sequence[Contender], device: str, report: Report)
     for turn in range(TURNS + 1):  # the first one warms up
         report("Measuring speed", turn, TURNS + 1)
         for name in list(running) if turn % 2 else reversed(running):
-            reading = read_speed(running[name], batch_size=1, prompt_tokens=prompt_tokens, new_tokens=NEW_TOKENS)
+            model = running[name]
+            with fast_decoding(model):
+                reading = read_speed(model, batch_size=1, prompt_tokens=prompt_tokens, new_tokens=NEW_TOKENS)
             if turn:
                 readings[name].append(reading)
     return {name: _speed(model, readings[name], prompt_tokens) for name, model in running.items()}

@@ -45,21 +45,35 @@ def project_few(x: torch.Tensor, stack: torch.Tensor, spans: Sequence[Span], out
     """
     if x.shape[0] > FEW.get(x.dtype, 0) * len(spans) or not _suits(x, stack, out):
         return False
+    start = spans[0][1]
+    return _project(x, stack, [number for expert, a, b in spans for number in (expert, a - start, b - start)], out)
+
+
+def few_linear(x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor | None:
+    """x [..., in] @ weight [out, in]^T, [..., out], without gradients; None where the kernel is not for this."""
+    outputs, inputs = weight.shape
+    rows = x.numel() // inputs
+    if x.shape[-1] != inputs or not 0 < rows <= FEW.get(x.dtype, 0) or not x.is_cpu:
+        return None
+    x = x.contiguous()
+    out = x.new_empty((*x.shape[:-1], outputs))
+    return out if _suits(x, weight, out) and _project(x, weight, [0, 0, rows], out) else None
+
+
+def _project(x: torch.Tensor, weights: torch.Tensor, spans: list[int], out: torch.Tensor) -> bool:
     library = _library()
     if library is None:
         return False
-    start = spans[0][1]
-    flat = [number for expert, first, end in spans for number in (expert, first - start, end - start)]
-    outputs, inputs = stack.shape[1:]
-    getattr(library, f"project_{_TYPES[stack.dtype]}")(
+    experts, (outputs, inputs) = len(spans) // 3, weights.shape[-2:]
+    getattr(library, f"project_{_TYPES[weights.dtype]}")(
         x.data_ptr(),
-        stack.data_ptr(),
-        (ctypes.c_int64 * len(flat))(*flat),
-        len(spans),
+        weights.data_ptr(),
+        (ctypes.c_int64 * len(spans))(*spans),
+        experts,
         inputs,
         outputs,
         out.data_ptr(),
-        _threads(len(spans) * outputs * inputs * stack.itemsize),
+        _threads(experts * outputs * inputs * weights.itemsize),
     )
     return True
 
@@ -126,8 +140,9 @@ def _threads(read: int) -> int:
     return 1 if read < _THREAD_BYTES else torch.get_num_threads()
 
 
-def _suits(x: torch.Tensor, stack: torch.Tensor, out: torch.Tensor) -> bool:
-    return stack.shape[2] % _MULTIPLE == 0 and stack.shape[1] >= _LEAST and _is_plain(x, stack, out)
+def _suits(x: torch.Tensor, weights: torch.Tensor, out: torch.Tensor) -> bool:
+    outputs, inputs = weights.shape[-2:]
+    return inputs % _MULTIPLE == 0 and outputs >= _LEAST and _is_plain(x, weights, out)
 
 
 def _is_plain(*tensors: torch.Tensor) -> bool:
