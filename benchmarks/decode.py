@@ -114,7 +114,7 @@ def filled(kind: Any, config: Any) -> Any:
 
 
 def measure(case: Case, dense: Any, moe: Any, rounds: int) -> dict[str, Any]:
-    """Median seconds a step of each contender, the rounds' lowest and highest ratio, the parameters a token reads."""
+    """Median seconds a step of each contender, dense over smolmoe of each round, the parameters a token reads."""
     import torch
 
     from smolmoe.train.estimate import size_of
@@ -132,7 +132,7 @@ def measure(case: Case, dense: Any, moe: Any, rounds: int) -> dict[str, Any]:
     pairs = zip(taken["dense"], taken["smolmoe"], strict=True)
     ratios = [statistics.median(one) / statistics.median(other) for one, other in pairs]
     touched = {name: size_of(model).multiplied for name, model in (("dense", dense), ("moe", moe))}
-    return {"seconds": medians, "spread": [min(ratios), max(ratios)], "rounds": rounds, "parameters": touched}
+    return {"seconds": medians, "ratios": ratios, "rounds": rounds, "parameters": touched}
 
 
 Contender = tuple[Any, str | None, bool, dict[str, Any]]  # model, its experts, as `smolmoe generate` does it, options
@@ -180,9 +180,10 @@ def decode(
 
 def table(cases: dict[str, dict[str, Any]]) -> str:
     """Markdown: the target, then every contender's milliseconds a step."""
-    plain = [case for case in cases.values() if not case["compiled"]]
+    ordered = sorted(cases.values(), key=lambda case: (case["dtype"], case["threads"], case["batch"]))
+    plain = [case for case in ordered if not case["compiled"]]
     lines = [*_targets([case for case in plain if case["batch"] == 1]), "", *_grid(plain)]
-    compiled = [case for case in cases.values() if case["compiled"]]
+    compiled = [case for case in ordered if case["compiled"]]
     return "\n".join(lines + (["", *_grid(compiled)] if compiled else []))
 
 
@@ -199,8 +200,9 @@ def _targets(cases: list[dict[str, Any]]) -> list[str]:
         "",
     )
     lines = [
-        "One prompt. *By bytes*: the MoE's tokens/s over the dense model's, times the bytes that a token reads of the "
-        "MoE over those of the dense; 1 where both are read at the same speed.",
+        "One prompt. *By bytes*: the MoE's tokens/s over the dense model's (the median round; lowest and highest), "
+        "times the bytes that a token reads of the MoE over those of the dense; 1 where both are read at the same "
+        "speed.",
         "",
         f"| {' | '.join(columns)} |",
         f"| {' | '.join('---' for _ in columns)} |",
@@ -208,8 +210,8 @@ def _targets(cases: list[dict[str, Any]]) -> list[str]:
     for case in cases:
         taken, sizes = case["seconds"], case["parameters"]
         of_bytes = sizes["moe"] / sizes["dense"]
-        ratio, stock = taken["dense"] / taken["smolmoe"], taken["dense, stock"] / taken["smolmoe"]
-        low, high = (of_bytes * value for value in case["spread"])
+        ratio, stock = statistics.median(case["ratios"]), taken["dense, stock"] / taken["smolmoe"]
+        low, high = (of_bytes * bound(case["ratios"]) for bound in (min, max))
         cells = (
             case["dtype"],
             case["threads"],

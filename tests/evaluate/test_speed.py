@@ -13,9 +13,9 @@ from helpers import dense_llama, random_moe
 
 from smolmoe.benching.bench import batch_ratios
 from smolmoe.errors import RequestError
-from smolmoe.evaluate.memory import PeakMemory, own_weights
+from smolmoe.evaluate.memory import PeakMemory
 from smolmoe.evaluate.speed import Reading, Times, read_speed, summarise, times
-from smolmoe.moe.loading import load_model
+from smolmoe.moe.loading import load_model, own_weights
 
 MB = 10**6
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import resource
 import subprocess
@@ -227,3 +228,16 @@ def test_memory_is_used_again_while_training_and_given_back_afterwards() -> None
     assert during > pages / 2
     assert after < pages / 10
     assert min(large) > pages / 2
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads what a process has mapped")
+def test_the_file_of_the_model_that_is_trained_is_let_go(tmp_path: Path) -> None:
+    from smolmoe.recipe import TrainRecipe, parse
+    from smolmoe.train.models import build_model, find_tokenizer
+
+    folder = moe_folder(tmp_path / "moe")
+    parsed = parse(TrainRecipe, recipe(tmp_path, folder))
+    model = build_model(parsed, find_tokenizer(parsed, folder), folder)
+    gc.collect()
+    assert str(folder) not in Path("/proc/self/maps").read_text()
+    assert next(model.parameters()).requires_grad

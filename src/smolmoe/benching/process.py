@@ -79,11 +79,11 @@ def _serve(pipe: Connection, name: str, settings: BenchSettings) -> None:
 def _load(name: str, settings: BenchSettings) -> tuple[Any, ModelFacts]:
     import torch
 
-    from smolmoe.evaluate.memory import PeakMemory, own_weights
+    from smolmoe.evaluate.memory import PeakMemory
     from smolmoe.evaluate.sampling import check_device
     from smolmoe.moe.experts import set_experts
     from smolmoe.moe.gating import gate_spec
-    from smolmoe.moe.loading import Skeleton, load_model
+    from smolmoe.moe.loading import Skeleton, load_model, own_weights
     from smolmoe.moe.routing import find_routers
     from smolmoe.train.estimate import size_of
 

@@ -7,7 +7,6 @@ import gc
 import resource
 import sys
 from pathlib import Path
-from typing import Any
 
 import torch
 
@@ -46,17 +45,6 @@ class PeakMemory:
         if self._device.type == "cuda":
             return torch.cuda.max_memory_allocated(self._device)
         return max(_status("VmHWM"), self.held) if _STATUS.is_file() else _largest()
-
-
-def own_weights(model: Any) -> None:
-    """Copy a model's tensors into memory of their own, tied ones once.
-
-    On the CPU transformers leaves them in the checkpoint's mapped files. What has been read of those counts as
-    resident for as long as one tensor needs the file, also what was only read to be stacked with others.
-    """
-    for tensor in (*model.parameters(), *model.buffers()):
-        if tensor.device.type == "cpu":
-            tensor.data = tensor.data.clone()
 
 
 _STATUS = Path("/proc/self/status")

@@ -1,4 +1,4 @@
-/* Experts of a few tokens: every weight is read once, as it lies.
+/* Experts and linear layers of a few tokens: every weight is read once, as it lies.
  *
  * project_T  y[r] = w[e] x[r] for the rows r of each expert e: x [R, in], w [E, out, in], y [R, out].
  * experts_T  a whole layer: SwiGLU experts chosen by token, weighted and added up.
@@ -7,7 +7,7 @@
  * All tensors are contiguous, `in` is a multiple of 32, `out` at least 4. A tile is four rows of a weight by a few rows
  * of x, whose sums are in fp32 and stay in registers. The four lie a quarter of the weight apart, so that tiles read
  * four streams, each in the order of memory, which processors fetch ahead by themselves (four neighbours take turns in
- * one stream, which they do not follow: half as fast). Where there is much to compute, that no longer runs far enough
+ * one stream, which they do not follow). Where there is much to compute, that no longer runs far enough
  * ahead, and rows are asked for: into the second cache, since in the first they would push x out.
  */
 #include <stdint.h>

@@ -125,6 +125,17 @@ def load_model(folder: str | Path, *, dtype: torch.dtype = torch.float32, device
     return model.to(device).eval()
 
 
+def own_weights(model: Any) -> None:
+    """Copy a model's tensors into memory of their own, tied ones once.
+
+    On the CPU transformers leaves them in the checkpoint's mapped files. What has been read of those counts as
+    resident for as long as one tensor needs the file, also what was only read to be stacked with others.
+    """
+    for tensor in (*model.parameters(), *model.buffers()):
+        if tensor.device.type == "cpu":
+            tensor.data = tensor.data.clone()
+
+
 class Skeleton:
     """A model on the meta device, and its checkpoint to fill it from, by parts.
 
