@@ -2,6 +2,7 @@
 
     python benchmarks/layer.py [--threads 1 2] [--seconds 4] [--only bf16/both/T512]
     python benchmarks/layer.py --table
+    python benchmarks/layer.py --kept --print --threads 2 --only bf16/both/T64
 
 One layer of experts on the CPU, random weights and routing, over tokens T, experts E, experts a token K and widths. The
 contenders of a case take turns, one call each a round, so that a slow moment of the machine hits all of them; medians
@@ -15,7 +16,8 @@ table goes to docs/speed.md, the plot to docs/images/layer.png.
 - weights: summing the weights of the chosen experts, where they lie (forward only).
 
 A forward pass alone goes through layers in turn, each call through the next one, more than caches hold, as decoding
-does. Forward and backward is one layer whose gradients are freed afterwards, which is part of its time. At one thread
+does. Forward and backward is one layer whose gradients are freed afterwards, which is part of its time, as is getting
+fresh memory from the system; with --kept it stays with the process, as while our engine trains. At one thread
 the processor's time is taken, which other programs touch less, at more the clock's.
 """
 
@@ -24,11 +26,13 @@ from __future__ import annotations
 import statistics
 import time
 from collections.abc import Callable, Iterator
+from contextlib import nullcontext
 from itertools import cycle
 from typing import Any, NamedTuple
 
 from grid import options, results, show
 from machine import HERE
+from smolmoe.train.memory import kept_memory
 
 RESULTS = HERE / "results" / "layer.json"
 TOKENS = (1, 4, 16, 64, 512, 4096)
@@ -58,9 +62,13 @@ class Case(NamedTuple):
 def main() -> None:
     parser = options(__doc__)
     parser.add_argument("--seconds", type=float, default=4.0, help="of measuring a case")
+    parser.add_argument("--kept", action="store_true", help="freed memory stays with the process (with --print)")
     arguments = parser.parse_args()
+    if arguments.kept and not arguments.print:
+        parser.error("--kept is measured beside the table: with --print")
     asked = cases(arguments.threads)
-    found = results(arguments, RESULTS, asked, lambda case: measure(case, arguments.seconds))
+    with kept_memory() if arguments.kept else nullcontext():
+        found = results(arguments, RESULTS, asked, lambda case: measure(case, arguments.seconds))
 
     from layer_table import plot, table
 
