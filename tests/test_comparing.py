@@ -16,7 +16,9 @@ from tests.train.runs import recipe, write_text
 
 from smolmoe.comparing import compare
 from smolmoe.errors import CheckpointError, DataError, OutputError, RequestError, SourceError
+from smolmoe.evaluate import comparison_speed
 from smolmoe.evaluate.comparison import Comparison, Leak, Pair
+from smolmoe.evaluate.speed import read_speed
 from smolmoe.training import train
 from smolmoe.upcycling import upcycle
 
@@ -146,6 +148,24 @@ def test_speed_and_memory(tmp_path: Path) -> None:
         assert model.speed.settings["prompt_tokens"] == 112  # 128 positions less the answer's
     assert {"latency", "prefill", "decode", "memory"} <= found.winners.keys()
     assert any("it reads at" in sentence for sentence in found.verdict)
+
+
+def test_models_are_timed_as_generate_runs_them(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    own_forward: list[bool] = []
+    experts: set[str] = set()
+
+    def watched(model: Any, **options: Any) -> Any:
+        own_forward.append("forward" in vars(model.lm_head))
+        if hasattr(model.config, "num_local_experts"):
+            experts.add(model.config._experts_implementation)
+        return read_speed(model, **options)
+
+    monkeypatch.setattr(comparison_speed, "read_speed", watched)
+    models = {"base": save(dense_llama(), tmp_path / "a"), "moe": save(random_moe("mixtral"), tmp_path / "b")}
+    compare(models, write_text(tmp_path / "text.jsonl", 6))
+    assert own_forward
+    assert all(own_forward)
+    assert experts == {"smolmoe"}
 
 
 def characters(folder: Path) -> None:

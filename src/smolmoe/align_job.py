@@ -122,7 +122,7 @@ class AlignJob:
         from smolmoe.moe.loading import load_model
         from smolmoe.train.models import check_fit
 
-        model = load_model(folder, device=self.device)
+        model = load_model(folder, device=self.device, own=True)
         check_fit(model.config.get_text_config(), self.tokenizer, self.length)
         if self.recipe.model.attention is not None:
             model.set_attn_implementation(self.recipe.model.attention)

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
 from smolmoe.errors import OutputError, RequestError
@@ -213,8 +214,8 @@ class _Job:
 
     def _load(self, contender: Contender, seed: int) -> Any:
         folder = contender.checkpoints[contender.at(seed)].folder
-        dtype = None if self.device == "cpu" else Skeleton(folder).stored_dtype()
-        return load_model(folder, device=self.device, **({} if dtype is None else {"dtype": dtype}))
+        dtype = torch.float32 if self.device == "cpu" else Skeleton(folder).stored_dtype()
+        return load_model(folder, dtype=dtype, device=self.device)
 
     def _scores(self, tasks: Mapping[str, Any]) -> dict[str, dict[str, dict[str, Score]]]:
         """Model -> task -> metric -> score, the mean over seeds."""

@@ -15,7 +15,7 @@ from smolmoe.benching.bench import batch_ratios
 from smolmoe.errors import RequestError
 from smolmoe.evaluate.memory import PeakMemory
 from smolmoe.evaluate.speed import Reading, Times, read_speed, summarise, times
-from smolmoe.moe.loading import load_model, own_weights
+from smolmoe.moe.loading import load_model
 
 MB = 10**6
 
@@ -104,11 +104,10 @@ def test_a_peak_is_seen_and_forgotten() -> None:
 def test_weights_of_their_own_let_the_file_go(tmp_path: Path) -> None:
     written = dense_llama(tie_word_embeddings=True)
     written.save_pretrained(tmp_path)
-    model = load_model(tmp_path)
-    assert model.lm_head.weight is model.get_input_embeddings().weight
     mapped = Path("/proc/self/maps")
+    model = load_model(tmp_path)
     assert str(tmp_path) in mapped.read_text()
-    own_weights(model)
+    model = load_model(tmp_path, own=True)
     gc.collect()
     assert str(tmp_path) not in mapped.read_text()
     assert model.lm_head.weight is model.get_input_embeddings().weight

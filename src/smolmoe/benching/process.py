@@ -83,7 +83,7 @@ def _load(name: str, settings: BenchSettings) -> tuple[Any, ModelFacts]:
     from smolmoe.evaluate.sampling import check_device
     from smolmoe.moe.experts import set_experts
     from smolmoe.moe.gating import gate_spec
-    from smolmoe.moe.loading import Skeleton, load_model, own_weights
+    from smolmoe.moe.loading import Skeleton, load_model
     from smolmoe.moe.routing import find_routers
     from smolmoe.train.estimate import size_of
 
@@ -94,8 +94,7 @@ def _load(name: str, settings: BenchSettings) -> tuple[Any, ModelFacts]:
     dtype = skeleton.stored_dtype() if settings.dtype is None else getattr(torch, settings.dtype)
     memory = PeakMemory(settings.device)
     before, started = memory.held, time.perf_counter()
-    model = load_model(skeleton.folder, dtype=dtype, device=settings.device)
-    own_weights(model)
+    model = load_model(skeleton.folder, dtype=dtype, device=settings.device, own=True)
     implementation = set_experts(model, settings.experts)
     seconds = time.perf_counter() - started
     memory.reset()

@@ -111,8 +111,15 @@ def find_tokenizer(name: str, field: str = "tokenizer") -> Any:
         ) from error
 
 
-def load_model(folder: str | Path, *, dtype: torch.dtype = torch.float32, device: str = "cpu") -> Any:
+def load_model(
+    folder: str | Path, *, dtype: torch.dtype = torch.float32, device: str = "cpu", own: bool = False
+) -> Any:
     """The whole model in memory, in evaluation mode, by `from_pretrained`.
+
+    Args:
+        own: copy the weights into memory of their own. On the CPU transformers leaves them in the checkpoint's mapped
+            files, and what has been read of those counts as resident for as long as one tensor needs the file, also
+            what was only read to be stacked with others.
 
     Raises:
         SourceError: no such model, or one that transformers cannot run.
@@ -122,18 +129,11 @@ def load_model(folder: str | Path, *, dtype: torch.dtype = torch.float32, device
     config = load_config(skeleton.folder)
     with no_progress_bar():
         model = causal_lm_class(config).from_pretrained(skeleton.folder, config=config, dtype=dtype)
-    return model.to(device).eval()
-
-
-def own_weights(model: Any) -> None:
-    """Copy a model's tensors into memory of their own, tied ones once.
-
-    On the CPU transformers leaves them in the checkpoint's mapped files. What has been read of those counts as
-    resident for as long as one tensor needs the file, also what was only read to be stacked with others.
-    """
-    for tensor in (*model.parameters(), *model.buffers()):
-        if tensor.device.type == "cpu":
+    model.to(device)
+    if own and model.device.type == "cpu":
+        for tensor in (*model.parameters(), *model.buffers()):  # tied ones are one
             tensor.data = tensor.data.clone()
+    return model.eval()
 
 
 class Skeleton:

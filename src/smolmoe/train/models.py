@@ -12,7 +12,7 @@ from smolmoe.checkpoint import fingerprint, open_checkpoint
 from smolmoe.errors import RequestError, SourceError
 from smolmoe.moe import loading, register
 from smolmoe.moe.experts import set_experts
-from smolmoe.moe.loading import GENERIC_TYPE, load_model, load_tokenizer, own_weights
+from smolmoe.moe.loading import GENERIC_TYPE, load_model, load_tokenizer
 from smolmoe.provenance import SCHEMA_VERSION, command, read_provenance, versions
 from smolmoe.recipe import AlignRecipe, TrainRecipe
 from smolmoe.recipe.base import unknown_key
@@ -57,11 +57,7 @@ def build_model(recipe: TrainRecipe, tokenizer: Any, folder: Path | None) -> Any
     Raises:
         RequestError: the config, the tokenizer and the data's block length do not fit together.
     """
-    if folder is not None:
-        model = load_model(folder)
-        own_weights(model)  # every one of them will be written to
-    else:
-        model = _new_model(recipe, tokenizer)
+    model = load_model(folder, own=True) if folder is not None else _new_model(recipe, tokenizer)
     check_fit(model.config.get_text_config(), tokenizer, recipe.data.length)
     if recipe.model.attention is not None:
         model.set_attn_implementation(recipe.model.attention)
