@@ -4,6 +4,9 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 WORKERS ?= auto
+PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --no-compile
+NEWEST ?= .venv-newest
+TORCH ?= newest
 
 # The first Python that runs and is new enough; PYTHON=/path/to/python make ... overrides it.
 PYTHON ?= $(firstword $(foreach python,python3 python python3.14 python3.13 python3.12 python3.11,\
@@ -14,20 +17,24 @@ export PYTHONDONTWRITEBYTECODE :=
 FIRST_IMPORTS := import matplotlib.pyplot, smolmoe.cli, torch; from transformers import AutoModelForCausalLM, LlamaForCausalLM, MixtralForCausalLM, Trainer
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-slow lint types format bench docs clean
+.PHONY: help setup lock demo test test-slow test-newest lint types format bench docs clean
 
 help: ## show this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  make \1\t/' | expand -t 20
 
 setup: $(READY) ## create .venv and install smolmoe with what its tests need
 
-$(READY): pyproject.toml scripts/install_torch.py
+$(READY): pyproject.toml requirements.lock scripts/install_torch.py
 	$(if $(PYTHON),,$(error no Python >= 3.11 found: set PYTHON=/path/to/python3))
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python scripts/install_torch.py
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-compile --editable '.[dev]'
+	$(PIP) --no-deps --requirement requirements.lock
+	$(PIP) --no-deps --no-build-isolation --editable .
 	$(BIN)/python -c '$(FIRST_IMPORTS)'
 	@touch $@
+
+lock: $(READY) ## resolve the newest allowed versions into requirements.lock
+	$(BIN)/uv pip compile --quiet --upgrade --universal --python-version 3.11 --extra dev pyproject.toml --output-file requirements.lock
 
 demo: $(READY) ## train, upcycle, verify and report on a small model made from this machine's own text
 	$(BIN)/smolmoe quickstart
@@ -44,6 +51,15 @@ lint: $(READY) ## check the code's rules and format
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 
+test-newest: ## run the tests with the newest versions of everything, upper bounds ignored (TORCH=2.13.0 keeps a torch)
+	$(PYTHON) -m venv --clear $(NEWEST)
+	$(NEWEST)/bin/python scripts/install_torch.py $(TORCH)
+	$(NEWEST)/bin/python -m pip install --quiet packaging
+	$(NEWEST)/bin/python scripts/newest.py > $(NEWEST)/requirements.txt
+	$(NEWEST)/bin/python -m pip install --quiet --disable-pip-version-check --requirement $(NEWEST)/requirements.txt
+	$(NEWEST)/bin/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation --editable .
+	OMP_NUM_THREADS=1 $(NEWEST)/bin/python -m pytest -n $(WORKERS) --maxprocesses 8 --dist worksteal
+
 types: $(READY) ## check the types
 	$(BIN)/mypy
 
@@ -58,5 +74,5 @@ docs: $(READY) ## regenerate the generated pages of docs/
 	$(BIN)/python scripts/docs.py
 
 clean: ## remove what make and the tools made; runs/ is yours and stays
-	rm -rf $(VENV) dist build .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) $(NEWEST) dist build .pytest_cache .mypy_cache .ruff_cache .hypothesis
 	find src tests benchmarks scripts examples -name __pycache__ -type d -prune -exec rm -rf {} +

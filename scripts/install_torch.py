@@ -1,6 +1,8 @@
 """Install torch for this machine: the CPU build where no GPU could use another, so that no CUDA libraries are pulled.
 
-Run it with the Python of the environment that torch shall go into. Standard library only: nothing else is there yet.
+    python scripts/install_torch.py [VERSION | newest]      without an argument: the version in requirements.lock
+
+Run it with the Python of the environment that torch is installed into. Standard library only: nothing else is there yet.
 """
 
 from __future__ import annotations
@@ -14,10 +16,8 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
-MINIMUM = (2, 11)
-CPU_BUILD = "torch==2.13.0"
+LOCK = Path(__file__).resolve().parents[1] / "requirements.lock"
 CPU_INDEX = "https://download.pytorch.org/whl/cpu"
-ANY_BUILD = f"torch>={MINIMUM[0]}.{MINIMUM[1]}"
 
 Pip = Callable[..., subprocess.CompletedProcess[str]]
 
@@ -28,13 +28,22 @@ def pip(*arguments: str, capture: bool = False) -> subprocess.CompletedProcess[s
     return subprocess.run(command, check=False, text=True, capture_output=capture)
 
 
-def installed() -> bool:
-    """Whether a torch that is new enough is there already."""
+def wanted(argument: str | None) -> str:
+    """The requirement that an argument of this script stands for."""
+    if argument == "newest":
+        return "torch"
+    if argument is not None:
+        return f"torch=={argument}"
+    return next(line.split()[0] for line in LOCK.read_text(encoding="utf-8").splitlines() if line.startswith("torch=="))
+
+
+def installed(requirement: str) -> bool:
+    """Whether this torch is there already, in any build."""
     try:
-        major, minor = importlib.metadata.version("torch").split(".")[:2]
+        version = importlib.metadata.version("torch")
     except importlib.metadata.PackageNotFoundError:
         return False
-    return (int(major), int(minor)) >= MINIMUM
+    return requirement == f"torch=={version.split('+')[0]}"
 
 
 def has_gpu() -> bool:
@@ -47,29 +56,30 @@ def pulls_cuda(requirements: list[str]) -> bool:
     return any(requirement.lower().startswith(("nvidia", "cuda", "triton")) for requirement in requirements)
 
 
-def configured_index_has_cpu_build(run: Pip = pip) -> bool:
-    """Whether pip, as it is configured here, would install a CPU build for `CPU_BUILD` (metadata only, no download)."""
-    report = run("install", "--quiet", "--dry-run", "--no-deps", "--report", "-", CPU_BUILD, capture=True)
+def configured_index_has_cpu_build(requirement: str, run: Pip = pip) -> bool:
+    """Whether pip, as it is configured here, would install a CPU build (metadata only, no download)."""
+    report = run("install", "--quiet", "--dry-run", "--no-deps", "--report", "-", requirement, capture=True)
     if report.returncode != 0:
         return False
     metadata = json.loads(report.stdout)["install"][0]["metadata"]
     return metadata["version"].endswith("+cpu") or not pulls_cuda(metadata.get("requires_dist", []))
 
 
-def candidates(run: Pip = pip) -> list[list[str]]:
+def candidates(requirement: str, run: Pip = pip) -> list[list[str]]:
     """What to hand to `pip install`, best first."""
-    if platform.system() != "Linux" or has_gpu():
-        return [[ANY_BUILD]]
-    if configured_index_has_cpu_build(run):
-        return [[CPU_BUILD], [ANY_BUILD]]
-    official = [f"{CPU_BUILD}+cpu", "--extra-index-url", CPU_INDEX, "--retries", "1", "--timeout", "20"]
-    return [official, [ANY_BUILD]]
+    if platform.system() != "Linux" or has_gpu() or configured_index_has_cpu_build(requirement, run):
+        return [[requirement]]
+    official = ["--retries", "1", "--timeout", "20"]
+    if "==" in requirement:
+        return [[f"{requirement}+cpu", "--extra-index-url", CPU_INDEX, *official], [requirement]]
+    return [[requirement, "--index-url", CPU_INDEX, *official], [requirement]]
 
 
-def main() -> int:
-    if installed():
+def main(argument: str | None = None) -> int:
+    requirement = wanted(argument)
+    if installed(requirement):
         return 0
-    for arguments in candidates():
+    for arguments in candidates(requirement):
         print(f"installing {arguments[0]}", file=sys.stderr)
         if pip("install", "--quiet", "--no-compile", *arguments).returncode == 0:
             return 0
@@ -78,4 +88,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(main(*sys.argv[1:2]))
