@@ -2,7 +2,7 @@
 
     python scripts/install_torch.py [VERSION | newest]      without an argument: the version in requirements.lock
 
-Run it with the Python of the environment that torch is installed into. Standard library only: nothing else is there yet.
+Run it with the Python of the environment that torch goes into. Standard library only: nothing else is there yet.
 """
 
 from __future__ import annotations

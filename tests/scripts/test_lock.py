@@ -1,4 +1,4 @@
-"""requirements.lock is what pyproject.toml asks for, and the libraries whose inner parts are used stop at their next minor version."""
+"""requirements.lock holds what pyproject.toml asks for; libraries whose inner parts are used have an upper bound."""
 
 from __future__ import annotations
 
@@ -33,9 +33,9 @@ def pyproject() -> dict[str, Any]:
 
 @pytest.fixture(scope="module")
 def asked(newest: ModuleType, pyproject: dict[str, Any]) -> dict[str, Requirement]:
-    """What the package and its development ask for, by name."""
+    """What the package and its development ask for, by name; the package's own word before that of development."""
     project = pyproject["project"]
-    return {one.name.replace("_", "-"): one for one in (*newest.needed(project), *newest.needed(project, "dev"))}
+    return {one.name.replace("_", "-"): one for one in (*newest.needed(project, "dev"), *newest.needed(project))}
 
 
 @pytest.fixture(scope="module")
