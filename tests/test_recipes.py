@@ -225,6 +225,15 @@ def test_sizes_are_those_that_recipes_say(
         assert found[1] == pytest.approx(active, rel=0.01)
 
 
+@pytest.mark.parametrize("name", [recipe.name for recipe in shipped() if "parameters" in recipe.about])
+def test_the_size_in_a_recipes_first_line_is_the_models(shared: Path, name: str) -> None:
+    about = next(recipe.about for recipe in shipped() if recipe.name == name)
+    said, digits, unit = re.search(r"((?:\d+\.)?(\d+))([MB]) parameters", about).groups()
+    ((total, _),) = _sizes(name, str(shared / "tokenizers" / "gpt2")).values()
+    places = len(digits) if "." in said else 0
+    assert f"{total / {'M': 1e6, 'B': 1e9}[unit]:.{places}f}" == said
+
+
 def test_what_the_issue_asks_of_tinystories() -> None:
     """50,000 stories, 1,000 + 1,000 steps, batch 8, 8 experts top-2, 3e-4 then 1e-4, blocks of 256."""
     values = resolved(parse(PipelineRecipe, load("tinystories-100m")))
