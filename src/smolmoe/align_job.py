@@ -39,6 +39,7 @@ class AlignJob:
         device: to compute on.
         source, provenance: folder of the model, and what its `smolmoe.json` says.
         tokenizer: the model's, with a token to pad with.
+        pad_token: the token that the model's tokenizer pads with; None where it has none.
         length: tokens of an example at most.
         rows, validation: to train on, to measure on.
         dropped, unused: examples left out of either.
@@ -48,6 +49,7 @@ class AlignJob:
     source: Path
     provenance: dict[str, Any]
     tokenizer: Any
+    pad_token: str | None
     length: int
     unused: Dropped
     corrections: list[CorrectionRow]
@@ -81,7 +83,8 @@ class AlignJob:
         self.tokenizer = load_tokenizer(source)
         if self.tokenizer is None:
             raise SourceError("the model brings no tokenizer.", field="model.path", value=str(source))
-        if self.tokenizer.pad_token is None:
+        self.pad_token = self.tokenizer.pad_token
+        if self.pad_token is None:
             logger.info("The tokenizer has no padding token: the end-of-text token pads, and is masked there.")
             self.tokenizer.pad_token = self.tokenizer.eos_token
         config = load_config(source).get_text_config()

@@ -22,6 +22,7 @@ from smolmoe.train.checkpoints import TRAINING_STATE, AtomicCheckpoints
 from smolmoe.train.metrics import Clock, MetricsFile
 from smolmoe.train.objective import Objective, RoutedTraining, RouterCallback
 from smolmoe.train.optim import router_names, slow_start, split_groups
+from smolmoe.train.own_config import OwnConfig
 
 Step = Callable[[int, int], None]  # step, of how many
 
@@ -84,14 +85,14 @@ class _Aligned(RoutedTraining, AtomicCheckpoints):
     lr_scheduler: Any
     processing_class: Any
 
-    def begin(self, recipe: AlignRecipe, objective: Objective, settings: dict[str, Any], on_step: Step | None) -> None:
+    def begin(self, recipe: AlignRecipe, objective: Objective, own_config: OwnConfig, on_step: Step | None) -> None:
         """What a trainer of TRL does not take when it is made.
 
         Args:
-            settings: values of the model's config as they were before.
+            own_config: the model's, as it was before.
         """
         trainer: Any = self
-        self.settings = settings
+        self.own_config = own_config
         self.recipe, self.objective, self.on_step = recipe, objective, on_step
         self.run_folder = recipe.out
         self.keep, self.args.save_total_limit = self.args.save_total_limit, None
@@ -123,25 +124,12 @@ class _Aligned(RoutedTraining, AtomicCheckpoints):
 
     def _save(self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None) -> None:
         """The model as it would be served; what only training needs goes into a file of its own."""
-        with self.objective.as_served(), self.own_settings():
+        with self.objective.as_served(), self.own_config.restored():
             state_dict = state_dict if state_dict is not None else self.model.state_dict()
             super()._save(output_dir, without_training_state(state_dict))  # type: ignore[misc]
         own = saved_state(self.model)
         if own and output_dir is not None:
             save_file(own, f"{output_dir}/{TRAINING_STATE}")
-
-    @contextmanager
-    def own_settings(self) -> Iterator[None]:
-        """Within, the model's config is its own: what TRL and the Trainer set for themselves is no part of it."""
-        config = self.accelerator.unwrap_model(self.model).config.get_text_config()
-        set_by_trainer = {name: getattr(config, name) for name in self.settings}
-        try:
-            for name, value in self.settings.items():
-                setattr(config, name, value)
-            yield
-        finally:
-            for name, value in set_by_trainer.items():
-                setattr(config, name, value)
 
     def _save_checkpoint(self, model: Any, trial: Any = None) -> None:
         with self.clock.paused(), no_progress_bar():
@@ -231,8 +219,6 @@ def make_trainer(
         adapters: PEFT's config, or None to train all weights.
         granularity: G of an upcycled model.
     """
-    config = model.config.get_text_config()
-    kept = {name: getattr(config, name) for name in ("router_aux_loss_coef", "pad_token_id") if hasattr(config, name)}
     kind: Any = {"sft": SftTrainer, "dpo": DpoTrainer, "cpo": CpoTrainer}[recipe.method]
     extra = {"ref_model": reference} if recipe.method == "dpo" else {}
     for one in (model, reference):
@@ -241,6 +227,7 @@ def make_trainer(
         show_backbone(one)
         if getattr(one.config, "output_router_logits", False):
             one.config.output_router_logits = False  # nothing counts twice: balance is ours
+    own_config = OwnConfig(model)
     freeze_routers = recipe.router == "frozen"
     if freeze_routers:
         names = router_names(model)
@@ -258,7 +245,7 @@ def make_trainer(
         trainer.ref_model = None
     base = trainer.model.get_base_model() if adapters is not None else trainer.model
     objective = PolicyObjective(trainer.model, base, objective_of(recipe, base), recipe.routing, granularity)
-    trainer.begin(recipe, objective, kept, on_step)
+    trainer.begin(recipe, objective, own_config, on_step)
     return trainer
 
 
@@ -271,18 +258,22 @@ def objective_of(recipe: AlignRecipe, model: Any) -> ObjectiveRecipe:
     return given.model_copy(update={"load_balance": LOAD_BALANCE})
 
 
-def write_model(trainer: Any, folder: Any, adapters: Any | None) -> None:
+def write_model(trainer: Any, folder: Any, adapters: Any | None, *, pad_token: str | None) -> None:
     """The trained model as it is to be used, in its class's own format; adapters beside it and merged into it.
 
     Args:
         folder: of the model.
         adapters: folder of the adapters, where there are any.
+        pad_token: of the model's tokenizer; the trainer's pads with another token where there is none.
     """
     trainer.objective.finish()
     model = trainer.accelerator.unwrap_model(trainer.model)
-    with no_progress_bar(), trainer.own_settings():
+    with no_progress_bar(), trainer.own_config.restored():
         if adapters is not None:
             model.save_pretrained(adapters, state_dict=without_training_state(model.state_dict()))
             model = model.merge_and_unload()
         model.save_pretrained(folder, state_dict=without_training_state(model.state_dict()))
-    trainer.processing_class.save_pretrained(folder)
+    tokenizer = trainer.processing_class
+    padding, tokenizer.pad_token = tokenizer.pad_token, pad_token
+    tokenizer.save_pretrained(folder)
+    tokenizer.pad_token = padding

@@ -217,7 +217,7 @@ class _Run(AlignJob):
         partial = {name: self.recipe.out / f".{name}.partial" for name in names}
         for folder in partial.values():
             shutil.rmtree(folder, ignore_errors=True)
-        write_model(trainer, partial[MODEL], partial.get(ADAPTERS))
+        write_model(trainer, partial[MODEL], partial.get(ADAPTERS), pad_token=self.pad_token)
         write_json(partial[MODEL] / "smolmoe.json", self._provenance())
         for name, folder in partial.items():
             shutil.rmtree(self.recipe.out / name, ignore_errors=True)

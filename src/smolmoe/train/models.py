@@ -105,7 +105,10 @@ def new_config(recipe: ModelRecipe, tokenizer: Any, length: int) -> Any:
         if key not in known and key not in CONFIG_MAPPING[kind].attribute_map:
             raise unknown_key(f"model.config.{key}", value, list(known))
     dense = values.get("text_config", {}) if kind == GENERIC_TYPE else values
-    defaults = {"vocab_size": len(tokenizer), **{key: getattr(tokenizer, key, None) for key in _TOKEN_KEYS}}
+    tokens = {key: getattr(tokenizer, key, None) for key in _TOKEN_KEYS}
+    if tokens["pad_token_id"] in (tokens["bos_token_id"], tokens["eos_token_id"]):
+        tokens["pad_token_id"] = None  # the embedding of a config's padding token is zero and learns nothing
+    defaults = {"vocab_size": len(tokenizer), **tokens}
     if not {"max_position_embeddings", "n_positions"} & set(dense):
         defaults["max_position_embeddings"] = length
     dense = {**defaults, **dense}

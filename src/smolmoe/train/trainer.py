@@ -35,6 +35,7 @@ from smolmoe.train.optim import (
     slow_start,
     split_groups,
 )
+from smolmoe.train.own_config import OwnConfig
 
 logger = logging.getLogger(__name__)
 
@@ -79,6 +80,7 @@ class MoeTrainer(RoutedTraining, AtomicCheckpoints, Trainer):
         distillation: Distillation | None = None,
         **trainer: Any,
     ):
+        self.own_config = OwnConfig(trainer["model"])
         # Stacks blocks as they are: the collator of a tokenizer would turn each of a teacher's numbers into an object.
         super().__init__(compute_loss_func=distillation, data_collator=default_data_collator, **trainer)
         # Taken from the Trainer, which would delete the last checkpoint where it is not the best.
@@ -104,6 +106,7 @@ class MoeTrainer(RoutedTraining, AtomicCheckpoints, Trainer):
         self._window_from = (0, 0.0)
         self._collapsed: set[int] = set()
         self._gradients: dict[str, float] = {}
+        self._rate = 0.0  # of the last step
         for callback in (PrinterCallback, ProgressCallback):  # stdout is for results; progress is `on_step`'s
             self.remove_callback(callback)
         self.add_callback(RouterCallback(objective))
@@ -169,7 +172,7 @@ class MoeTrainer(RoutedTraining, AtomicCheckpoints, Trainer):
 
     def _save(self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None) -> None:
         """The model as it would be served; what only training needs goes into a file of its own."""
-        with self.objective.as_served():
+        with self.objective.as_served(), self.own_config.restored():
             state_dict = state_dict if state_dict is not None else self._whole_model()
             if self.args.should_save:
                 super()._save(output_dir, without_training_state(state_dict))
@@ -196,7 +199,7 @@ class MoeTrainer(RoutedTraining, AtomicCheckpoints, Trainer):
         state_dict = without_training_state(self._whole_model())
         if not self.args.should_save:
             return
-        with no_progress_bar():
+        with no_progress_bar(), self.own_config.restored():
             self.accelerator.unwrap_model(self.model).save_pretrained(folder, state_dict=state_dict)
         self.processing_class.save_pretrained(folder)
 
@@ -257,7 +260,7 @@ class MoeTrainer(RoutedTraining, AtomicCheckpoints, Trainer):
             "tokens_per_second": round(tokens / max(seconds - from_seconds, 1e-9), 1),
             "seconds": round(seconds, 3),
             "memory": peak_memory(self.args.device),
-            "learning_rate": self._get_learning_rate(),
+            "learning_rate": self._rate,
         }
 
     def _load(self, ce: float) -> dict[str, Any]:
@@ -371,6 +374,9 @@ class _Watch(TrainerCallback):
 
     def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         self.trainer.clock.start()
+
+    def on_optimizer_step(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        self.trainer._rate = self.trainer._get_learning_rate()  # the schedule has not gone on yet
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         self.trainer.finish_step()
