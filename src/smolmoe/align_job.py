@@ -73,7 +73,7 @@ class AlignJob:
         """The tokenizer and the rows; whether they fit the model is known from its config."""
         from smolmoe.align.examples import read_examples
         from smolmoe.align.tokens import tokenised
-        from smolmoe.moe.loading import load_config, load_tokenizer
+        from smolmoe.moe.loading import Skeleton, load_config, load_tokenizer
         from smolmoe.train.models import check_fit, model_folder, parent_provenance
 
         recipe = self.recipe
@@ -91,6 +91,7 @@ class AlignJob:
         positions = getattr(config, "max_position_embeddings", None) or math.inf
         self.length = recipe.data.length or int(min(LENGTH, positions))
         check_fit(config, self.tokenizer, self.length)
+        Skeleton(source).check_finite()  # before the rows are read: that may take long
         self.report("Reading the rows", 0, 0)
         examples = read_examples(recipe.data, self.tokenizer, pairs=recipe.method != "sft")
         self.rows, self.dropped = tokenised(examples.train, self.tokenizer, self.length)

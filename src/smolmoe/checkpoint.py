@@ -2,38 +2,31 @@
 
 from __future__ import annotations
 
-import json
 import math
-import struct
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from smolmoe.errors import CheckpointError, HubError, SourceError
+from smolmoe.files import read_object
+from smolmoe.model_config import check_other_files, read_config
+from smolmoe.safetensors_file import TensorInfo, not_finite, read_header
 
 if TYPE_CHECKING:
     import torch
 
 INDEX_FILE = "model.safetensors.index.json"
 SINGLE_FILE = "model.safetensors"
-ITEM_BYTES = {"F32": 4, "F16": 2, "BF16": 2, "F64": 8, "I64": 8, "I32": 4, "I16": 2, "I8": 1, "U8": 1, "BOOL": 1}
 FLOAT_DTYPES = {"F32": "float32", "F16": "float16", "BF16": "bfloat16"}
 DTYPE_CODES = {name: code for code, name in FLOAT_DTYPES.items()}
 _PICKLES = ("pytorch_model*.bin", "*.pt", "*.pth", "*.pkl", "consolidated*.pth")
 # What a hub download needs: no weights in other formats, no training leftovers. The card says the licence.
 HUB_PATTERNS = ["*.json", "*.safetensors", "*.model", "*.txt", "*.jinja", "LICENSE*", "README.md"]
 HUB_PATTERNS += ["additional_chat_templates/*"]
-
-
-@dataclass(frozen=True)
-class TensorInfo:
-    """Where a tensor's bytes are: `offset` from the start of `file`, dtype as safetensors names it (F32, BF16, ...)."""
-
-    file: Path
-    dtype: str
-    shape: tuple[int, ...]
-    offset: int
-    nbytes: int
+_CHUNK = 1 << 24  # bytes; a multiple of every dtype's size
+# An expert is switched off by a selection bias of minus infinity.
+_MAY_BE_INFINITE = "e_score_correction_bias"
 
 
 @dataclass(frozen=True)
@@ -50,8 +43,12 @@ class Checkpoint:
     tensors: dict[str, TensorInfo]
     revision: str | None = None
 
-    def read(self, name: str, rows: tuple[int, int] | None = None) -> torch.Tensor:
-        """The tensor as stored, or its rows (start, stop), in memory of its own (nothing stays mapped)."""
+    def read(self, name: str, rows: tuple[int, int] | None = None, *, finite: bool = True) -> torch.Tensor:
+        """The tensor as stored, or its rows (start, stop), in memory of its own (nothing stays mapped).
+
+        Raises:
+            CheckpointError: the file ended, or what was read holds NaN or infinity and `finite` asks for neither.
+        """
         import torch
 
         info = self.tensors[name]
@@ -63,7 +60,50 @@ class Checkpoint:
         with open(info.file, "rb", buffering=0) as file:
             file.seek(offset)
             _read_exactly(file, data.numpy().data, name)
+        if finite and (count := not_finite(data.numpy(), info.dtype, infinite=_infinite_counts(name))):
+            raise self._not_finite(name, count)
         return data.view(getattr(torch, FLOAT_DTYPES[info.dtype])).reshape(shape)
+
+    def not_finite(self, names: Iterable[str] | None = None) -> dict[str, int]:
+        """Tensors (of these names, or all) that hold NaN or infinity, and how many of each."""
+        buffer = bytearray(_CHUNK)
+        found: dict[str, int] = {}
+        for name in self.tensors if names is None else dict.fromkeys(names):
+            info, count = self.tensors[name], 0
+            with open(info.file, "rb", buffering=0) as file:
+                file.seek(info.offset)
+                for done in range(0, info.nbytes, _CHUNK):
+                    part = memoryview(buffer)[: min(_CHUNK, info.nbytes - done)]
+                    _read_exactly(file, part, name)
+                    count += not_finite(part, info.dtype, infinite=_infinite_counts(name))
+            if count:
+                found[name] = count
+        return found
+
+    def check_finite(self, names: Iterable[str] | None = None) -> None:
+        """See that tensors (of these names, or all) hold numbers only; every byte of them is read.
+
+        Raises:
+            CheckpointError: naming the first that holds NaN or infinity, and how many others do.
+        """
+        found = self.not_finite(names)
+        if found:
+            name, count = next(iter(found.items()))
+            raise self._not_finite(name, count, others=len(found) - 1)
+
+    def describe_not_finite(self, name: str, count: int) -> str:
+        """Which numbers of which file are none, in words."""
+        info = self.tensors[name]
+        return f"{count:,} of its {math.prod(info.shape):,} values in {info.file.name} are NaN or infinite"
+
+    def _not_finite(self, name: str, count: int, others: int = 0) -> CheckpointError:
+        more = f" So are values of {others} other tensors." if others else ""
+        return CheckpointError(
+            f"{self.describe_not_finite(name, count)}.{more}",
+            field="tensor",
+            value=name,
+            fix="Go back to the last good checkpoint, or download it again.",
+        )
 
     def files(self) -> list[Path]:
         """The weight files, in order of name."""
@@ -83,14 +123,18 @@ def open_checkpoint(source: str | Path, *, revision: str | None = None, field: s
         HubError: a hub id that cannot be fetched.
     """
     folder, commit = _locate(str(source), revision, field)
-    config_path = folder / "config.json"
-    if not config_path.is_file():
-        raise SourceError("no config.json in this folder.", field=field, value=str(folder), fix="Name a model folder.")
-    try:
-        json.loads(config_path.read_text(encoding="utf-8"))
-    except (ValueError, OSError) as error:
-        raise SourceError(f"config.json is not readable JSON: {error}.", field=field, value=str(config_path)) from error
-    return Checkpoint(folder, _read_tensors(folder), commit)
+    config = read_config(folder, field)
+    check_other_files(folder)
+    tensors = _read_tensors(folder)
+    layers = config.get("num_hidden_layers", config.get("n_layer", 0))
+    if layers > len(tensors):  # building so many would take for ever
+        raise SourceError(
+            f"in config.json: there are only {len(tensors)} tensors for all of them.",
+            field="num_hidden_layers",
+            value=layers,
+            fix="Weights and config.json are not of the same model.",
+        )
+    return Checkpoint(folder, tensors, commit)
 
 
 def _locate(source: str, revision: str | None, field: str) -> tuple[Path, str | None]:
@@ -126,11 +170,11 @@ def _download(repo: str, revision: str | None, field: str) -> tuple[Path, str | 
 
 
 def _read_tensors(folder: Path) -> dict[str, TensorInfo]:
-    index = folder / INDEX_FILE
-    if index.is_file():
-        return _read_sharded(folder, index)
+    # In this order, as transformers looks for them.
     if (folder / SINGLE_FILE).is_file():
         return read_header(folder / SINGLE_FILE)
+    if (folder / INDEX_FILE).is_file():
+        return _read_sharded(folder, folder / INDEX_FILE)
     pickles = sorted(p.name for pattern in _PICKLES for p in folder.glob(pattern))
     if pickles:
         raise CheckpointError(
@@ -143,14 +187,11 @@ def _read_tensors(folder: Path) -> dict[str, TensorInfo]:
 
 
 def _read_sharded(folder: Path, index: Path) -> dict[str, TensorInfo]:
-    try:
-        weight_map: dict[str, str] = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
-    except (ValueError, KeyError, TypeError) as error:
-        raise CheckpointError(f"the index is not readable: {error!r}.", field="index", value=str(index)) from error
+    weight_map = _weight_map(index)
     shards: dict[str, dict[str, TensorInfo]] = {}
     for name in sorted(set(weight_map.values())):
         if Path(name).name != name:
-            raise CheckpointError("a shard outside the folder.", field="index", value=name)
+            raise _bad_index(index, f"names the shard {name!r}, which lies outside the folder")
         if not (folder / name).is_file():
             raise CheckpointError(
                 "a shard that the index names is missing.",
@@ -159,60 +200,38 @@ def _read_sharded(folder: Path, index: Path) -> dict[str, TensorInfo]:
                 fix="Download the checkpoint again.",
             )
         shards[name] = read_header(folder / name)
-    absent = [tensor for tensor, shard in weight_map.items() if tensor not in shards[shard]]
-    if absent:
-        raise CheckpointError(
-            f"the index names {len(absent)} tensor(s) that its shards do not have.",
-            field="index",
-            value=absent[0],
-            fix="Download the checkpoint again.",
-        )
+    owner: dict[str, str] = {}
+    for shard, tensors in shards.items():
+        for tensor in tensors:
+            if tensor in owner:
+                raise _bad_index(index, f"tensor {tensor} stands in two shards, {owner[tensor]} and {shard}")
+            owner[tensor] = shard
+    # What transformers loads is all that the shards hold, whatever the index says: both must be the same.
+    for tensor, shard in weight_map.items():
+        if owner.get(tensor) != shard:
+            raise _bad_index(index, f"says that {shard} holds tensor {tensor}, and it does not")
+    for tensor, shard in owner.items():
+        if tensor not in weight_map:
+            raise _bad_index(index, f"does not name tensor {tensor}, which {shard} holds")
     return {tensor: shards[shard][tensor] for tensor, shard in weight_map.items()}
 
 
-def read_header(path: Path) -> dict[str, TensorInfo]:
-    """The tensors of one safetensors file, checked against its size.
-
-    Raises:
-        CheckpointError: truncated or corrupt.
-    """
-    size = path.stat().st_size
-    with open(path, "rb") as file:
-        start = file.read(8)
-        length = struct.unpack("<Q", start)[0] if len(start) == 8 else size
-        if length > min(size - 8, 100_000_000):
-            raise CheckpointError(
-                "truncated or not a safetensors file.", field="weights", value=str(path), fix="Download it again."
-            )
-        try:
-            header = json.loads(file.read(length))
-            header.pop("__metadata__", None)
-            infos = {name: _tensor_info(path, entry, 8 + length) for name, entry in header.items()}
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
-            raise CheckpointError(
-                f"corrupt header ({error}).", field="weights", value=str(path), fix="Download it again."
-            ) from error
-    end = max((info.offset + info.nbytes for info in infos.values()), default=8 + length)
-    if end != size:
-        raise CheckpointError(
-            f"{'truncated' if end > size else 'too long'}: {size} bytes, its header says {end}.",
-            field="weights",
-            value=str(path),
-            fix="Download it again.",
-        )
-    return infos
+def _weight_map(index: Path) -> dict[str, str]:
+    found = read_object(index, fix="Download it again.").get("weight_map")
+    if not isinstance(found, dict) or not found:
+        raise _bad_index(index, "has no weight_map from tensors to shards")
+    for tensor, shard in found.items():
+        if not isinstance(shard, str):
+            raise _bad_index(index, f"gives {shard!r} as the shard of tensor {tensor}, not a file's name")
+    return found
 
 
-def _tensor_info(path: Path, entry: dict[str, Any], data_start: int) -> TensorInfo:
-    begin, end = entry["data_offsets"]
-    shape = tuple(int(n) for n in entry["shape"])
-    dtype = entry["dtype"]
-    # Unknown widths (fp8, int4 packs) are let through here and refused as quantised where floats are needed.
-    if dtype in ITEM_BYTES and end - begin != math.prod(shape) * ITEM_BYTES[dtype]:
-        raise ValueError(f"{shape} of {dtype} is not {end - begin} bytes")
-    if begin < 0 or end < begin:
-        raise ValueError(f"offsets {begin}-{end}")
-    return TensorInfo(path, dtype, shape, data_start + begin, end - begin)
+def _bad_index(index: Path, reason: str) -> CheckpointError:
+    return CheckpointError(f"{reason}.", field="index", value=str(index), fix="Download the checkpoint again.")
+
+
+def _infinite_counts(name: str) -> bool:
+    return not name.endswith(_MAY_BE_INFINITE)
 
 
 def _read_exactly(file: Any, view: memoryview, name: str) -> None:

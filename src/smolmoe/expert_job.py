@@ -106,6 +106,7 @@ class Job:
         report = report or (lambda stage, done, total: None)
         report("plan", 0, 0)
         files = read_moe(model)
+        files.checkpoint.check_finite()  # all of it: what is left out is measured against, too
         if not dry_run:  # before anything is run for it
             check_output(Path(out).resolve(), 0, [files.folder], overwrite=overwrite)
         return cls(stage, files, Path(out), device, overwrite, dry_run, report, start)
@@ -132,10 +133,14 @@ class Job:
             OutputError: no room, or the folder may not be written.
             VerificationError: the files do not do what is claimed; they are left for inspection.
         """
+        from smolmoe.surgery.writer import check_sources
+
         measured = found = None
         if not self.dry_run:
             self._write(program, {"said": said, **(made or {}), "claim": claim.to_json()}, granularity)
             measured, found = self._measure(claim, available, split)
+        else:  # writing looks at them itself
+            check_sources(program.tensors, program.sources)
         before = _size(self.files.checkpoint_size(), self.files.experts, self.files.top_k)
         after = _size(_counts(program), *_experts(program.config))
         if measured is not None:

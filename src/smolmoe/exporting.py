@@ -91,11 +91,13 @@ def export(
 
     report = report or (lambda stage, done, total: None)
     report("plan", 0, 0)
+    files = read_moe(model)
+    files.checkpoint.check_finite()  # also by a dry run, which writes nothing that would find it
     if to == GGUF:
         from smolmoe.export_gguf import export_gguf
 
         return export_gguf(
-            read_moe(model),
+            files,
             Path(out),
             llama_cpp=llama_cpp,
             quant=quant,
@@ -105,7 +107,7 @@ def export(
         )
     if quant is not None:
         raise RequestError("only GGUF files are quantised.", field="quant", value=quant, fix="Use --to gguf.")
-    return _native(read_moe(model), Path(out), to, device, overwrite=overwrite, dry_run=dry_run, report=report)
+    return _native(files, Path(out), to, device, overwrite=overwrite, dry_run=dry_run, report=report)
 
 
 def _native(

@@ -92,6 +92,7 @@ def run_upcycle(recipe: UpcycleRecipe, *, dry_run: bool = False, report: Report 
     """`upcycle` for a recipe that has been parsed."""
     from smolmoe.surgery.convert import check_room, convert
     from smolmoe.surgery.plan import make_plan
+    from smolmoe.surgery.writer import check_sources
 
     report = report or (lambda stage, done, total: None)
     start = time.monotonic()
@@ -101,6 +102,8 @@ def run_upcycle(recipe: UpcycleRecipe, *, dry_run: bool = False, report: Report 
     plan = make_plan(recipe, base, specialists)
     if not dry_run:
         check_room(plan)
+    else:  # writing looks at them itself
+        check_sources(plan.tensors, {name: source.checkpoint for name, source in plan.sources.items()})
     router = _router_rows(plan, report)
     if recipe.verify:
         plan = _predict(plan, router, report)

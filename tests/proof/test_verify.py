@@ -248,6 +248,7 @@ def test_a_predicted_deviation_is_held_against_each_layer(dense: Path, text: Pat
         checks = judge(
             Claim(kind, predicted_ffn_error=predicted),
             finite=True,
+            not_finite={},
             same_tokens=True,
             logits=result.logits,
             padding=result.padding,

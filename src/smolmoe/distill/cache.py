@@ -33,7 +33,7 @@ from smolmoe.distill.teacher import Teacher, longest_window, vocabulary_of
 from smolmoe.distill.text import open_text, read_text, write_text
 from smolmoe.errors import OutputError, SourceError
 from smolmoe.files import write_json
-from smolmoe.moe.loading import load_config, load_model, load_tokenizer
+from smolmoe.moe.loading import Skeleton, load_config, load_model, load_tokenizer
 from smolmoe.provenance import command, versions
 
 Report = Callable[[str, int, int], None]
@@ -248,6 +248,7 @@ def _teacher(teacher: str, options: CacheOptions) -> tuple[Checkpoint, Any, int]
     longest_window(config, options.batch_tokens)
     vocabulary = vocabulary_of(tokenizer, config.vocab_size)
     options.check_vocabulary(vocabulary)
+    Skeleton(checkpoint.folder).check_finite()
     return checkpoint, tokenizer, vocabulary
 
 

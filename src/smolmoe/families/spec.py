@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -11,6 +10,7 @@ from smolmoe.errors import SourceError
 from smolmoe.families import DENSE_FAMILIES
 from smolmoe.families.settings import known_settings
 from smolmoe.families.types import DenseFamily, DenseSpec, MlpLayout
+from smolmoe.model_config import check_counts, read_config
 
 _MOE_KEYS = ("num_local_experts", "num_experts", "n_routed_experts", "moe_num_experts", "moe_layers")
 
@@ -23,7 +23,7 @@ def read_spec(folder: Path) -> DenseSpec:
     """
     path = folder / "config.json"
     try:
-        settings = known_settings(json.loads(path.read_text(encoding="utf-8")))
+        settings = known_settings(read_config(folder))
     except (ValueError, TypeError, AttributeError) as error:
         raise SourceError(f"not a config: {error}.", field="config.json", value=str(path)) from error
     if settings is not None:
@@ -36,6 +36,7 @@ def read_spec(folder: Path) -> DenseSpec:
 
 def _describe(config: Any, settings: dict[str, Any]) -> DenseSpec:
     _refuse_what_is_not_dense(config)
+    check_counts(settings)
     family = DENSE_FAMILIES.get(config.model_type)
     layers = int(config.num_hidden_layers)
     heads = int(getattr(config, "num_attention_heads", 0) or 0)

@@ -6,7 +6,6 @@ what is measured on the loaded model holds for everybody who loads it with trans
 
 from __future__ import annotations
 
-import json
 from collections.abc import Collection, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -16,6 +15,7 @@ import torch
 
 from smolmoe.checkpoint import FLOAT_DTYPES, Checkpoint, open_checkpoint
 from smolmoe.errors import CheckpointError, HubError, SourceError
+from smolmoe.model_config import check_counts, read_config
 
 GENERIC_TYPE = "smolmoe"
 _TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json", "tokenizer_config.json")
@@ -35,15 +35,16 @@ def load_config(folder: Path) -> Any:
 
             return SmolMoeConfig.from_pretrained(folder)
         return AutoConfig.from_pretrained(folder, trust_remote_code=False)
-    except (ValueError, KeyError, TypeError, OSError) as error:
+    except SourceError:
+        raise
+    except Exception as error:  # every class checks its settings in its own way
         raise SourceError(
             f"the config cannot be used: {_first_line(error)}", field="config.json", value=str(folder)
         ) from error
 
 
 def _model_type(folder: Path) -> Any:
-    path = folder / "config.json"
-    return json.loads(path.read_text(encoding="utf-8")).get("model_type") if path.is_file() else None
+    return read_config(folder, "model").get("model_type") if (folder / "config.json").is_file() else None
 
 
 def causal_lm_class(config: Any) -> Any:
@@ -112,20 +113,28 @@ def find_tokenizer(name: str, field: str = "tokenizer") -> Any:
 
 
 def load_model(
-    folder: str | Path, *, dtype: torch.dtype = torch.float32, device: str = "cpu", own: bool = False
+    folder: str | Path,
+    *,
+    dtype: torch.dtype = torch.float32,
+    device: str = "cpu",
+    own: bool = False,
+    finite: bool = True,
 ) -> Any:
     """The whole model in memory, in evaluation mode, by `from_pretrained`.
 
     Args:
+        finite: refuse weights that are NaN or infinite.
         own: copy the weights into memory of their own. On the CPU transformers leaves them in the checkpoint's mapped
             files, and what has been read of those counts as resident for as long as one tensor needs the file, also
             what was only read to be stacked with others.
 
     Raises:
         SourceError: no such model, or one that transformers cannot run.
-        CheckpointError: tensors absent, left over or of another shape, where transformers would only warn.
+        CheckpointError: tensors absent, left over or of another shape, where transformers would only warn; NaN.
     """
     skeleton = Skeleton(folder, dtype=dtype)
+    if finite:
+        skeleton.check_finite()
     config = load_config(skeleton.folder)
     with no_progress_bar():
         model = causal_lm_class(config).from_pretrained(skeleton.folder, config=config, dtype=dtype)
@@ -142,6 +151,9 @@ class Skeleton:
     Making one reads no weights, but renames and converts every tensor's shape, so that whatever does not fit is found
     at once. Buffers that no checkpoint holds (rotary frequencies) are real from the start.
 
+    Args:
+        finite: refuse weights that are NaN or infinite when they are read.
+
     Attributes:
         model: the transformers model, its parameters on meta.
         folder, config, dtype: of the checkpoint; `dtype` is that of the parameters.
@@ -153,16 +165,27 @@ class Skeleton:
         CheckpointError: tensors absent, left over or of another shape, each by name.
     """
 
-    def __init__(self, folder: str | Path, *, dtype: torch.dtype = torch.float32):
+    def __init__(self, folder: str | Path, *, dtype: torch.dtype = torch.float32, finite: bool = True):
         from accelerate import init_empty_weights
         from transformers.conversion_mapping import get_model_conversion_mapping
 
         self._checkpoint: Checkpoint = open_checkpoint(folder, field="model")
         self.folder = self._checkpoint.folder
         self.dtype = dtype
+        self._finite = finite
         self.config = load_config(self.folder)
-        with init_empty_weights(include_buffers=False):
-            self.model = causal_lm_class(self.config)._from_config(self.config, dtype=dtype)
+        kind = causal_lm_class(self.config)
+        check_counts(self.config.to_dict())
+        check_counts(self.config.get_text_config().to_dict())
+        try:
+            with init_empty_weights(include_buffers=False):
+                self.model = kind._from_config(self.config, dtype=dtype)
+        except Exception as error:  # whatever a model's own code raises, it is this config that it cannot use
+            raise SourceError(
+                f"no {kind.__name__} can be made of the config ({type(error).__name__}: {_first_line(error)}).",
+                field="config.json",
+                value=str(self.folder),
+            ) from error
         self.model.eval()
         self._mapping = get_model_conversion_mapping(self.model)
         self.names = self._renamed()
@@ -180,7 +203,26 @@ class Skeleton:
         Args:
             stored_dtype: round to this dtype before casting to the model's own.
         """
-        self._convert({name: _OnDisk(self._checkpoint, name, stored_dtype) for name in names}, device)
+        on_disk = {name: _OnDisk(self._checkpoint, name, stored_dtype, finite=self._finite) for name in names}
+        self._convert(on_disk, device)
+
+    def not_finite(self) -> dict[str, str]:
+        """Tensors on disk, of those that the model takes, with NaN or infinity, and how many of which file in words."""
+        found = self._checkpoint.not_finite(self._taken())
+        return {name: self._checkpoint.describe_not_finite(name, count) for name, count in found.items()}
+
+    def check_finite(self) -> None:
+        """See that what the model takes of the files are numbers.
+
+        Raises:
+            CheckpointError: naming the tensor.
+        """
+        self._checkpoint.check_finite(self._taken())
+
+    def _taken(self) -> list[str]:
+        """Without what old checkpoints carry and no class loads: masks of minus infinity, for example."""
+        known = self.model.state_dict()
+        return [disk for disk, name in self.names.items() if name in known]
 
     def stored_dtype(self) -> torch.dtype:
         """The dtype that most of the checkpoint's numbers are stored in."""
@@ -245,13 +287,14 @@ class Skeleton:
 class _OnDisk:
     """What transformers takes for a lazily read tensor: indexing it reads it."""
 
-    def __init__(self, checkpoint: Checkpoint, name: str, stored_dtype: torch.dtype | None):
+    def __init__(self, checkpoint: Checkpoint, name: str, stored_dtype: torch.dtype | None, *, finite: bool):
         self._checkpoint = checkpoint
         self._name = name
         self._stored_dtype = stored_dtype
+        self._finite = finite
 
     def __getitem__(self, _: Any) -> torch.Tensor:
-        tensor = self._checkpoint.read(self._name)
+        tensor = self._checkpoint.read(self._name, finite=self._finite)
         return tensor if self._stored_dtype is None else tensor.to(self._stored_dtype)
 
 

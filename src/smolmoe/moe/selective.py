@@ -53,8 +53,8 @@ class CountingCheckpoint(Checkpoint):
 
     reads: list[tuple[str, int]] = field(default_factory=list)
 
-    def read(self, name: str, rows: tuple[int, int] | None = None) -> torch.Tensor:
-        tensor = super().read(name, rows)
+    def read(self, name: str, rows: tuple[int, int] | None = None, *, finite: bool = True) -> torch.Tensor:
+        tensor = super().read(name, rows, finite=finite)
         self.reads.append((name, tensor.nbytes))
         return tensor
 

@@ -38,6 +38,7 @@ class StreamedModel:
             A layer may be read several times: it must give the same each time.
         resident_bytes: memory for decoder layers, in bytes. One layer at least is always held.
         device: where the computation happens.
+        finite: refuse weights that are NaN or infinite.
 
     Attributes:
         model: the transformers model.
@@ -59,8 +60,9 @@ class StreamedModel:
         transform: Transform | None = None,
         resident_bytes: int = 8 * GIB,
         device: str = "cpu",
+        finite: bool = True,
     ):
-        self._skeleton = Skeleton(folder, dtype=dtype)
+        self._skeleton = Skeleton(folder, dtype=dtype, finite=finite)
         self.model = self._skeleton.model
         self.folder = self._skeleton.folder
         self.tokenizer = load_tokenizer(self.folder)

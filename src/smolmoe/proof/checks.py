@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 from smolmoe.claim import Claim
 from smolmoe.proof.results import Check, Control, Decoding, Difference, HalfPrecision, Padding
 
@@ -21,6 +23,7 @@ def judge(
     claim: Claim,
     *,
     finite: bool,
+    not_finite: Mapping[str, str],
     same_tokens: bool | None,
     logits: Difference,
     padding: Padding,
@@ -29,8 +32,12 @@ def judge(
     ffn_error: tuple[float | None, ...],
     half: HalfPrecision | None,
 ) -> tuple[Check, ...]:
-    """The checks that every MoE must pass, and those of its claim."""
-    checks = _sanity(finite, same_tokens, logits, padding, decoding)
+    """The checks that every MoE must pass, and those of its claim.
+
+    Args:
+        not_finite: tensors with NaN or infinity, and how much of which file.
+    """
+    checks = [_weights(not_finite), *_sanity(finite, same_tokens, logits, padding, decoding)]
     if claim.kind == "exact":
         checks += _exact(claim, logits, padding, decoding, control)
         # Split groups are another function for the tokens concerned, which such a claim says.
@@ -40,6 +47,13 @@ def judge(
     if claim.kind in ("rounded", "deviates"):
         checks += _ffn(claim, ffn_error)
     return tuple(checks)
+
+
+def _weights(not_finite: Mapping[str, str]) -> Check:
+    named = "".join(f" {name}: {said}." for name, said in list(not_finite.items())[:3])
+    more = f" And {len(not_finite) - 3} other tensors." if len(not_finite) > 3 else ""
+    meaning = f"Every weight of the MoE is a finite number.{named}{more}"
+    return Check("weights", not not_finite, float(len(not_finite)), 0.0, meaning)
 
 
 def _sanity(

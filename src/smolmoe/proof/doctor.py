@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -68,10 +68,15 @@ def doctor(
         DataError: `data` is no text.
     """
     folder = open_checkpoint(moe, field="moe").folder
-    RoutingCapture(Skeleton(folder).model)  # refuses what is no MoE, before its weights are read
-    model = load_model(folder, device=device)
+    skeleton = Skeleton(folder)
+    RoutingCapture(skeleton.model)  # refuses what is no MoE, before its weights are read
+    broken = [f"{name} ({said})" for name, said in skeleton.not_finite().items()]
+    model = load_model(folder, device=device, finite=False)
     sample = draw_sample(load_tokenizer(folder), model.config, data, count=sequences, length=length, seed=seed)
     vitals = take_vitals(model, sample.sequences, device)
+    if broken:  # in place of the parameters' names in memory: the files, and how much of them
+        rest = [name for name in vitals.not_finite if name in ("logits", "gradients")]
+        vitals = replace(vitals, not_finite=(*broken, *rest))
     return Diagnosis(str(folder), sample.origin, diagnose(vitals, read_claim(folder).granularity), vitals)
 
 

@@ -118,6 +118,7 @@ def verify(
         checks=judge(
             claim,
             finite=measured.plain.finite,
+            not_finite=pair.not_finite,
             same_tokens=same_tokens,
             logits=logits,
             padding=padding,
@@ -132,13 +133,20 @@ def verify(
 
 @dataclass(frozen=True)
 class _Pair:
-    """The two checkpoints: `dtype` the MoE is stored in, `rounding` what dense weights are rounded to, if anything."""
+    """The two checkpoints.
+
+    Attributes:
+        dtype: the MoE is stored in.
+        rounding: what dense weights are rounded to, if anything.
+        not_finite: tensors of the MoE with NaN or infinity, and how much of which file.
+    """
 
     dense: Path
     moe: Path
     dtype: torch.dtype
     rounding: torch.dtype | None
     fits: bool
+    not_finite: dict[str, str]
     device: str
     resident_bytes: int
 
@@ -157,6 +165,7 @@ class _Pair:
             dtype,
             dtype if is_rounded else None,
             size <= resident_bytes,
+            target.not_finite(),
             device,
             resident_bytes,
         )
@@ -165,7 +174,7 @@ class _Pair:
         return self._open(self.dense, stored_dtype=self.rounding, **options)
 
     def open_moe(self, **options: Any) -> StreamedModel:
-        return self._open(self.moe, **options)
+        return self._open(self.moe, finite=False, **options)  # what is not finite is a check that fails
 
     def _open(self, folder: Path, **options: Any) -> StreamedModel:
         return StreamedModel(folder, resident_bytes=self.resident_bytes, device=self.device, **options)

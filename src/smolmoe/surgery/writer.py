@@ -75,10 +75,16 @@ def write_tensors(
 ) -> None:
     """Write a program's tensors into `folder` as safetensors, with an index where there are several files.
 
+    What moves never enters the process, so all that is read is looked at beforehand.
+
     Args:
         rows: values of blocks filled with "rows", by stream.
         progress: called with the number of bytes just written.
+
+    Raises:
+        CheckpointError: a source's tensor holds NaN or infinity.
     """
+    check_sources(tensors, sources)
     shards = shard(tensors, max_shard_bytes)
     values = _Values(sources, seed, rows or {})
     for name, group in shards:
@@ -93,6 +99,17 @@ def write_tensors(
             "weight_map": {tensor.name: name for name, group in shards for tensor in group},
         }
         (folder / INDEX_FILE).write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")
+
+
+def check_sources(tensors: Sequence[OutTensor], sources: Mapping[str, Checkpoint]) -> None:
+    """See that all that a program reads are numbers.
+
+    Raises:
+        CheckpointError: naming the tensor, how many of its values are none, and the file.
+    """
+    for name, checkpoint in sources.items():
+        reads = (read for tensor in tensors for block in tensor.blocks for read in block.reads)
+        checkpoint.check_finite(read.tensor for read in reads if read.source == name)
 
 
 def _header(tensors: Sequence[OutTensor]) -> bytes:

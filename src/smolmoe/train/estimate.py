@@ -189,7 +189,9 @@ def skeleton(recipe: TrainRecipe) -> Any:
     """The recipe's model without its weights."""
     folder = model_folder(recipe.model)
     if folder is not None:
-        return Skeleton(folder).model
+        found = Skeleton(folder)
+        found.check_finite()
+        return found.model
     tokenizer = range(recipe.tokenizer) if isinstance(recipe.tokenizer, int) else find_tokenizer(recipe, None)
     config = new_config(recipe.model, tokenizer, recipe.data.length)
     check_fit(config.get_text_config(), tokenizer, recipe.data.length)
