@@ -4,19 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
+from smolmoe import units
 from smolmoe.evaluate.comparison import Difference, Estimate, ModelResult, Pair, Span, TextFacts
 
 EQUAL = 0.02  # relative: trained as long, or costing as much
 EQUAL_TIME = 0.05  # relative: two timings of the same
 NORMAL = 1.96
 FEW_DOCUMENTS = 30
-
-
-def amount(number: float, unit: str = "") -> str:
-    """1234567 as "1.23 M"."""
-    scales = ((1e15, "P"), (1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k"))
-    factor, prefix = next(((factor, prefix) for factor, prefix in scales if number >= factor), (1.0, ""))
-    return f"{number / factor:.3g} {prefix}{unit}".strip()
 
 
 def gap(pairs: Iterable[Pair], first: str, second: str, domain: str | None = None) -> Difference:
@@ -180,11 +174,11 @@ def _effort(one: ModelResult, other: ModelResult, base: ModelResult) -> str:
     """How much training each had, where it is on record; the end of the sentence."""
     a, b = one.checkpoints[0].training, other.checkpoints[0].training
     if other is base:
-        return f", after {amount(a.tokens)} tokens of training since." if a is not None and a.since else "."
+        return f", after {units.tokens(a.tokens)} tokens of training since." if a is not None and a.since else "."
     if a is None or b is None or a.since is None or b.since is None:
         return ". How long each was trained since the base is not on record for both."
     spent = f"{_times(a.tokens, b.tokens, 'tokens')} and {_times(a.flops, b.flops, 'FLOPs')} of training"
-    return f", after {spent} ({amount(a.tokens)} tokens since {a.since})."
+    return f", after {spent} ({units.tokens(a.tokens)} tokens since {a.since})."
 
 
 def _times(a: float, b: float, what: str) -> str:
