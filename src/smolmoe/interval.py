@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
 
 # Documents below which nothing is a finding: even if all of them agree, chance alone does as much in 2 of 2^n cases.
 FEWEST_DOCUMENTS = 6
+# Of a loss: what the four digits shown call 0 is rounding, however sure its sign is.
+SMALLEST = 5e-5
+# That an expert who should have got this many tokens got none is no chance; of fewer nothing is said of the load.
+ENOUGH_TOKENS = 16
 NO_DIFFERENCE = "no difference seen"
 Side = Literal["lower", "higher", "none", "few"]
 
@@ -20,12 +25,34 @@ class Interval:
     low: float
     high: float
 
+    def turned(self) -> Interval:
+        """Of the difference the other way round."""
+        return Interval(-self.value, -self.high, -self.low)
+
+
+def enough_tokens(tokens: float, top_k: int, experts: int) -> bool:
+    """Whether so many tokens say anything of which experts are reached."""
+    return tokens * top_k / experts >= ENOUGH_TOKENS
+
+
+def least_share(share: float, count: int) -> float:
+    """The low end of the 95% interval (Wilson's) of a share that was seen in so many."""
+    z = 1.96
+    middle = share + z * z / (2 * count)
+    return (middle - z * (share * (1 - share) / count + z * z / (4 * count**2)) ** 0.5) / (1 + z * z / count)
+
+
+def above_chance(beyond: int, of: int, level: float = 0.05) -> bool:
+    """Whether so many of so many figures beyond the 95th percentile of chance are more than chance leaves there."""
+    tail = sum(math.comb(of, k) * level**k * (1 - level) ** (of - k) for k in range(beyond, of + 1))
+    return tail <= level + 1e-9
+
 
 def side(gap: Interval, documents: int) -> Side:
     """What a difference over documents shows: below 0, above 0, nothing ("none"), or that there are too few ("few")."""
     if documents < FEWEST_DOCUMENTS:
         return "few"
-    if gap.low <= 0 <= gap.high:
+    if gap.low <= 0 <= gap.high or abs(gap.value) < SMALLEST:
         return "none"
     return "lower" if gap.high < 0 else "higher"
 

@@ -173,7 +173,7 @@ def test_a_defeat_is_called_one(tmp_path: Path) -> None:
     for pair in values["pairs"]:
         pair["better"] = None
     (tmp_path / "compare.json").write_text(json.dumps(values))
-    assert answers(find([tmp_path]))[2].headline == "No difference"
+    assert answers(find([tmp_path]))[2].headline == "No difference seen"
 
 
 def test_a_lower_loss_elsewhere_is_said(folder: Path) -> None:

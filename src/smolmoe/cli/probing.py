@@ -195,8 +195,7 @@ def _show_losses(losses: Losses, domains: list[str]) -> None:
         table(f"Does it pay? Held-out nats a token, and how they change with {title}", columns, rows)
     for flag in losses.flags:
         print(f"  ! {flag}")
-    if not losses.flags:
-        print("  No domain is worse for its own experts, and each needs its own most.")
+    print(f"  {losses.summary}")
 
 
 def _change(value: float | None, base: float) -> str:

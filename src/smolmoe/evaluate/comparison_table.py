@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from smolmoe import units
 from smolmoe.evaluate.comparison import Comparison, Difference, Estimate, ModelResult, Pair, Score, Training
+from smolmoe.interval import NO_DIFFERENCE
 
 NONE = "-"
 BEST = "*"  # after a figure that no other model beats
@@ -213,4 +214,4 @@ def _pair_rows(pair: Pair, with_seeds: bool) -> Iterator[Row]:
 
 
 def _better(pair: Pair, found: Difference) -> str:
-    return "cannot be told" if not found.is_decided else pair.first if found.value < 0 else pair.second
+    return NO_DIFFERENCE if not found.is_decided else pair.first if found.value < 0 else pair.second

@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
 from smolmoe import units
 from smolmoe.evaluate.comparison import Difference, Estimate, ModelResult, Pair, Span, TextFacts
+from smolmoe.interval import FEWEST_DOCUMENTS, NO_DIFFERENCE, SMALLEST, side
 
 EQUAL = 0.02  # relative: trained as long, or costing as much
 EQUAL_TIME = 0.05  # relative: two timings of the same
@@ -39,7 +40,8 @@ def winners(models: Sequence[ModelResult], pairs: Sequence[Pair]) -> dict[str, t
         "disk": lambda model: model.disk,
     }
     found |= {name: _lowest(models, value, EQUAL) for name, value in costs.items()}
-    return found | _fastest(models) | _closest(models) | _best_scores(models)
+    few = any(pair.loss.count < FEWEST_DOCUMENTS for pair in pairs)
+    return found | _fastest(models) | _closest(models, few=few) | _best_scores(models)
 
 
 def _lowest_loss(models: Sequence[ModelResult], pairs: Sequence[Pair], domain: str | None) -> tuple[str, ...]:
@@ -66,11 +68,13 @@ def _fastest(models: Sequence[ModelResult]) -> dict[str, tuple[str, ...]]:
     }
 
 
-def _closest(models: Sequence[ModelResult]) -> dict[str, tuple[str, ...]]:
-    """To the base; of two at least."""
+def _closest(models: Sequence[ModelResult], *, few: bool) -> dict[str, tuple[str, ...]]:
+    """To the base; of two at least. On too `few` documents no one is closer."""
     found = {model.name: model.agreement for model in models if model.agreement is not None}
     if len(found) < 2:
         return {}
+    if few:
+        return dict.fromkeys(("agreement with the base", "KL to the base"), tuple(found))
     same = {name: agreement.top1 for name, agreement in found.items()}
     kl = {name: agreement.kl for name, agreement in found.items()}
     best_same = max(same, key=lambda name: same[name].value)
@@ -142,23 +146,28 @@ def _loss_sentence(one: ModelResult, other: ModelResult, base: ModelResult, foun
         evidence = f"{figures}; {_spans(found, one, other)}"
         return f"{one.name} {verb} {other.name}: its held-out loss is {size} ({evidence}){effort}"
     return (
-        f"{one.name} and {other.name} cannot be told apart: the held-out loss of {one.name} is {size} ({figures}), but "
-        f"{_doubt(found, one, other)}{effort}"
+        f"{one.name} and {other.name}: {NO_DIFFERENCE}. The held-out loss of {one.name} is {size} ({figures}; "
+        f"{_spans(found, one, other)}), but {_doubt(found, one, other)}{effort}"
     )
 
 
 def _spans(found: Difference, one: ModelResult, other: ModelResult) -> str:
-    said = f"difference in 95% over documents {_ends(found.documents)}"
+    many = "documents" if found.over is None else f"{found.over:,} document{'' if found.over == 1 else 's'}"
+    said = f"difference in 95% over {many} {_ends(found.documents)}"
     return said if found.seeds is None else f"{said}, over {_seeds(one, other)} seeds {_ends(found.seeds)}"
 
 
 def _doubt(found: Difference, one: ModelResult, other: ModelResult) -> str:
     """Why a difference is not decided."""
     doubts = []
-    if found.documents.low <= 0 <= found.documents.high:
-        doubts.append(f"the interval over documents ({_ends(found.documents)}) includes 0")
+    if side(found.gap, found.count) == "few":
+        doubts.append(f"{found.count} documents are too few for a finding (at least {FEWEST_DOCUMENTS})")
+    elif abs(found.value) < SMALLEST:
+        doubts.append("that is rounding")
+    elif found.documents.low <= 0 <= found.documents.high:
+        doubts.append("the interval over documents includes 0")
     if found.seeds is not None and found.seeds.low <= 0 <= found.seeds.high:
-        doubts.append(f"the interval over {_seeds(one, other)} seeds ({_ends(found.seeds)}) includes 0")
+        doubts.append(f"the interval over {_seeds(one, other)} seeds includes 0")
     return " and ".join(doubts) or f"swapping the two in random documents gives as much with p = {found.p:.2g}"
 
 
@@ -192,9 +201,9 @@ def _domain_sentence(one: ModelResult, other: ModelResult, pairs: Sequence[Pair]
         sides["" if not found.is_decided else one.name if found.value < 0 else other.name].append(domain)
     parts = [f"{name} is better at {_listed(domains)}" for name, domains in sides.items() if name and domains]
     if sides[""] and parts:
-        parts.append(f"{_listed(sides[''])} cannot be told")
+        parts.append(f"{NO_DIFFERENCE} at {_listed(sides[''])}")
     if not parts and sides[""]:
-        parts = ["no domain can be told apart"]
+        parts = [f"{NO_DIFFERENCE} in any"]
     return [f"By domain, {one.name} and {other.name}: {'; '.join(parts)}."] if parts else []
 
 
@@ -227,7 +236,7 @@ def _ratio(a: float, b: float, what: str) -> str:
 
 
 def _change(name: str, found: Difference) -> str:
-    return f"{name} {found.value:+.4f}{'' if found.is_decided else ' (cannot be told)'}"
+    return f"{name} {found.value:+.4f}" + ("" if found.is_decided else f" ({NO_DIFFERENCE})")
 
 
 def _task_sentences(models: Sequence[ModelResult]) -> list[str]:

@@ -208,6 +208,22 @@ def paired_difference(
         The difference, and the interval's low and high end, in nats a token. The interval says how far the choice of
         documents matters; it says nothing about another seed.
     """
+    value, means = _drawn(a, b, draws, seed)
+    means.sort()
+    return value, means[int(0.025 * draws)], means[int(0.975 * draws) - 1]
+
+
+def difference_of_differences(
+    a: tuple[DocumentLosses, DocumentLosses], b: tuple[DocumentLosses, DocumentLosses], *, draws: int = 1000
+) -> tuple[float, float, float]:
+    """`paired_difference` of `a` less that of `b`, where these are on other documents; each is drawn by itself."""
+    (first, drawn), (second, others) = _drawn(*a, draws, 0), _drawn(*b, draws, 1)
+    means = sorted(x - y for x, y in zip(drawn, others, strict=True))
+    return first - second, means[int(0.025 * draws)], means[int(0.975 * draws) - 1]
+
+
+def _drawn(a: DocumentLosses, b: DocumentLosses, draws: int, seed: int) -> tuple[float, list[float]]:
+    """Loss of `a` minus loss of `b`, and the same on documents drawn anew."""
     if a.tokens != b.tokens:
         raise ValueError("the losses are not of the same documents")
     count = len(a.tokens)
@@ -217,5 +233,4 @@ def paired_difference(
     for _ in range(draws):
         chosen = rng.choices(range(count), k=count)
         means.append(sum(gaps[index] for index in chosen) / sum(a.tokens[index] for index in chosen))
-    means.sort()
-    return sum(gaps) / sum(a.tokens), means[int(0.025 * draws)], means[int(0.975 * draws) - 1]
+    return sum(gaps) / sum(a.tokens), means

@@ -14,7 +14,7 @@ _SHAPES = ("o", "s", "^", "D", "v", "x")
 _HOLLOW = ("s", "D")
 
 # Of a probe: the model, the same one earlier, and what it is compared with have one look in every figure.
-ROUTER, BEFORE, LINEAR_PROBE, DENSE_PROBE, DOCUMENTS = range(5)
+ROUTER, BEFORE, LINEAR_PROBE, DENSE_PROBE, DOCUMENTS, OTHER = range(6)
 PROBE_NAMES = {
     ROUTER: "router",
     BEFORE: "router, before",

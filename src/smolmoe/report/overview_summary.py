@@ -156,7 +156,7 @@ def _who(values: Mapping[str, Any]) -> tuple[str, str]:
     if len(won) > 1:
         return "It depends", "open"
     winner = won.pop()
-    return {"moe": ("Yes", "good"), "dense": ("No", "bad")}.get(winner or "", ("No difference", "open"))
+    return {"moe": ("Yes", "good"), "dense": ("No", "bad")}.get(winner or "", ("No difference seen", "open"))
 
 
 def _of_boundary(question: str, boundary: Boundary) -> Answer:
