@@ -191,7 +191,12 @@ def _span(layers: list[int], table: np.ndarray, nulls: bool) -> dict[str, Any]:
         "ceiling_per_domain": np.clip(per_domain + 0.05, 0, 1),
         "dense_ceiling": None if nulls else float(np.clip(per_domain + 0.02, 0, 1).mean()),
         "dense_ceiling_per_domain": None if nulls else np.clip(per_domain + 0.02, 0, 1),
+        "interval": interval(float(per_domain.mean()), 0.02),
     }
+
+
+def interval(value: float, half: float) -> dict[str, float]:
+    return {"value": value, "low": value - half, "high": value + half}
 
 
 def _losses(rng: Any, domains: tuple[str, ...]) -> dict[str, Any]:
@@ -208,6 +213,13 @@ def _losses(rng: Any, domains: tuple[str, ...]) -> dict[str, Any]:
         "dense": {domain: loss + 0.05 - 0.06 * (domain == "web") for domain, loss in base.items()},
         "tokens": dict.fromkeys(domains, 4500),
         "flags": ["web: the loss is 0.0100 higher than the dense model's: the specialisation makes it worse."],
+        "documents": dict.fromkeys(domains, 30),
+        "forced_gap": [interval(-0.3, 0.1)] * count,
+        "knocked_out_gap": [interval(0.34, 0.1)] * count,
+        "elsewhere_gap": [interval(0.3, 0.1)] * count,
+        "dense_gap": [interval(-0.05, 0.02)] * count,
+        "copied": [],
+        "summary": f"Loss without a domain's own experts: {domains[0]} higher, as measured.",
     }
 
 

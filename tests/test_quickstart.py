@@ -109,8 +109,8 @@ def test_the_report_says_what_people_ask(run):
     for part in (
         "verified",
         "active",
-        "MoE, just converted",
-        "dense, trained on",
+        "moe-trained",
+        "dense-trained",
         "expert load",
         "--- code",
         "--- math",

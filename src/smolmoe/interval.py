@@ -1,8 +1,20 @@
-"""An estimate and how far it is known."""
+"""An estimate, how far it is known, and whether it is a finding: the one rule for every sentence that says so."""
 
 from __future__ import annotations
 
+import math
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Literal
+
+# Documents below which nothing is a finding: even if all of them agree, chance alone does as much in 2 of 2^n cases.
+FEWEST_DOCUMENTS = 6
+# Of a loss: what the four digits shown call 0 is rounding, however sure its sign is.
+SMALLEST = 5e-5
+# That an expert who should have got this many tokens got none is no chance; of fewer nothing is said of the load.
+ENOUGH_TOKENS = 16
+NO_DIFFERENCE = "no difference seen"
+Side = Literal["lower", "higher", "none", "few"]
 
 
 @dataclass(frozen=True)
@@ -12,3 +24,63 @@ class Interval:
     value: float
     low: float
     high: float
+
+    def turned(self) -> Interval:
+        """Of the difference the other way round."""
+        return Interval(-self.value, -self.high, -self.low)
+
+
+def enough_tokens(tokens: float, top_k: int, experts: int) -> bool:
+    """Whether so many tokens say anything of which experts are reached."""
+    return tokens * top_k / experts >= ENOUGH_TOKENS
+
+
+def least_share(share: float, count: int) -> float:
+    """The low end of the 95% interval (Wilson's) of a share that was seen in so many."""
+    z = 1.96
+    middle = share + z * z / (2 * count)
+    return (middle - z * (share * (1 - share) / count + z * z / (4 * count**2)) ** 0.5) / (1 + z * z / count)
+
+
+def above_chance(beyond: int, of: int, level: float = 0.05) -> bool:
+    """Whether so many of so many figures beyond the 95th percentile of chance are more than chance leaves there."""
+    tail = sum(math.comb(of, k) * level**k * (1 - level) ** (of - k) for k in range(beyond, of + 1))
+    return tail <= level + 1e-9
+
+
+def side(gap: Interval, documents: int) -> Side:
+    """What a difference over documents shows: below 0, above 0, nothing ("none"), or that there are too few ("few")."""
+    if documents < FEWEST_DOCUMENTS:
+        return "few"
+    if gap.low <= 0 <= gap.high or abs(gap.value) < SMALLEST:
+        return "none"
+    return "lower" if gap.high < 0 else "higher"
+
+
+def is_finding(gap: Interval, documents: int) -> bool:
+    """Whether a difference over documents is told from 0."""
+    return side(gap, documents) in ("lower", "higher")
+
+
+def evidence(gap: Interval, documents: int, unit: str = "nats per token") -> str:
+    """A difference with its interval and the number of documents behind it."""
+    many = f"{documents:,} document{'' if documents == 1 else 's'}"
+    return f"{gap.value:+.4f} {unit}, 95% interval [{gap.low:+.4f}, {gap.high:+.4f}] over {many}"
+
+
+def no_finding(gap: Interval, documents: int, unit: str = "nats per token") -> str | None:
+    """Why a difference is no finding, in words; None where it is one."""
+    found = side(gap, documents)
+    if found in ("lower", "higher"):
+        return None
+    reason = NO_DIFFERENCE if found == "none" else f"too few documents for a finding (at least {FEWEST_DOCUMENTS})"
+    return f"{reason}: {evidence(gap, documents, unit)}"
+
+
+def too_few(documents: Mapping[str, int]) -> str | None:
+    """Why nothing can be found on so many documents of each domain; None where there are enough of all."""
+    few = {domain: count for domain, count in documents.items() if count < FEWEST_DOCUMENTS}
+    if not few:
+        return None
+    said = ", ".join(f"{domain} {count}" for domain, count in few.items())
+    return f"too few documents for a finding ({said}; at least {FEWEST_DOCUMENTS} of each domain)"

@@ -11,6 +11,8 @@ from helpers import dense_llama, moe_of
 
 from smolmoe.evaluate.held_out import HeldOut, cut_windows, document_losses
 from smolmoe.probe.paying import Group, measure_losses, named_groups, owned_groups, single_groups
+from smolmoe.probe.results import Similarity
+from smolmoe.probe.similarity import expert_similarity
 
 DOMAINS = ["code", "web"]
 
@@ -84,6 +86,8 @@ def test_a_broken_expert_is_flagged_in_its_domain_only() -> None:
     worse = [flag for flag in found.flags if "makes this domain worse" in flag]
     assert len(worse) == 1
     assert worse[0].startswith("web: forced to its own experts (web)")
+    assert "over 6 documents: its specialisation makes this domain worse." in worse[0]
+    assert "web lower, -" in found.summary
     assert any(flag.startswith("web: without its own experts (web)") for flag in found.flags)
     assert any(flag.startswith("code: its loss is") and "the dense model's" in flag for flag in found.flags)
 
@@ -101,9 +105,42 @@ def test_an_expert_that_others_need_more_is_flagged() -> None:
     assert says_so == (harm[1] > harm[0])
 
 
-def test_few_documents_give_no_interval() -> None:
-    found = measure_losses(moe_with_broken(1), held_out(4), DOMAINS, groups(), 4)
-    assert any("on 2 documents, too few to rule out chance" in flag for flag in found.flags)
+@pytest.mark.parametrize("documents", [2, 4, 10])
+def test_few_documents_give_no_finding(documents: int) -> None:
+    """One to five of each domain, with losses that are far apart: nothing is said but the numbers."""
+    found = measure_losses(moe_with_broken(1), held_out(documents), DOMAINS, groups(), 4, dense=dense_llama())
+    each = documents // 2
+    assert found.flags == [f"Too few documents for a finding (code {each}, web {each}; at least 6 of each domain)."]
+    assert found.summary.count("too few documents for a finding") == 4
+    assert "lower" not in found.summary
+    assert "higher" not in found.summary
+
+
+def similarity(moe: Any) -> Similarity:
+    torch.manual_seed(0)
+    return expert_similarity(moe, [torch.randn(64, dense_llama().config.hidden_size) for _ in range(2)], 4)
+
+
+def test_copies_are_said_to_be_copies_first_and_nothing_is_claimed_for_them() -> None:
+    moe = moe_of(dense_llama(), experts=4, top_k=2)
+    found = measure_losses(moe, held_out(), DOMAINS, groups(), 4, similarity=similarity(moe), layers=[0, 1])
+    first = "In every layer all 4 experts are copies of each other (CKA at least 0.995): "
+    assert found.flags == [f"{first}no specialisation is claimed for copies."]
+    assert found.copied == DOMAINS
+    assert "code and web not judged, their own experts are copies of others" in found.summary
+
+
+@torch.no_grad()
+def test_an_expert_of_its_own_is_judged_beside_copies() -> None:
+    moe = moe_of(dense_llama(), experts=4, top_k=2)
+    torch.manual_seed(0)
+    for layer in moe.model.layers:
+        layer.mlp.experts.gate_up_proj[1] = 0.5 * torch.randn_like(layer.mlp.experts.gate_up_proj[1])
+    found = measure_losses(moe, held_out(), DOMAINS, groups(), 4, similarity=similarity(moe), layers=[0, 1])
+    assert found.flags[0].startswith("Some experts are copies of each other (layer 0: 0, 2 and 3, layer 1: 0, 2 and 3)")
+    assert found.copied == ["code"]
+    assert any(flag.startswith("web: forced to its own experts (web)") for flag in found.flags)
+    assert not any(flag.startswith("code:") for flag in found.flags)
 
 
 def test_what_leaves_nothing_is_not_measured() -> None:

@@ -12,6 +12,7 @@ from probe_json import write_metrics, write_probe
 from safetensors.torch import save_file
 
 EXAMPLES = Path(__file__).parent / "examples"
+BASE = json.loads((EXAMPLES / "compare.json").read_text())["models"][0]["checkpoints"][0]["sha256"]
 HOSTILE = "</script><b>moe"
 CHECKS = [
     {
@@ -40,7 +41,7 @@ def upcycled(name: str = "runs/dense") -> dict[str, Any]:
     return {
         "stage": "upcycle",
         "target": "mixtral",
-        "sources": {"base": {"name": name, "revision": None, "sha256": "ab" * 32}},
+        "sources": {"base": {"name": name, "revision": None, "sha256": BASE}},
         "parameters": {"total": 4_800_000, "active": 1_600_000},
         "claim": {"kind": "exact", "reason": "The chosen gates sum to 1."},
         "verification": {
@@ -55,8 +56,10 @@ def upcycled(name: str = "runs/dense") -> dict[str, Any]:
     }
 
 
-def write_run(folder: Path, *, experts: int = 4, seed: int = 0, finished: bool = True) -> Path:
-    """A training's folder."""
+def write_run(
+    folder: Path, *, experts: int = 4, seed: int = 0, finished: bool = True, source: str = BASE, text: str = "one text"
+) -> Path:
+    """A training's folder, of a model that was made of `source` (a hash), measured on `text`."""
     write_metrics(folder, layers=3, experts=experts, seed=seed)
     recipe = {"model": {"path": "runs/moe"}, "seed": seed, "note": HOSTILE}
     (folder / "run.json").write_text(json.dumps({"schema_version": 1, "recipe": recipe}))
@@ -70,6 +73,11 @@ def write_run(folder: Path, *, experts: int = 4, seed: int = 0, finished: bool =
         sizes = {"total": 4_800_000, "active": 1_600_000 if experts else 4_800_000}
         summary = {"tokens": 122_880, "flops": 1e12, "parameters": sizes, "held_out": held}
         (folder / "summary.json").write_text(json.dumps(summary))
+        documents = {"nll": [90.0] * 30, "tokens": [30] * 30, "domains": ["math", "code"] * 15, "text": text}
+        (folder / "held_out.json").write_text(json.dumps(documents))
+    record = {"schema_version": 1, "stage": "train", "source": {"folder": "model", "sha256": source}}
+    (folder / "checkpoints" / "checkpoint-40").mkdir(parents=True)
+    (folder / "checkpoints" / "checkpoint-40" / "smolmoe.json").write_text(json.dumps(record))
     return folder
 
 

@@ -96,11 +96,11 @@ def test_without_a_run_before(folders: dict[str, Path]) -> None:
 
 def test_other_tokens_are_refused(tmp_path: Path, folders: dict[str, Path]) -> None:
     other = run_folder(tmp_path / "other", ONWARD, [1.0, 1.0], tokens=[10, 11])
-    with pytest.raises(RequestError, match="other held-out tokens than dense") as caught:
+    with pytest.raises(RequestError, match="other held-out text than dense") as caught:
         report_of({**folders, "other": other})
     assert caught.value.value == "other"
     domains = run_folder(tmp_path / "domains", ONWARD, [1.0, 1.0], domains=["a", "b"])
-    with pytest.raises(RequestError, match="other held-out tokens"):
+    with pytest.raises(RequestError, match="other held-out text"):
         report_of({**folders, "domains": domains})
 
 
@@ -119,14 +119,24 @@ def test_the_text_is_aligned_and_says_who_is_better(folders: dict[str, Path]) ->
     assert lines[3].split() == ["on", "4.0000", "4.0000", "3.9900", "3.9800", "3.8000", "3.8000"]
     assert len({len(line) for line in lines[:4]}) == 1
     assert len({len(line) for line in lines[5:9]}) == 1
-    assert lines[7].split() == ["MoE", "+1.0e-03", "+0.0990", "+0.3010", "+2.3000", "1,000", "1.00e+08"]
-    assert lines[-1] == "MoE: better than on, -0.1000 [-0.1100, -0.0900] nats a token (95% over 2 documents, one seed)."
+    assert lines[7].split() == ["MoE", "+1.0e-03", "+0.0990", "+0.3010", "+2.3000", "1,000", "100", "MFLOPs"]
+    assert lines[-1] == (
+        "MoE: compared with on, too few documents for a finding (at least 6): -0.1000 nats per token, 95% interval "
+        "[-0.1100, -0.0900] over 2 documents (one seed)."
+    )
 
 
-@pytest.mark.parametrize(("gap", "said"), [(0.2, "worse than on"), (0.005, "no different from on"), (-0.1, "better")])
+@pytest.mark.parametrize(
+    ("gap", "said"),
+    [
+        (0.2, "worse than on, +0.2000 nats per token, 95% interval [+0.1900, +0.2100] over 12 documents"),
+        (0.005, "compared with on, no difference seen: +0.0050"),
+        (-0.1, "better than on, -0.1000"),
+    ],
+)
 def test_verdicts(folders: dict[str, Path], gap: float, said: str) -> None:
     before, *after = (read_run(label, folder) for label, folder in folders.items())
-    report = growth(before, after, "on", lambda a, b: (gap, gap - 0.01, gap + 0.01))
+    report = growth(before, after, "on", lambda a, b: (gap, gap - 0.01, gap + 0.01)) | {"documents": 12}
     assert said in growth_text(report)
 
 

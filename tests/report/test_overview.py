@@ -6,18 +6,24 @@ import json
 import re
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import browser
 import pytest
+import torch
 from devtools import Reader
 from report.overview_folder import EXAMPLES, upcycled, write_all, write_model, write_run
+from safetensors.torch import save_file
 
+from smolmoe.checkpoint import fingerprint, open_checkpoint
 from smolmoe.errors import CheckpointError, DataError, OutputError
 from smolmoe.evaluate.scaling_law_results import Sweep
 from smolmoe.report.charts import show, thinned
-from smolmoe.report.overview import find
+from smolmoe.report.names import COLOURS
+from smolmoe.report.overview import Overview, find
 from smolmoe.report.overview_sections import sections
 from smolmoe.report.overview_summary import answers
+from smolmoe.report.page import asset
 from smolmoe.reporting import report
 
 SECTIONS = {"claim", "boundary", "losses", "training", "balance", "routing", "layers", "tokens"} | {
@@ -167,7 +173,7 @@ def test_a_defeat_is_called_one(tmp_path: Path) -> None:
     for pair in values["pairs"]:
         pair["better"] = None
     (tmp_path / "compare.json").write_text(json.dumps(values))
-    assert answers(find([tmp_path]))[2].headline == "No difference"
+    assert answers(find([tmp_path]))[2].headline == "No difference seen"
 
 
 def test_a_lower_loss_elsewhere_is_said(folder: Path) -> None:
@@ -180,6 +186,121 @@ def test_a_lower_loss_elsewhere_is_said(folder: Path) -> None:
     wins = answers(find([boundary]))[2]
     assert wins.headline == "On equal tokens, yes"
     assert "the lowest loss is that of “dense, same FLOPs”, 3.0000" in wins.sentence
+
+
+def _losses_of(found: Overview) -> str:
+    return next(part.html for part in sections(found) if part.name == "losses")
+
+
+@pytest.mark.parametrize(
+    ("other", "reason"),
+    [
+        ({"source": "cd" * 32}, "no common ancestor is on record"),
+        ({"text": "another text"}, "they were measured on other held-out text"),
+    ],
+)
+def test_runs_that_do_not_belong_together_are_not_compared(tmp_path: Path, other: dict[str, str], reason: str) -> None:
+    write_run(tmp_path / "one")
+    write_run(tmp_path / "two", seed=1)
+    found = find([tmp_path])
+    assert [[run.label for run in group] for group in found.groups] == [["one", "two"]]
+    assert "above the lowest one here" in _losses_of(found)
+    write_run(tmp_path / "three", seed=2, **other)
+    found = find([tmp_path])
+    assert [[run.label for run in group] for group in found.groups] == [["one", "two"], ["three"]]
+    losses = _losses_of(found)
+    assert f"three: {reason}." in losses
+    assert "Final held-out loss: one, two<" in losses
+    training = next(part.html for part in sections(found) if part.name == "training")
+    assert training.count("Loss over training</h3>") == 2
+
+
+def test_an_moe_is_measured_by_the_dense_model_that_it_was_made_of(tmp_path: Path) -> None:
+    """Not by whatever dense model is in the folder: that once made "3.72 times" of 1.65."""
+    stranger = write_dense(tmp_path / "a-stranger", width=4)
+    moe = write_model(tmp_path / "moe", **upcycled())
+    costs = answers(find([tmp_path]))[1].sentence
+    assert "times" not in costs
+    assert "no dense model here is on record as what it was made of" in costs
+    own = write_dense(tmp_path / "b-own", width=16)
+    record = json.loads((moe / "smolmoe.json").read_text())
+    record["sources"]["base"]["sha256"] = fingerprint(open_checkpoint(own))
+    (moe / "smolmoe.json").write_text(json.dumps(record))
+    found = find([tmp_path])
+    assert f"{1_600_000 / 64:.2f} times those of b-own, the dense model it was made of" in answers(found)[1].sentence
+    command = next(part.command for part in sections(found) if part.name == "comparison")
+    assert str(own) in command
+    assert str(stranger) not in command
+
+
+def write_dense(folder: Path, width: int) -> Path:
+    write_model(folder, stage="train")
+    save_file({"model.embed_tokens.weight": torch.zeros(4, width)}, folder / "model.safetensors")
+    (folder / "config.json").write_text(json.dumps({"architectures": ["LlamaForCausalLM"]}))
+    return folder
+
+
+def test_a_comparison_of_other_models_is_no_answer(tmp_path: Path, folder: Path) -> None:
+    stranger = write_model(tmp_path / "stranger", **upcycled() | {"sources": {}})
+    wins = answers(find([stranger, folder / "compare"]))[2]
+    assert wins.headline == "Not measured"
+    assert wins.sentence.startswith("The comparisons below are of other models.")
+
+
+def test_a_trial_and_the_points_of_a_sweep_are_no_runs(tmp_path: Path) -> None:
+    (tmp_path / "quickstart" / "stages").mkdir(parents=True)
+    (tmp_path / "quickstart" / "settings.json").write_text("{}")
+    for name in ("dense", "timing", "moe-trained"):
+        write_run(tmp_path / "quickstart" / "training" / name)
+    write_run(tmp_path / "sweep" / "seed-0" / "trunk-1000")
+    write_run(tmp_path / "sweep" / "seed-0" / "tokens-2000")
+    write_run(tmp_path / "timing")  # a run of the user's with that name
+    found = find([tmp_path])
+    assert [run.label for run in found.trainings] == ["quickstart/dense", "quickstart/moe-trained", "timing"]
+
+
+def test_one_thing_has_one_name_and_one_colour(tmp_path: Path) -> None:
+    write_run(tmp_path / "dense-long", experts=0, seed=1)
+    write_run(tmp_path / "moe-long", seed=2)
+    row = {"losses": {"0": 3.2, "9": 3.1}, "final": 3.1, "tokens": 9, "flops": 1e9}
+    rows: dict[str, Any] = {name: dict(row) for name in ("A, b", "MoE")}
+    report = {
+        "documents": 30,
+        "held_out_tokens": 900,
+        "before": None,
+        "after": rows,
+        "boundary": 0,
+        "reference": "A, b",
+    }
+    rows["MoE"]["difference"] = {"value": -0.1, "low": -0.2, "high": -0.05}
+    (tmp_path / "growth").mkdir()
+    runs = {"A, b": "dense-long", "MoE": "moe-long"}
+    (tmp_path / "growth" / "report.json").write_text(json.dumps(report | {"runs": runs, "reference": "A, b"}))
+    values = json.loads((EXAMPLES / "compare.json").read_text())
+    for model, name in zip(values["models"], ("dense-long", "moe-long"), strict=False):
+        model["checkpoints"][0]["path"] = f"../{name}"
+    (tmp_path / "compare").mkdir()
+    (tmp_path / "compare" / "compare.json").write_text(json.dumps(values))
+    found = find([tmp_path])
+    assert list(found.boundaries[0].curves) == ["dense-long", "moe-long"]
+    said = found.comparisons[0]
+    assert [model["name"] for model in said.values["models"]] == ["dense-long", "moe-long", "moe"]
+    assert any("dense-long" in sentence for sentence in said.verdict)
+    assert not any(re.search(r"\bbase\b", sentence) for sentence in said.verdict[:2])
+    colours: dict[str, set[str]] = {}
+    for part in sections(found):
+        for data in re.findall(r'class="chart-data">(.*?)</script>', part.html, flags=re.DOTALL):
+            for trace in json.loads(data)["data"]:
+                if trace["name"] in ("dense-long", "moe-long"):
+                    colours.setdefault(trace["name"], set()).add(trace.get("line", trace["marker"])["color"])
+    assert {name: len(found) for name, found in colours.items()} == {"dense-long": 1, "moe-long": 1}
+    assert colours["dense-long"] != colours["moe-long"]
+
+
+def test_page_and_pictures_have_the_same_colours() -> None:
+    css = asset("report.css")
+    for place, colour in enumerate(COLOURS, start=1):
+        assert f"--c{place}: light-dark({colour}," in css
 
 
 def test_what_is_missing_is_said_with_its_command(tmp_path: Path) -> None:

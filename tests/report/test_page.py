@@ -9,8 +9,9 @@ from pathlib import Path
 from typing import Any
 
 import browser
+import numpy as np
 import pytest
-from probe_json import make_probe, write_metrics, write_probe
+from probe_json import interval, make_probe, write_metrics, write_probe
 
 from smolmoe.errors import DataError, OutputError, RequestError
 from smolmoe.probe.results import ProbeResult
@@ -194,10 +195,13 @@ def test_the_summary_says_what_was_measured(full: Path) -> None:
     last = probe["last_third"]
     assert f"right {100 * last['accuracy']:.1f}% of the time" in text
     gap = 100 * (last["ceiling"] - last["accuracy"])
-    assert f"reaches {100 * last['ceiling']:.1f}% (the router is {gap:.1f} points below); on the dense" in text
+    shown = (
+        f"the router is below it: −{gap:.1f} points, 95% interval [−{gap + 2:.1f}, −{gap - 2:.1f}] over 90 documents"
+    )
+    assert f"reaches {100 * last['ceiling']:.1f}% ({shown}); on the dense" in text
     assert f"highest at layer 2: {probe['layers'][2]['separation']:.2f} bits" in text
     assert "Dead experts, which no token reached: 1 at layer 1." in text
-    assert "hurts that domain most for 3 of 3 domains" in text
+    assert probe["losses"]["summary"].replace("'", "&#x27;") in text
     assert probe["losses"]["flags"][0].replace("'", "&#x27;") in text
 
 
@@ -206,24 +210,48 @@ def test_chance_is_not_called_more_than_chance() -> None:
     for row in probe["layers"]:
         row["separation_baseline"]["p95"] = 0.9
     said = " ".join(headlines(Probed(probe), None))
-    assert "That is not above chance: shuffled labels give up to 0.90 bits" in said
-    assert "That is above chance: shuffled labels give up to 1.40 times" in said
+    assert "shuffled labels give up to 0.90 bits there (95th percentile). Over all layers: no difference seen" in said
+    assert "shuffled labels give up to 1.40 times there (95th percentile). Over all layers: above chance" in said
 
 
 @pytest.mark.parametrize(
     ("accuracy", "said"),
-    [(0.83, "the router is 3.0 points above)"), (0.75, "is 5.0 points below)"), (0.8, "the router is level)")],
+    [
+        (0.83, "the router is above it: +3.0 points, 95% interval [+1.0, +5.0] over 90 documents"),
+        (0.75, "the router is below it: −5.0 points"),
+        (0.81, "no difference seen: +1.0 points, 95% interval [−1.0, +3.0] over 90 documents"),
+    ],
 )
 def test_a_router_beside_its_ceiling(accuracy: float, said: str) -> None:
     probe = make_probe(**SMALL, nulls=True)
-    probe["last_third"] |= {"accuracy": accuracy, "ceiling": 0.8}
+    probe["last_third"] |= {"accuracy": accuracy, "ceiling": 0.8, "interval": interval(accuracy, 0.02)}
     assert said in " ".join(headlines(Probed(probe), None))
 
 
-def test_an_expert_that_another_domain_misses_more_is_not_counted() -> None:
+def test_of_few_documents_and_tokens_nothing_is_found() -> None:
     probe = make_probe(**SMALL)
-    probe["losses"]["knocked_out"][1][0] = 9.0
-    assert "hurts that domain most for 2 of 3 domains" in " ".join(headlines(Probed(probe), None))
+    probe["documents"]["web"] = 4
+    probe["accuracy"]["documents"] |= {"code": 3, "web": 2}
+    probe["tokens"] = dict.fromkeys(probe["domains"], 8)
+    said = " ".join(headlines(Probed(probe), None))
+    few = "too few documents for a finding (code 3, web 2; at least 6 of each domain)"
+    assert f"How often routing tells the domain: {few}." in said
+    assert "chance" not in said
+    assert "points" not in said
+    assert "24 tokens are too few to say how the load falls on 4 experts." in said
+    assert "Dead experts" not in said
+
+
+def test_copies_come_first() -> None:
+    probe = make_probe(**SMALL)
+    assert "copies" not in " ".join(headlines(Probed(probe), None))
+    probe["similarity"]["cka"] = np.ones((3, 4, 4)).tolist()
+    said = headlines(Probed(probe), None)
+    assert said[1].startswith("In every layer all 4 experts are copies of each other (CKA at least 0.995)")
+
+
+def test_a_domain_without_experts_of_its_own() -> None:
+    probe = make_probe(**SMALL)
     probe["losses"]["own"] = [None, None, None]
     assert "No domain has experts of its own" in " ".join(headlines(Probed(probe), None))
 

@@ -5,12 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-import pytest
 from matplotlib.collections import PolyCollection
 from matplotlib.figure import Figure
 
 from smolmoe.report.drawing import look, save_png
-from smolmoe.report.scaling import curves_figure, short, sweep_figure
+from smolmoe.report.scaling import curves_figure, sweep_figure
 
 BUDGETS = [500_000, 1_000_000, 2_000_000, 4_000_000, 8_000_000]
 
@@ -85,13 +84,13 @@ def test_without_a_law_there_are_points_and_what_they_gained(tmp_path: Path) -> 
     assert not hatched(figure)
     assert "no law" in figure.axes[0].get_legend().get_texts()[0].get_text()
     assert figure.axes[1].get_title(loc="left") == "What more tokens bought"
-    assert [label.get_text() for label in figure.axes[1].get_yticklabels()] == ["500K → 1M"]
+    assert [label.get_text() for label in figure.axes[1].get_yticklabels()] == ["500 K → 1 M"]
 
 
 def test_several_curves_share_one_figure(tmp_path: Path) -> None:
     figure = draw(curve("dense"), curve("moe"), path=tmp_path / "a.png")
     rows = [label.get_text() for label in figure.axes[1].get_yticklabels()]
-    assert rows == [f"{name}\n{step}" for name in ("dense", "moe") for step in ("500K → 5M", "8M → 80M")]
+    assert rows == [f"{name}\n{step}" for name in ("dense", "moe") for step in ("500 K → 5 M", "8 M → 80 M")]
     with look():
         joined = curves_figure(
             [curve("a"), curve("b")],
@@ -108,8 +107,3 @@ def test_an_interval_that_opens_wide_does_not_flatten_the_points(tmp_path: Path)
     wide["band"][-1]["loss"] = ends(3.2, 500.0)
     low, high = draw(wide, path=tmp_path / "a.png").axes[0].get_ylim()
     assert high - low < 3
-
-
-@pytest.mark.parametrize(("tokens", "said"), [(1_500_000, "1.5M"), (500_000, "500K"), (2e9, "2B"), (7, "7")])
-def test_tokens_in_short(tokens: float, said: str) -> None:
-    assert short(tokens) == said

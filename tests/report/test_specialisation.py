@@ -12,7 +12,7 @@ import pytest
 from matplotlib import colormaps
 from matplotlib.axes import Axes
 from matplotlib.colors import to_rgb
-from probe_json import make_probe, write_metrics
+from probe_json import interval, make_probe, write_metrics
 
 from smolmoe.report.drawing import MAP, STYLES, Drawing, look, panels_in_a_row, percent, svg
 from smolmoe.report.specialisation import losses, separation, specialisation_figures, token_types
@@ -126,21 +126,21 @@ def test_loss_changes_are_signed_and_the_frames_are_right(drawings: dict[str, Dr
 
 
 def test_frames_follow_the_losses() -> None:
-    """The best expert of each row on the left, the domain hit hardest of each column on the right; None is skipped."""
+    """Only what its interval tells from chance is framed; nothing of copies, and not a number that is not there."""
     probe = make_probe(**SMALL)
     base = probe["losses"]["base"]
     probe["losses"]["forced"][0] = [base["math"] + 0.5, base["math"] + 0.1, base["math"] + 0.9]
     probe["losses"]["knocked_out"][2][0] = base["web"] + 3.0
     probe["losses"]["knocked_out"][0][1] = None
-    for row, domain in enumerate(probe["domains"]):
-        probe["losses"]["knocked_out"][row][2] = base[domain] - 0.1  # nobody misses this one
+    probe["losses"]["forced_gap"][0] = interval(-0.1, 0.2)
+    probe["losses"]["elsewhere_gap"][1] = interval(0.1, 0.2)
+    probe["losses"]["copied"] = ["web"]
     with look():
         drawing = losses(Probed(probe))
     assert drawing is not None
     forced, without = (axes for _, axes in panels({"losses": drawing}))
-    assert (1, 0) in {(round(patch.get_x() + 0.47), round(patch.get_y() + 0.46)) for patch in forced.patches}
-    missed = {(round(patch.get_x() + 0.47), round(patch.get_y() + 0.46)) for patch in without.patches}
-    assert missed == {(0, 2), (1, 1)}
+    framed = [{(round(p.get_x() + 0.47), round(p.get_y() + 0.46)) for p in axes.patches} for axes in (forced, without)]
+    assert framed == [{(1, 1)}, {(0, 0)}]
     assert without.texts[1].get_text() == "–"
 
 
@@ -189,7 +189,7 @@ def test_a_run_cut_short_is_drawn_up_to_there(tmp_path: Path) -> None:
 def test_text_of_a_figure_stays_text(drawings: dict[str, Drawing]) -> None:
     with look():
         text = svg(drawings["accuracy"])
-    assert "domain told right (%), mean over domains</text>" in text
+    assert "domain accuracy (%), mean over domains</text>" in text
     assert '<title id="accuracy-title">Routing accuracy, held out</title>' in text
     assert not re.search(r' id="(?!accuracy-)', text)
     assert not re.search(r'(?:url\(#|xlink:href="#)(?!accuracy-)', text)

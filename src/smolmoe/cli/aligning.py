@@ -6,7 +6,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from smolmoe.cli.output import Json, count, print_json, print_rows, progress, quiet_libraries, size, table, tell
+from smolmoe import units
+from smolmoe.cli.output import Json, print_json, print_rows, progress, quiet_libraries, table, tell
 
 if TYPE_CHECKING:
     from smolmoe.aligning import AlignEstimate, AlignResult
@@ -109,15 +110,16 @@ def _show_estimate(out: str, costs: AlignEstimate) -> None:
         [
             (
                 "parameters",
-                f"{count(costs.total)} total, {count(costs.active)} active per token, {count(costs.trainable)} trained",
+                f"{units.count(costs.total)} total, {units.count(costs.active)} active per token, "
+                f"{units.count(costs.trainable)} trained",
             ),
             ("rows", f"{costs.rows:,} to train on, {costs.validation:,} to measure on"),
             *([("left out", left_out)] if left_out else []),
             ("steps", f"{costs.steps:,}"),
-            ("tokens", count(costs.tokens)),
-            ("FLOPs", f"{costs.flops:.2e}"),
-            ("memory", f"about {size(costs.memory_bytes)}"),
-            ("time", f"about {costs.seconds:.0f} s on this machine, and measuring before and after"),
+            ("tokens", units.tokens(costs.tokens)),
+            ("FLOPs", units.flops(costs.flops)),
+            ("memory", f"about {units.size(costs.memory_bytes)}"),
+            ("time", f"about {units.duration(costs.seconds)} on this machine, and measuring before and after"),
         ]
     )
 
@@ -126,13 +128,14 @@ def _show_result(result: AlignResult) -> None:
     summary = result.summary
     sizes, rows = summary["parameters"], summary["rows"]
     print(
-        f"{result.out}: {count(sizes['trainable'])} of {count(sizes['total'])} parameters, {summary['steps']:,} steps"
+        f"{result.out}: {units.count(sizes['trainable'])} of {units.count(sizes['total'])} parameters, "
+        f"{summary['steps']:,} steps"
     )
     left_out = ", ".join(f"{n} {why.replace('_', ' ')}" for why, n in summary["dropped"]["train"].items() if n)
     print_rows(
         [
             ("rows", f"{rows['train']:,} trained on" + (f", left out: {left_out}" if left_out else "")),
-            ("time", f"{summary['train_seconds']:.0f} s of training"),
+            ("time", f"{units.duration(summary['train_seconds'])} of training"),
             *_drift_rows(summary),
             ("model", result.model),
         ]

@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from smolmoe.cli.output import Json, count, print_json, print_rows, progress, quiet_libraries, size, table
+from smolmoe import units
+from smolmoe.cli.output import Json, print_json, print_rows, progress, quiet_libraries, table
 from smolmoe.errors import RequestError
 
 if TYPE_CHECKING:
@@ -111,10 +112,10 @@ def _show_models(models: tuple[ModelBench, ...], names: list[str]) -> None:
             "without embeddings",
             [_of(model, "total_without_embeddings", "active_without_embeddings") for model in models],
         ),
-        ("memory of weights", [size(model.facts.total_bytes) for model in models]),
-        ("read for a token", [size(model.facts.active_bytes) for model in models]),
-        ("FLOPs a token, prefill", [count(model.flops["prefill"]["total"]) for model in models]),
-        ("FLOPs a token, decode", [count(model.flops["decode"]["total"]) for model in models]),
+        ("memory of weights", [units.size(model.facts.total_bytes) for model in models]),
+        ("read for a token", [units.size(model.facts.active_bytes) for model in models]),
+        ("FLOPs a token, prefill", [units.flops(model.flops["prefill"]["total"]) for model in models]),
+        ("FLOPs a token, decode", [units.flops(model.flops["decode"]["total"]) for model in models]),
         ("FLOPs a token, training", [_training(model.flops) for model in models]),
         ("experts that computed", [_worked(model.flops) for model in models]),
     ]
@@ -133,12 +134,12 @@ def _experts(model: ModelBench) -> str:
 def _of(model: ModelBench, total: str, active: str) -> str:
     values = model.to_json()["parameters"]
     if values[total] == values[active]:
-        return count(values[total])
-    return f"{count(values[total])}, {count(values[active])} active"
+        return units.parameters(values[total])
+    return f"{units.parameters(values[total])}, {units.parameters(values[active])} active"
 
 
 def _training(flops: dict[str, Any]) -> str:
-    return "-" if flops["train"] is None else count(flops["train"]["total"])
+    return "-" if flops["train"] is None else units.flops(flops["train"]["total"])
 
 
 def _worked(flops: dict[str, Any]) -> str:
@@ -162,19 +163,14 @@ def _show_speed(result: BenchResult, names: list[str]) -> None:
 
 def _batch(speed: BatchSpeed) -> list[str]:
     return [
-        seconds(speed.first_token.median),
-        seconds(speed.token.median),
-        seconds(speed.token.p90),
+        units.duration(speed.first_token.median),
+        units.duration(speed.token.median),
+        units.duration(speed.token.p90),
         f"{speed.prefill_tokens_per_second:,.4g}",
         f"{speed.decode_tokens_per_second:,.4g}",
-        size(speed.peak_bytes),
-        size(speed.sample_bytes),
+        units.size(speed.peak_bytes),
+        units.size(speed.sample_bytes),
     ]
-
-
-def seconds(value: float) -> str:
-    """0.0123 as "12.3 ms"."""
-    return f"{value:.3g} s" if value >= 1 else f"{1e3 * value:.3g} ms"
 
 
 def _show_ratios(result: BenchResult, names: list[str]) -> None:

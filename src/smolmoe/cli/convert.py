@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from smolmoe.cli.output import Json, count, named_paths, print_json, print_rows, progress, quiet_libraries, size, table
+from smolmoe import units
+from smolmoe.cli.output import Json, named_paths, print_json, print_rows, progress, quiet_libraries, table
 from smolmoe.cli.proofs import show_verification
 
 if TYPE_CHECKING:
@@ -52,7 +53,7 @@ def _show_inspection(report: Inspection) -> None:
             ("sliding window", report.sliding_window),
             ("rope", ", ".join(f"{k} {v}" for k, v in report.rope.items()) or "none"),
             ("embeddings", "tied to the output head" if report.tied else "not tied"),
-            ("files", f"{', '.join(report.dtypes)}, {size(report.nbytes)}"),
+            ("files", f"{', '.join(report.dtypes)}, {units.size(report.nbytes)}"),
             ("parameters", f"{p.total:,} total and active; {p.total - p.embedding:,} without embeddings"),
         ]
     )
@@ -175,17 +176,24 @@ def _show_upcycled(result: UpcycleResult) -> None:
     )
     rows: list[tuple[str, object]] = [
         ("layers", f"{len(layout.moe_layers)} of {plan.spec.layers} become MoE"),
-        ("parameters", f"{count(moe.total)} total, {count(moe.active)} active per token (dense: {count(dense.total)})"),
-        ("without embeddings", f"{count(moe.total - moe.embedding)} total, {count(moe.active - moe.embedding)} active"),
-        ("files", f"{plan.config['dtype']}, {size(plan.nbytes)}"),
+        (
+            "parameters",
+            f"{units.parameters(moe.total)} total, {units.parameters(moe.active)} active per token "
+            f"(dense: {units.parameters(dense.total)})",
+        ),
+        (
+            "without embeddings",
+            f"{units.count(moe.total - moe.embedding)} total, {units.count(moe.active - moe.embedding)} active",
+        ),
+        ("files", f"{plan.config['dtype']}, {units.size(plan.nbytes)}"),
     ]
     if result.dry_run:
         costs = estimate(plan)
         rows.append(
             (
                 "needs",
-                f"{size(costs['disk_bytes'])} disk, {size(costs['memory_bytes'])} memory, about "
-                f"{costs['seconds']:.0f} s and the time to verify",
+                f"{units.size(costs['disk_bytes'])} disk, {units.size(costs['memory_bytes'])} memory, about "
+                f"{units.duration(costs['seconds'])} and the time to verify",
             )
         )
     rows.append(("claim", f"{plan.claim.kind}. {plan.claim.reason}"))
@@ -200,7 +208,7 @@ def _show_upcycled(result: UpcycleResult) -> None:
     if result.verification is not None:
         print()
         show_verification(result.verification)
-    print(f"\n{'Planned' if result.dry_run else 'Done'} in {result.seconds:.1f} s.")
+    print(f"\n{'Planned' if result.dry_run else 'Done'} in {units.duration(result.seconds)}.")
 
 
 def _show_router(result: UpcycleResult) -> None:

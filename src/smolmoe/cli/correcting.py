@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from smolmoe import units
 from smolmoe.cli.output import Json, print_json, print_rows, progress, quiet_libraries, table, tell
 from smolmoe.recipe.pairs import BATCH_SIZE, MAX_NEW_TOKENS, PROMPTS, TEMPERATURES, TEMPLATE
 
@@ -162,7 +163,8 @@ def show_pairs(result: PairsReport, out: Path) -> None:
             ("cut short", f"{result.cut} of {2 * result.prompts} answers"),
             (
                 "sampled",
-                f"{result.new_tokens} tokens in {result.seconds:.1f} s, {result.tokens_per_second:.0f} a second",
+                f"{result.new_tokens} tokens in {units.duration(result.seconds)}, "
+                f"{result.tokens_per_second:.0f} a second",
             ),
         ]
     )

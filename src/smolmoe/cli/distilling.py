@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from smolmoe.cli.output import Json, count, print_json, print_rows, progress, quiet_libraries, size
+from smolmoe import units
+from smolmoe.cli.output import Json, print_json, print_rows, progress, quiet_libraries
 
 if TYPE_CHECKING:
     from smolmoe.distill.results import CacheForecast, CacheResult
@@ -90,9 +91,12 @@ def _show_forecast(found: CacheForecast) -> None:
     print(f"would write {found.out}")
     print_rows(
         [
-            ("text", f"{count(found.tokens)} tokens in {found.documents:,} documents"),
+            ("text", f"{units.tokens(found.tokens)} tokens in {found.documents:,} documents"),
             ("windows", f"of {found.window} tokens; {found.left_out:,} documents are longer"),
-            ("size", f"at most {found.bytes_per_token:g} bytes a token, {size(found.bytes)} in {found.shards} shards"),
+            (
+                "size",
+                f"at most {found.bytes_per_token:g} bytes a token, {units.size(found.bytes)} in {found.shards} shards",
+            ),
         ]
     )
 
@@ -101,8 +105,8 @@ def _show(result: CacheResult) -> None:
     kept = f"the {result.size} largest" if result.kind == "top_k" else f"{result.size} draws"
     print(f"{result.out}: {kept} of each token, temperature {result.temperature:g}")
     rows = [
-        ("text", f"{count(result.tokens)} tokens in {result.documents:,} documents"),
-        ("size", f"{result.bytes_per_token:.1f} bytes a token, {size(result.bytes)} in {result.shards} shards"),
+        ("text", f"{units.tokens(result.tokens)} tokens in {result.documents:,} documents"),
+        ("size", f"{result.bytes_per_token:.1f} bytes a token, {units.size(result.bytes)} in {result.shards} shards"),
     ]
     if result.left_over is not None:
         rows.append(("left over", f"{result.left_over:.2%} of the probability is in the tail"))
@@ -110,5 +114,7 @@ def _show(result: CacheResult) -> None:
         rows.append(("entries", f"{result.entries:.1f} different tokens of {result.size} draws"))
     if result.entropy is not None:
         rows.append(("entropy", f"{result.entropy:.3f} nats a token"))
-    rows.append(("time", f"{result.seconds:.1f} s" + (f", {result.reused} shards were there" * bool(result.reused))))
+    rows.append(
+        ("time", units.duration(result.seconds) + (f", {result.reused} shards were there" * bool(result.reused)))
+    )
     print_rows(rows)

@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from smolmoe.cli.output import Json, count, print_json, print_rows, progress, quiet_libraries, size, table
+from smolmoe import units
+from smolmoe.cli.output import Json, print_json, print_rows, progress, quiet_libraries, table
 
 if TYPE_CHECKING:
     from smolmoe.expert_checks import Losses, Measured
@@ -152,9 +153,12 @@ def _show(result: ExpertResult, *, as_json: bool) -> None:
     before, after = result.before, result.after
     print(f"{f'would write {result.out}' if result.dry_run else result.out}: {result.architecture}, {result.said}")
     rows: list[tuple[str, object]] = [
-        ("parameters", f"{count(after.parameters)} total, {count(after.active)} active per token"),
-        ("before", f"{count(before.parameters)} total, {count(before.active)} active per token"),
-        ("files", f"{size(after.nbytes)} (before: {size(before.nbytes)})"),
+        (
+            "parameters",
+            f"{units.parameters(after.parameters)} total, {units.parameters(after.active)} active per token",
+        ),
+        ("before", f"{units.parameters(before.parameters)} total, {units.parameters(before.active)} active per token"),
+        ("files", f"{units.size(after.nbytes)} (before: {units.size(before.nbytes)})"),
         ("claim", f"{result.claim.kind}. {result.claim.reason}"),
     ]
     print_rows(rows)
@@ -162,7 +166,7 @@ def _show(result: ExpertResult, *, as_json: bool) -> None:
         _show_measured(result.measured)
     if result.losses is not None:
         _show_losses(result.losses)
-    print(f"\n{'Planned' if result.dry_run else 'Done'} in {result.seconds:.1f} s.")
+    print(f"\n{'Planned' if result.dry_run else 'Done'} in {units.duration(result.seconds)}.")
 
 
 def _show_measured(measured: Measured) -> None:

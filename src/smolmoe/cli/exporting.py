@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from smolmoe.cli.output import Json, count, print_json, print_rows, progress, quiet_libraries, size
+from smolmoe import units
+from smolmoe.cli.output import Json, print_json, print_rows, progress, quiet_libraries
 
 if TYPE_CHECKING:
     from smolmoe.export_gguf import GgufExport
@@ -70,7 +71,7 @@ def _show_native(result: NativeExport) -> None:
     print(f"{_where(result)}: {result.architecture}, of a {result.source}")
     print_rows(
         [
-            ("parameters", f"{count(result.parameters)} ({size(result.nbytes)})"),
+            ("parameters", f"{units.parameters(result.parameters)} ({units.size(result.nbytes)})"),
             ("claim", f"{result.claim.kind}. {result.claim.reason}"),
         ]
     )
@@ -91,7 +92,7 @@ def _show_native(result: NativeExport) -> None:
 
 
 def _show_gguf(result: GgufExport) -> None:
-    nbytes = "" if result.nbytes is None else f", {size(result.nbytes)}"
+    nbytes = "" if result.nbytes is None else f", {units.size(result.nbytes)}"
     print(f"{_where(result)}: GGUF of llama.cpp's {result.architecture}, {result.quant}{nbytes}")
     rows: list[tuple[str, object]] = [("read as", result.through)]
     rows += [("mended", mend) for mend in result.mended]
@@ -121,7 +122,7 @@ def _show_measured(name: str, measured: GgufMeasured) -> None:
             ("flips", f"{measured.flips:.3%} of choices; {measured.close_flips:.3%} at a close call or after one"),
             ("token by token", f"max |Δ| {measured.cached_max_abs:.2g} from all at once"),
             ("tokens", "the same" if measured.same_tokens else "NOT the same"),
-            ("file, speed", f"{size(measured.nbytes)}, {measured.tokens_per_second:,.0f} tokens/s on one thread"),
+            ("file, speed", f"{units.size(measured.nbytes)}, {measured.tokens_per_second:,.0f} tokens/s on one thread"),
         ]
     )
     print(f"{sum(check.passed for check in measured.checks)} of {len(measured.checks)} checks hold.")
@@ -132,4 +133,4 @@ def _where(result: NativeExport | GgufExport) -> str:
 
 
 def _show_time(result: NativeExport | GgufExport) -> None:
-    print(f"\n{'Planned' if result.dry_run else 'Done'} in {result.seconds:.1f} s.")
+    print(f"\n{'Planned' if result.dry_run else 'Done'} in {units.duration(result.seconds)}.")

@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from smolmoe.cli.output import Json, print_json, print_rows, progress, quiet_libraries, size
+from smolmoe import units
+from smolmoe.cli.output import Json, print_json, print_rows, progress, quiet_libraries
 from smolmoe.errors import DataError
 
 if TYPE_CHECKING:
@@ -95,13 +96,14 @@ def _lines(file: Path | None) -> list[str]:
 def _about_experts(loaded: LoadedExperts | None, traffic: Traffic | None, device: str) -> Iterator[str]:
     if loaded is not None:
         why = "" if loaded.confidence is None else f" (chosen for the prompt, confidence {loaded.confidence:.0%})"
-        read, held, total = size(loaded.bytes.read), size(loaded.bytes.held), size(loaded.bytes.total)
+        read, held, total = units.size(loaded.bytes.read), units.size(loaded.bytes.held), units.size(loaded.bytes.total)
         yield f"experts: {', '.join(loaded.names)}{why}; {read} read and {held} held of {total}"
     if traffic is not None:
         used = traffic.hits + traffic.misses
         yield (
-            f"offloaded: {size(traffic.experts_bytes)} of experts on the CPU, {size(traffic.held_bytes)} for them on "
-            f"{device}; {size(traffic.moved_bytes)} moved, {traffic.hits} of {used} experts were there already"
+            f"offloaded: {units.size(traffic.experts_bytes)} of experts on the CPU, "
+            f"{units.size(traffic.held_bytes)} for them on {device}; "
+            f"{units.size(traffic.moved_bytes)} moved, {traffic.hits} of {used} experts were there already"
         )
 
 
@@ -120,8 +122,8 @@ def route(
         return
     print(f"{choice.name}, confidence {choice.confidence:.0%}")
     print_rows([(name, f"{share:.1%}") for name, share in choice.shares.items()])
-    read, total = size(choice.bytes.read), size(choice.bytes.total)
-    print(f"{choice.tokens} tokens, {read} of {total} read, {choice.seconds:.2f} s", file=sys.stderr)
+    read, total = units.size(choice.bytes.read), units.size(choice.bytes.total)
+    print(f"{choice.tokens} tokens, {read} of {total} read, {units.duration(choice.seconds)}", file=sys.stderr)
 
 
 def quickstart(

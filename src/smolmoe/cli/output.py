@@ -12,6 +12,7 @@ from typing import Annotated, Any
 
 import typer
 
+from smolmoe import units
 from smolmoe.errors import RequestError, SmolmoeError
 
 Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
@@ -96,31 +97,6 @@ def table(title: str, columns: Sequence[str], rows: Sequence[Sequence[object]]) 
     console.print(grid, markup=False)
 
 
-def count(number: float) -> str:
-    """1234567 as "1.23 M"."""
-    for factor, unit in ((1e9, "B"), (1e6, "M"), (1e3, "K")):
-        if number >= factor:
-            return f"{number / factor:.3g} {unit}"
-    return f"{number:.3g}"
-
-
-def duration(seconds: float) -> str:
-    """In the unit that suits it."""
-    if seconds < 120:
-        return f"{seconds:.0f} s"
-    if seconds < 7200:
-        return f"{seconds / 60:.0f} min"
-    return f"{seconds / 3600:.1f} h" if seconds < 172800 else f"{seconds / 86400:.1f} days"
-
-
-def size(nbytes: float) -> str:
-    """Bytes as "1.40 GB"."""
-    for factor, unit in ((1e9, "GB"), (1e6, "MB"), (1e3, "kB")):
-        if nbytes >= factor:
-            return f"{nbytes / factor:.3g} {unit}"
-    return f"{nbytes:.0f} B"
-
-
 @contextmanager
 def progress(show: bool) -> Iterator[Any]:
     """A `Report` that draws a bar per stage on stderr; silent where `show` is false or stderr is no terminal."""
@@ -161,4 +137,4 @@ def _log(stage: str, done: int, total: int) -> None:
     if done == 0:
         print(f"{_STAGES.get(stage, stage)} ...", file=sys.stderr)
     elif stage == "write" and done == total:
-        print(f"Written: {size(total)}", file=sys.stderr)
+        print(f"Written: {units.size(total)}", file=sys.stderr)

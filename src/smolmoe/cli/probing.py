@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from smolmoe.cli.output import Json, count, named_paths, print_json, print_rows, progress, quiet_libraries, table
+from smolmoe import units
+from smolmoe.cli.output import Json, named_paths, print_json, print_rows, progress, quiet_libraries, table
 
 if TYPE_CHECKING:
     from smolmoe.probe.results import Baseline, Losses, ProbeResult
@@ -96,7 +97,8 @@ def show_probe(result: ProbeResult, out: Path) -> None:
     facts = result.model
     print(f"{facts.folder}: {facts.class_name}, {facts.experts} experts, top-{facts.top_k}, {len(facts.layers)} layers")
     read = (
-        f"{name} {count(result.tokens[name])} tokens in {result.documents[name]} documents" for name in result.domains
+        f"{name} {units.tokens(result.tokens[name])} tokens in {result.documents[name]} documents"
+        for name in result.domains
     )
     print_rows([("read", ", ".join(read)), ("page", out / "index.html")])
     _show_layers(result)
@@ -193,8 +195,7 @@ def _show_losses(losses: Losses, domains: list[str]) -> None:
         table(f"Does it pay? Held-out nats a token, and how they change with {title}", columns, rows)
     for flag in losses.flags:
         print(f"  ! {flag}")
-    if not losses.flags:
-        print("  No domain is worse for its own experts, and each needs its own most.")
+    print(f"  {losses.summary}")
 
 
 def _change(value: float | None, base: float) -> str:

@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from smolmoe.cli.output import Json, print_json, print_rows, quiet_libraries, size
+from smolmoe import units
+from smolmoe.cli.output import Json, print_json, print_rows, quiet_libraries
 
 if TYPE_CHECKING:
     from smolmoe.pushing import Push
@@ -42,8 +43,8 @@ def show_push(result: Push) -> None:
     """Every file with its size, what stayed, what was cut, and where it went."""
     would = "would be " if result.dry_run else ""
     print(f"{result.model} -> {result.url or result.repo}")
-    print_rows([(name, size(nbytes)) for name, nbytes in result.files.items()])
-    print(f"{len(result.files)} files, {size(sum(result.files.values()))}, {would}sent")
+    print_rows([(name, units.size(nbytes)) for name, nbytes in result.files.items()])
+    print(f"{len(result.files)} files, {units.size(sum(result.files.values()))}, {would}sent")
     for name, reason in result.refused.items():
         print(f"  not sent: {name} ({reason})")
     for file, keys in result.redacted.items():

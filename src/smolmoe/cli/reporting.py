@@ -7,7 +7,8 @@ from typing import Annotated
 
 import typer
 
-from smolmoe.cli.output import Json, print_json, print_rows, quiet_libraries, size
+from smolmoe import units
+from smolmoe.cli.output import Json, print_json, print_rows, quiet_libraries
 
 
 def add_to(app: typer.Typer) -> None:
@@ -40,7 +41,7 @@ def report(
         page = {"schema_version": 1, "kind": "report", "page": str(out), "bytes": out.stat().st_size}
         print_json(page | {"answers": said, "found": found.to_json(), "missing": missing})
         return
-    print(f"{out}: {size(out.stat().st_size)}, {len(parts) - len(missing)} of {len(parts)} sections")
+    print(f"{out}: {units.size(out.stat().st_size)}, {len(parts) - len(missing)} of {len(parts)} sections")
     print_rows([(given.question, f"{given.headline}. {given.sentence}") for given in answers(found)])
     if missing:
         print("Missing, and what makes it:")

@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from smolmoe.cli.output import Json, count, print_json, print_rows, progress, quiet_libraries, table
+from smolmoe import units
+from smolmoe.cli.output import Json, print_json, print_rows, progress, quiet_libraries, table
 
 if TYPE_CHECKING:
     from smolmoe.data.selection.explain import PartScore, RowScores, ScoreTable, TextScore
@@ -111,7 +112,7 @@ def _recipe(data: str, text: str, **values: Any) -> Any:
 def show_selection(selection: Selection) -> None:
     """What was chosen, group by group; what was left out; what is lacking."""
     unit = selection.recipe["unit"]
-    tokens = "" if selection.tokens is None else f", {count(selection.tokens)} tokens"
+    tokens = "" if selection.tokens is None else f", {units.tokens(selection.tokens)} tokens"
     print(f"{selection.path}: {selection.rows} of {selection.read} rows{tokens}")
     said: list[tuple[str, object]] = [("score", _described(selection.recipe))]
     said += [("left out", f"{rows} {reason}") for reason, rows in selection.dropped.items()]
@@ -227,7 +228,7 @@ def _show_part(name: str, part: PartScore, weight: float) -> None:
 
 
 def show_rows(found: RowScores) -> None:
-    print(f"{found.rows} rows, {count(found.tokens)} tokens")
+    print(f"{found.rows} rows, {units.tokens(found.tokens)} tokens")
     print_rows([("left out", f"{rows} {reason}") for reason, rows in found.dropped.items()])
     for name, scores in found.scores.items():
         _show_scores(name, scores)

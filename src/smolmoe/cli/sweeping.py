@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from smolmoe.cli.output import Json, count, duration, print_json, print_rows, progress, quiet_libraries, table, tell
+from smolmoe import units
+from smolmoe.cli.output import Json, print_json, print_rows, progress, quiet_libraries, table, tell
 from smolmoe.cli.training import Changes, DryRun, Overwrite
 from smolmoe.errors import RequestError
 
@@ -102,17 +103,24 @@ def _number(option: str, text: str) -> int:
 def _show_forecast(found: SweepForecast) -> None:
     columns = ("what", "runs", "steps", "tokens", "FLOPs", "time")
     rows = [
-        (cost.name, cost.runs, f"{cost.steps:,}", count(cost.tokens), f"{cost.flops:.1e}", duration(cost.seconds))
+        (
+            cost.name,
+            cost.runs,
+            f"{cost.steps:,}",
+            units.tokens(cost.tokens),
+            units.flops(cost.flops),
+            units.duration(cost.seconds),
+        )
         for cost in found.costs
     ]
     table(f"would write {found.out}", columns, rows)
     print(found.schedule)
-    shared = "" if found.whole <= found.flops else f" ({found.whole:.1e} without sharing)"
+    shared = "" if found.whole <= found.flops else f" ({units.flops(found.whole)} without sharing)"
     print_rows(
         [
             ("budgets", ", ".join(f"{tokens:,}" for tokens in found.budgets)),
-            ("FLOPs", f"{found.flops:.2e}{shared}"),
-            ("time", f"about {duration(found.seconds)} of training on this machine"),
+            ("FLOPs", f"{units.flops(found.flops)}{shared}"),
+            ("time", f"about {units.duration(found.seconds)} of training on this machine"),
             ("done", f"{found.done} of {found.points} points"),
         ]
     )
@@ -161,7 +169,8 @@ def _show_curve(curve: Curve) -> None:
 
 def _tenfold(gain: Gain) -> str:
     reach = {"measured": "", "extrapolated": " (extrapolated)", "far": " (beyond 10x the largest budget: a guess)"}
-    return f"  {count(gain.begin)} to {count(gain.end)} tokens: {_ends(gain.drop)} nats a token{reach[gain.reach]}"
+    span = f"  {units.tokens(gain.begin)} to {units.tokens(gain.end)} tokens"
+    return f"{span}: {_ends(gain.drop)} nats a token{reach[gain.reach]}"
 
 
 def _show_joint(law: JointLaw) -> None:

@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from smolmoe.cli.output import Json, count, print_json, print_rows, progress, quiet_libraries, table, tell
+from smolmoe import units
+from smolmoe.cli.output import Json, print_json, print_rows, progress, quiet_libraries, table, tell
 
 if TYPE_CHECKING:
     from smolmoe.recipe.teach import TeachRecipe
@@ -96,7 +97,7 @@ def _show_plan(planned: dict[str, Any]) -> None:
         ("requests", f"{planned['requests']} (a prompt that stands in several rows is asked once)"),
         (
             "prompt tokens",
-            f"about {count(planned['prompt_tokens_about'])}, by their {planned['characters']} characters",
+            f"about {units.tokens(planned['prompt_tokens_about'])}, by their {planned['characters']} characters",
         ),
     ]
     if planned["cost_at_most_about"] is not None:
@@ -114,7 +115,7 @@ def show_report(found: dict[str, Any], recipe: TeachRecipe) -> None:
         ("requests", _requests(found["requests"])),
         (
             "tokens",
-            f"{count(tokens['prompt'])} in, {count(tokens['answer'])} out"
+            f"{units.tokens(tokens['prompt'])} in, {units.tokens(tokens['answer'])} out"
             + (f" ({untold} answers came without a count)" if untold else ""),
         ),
     ]
@@ -208,7 +209,7 @@ def _show_catalogue(known: list[dict[str, Any]]) -> None:
             entry["preset"],
             entry["path"] + (f" ({entry['name']})" if entry["name"] else ""),
             entry["licence"] + ("" if entry["free"] else " (ask: --accept-licence)"),
-            count(entry["size"]),
+            units.count(entry["size"]),
             ", ".join(entry["columns"]),
         ]
         for entry in known

@@ -7,18 +7,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from smolmoe.cli.output import (
-    Json,
-    count,
-    duration,
-    print_json,
-    print_rows,
-    progress,
-    quiet_libraries,
-    size,
-    table,
-    tell,
-)
+from smolmoe import units
+from smolmoe.cli.output import Json, print_json, print_rows, progress, quiet_libraries, table, tell
 
 if TYPE_CHECKING:
     from smolmoe.forecast import StageForecast
@@ -78,29 +68,29 @@ def train(
 def _show_estimate(out: str, costs: Estimate) -> None:
     model = costs.size
     print(f"would write {out}")
-    rows = [("parameters", f"{count(model.total)} total, {count(model.active)} active per token")]
+    rows = [("parameters", f"{units.parameters(model.total)} total, {units.parameters(model.active)} active per token")]
     if costs.steps > 0:
         rows += [
             ("steps", f"{costs.steps:,}"),
-            ("tokens", count(costs.tokens)),
-            ("FLOPs", f"{costs.flops:.2e}"),
+            ("tokens", units.tokens(costs.tokens)),
+            ("FLOPs", units.flops(costs.flops)),
         ]
     else:
         rows.append(("steps", "known once the text is read (trainer.max_steps is not given)"))
-    rows.append(("memory", f"about {size(costs.memory_bytes)}"))
+    rows.append(("memory", f"about {units.size(costs.memory_bytes)}"))
     if costs.steps > 0:
-        rows.append(("time", f"about {duration(costs.seconds)} on this machine"))
+        rows.append(("time", f"about {units.duration(costs.seconds)} on this machine"))
     print_rows(rows)
 
 
 def _show_trained(result: TrainResult) -> None:
     summary = result.summary
     held_out = summary["held_out"]
-    print(f"{result.out}: {count(summary['parameters']['total'])} parameters, {summary['steps']:,} steps")
+    print(f"{result.out}: {units.parameters(summary['parameters']['total'])} parameters, {summary['steps']:,} steps")
     by_domain = ", ".join(f"{domain} {loss:.4f}" for domain, loss in held_out["by_domain"].items())
     print_rows(
         [
-            ("tokens", f"{count(summary['tokens'])} in {duration(summary['train_seconds'])}"),
+            ("tokens", f"{units.tokens(summary['tokens'])} in {units.duration(summary['train_seconds'])}"),
             ("held-out loss", f"{held_out['loss']:.4f} nats a token on {held_out['tokens']:,} ({by_domain})"),
             ("model", result.model),
         ]
@@ -146,22 +136,24 @@ def _show_forecast(out: str, stages: list[StageForecast]) -> None:
         if (costs := stage.costs) is not None and costs.steps > 0:
             spent = (
                 f"{costs.steps:,}",
-                count(costs.tokens),
-                f"{costs.flops:.1e}",
-                size(costs.memory_bytes),
-                duration(costs.seconds),
+                units.tokens(costs.tokens),
+                units.flops(costs.flops),
+                units.size(costs.memory_bytes),
+                units.duration(costs.seconds),
             )
         rows.append((stage.name, stage.kind, _model_of(stage, out), model, *spent))
     columns = ("stage", "kind", "from", "parameters", "steps", "tokens", "FLOPs", "memory", "time")
     table(f"would write {out}", columns, rows)
     total = sum(stage.costs.seconds for stage in stages if stage.costs is not None)
-    print(f"about {duration(total)} of training on this machine")
+    print(f"about {units.duration(total)} of training on this machine")
 
 
 def _parameters(stage: StageForecast) -> str:
     if stage.total is None or stage.active is None:
         return ""
-    return count(stage.total) + (f", {count(stage.active)} active" if stage.active < stage.total else "")
+    return units.parameters(stage.total) + (
+        f", {units.parameters(stage.active)} active" if stage.active < stage.total else ""
+    )
 
 
 def _model_of(stage: StageForecast, out: str) -> str:
@@ -188,7 +180,7 @@ def _show_pipeline(result: PipelineResult) -> None:
                 name,
                 record["asked"]["kind"],
                 loss,
-                f"{record['wall_seconds']:.0f} s",
+                units.duration(record["wall_seconds"]),
                 "" if record["done"] else "done before",
             )
         )

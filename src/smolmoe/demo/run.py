@@ -270,16 +270,21 @@ class _Quickstart:
         }
 
     def affordable(self, wanted: dict[str, Any], seconds: float, *, warm: bool = False) -> dict[str, Any]:
-        """The wanted training, shortened on a machine that would take longer than `seconds`."""
+        """The wanted training, shortened on a machine that would take longer than `seconds`.
+
+        The trial's folder is hidden and goes when it is over: it is no training of the quickstart.
+        """
         from smolmoe.train.metrics import read_metrics
         from smolmoe.training import train
 
         self.report("Timing this machine", 0, 0)
         trial = json.loads(json.dumps(wanted))
-        trial |= {"evaluation": {"tokens": 1, "every": TRIED}, "out": str(self.path / TRAINING / "timing")}
+        folder = self.path / f".{TRAINING}-trial"
+        trial |= {"evaluation": {"tokens": 1, "every": TRIED}, "out": str(folder)}
         trial["trainer"] |= {"max_steps": TRIED, "logging_steps": 1, "save_strategy": "no"}
         trial.pop("carry", None)
         rows = read_metrics(train(trial, overwrite=True).out / "metrics.jsonl")
+        shutil.rmtree(folder, ignore_errors=True)
         # The fastest step tells what the machine can do; the others, what else it was doing at the time.
         fastest = max(row["tokens_per_second"] for row in rows if row["kind"] == "window")
         trainer = wanted["trainer"]

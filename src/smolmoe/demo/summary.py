@@ -6,10 +6,11 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from smolmoe import units
 from smolmoe.interval import Interval
-from smolmoe.report.boundary import BoundaryReport, Curve, HeldOutLoss, boundary_text
+from smolmoe.report.boundary import DENSE, DENSE_TRAINED, MOE_TRAINED, BoundaryReport, Curve, HeldOutLoss, boundary_text
 
-TRAINED = {"dense": "dense", "moe-trained": "MoE", "dense-trained": "dense, trained on"}
+TRAINED = (DENSE, MOE_TRAINED, DENSE_TRAINED)
 BULK = ("points", "held_out")  # kept in the stage's own record; the curves in metrics.jsonl as well
 
 Record = dict[str, Any]
@@ -67,7 +68,7 @@ def curve(name: str, records: dict[str, Record]) -> Curve:
         kind: [(point["tokens"], point["loss"]) for point in found if point["kind"] == kind]
         for kind in ("train", "held_out")
     }
-    return Curve(TRAINED[name], by_kind["train"], by_kind["held_out"])
+    return Curve(name, by_kind["train"], by_kind["held_out"])
 
 
 def without_bulk(record: Record) -> Record:
@@ -97,7 +98,8 @@ def text(out: Path, found: BoundaryReport, report: Record) -> str:
             lines += [f"[{name}] {sample[name].strip()}" for name in ("dense", "moe-trained")]
     lines += [
         "",
-        f"{report['wall_seconds']:.0f} s. {out}: boundary.png, report.json, metrics.jsonl, {', '.join(TRAINED)}, moe",
+        f"{units.duration(report['wall_seconds'])}. {out}: boundary.png, report.json, metrics.jsonl, "
+        f"{', '.join(TRAINED)}, moe",
     ]
     return "\n".join(lines)
 

@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from smolmoe import units
 from smolmoe.data.targets import ABOUT, REQUEST, file_sizes
 from smolmoe.data.tokens import TokenStore
 from smolmoe.distill.options import CacheOptions
@@ -66,7 +67,7 @@ def check_room(out: Path, store: TokenStore, options: CacheOptions, vocabulary: 
     needed, free = options.most_bytes(vocabulary) * store.tokens - there, shutil.disk_usage(out).free
     if options.kind == "top_k" and needed > free:
         raise OutputError(
-            f"needs {needed / 1e9:.1f} GB, {free / 1e9:.1f} GB are free.",
+            f"needs {units.size(needed)}, {units.size(free)} are free.",
             field="out",
             value=str(out),
             fix="Free some space, name another disk, or keep fewer entries (--top-k, --sampled).",

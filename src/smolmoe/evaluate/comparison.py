@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from smolmoe.interval import FEWEST_DOCUMENTS, Interval, side
+
 SCHEMA_VERSION = 1
 KIND = "compare"
 FILE = "compare.json"
@@ -42,24 +44,36 @@ class Difference:
         documents: by a bootstrap over documents, each drawn for both models.
         p: of a test that swaps the two models' losses of documents at random, two-sided.
         seeds: by Student's t over the seeds' differences; None where both models have one.
+        over: documents; None where it is not on record.
     """
 
     value: float
     documents: Span
     p: float
     seeds: Span | None = None
+    over: int | None = None
+
+    @property
+    def gap(self) -> Interval:
+        """With its interval over documents."""
+        return Interval(self.value, self.documents.low, self.documents.high)
+
+    @property
+    def count(self) -> int:
+        """Of documents, as many as a finding takes where it is not on record."""
+        return FEWEST_DOCUMENTS if self.over is None else self.over
 
     @property
     def is_decided(self) -> bool:
-        """Whether no interval reaches 0, and the test says the same."""
+        """Whether it is a finding by every interval and by the test."""
         spans = [self.documents, *([] if self.seeds is None else [self.seeds])]
-        one_side = all(span.low > 0 for span in spans) or all(span.high < 0 for span in spans)
-        return one_side and self.p < SIGNIFICANT
+        sides = {side(Interval(self.value, span.low, span.high), self.count) for span in spans}
+        return sides in ({"lower"}, {"higher"}) and self.p < SIGNIFICANT
 
     def turned(self) -> Difference:
         """The second's figure less the first's."""
         seeds = None if self.seeds is None else Span(-self.seeds.high, -self.seeds.low)
-        return Difference(-self.value, Span(-self.documents.high, -self.documents.low), self.p, seeds)
+        return Difference(-self.value, Span(-self.documents.high, -self.documents.low), self.p, seeds, self.over)
 
     def to_json(self) -> dict[str, Any]:
         return asdict(self) | {"is_decided": self.is_decided}

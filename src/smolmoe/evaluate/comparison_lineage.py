@@ -51,6 +51,7 @@ class Lineage:
         texts: what they were trained on; None where nothing is on record.
         reaches_base: whether the base is an ancestor (or this checkpoint).
         seed: of this checkpoint.
+        hashes: of this checkpoint and of all that is on record as what it was made of, found or not.
     """
 
     folders: tuple[Path, ...]
@@ -59,6 +60,7 @@ class Lineage:
     texts: tuple[TrainingText, ...] | None
     reaches_base: bool
     seed: int | None
+    hashes: frozenset[str]
 
     def training(self, base: str) -> Training | None:
         """The tokens and FLOPs, where they are on record."""
@@ -92,7 +94,8 @@ def read_lineage(folder: Path, sha256: str, base: str | None, token_cost: TokenC
     """
     seed = read_provenance(folder).get("seed")
     if sha256 == base:
-        return Lineage((folder,), None, None, None, True, seed)
+        return Lineage((folder,), None, None, None, True, seed, frozenset({sha256}))
+    hashes = {sha256}
     stages: list[tuple[Path, _Stage]] = []
     reaches_base = False
     waiting = [(folder, _read_stage(folder, token_cost))]
@@ -100,6 +103,7 @@ def read_lineage(folder: Path, sha256: str, base: str | None, token_cost: TokenC
         here, stage = waiting.pop()
         stages.append((here, stage))
         for name, recorded in stage.sources:
+            hashes |= {recorded} if recorded else set()
             if recorded is not None and recorded == base:
                 reaches_base = True
             elif (found := _ancestor(name, recorded, here)) is not None:
@@ -108,7 +112,23 @@ def read_lineage(folder: Path, sha256: str, base: str | None, token_cost: TokenC
     tokens = None if any(count is None for count, _ in spent) else sum(count or 0 for count, _ in spent)
     flops = None if any(cost is None for _, cost in spent) else sum(cost or 0.0 for _, cost in spent)
     texts = tuple(stage.text for _, stage in stages if stage.text is not None)
-    return Lineage(tuple(here for here, _ in stages), tokens, flops, texts or None, reaches_base, seed)
+    folders = tuple(here for here, _ in stages)
+    return Lineage(folders, tokens, flops, texts or None, reaches_base, seed, frozenset(hashes))
+
+
+def ancestry(folder: Path, sha256: str) -> frozenset[str]:
+    """The hashes of a checkpoint and of everything that is on record as what it was made of.
+
+    Two checkpoints belong together, so that one may be measured by the other, where these meet: one is made of the
+    other, or both are made of the same.
+
+    Args:
+        sha256: of the checkpoint (`fingerprint`), or of what it is about to be made of.
+
+    Raises:
+        CheckpointError: a smolmoe.json is not readable.
+    """
+    return read_lineage(folder, sha256, None, lambda folder, length: 0.0).hashes
 
 
 def _ancestor(name: str, recorded: str | None, folder: Path) -> Path | None:

@@ -43,7 +43,7 @@ def difference(first: Floats, second: Floats, weights: Sequence[int]) -> Differe
     value, low, high = paired_difference(a, b)
     gaps = (first.sum(axis=1) - second.sum(axis=1)) / sum(per_document)
     p = swap_test(first.mean(axis=0) - second.mean(axis=0))
-    return Difference(value, Span(low, high), p, over_seeds(gaps.tolist()))
+    return Difference(value, Span(low, high), p, over_seeds(gaps.tolist()), len(per_document))
 
 
 def over_seeds(values: Sequence[float]) -> Span | None:

@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
-from smolmoe.evaluate.comparison import Comparison, Difference, Estimate, ModelResult, Pair, Score
-from smolmoe.evaluate.comparison_verdict import amount
+from smolmoe import units
+from smolmoe.evaluate.comparison import Comparison, Difference, Estimate, ModelResult, Pair, Score, Training
+from smolmoe.interval import NO_DIFFERENCE
 
 NONE = "-"
 BEST = "*"  # after a figure that no other model beats
@@ -122,10 +123,10 @@ def _agreement(found: Comparison) -> tuple[Row, ...]:
 
 def _costs(found: Comparison) -> tuple[Row, ...]:
     return (
-        _row(found, "parameters", "parameters", lambda model: amount(model.parameters)),
-        _row(found, "active", "active parameters", lambda model: amount(model.active)),
-        _row(found, "FLOPs a token", "FLOPs", lambda model: amount(model.flops)),
-        _row(found, "weights on disk", "disk", lambda model: amount(model.disk, "B")),
+        _row(found, "parameters", "parameters", lambda model: units.parameters(model.parameters)),
+        _row(found, "active", "active parameters", lambda model: units.parameters(model.active)),
+        _row(found, "FLOPs a token", "FLOPs", lambda model: units.flops(model.flops)),
+        _row(found, "weights on disk", "disk", lambda model: units.size(model.disk)),
     )
 
 
@@ -133,10 +134,10 @@ def _speed(found: Comparison) -> tuple[Row, ...]:
     if all(model.speed is None for model in found.models):
         return ()
     forms: dict[str, tuple[str, Callable[[ModelResult], str]]] = {
-        "first token after": ("latency", lambda model: f"{model.speed.latency * 1e3:.1f} ms" if model.speed else NONE),
+        "first token after": ("latency", lambda model: units.duration(model.speed.latency) if model.speed else NONE),
         "reads, tokens/s": ("prefill", lambda model: f"{model.speed.prefill:,.0f}" if model.speed else NONE),
         "writes, tokens/s": ("decode", lambda model: f"{model.speed.decode:,.0f}" if model.speed else NONE),
-        "memory": ("memory", lambda model: amount(model.speed.memory, "B") if model.speed else NONE),
+        "memory": ("memory", lambda model: units.size(model.speed.memory) if model.speed else NONE),
     }
     return tuple(_row(found, label, measure, form) for label, (measure, form) in forms.items())
 
@@ -146,14 +147,14 @@ def _training(found: Comparison) -> tuple[Row, ...]:
     if not any(records.values()):
         return ()
 
-    def said(model: ModelResult, field: str) -> str:
+    def said(model: ModelResult, form: Callable[[Training], str]) -> str:
         record = records[model.name]
         since = f" since {record.since}" if record is not None and record.since else ""
-        return NONE if record is None else f"{amount(getattr(record, field))}{since}"
+        return NONE if record is None else f"{form(record)}{since}"
 
     return (
-        _row(found, "tokens", None, lambda model: said(model, "tokens")),
-        _row(found, "FLOPs", None, lambda model: said(model, "flops")),
+        _row(found, "tokens", None, lambda model: said(model, lambda record: units.tokens(record.tokens))),
+        _row(found, "FLOPs", None, lambda model: said(model, lambda record: units.flops(record.flops))),
     )
 
 
@@ -213,4 +214,4 @@ def _pair_rows(pair: Pair, with_seeds: bool) -> Iterator[Row]:
 
 
 def _better(pair: Pair, found: Difference) -> str:
-    return "cannot be told" if not found.is_decided else pair.first if found.value < 0 else pair.second
+    return NO_DIFFERENCE if not found.is_decided else pair.first if found.value < 0 else pair.second

@@ -4,19 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
+from smolmoe import units
 from smolmoe.evaluate.comparison import Difference, Estimate, ModelResult, Pair, Span, TextFacts
+from smolmoe.interval import FEWEST_DOCUMENTS, NO_DIFFERENCE, SMALLEST, side
 
 EQUAL = 0.02  # relative: trained as long, or costing as much
 EQUAL_TIME = 0.05  # relative: two timings of the same
 NORMAL = 1.96
 FEW_DOCUMENTS = 30
-
-
-def amount(number: float, unit: str = "") -> str:
-    """1234567 as "1.23 M"."""
-    scales = ((1e15, "P"), (1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k"))
-    factor, prefix = next(((factor, prefix) for factor, prefix in scales if number >= factor), (1.0, ""))
-    return f"{number / factor:.3g} {prefix}{unit}".strip()
 
 
 def gap(pairs: Iterable[Pair], first: str, second: str, domain: str | None = None) -> Difference:
@@ -45,7 +40,8 @@ def winners(models: Sequence[ModelResult], pairs: Sequence[Pair]) -> dict[str, t
         "disk": lambda model: model.disk,
     }
     found |= {name: _lowest(models, value, EQUAL) for name, value in costs.items()}
-    return found | _fastest(models) | _closest(models) | _best_scores(models)
+    few = any(pair.loss.count < FEWEST_DOCUMENTS for pair in pairs)
+    return found | _fastest(models) | _closest(models, few=few) | _best_scores(models)
 
 
 def _lowest_loss(models: Sequence[ModelResult], pairs: Sequence[Pair], domain: str | None) -> tuple[str, ...]:
@@ -72,11 +68,13 @@ def _fastest(models: Sequence[ModelResult]) -> dict[str, tuple[str, ...]]:
     }
 
 
-def _closest(models: Sequence[ModelResult]) -> dict[str, tuple[str, ...]]:
-    """To the base; of two at least."""
+def _closest(models: Sequence[ModelResult], *, few: bool) -> dict[str, tuple[str, ...]]:
+    """To the base; of two at least. On too `few` documents no one is closer."""
     found = {model.name: model.agreement for model in models if model.agreement is not None}
     if len(found) < 2:
         return {}
+    if few:
+        return dict.fromkeys(("agreement with the base", "KL to the base"), tuple(found))
     same = {name: agreement.top1 for name, agreement in found.items()}
     kl = {name: agreement.kl for name, agreement in found.items()}
     best_same = max(same, key=lambda name: same[name].value)
@@ -148,23 +146,28 @@ def _loss_sentence(one: ModelResult, other: ModelResult, base: ModelResult, foun
         evidence = f"{figures}; {_spans(found, one, other)}"
         return f"{one.name} {verb} {other.name}: its held-out loss is {size} ({evidence}){effort}"
     return (
-        f"{one.name} and {other.name} cannot be told apart: the held-out loss of {one.name} is {size} ({figures}), but "
-        f"{_doubt(found, one, other)}{effort}"
+        f"{one.name} and {other.name}: {NO_DIFFERENCE}. The held-out loss of {one.name} is {size} ({figures}; "
+        f"{_spans(found, one, other)}), but {_doubt(found, one, other)}{effort}"
     )
 
 
 def _spans(found: Difference, one: ModelResult, other: ModelResult) -> str:
-    said = f"difference in 95% over documents {_ends(found.documents)}"
+    many = "documents" if found.over is None else f"{found.over:,} document{'' if found.over == 1 else 's'}"
+    said = f"difference in 95% over {many} {_ends(found.documents)}"
     return said if found.seeds is None else f"{said}, over {_seeds(one, other)} seeds {_ends(found.seeds)}"
 
 
 def _doubt(found: Difference, one: ModelResult, other: ModelResult) -> str:
     """Why a difference is not decided."""
     doubts = []
-    if found.documents.low <= 0 <= found.documents.high:
-        doubts.append(f"the interval over documents ({_ends(found.documents)}) includes 0")
+    if side(found.gap, found.count) == "few":
+        doubts.append(f"{found.count} documents are too few for a finding (at least {FEWEST_DOCUMENTS})")
+    elif abs(found.value) < SMALLEST:
+        doubts.append("that is rounding")
+    elif found.documents.low <= 0 <= found.documents.high:
+        doubts.append("the interval over documents includes 0")
     if found.seeds is not None and found.seeds.low <= 0 <= found.seeds.high:
-        doubts.append(f"the interval over {_seeds(one, other)} seeds ({_ends(found.seeds)}) includes 0")
+        doubts.append(f"the interval over {_seeds(one, other)} seeds includes 0")
     return " and ".join(doubts) or f"swapping the two in random documents gives as much with p = {found.p:.2g}"
 
 
@@ -180,11 +183,11 @@ def _effort(one: ModelResult, other: ModelResult, base: ModelResult) -> str:
     """How much training each had, where it is on record; the end of the sentence."""
     a, b = one.checkpoints[0].training, other.checkpoints[0].training
     if other is base:
-        return f", after {amount(a.tokens)} tokens of training since." if a is not None and a.since else "."
+        return f", after {units.tokens(a.tokens)} tokens of training since." if a is not None and a.since else "."
     if a is None or b is None or a.since is None or b.since is None:
         return ". How long each was trained since the base is not on record for both."
     spent = f"{_times(a.tokens, b.tokens, 'tokens')} and {_times(a.flops, b.flops, 'FLOPs')} of training"
-    return f", after {spent} ({amount(a.tokens)} tokens since {a.since})."
+    return f", after {spent} ({units.tokens(a.tokens)} tokens since {a.since})."
 
 
 def _times(a: float, b: float, what: str) -> str:
@@ -198,9 +201,9 @@ def _domain_sentence(one: ModelResult, other: ModelResult, pairs: Sequence[Pair]
         sides["" if not found.is_decided else one.name if found.value < 0 else other.name].append(domain)
     parts = [f"{name} is better at {_listed(domains)}" for name, domains in sides.items() if name and domains]
     if sides[""] and parts:
-        parts.append(f"{_listed(sides[''])} cannot be told")
+        parts.append(f"{NO_DIFFERENCE} at {_listed(sides[''])}")
     if not parts and sides[""]:
-        parts = ["no domain can be told apart"]
+        parts = [f"{NO_DIFFERENCE} in any"]
     return [f"By domain, {one.name} and {other.name}: {'; '.join(parts)}."] if parts else []
 
 
@@ -233,7 +236,7 @@ def _ratio(a: float, b: float, what: str) -> str:
 
 
 def _change(name: str, found: Difference) -> str:
-    return f"{name} {found.value:+.4f}{'' if found.is_decided else ' (cannot be told)'}"
+    return f"{name} {found.value:+.4f}" + ("" if found.is_decided else f" ({NO_DIFFERENCE})")
 
 
 def _task_sentences(models: Sequence[ModelResult]) -> list[str]:

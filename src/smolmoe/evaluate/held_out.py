@@ -35,18 +35,27 @@ class HeldOut:
         """Predicted tokens."""
         return sum(len(window) - 1 for window in self.windows)
 
+    @property
+    def sha256(self) -> str:
+        """Of the windows: equal for the same text, cut by the same tokenizer."""
+        from hashlib import sha256
+
+        return sha256(repr((self.windows, self.owners)).encode()).hexdigest()
+
 
 @dataclass(frozen=True)
 class DocumentLosses:
     """Negative log-likelihood in nats, summed over the tokens of each document; `tokens` counts them.
 
-    `counts` [L, E] are the choices of an MoE's routers on those tokens, where they were recorded.
+    `counts` [L, E] are the choices of an MoE's routers on those tokens, where they were recorded; `text` is the hash of
+    the windows.
     """
 
     nll: tuple[float, ...]
     tokens: tuple[int, ...]
     domains: tuple[str, ...]
     counts: torch.Tensor | None = None
+    text: str | None = None
 
     @property
     def loss(self) -> float:
@@ -67,11 +76,18 @@ class DocumentLosses:
 
     def documents_json(self) -> dict[str, Any]:
         """What `from_json` reads."""
-        return {"nll": self.nll, "tokens": self.tokens, "domains": self.domains}
+        return {"nll": self.nll, "tokens": self.tokens, "domains": self.domains, "text": self.text}
 
     @classmethod
     def from_json(cls, values: Mapping[str, Any]) -> DocumentLosses:
-        return cls(tuple(values["nll"]), tuple(values["tokens"]), tuple(values["domains"]))
+        found = tuple(values["nll"]), tuple(values["tokens"]), tuple(values["domains"])
+        return cls(*found, text=values.get("text"))
+
+
+def same_text(a: Mapping[str, Any], b: Mapping[str, Any]) -> bool:
+    """Whether two `documents_json` were measured on the same documents and tokens; older ones have no hash of them."""
+    texts = {text for text in (a.get("text"), b.get("text")) if text}
+    return len(texts) < 2 and all(list(a[key]) == list(b[key]) for key in ("tokens", "domains"))
 
 
 def cut_windows(
@@ -144,7 +160,8 @@ def document_losses(
                 nll[held_out.owners[index]] += total
                 tokens[held_out.owners[index]] += len(held_out.windows[index]) - 1
     model.train(was_training)
-    return DocumentLosses(tuple(nll), tuple(tokens), held_out.domains, sum(counts) if counts else None)  # type: ignore[arg-type]
+    chosen_counts = sum(counts) if counts else None
+    return DocumentLosses(tuple(nll), tuple(tokens), held_out.domains, chosen_counts, held_out.sha256)  # type: ignore[arg-type]
 
 
 @contextmanager
@@ -191,6 +208,22 @@ def paired_difference(
         The difference, and the interval's low and high end, in nats a token. The interval says how far the choice of
         documents matters; it says nothing about another seed.
     """
+    value, means = _drawn(a, b, draws, seed)
+    means.sort()
+    return value, means[int(0.025 * draws)], means[int(0.975 * draws) - 1]
+
+
+def difference_of_differences(
+    a: tuple[DocumentLosses, DocumentLosses], b: tuple[DocumentLosses, DocumentLosses], *, draws: int = 1000
+) -> tuple[float, float, float]:
+    """`paired_difference` of `a` less that of `b`, where these are on other documents; each is drawn by itself."""
+    (first, drawn), (second, others) = _drawn(*a, draws, 0), _drawn(*b, draws, 1)
+    means = sorted(x - y for x, y in zip(drawn, others, strict=True))
+    return first - second, means[int(0.025 * draws)], means[int(0.975 * draws) - 1]
+
+
+def _drawn(a: DocumentLosses, b: DocumentLosses, draws: int, seed: int) -> tuple[float, list[float]]:
+    """Loss of `a` minus loss of `b`, and the same on documents drawn anew."""
     if a.tokens != b.tokens:
         raise ValueError("the losses are not of the same documents")
     count = len(a.tokens)
@@ -200,5 +233,4 @@ def paired_difference(
     for _ in range(draws):
         chosen = rng.choices(range(count), k=count)
         means.append(sum(gaps[index] for index in chosen) / sum(a.tokens[index] for index in chosen))
-    means.sort()
-    return sum(gaps) / sum(a.tokens), means[int(0.025 * draws)], means[int(0.975 * draws) - 1]
+    return sum(gaps) / sum(a.tokens), means

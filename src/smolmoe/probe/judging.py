@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 
 from smolmoe.errors import DataError
+from smolmoe.interval import Interval
 from smolmoe.moe.names import expert_names, named_layers
 from smolmoe.probe.accuracy import (
     Owners,
@@ -24,6 +25,8 @@ from smolmoe.probe.inputs import CONTEXT, InputTap, Sample, fit_probes, judge_pr
 from smolmoe.probe.linear import macro
 from smolmoe.probe.results import Accuracy, Span
 from smolmoe.probe.subject import Report, Subject
+
+DRAWS = 1000  # of documents, for the interval of the accuracy
 
 
 @dataclass(frozen=True)
@@ -111,7 +114,8 @@ def judge_routing(
     ceilings = {"router": ceiling, "dense": dense_ceiling}
 
     def span(positions: Sequence[int]) -> Span:
-        return over_layers(positions, subject.layers, first, labels, owners, ceilings)
+        found = over_layers(positions, subject.layers, first, labels, owners, ceilings)
+        return replace(found, interval=_interval(found.accuracy, first[:, list(positions)], labels, owners, positions))
 
     documents = sides.judged.documents
     accuracy = Accuracy(
@@ -129,6 +133,28 @@ def judge_routing(
         all_layers=span(range(len(subject.layers))),
     )
     return accuracy, span(last_third(subject.layers))
+
+
+def _interval(
+    accuracy: float, first: torch.Tensor, labels: Sequence[int], owners: Owners, positions: Sequence[int]
+) -> Interval:
+    """Of the mean over domains and layers, with the documents of each domain drawn anew.
+
+    Args:
+        first: first choices of N documents in these layers, [N, L, E].
+    """
+    label = torch.tensor(labels)
+    own = torch.tensor([[-1 if owner is None else owner for owner in owners[at]] for at in positions])  # [L, E]
+    right = (first.double() * (own[None] == label[:, None, None])).sum(-1)  # [N, L]
+    total = first.double().sum(-1)
+    generator = torch.Generator().manual_seed(0)
+    means = []
+    for domain in sorted(set(labels)):
+        members = torch.nonzero(label == domain).flatten()
+        drawn = members[torch.randint(len(members), (DRAWS, len(members)), generator=generator)]
+        means.append((right[drawn].sum(1) / total[drawn].sum(1).clamp_min(1)).mean(-1))
+    low, high = torch.stack(means).mean(0).quantile(torch.tensor([0.025, 0.975], dtype=torch.double)).tolist()
+    return Interval(accuracy, min(low, accuracy), max(high, accuracy))
 
 
 def _macros(values: list[list[float]]) -> list[float]:

@@ -6,14 +6,21 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from smolmoe.evaluate.held_out import DocumentLosses, HeldOut, document_losses, paired_difference
+from smolmoe.evaluate.held_out import (
+    DocumentLosses,
+    HeldOut,
+    difference_of_differences,
+    document_losses,
+    paired_difference,
+)
+from smolmoe.interval import Interval
 from smolmoe.moe.names import group_by_name
 from smolmoe.moe.restrict import only_experts, without_experts
 from smolmoe.probe.accuracy import Owners
-from smolmoe.probe.results import Losses
+from smolmoe.probe.findings import Paid, are_copies, copies_said, flags, summary
+from smolmoe.probe.results import Losses, Similarity
 
 MOST_SINGLE = 16  # experts that are forced one by one
-FEWEST_DOCUMENTS = 5  # for an interval by resampling them
 Tell = Callable[[int, int], None]
 
 
@@ -76,6 +83,8 @@ def measure_losses(
     experts: int,
     *,
     dense: Any | None = None,
+    similarity: Similarity | None = None,
+    layers: Sequence[int] = (),
     batch: int = 16,
     tell: Tell | None = None,
 ) -> Losses:
@@ -85,6 +94,7 @@ def measure_losses(
         held_out: windows of documents that nothing was fitted to.
         experts: E.
         dense: the dense model, to compare with.
+        similarity: of the experts in `layers`, where it is known: nothing is claimed for copies.
         tell: is told how many passes are done, and of how many.
 
     Raises:
@@ -103,6 +113,11 @@ def measure_losses(
         tell(1 + 2 * len(forced), passes)
     of_dense = None if dense is None else document_losses(dense, held_out, batch=batch)
     own = [next((at for at, group in enumerate(groups) if group.domain == domain), None) for domain in domains]
+    copied = [at for at, group in enumerate(groups) if similarity is not None and _is_copy(group, similarity, layers)]
+    paid = [
+        _paid(domain, groups, own, base, forced, without, of_dense, copied=at in copied)
+        for domain, at in zip(domains, own, strict=True)
+    ]
     return Losses(
         base=base.by_domain,
         labels=[group.label for group in groups],
@@ -113,12 +128,19 @@ def measure_losses(
         ],
         dense=None if of_dense is None else of_dense.by_domain,
         tokens={domain: sum(_part(base, domain).tokens) for domain in domains},
-        flags=[
-            *_forced_flags(domains, groups, own, forced),
-            *_knocked_out_flags(domains, groups, own, base, without),
-            *_dense_flags(domains, base, of_dense),
-        ],
+        flags=flags(paid, None if similarity is None else copies_said(similarity.cka, layers)),
+        documents={one.domain: one.documents for one in paid},
+        forced_gap=[one.forced_gap for one in paid],
+        knocked_out_gap=[one.knocked_out_gap for one in paid],
+        elsewhere_gap=[one.elsewhere_gap for one in paid],
+        dense_gap=[one.dense_gap for one in paid],
+        copied=[one.domain for one in paid if one.copies],
+        summary=summary(paid),
     )
+
+
+def _is_copy(group: Group, similarity: Similarity, layers: Sequence[int]) -> bool:
+    return are_copies(dict(group.experts), similarity, {layer: place for place, layer in enumerate(layers)})
 
 
 def _without(model: Any, held_out: HeldOut, group: Group, experts: int, batch: int) -> DocumentLosses | None:
@@ -129,67 +151,49 @@ def _without(model: Any, held_out: HeldOut, group: Group, experts: int, batch: i
         return document_losses(model, held_out, batch=batch)
 
 
-def _forced_flags(
-    domains: Sequence[str], groups: Sequence[Group], own: Sequence[int | None], forced: Sequence[DocumentLosses]
-) -> list[str]:
-    flags = []
-    for domain, mine in zip(domains, own, strict=True):
-        others = [at for at in own if at is not None and at != mine]
-        if mine is None or not others:
-            continue
-        best = min(others, key=lambda at: forced[at].by_domain[domain])
-        if worse := _worse(forced[mine], forced[best], domain):
-            flags.append(
-                f"{domain}: forced to its own experts ({groups[mine].label}) its loss is "
-                f"{forced[mine].by_domain[domain]:.4f}, {worse} than with those of {groups[best].domain}: its "
-                "specialisation makes this domain worse."
-            )
-    return flags
-
-
-def _knocked_out_flags(
-    domains: Sequence[str],
+def _paid(
+    domain: str,
     groups: Sequence[Group],
     own: Sequence[int | None],
     base: DocumentLosses,
+    forced: Sequence[DocumentLosses],
     without: Sequence[DocumentLosses | None],
-) -> list[str]:
-    flags = []
-    for domain, mine in zip(domains, own, strict=True):
-        losses = None if mine is None else without[mine]
-        if mine is None or losses is None:
-            continue
-        harm = {name: losses.by_domain[name] - base.by_domain[name] for name in domains}
-        most = max(harm, key=lambda name: harm[name])
-        if harm[domain] <= 0:
-            flags.append(
-                f"{domain}: without its own experts ({groups[mine].label}) its loss changes by {harm[domain]:+.4f}: "
-                "it does not need them."
-            )
-        elif most != domain:
-            flags.append(
-                f"{domain}: taking its own experts ({groups[mine].label}) out hurts {most} more "
-                f"({harm[most]:+.4f}) than {domain} ({harm[domain]:+.4f})."
-            )
-    return flags
+    dense: DocumentLosses | None,
+    *,
+    copied: bool,
+) -> Paid:
+    """What was measured of a domain, with its intervals."""
+    mine = next((at for at in own if at is not None and groups[at].domain == domain), None)
+    rivals = [at for at in own if at is not None and at != mine]
+    rival = min(rivals, key=lambda at: forced[at].by_domain[domain]) if mine is not None and rivals else None
+    out = None if mine is None else without[mine]
+    harm = {} if out is None else {name: out.by_domain[name] - loss for name, loss in base.by_domain.items()}
+    elsewhere = max((name for name in harm if name != domain), key=lambda name: harm[name], default=None)
+    return Paid(
+        domain=domain,
+        label="" if mine is None else groups[mine].label,
+        documents=base.domains.count(domain),
+        base=base.by_domain[domain],
+        forced=None if mine is None else forced[mine].by_domain[domain],
+        rival=None if rival is None else groups[rival].domain,
+        forced_gap=None if mine is None or rival is None else _gap(forced[mine], forced[rival], domain),
+        knocked_out_gap=None if out is None else _gap(out, base, domain),
+        elsewhere=elsewhere,
+        elsewhere_documents=0 if elsewhere is None else base.domains.count(elsewhere),
+        elsewhere_gap=None if out is None or elsewhere is None else _more_than(out, base, domain, elsewhere),
+        dense_gap=None if dense is None else _gap(base, dense, domain),
+        copies=copied,
+    )
 
 
-def _dense_flags(domains: Sequence[str], base: DocumentLosses, dense: DocumentLosses | None) -> list[str]:
-    flags = []
-    for domain in domains if dense is not None else ():
-        assert dense is not None
-        if worse := _worse(base, dense, domain):
-            flags.append(f"{domain}: its loss is {base.by_domain[domain]:.4f}, {worse} than the dense model's.")
-    return flags
+def _gap(a: DocumentLosses, b: DocumentLosses, domain: str) -> Interval:
+    return Interval(*paired_difference(_part(a, domain), _part(b, domain)))
 
 
-def _worse(a: DocumentLosses, b: DocumentLosses, domain: str) -> str | None:
-    """By how much the loss of `a` is worse in a domain, in words; None where it is not, or not beyond chance."""
-    part = _part(a, domain)
-    gap, low, high = paired_difference(part, _part(b, domain))
-    if len(part.nll) < FEWEST_DOCUMENTS:
-        return f"{gap:.4f} worse (on {len(part.nll)} documents, too few to rule out chance)" if gap > 0 else None
-    return f"{gap:.4f} [{low:.4f}, {high:.4f}] worse" if low > 0 else None
+def _more_than(out: DocumentLosses, base: DocumentLosses, domain: str, other: str) -> Interval:
+    """How much more a domain loses than another."""
+    here, there = ((_part(out, name), _part(base, name)) for name in (domain, other))
+    return Interval(*difference_of_differences(here, there))
 
 
 def _part(losses: DocumentLosses, domain: str) -> DocumentLosses:

@@ -5,11 +5,12 @@ D domains, L MoE layers, E experts, K experts a token, Y types of tokens. Nested
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 from smolmoe.errors import DataError
+from smolmoe.interval import Interval
 
 FORMAT = 1
 FILE = "probe.json"
@@ -120,6 +121,7 @@ class Span:
     """Accuracy over several layers: means over them; the majority of a document is over all their choices together.
 
     `ceiling` is the linear probe on the routers' inputs, `dense_ceiling` that on the dense model's FFN inputs.
+    `interval` is that of `accuracy`, over the documents of each domain.
     """
 
     layers: list[int]
@@ -130,6 +132,7 @@ class Span:
     ceiling_per_domain: list[float]
     dense_ceiling: float | None
     dense_ceiling_per_domain: list[float] | None
+    interval: Interval | None = None
 
 
 @dataclass(frozen=True)
@@ -167,7 +170,15 @@ class Losses:
         own: for each domain the index of its own group, None where it has none.
         knocked_out: None where the group is a layer's every expert, so that nothing would be left.
         dense: of the dense model, where one was given.
-        flags: where the specialisation makes a domain worse, or does not matter to it, in plain words.
+        flags: where the specialisation makes a domain worse, or does not matter to it, in plain words; first of all
+            which experts are copies, and where there are too few documents to find anything.
+        documents: of each domain.
+        forced_gap: of each domain, forced to its own experts less forced to the best of other domains'.
+        knocked_out_gap: of each domain, its own experts knocked out less as it is.
+        elsewhere_gap: how much more that costs the domain itself than the other one that it costs most.
+        dense_gap: of each domain, as it is less the dense model's.
+        copied: domains whose own experts are copies of others: of these nothing is found.
+        summary: what of it is a difference and what is none, in words.
     """
 
     base: dict[str, float]
@@ -178,6 +189,13 @@ class Losses:
     dense: dict[str, float] | None
     tokens: dict[str, int]
     flags: list[str]
+    documents: dict[str, int] = field(default_factory=dict)
+    forced_gap: list[Interval | None] = field(default_factory=list)  # [D]
+    knocked_out_gap: list[Interval | None] = field(default_factory=list)  # [D]
+    elsewhere_gap: list[Interval | None] = field(default_factory=list)  # [D]
+    dense_gap: list[Interval | None] = field(default_factory=list)  # [D]
+    copied: list[str] = field(default_factory=list)
+    summary: str = ""
 
 
 @dataclass(frozen=True)

@@ -23,7 +23,7 @@ from smolmoe.probe.inputs import dense_tap, router_tap
 from smolmoe.probe.judging import Sides, draw_sample, favourites, find_owners, judge_ceiling, judge_routing, take_sides
 from smolmoe.probe.paying import MOST_SINGLE, Group, measure_losses, named_groups, owned_groups, single_groups
 from smolmoe.probe.reading import TaggedDocument, check_domains
-from smolmoe.probe.results import FILE, LayerResult, Losses, ProbeResult
+from smolmoe.probe.results import FILE, LayerResult, Losses, ProbeResult, Similarity
 from smolmoe.probe.separation import permutation_baselines, shares, within_type_separation
 from smolmoe.probe.similarity import expert_similarity
 from smolmoe.probe.subject import ProbeOptions, Report, Subject, open_beside, open_subject
@@ -92,7 +92,7 @@ def probe(
     losses, saturation = None, None
     if subject.options.losses:
         with clock("Measuring losses", tell=False):  # which says how many passes there are
-            losses = _losses(subject, sides, owners, dense_model, report)
+            losses = _losses(subject, sides, owners, dense_model, similarity, report)
     if other is not None:
         with clock("Comparing choices"):
             saturation = router_saturation(subject, other, sides.judged.documents)
@@ -181,7 +181,14 @@ def _layers(subject: Subject, counts: RoutingCounts, domains: list[str]) -> list
     return layer_results(counts, subject.layers, domains, baselines)
 
 
-def _losses(subject: Subject, sides: Sides, owners: Owners, dense: Any | None, report: Report | None) -> Losses:
+def _losses(
+    subject: Subject,
+    sides: Sides,
+    owners: Owners,
+    dense: Any | None,
+    similarity: Similarity | None,
+    report: Report | None,
+) -> Losses:
     options, documents = subject.options, sides.judged.documents
     held_out = cut_windows(
         [document.ids for document in documents],
@@ -198,6 +205,8 @@ def _losses(subject: Subject, sides: Sides, owners: Owners, dense: Any | None, r
         _groups(subject, sides, owners),
         subject.runner.experts,
         dense=dense,
+        similarity=similarity,
+        layers=subject.layers,
         batch=max(1, options.batch_tokens // options.length),
         tell=None if report is None else lambda done, total: report("Measuring losses", done, total),
     )

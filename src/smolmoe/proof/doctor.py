@@ -8,6 +8,7 @@ from typing import Any
 
 from smolmoe.checkpoint import open_checkpoint
 from smolmoe.claim import read_claim
+from smolmoe.interval import enough_tokens, least_share
 from smolmoe.moe.loading import Skeleton, load_model, load_tokenizer
 from smolmoe.moe.routing import RoutingCapture
 from smolmoe.proof.checks import SELF_TOLERANCE
@@ -20,8 +21,6 @@ __all__ = ["Diagnosis", "Finding", "Severity", "diagnose", "doctor"]
 
 # Where a router's gradient is zero in exact arithmetic, fp32 leaves about this share of the experts'.
 GRADIENT_NOISE = 1e-6
-# That an expert who should have got this many tokens got none is no chance.
-ENOUGH_TOKENS = 16
 # A few equal scores are normal with weights of 16 bits.
 TIES = 0.01
 
@@ -103,7 +102,7 @@ def _codes(layer: LayerVitals, vitals: Vitals, granularity: int) -> list[str]:
     if layer.constant and layer.experts > layer.top_k:
         return ["zero-router" if copies else "tied-router"]
     codes = []
-    if layer.tied > TIES:
+    if least_share(layer.tied, vitals.tokens) > TIES:
         codes.append("ties")
     if layer.top_k == 1 and layer.fixed_gates:
         codes.append("top-1-balanced" if vitals.aux_in_config and layer.aux_gradient else "top-1")
@@ -116,7 +115,7 @@ def _codes(layer: LayerVitals, vitals: Vitals, granularity: int) -> list[str]:
     elif layer.distinct is not None and layer.distinct < layer.experts:
         codes.append("some-copies")
     if layer.unreached:
-        enough = _expected_tokens(layer, vitals.tokens) >= ENOUGH_TOKENS
+        enough = enough_tokens(vitals.tokens, layer.top_k, layer.experts)
         codes.append("unreached" if enough else "small-sample")
     return codes
 

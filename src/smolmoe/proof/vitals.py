@@ -168,7 +168,7 @@ def _layer_vitals(index: int, layer: nn.Module, router: nn.Module, routing: Rout
         silent=any(not bool(tensor.any()) for tensor in matrices),
         constant=bool((routing.scores == routing.scores[:, :1]).all()),
         tied=tied(routing).float().mean().item(),
-        fixed_gates=bool((gates == gates.flatten()[0]).all()),
+        fixed_gates=gates.numel() > 1 and bool((gates == gates.flatten()[0]).all()),
     )
 
 

@@ -2,21 +2,34 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from html import escape
 from typing import Any
 
+from smolmoe import units
 from smolmoe.report.charts import Chart, beside, line, on, table
+from smolmoe.report.names import Looks
 
 Values = Mapping[str, Any]
 
 
-def bench_html(values: Values, name: str) -> tuple[str, str]:
+def bench_html(values: Values, name: str, looks: Looks) -> tuple[str, str]:
     """(label, HTML) of one measurement of speed."""
     models: Sequence[Values] = values.get("models") or ()
-    label = " against ".join(str(model["name"]) for model in models)
-    parts = [_machine(values), _chart(models, name, label).html(), _sizes(models), _by_batch(models), _ratios(values)]
+    label = bench_label(values)
+    parts = [
+        _machine(values),
+        _chart(models, name, label, looks).html(),
+        _sizes(models),
+        _by_batch(models),
+        _ratios(values),
+    ]
     return label, "\n".join(part for part in parts if part)
+
+
+def bench_label(values: Values) -> str:
+    """Its models."""
+    return " against ".join(str(model["name"]) for model in values.get("models") or ())
 
 
 def bench_answer(values: Values) -> str | None:
@@ -37,7 +50,7 @@ def _machine(values: Values) -> str:
     return f'<p class="hint">{escape(words)}</p>' if words else ""
 
 
-def _chart(models: Sequence[Values], name: str, label: str) -> Chart:
+def _chart(models: Sequence[Values], name: str, label: str, looks: Looks) -> Chart:
     panels = [
         ("reading a prompt", "tokens a second", "prefill_tokens_per_second"),
         ("writing", "tokens a second", "decode_tokens_per_second"),
@@ -46,12 +59,12 @@ def _chart(models: Sequence[Values], name: str, label: str) -> Chart:
     traces, rows = [], []
     for panel, (_, _, key) in enumerate(panels):
         scale = 1e9 if key == "peak_bytes" else 1.0
-        for place, model in enumerate(models):
+        for model in models:
             points = [
                 (row["batch_size"], row[key] / scale) for row in model.get("speed") or () if row.get(key) is not None
             ]
             more = {"legendgroup": str(model["name"]), "showlegend": panel == 0, **on(panel)}
-            traces.append(line(str(model["name"]), points, place, **more))
+            traces.append(line(str(model["name"]), points, looks(str(model["name"])), **more))
     for model in models:
         rows += [
             [str(model["name"]), row["batch_size"], *(row.get(key) for _, _, key in panels)] for row in model["speed"]
@@ -69,17 +82,23 @@ def _sizes(models: Sequence[Values]) -> str:
     def flops(model: Values, part: str) -> Any:
         return ((model.get("flops") or {}).get(part) or {}).get("total")
 
+    def said(form: Callable[[float], str], number: float | None) -> str | None:
+        return None if number is None else form(number)
+
     rows = [
         ["class", *(model.get("class_name") for model in models)],
         ["weights in", *(model.get("dtype") for model in models)],
         ["experts by", *(model.get("implementation") for model in models)],
-        ["parameters", *(model["parameters"].get("total") for model in models)],
-        ["active for a token", *(model["parameters"].get("active") for model in models)],
-        ["active without embeddings", *(model["parameters"].get("active_without_embeddings") for model in models)],
-        ["bytes of weights", *(model["bytes"].get("total") for model in models)],
-        ["bytes read for a written token", *(model["bytes"].get("active") for model in models)],
-        ["FLOPs a token, reading", *(flops(model, "prefill") for model in models)],
-        ["FLOPs a token, writing", *(flops(model, "decode") for model in models)],
+        ["parameters", *(said(units.parameters, m["parameters"].get("total")) for m in models)],
+        ["active for a token", *(said(units.parameters, m["parameters"].get("active")) for m in models)],
+        [
+            "active without embeddings",
+            *(said(units.parameters, m["parameters"].get("active_without_embeddings")) for m in models),
+        ],
+        ["size of the weights", *(said(units.size, m["bytes"].get("total")) for m in models)],
+        ["read for a written token", *(said(units.size, m["bytes"].get("active")) for m in models)],
+        ["FLOPs a token, reading", *(said(units.flops, flops(m, "prefill")) for m in models)],
+        ["FLOPs a token, writing", *(said(units.flops, flops(m, "decode")) for m in models)],
     ]
     return table(["", *(str(model["name"]) for model in models)], rows, caption="What a token costs")
 
@@ -89,9 +108,9 @@ def _by_batch(models: Sequence[Values]) -> str:
     for model in models:
         for row in model.get("speed") or ():
             first, token = row.get("first_token") or {}, row.get("token") or {}
-            times = [_ms(first.get("median")), _ms(first.get("p90")), _ms(token.get("median")), _ms(token.get("p90"))]
-            rows.append([str(model["name"]), row["batch_size"], *times, row.get("sample_bytes")])
-    head = ["model", "batch size", "first token, ms", "p90", "a token, ms", "p90", "bytes a sample"]
+            times = [_time(part.get(key)) for part in (first, token) for key in ("median", "p90")]
+            rows.append([str(model["name"]), row["batch_size"], *times, _size(row.get("sample_bytes"))])
+    head = ["model", "batch size", "first token", "p90", "a token", "p90", "memory of a sample"]
     return table(head, rows, caption="Latency")
 
 
@@ -108,8 +127,12 @@ def _ratios(values: Values) -> str:
     return table(["", *words, "peak memory"], rows, caption=caption)
 
 
-def _ms(seconds: float | None) -> str | None:
-    return None if seconds is None else f"{1000 * seconds:.1f}"
+def _time(seconds: float | None) -> str | None:
+    return None if seconds is None else units.duration(seconds)
+
+
+def _size(nbytes: float | None) -> str | None:
+    return None if nbytes is None else units.size(nbytes)
 
 
 def _ratio(found: Values | None) -> str | None:

@@ -7,15 +7,15 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from smolmoe.interval import Interval
+from smolmoe.interval import Interval, evidence, no_finding
+from smolmoe.report.names import Looks, style
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-INK, GREY, PALE = "black", "0.45", "0.75"
-DENSE: dict[str, Any] = {"color": INK, "linestyle": "-", "marker": "o", "markersize": 5}
-MOE: dict[str, Any] = {"color": INK, "linestyle": "--", "marker": "s", "markersize": 8, "markerfacecolor": "none"}
-CONTINUED: dict[str, Any] = {"color": GREY, "linestyle": "-.", "marker": "^", "markersize": 6}
+# The checkpoints' folders: each is called so in text, tables, figures and on the report's page.
+DENSE, MOE, MOE_TRAINED, DENSE_TRAINED = "dense", "moe", "moe-trained", "dense-trained"
+INK = "black"
 
 
 @dataclass(frozen=True)
@@ -53,9 +53,9 @@ class BoundaryReport:
 
     def rows(self) -> list[tuple[str, HeldOutLoss]]:
         """The models in order of time, with their losses."""
-        rows = [("dense, before", self.dense), ("MoE, just converted", self.moe), ("MoE, trained on", self.moe_trained)]
+        rows = [(DENSE, self.dense), (MOE, self.moe), (MOE_TRAINED, self.moe_trained)]
         if self.dense_continued is not None:
-            rows.append(("dense, trained on", self.dense_continued))
+            rows.append((DENSE_TRAINED, self.dense_continued))
         return rows
 
     def to_json(self) -> dict[str, Any]:
@@ -94,17 +94,18 @@ def boundary_text(report: BoundaryReport) -> str:
     text += f"\n\nThe conversion changed the loss by {report.jump:+.6f} on {report.tokens:,} held-out tokens."
     if report.difference is not None:
         text += (
-            f"\nAfter the same further batches the MoE is {_side(report.difference)} the dense model: "
-            f"{report.difference.value:+.4f} [{report.difference.low:+.4f}, {report.difference.high:+.4f}] "
-            f"(95% over {report.documents} documents, one seed)."
+            f"\nAfter the same further batches, {MOE_TRAINED} and {DENSE_TRAINED}: "
+            f"{_side(report.difference, report.documents)}, one seed."
         )
     return text
 
 
-def _side(difference: Interval) -> str:
-    if difference.low <= 0 <= difference.high:
-        return "not told apart from"
-    return "better than" if difference.value < 0 else "worse than"
+def _side(gap: Interval, documents: int) -> str:
+    words = no_finding(gap, documents)
+    if words is not None:
+        return words
+    better = MOE_TRAINED if gap.value < 0 else DENSE_TRAINED
+    return f"{better} is better, {evidence(gap, documents)}"
 
 
 def plot_boundary(path: str | Path, report: BoundaryReport, dense: Curve, moe: Curve, continued: Curve | None) -> None:
@@ -134,10 +135,12 @@ def plot_boundary(path: str | Path, report: BoundaryReport, dense: Curve, moe: C
 
 
 def _draw_whole(axes: Axes, dense: Curve, moe: Curve) -> None:
-    for curve, shade in ((dense, PALE), (moe, GREY)):
-        axes.plot(*_columns(_smooth(curve.train)), color=shade, linewidth=1, label=f"{curve.label}, training batches")
-    axes.plot(*_columns(dense.held_out), label=f"{dense.label}, held out", **DENSE)
-    axes.plot(*_columns(moe.held_out), label=f"{moe.label}, held out", **MOE)
+    for curve in (dense, moe):
+        colour = _style(curve.label)["color"]
+        batches = {"color": colour, "linewidth": 1, "alpha": 0.35, "label": f"{curve.label}, training batches"}
+        axes.plot(*_columns(_smooth(curve.train)), **batches)
+    for curve in (dense, moe):
+        axes.plot(*_columns(curve.held_out), label=f"{curve.label}, held out", **_style(curve.label))
     middle = sum(axes.get_ylim()) / 2
     axes.annotate("conversion", (moe.held_out[0][0] / 1000, middle), rotation=90, ha="right", va="center", fontsize=9)
     axes.set_title("The whole run", loc="left", fontsize=10)
@@ -148,10 +151,10 @@ def _draw_near(axes: Axes, report: BoundaryReport, dense: Curve, moe: Curve, con
     boundary = dense.held_out[-1]
     after = moe.held_out[-1][0] - boundary[0]
     before = [point for point in dense.held_out if point[0] >= boundary[0] - 2 * after] or [boundary]
-    axes.plot(*_columns(before), label=dense.label, **DENSE)
+    axes.plot(*_columns(before), label=dense.label, **_style(dense.label))
     if continued is not None:
-        axes.plot(*_columns([boundary, *continued.held_out]), label=continued.label, **CONTINUED)
-    axes.plot(*_columns(moe.held_out), label=moe.label, **MOE)
+        axes.plot(*_columns([boundary, *continued.held_out]), label=continued.label, **_style(continued.label))
+    axes.plot(*_columns(moe.held_out), label=moe.label, **_style(moe.label))
     axes.annotate(
         f"conversion: {report.dense.loss:.4f} → {report.moe.loss:.4f}\njump {report.jump:+.1e}",
         (boundary[0] / 1000, boundary[1]),
@@ -164,6 +167,10 @@ def _draw_near(axes: Axes, report: BoundaryReport, dense: Curve, moe: Curve, con
     axes.margins(y=0.15)
     axes.set_title(f"Near the conversion, {report.tokens:,} held-out tokens", loc="left", fontsize=10)
     axes.set_ylabel("held-out loss (nats a token)")
+
+
+def _style(label: str) -> dict[str, Any]:
+    return style(Looks((DENSE, DENSE_TRAINED, MOE, MOE_TRAINED))(label))
 
 
 def _columns(points: Sequence[tuple[int, float]]) -> tuple[list[float], list[float]]:

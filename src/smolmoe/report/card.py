@@ -9,6 +9,7 @@ from typing import Any
 
 import yaml
 
+from smolmoe import units
 from smolmoe.report.model_facts import ModelFacts, without_places
 
 MARK = "<!-- Written by smolmoe. Delete this line to keep your own changes. -->"
@@ -114,7 +115,7 @@ def _sizes(facts: ModelFacts) -> str:
         "active_without_embeddings": "active without embeddings",
     }
     rows = [(words[key], f"{known[key]:,}") for key in words if key in known]
-    rows.append(("files", f"{' and '.join(facts.dtypes)}, {facts.nbytes / 1e6:,.1f} MB"))
+    rows.append(("files", f"{' and '.join(facts.dtypes)}, {units.size(facts.nbytes)}"))
     return "## Size\n\n" + _table(("", ""), rows)
 
 

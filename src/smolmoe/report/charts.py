@@ -11,11 +11,9 @@ from dataclasses import dataclass, field
 from html import escape
 from typing import Any
 
+from smolmoe.report.names import DASHES, colour, marker, shape
 from smolmoe.report.page_tokens import script_json
 
-COLOURS = tuple(f"@{number}" for number in range(1, 7))
-DASHES = ("solid", "dash", "dashdot", "dot", "longdash", "longdashdot")
-MARKERS = ("circle", "square", "triangle-up", "diamond", "triangle-down", "x")
 MOST_POINTS = 240
 _OPEN_ROWS = 400
 
@@ -119,18 +117,17 @@ def show(value: Any) -> str:
     return str(value)
 
 
-def line(name: str, points: Points, style: int, **more: Any) -> dict[str, Any]:
-    """A line told apart by colour, dash and marker."""
+def line(name: str, points: Points, place: int, **more: Any) -> dict[str, Any]:
+    """A line told apart by colour, dash and marker: those of what it is about, by its place in the page's `Looks`."""
     kept = thinned(points)
-    shape = style + style // len(COLOURS)  # a colour that comes again comes with another dash and marker
     return {
         "type": "scatter",
         "mode": "lines+markers" if len(kept) <= 24 else "lines",
         "name": name,
         "x": [x for x, _ in kept],
         "y": [round(y, 6) for _, y in kept],
-        "line": {"color": COLOURS[style % len(COLOURS)], "dash": DASHES[shape % len(DASHES)], "width": 2},
-        "marker": {"symbol": MARKERS[shape % len(MARKERS)], "size": 7},
+        "line": {"color": colour(place), "dash": DASHES[shape(place)], "width": 2},
+        "marker": marker(place, 7),
         "hovertemplate": "%{y:.4f}<extra>%{fullData.name}</extra>",
         **more,
     }

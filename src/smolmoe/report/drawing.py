@@ -25,18 +25,13 @@ from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.patches import Rectangle
 from matplotlib.ticker import FuncFormatter, MaxNLocator
 
+from smolmoe.report.names import style
+
 WIDTH = 10.8  # inches of every figure
 DOTS = 150  # of a PNG, an inch
 MAP = "Blues"
 INK, GREY, PALE, BAND = "#1a1a1a", "#5c5c5c", "#a6a6a6", "#e3e3e3"
-STYLES: tuple[dict[str, Any], ...] = (
-    {"color": "#08306b", "linestyle": "-", "marker": "o", "markersize": 5},
-    {"color": "#d9730d", "linestyle": "--", "marker": "s", "markersize": 5.5, "markerfacecolor": "white"},
-    {"color": "#5c5c5c", "linestyle": "-.", "marker": "^", "markersize": 5.5},
-    {"color": "#1b998b", "linestyle": ":", "marker": "D", "markersize": 4.5, "markerfacecolor": "white"},
-    {"color": "#7b3294", "linestyle": (0, (5, 1, 1, 1, 1, 1)), "marker": "v", "markersize": 5.5},
-    {"color": "#a6a6a6", "linestyle": (0, (8, 2)), "marker": "x", "markersize": 5.5},
-)
+STYLES: tuple[dict[str, Any], ...] = tuple(map(style, range(6)))
 _LOOK: dict[str, Any] = {
     "font.family": "DejaVu Sans",
     "font.size": 8.5,

@@ -8,8 +8,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from smolmoe import units
 from smolmoe.errors import RequestError
+from smolmoe.evaluate.held_out import same_text
 from smolmoe.files import write_json
+from smolmoe.interval import Interval, evidence, no_finding
+from smolmoe.report.names import Looks, style
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -17,15 +21,6 @@ if TYPE_CHECKING:
 
 Compare = Callable[[Mapping[str, Any], Mapping[str, Any]], tuple[float, float, float]]
 STEPS = (0, 1, 10, 30, 100)  # after the boundary, shown in the table where they were measured
-# Told apart without colour.
-_STYLES: tuple[dict[str, Any], ...] = (
-    {"color": "black", "linestyle": "-", "marker": "o", "markersize": 5},
-    {"color": "black", "linestyle": "--", "marker": "s", "markersize": 7, "markerfacecolor": "none"},
-    {"color": "0.45", "linestyle": "-.", "marker": "^", "markersize": 6},
-    {"color": "0.45", "linestyle": ":", "marker": "D", "markersize": 5, "markerfacecolor": "none"},
-    {"color": "0.65", "linestyle": "-", "marker": "v", "markersize": 5},
-    {"color": "0.65", "linestyle": "--", "marker": "x", "markersize": 6},
-)
 
 
 @dataclass(frozen=True)
@@ -94,9 +89,9 @@ def growth(
     """
     runs = [*([before] if before else []), *after]
     for run in runs[1:]:
-        if any(run.documents[key] != runs[0].documents[key] for key in ("tokens", "domains")):
+        if not same_text(run.documents, runs[0].documents):
             raise RequestError(
-                f"was measured on other held-out tokens than {runs[0].label}.",
+                f"was measured on other held-out text than {runs[0].label}.",
                 field="after",
                 value=run.label,
                 fix="Give the runs the same data.validation, data.length and evaluation.",
@@ -155,7 +150,7 @@ def growth_text(report: Mapping[str, Any]) -> str:
         jump = f"{row['jump']:+.1e}" if before else ""
         total = "" if row["total_drop"] is None else f"{row['total_drop']:+.4f}"
         found = (jump, f"{row['spike']:+.4f}", f"{row['drop']:+.4f}", total)
-        changes.append([label, *found, f"{row['tokens']:,}", f"{row['flops']:.2e}"])
+        changes.append([label, *found, f"{row['tokens']:,}", units.flops(row["flops"])])
     named = [f"{label}: {_verdict(row['difference'], report)}" for label, row in rows.items() if "difference" in row]
     return "\n".join([*_aligned(losses), "", *_aligned(changes), *(["", *named] if named else [])])
 
@@ -175,15 +170,12 @@ def _aligned(table: Sequence[Sequence[str]]) -> list[str]:
 
 
 def _verdict(difference: Mapping[str, float], report: Mapping[str, Any]) -> str:
-    if difference["low"] <= 0 <= difference["high"]:
-        verdict = "no different from"
-    else:
-        verdict = "better than" if difference["high"] < 0 else "worse than"
-    return (
-        f"{verdict} {report['reference']}, {difference['value']:+.4f} "
-        f"[{difference['low']:+.4f}, {difference['high']:+.4f}] nats a token "
-        f"(95% over {report['documents']} documents, one seed)."
-    )
+    gap = Interval(difference["value"], difference["low"], difference["high"])
+    words = no_finding(gap, report["documents"])
+    if words is not None:
+        return f"compared with {report['reference']}, {words} (one seed)."
+    verdict = "better than" if gap.high < 0 else "worse than"
+    return f"{verdict} {report['reference']}, {evidence(gap, report['documents'])} (one seed)."
 
 
 def plot_growth(path: Path, before: Run | None, after: Sequence[Run], held_out_tokens: int, boundary: int = 0) -> None:
@@ -193,15 +185,16 @@ def plot_growth(path: Path, before: Run | None, after: Sequence[Run], held_out_t
     figure = Figure(figsize=(11, 4.8), layout="constrained")
     whole, near = figure.subplots(1, 2)
     start = before.tokens if before is not None else 0
+    looks = Looks(run.label for run in [*([before] if before else []), *after])
     if before is not None:
         tokens, losses = _by_tokens(before, 0)
-        whole.plot(tokens, losses, label=f"before: {before.label}", color="0.3", linewidth=1.5)
-    for index, run in enumerate(after):
-        style = _STYLES[index % len(_STYLES)]
+        whole.plot(tokens, losses, label=before.label, **{**style(looks(before.label)), "markersize": 2})
+    for run in after:
+        look = style(looks(run.label))
         tokens, losses = _by_tokens(run, start)
-        whole.plot(tokens, losses, label=run.label, **{**style, "markersize": style["markersize"] / 2})
+        whole.plot(tokens, losses, label=run.label, **{**look, "markersize": look["markersize"] / 2})
         steps = [step for step in sorted(run.losses) if step >= boundary]
-        near.plot([step - boundary for step in steps], [run.losses[step] for step in steps], label=run.label, **style)
+        near.plot([step - boundary for step in steps], [run.losses[step] for step in steps], label=run.label, **look)
     _label(whole, "The whole way", "training tokens (millions)")
     _label(near, f"From step {boundary} on" if boundary else "From the conversion on", "optimiser steps since then")
     _mark(whole, after[0], start, boundary, before)
@@ -261,12 +254,16 @@ def write_report(
     boundary: int,
     compare: Compare,
 ) -> dict[str, Any]:
-    """Write `report.json` and `growth.png` of these run folders into `out`; returns the report and its text."""
+    """Write `report.json` and `growth.png` of these run folders into `out`; returns the report and its text.
+
+    `runs` in it is the name of each label's folder.
+    """
     runs = [read_run(label, folder) for label, folder in after.items()]
     first = None if before is None else read_run(before.name, before)
     found = growth(first, runs, reference, compare, boundary)
     out.mkdir(parents=True, exist_ok=True)
     plot_growth(out / "growth.png", first, runs, found["held_out_tokens"], boundary)
+    found["runs"] = {label: folder.name for label, folder in after.items()}
     found["text"] = growth_text(found)
     write_json(out / "report.json", found)
     return found

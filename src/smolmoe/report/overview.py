@@ -6,18 +6,24 @@ import json
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 from smolmoe.errors import DataError
+from smolmoe.evaluate.comparison_text import nearby
 from smolmoe.provenance import PROVENANCE_FILE, check_schema
+from smolmoe.report.kinship import Kinship
 from smolmoe.report.model_facts import ModelFacts
+from smolmoe.report.names import Looks
 from smolmoe.report.results import Comparison, read_comparison, read_result
-from smolmoe.report.specialisation_data import Probed
+from smolmoe.report.specialisation_data import Probed, why_not_comparable
 from smolmoe.report.training_curves import History
 
 DEPTH = 5
 _PASSED_OVER = {"checkpoints", "tokenizer", "corpus", "text", "runs", "adapters"}
+_TRAINING, _TIMING = "training", "timing"  # of a quickstart: its trainings, and the trial that earlier ones left there
+_POINT = re.compile(r"(tokens|trunk)-\d+")  # a training of a sweep, in a folder seed-N
 
 
 @dataclass(frozen=True)
@@ -54,6 +60,8 @@ class Boundary:
 
     Attributes:
         label: of the pipeline.
+        folder: of the pipeline, or of the quickstart.
+        runs: folders of the runs that are compared, where they are on record.
         curves: label -> (training tokens seen, held-out loss); the tokens of runs after the conversion count on.
         at: tokens at the conversion.
         rows: label -> numbers of the runs after it: `final`, `jump`, `tokens`, `flops`, `difference` as they are known.
@@ -63,6 +71,8 @@ class Boundary:
     """
 
     label: str
+    folder: Path
+    runs: Sequence[Path]
     curves: Mapping[str, Sequence[tuple[float, float]]]
     at: float
     rows: Mapping[str, Mapping[str, Any]]
@@ -74,7 +84,12 @@ class Boundary:
 
 @dataclass(frozen=True)
 class Overview:
-    """What was found, each kind in order of its folder."""
+    """What was found, each kind in order of its folder.
+
+    Attributes:
+        looks: of everything by its name, the same all over the page.
+        kin: which of it belongs together.
+    """
 
     folders: Sequence[Path]
     models: Sequence[tuple[str, ModelFacts]]
@@ -84,6 +99,29 @@ class Overview:
     comparisons: Sequence[Comparison]
     sweeps: Sequence[Mapping[str, Any]]
     benches: Sequence[Mapping[str, Any]]
+    looks: Looks
+    kin: Kinship
+
+    @cached_property
+    def groups(self) -> list[list[Training]]:
+        """Runs whose losses may be set side by side: a common ancestor on record, and the same held-out text."""
+        declared = [boundary.runs for boundary in self.boundaries]
+        sets = self.kin.groups([run.folder for run in self.trainings], declared)
+        return [[self.trainings[place] for place in places] for places in sets]
+
+    @cached_property
+    def main(self) -> tuple[str, ModelFacts] | None:
+        """The MoE that the report is about: the first one that was converted, else the first model."""
+        converted = [pair for pair in self.moes if pair[1].stage == "upcycle"]
+        return next(iter(converted or self.moes or self.models), None)
+
+    @cached_property
+    def models_it_was_made_of(self) -> list[ModelFacts]:
+        """Dense models here that are on record as what the main model was made of."""
+        if self.main is None or not self.main[1].experts:
+            return []
+        folder = self.main[1].folder
+        return [other for _, other in self.models if not other.experts and self.kin.is_made_of(folder, other.folder)]
 
     @property
     def moes(self) -> list[tuple[str, ModelFacts]]:
@@ -122,17 +160,22 @@ def find(paths: Sequence[Path]) -> Overview:
                 fix="Name the folder of a run, a pipeline, a model, a probe, or a compare.json.",
             )
         folders += [place for place in here if place not in folders]
-    label = _labels(paths)
+    label, kin = _labels(paths), Kinship()
     files = [file for folder in folders for file in _results(folder)]
+    models = [(label(folder), ModelFacts.read(folder)) for folder in folders if _is_model(folder)]
+    trainings = [_training(folder, label(folder)) for folder in folders if _is_training(folder)]
+    benches = [(file, values) for file in files if (values := read_result(file, "bench")) is not None]
     return Overview(
         folders=list(paths),
-        models=[(label(folder), ModelFacts.read(folder)) for folder in folders if _is_model(folder)],
-        trainings=[_training(folder, label(folder)) for folder in folders if _is_training(folder)],
-        probes=_probes([folder for folder in folders if (folder / "probe.json").is_file()], label),
-        boundaries=[found for folder in folders for found in _boundaries(folder, label(folder))],
-        comparisons=[compared for file in files if (compared := read_comparison(file)) is not None],
+        models=models,
+        trainings=trainings,
+        probes=_probes([folder for folder in folders if (folder / "probe.json").is_file()], label, kin),
+        boundaries=[found for folder in folders for found in _boundaries(folder, label)],
+        comparisons=[_named(compared, label) for file in files if (compared := read_comparison(file)) is not None],
         sweeps=[values for file in files if (values := read_result(file, "sweep")) is not None],
-        benches=[values for file in files if (values := read_result(file, "bench")) is not None],
+        benches=[_named_bench(file, values, label) for file, values in benches],
+        looks=Looks([*(name for name, _ in models), *(run.label for run in trainings)]),
+        kin=kin,
     )
 
 
@@ -140,7 +183,15 @@ def find(paths: Sequence[Path]) -> Overview:
 
 
 def _folders(top: Path, depth: int = 0) -> Iterator[Path]:
-    """A folder and those in it that may hold something; a sweep's points are told by the sweep."""
+    """A folder and those in it that may hold something.
+
+    A sweep's points are told by the sweep, finished or not; a trial that timed the machine is no training.
+    """
+    point = _POINT.fullmatch(top.name) and top.parent.name.startswith("seed-")
+    if depth and (point or (top.name == _TIMING and _of_quickstart_training(top) is not None)):
+        return
+    if _is_copied(top):
+        return
     yield top
     if depth == DEPTH or (top / "sweep.json").is_file():
         return
@@ -172,6 +223,20 @@ def _results(place: Path) -> list[Path]:
     return [file for name in ("compare.json", "sweep.json", "bench.json") if (file := place / name).is_file()]
 
 
+def _of_quickstart_training(folder: Path) -> Path | None:
+    """The quickstart's folder, of one of its trainings."""
+    top = folder.parent.parent
+    ours = folder.parent.name == _TRAINING and (top / "settings.json").is_file() and (top / "stages").is_dir()
+    return top if ours else None
+
+
+def _is_copied(folder: Path) -> bool:
+    """A model of a quickstart's training, which the quickstart has in a folder of its own."""
+    run = folder.parent
+    top = _of_quickstart_training(run) if folder.name == "model" else None
+    return top is not None and (top / run.name / "config.json").is_file()
+
+
 def _is_model(folder: Path) -> bool:
     return (folder / "config.json").is_file() and (folder / PROVENANCE_FILE).is_file()
 
@@ -183,7 +248,7 @@ def _is_training(folder: Path) -> bool:
 def _labels(paths: Sequence[Path]) -> Callable[[Path], str]:
     """Folder -> what it is called: its path in the folder that was named, with that one's name where there are several.
 
-    A model in a run is called as the run.
+    A model in a run is called as the run, a training of a quickstart as its model: it is one thing.
     """
     tops = [path.resolve() for path in paths if path.is_dir()]
     names = [top.name for top in tops]
@@ -192,6 +257,8 @@ def _labels(paths: Sequence[Path]) -> Callable[[Path], str]:
     def label(folder: Path) -> str:
         place = folder.resolve()
         place = place.parent if place.name == "model" and (place.parent / "run.json").is_file() else place
+        quickstart = _of_quickstart_training(place)
+        place = place if quickstart is None else quickstart / place.name
         top = next((top for top in tops if place.is_relative_to(top)), None)
         inside = place.relative_to(top).as_posix() if top else "."
         if top is None or inside == ".":
@@ -219,18 +286,19 @@ def _training(folder: Path, label: str) -> Training:
     return Training(label, folder, History.read(label, folder), found, record.get("recipe") or {})
 
 
-def _probes(folders: Sequence[Path], label: Callable[[Path], str]) -> list[Probe]:
-    """Every probe; one called `before` goes with those beside it."""
+def _probes(folders: Sequence[Path], label: Callable[[Path], str], kin: Kinship) -> list[Probe]:
+    """Every probe; one called `before` goes with those beside it that read the same text with a model of its kin."""
     read = {folder: Probed.read(folder) for folder in folders}
 
     def earlier(folder: Path) -> Probed | None:
         here = folder.parent if folder.name == "probe" else folder
         places = [here.parent / "before", here.parent / "before" / "probe"]
         found = next((read[place] for place in places if place in read and place != folder), None)
-        same = found is not None and all(
-            getattr(found, field) == getattr(read[folder], field) for field in ("domains", "layers", "experts")
-        )
-        return found if same else None
+        if found is None or why_not_comparable(found, read[folder]) is not None:
+            return None
+        models = [nearby(str(part.values["model"]["folder"]), here) for part in (found, read[folder])]
+        known = [model for model in models if model is not None and _is_model(model)]
+        return found if len(known) < 2 or kin.together(*known) else None
 
     kept = [(folder, earlier(folder)) for folder in folders]
     used = {id(before) for _, before in kept if before is not None}
@@ -245,61 +313,96 @@ def _report(folder: Path) -> Mapping[str, Any] | None:
     return values if ours else None
 
 
-def _boundaries(folder: Path, label: str) -> list[Boundary]:
+def _named(found: Comparison, label: Callable[[Path], str]) -> Comparison:
+    """A comparison whose models are called as on the rest of the page, where they are found."""
+    names = {}
+    for model in found.values.get("models") or ():
+        paths = [str(checkpoint["path"]) for checkpoint in model.get("checkpoints") or ()]
+        place = nearby(paths[0], found.path.resolve()) if len(paths) == 1 else None
+        if place is not None and _is_named(place):
+            names[str(model["name"])] = label(place)
+    others = {str(model["name"]) for model in found.values.get("models") or ()} - set(names)
+    clash = len(set(names.values())) < len(names) or others & set(names.values())
+    return found if clash else found.under(names)
+
+
+def _is_named(place: Path) -> bool:
+    return _is_model(place) or _is_training(place)
+
+
+def _named_bench(file: Path, values: Mapping[str, Any], label: Callable[[Path], str]) -> Mapping[str, Any]:
+    """A measurement of speed whose models are called as on the rest of the page; `folder` is where each was found."""
+    models = []
+    for model in values.get("models") or ():
+        place = nearby(str(model["name"]), file.resolve())
+        known = place is not None and _is_named(place)
+        models.append({**model, "name": label(place), "folder": place} if known and place else model)
+    return {**values, "models": models}
+
+
+def _boundaries(folder: Path, label: Callable[[Path], str]) -> list[Boundary]:
     values = _report(folder)
     if values is None:
         return []
     return [_of_pipeline(folder, label, values) if "after" in values else _of_quickstart(folder, label, values)]
 
 
-def _of_pipeline(folder: Path, label: str, values: Mapping[str, Any]) -> Boundary:
-    before = values.get("before")
+def _of_pipeline(folder: Path, label: Callable[[Path], str], values: Mapping[str, Any]) -> Boundary:
+    before, folders = values.get("before"), values.get("runs") or {}
     at = float(before["tokens"]) if before else 0.0
+
+    def name(words: str) -> str:
+        """A run is called as on the rest of the page, where its folder is on record."""
+        run = folder.parent / str(folders.get(words, words))
+        return label(run) if _is_training(run) else words
+
     curves: dict[str, list[tuple[float, float]]] = {}
     if before:
         points = _held_out(folder.parent / before["label"]) or [(0, before["first"]), (1, before["loss"])]
         last = points[-1][0] or 1
-        curves[f"{before['label']}, before"] = [(at * step / last, loss) for step, loss in points]
-    for name, row in values["after"].items():
+        curves[name(before["label"])] = [(at * step / last, loss) for step, loss in points]
+    for words, row in values["after"].items():
         steps = sorted((int(step), loss) for step, loss in row["losses"].items())
         last = steps[-1][0] or 1
-        curves[name] = [(at + row["tokens"] * step / last, loss) for step, loss in steps]
-    rows = {name: {key: row[key] for key in row if key != "losses"} for name, row in values["after"].items()}
-    tokens = values["held_out_tokens"]
-    return Boundary(label, curves, at, rows, values.get("reference"), values["documents"], tokens, {})
+        curves[name(words)] = [(at + row["tokens"] * step / last, loss) for step, loss in steps]
+    rows = {name(words): {key: row[key] for key in row if key != "losses"} for words, row in values["after"].items()}
+    tokens, reference = values["held_out_tokens"], values.get("reference")
+    words = [*([before["label"]] if before else []), *values["after"]]
+    runs = [run for each in words if _is_training(run := folder.parent / str(folders.get(each, each)))]
+    named = None if reference is None else name(reference)
+    return Boundary(label(folder), folder.parent, runs, curves, at, rows, named, values["documents"], tokens, {})
 
 
 def _held_out(folder: Path) -> list[tuple[int, float]]:
     return History.read("run", folder).points("held_out", "loss") if (folder / "metrics.jsonl").is_file() else []
 
 
-_QUICK = {
-    "dense": "dense, before",
-    "moe": "MoE, just converted",
-    "moe_trained": "MoE, trained on",
-    "dense_continued": "dense, trained on",
-}
+_QUICK = {"dense": "dense", "moe": "moe", "moe_trained": "moe-trained", "dense_continued": "dense-trained"}
 
 
-def _of_quickstart(folder: Path, label: str, values: Mapping[str, Any]) -> Boundary:
+def _of_quickstart(folder: Path, label: Callable[[Path], str], values: Mapping[str, Any]) -> Boundary:
     found = values["boundary"]
-    names = {"dense": "dense", "moe-trained": "MoE", "dense-trained": "dense, same tokens"}
+    names = {key: label(folder / name) for key, name in _QUICK.items()}
+    stages = {"dense": names["dense"], "moe-trained": names["moe_trained"], "dense-trained": names["dense_continued"]}
     curves: dict[str, list[tuple[float, float]]] = {}
     metrics = folder / "metrics.jsonl"
     for line in metrics.read_text(encoding="utf-8").splitlines() if metrics.is_file() else ():
         row = json.loads(line)
-        if row.get("kind") == "held_out" and row.get("stage") in names:
-            curves.setdefault(names[row["stage"]], []).append((row["tokens"], row["loss"]))
-    at = curves["dense"][-1][0] if curves.get("dense") else 0.0
-    for name in ("MoE", "dense, same tokens"):
-        if name in curves and curves[name][0][0] > at:
-            curves[name].insert(0, (at, found["moe" if name == "MoE" else "dense"]["loss"]))
-    rows: dict[str, dict[str, Any]] = {"MoE": {"final": found["moe_trained"]["loss"], "jump": found["jump"]}}
-    if found.get("dense_continued"):
-        rows["dense, same tokens"] = {"final": found["dense_continued"]["loss"]}
-        rows["MoE"]["difference"] = found["difference"]
-    by_domain = {
-        words: {"all": found[key]["loss"], **found[key]["by_domain"]} for key, words in _QUICK.items() if found.get(key)
+        if row.get("kind") == "held_out" and row.get("stage") in stages:
+            curves.setdefault(stages[row["stage"]], []).append((row["tokens"], row["loss"]))
+    at = curves[names["dense"]][-1][0] if curves.get(names["dense"]) else 0.0
+    for key, begin in (("moe_trained", "moe"), ("dense_continued", "dense")):
+        if names[key] in curves and curves[names[key]][0][0] > at:
+            curves[names[key]].insert(0, (at, found[begin]["loss"]))
+    rows: dict[str, dict[str, Any]] = {
+        names["moe_trained"]: {"final": found["moe_trained"]["loss"], "jump": found["jump"]}
     }
-    reference = "dense, same tokens" if found.get("dense_continued") else None
-    return Boundary(label, curves, at, rows, reference, found["documents"], found["tokens"], by_domain)
+    if found.get("dense_continued"):
+        rows[names["dense_continued"]] = {"final": found["dense_continued"]["loss"]}
+        rows[names["moe_trained"]]["difference"] = found["difference"]
+    by_domain = {names[key]: {"all": found[key]["loss"], **found[key]["by_domain"]} for key in _QUICK if found.get(key)}
+    reference = names["dense_continued"] if found.get("dense_continued") else None
+    runs = [run for name in stages if _is_training(run := folder / _TRAINING / name)]
+    return Boundary(
+        label(folder), folder, runs, curves, at, rows, reference, found["documents"], found["tokens"], by_domain
+    )

@@ -8,17 +8,18 @@ from typing import Any
 
 import numpy as np
 
-from smolmoe.report.charts import COLOURS, Chart, Points, axes, beside, by_step, line, on, show, thinned
+from smolmoe.report.charts import Chart, Points, axes, beside, by_step, line, on, show, thinned
 from smolmoe.report.model_facts import ModelFacts
+from smolmoe.report.names import BEFORE, CHANCE, DENSE_PROBE, LINEAR_PROBE, PROBE_NAMES, ROUTER, Looks, marker
 from smolmoe.report.overview import Boundary, Probe, Training
 from smolmoe.report.training_curves import History, smoothed_ce
 
 _HEAT = [[0, "@heat0"], [0.5, "@heat1"], [1, "@heat2"]]
 
 
-def boundary_chart(boundary: Boundary, name: str) -> Chart:
+def boundary_chart(boundary: Boundary, name: str, looks: Looks) -> Chart:
     """Held-out loss over training tokens, the conversion marked."""
-    traces = [line(label, points, place) for place, (label, points) in enumerate(boundary.curves.items())]
+    traces = [line(label, points, looks(label)) for label, points in boundary.curves.items()]
     layout = axes("training tokens", "held-out loss (nats a token)", xaxis_exponentformat="SI")
     if boundary.at:
         layout |= _mark(boundary.at, "conversion")
@@ -49,10 +50,10 @@ def _mark(at: float, words: str) -> dict[str, Any]:
     }
 
 
-def claim_chart(models: Sequence[tuple[str, ModelFacts]]) -> Chart | None:
+def claim_chart(models: Sequence[tuple[str, ModelFacts]], looks: Looks) -> Chart | None:
     """Each check's measurement as a share of its limit."""
     traces, rows = [], []
-    for place, (label, model) in enumerate(models):
+    for label, model in models:
         checks = [c for c in (model.provenance.get("verification") or {}).get("checks") or () if c["limit"] > 0]
         if not checks:
             continue
@@ -65,11 +66,7 @@ def claim_chart(models: Sequence[tuple[str, ModelFacts]]) -> Chart | None:
                 "name": label,
                 "x": shares,
                 "y": [c["name"] for c in kept],
-                "marker": {
-                    "color": COLOURS[place % 6],
-                    "size": 11,
-                    "symbol": "circle" if place % 2 == 0 else "diamond",
-                },
+                "marker": marker(looks(label), 11),
                 "hovertemplate": "%{x:.2g} of the limit<extra>%{y}</extra>",
             }
         )
@@ -96,19 +93,12 @@ def claim_chart(models: Sequence[tuple[str, ModelFacts]]) -> Chart | None:
 # -- trainings -------------------------------------------------------------------------------------------------------
 
 
-def final_chart(trainings: Sequence[Training]) -> Chart | None:
-    """The final held-out loss of every run, by domain."""
-    done = [training for training in trainings if training.summary.get("held_out")]
-    if not done:
+def final_chart(done: Sequence[Training], name: str, looks: Looks) -> Chart | None:
+    """The final held-out losses of runs that belong together, by domain, above the lowest of them."""
+    if len(done) < 2:
         return None
-    domains = sorted({name for run in done for name in run.summary["held_out"].get("by_domain", {})})
-    kinds = ["all", *(domains if len(domains) > 1 else [])]
-
-    def loss(run: Training, kind: str) -> float | None:
-        held = run.summary["held_out"]
-        return held["loss"] if kind == "all" else held.get("by_domain", {}).get(kind)
-
-    found = {kind: [loss(run, kind) for run in done] for kind in kinds}
+    kinds = _kinds(done)
+    found = {kind: [_loss(run, kind) for run in done] for kind in kinds}
     best = {kind: min((value for value in found[kind] if value is not None), default=0.0) for kind in kinds}
     spread = min(0.12, 0.7 / len(done))
     traces = [
@@ -119,32 +109,45 @@ def final_chart(trainings: Sequence[Training]) -> Chart | None:
             "x": [None if (value := found[kind][place]) is None else value - best[kind] for kind in kinds],
             "y": [row + spread * (place - (len(done) - 1) / 2) for row in range(len(kinds))],
             "text": [f"{kind}: {show(found[kind][place])}" for kind in kinds],
-            "marker": {"color": COLOURS[place % 6], "size": 10, "symbol": _symbol(place)},
+            "marker": marker(looks(run.label)),
             "hovertemplate": "%{text}, %{x:+.4f}<extra>%{fullData.name}</extra>",
         }
         for place, run in enumerate(done)
     ]
     layout = axes("held-out loss above the lowest one here (nats a token)", "", yaxis_autorange="reversed")
     layout["yaxis"] |= {"tickvals": list(range(len(kinds))), "ticktext": [escape(kind) for kind in kinds]}
-    rows = [
-        [run.label, *(loss(run, kind) for kind in kinds), *_cost(run), run.summary["held_out"].get("tokens")]
-        for run in done
-    ]
+    head, rows = final_rows(done)
     return Chart(
-        "final-losses",
-        "Final held-out loss of every run",
-        "Lower is better, 0 is the best run in that row. Runs that were measured on different held-out tokens are not "
-        "to be compared.",
+        name,
+        f"Final held-out loss: {', '.join(run.label for run in done)}",
+        "Lower is better, 0 is the best run in that row. These runs have a common ancestor or are compared by their "
+        "pipeline, and were measured on the same held-out text.",
         traces,
         layout,
-        ["run", *kinds, "parameters", "active", "training tokens", "FLOPs", "held-out tokens"],
+        head,
         rows,
         height=150 + (30 + 7 * min(len(done), 12)) * len(kinds) + 20 * (len(done) // 4),
     )
 
 
-def _symbol(place: int) -> str:
-    return ("circle", "square", "diamond", "triangle-up", "x", "star")[(place + place // 6) % 6]
+def _kinds(runs: Sequence[Training]) -> list[str]:
+    domains = sorted({name for run in runs for name in run.summary["held_out"].get("by_domain", {})})
+    return ["all", *(domains if len(domains) > 1 else [])]
+
+
+def _loss(run: Training, kind: str) -> float | None:
+    held = run.summary["held_out"]
+    return held["loss"] if kind == "all" else held.get("by_domain", {}).get(kind)
+
+
+def final_rows(runs: Sequence[Training]) -> tuple[list[str], list[list[Any]]]:
+    """Each run's final losses and what it cost."""
+    kinds = _kinds(runs)
+    head = ["run", *kinds, "parameters", "active", "training tokens", "FLOPs", "held-out tokens"]
+    return head, [
+        [run.label, *(_loss(run, kind) for kind in kinds), *_cost(run), run.summary["held_out"].get("tokens")]
+        for run in runs
+    ]
 
 
 def _cost(run: Training) -> list[Any]:
@@ -152,23 +155,23 @@ def _cost(run: Training) -> list[Any]:
     return [sizes.get("total"), sizes.get("active"), run.summary.get("tokens"), run.summary.get("flops")]
 
 
-def training_charts(trainings: Sequence[Training]) -> list[Chart]:
+def training_chart(trainings: Sequence[Training], name: str, looks: Looks) -> Chart | None:
     """Loss on training batches and held out, over steps."""
     panels: list[tuple[str, str, Callable[[History], Points]]] = [
         ("on training batches, smoothed", "cross-entropy (nats)", smoothed_ce),
         ("held out", "loss (nats)", lambda history: history.points("held_out", "loss")),
     ]
-    found = _panels(
-        "training-curves",
+    return _panels(
+        name,
         "Loss over training",
         "Lower is better; the right panel is on text that the model was not trained on.",
         panels,
         [(training.label, training.history) for training in trainings],
+        looks,
     )
-    return [found] if found else []
 
 
-def balance_chart(trainings: Sequence[Training]) -> Chart | None:
+def balance_chart(trainings: Sequence[Training], name: str, looks: Looks) -> Chart | None:
     """Load balance, its worst case and active experts, over steps."""
     panels: list[tuple[str, str, Callable[[History], Points]]] = [
         ("load balance", "entropy of the load (1 is even)", lambda history: history.routing("balance")),
@@ -177,11 +180,12 @@ def balance_chart(trainings: Sequence[Training]) -> Chart | None:
     ]
     moes = [(run.label, run.history) for run in trainings if run.history.routing("balance")]
     found = _panels(
-        "balance-curves",
+        name,
         "Load balance and active experts over training",
         "Even load is 1 on the left and 0 in the middle; a fall on the right is experts dying.",
         panels,
         moes,
+        looks,
     )
     if found is not None:
         found.layout["yaxis3"]["rangemode"] = "tozero"
@@ -194,15 +198,16 @@ def _panels(
     caption: str,
     panels: Sequence[tuple[str, str, Callable[[History], Points]]],
     histories: Sequence[tuple[str, History]],
+    looks: Looks,
 ) -> Chart | None:
     traces: list[dict[str, Any]] = []
     lines: dict[str, Points] = {}
     for panel, (words, _, points) in enumerate(panels):
-        for place, (label, history) in enumerate(histories):
+        for label, history in histories:
             if found := points(history):
                 shown = label not in {trace["name"] for trace in traces}
                 more = {"legendgroup": label, "showlegend": shown, **on(panel)}
-                traces.append(line(label, found, place, **more))
+                traces.append(line(label, found, looks(label), **more))
                 lines[f"{label}, {words}"] = thinned(found)
     if not traces:
         return None
@@ -271,25 +276,31 @@ def layers_chart(probe: Probe, name: str) -> Chart:
         ("domain separation", "bits", "separation", "separation"),
         ("routing contrast", "times", "contrast", "contrast"),
     ]
-    lines: dict[str, tuple[int, np.ndarray, int]] = {}
+    lines: dict[str, tuple[int, np.ndarray, int | None]] = {}
     for panel, (words, _, key, chance) in enumerate(panels):
-        lines[words] = (panel, after.per_layer(key), 0)
+        lines[words] = (panel, after.per_layer(key), ROUTER)
         if before is not None:
-            lines[f"{words}, before"] = (panel, before.per_layer(key), 1)
-        lines[f"{words}, 95% of chance"] = (panel, after.baseline(chance, "p95"), 2)
-    found = {"accuracy": after.accuracy("macro"), "linear probe": after.accuracy("linear_probe_macro")}
-    dense = after.accuracy("dense_linear_probe_macro")
-    for place, (words, values) in enumerate({**found, "dense linear probe": dense}.items()):
-        if values is not None:
-            lines[words] = (2, values, (0, 3, 4)[place])
-    short = {"95% of chance": "chance, 95th percentile", "before": "before"}
+            lines[f"{words}, before"] = (panel, before.per_layer(key), BEFORE)
+        lines[f"{words}, 95% of {CHANCE}"] = (panel, after.baseline(chance, "p95"), None)
+    tables = {
+        "accuracy": (ROUTER, after.accuracy("macro")),
+        "accuracy, before": (BEFORE, None if before is None else before.accuracy("macro")),
+        "linear probe": (LINEAR_PROBE, after.accuracy("linear_probe_macro")),
+        "dense linear probe": (DENSE_PROBE, after.accuracy("dense_linear_probe_macro")),
+    }
+    lines |= {words: (2, values, place) for words, (place, values) in tables.items() if values is not None}
     traces: list[dict[str, Any]] = []
-    for words, (panel, values, style) in lines.items():
+    for panel, values, place in lines.values():
         points = [(layer, float(v)) for layer, v in zip(after.layers, values, strict=True) if not np.isnan(v)]
-        label = "router" if style == 0 else short.get(words.split(", ")[-1], words)
+        label = f"{CHANCE}, 95th percentile" if place is None else PROBE_NAMES[place]
         shown = label not in {trace["name"] for trace in traces}
-        traces.append(line(label, points, style, legendgroup=label, showlegend=shown, **on(panel)))
-    layout = beside(*((w, "layer", u) for w, u, _, _ in panels), ("told right, held out", "layer", "share of tokens"))
+        trace = line(label, points, place or 0, legendgroup=label, showlegend=shown, **on(panel))
+        if place is None:
+            trace |= {"mode": "lines", "line": {"color": "@grey", "dash": "dot", "width": 1.5}}
+        traces.append(trace)
+    layout = beside(
+        *((w, "layer", u) for w, u, _, _ in panels), ("domain accuracy, held out", "layer", "share of tokens")
+    )
     for axis in ("xaxis", "xaxis2", "xaxis3"):
         layout[axis] |= {"tickmode": "linear" if len(after.layers) <= 16 else "auto", "dtick": 1}
     layout["yaxis3"] |= {"tickformat": ".0%"}

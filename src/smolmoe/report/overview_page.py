@@ -9,7 +9,7 @@ from pathlib import Path
 from smolmoe.errors import OutputError
 from smolmoe.report.overview import Overview
 from smolmoe.report.overview_sections import Section, sections, shown_probe
-from smolmoe.report.overview_summary import Answer, answers, main_model
+from smolmoe.report.overview_summary import Answer, answers
 from smolmoe.report.page import MARK, POLICY, asset
 from smolmoe.report.page_tokens import token_styles
 
@@ -96,7 +96,7 @@ def overview_page(found: Overview) -> str:
 
 
 def _title(found: Overview) -> str:
-    main = main_model(found)
+    main = found.main
     names = [folder.resolve().name for folder in found.folders]
     return names[0] if len(names) == 1 else main[0] if main else " and ".join(names)
 

@@ -6,7 +6,10 @@ from collections.abc import Mapping, Sequence
 from html import escape
 from typing import Any
 
-from smolmoe.report.charts import COLOURS, Chart, axes, line
+from smolmoe import units
+from smolmoe.interval import NO_DIFFERENCE
+from smolmoe.report.charts import Chart, axes, line
+from smolmoe.report.names import MARKERS, Looks, colour, marker
 
 Values = Mapping[str, Any]
 
@@ -37,21 +40,18 @@ def comparison_chart(values: Values, name: str) -> Chart | None:
                     "symmetric": False,
                     "array": [high - d["value"] for d, (_, high) in zip(found, ends, strict=True)],
                     "arrayminus": [d["value"] - low for d, (low, _) in zip(found, ends, strict=True)],
-                    "color": COLOURS[place % 6],
+                    "color": "@ink",
                     "thickness": 1.6,
                     "width": 5,
                 },
-                "marker": {
-                    "color": COLOURS[place % 6],
-                    "size": 10,
-                    "symbol": ("circle", "square", "diamond")[place % 3],
-                },
+                # A difference is of two models: it has neither's colour.
+                "marker": {"color": "@ink", "size": 10, "symbol": MARKERS[place % len(MARKERS)]},
                 "hovertemplate": "%{x:+.4f}<extra>%{text}, %{fullData.name}</extra>",
             }
         )
         for kind, difference, (low, high) in zip(kinds, found, ends, strict=True):
             better = pair.get("better") if kind == "all" else None
-            verdict = (better or "not told apart") if kind == "all" else ""
+            verdict = (better or NO_DIFFERENCE) if kind == "all" else ""
             rows.append([label, kind, difference["value"], low, high, difference.get("p"), verdict])
     layout = axes(f"difference of losses (nats a {unit})", "", yaxis_autorange="reversed")
     layout["yaxis"] |= {"tickvals": list(range(len(kinds))), "ticktext": [escape(kind) for kind in kinds]}
@@ -88,23 +88,30 @@ def comparison_rows(values: Values) -> tuple[list[str], list[list[Any]]]:
         *([f"… {domain}", *(_estimate(model["by_domain"][domain]) for model in models)] for domain in domains),
         ["perplexity", *(_estimate(model["perplexity"]) for model in models)],
         ["bits a byte", *(_estimate(model["bits_per_byte"]) for model in models)],
-        ["parameters", *(model["parameters"] for model in models)],
-        ["active for a token", *(model["active"] for model in models)],
-        ["bytes on disk", *(model["disk"] for model in models)],
-        ["FLOPs a token, forward", *(model["flops"] for model in models)],
+        ["parameters", *(units.parameters(model["parameters"]) for model in models)],
+        ["active for a token", *(units.parameters(model["active"]) for model in models)],
+        ["size on disk", *(units.size(model["disk"]) for model in models)],
+        ["FLOPs a token, forward", *(units.flops(model["flops"]) for model in models)],
         ["same favourite token as the base", *(_agreement(model, "top1") for model in models)],
         ["KL from the base, nats", *(_agreement(model, "kl") for model in models)],
     ]
     if any(model.get("speed") for model in models):
-        words = {"latency": "first token, s", "prefill": "reading, tokens/s", "decode": "writing, tokens/s"}
-        words |= {"memory": "peak memory, bytes"}
-        rows += [[said, *((model.get("speed") or {}).get(key) for model in models)] for key, said in words.items()]
+        words = {"latency": "first token after", "prefill": "reading, tokens/s", "decode": "writing, tokens/s"}
+        words |= {"memory": "peak memory"}
+        rows += [[said, *(_speed(model.get("speed") or {}, key) for model in models)] for key, said in words.items()]
     tasks = {
         (task, metric): None for model in models for task, of in (model.get("tasks") or {}).items() for metric in of
     }
     rows += [[f"{task}, {metric}", *(_score(model, task, metric) for model in models)] for task, metric in tasks]
     rows.append(["seeds", *(len(model.get("checkpoints") or ()) for model in models)])
     return ["", *(str(model["name"]) for model in models)], rows
+
+
+def _speed(found: Values, key: str) -> str | None:
+    if found.get(key) is None:
+        return None
+    forms = {"latency": units.duration, "memory": units.size}
+    return forms.get(key, lambda value: f"{value:,.0f}")(found[key])
 
 
 def _experts(model: Values) -> str:
@@ -131,12 +138,12 @@ def _agreement(model: Values, key: str) -> str | None:
     return f"{value:.2%}" if key == "top1" else f"{value:.3g}"
 
 
-def sweep_chart(values: Values, name: str) -> Chart | None:
+def sweep_chart(values: Values, name: str, looks: Looks) -> Chart | None:
     """Loss over training tokens: points, law, and the band that widens beyond them."""
     traces: list[dict[str, Any]] = []
     rows = []
-    for place, curve in enumerate(values.get("curves") or ()):
-        colour = COLOURS[place % 6]
+    for curve in values.get("curves") or ():
+        place = looks(_curve_name(values, curve))
         band = curve.get("band") or ()
         if band:
             x = [point["tokens"] for point in band]
@@ -144,7 +151,7 @@ def sweep_chart(values: Values, name: str) -> Chart | None:
             shade = {"type": "scatter", "mode": "lines", "x": [*x, *reversed(x)], "y": y, "fill": "toself"}
             traces.append(
                 shade
-                | {"fillcolor": f"{colour}/0.15", "line": {"width": 0}, "hoverinfo": "skip", "showlegend": False}
+                | {"fillcolor": f"{colour(place)}/0.15", "line": {"width": 0}, "hoverinfo": "skip", "showlegend": False}
                 | {"name": f"{curve['name']}, band"}
             )
             law = [(point["tokens"], point["loss"]["value"]) for point in band]
@@ -157,7 +164,7 @@ def sweep_chart(values: Values, name: str) -> Chart | None:
                 "name": curve["name"],
                 "x": [point["tokens"] for point in points],
                 "y": [point["loss"] for point in points],
-                "marker": {"color": colour, "size": 9, "symbol": ("circle", "square", "diamond")[place % 3]},
+                "marker": marker(place, 9),
                 "hovertemplate": "%{y:.4f} at %{x:.3s} tokens<extra></extra>",
             }
         )
@@ -181,6 +188,11 @@ def sweep_chart(values: Values, name: str) -> Chart | None:
         rows,
         height=430,
     )
+
+
+def _curve_name(values: Values, curve: Values) -> str:
+    """A curve is no model: its look is its own."""
+    return f"sweep of {values.get('recipe', '')}: {curve['name']}"
 
 
 def sweep_rows(values: Values) -> tuple[list[str], list[list[Any]]]:

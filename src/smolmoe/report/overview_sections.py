@@ -9,20 +9,23 @@ from dataclasses import dataclass
 from html import escape
 from typing import Any
 
-from smolmoe.report.bench_view import bench_html
+from smolmoe import units
+from smolmoe.report.bench_view import bench_html, bench_label
 from smolmoe.report.card import engines, sources
 from smolmoe.report.charts import Chart, show, table
 from smolmoe.report.model_facts import ModelFacts, without_places
-from smolmoe.report.overview import Boundary, Overview, Probe
+from smolmoe.report.names import Looks
+from smolmoe.report.overview import Boundary, Overview, Probe, Training
 from smolmoe.report.overview_charts import (
     balance_chart,
     boundary_chart,
     by_domain_rows,
     claim_chart,
     final_chart,
+    final_rows,
     layers_chart,
     routing_chart,
-    training_charts,
+    training_chart,
 )
 from smolmoe.report.overview_results import (
     comparison_chart,
@@ -75,7 +78,7 @@ def sections(found: Overview) -> list[Section]:
 def _named(command: str, found: Overview) -> str:
     """The command with the folders that are known here."""
     moe = next((str(model.folder) for _, model in found.moes), None)
-    dense = next((str(model.folder) for _, model in found.models if not model.experts), None)
+    dense = next((str(other.folder) for other in found.models_it_was_made_of), None)
     known = {"MODEL": moe, "MOE": moe, "DENSE": dense}
     quoted = {word: shlex.quote(folder) for word, folder in known.items() if folder}
     return re.sub(r"\b[A-Z]+\b", lambda word: quoted.get(word[0], word[0]), command)
@@ -105,7 +108,7 @@ def _claim(found: Overview) -> str:
     cards = "".join(_claim_card(label, model) for label, model in claimed[:SHOWN])
     rest = "".join(_claim_card(label, model) for label, model in claimed[SHOWN:])
     more = f"<details class='more'><summary>{len(claimed) - SHOWN} more</summary>{rest}</details>" if rest else ""
-    return f'<div class="cards">{cards}</div>{more}{_charts([claim_chart(claimed[:6])])}'
+    return f'<div class="cards">{cards}</div>{more}{_charts([claim_chart(claimed[:6], found.looks)])}'
 
 
 def _claim_card(label: str, model: ModelFacts) -> str:
@@ -135,7 +138,7 @@ def _words(model: ModelFacts) -> str:
     known = model.parameters
     parts = [f"{known.get('total') or model.total:,} parameters"]
     parts += [f"{model.active:,} active"] if model.active else []
-    parts += [f"{model.nbytes / 1e6:,.1f} MB, {' and '.join(model.dtypes)}"]
+    parts += [f"{units.size(model.nbytes)}, {' and '.join(model.dtypes)}"]
     return f'<p class="hint">{escape(", ".join(parts))}. {escape(model.architecture)}.</p>'
 
 
@@ -143,18 +146,20 @@ def _words(model: ModelFacts) -> str:
 
 
 def _boundaries(found: Overview) -> str:
-    return _folded([(b.label, _boundary(b, f"boundary-{place}")) for place, b in enumerate(found.boundaries)])
+    return _folded(
+        [(b.label, _boundary(b, f"boundary-{place}", found.looks)) for place, b in enumerate(found.boundaries)]
+    )
 
 
-def _boundary(boundary: Boundary, name: str) -> str:
+def _boundary(boundary: Boundary, name: str, looks: Looks) -> str:
     rows = [
         [
             label,
             row.get("final"),
             _signed(row.get("jump")),
             _interval(row.get("difference")),
-            row.get("tokens"),
-            row.get("flops"),
+            None if row.get("tokens") is None else units.tokens(row["tokens"]),
+            None if row.get("flops") is None else units.flops(row["flops"]),
         ]
         for label, row in boundary.rows.items()
     ]
@@ -167,7 +172,7 @@ def _boundary(boundary: Boundary, name: str) -> str:
         "FLOPs",
     ]
     kept = [at for at in range(len(head)) if at == 0 or any(row[at] not in (None, "–") for row in rows)]
-    return boundary_chart(boundary, name).html() + table(
+    return boundary_chart(boundary, name, looks).html() + table(
         [head[at] for at in kept], [[row[at] for at in kept] for row in rows], caption="Nats a token, held out"
     )
 
@@ -181,7 +186,13 @@ def _interval(found: Mapping[str, float] | None) -> str:
 
 
 def _losses(found: Overview) -> str:
-    parts = [_charts([final_chart(found.trainings)])]
+    done = [[run for run in group if run.summary.get("held_out")] for group in found.groups]
+    charts = [final_chart(group, f"final-losses-{place}", found.looks) for place, group in enumerate(done)]
+    alone = [group[0] for group in done if len(group) == 1]
+    parts = [_charts(charts)]
+    if alone:
+        head, rows = final_rows(alone)
+        parts.append(_why_alone(found, alone) + table(head, rows, caption="Runs that stand by themselves"))
     for boundary in found.boundaries:
         if boundary.by_domain:
             head, rows = by_domain_rows(boundary)
@@ -189,15 +200,35 @@ def _losses(found: Overview) -> str:
     return "\n".join(part for part in parts if part)
 
 
+def _why_alone(found: Overview, alone: Sequence[Training]) -> str:
+    """Why these runs' losses are not set beside others."""
+    others = [run for run in found.trainings if run.summary.get("held_out")]
+    if len(others) < 2:
+        return ""
+    said = []
+    for run in alone:
+        reasons = {found.kin.why_apart(run.folder, other.folder) for other in others if other is not run}
+        said.append(f"{run.label}: {' or '.join(sorted(filter(None, reasons)))}")
+    words = "Not compared with the other runs, whose figures would say nothing about them"
+    return f'<p class="note">{escape(words)}. {escape("; ".join(said))}.</p>'
+
+
+def _by_group(found: Overview, chart: Callable[[Sequence[Training], str, Looks], Chart | None], name: str) -> str:
+    """A figure for each set of runs that belong together; the first ones open."""
+    charts = [chart(group, f"{name}-{place}", found.looks) for place, group in enumerate(found.groups)]
+    parts = [(", ".join(r.label for r in g), c.html()) for g, c in zip(found.groups, charts, strict=True) if c]
+    return _folded(parts)
+
+
 def _training(found: Overview) -> str:
-    charts = _charts(training_charts(found.trainings))
+    charts = _by_group(found, training_chart, "training-curves")
     open_runs = [run.label for run in found.trainings if not run.summary]
     note = f'<p class="note">Not finished: {escape(", ".join(open_runs))}.</p>' if open_runs else ""
     return charts + note if charts or note else ""
 
 
 def _balance(found: Overview) -> str:
-    return _charts([balance_chart(found.trainings)])
+    return _by_group(found, balance_chart, "balance-curves")
 
 
 # -- probes ----------------------------------------------------------------------------------------------------------
@@ -253,7 +284,7 @@ def _sweep(found: Overview) -> str:
     for place, values in enumerate(found.sweeps):
         laws = "".join(f"<li>{escape(law)}</li>" for law in sweep_laws(values))
         head, rows = sweep_rows(values)
-        html = _charts([sweep_chart(values, f"sweep-{place}")]) + f"<ul>{laws}</ul>"
+        html = _charts([sweep_chart(values, f"sweep-{place}", found.looks)]) + f"<ul>{laws}</ul>"
         parts.append(
             (str(values.get("model", "")), html + table(head, rows, caption="What more data buys, 95% intervals"))
         )
@@ -261,7 +292,7 @@ def _sweep(found: Overview) -> str:
 
 
 def _speed(found: Overview) -> str:
-    return _folded([bench_html(values, f"speed-{place}") for place, values in enumerate(found.benches)])
+    return _folded([bench_html(values, f"speed-{place}", found.looks) for place, values in enumerate(found.benches)])
 
 
 # -- provenance ------------------------------------------------------------------------------------------------------
@@ -275,7 +306,7 @@ def _provenance(found: Overview) -> str:
         for label, values in [
             *((f"compare: {c.path.parent.name}", c.values) for c in found.comparisons),
             *((f"sweep: {values.get('model', '')}", values) for values in found.sweeps),
-            *((f"bench: {bench_html(values, 'bench')[0]}", values) for values in found.benches),
+            *((f"bench: {bench_label(values)}", values) for values in found.benches),
         ]
     ]
     return "\n".join(part for part in parts if part)

@@ -6,6 +6,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from smolmoe import units
+from smolmoe.interval import Interval, evidence, no_finding, side
 from smolmoe.report.bench_view import bench_answer
 from smolmoe.report.model_facts import ModelFacts
 from smolmoe.report.overview import Boundary, Overview
@@ -33,16 +35,9 @@ def answers(found: Overview) -> list[Answer]:
     return [_made(found), _costs(found), _wins(found)]
 
 
-def main_model(found: Overview) -> tuple[str, ModelFacts] | None:
-    """The MoE that the report is about: the first one that was converted, else the first."""
-    moes = found.moes
-    converted = [pair for pair in moes if pair[1].stage == "upcycle"]
-    return next(iter(converted or moes or found.models), None)
-
-
 def _made(found: Overview) -> Answer:
     question = "What was made?"
-    main = main_model(found)
+    main = found.main
     if main is None:
         probe = next(iter(found.probes), None)
         if probe is not None:
@@ -81,49 +76,71 @@ def _sound(model: ModelFacts) -> str:
 
 def _costs(found: Overview) -> Answer:
     question = "What does it cost?"
-    main = main_model(found)
+    main = found.main
     if main is None:
         return Answer(question, "Not known", "No model's files are here.", "open")
     _, model = main
-    total = _millions(model.parameters.get("total") or model.total)
+    total = units.parameters(model.parameters.get("total") or model.total)
     active = model.active
-    headline = total if not active or not model.experts else f"{_millions(active)} of {total}"
+    headline = total if not active or not model.experts else f"{units.parameters(active)} of {total}"
     sentence = (
         "parameters" if not model.experts else "parameters are used for a token" if active else "parameters in all"
     )
-    dense = _dense_parameters(found)
-    if dense and active and model.experts:
-        sentence += f", {active / dense:.2f} times the dense model's {_millions(dense)}"
-    sentence += f"; {model.nbytes / 1e6:,.1f} MB on disk."
+    if model.experts and active:
+        sentence += _against_dense(found, active)
+    sentence += f"; {units.size(model.nbytes)} on disk."
     spent = [
-        (run.summary["tokens"], run.summary.get("flops") or 0) for run in found.trainings if run.summary.get("tokens")
+        (run.summary["tokens"], run.summary.get("flops") or 0)
+        for run in found.trainings
+        if run.summary.get("tokens") and found.kin.together(run.folder, model.folder)
     ]
     if spent:
         tokens, flops = max(spent)
-        sentence += f" Longest training here: {tokens:,} tokens, {flops:.2g} FLOPs."
-    speed = [said for values in found.benches if (said := bench_answer(values))]
+        sentence += f" Longest training of its kin here: {units.tokens(tokens)} tokens, {units.flops(flops)}."
+    speed = [said for values in found.benches if _is_about(found, model, values) and (said := bench_answer(values))]
     return Answer(question, headline, " ".join([sentence, *speed[:1]]))
 
 
-def _dense_parameters(found: Overview) -> int | None:
-    return next((model.parameters.get("total") or model.total for _, model in found.models if not model.experts), None)
+def _against_dense(found: Overview, active: int) -> str:
+    """How much larger than the dense model that it is on record as made of; why not, where another one is here."""
+    for other in found.models_it_was_made_of:
+        size = other.parameters.get("total") or other.total
+        label = next(label for label, known in found.models if known is other)
+        return f", {active / size:.2f} times those of {label}, the dense model it was made of"
+    others = any(not other.experts for _, other in found.models)
+    return "; no dense model here is on record as what it was made of, so none is compared" if others else ""
+
+
+def _is_about(found: Overview, model: ModelFacts, bench: Mapping[str, Any]) -> bool:
+    folders = [measured["folder"] for measured in bench.get("models") or () if measured.get("folder")]
+    return any(found.kin.together(folder, model.folder) for folder in folders) or len(found.moes) == 0
 
 
 def _wins(found: Overview) -> Answer:
     question = "Does it win?"
+    main = found.main
     for comparison in found.comparisons:
-        if comparison.verdict:
+        if comparison.verdict and (main is None or comparison.sha256 & found.kin.of(main[1].folder)):
             headline, tone = _who(comparison.values)
             return Answer(question, headline, comparison.verdict[0], tone)
     for boundary in found.boundaries:
-        if boundary.reference:
+        if boundary.reference and (main is None or _is_across(found, boundary, main[1])):
             return _of_boundary(question, boundary)
+    others = "The comparisons below are of other models. " if found.comparisons or found.boundaries else ""
     return Answer(
         question,
         "Not measured",
-        "Nothing here lays the MoE beside a dense model on the same held-out text: `smolmoe compare` does.",
+        f"{others}Nothing here compares this model with one of its own kin (a common ancestor on record) on the same "
+        "held-out text: `smolmoe compare` does.",
         "open",
     )
+
+
+def _is_across(found: Overview, boundary: Boundary, model: ModelFacts) -> bool:
+    """Whether the runs of a boundary are the model's kin; where they are not on record, whether it is their place."""
+    if boundary.runs:
+        return any(found.kin.together(run, model.folder) for run in boundary.runs)
+    return model.folder.resolve().is_relative_to(boundary.folder.resolve())
 
 
 def _who(values: Mapping[str, Any]) -> tuple[str, str]:
@@ -139,7 +156,7 @@ def _who(values: Mapping[str, Any]) -> tuple[str, str]:
     if len(won) > 1:
         return "It depends", "open"
     winner = won.pop()
-    return {"moe": ("Yes", "good"), "dense": ("No", "bad")}.get(winner or "", ("No difference", "open"))
+    return {"moe": ("Yes", "good"), "dense": ("No", "bad")}.get(winner or "", ("No difference seen", "open"))
 
 
 def _of_boundary(question: str, boundary: Boundary) -> Answer:
@@ -147,24 +164,24 @@ def _of_boundary(question: str, boundary: Boundary) -> Answer:
     difference = row.get("difference")
     if not difference:
         return Answer(question, "Not measured", "The runs were not compared.", "open")
-    value, low, high = (difference[key] for key in ("value", "low", "high"))
-    if low <= 0 <= high:
-        headline, tone, verdict = "No difference", "open", "is not told apart from"
-    elif high < 0:
-        headline, tone, verdict = "On equal tokens, yes", "good", "is better than"
-    else:
-        headline, tone, verdict = "Not on equal tokens", "bad", "is worse than"
+    gap = Interval(*(difference[key] for key in ("value", "low", "high")))
+    headline, tone, verdict = {
+        "few": ("Too few documents", "open", "was compared with"),
+        "none": ("No difference seen", "open", "is not told apart from"),
+        "lower": ("On equal tokens, yes", "good", "is better than"),
+        "higher": ("Not on equal tokens", "bad", "is worse than"),
+    }[side(gap, boundary.documents)]
+    shown = no_finding(gap, boundary.documents) or evidence(gap, boundary.documents)
     return Answer(
         question,
         headline,
-        f"{label} {verdict} “{boundary.reference}” on held-out text after as many further tokens: "
-        f"{value:+.4f} [{low:+.4f}, {high:+.4f}] nats a "
-        f"token (95% over {boundary.documents:,} documents, one seed){_beside(boundary, label)}.",
+        f"{label} {verdict} “{boundary.reference}” on held-out text after as many further tokens: {shown}, one seed"
+        f"{_cost_of_winning(boundary, label)}.",
         tone,
     )
 
 
-def _beside(boundary: Boundary, label: str) -> str:
+def _cost_of_winning(boundary: Boundary, label: str) -> str:
     """What the win has cost, and whether another run ends lower still."""
     rows, reference = boundary.rows, boundary.rows.get(boundary.reference or "", {})
     flops, other = rows[label].get("flops"), reference.get("flops")
@@ -172,10 +189,3 @@ def _beside(boundary: Boundary, label: str) -> str:
     ends = {name: row["final"] for name, row in rows.items() if row.get("final") is not None}
     best = min(ends, key=lambda name: ends[name])
     return said + (f"; the lowest loss is that of “{best}”, {ends[best]:.4f}" if best != label else "")
-
-
-def _millions(count: float) -> str:
-    for factor, unit in ((1e9, "B"), (1e6, "M"), (1e3, "k")):
-        if count >= factor:
-            return f"{count / factor:.3g} {unit}"
-    return str(int(count))

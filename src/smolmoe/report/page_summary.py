@@ -9,14 +9,17 @@ from typing import Any
 
 import numpy as np
 
+from smolmoe.interval import NO_DIFFERENCE, Interval, above_chance, enough_tokens, side, too_few
+from smolmoe.probe.findings import copies_said
 from smolmoe.report.page_tokens import visible
-from smolmoe.report.specialisation_data import Probed, array
+from smolmoe.report.specialisation_data import Probed
 
 
 def headlines(after: Probed, before: Probed | None) -> list[str]:
     """The sentences at the top of the page, as plain text."""
     found = [
         _what(after),
+        _copies(after),
         _accuracy(after),
         _documents(after),
         _above_chance(after, before, "separation", "Domain separation", "bits"),
@@ -119,37 +122,53 @@ def _what(after: Probed) -> str:
     )
 
 
+def _copies(after: Probed) -> str:
+    """Before anything is said of what experts specialise in."""
+    cka = (after.values.get("similarity") or {}).get("cka")
+    return (copies_said(cka, after.layers) or "") if cka else ""
+
+
 def _accuracy(after: Probed) -> str:
     last = after.values.get("last_third")
     if not last:
         return ""
+    few = too_few(after.values["accuracy"]["documents"])
+    if few:
+        return f"How often routing tells the domain: {few}."
     sentence = (
         f"In the last third of the layers the first expert tells a token's domain right {_share(last['accuracy'])} of "
         f"the time, held out, mean over domains. Its ceiling, a linear probe on its input, reaches "
-        f"{_share(last['ceiling'])} (the router is {_gap(last['accuracy'] - last['ceiling'])})"
+        f"{_share(last['ceiling'])} ({_gap(after, last['ceiling'])})"
     )
     dense = last.get("dense_ceiling")
     if dense is None:
         return f"{sentence}."
-    return (
-        f"{sentence}; on the dense model it reaches {_share(dense)} (the router is {_gap(last['accuracy'] - dense)})."
-    )
+    return f"{sentence}; on the dense model it reaches {_share(dense)} ({_gap(after, dense)})."
 
 
-def _gap(difference: float) -> str:
-    points = 100 * difference
-    return "level" if abs(points) < 0.05 else f"{abs(points):.1f} points {'above' if points > 0 else 'below'}"
+def _gap(after: Probed, ceiling: float) -> str:
+    """How the router does beside a ceiling, by the interval of its accuracy over documents."""
+    last = after.values["last_third"]
+    found = last.get("interval")
+    if not found:
+        return "a probe of an earlier version, without the interval that a finding takes"
+    gap = Interval(*(100 * (found[end] - ceiling) for end in ("value", "low", "high")))
+    documents = sum(after.values["accuracy"]["documents"].values())
+    shown = f"{gap.value:+.1f} points, 95% interval [{gap.low:+.1f}, {gap.high:+.1f}] over {documents:,} documents"
+    words = {"lower": "the router is below it", "higher": "the router is above it"}
+    return f"{words.get(side(gap, documents), NO_DIFFERENCE)}: {shown}".replace("-", "−")
 
 
 def _documents(after: Probed) -> str:
     last = after.values.get("last_third")
-    if not last or not last.get("document_majority"):
+    if not last or not last.get("document_majority") or too_few(after.values["accuracy"]["documents"]):
         return ""
     shares = last["document_majority"]
     worst = int(np.argmin(shares))
     return (
         f"By majority over a document's tokens in these layers, {_share(float(np.mean(shares)))} of the documents are "
-        f"told right; the least sure domain is {after.domains[worst]} with {_share(shares[worst])}."
+        f"told right; the lowest share is that of {after.domains[worst]}, {_share(shares[worst])} of "
+        f"{after.values['accuracy']['documents'][after.domains[worst]]:,}."
     )
 
 
@@ -164,15 +183,24 @@ def _above_chance(after: Probed, before: Probed | None, key: str, words: str, un
         sentence += f" (before, at its highest: {_number(float(np.nanmax(before.per_layer(key))), unit)})"
     if math.isnan(chance):
         return sentence + "."
-    verdict = "above" if values[place] > chance else "not above"
+    few = too_few(after.values["documents"])
+    if few:
+        return f"{sentence}; {few}."
+    limits = after.baseline(key, "p95")
+    beyond = int(np.sum(values > limits))
+    verdict = "above chance" if above_chance(beyond, len(values)) else f"{NO_DIFFERENCE} from chance"
     return (
-        f"{sentence}. That is {verdict} chance: shuffled labels give up to {_number(chance, unit)} (95th percentile)."
+        f"{sentence}; shuffled labels give up to {_number(chance, unit)} there (95th percentile). Over all layers: "
+        f"{verdict}, {beyond} of {len(values)} are beyond that percentile."
     )
 
 
 def _load(after: Probed) -> str:
     rows = after.values["layers"]
     worst = max(rows, key=lambda row: row["max_vio"])
+    tokens = sum(after.values["tokens"].values())
+    if not enough_tokens(tokens, after.top_k, after.experts):
+        return f"{tokens:,} tokens are too few to say how the load falls on {after.experts} experts."
     dead = [f"{expert} at layer {row['layer']}" for row in rows for expert in row["dead"]]
     few = ", ".join(dead[:6]) + (f" and {len(dead) - 6} more" if len(dead) > 6 else "")
     return (
@@ -186,21 +214,9 @@ def _pays(after: Probed) -> str:
     found = after.values.get("losses")
     if not found:
         return "Whether it pays was not measured: there are no losses with experts forced or knocked out."
-    base = array([found["base"][domain] for domain in after.domains])[:, None]
-    change = array(found["knocked_out"]) - base
-    pairs = [(row, own) for row, own in enumerate(found["own"]) if own is not None and not np.isnan(change[row, own])]
-    if not pairs:
+    if not any(own is not None for own in found["own"]):
         return "No domain has experts of its own that could be knocked out."
-    right = [row for row, own in pairs if int(np.nanargmax(change[:, own])) == row]
-    mean = float(np.mean([change[pair] for pair in pairs]))
-    sentence = (
-        f"Knocking out a domain's own experts hurts that domain most for {len(right)} of {len(pairs)} domains, and "
-        f"changes its loss by {_signed(mean)} nats a token on average."
-    )
-    if found.get("dense"):
-        worse = [domain for domain in after.domains if found["base"][domain] > found["dense"][domain]]
-        sentence += f" The loss is higher than the dense model's in {', '.join(worse) or 'no domain'}."
-    return sentence
+    return str(found.get("summary") or "Whether it pays: this probe is of an earlier version, without intervals.")
 
 
 def _tokens(top: list[Mapping[str, Any]]) -> str:

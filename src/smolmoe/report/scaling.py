@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from matplotlib.colors import to_rgba
 from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
+from smolmoe import units
 from smolmoe.report.drawing import BAND, GREY, INK, STYLES, Drawing, new_figure
 
 if TYPE_CHECKING:
@@ -120,7 +121,7 @@ def _finish_losses(axes: Axes, curves: Sequence[Values], largest: int) -> None:
             axes.text(0.01, curve["start_loss"], "before", transform=where, fontsize=7, ha="left", va="bottom")
             break
     axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
-    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, position: short(value)))
+    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, position: units.tokens(value)))
     axes.xaxis.set_minor_formatter(NullFormatter())
     axes.tick_params(axis="x", labelrotation=45 if max(ends) > 300 * min(ends) else 0)
     axes.set_xlabel("training tokens")
@@ -185,13 +186,5 @@ def _draw_gains(axes: Axes, gains: Sequence[tuple[Values, Values, int]], *, seve
 
 
 def _row(curve: Values, gain: Values, *, several: bool) -> str:
-    steps = f"{short(gain['begin'])} → {short(gain['end'])}"
+    steps = f"{units.tokens(gain['begin'])} → {units.tokens(gain['end'])}"
     return f"{curve['name']}\n{steps}" if several else steps
-
-
-def short(tokens: float) -> str:
-    """1500000 as "1.5M"."""
-    for unit, letter in ((1e12, "T"), (1e9, "B"), (1e6, "M"), (1e3, "K")):
-        if tokens >= unit * 0.9995:
-            return f"{tokens / unit:.3g}{letter}"
-    return f"{tokens:.3g}"

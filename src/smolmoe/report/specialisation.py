@@ -12,11 +12,11 @@ from typing import Any
 import numpy as np
 from matplotlib.axes import Axes
 
+from smolmoe.interval import Interval, side
 from smolmoe.report.drawing import (
     BAND,
     GREY,
     PALE,
-    STYLES,
     WIDTH,
     Drawing,
     Panels,
@@ -29,6 +29,17 @@ from smolmoe.report.drawing import (
     new_figure,
     panels_in_a_row,
     percent,
+)
+from smolmoe.report.names import (
+    BEFORE,
+    CHANCE,
+    DENSE_PROBE,
+    DOCUMENTS,
+    LINEAR_PROBE,
+    OTHER,
+    PROBE_NAMES,
+    ROUTER,
+    style,
 )
 from smolmoe.report.specialisation_data import Probed, array
 
@@ -140,15 +151,15 @@ def separation(after: Probed, before: Probed | None) -> Drawing:
     for axes, (key, unit, title) in zip(figure.subplots(1, 3), kinds, strict=True):
         places = _layer_axis(axes, after.layers)
         _baseline(axes, places, after, key)
-        axes.plot(places, after.per_layer(key), label="after" if before else "measured", **STYLES[0])
+        axes.plot(places, after.per_layer(key), label=PROBE_NAMES[ROUTER], **style(ROUTER))
         if before is not None:
-            axes.plot(places, before.per_layer(key), label="before", **STYLES[1])
+            axes.plot(places, before.per_layer(key), label=PROBE_NAMES[BEFORE], **style(BEFORE))
         extra = {
             "separation": ("within one type of token", after.values.get("within_type_separation")),
             "mutual_information": ("where the token's type is known", after.per_layer("domain_within_type")),
         }.get(key)
         if extra is not None and extra[1] is not None and not np.isnan(array(extra[1])).all():
-            axes.plot(places, array(extra[1]), label=extra[0], **STYLES[2])
+            axes.plot(places, array(extra[1]), label=extra[0], **style(OTHER))
         axes.set_ylim(bottom=1 if key == "contrast" else 0)
         axes.set_ylabel(unit)
         axes.set_title(title)
@@ -163,7 +174,7 @@ def separation(after: Probed, before: Probed | None) -> Drawing:
 def _baseline(axes: Axes, places: np.ndarray, probed: Probed, key: str) -> None:
     mean, top = probed.baseline(key, "mean"), probed.baseline(key, "p95")
     if not np.isnan(top).all():
-        axes.fill_between(places, mean, top, color=BAND, label="shuffled labels", zorder=1)
+        axes.fill_between(places, mean, top, color=BAND, label=f"{CHANCE} (shuffled labels)", zorder=1)
         axes.plot(places, top, color=GREY, linewidth=0.9, linestyle=(0, (1, 1.5)), zorder=1)
 
 
@@ -175,21 +186,21 @@ def accuracy(after: Probed, before: Probed | None) -> Drawing | None:
     figure = new_figure(3.5)
     axes = figure.subplots()
     places = _layer_axis(axes, after.layers)
-    lines: list[tuple[str, Any]] = [
-        ("first choice of the router, per token", macro),
-        ("ceiling: linear probe on the router's input", after.accuracy("linear_probe_macro")),
-        ("ceiling: linear probe on the dense model", after.accuracy("dense_linear_probe_macro")),
-        ("majority over a document", _mean_over_domains(after.accuracy("document_majority"))),
-        ("before, per token", None if before is None else before.accuracy("macro")),
-    ]
-    for (label, values), style in zip(lines, STYLES, strict=False):
+    lines: dict[int, Any] = {
+        ROUTER: macro,
+        BEFORE: None if before is None else before.accuracy("macro"),
+        LINEAR_PROBE: after.accuracy("linear_probe_macro"),
+        DENSE_PROBE: after.accuracy("dense_linear_probe_macro"),
+        DOCUMENTS: _mean_over_domains(after.accuracy("document_majority")),
+    }
+    for place, values in lines.items():
         if values is not None:
-            axes.plot(places, 100 * values, label=label, **style)
+            axes.plot(places, 100 * values, label=PROBE_NAMES[place], **style(place))
     chance = 100 / len(after.domains)
-    axes.axhline(chance, color=PALE, linewidth=1, linestyle=(0, (1, 1.5)), label=f"chance ({chance:.0f}%)")
+    axes.axhline(chance, color=PALE, linewidth=1, linestyle=(0, (1, 1.5)), label=f"{CHANCE} ({chance:.0f}%)")
     _mark_last_third(axes, after)
     axes.set_ylim(0, 103)
-    axes.set_ylabel("domain told right (%), mean over domains")
+    axes.set_ylabel("domain accuracy (%), mean over domains")
     axes.legend(loc="center left", bbox_to_anchor=(1.01, 0.5))
     caption = (
         "How often a token's first expert is one of its domain's, on documents that nothing was fitted to; a router "
@@ -201,9 +212,9 @@ def accuracy(after: Probed, before: Probed | None) -> Drawing | None:
 def accuracy_by_domain(after: Probed) -> Drawing | None:
     """Accuracy of each domain by layer: per token, its ceiling, per document."""
     kinds = (
-        ("per_token", "router, per token"),
-        ("linear_probe", "ceiling: linear probe, per token"),
-        ("document_majority", "router, majority over a document"),
+        ("per_token", PROBE_NAMES[ROUTER]),
+        ("linear_probe", PROBE_NAMES[LINEAR_PROBE]),
+        ("document_majority", PROBE_NAMES[DOCUMENTS]),
     )
     tables = [(title, table) for key, title in kinds if (table := after.accuracy(key)) is not None]
     if not tables:
@@ -220,7 +231,7 @@ def accuracy_by_domain(after: Probed) -> Drawing | None:
         if index % columns == 0:
             label_rows(axes, after.domains)
             axes.set_ylabel("domain")
-    colour_bar(figure, image, grid, "told right (%)", in_percent=True)
+    colour_bar(figure, image, grid, "accuracy (%)", in_percent=True)
     caption = "Each cell is the share of the domain's tokens (right: documents) whose first expert is one of its own."
     return Drawing("accuracy-domains", "Routing accuracy of each domain", caption, figure)
 
@@ -242,7 +253,7 @@ def losses(after: Probed) -> Drawing | None:
         change = array(found[key]) - base
         low, high = finite_range(change)
         image = heat_map(axes, change, low=min(low, 0), high=max(high, 1e-9), write=_change, size=7.5)
-        frame_cells(axes, _lowest_of_rows(change) if key == "forced" else _highest_of_columns(change))
+        frame_cells(axes, _found(after, key))
         axes.set_title(title)
         label_columns(axes, labels, 0.8 * WIDTH / columns)
         label_rows(axes, after.domains)
@@ -250,8 +261,9 @@ def losses(after: Probed) -> Drawing | None:
         axes.set_xlabel("expert")
         colour_bar(figure, image, axes, "nats a token")
     caption = (
-        "Change in held-out loss, darker is worse; framed are the best expert to force on each domain, and the domain "
-        "that misses each expert most: a specialist is framed in both tables at its own domain."
+        "Change in held-out loss, darker is worse. Framed is a domain's own specialist where its interval over "
+        "documents says so: forced, it beats those of the other domains; knocked out, its own domain loses most. What "
+        "is not framed may be chance."
     )
     return Drawing("losses", "The loss of each domain with one expert only, and without it", caption, figure)
 
@@ -261,13 +273,19 @@ def _change(value: float) -> str:
     return "0" if float(text) == 0 else text.replace("-", "−")
 
 
-def _lowest_of_rows(change: np.ndarray) -> list[tuple[int, int]]:
-    return [(row, int(np.nanargmin(line))) for row, line in enumerate(change) if not np.isnan(line).all()]
-
-
-def _highest_of_columns(change: np.ndarray) -> list[tuple[int, int]]:
-    """None where no domain's loss rises: nobody misses that expert."""
-    return [(int(np.nanargmax(line)), column) for column, line in enumerate(change.T) if np.any(line > 0)]
+def _found(after: Probed, key: str) -> list[tuple[int, int]]:
+    """Cells of domains and their own experts that differ by more than chance; none of copies."""
+    found = after.values["losses"]
+    cells = []
+    for row, domain in enumerate(after.domains):
+        own = found["own"][row]
+        wanted = {"forced": {"forced_gap": "lower"}}.get(key, {"knocked_out_gap": "higher", "elsewhere_gap": "higher"})
+        gaps = {name: (found.get(name) or [None] * len(after.domains))[row] for name in wanted}
+        documents = (found.get("documents") or {}).get(domain, 0)
+        shown = all(gap and side(Interval(**gap), documents) == wanted[name] for name, gap in gaps.items())
+        if own is not None and shown and domain not in (found.get("copied") or ()):
+            cells.append((row, own))
+    return cells
 
 
 def _mark_last_third(axes: Axes, probed: Probed) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -101,17 +101,30 @@ def array(values: Any) -> np.ndarray:
     return np.array(values, dtype=float)
 
 
+def why_not_comparable(before: Probed, after: Probed) -> str | None:
+    """What keeps two probes from being laid side by side: the field in which they differ; None where nothing does."""
+    fields: dict[str, Callable[[Probed], Any]] = {
+        "domains": lambda probed: probed.domains,
+        "layers": lambda probed: probed.layers,
+        "experts": lambda probed: probed.experts,
+        "documents": lambda probed: probed.values.get("documents"),
+        "tokens": lambda probed: probed.values.get("tokens"),
+    }
+    return next((field for field, of in fields.items() if of(before) != of(after)), None)
+
+
 def check_comparable(before: Probed, after: Probed) -> None:
     """See that two probes can be laid side by side.
 
     Raises:
-        RequestError: they have other domains, layers or numbers of experts.
+        RequestError: they have other domains, layers or numbers of experts, or read other text.
     """
-    for field in ("domains", "layers", "experts"):
-        if getattr(before, field) != getattr(after, field):
-            raise RequestError(
-                f"has other {field} than the probe it is compared with: {getattr(after, field)}.",
-                field="before",
-                value=getattr(before, field),
-                fix="Probe both models on the same data.",
-            )
+    field = why_not_comparable(before, after)
+    if field is not None:
+        there, here = (probed.values.get(field) or getattr(probed, field) for probed in (before, after))
+        raise RequestError(
+            f"has other {field} than the probe it is compared with: {here}.",
+            field="before",
+            value=there,
+            fix="Probe both models on the same data.",
+        )

@@ -12,7 +12,6 @@ import numpy as np
 
 from smolmoe.report.drawing import (
     GREY,
-    STYLES,
     WIDTH,
     Drawing,
     Panels,
@@ -25,6 +24,7 @@ from smolmoe.report.drawing import (
     panels_in_a_row,
     percent,
 )
+from smolmoe.report.names import BEFORE, DENSE_PROBE, DOCUMENTS, OTHER, PROBE_NAMES, ROUTER, style
 from smolmoe.report.specialisation_data import Probed, array
 
 
@@ -58,9 +58,12 @@ def load(after: Probed, before: Probed | None) -> Drawing:
 
 def _spread(axes: Any, after: Probed, shares: np.ndarray, before: Probed | None) -> None:
     """A dot for each expert in each layer: its load over the even load."""
-    states = [(after, shares, 0.0, "after" if before else "an expert")]
+    states = [(after, shares, 0.0, PROBE_NAMES[ROUTER] if before else "an expert")]
     if before is not None:
-        states = [(before, array(before.values["load"]), -0.17, "before"), (after, shares, 0.17, "after")]
+        states = [
+            (before, array(before.values["load"]), -0.17, PROBE_NAMES[BEFORE]),
+            (after, shares, 0.17, PROBE_NAMES[ROUTER]),
+        ]
     for index, (_, table, shift, label) in enumerate(states):
         times = table * after.experts
         places = np.repeat(np.arange(len(after.layers)) + shift, after.experts)
@@ -70,8 +73,8 @@ def _spread(axes: Any, after: Probed, shares: np.ndarray, before: Probed | None)
             places,
             s=20,
             marker="s" if hollow else "o",
-            facecolors="none" if hollow else STYLES[0]["color"],
-            edgecolors=STYLES[1]["color"] if hollow else "white",
+            facecolors="none" if hollow else style(ROUTER)["color"],
+            edgecolors=style(BEFORE)["color"] if hollow else "white",
             linewidths=0.9 if hollow else 0.4,
             label=label,
             zorder=2,
@@ -130,10 +133,12 @@ def similarity_by_layer(after: Probed) -> Drawing | None:
     figure = new_figure(3.0)
     axes = figure.subplots()
     places = np.arange(len(after.layers))
-    for (label, key), style, shift in zip(kinds, STYLES, (0.0, -0.06, 0.06), strict=False):
+    for (label, key), look, shift in zip(
+        kinds, map(style, (OTHER, DENSE_PROBE, DOCUMENTS)), (0.0, -0.06, 0.06), strict=True
+    ):
         pairs = _without_diagonal(array(found[key])).reshape(len(after.layers), -1)
-        axes.plot(places + shift, _over(pairs, np.mean), label=f"{label}, mean over pairs", **style)
-        axes.vlines(places + shift, _over(pairs, np.min), _over(pairs, np.max), color=style["color"], linewidth=1)
+        axes.plot(places + shift, _over(pairs, np.mean), label=f"{label}, mean over pairs", **look)
+        axes.vlines(places + shift, _over(pairs, np.min), _over(pairs, np.max), color=look["color"], linewidth=1)
     axes.set_ylim(top=1.03)
     label_columns(axes, [str(layer) for layer in after.layers])
     axes.set_xlabel("layer")
@@ -154,7 +159,7 @@ def saturation(after: Probed) -> Drawing | None:
         return None
     figure = new_figure(2.8)
     axes = figure.subplots()
-    axes.plot(np.arange(len(after.layers)), 100 * array(found), label="chosen by both", **STYLES[0])
+    axes.plot(np.arange(len(after.layers)), 100 * array(found), label="chosen by both", **style(ROUTER))
     chance = 100 * after.top_k / after.experts
     axes.axhline(chance, color=GREY, linestyle="--", linewidth=1, label=f"chance ({chance:.0f}%)")
     label_columns(axes, [str(layer) for layer in after.layers])

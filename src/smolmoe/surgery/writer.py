@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from smolmoe import units
 from smolmoe.checkpoint import DTYPE_CODES, INDEX_FILE, SINGLE_FILE, Checkpoint
 from smolmoe.errors import OutputError, RequestError
 from smolmoe.surgery.evaluate import block_values, filled
@@ -260,7 +261,7 @@ def check_output(out: Path, nbytes: int, sources: Sequence[Path], *, overwrite: 
     free = shutil.disk_usage(parent).free
     if nbytes > free:
         raise OutputError(
-            f"needs {nbytes / 1e9:.2f} GB, the disk has {free / 1e9:.2f} GB free.",
+            f"needs {units.size(nbytes)}, the disk has {units.size(free)} free.",
             field="out",
             value=str(out),
             fix="Free some space or choose another disk.",

@@ -116,9 +116,11 @@ def conclude(plan: Plan, trained: Sequence[Sequence[Trained]]) -> Sweep:
 
 
 def _check_same_text(trained: Sequence[Sequence[Trained]]) -> None:
+    from smolmoe.evaluate.held_out import same_text
+
     every = [run for runs in trained for run in runs]
     for run in every[1:]:
-        if any(run.documents[key] != every[0].documents[key] for key in ("tokens", "domains")):
+        if not same_text(run.documents, every[0].documents):
             raise DataError(
                 f"was measured on other held-out text than {every[0].folder}.",
                 field="held_out",

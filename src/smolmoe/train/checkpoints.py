@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from smolmoe import units
 from smolmoe.errors import CheckpointError, OutputError
 from smolmoe.files import write_json
 
@@ -121,7 +122,7 @@ def room_for(what: str, folder: Path) -> Iterator[None]:
     except (OSError, RuntimeError, SafetensorError) as error:
         free = shutil.disk_usage(folder.parent if folder.parent.exists() else Path()).free
         raise OutputError(
-            f"{what} could not be written ({error}); {free / 1e9:.2f} GB are free there. "
+            f"{what} could not be written ({error}); {units.size(free)} are free there. "
             "What was written before it is whole.",
             field="out",
             value=str(folder),
