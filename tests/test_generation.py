@@ -230,19 +230,19 @@ def test_experts_run_by_ours_and_single_tokens_in_bf16_by_torchs_products(moe: P
         set_experts(model, "nonsense")
     seen: list[tuple[int, bool]] = []
     model.lm_head.register_forward_hook(
-        lambda module, args, out: seen.append((args[0].shape[1], torch._C._get_mkldnn_enabled()))
+        lambda module, args, out: seen.append((args[0].shape[1], torch.backends.mkldnn.enabled))
     )
     ids = torch.arange(5)[None]
     with fast_decoding(model), torch.no_grad():
-        cache = model(ids).past_key_values
-        model(ids[:, :1], past_key_values=cache)
+        cache = model(ids).cache
+        model(ids[:, :1], cache=cache)
         with pytest.raises(TypeError):
             model(ids[:, :1], nonsense=3, labels="no tensor")
-        assert torch._C._get_mkldnn_enabled()
+        assert torch.backends.mkldnn.enabled
         model.float()
         model(ids[:, :1])
     model.to(torch.bfloat16)(ids[:, :1])
-    before = torch._C._get_mkldnn_enabled()
+    before = torch.backends.mkldnn.enabled
     assert [on for _, on in seen[:2]] == [before, False]
     assert all(on for _, on in seen[-2:])
 

@@ -8,8 +8,7 @@ from typing import Any
 
 import torch
 from safetensors.torch import save_file
-from transformers import PrinterCallback, TrainerCallback
-from transformers.trainer_callback import ProgressCallback
+from transformers import PrinterCallback, ProgressCallback, TrainerCallback
 
 from smolmoe.align.tokens import Row
 from smolmoe.align.trainers import ContrastiveTrainer, PreferenceTrainer, SupervisedTrainer, dataset, show_backbone

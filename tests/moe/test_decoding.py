@@ -127,7 +127,7 @@ def test_a_model_says_the_same(make: Any, dtype: torch.dtype) -> None:
     with torch.no_grad():
         wanted = model(ids).logits
         with fast_decoding(model):
-            cache = model(ids[:, :-1]).past_key_values
-            found = model(ids[:, -1:], past_key_values=cache).logits[:, -1]
+            cache = model(ids[:, :-1]).cache
+            found = model(ids[:, -1:], cache=cache).logits[:, -1]
     scale = wanted.abs().max()
     assert (found - wanted[:, -1]).abs().max() <= {torch.float32: 1e-5, torch.bfloat16: 2**-5}[dtype] * scale

@@ -347,4 +347,4 @@ def test_one_token_leaves_the_process_as_it_was(grad: bool) -> None:
     module = make(dtype=torch.bfloat16)
     with torch.set_grad_enabled(grad):
         module(*inputs(1, 2, 4, dtype=torch.bfloat16))
-    assert torch._C._get_mkldnn_enabled()
+    assert torch.backends.mkldnn.enabled

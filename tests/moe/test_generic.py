@@ -104,13 +104,13 @@ def test_loss_and_other_outputs_are_the_dense_ones() -> None:
     expected, actual = dense(**batch, **options), moe(**batch, **options)
     torch.testing.assert_close(actual.loss, expected.loss)
     assert len(actual.hidden_states) == len(expected.hidden_states)
-    assert actual.past_key_values is not None
+    assert actual.cache is not None
     assert actual.router_logits is None
     assert actual.aux_loss is None
     assert isinstance(moe(**batch, return_dict=False), tuple)
     assert moe(**batch, logits_to_keep=2).logits.shape == (3, 2, VOCAB)
     moe.config.use_cache = False  # as the Trainer does
-    assert moe(**batch).past_key_values is None
+    assert moe(**batch).cache is None
 
 
 # --- saving and loading ----------------------------------------------------------------------------------------------

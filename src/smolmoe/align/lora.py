@@ -72,7 +72,7 @@ def _linear_names(model: nn.Module, targets: tuple[str, ...] | None) -> list[str
 
 
 def _is_linear(module: nn.Module) -> bool:
-    from transformers.pytorch_utils import Conv1D
+    from transformers import Conv1D
 
     return isinstance(module, nn.Linear | Conv1D)
 

@@ -181,14 +181,14 @@ _Count = dict[str, dict[Any, int]]
 
 def _counted(model: Any, ids: torch.Tensor, cache: Any) -> tuple[Any, _Count]:
     with counter() as count:
-        out = model(input_ids=ids, past_key_values=cache, use_cache=True)
-    if out.get("past_key_values") is None:
+        out = model(input_ids=ids, cache=cache, use_cache=True)
+    if out.get("cache") is None:
         raise SourceError(
             "the model keeps no cache of what it has read, so it decodes no single tokens.",
             field="model",
             value=type(model).__name__,
         )
-    return out.past_key_values, count.get_flop_counts()
+    return out.cache, count.get_flop_counts()
 
 
 def _train(model: Any, ids: torch.Tensor, prefill: Flops) -> TrainFlops:

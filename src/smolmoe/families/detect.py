@@ -58,7 +58,7 @@ def _refuse(config: PreTrainedConfig, reason: str, fix: str | None = None) -> No
 
 
 def _check_kind(config: PreTrainedConfig) -> None:
-    from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING, MODEL_FOR_MASKED_LM_MAPPING
+    from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, MODEL_FOR_MASKED_LM_MAPPING
 
     dense = "Give a dense decoder-only language model (Llama, Qwen, GPT-2 and the like)."
     if config.is_encoder_decoder:
@@ -142,7 +142,7 @@ def _why_none(layer: nn.Module, reasons: list[str]) -> str:
 
 def _is_projection(module: nn.Module) -> bool:
     from torch import nn
-    from transformers.pytorch_utils import Conv1D
+    from transformers import Conv1D
 
     return isinstance(module, nn.Linear | Conv1D)
 

@@ -48,8 +48,8 @@ class RouterControl:
         """Give every router its class's own `forward` back. A temperature that was not folded in is gone with it."""
         for _, router in self.routers:
             del router.forward, router.smolmoe_gating
-            if NOISE in router._parameters:
-                del router._parameters[NOISE]
+            if hasattr(router, NOISE):
+                delattr(router, NOISE)
         if self._hidden_keys:
             self.model._keys_to_ignore_on_save = set(_ignored(self.model)) - self._hidden_keys
             self._hidden_keys = set()

@@ -72,12 +72,12 @@ def _torchs_own_products(model: Any) -> Iterator[None]:
 
     def switch_off(model: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         if _has_few_rows(model, args, kwargs):
-            before.append(torch._C._get_mkldnn_enabled())
-            torch._C._set_mkldnn_enabled(False)
+            before.append(bool(torch.backends.mkldnn.enabled))
+            torch.backends.mkldnn.enabled = False  # type: ignore[assignment]
 
     def switch_back(*_: Any) -> None:
         if before:
-            torch._C._set_mkldnn_enabled(before.pop())
+            torch.backends.mkldnn.enabled = before.pop()  # type: ignore[assignment]
 
     hooks = [
         model.register_forward_pre_hook(switch_off, with_kwargs=True),

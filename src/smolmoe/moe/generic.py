@@ -31,6 +31,8 @@ from transformers.utils.output_capturing import OutputRecorder
 logger = logging.get_logger(__name__)
 
 CODE_FILE = "modeling_smolmoe.py"
+# transformers 5.24 renamed it; in and out, it is passed on under the name that the version at hand gives it.
+CACHE_NAMES = ("cache", "past_key_values")
 AUTO_MAP = {
     "AutoConfig": "modeling_smolmoe.SmolMoeConfig",
     "AutoModelForCausalLM": "modeling_smolmoe.SmolMoeForCausalLM",
@@ -338,7 +340,7 @@ class SmolMoeForCausalLM(PreTrainedModel, GenerationMixin):
         input_ids: torch.Tensor | None = None,
         attention_mask: torch.Tensor | None = None,
         position_ids: torch.Tensor | None = None,
-        past_key_values: Any | None = None,
+        cache: Any | None = None,
         inputs_embeds: torch.Tensor | None = None,
         labels: torch.Tensor | None = None,
         use_cache: bool | None = None,
@@ -353,7 +355,7 @@ class SmolMoeForCausalLM(PreTrainedModel, GenerationMixin):
             "input_ids": input_ids,
             "attention_mask": attention_mask,
             "position_ids": position_ids,
-            "past_key_values": past_key_values,
+            "cache": cache,
             "inputs_embeds": inputs_embeds,
             "labels": labels,
             # The Trainer switches caching off on the outer config.
@@ -375,10 +377,10 @@ class SmolMoeForCausalLM(PreTrainedModel, GenerationMixin):
             loss=loss,
             aux_loss=aux_loss,
             logits=out.logits,
-            past_key_values=out.get("past_key_values"),
             hidden_states=out.get("hidden_states"),
             attentions=out.get("attentions"),
             router_logits=tuple(router_logits) if router_logits is not None else None,
+            **{name: value for name, value in out.items() if name in CACHE_NAMES},
         )
 
     def _set_logits_sink(self, sink: list[torch.Tensor] | None) -> list[torch.Tensor] | None:

@@ -10,9 +10,8 @@ from typing import Any
 
 import torch
 from safetensors.torch import save_file
-from transformers import PrinterCallback, Trainer, TrainerCallback, default_data_collator
+from transformers import PrinterCallback, ProgressCallback, Trainer, TrainerCallback, default_data_collator
 from transformers.trainer import OPTIMIZER_NAME, SCHEDULER_NAME
-from transformers.trainer_callback import ProgressCallback
 
 from smolmoe import losses
 from smolmoe.moe import balance
