@@ -53,7 +53,7 @@ def test_equal_pairs_are_left_out_and_counted(tmp_path: Path, moe: Path) -> None
         ({"trainer": {"learning_rat": 1e-3}}, RequestError, "trainer.learning_rat", "learning_rate"),
         ({"trainer": {"router_aux_loss_coef": 0.1}}, RequestError, "trainer.router_aux_loss_coef", "load_balance"),
         ({"trainer": {"beta": 0.1}}, RequestError, "trainer.beta", "Use beta"),
-        ({"trainer": {"loss_type": "nonsense"}}, RequestError, "trainer", "Unknown loss type"),
+        ({"trainer": {"loss_type": "nonsense"}}, RequestError, "trainer.loss_type", "Unknown loss type"),
         ({"router": "free", "objective": {"load_balance": 0.1}}, RequestError, "AlignRecipe", "exclude each other"),
         ({"method": "sft", "beta": 0.1}, RequestError, "AlignRecipe", "preference loss"),
         ({"lora": {"rank": 2, "targets": ["q_prj"]}}, RequestError, "lora.targets", "q_proj"),

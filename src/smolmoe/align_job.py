@@ -58,13 +58,13 @@ class AlignJob:
     dropped: Dropped
 
     def __init__(self, recipe: AlignRecipe, report: Report):
-        from smolmoe.align.arguments import DEFAULTS, check_trainer_keys
+        from smolmoe.align.arguments import DEFAULTS, check_trainer
         from smolmoe.train.arguments import pick_device
         from smolmoe.train.distributed import world_size
 
         if world_size() > 1:
             raise RequestError("alignment runs in one process.", field="processes", value=world_size())
-        check_trainer_keys(recipe)
+        check_trainer(recipe)
         self.device = pick_device(recipe.device)
         self.report = report
         self.recipe = recipe.model_copy(update={"trainer": {**DEFAULTS[recipe.method], **recipe.trainer}})
@@ -124,12 +124,11 @@ class AlignJob:
         """The model in a folder, on the job's device, as the recipe wants it computed."""
         from smolmoe.moe.experts import set_experts
         from smolmoe.moe.loading import load_model
-        from smolmoe.train.models import check_fit
+        from smolmoe.train.models import check_fit, set_attention
 
         model = load_model(folder, device=self.device, own=True)
         check_fit(model.config.get_text_config(), self.tokenizer, self.length)
-        if self.recipe.model.attention is not None:
-            model.set_attn_implementation(self.recipe.model.attention)
+        set_attention(model, self.recipe.model.attention)
         set_experts(model, self.recipe.model.experts, device=str(self.device), field="model.experts")
         return model
 
@@ -144,7 +143,8 @@ class AlignJob:
         steps = int(trainer.get("max_steps", -1))
         if steps > 0:
             return steps
-        batches = math.ceil(len(self.rows) / int(trainer["per_device_train_batch_size"]))
+        batches = len(self.rows) / int(trainer["per_device_train_batch_size"])
+        batches = max(1, math.floor(batches)) if trainer.get("dataloader_drop_last") else math.ceil(batches)
         a_epoch = max(1, math.ceil(batches / int(trainer.get("gradient_accumulation_steps", 1))))
         return math.ceil(float(trainer["num_train_epochs"]) * a_epoch)
 

@@ -92,9 +92,8 @@ def align(
     """
     if isinstance(recipe, dict):
         recipe = parse(AlignRecipe, recipe)
-    run = _Run(recipe, report or (lambda stage, done, total: None))
     with quiet():
-        return run.go(resume, overwrite)
+        return _Run(recipe, report or (lambda stage, done, total: None)).go(resume, overwrite)
 
 
 def estimate(recipe: AlignRecipe | dict[str, Any]) -> AlignEstimate:
@@ -153,7 +152,6 @@ class _Run(AlignJob):
         from smolmoe.align_trainers import make_trainer
         from smolmoe.moe.control import load_state
         from smolmoe.moe.routing import find_routers
-        from smolmoe.train.arguments import precision
         from smolmoe.train.checkpoints import TRAINING_STATE
 
         recipe = self.recipe
@@ -166,7 +164,6 @@ class _Run(AlignJob):
             length=self.length,
             save_steps=max(1, self.steps() // CHECKPOINTS),
             device=self.device,
-            bf16=precision(self.device)["bf16"],
         )
         adapters, reference = None, None
         if recipe.lora is not None:
@@ -280,7 +277,7 @@ class _Run(AlignJob):
             length=length,
             optimizer=str(recipe.trainer["optim"]),
             device=self.device,
-            bf16=precision(self.device)["bf16"],
+            bf16=bool(recipe.trainer.get("bf16", precision(self.device, recipe.trainer)["bf16"])),
             whole_logits=True,
         )
         frozen = router_names(model) if recipe.router == "frozen" else set()

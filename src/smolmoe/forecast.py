@@ -46,9 +46,10 @@ def forecast(recipe: PipelineRecipe) -> list[StageForecast]:
     Raises:
         SmolmoeError: as `smolmoe.pipeline.run`, for what can be seen beforehand.
     """
-    from smolmoe.pipeline import resolved, with_matched_steps
+    from smolmoe.pipeline import check_stages, resolved, with_matched_steps
 
     shown = resolved(recipe)
+    check_stages(recipe, shown)
     with tempfile.TemporaryDirectory() as folder:
         # The same stages in a folder where the models that they will write are: without weights.
         hollow = resolved(recipe.model_copy(update={"out": Path(folder)}))

@@ -7,7 +7,8 @@ import logging
 import re
 import shutil
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -106,13 +107,45 @@ def resolved(recipe: PipelineRecipe) -> dict[str, dict[str, Any]]:
     """
     before: dict[str, _Known] = {}
     for stage in recipe.stages:
-        try:
+        with _naming(stage):
             values = _values(stage, recipe, before)
-        except RequestError as error:
-            field = f"stages.{stage.name}.{stage.kind}.{error.field}"
-            raise RequestError(error.message, field=field, value=error.value, fix=error.fix) from None
         before[stage.name] = _Known(stage.kind, values, stage.match_flops is None)
     return {name: stage.values for name, stage in before.items()}
+
+
+def check_stages(recipe: PipelineRecipe, values: Mapping[str, dict[str, Any]]) -> None:
+    """Refuse what cannot be done on this machine, before the first stage: devices, packages, values of a trainer.
+
+    Args:
+        values: of each stage, as `resolved` gives them.
+
+    Raises:
+        RequestError: naming stage and key.
+    """
+    from smolmoe.train.arguments import check_trainer, pick_device
+
+    for stage in recipe.stages:
+        if stage.report is not None:
+            continue
+        parsed = parse(_OPTIONS[stage.kind], values[stage.name])
+        with _naming(stage):
+            pick_device(getattr(parsed, "device", None))
+            if isinstance(parsed, TrainRecipe):
+                check_trainer(parsed)
+            elif isinstance(parsed, AlignRecipe):
+                from smolmoe.align.arguments import check_trainer as check_alignment
+
+                check_alignment(parsed)
+
+
+@contextmanager
+def _naming(stage: StageRecipe) -> Iterator[None]:
+    """Say of a refusal within which stage it is about."""
+    try:
+        yield
+    except RequestError as error:
+        field = f"stages.{stage.name}.{stage.kind}.{error.field}"
+        raise RequestError(error.message, field=field, value=error.value, fix=error.fix) from None
 
 
 def _values(stage: StageRecipe, recipe: PipelineRecipe, before: Mapping[str, _Known]) -> dict[str, Any]:
@@ -212,6 +245,7 @@ class _Pipeline:
         trainings = [parse(TrainRecipe, self.values[stage.name]) for stage in self.recipe.stages if stage.train]
         if trainings:
             join(trainings[0])
+        check_stages(self.recipe, self.values)
         on_main(lambda: self._open_folder(start))
         records = {}
         for number, stage in enumerate(self.recipe.stages, 1):

@@ -79,7 +79,7 @@ class _Run:
     """The parts of a run, made one after the other."""
 
     def __init__(self, recipe: TrainRecipe, resume: str | None, overwrite: bool, report: Report):
-        from smolmoe.train.arguments import check_trainer_keys
+        from smolmoe.train.arguments import check_trainer
         from smolmoe.train.distributed import join, on_main
         from smolmoe.train.metrics import is_main_process
 
@@ -87,12 +87,13 @@ class _Run:
         self.report = report
         self.writes = is_main_process()
         join(recipe)
-        check_trainer_keys(recipe.trainer)
+        check_trainer(recipe)
         self.checkpoint = on_main(lambda: open_folder(recipe.out, resume, overwrite=overwrite))
 
     def go(self) -> TrainResult:
         from smolmoe.train.distillation import open_distillation
         from smolmoe.train.distributed import build_once, in_turn, on_main
+        from smolmoe.train.fit import check_fits
         from smolmoe.train.metrics import FILE, MetricsFile
         from smolmoe.train.models import build_model, find_tokenizer, model_folder, parent_provenance
 
@@ -104,6 +105,8 @@ class _Run:
         self.distillation = open_distillation(recipe, self.tokenizer)
         build = build_once if recipe.parallel == "fsdp" else in_turn
         self.model = build(lambda: build_model(recipe, self.tokenizer, self.checkpoint or self.source))
+        self.granularity = int(self.provenance.get("layout", {}).get("granularity", 1))
+        check_fits(recipe, self.model, self.granularity)
         self.report("Tokenising", 0, 0)
         corpus = in_turn(self._corpus)
         held_out = self._held_out(corpus)
@@ -212,13 +215,12 @@ class _Run:
         recipe = self.recipe
         every = recipe.evaluation.every or max(1, steps // MEASUREMENTS)
         arguments = training_arguments(recipe, recipe.out, steps=steps, every=every)
-        granularity = int(self.provenance.get("layout", {}).get("granularity", 1))
         moments, scales = self.carried
         guidance = None
         if recipe.guidance is not None:
             guidance = resolve(recipe.guidance, self.model, self._shares(corpus), recipe.routing.reserved)
         freeze(self.model, recipe.trainable)
-        objective = Objective(self.model, recipe.objective, recipe.routing, granularity, guidance)
+        objective = Objective(self.model, recipe.objective, recipe.routing, self.granularity, guidance)
         if self.checkpoint is not None and (self.checkpoint / TRAINING_STATE).is_file():
             load_state(self.model, load_file(self.checkpoint / TRAINING_STATE))
         if recipe.parallel == "fsdp" and arguments.world_size > 1:
@@ -281,10 +283,7 @@ class _Run:
         from smolmoe.surgery.moments import Moments, carry_moments, learning_rate_scales, plan_of
         from smolmoe.train.checkpoints import read_adam
 
-        if self.source is None:
-            raise RequestError(
-                "there is nothing to carry to a new model.", field="carry", value=carry.optimizer, fix="Leave it out."
-            )
+        assert self.source is not None  # see `check_fits`
         dense = {
             name: Moments(state["exp_avg"].float(), state["exp_avg_sq"].float(), float(state["step"]))
             for name, state in read_adam(Path(carry.optimizer)).items()

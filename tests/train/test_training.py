@@ -182,7 +182,7 @@ def test_selection_bias_moves_towards_the_idle(tmp_path: Path) -> None:
         ({"routing": {"noise": 0.1}}, "routing.noise"),
         ({"trainer": {"learning_rat": 1}}, "trainer.learning_rat"),
         ({"trainer": {"output_dir": "x"}}, "trainer.output_dir"),
-        ({"trainer": {"optim": "nonsense"}}, "trainer"),
+        ({"trainer": {"optim": "nonsense"}}, "trainer.optim"),
         ({"device": "abacus"}, "device"),
     ],
 )

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Callable, Mapping
 from dataclasses import fields
 from typing import Any
 
 from smolmoe.align.libraries import require
 from smolmoe.errors import RequestError
-from smolmoe.recipe.align import BETA, AlignRecipe
+from smolmoe.recipe.align import BETA, LENGTH, AlignRecipe
 from smolmoe.recipe.base import check_passed_on
+from smolmoe.train.arguments import DECIDED, pick_device, precision
+from smolmoe.train.checks import check_combinations, refused_by, try_out
 
 _COMMON: dict[str, Any] = {
     "num_train_epochs": 1,
@@ -39,10 +42,8 @@ DEFAULTS: dict[str, dict[str, Any]] = {
 }
 # What is decided elsewhere: the field, and where the user says it instead.
 _OURS = {
-    "output_dir": "out",
-    "seed": "seed",
+    **DECIDED,
     "data_seed": "seed",
-    "use_cpu": "device",
     "beta": "beta",
     "max_length": "data.length",
     "max_completion_length": "data.length",
@@ -50,14 +51,13 @@ _OURS = {
     "router_aux_loss_coef": "objective.load_balance, which counts padding out and every layer alike",
     "chat_template_path": "data.chat_template",
     "completion_only_loss": "nothing: answers alone are trained on",
-    "resume_from_checkpoint": "--resume",
-    "remove_unused_columns": "nothing",
-    "logging_nan_inf_filter": "nothing: a loss that is no number stops the run",
-    "ignore_data_skip": "nothing: a resumed run goes on where it was",
+    "assistant_only_loss": "nothing: answers alone are trained on",
     "is_encoder_decoder": "nothing",
-    "auto_find_batch_size": "per_device_train_batch_size",
-    **dict.fromkeys(("do_train", "do_eval", "do_predict", "model_init_kwargs", "trust_remote_code"), "nothing"),
-    **dict.fromkeys(("fsdp", "fsdp_config", "deepspeed"), "nothing: alignment runs in one process"),
+    "train_sampling_strategy": "seed",
+    **dict.fromkeys(("model_init_kwargs", "trust_remote_code"), "nothing"),
+    **dict.fromkeys(
+        ("fsdp", "fsdp_config", "deepspeed", "parallelism_config"), "nothing: alignment runs in one process"
+    ),
     **dict.fromkeys(
         (
             "eval_strategy",
@@ -73,8 +73,23 @@ _OURS = {
         ("packing", "packing_strategy", "eval_packing", "padding_free", "dataset_kwargs", "dataset_text_field"),
         "nothing: an example is a sequence",
     ),
-    **dict.fromkeys(("dataset_num_proc", "shuffle_dataset", "eos_token", "pad_token", "sync_ref_model"), "nothing"),
+    **dict.fromkeys(("dataset_num_proc", "shuffle_dataset", "eos_token", "pad_token"), "nothing"),
+    **dict.fromkeys(
+        ("sync_ref_model", "ref_model_mixup_alpha", "ref_model_sync_steps"),
+        "nothing: the reference is the model as it was",
+    ),
 }
+# Losses that TRL looks at when training has begun only.
+_LOSSES = {
+    "sft": ("nll", "dft"),
+    "dpo": (
+        *("sigmoid", "sigmoid_norm", "hinge", "ipo", "exo_pair", "nca_pair", "robust", "bco_pair", "sppo_hard"),
+        *("aot", "aot_unpaired", "apo_zero", "apo_down", "discopop", "sft"),
+    ),
+    "cpo": ("sigmoid", "hinge", "ipo", "simpo", "alphapo"),
+}
+
+_DIVERGING = {"sigmoid", "sigmoid_norm", "hinge", "ipo", "exo_pair", "robust", "discopop", "sft"}
 
 
 def config_class(method: str) -> Any:
@@ -91,17 +106,56 @@ def config_class(method: str) -> Any:
     return trl.SFTConfig if method == "sft" else trl.DPOConfig
 
 
-def check_trainer_keys(recipe: AlignRecipe) -> None:
-    """Refuse what is no field of the method's config, and what is decided elsewhere.
+def check_trainer(recipe: AlignRecipe) -> None:
+    """Refuse what is no field of the method's config, what is decided elsewhere, and values that cannot be used.
 
     Raises:
         RequestError
     """
+    _check_keys(recipe)
+    given, device = recipe.trainer, pick_device(recipe.device)
+    check_combinations(given, {**DEFAULTS[recipe.method], **given}, device)
+    _check_losses(recipe)
+    steps = max(1, int(given.get("max_steps", 1)))
+    build = _builder(recipe, length=LENGTH, save_steps=1, device=device)
+    refused_by("TRL", lambda values: try_out(build(values), steps), given)
+
+
+def _check_losses(recipe: AlignRecipe) -> None:
+    """What TRL says of its losses when the model is there, or in the first step, only."""
+    given, known = recipe.trainer, _LOSSES[recipe.method]
+    losses = given.get("loss_type", ())
+    losses = [losses] if isinstance(losses, str) else losses
+    for name in losses:
+        if name not in known:
+            raise _refused("loss_type", name, f"Unknown loss type {name}", f"Use {', '.join(known)}.")
+    smoothing = given.get("label_smoothing", 0)
+    if ("exo_pair" in losses and smoothing == 0) or ("robust" in losses and smoothing >= 0.5):
+        raise _refused("label_smoothing", smoothing, f"{', '.join(losses)} needs one above 0 and below 0.5")
+    if given.get("use_weighting") and {"aot", "aot_unpaired"} & {*losses}:
+        raise _refused("use_weighting", True, f"{', '.join(losses)} takes no weights", "Leave it out.")
+    divergence = given.get("f_divergence_type", "reverse_kl")
+    if divergence != "reverse_kl" and not {*losses} <= _DIVERGING:
+        raise _refused("f_divergence_type", divergence, f"{', '.join(losses)} takes reverse_kl only", "Leave it out.")
+    if recipe.method != "sft" and given.get("label_smoothing_factor"):
+        value = given["label_smoothing_factor"]
+        raise _refused(
+            "label_smoothing_factor", value, "a loss of pairs does not smooth tokens", "Use label_smoothing."
+        )
+    if given.get("save_strategy") == "best":
+        raise _refused("save_strategy", "best", "nothing is measured between before and after", "Use steps.")
+
+
+def _refused(field: str, value: object, message: str, fix: str | None = None) -> RequestError:
+    return RequestError(f"TRL refuses it: {message}.", field=f"trainer.{field}", value=value, fix=fix)
+
+
+def _check_keys(recipe: AlignRecipe) -> None:
     known = [field.name for field in fields(config_class(recipe.method))]
     check_passed_on(recipe.trainer, known, _OURS)
 
 
-def trainer_arguments(recipe: AlignRecipe, *, length: int, save_steps: int, device: str, bf16: bool) -> Any:
+def trainer_arguments(recipe: AlignRecipe, *, length: int, save_steps: int, device: str) -> Any:
     """The config of one run, with everything off that would count, cut or measure a second time.
 
     Args:
@@ -111,18 +165,21 @@ def trainer_arguments(recipe: AlignRecipe, *, length: int, save_steps: int, devi
     Raises:
         RequestError: a key or a value that TRL does not take.
     """
-    check_trainer_keys(recipe)
-    values = {"save_strategy": "steps", "save_steps": save_steps, "bf16": bf16}
-    values |= {**DEFAULTS[recipe.method], **recipe.trainer}
-    values |= {"output_dir": str(recipe.out), "seed": recipe.seed, "use_cpu": device == "cpu", "max_length": length}
-    values |= {"remove_unused_columns": False, "logging_nan_inf_filter": False, "eval_strategy": "no"}
-    if recipe.method == "cpo":
-        values["beta"] = recipe.beta or BETA
-    else:
-        values["router_aux_loss_coef"] = 0.0
-        if recipe.method == "dpo":
-            values["beta"] = recipe.beta or BETA
-    try:
-        return config_class(recipe.method)(**values)
-    except (ValueError, TypeError, ImportError) as error:
-        raise RequestError(f"TRL refuses it: {error}", field="trainer", value=recipe.trainer) from error
+    _check_keys(recipe)
+    return refused_by("TRL", _builder(recipe, length=length, save_steps=save_steps, device=device), recipe.trainer)
+
+
+def _builder(recipe: AlignRecipe, *, length: int, save_steps: int, device: str) -> Callable[[Mapping[str, Any]], Any]:
+    """What makes the config of values under `trainer`."""
+    kind, beta = config_class(recipe.method), recipe.beta or BETA
+
+    def build(given: Mapping[str, Any]) -> Any:
+        values = {"save_strategy": "steps", "save_steps": save_steps, **precision(device, given)}
+        values |= {**DEFAULTS[recipe.method], **given}
+        values |= {"output_dir": str(recipe.out), "seed": recipe.seed, "use_cpu": device == "cpu", "max_length": length}
+        values |= {"remove_unused_columns": False, "logging_nan_inf_filter": False, "eval_strategy": "no"}
+        values |= {} if recipe.method == "cpo" else {"router_aux_loss_coef": 0.0}
+        values |= {} if recipe.method == "sft" else {"beta": beta}
+        return kind(**values)
+
+    return build

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import Literal, Self
 
 from pydantic import Field, model_validator
 
-from smolmoe.recipe.base import Recipe
+from smolmoe.recipe.base import Recipe, Seed
 from smolmoe.recipe.train import ModelRecipe, ObjectiveRecipe, RoutingRecipe
+from smolmoe.recipe.trainer import AlignTrainerValues
 
 LENGTH = 350  # tokens of an example, of the seed experiments
 BETA = 0.05
@@ -90,11 +91,11 @@ class AlignRecipe(Recipe):
     answers: int = Field(
         default=100, ge=0, description="held-out prompts with references to answer and score, before and after"
     )
-    trainer: dict[str, Any] = Field(
+    trainer: AlignTrainerValues = Field(
         default_factory=dict, description="any field of TRL's SFTConfig, DPOConfig or CPOConfig"
     )
     device: str | None = Field(default=None, description="cpu, cuda, mps (default: the best there is)")
-    seed: int = Field(default=0, description="of adapters and of everything random in training")
+    seed: Seed = Field(default=0, description="of adapters and of everything random in training")
     out: Path = Field(description="run folder")
 
     @model_validator(mode="after")

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Mapping, Sequence
-from typing import Any, TypeVar, get_args
+from typing import Annotated, Any, TypeVar, get_args, get_origin
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator
 
 from smolmoe.errors import RequestError
 
@@ -14,10 +14,28 @@ from smolmoe.errors import RequestError
 class Recipe(BaseModel):
     """Base of all recipes and of their sections."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def _says_something(cls, value: Any, info: ValidationInfo) -> Any:
+        """No empty words, and no true or false where a number is meant, which pydantic reads as 1 and 0."""
+        annotation = cls.model_fields[str(info.field_name)].annotation
+        for part in value if isinstance(value, list | tuple) else (value,):
+            if isinstance(part, str) and (not part.strip() or "\0" in part):
+                raise ValueError("must not be empty" if not part.strip() else "must not have a null character in it")
+            if isinstance(part, bool) and not _admits(annotation, bool):
+                raise ValueError("must not be true or false")
+            if isinstance(part, int) and abs(part) >= 2**63:
+                raise ValueError("is too large a number")
+        return value
 
 
 R = TypeVar("R", bound=Recipe)
+SEEDS = 2**32  # numpy takes seeds below it
+Seed = Annotated[int, Field(ge=0, lt=SEEDS)]
+Index = Annotated[int, Field(ge=0)]  # of an expert, a layer, a step
+Vocabulary = Annotated[int, Field(ge=258, le=10_000_000)]  # of a tokenizer to learn: 256 bytes and two special tokens
 
 
 def parse(model: type[R], values: dict[str, Any]) -> R:
@@ -45,32 +63,41 @@ def check_passed_on(values: Mapping[str, Any], known: Sequence[str], decided: Ma
 
     Args:
         known: fields of the config.
-        decided: field -> what to use instead.
+        decided: field -> what to use instead; "nothing", with the reason after a colon, where there is nothing.
 
     Raises:
         RequestError
     """
     for key, value in values.items():
         if key in decided:
+            place, _, why = decided[key].partition("nothing")
             raise RequestError(
-                "this is decided elsewhere in the recipe.",
+                "this is decided elsewhere in the recipe." if place else f"smolmoe decides this{why}.",
                 field=f"trainer.{key}",
                 value=value,
-                fix=f"Use {decided[key]}.",
+                fix=f"Use {decided[key]}." if place else "Leave it out.",
             )
         if key not in known:
             raise unknown_key(f"trainer.{key}", value, [name for name in known if name not in decided])
 
 
 def _request_error(model: type[Recipe], error: ValidationError) -> RequestError:
-    first = error.errors(include_url=False)[0]
+    first = _most_telling(error.errors(include_url=False))
     section, keys = _section(model, first["loc"])
     field = ".".join(keys) or model.__name__
     if first["type"] == "extra_forbidden":
         return unknown_key(field, first["input"], list(section.model_fields))
-    described = section.model_fields[keys[-1]].description if keys and keys[-1] in section.model_fields else ""
+    known = [key.partition("[")[0] for key in keys if key.partition("[")[0] in section.model_fields]
+    described = section.model_fields[known[0]].description if known else ""
     message = first["msg"].removeprefix("Value error, ").rstrip(".")
     return RequestError(f"{message}.", field=field, value=first["input"], fix=f"({described})" if described else None)
+
+
+def _most_telling(errors: list[Any]) -> Any:
+    """The first error; of a value that fits no branch of a union, one that says more than what type it is not."""
+    first = errors[0]
+    same = [error for error in errors if error["loc"][:-1] == first["loc"][:-1] and error["input"] == first["input"]]
+    return next((error for error in same if not error["type"].endswith(("_type", "_parsing"))), first)
 
 
 def _section(model: type[Recipe], location: tuple[int | str, ...]) -> tuple[type[Recipe], list[str]]:
@@ -84,6 +111,8 @@ def _section(model: type[Recipe], location: tuple[int | str, ...]) -> tuple[type
         if name in model.model_fields:
             inner = _nested(model.model_fields[name].annotation)
             if inner is None:
+                if _is_mapping(model.model_fields[name].annotation):
+                    keys.append(str(step))
                 break  # a branch of a union: not a key of the user's
             model = inner
         keys.append(str(step))
@@ -95,3 +124,17 @@ def _nested(annotation: Any) -> type[Recipe] | None:
     if isinstance(annotation, type) and issubclass(annotation, Recipe):
         return annotation
     return next((found for part in get_args(annotation) if (found := _nested(part)) is not None), None)
+
+
+def _is_mapping(annotation: Any) -> bool:
+    """Whether it is a mapping whose keys are the user's."""
+    return get_origin(annotation) is dict or any(_is_mapping(part) for part in get_args(annotation))
+
+
+def _admits(annotation: Any, kind: type) -> bool:
+    """Whether a value of this type is meant by an annotation, or by a part of it."""
+    if annotation is Any or annotation is kind:
+        return True
+    return any(_admits(part, kind) for part in get_args(annotation)) or any(
+        isinstance(part, kind) for part in get_args(annotation)
+    )

@@ -7,7 +7,7 @@ from typing import Self
 
 from pydantic import Field, model_validator
 
-from smolmoe.recipe.base import Recipe
+from smolmoe.recipe.base import Recipe, Seed
 
 
 class SourceRecipe(Recipe):
@@ -41,7 +41,7 @@ class DataRecipe(Recipe):
     held_out: float = Field(0.02, gt=0, lt=1, description="share of the documents to hold out, by a hash of their text")
     length: int = Field(256, ge=2, description="tokens a block")
     isolate: bool = Field(False, description="no attention across the documents in a block")
-    seed: int = Field(0, description="of the documents' order")
+    seed: Seed = Field(0, description="of the documents' order")
     skip: int = Field(0, ge=0, description="blocks of that order to pass over: what an earlier training has seen")
     cache: Path | None = Field(None, description="folder for tokenised text (default: the user's cache folder)")
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from pydantic import Field, field_validator
 
-from smolmoe.recipe.base import Recipe
+from smolmoe.recipe.base import Recipe, Seed
 
 TEMPERATURES = (1.0, 0.5)
 PROMPTS = 4000
@@ -32,7 +32,7 @@ class PairsRecipe(Recipe):
     max_new_tokens: int = Field(default=MAX_NEW_TOKENS, ge=1, description="longest answer")
     batch_size: int = Field(default=BATCH_SIZE, ge=1, description="prompts answered at a time")
     device: str = Field(default="cpu", description="where to compute")
-    seed: int = Field(default=0, ge=0, description="of the prompts drawn and of the answers")
+    seed: Seed = Field(default=0, description="of the prompts drawn and of the answers")
     out: Path = Field(description="folder of the pairs")
 
     @field_validator("temperatures")

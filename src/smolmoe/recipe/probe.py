@@ -6,7 +6,7 @@ from pathlib import Path
 
 from pydantic import Field
 
-from smolmoe.recipe.base import Recipe
+from smolmoe.recipe.base import Recipe, Seed
 from smolmoe.recipe.data import DataRecipe
 
 
@@ -23,5 +23,5 @@ class ProbeRecipe(Recipe):
     loss_tokens: int = Field(4096, ge=1, description="tokens of each domain for each loss")
     losses: bool = Field(True, description="force experts, and take them out, and measure losses")
     device: str = Field("cpu", description="where to compute")
-    seed: int = Field(0, description="of what is drawn")
+    seed: Seed = Field(0, description="of what is drawn")
     out: Path = Field(description="folder of the probe")

@@ -6,7 +6,7 @@ from typing import Any, Literal
 
 from pydantic import Field, ValidationInfo, field_validator
 
-from smolmoe.recipe.base import Recipe
+from smolmoe.recipe.base import Recipe, Seed, Vocabulary
 from smolmoe.recipe.data import SourceRecipe
 
 Score = Literal["entropy", "perplexity", "random"]
@@ -31,7 +31,7 @@ class SelectRecipe(Recipe):
     model: str | None = Field(
         None, validate_default=True, description="folder or hub id of the model whose loss scores the rows"
     )
-    tokenizer: str | int | None = Field(
+    tokenizer: str | Vocabulary | None = Field(
         None,
         validate_default=True,
         description="folder or hub id; a number learns one of that size from the rows; default: the model's",
@@ -57,7 +57,7 @@ class SelectRecipe(Recipe):
         description="share of the documents, by a hash of their text, that is kept out and written apart",
     )
     device: str = Field("cpu", description="where the model computes")
-    seed: int = Field(0, description="of what is drawn")
+    seed: Seed = Field(0, description="of what is drawn")
 
     @property
     def preferred(self) -> Prefer:

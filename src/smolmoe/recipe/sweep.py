@@ -7,7 +7,7 @@ from typing import Self
 
 from pydantic import Field, model_validator
 
-from smolmoe.recipe.base import Recipe
+from smolmoe.recipe.base import Recipe, Seed
 
 
 class SweepRecipe(Recipe):
@@ -15,7 +15,7 @@ class SweepRecipe(Recipe):
 
     tokens: tuple[int, ...] = Field(min_length=1, description="training tokens of each budget")
     dense_tokens: tuple[int, ...] = Field((), description="of the dense training before the conversion: each, varied")
-    seeds: tuple[int, ...] = Field((0,), min_length=1, description="of each budget's trainings")
+    seeds: tuple[Seed, ...] = Field((0,), min_length=1, description="of each budget's trainings")
     stage: str | None = Field(None, description="training of a pipeline to vary (default: the last)")
     until: int | None = Field(None, ge=1, description="tokens to draw the law to (default: 10x the largest budget)")
     start_tokens: int | None = Field(

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, model_validator
 
-from smolmoe.recipe.base import Recipe
+from smolmoe.recipe.base import Index, Recipe, Seed, Vocabulary
 from smolmoe.recipe.data import DataRecipe
+from smolmoe.recipe.trainer import TrainerValues
 
 
 class ModelRecipe(Recipe):
@@ -54,12 +55,12 @@ class GuidanceRecipe(Recipe):
     """Experts by name: the routers are shown which of them each domain's tokens go to."""
 
     weight: float = Field(default=1.0, gt=0, description="of KL(target ‖ router), the mean over guided layers")
-    experts: dict[str, tuple[int, ...]] | None = Field(
+    experts: dict[str, tuple[Index, ...]] | None = Field(
         default=None, description="domain -> its experts (default: by the names in the model's config)"
     )
-    free: tuple[int, ...] = Field(default=(), description="experts of no domain, for whatever token wants them")
+    free: tuple[Index, ...] = Field(default=(), description="experts of no domain, for whatever token wants them")
     floor: float = Field(default=0.001, ge=0, lt=1, description="probability of each expert that is not the domain's")
-    layers: tuple[int, ...] | None = Field(default=None, description="layers to guide (default: every MoE layer)")
+    layers: tuple[Index, ...] | None = Field(default=None, description="layers to guide (default: every MoE layer)")
     evenness: float = Field(
         default=0.5, ge=0, le=1, description="0: every token counts alike; 1: every domain, however little text it has"
     )
@@ -89,7 +90,9 @@ class DistillRecipe(Recipe):
 class RoutingRecipe(Recipe):
     """What is done to routers in training only."""
 
-    noise: float | Literal["learned"] = Field(default=0.0, description="noise on router logits: its std, or learned")
+    noise: Annotated[float, Field(ge=0)] | Literal["learned"] = Field(
+        default=0.0, description="noise on router logits: its std, or learned"
+    )
     temperature: float = Field(
         default=1.0, gt=0, description="router logits are divided by it; folded into the saved weights"
     )
@@ -107,7 +110,7 @@ class RoutingRecipe(Recipe):
     )
     learning_rate: float | None = Field(default=None, gt=0, description="of routers (default: the model's)")
     warmup_steps: int | None = Field(default=None, ge=0, description="of routers (default: the model's)")
-    reserved: tuple[int, ...] = Field(
+    reserved: tuple[Index, ...] = Field(
         default=(), description="experts that may stay idle: left out of balance and alarms"
     )
     freeze: int = Field(default=0, ge=0, description="steps for which routers do not move")
@@ -117,7 +120,7 @@ class EvaluationRecipe(Recipe):
     """Held-out measurements on the way."""
 
     every: int | None = Field(default=None, ge=1, description="steps between them (default: ten in the run)")
-    at: tuple[int, ...] = Field(default=(), description="further steps to measure at; 0 is before the first")
+    at: tuple[Index, ...] = Field(default=(), description="further steps to measure at; 0 is before the first")
     tokens: int = Field(default=10_000, ge=1, description="held-out tokens of each domain")
     per_document: int = Field(default=1024, ge=2, description="held-out tokens of one document at most")
 
@@ -142,7 +145,7 @@ class TrainRecipe(Recipe):
     """One run in one folder."""
 
     model: ModelRecipe
-    tokenizer: str | int | None = Field(
+    tokenizer: str | Vocabulary | None = Field(
         default=None, description="folder or hub id; a number trains one of that size; default: the model's own"
     )
     data: DataRecipe
@@ -159,8 +162,8 @@ class TrainRecipe(Recipe):
     expert_learning_rate: float | None = Field(
         default=None, gt=0, description="of routed experts (default: the model's)"
     )
-    trainer: dict[str, Any] = Field(default_factory=dict, description="any field of transformers' TrainingArguments")
+    trainer: TrainerValues = Field(default_factory=dict, description="any field of transformers' TrainingArguments")
     parallel: Literal["ddp", "fsdp"] = Field(default="ddp", description="how several processes share the work")
     device: str | None = Field(default=None, description="cpu, cuda, mps (default: the best there is)")
-    seed: int = Field(default=0, description="of weights and of everything random in training")
+    seed: Seed = Field(default=0, description="of weights and of everything random in training")
     out: Path = Field(description="run folder")

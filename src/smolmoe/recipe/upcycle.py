@@ -7,7 +7,7 @@ from typing import Literal
 
 from pydantic import Field
 
-from smolmoe.recipe.base import Recipe
+from smolmoe.recipe.base import Recipe, Seed
 
 Shared = Literal["none", "full", "residual"] | int
 Diversify = Literal["none", "noise", "drop"]
@@ -43,7 +43,7 @@ class UpcycleRecipe(Recipe):
     ] = Field("auto", description="MoE class of the result; auto prefers a native one")
     dtype: Dtype | None = Field(None, description="dtype of the files (default: the source's)")
     device: str = Field("cpu", description="device for router initialisation and verification")
-    seed: int = Field(0, description="of every random draw")
+    seed: Seed = Field(0, description="of every random draw")
     revision: str | None = Field(None, description="hub revision of the source")
     max_shard_size: str = Field("5GB", description="largest file, e.g. 500MB or 5GB")
     overwrite: bool = Field(False, description="replace OUT if it is there")

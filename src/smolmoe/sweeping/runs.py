@@ -53,10 +53,13 @@ class Runs:
             OutputError: it holds a sweep of another recipe, or something else.
         """
         from smolmoe.recipe import TrainRecipe, parse
+        from smolmoe.train.arguments import check_trainer
         from smolmoe.train.distributed import join, on_main
 
         plan = self.plan
-        join(parse(TrainRecipe, {**plan.starts[0].values, "out": str(plan.request.out)}))
+        recipe = parse(TrainRecipe, {**plan.starts[0].values, "out": str(plan.request.out)})
+        join(recipe)
+        check_trainer(recipe)
         on_main(lambda: RunFolder(plan.request.out, plan.settings, overwrite=overwrite) and None)
 
     def curve(self, start: Start) -> list[Trained]:

@@ -11,15 +11,17 @@ import torch
 from accelerate import init_empty_weights
 
 from smolmoe.linear_loss import AT_ONCE
+from smolmoe.moe.experts import set_experts
 from smolmoe.moe.gating import gate_spec
 from smolmoe.moe.loading import Skeleton, causal_lm_class
 from smolmoe.moe.routing import find_routers
 from smolmoe.moe.structure import expert_parameters, find_layers
 from smolmoe.recipe import TrainRecipe
-from smolmoe.train.arguments import DEFAULTS, check_trainer_keys, pick_device, precision
+from smolmoe.train.arguments import DEFAULTS, check_trainer, pick_device, precision
 from smolmoe.train.distillation import open_distillation
 from smolmoe.train.distributed import world_size
-from smolmoe.train.models import check_fit, find_tokenizer, model_folder, new_config
+from smolmoe.train.fit import check_fits
+from smolmoe.train.models import check_fit, find_tokenizer, model_folder, new_config, parent_provenance, set_attention
 
 # Shares of the speed of large matrix products that a training step of a small model reaches, seen on CPUs and GPUs.
 EFFICIENCY = 0.3
@@ -162,19 +164,23 @@ def estimate(recipe: TrainRecipe) -> Estimate:
     Raises:
         SmolmoeError: as `train`, for what can be seen beforehand. The number of steps must be given.
     """
-    check_trainer_keys(recipe.trainer)
+    check_trainer(recipe)
     open_distillation(recipe)
     trainer = {**DEFAULTS, **recipe.trainer}
     device = pick_device(recipe.device)
+    model, folder = skeleton(recipe), model_folder(recipe.model)
+    check_fits(recipe, model, int(parent_provenance(folder).get("layout", {}).get("granularity", 1)))
+    set_attention(model, recipe.model.attention)
+    set_experts(model, recipe.model.experts, device=device, field="model.experts")
     return cost_of(
-        skeleton(recipe),
+        model,
         steps=int(trainer.get("max_steps", 0)),
         blocks_a_step=blocks_a_step(recipe),
         micro_batch=int(trainer["per_device_train_batch_size"]),
         length=recipe.data.length,
         optimizer=str(trainer["optim"]),
         device=device,
-        bf16=bool(trainer.get("bf16", precision(device)["bf16"])),
+        bf16=bool(trainer.get("bf16", precision(device, trainer)["bf16"])),
         whole_logits=bool(recipe.distill or recipe.parallel == "fsdp" or trainer.get("label_smoothing_factor")),
     )
 

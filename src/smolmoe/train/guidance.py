@@ -98,6 +98,21 @@ def resolve(recipe: GuidanceRecipe, model: Any, shares: Mapping[str, float], res
     return Guidance(recipe.weight, target, members, free, _token_weights(recipe.evenness, shares), layers)
 
 
+def check_named(recipe: GuidanceRecipe, model: Any, reserved: Sequence[int] = ()) -> None:
+    """What of `resolve` can be seen before the corpus is read.
+
+    Raises:
+        RequestError
+    """
+    found = find_routers(model)
+    if not found:
+        raise RequestError("the model is dense: it has no experts to name.", field="guidance", value=None)
+    named = recipe.experts or group_by_name(expert_names(model.config) or ())
+    if named:
+        _check_experts(named, recipe.free, reserved, gate_spec(found[0][1]).experts, ())
+    _layers(recipe.layers, [layer for layer, _ in found])
+
+
 def _token_weights(evenness: float, shares: Mapping[str, float]) -> torch.Tensor:
     """[Dm]: share to the power of -evenness, 1 on average over tokens.
 

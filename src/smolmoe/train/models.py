@@ -59,13 +59,29 @@ def build_model(recipe: TrainRecipe, tokenizer: Any, folder: Path | None) -> Any
     """
     model = load_model(folder, own=True) if folder is not None else _new_model(recipe, tokenizer)
     check_fit(model.config.get_text_config(), tokenizer, recipe.data.length)
-    if recipe.model.attention is not None:
-        model.set_attn_implementation(recipe.model.attention)
+    set_attention(model, recipe.model.attention)
     set_experts(model, recipe.model.experts, device=pick_device(recipe.device), field="model.experts")
     # Nothing counts twice: balance is ours, per layer; the stock loss would be added to the cross-entropy unseen.
     if getattr(model.config, "output_router_logits", False):
         model.config.output_router_logits = False
     return model
+
+
+def set_attention(model: Any, implementation: str | None) -> None:
+    """Let a model attend by this implementation of transformers, where one is named.
+
+    Raises:
+        RequestError: there is none of that name, or it cannot be had.
+    """
+    if implementation is None:
+        return
+    try:
+        model.set_attn_implementation(implementation)
+    except Exception as error:  # of whatever type: a kernel may have to be fetched
+        said = " ".join(str(error).split()).rstrip(".")
+        raise RequestError(
+            f"transformers refuses it: {said}.", field="model.attention", value=implementation, fix="Use sdpa or eager."
+        ) from error
 
 
 def check_fit(config: Any, tokenizer: Any, length: int) -> None:

@@ -17,13 +17,14 @@ from transformers import TrainerCallback
 
 from smolmoe import losses
 from smolmoe.errors import RequestError, TrainingError
-from smolmoe.moe.balance import choice_counts, domain_counts, has_selection_bias, update_selection_bias
+from smolmoe.moe.balance import choice_counts, domain_counts, update_selection_bias
 from smolmoe.moe.control import control_routers
 from smolmoe.moe.gating import Intervention, gate_spec
 from smolmoe.moe.routing import Routing, RoutingCapture, find_routers
 from smolmoe.moe.ties import GroupTies
 from smolmoe.recipe.train import ObjectiveRecipe, RoutingRecipe
 from smolmoe.train.distillation import Distillation
+from smolmoe.train.fit import check_balance, check_terms
 from smolmoe.train.guidance import Guidance
 from smolmoe.train.replay import remember_choices
 
@@ -59,9 +60,9 @@ class Objective:
         self.bias_rate = objective.bias_rate
         self.routers: list[Any] = [router for _, router in find_routers(model)]
         self.guidance = guidance
-        _check(model, objective, routing, self.routers, granularity)
+        check_terms(model, objective, routing, self.routers, granularity)
         if guidance is not None:
-            _check_balance(objective, guidance)
+            check_balance(objective, guidance)
         self.tied_steps = routing.tie_groups
         self.capture: RoutingCapture | None = None
         if not self.routers:
@@ -244,45 +245,6 @@ def _intervention(routing: RoutingRecipe, granularity: int) -> Intervention:
         # While a group's rows are tied its experts must be drawn together, or they are not chosen together.
         granularity=granularity if routing.tie_groups else 1,
     )
-
-
-def _check(
-    model: Any, objective: ObjectiveRecipe, routing: RoutingRecipe, routers: list[Any], granularity: int
-) -> None:
-    if not routers:
-        asked = {f"objective.{name}": value for name, value in objective.model_dump(exclude_defaults=True).items()}
-        asked |= {f"routing.{name}": value for name, value in routing.model_dump(exclude_defaults=True).items()}
-        for field, value in asked.items():
-            raise RequestError(
-                "the model is dense: it has no routers.", field=field, value=value, fix="Leave it out, or name an MoE."
-            )
-        return
-    if objective.bias_rate and not has_selection_bias(model):
-        raise RequestError(
-            f"{type(model).__name__} has no selection bias to balance with.",
-            field="objective.bias_rate",
-            value=objective.bias_rate,
-            fix="Use objective.load_balance, or upcycle with --target glm4_moe or generic.",
-        )
-    if routing.tie_groups and granularity < 2:
-        raise RequestError(
-            "the experts form no groups (granularity 1).",
-            field="routing.tie_groups",
-            value=routing.tie_groups,
-            fix="Leave it out.",
-        )
-
-
-def _check_balance(objective: ObjectiveRecipe, guidance: Guidance) -> None:
-    alone = bool((guidance.allowed.sum(-1) == 1).all())
-    for name in ("load_balance", "bias_rate"):
-        if alone and getattr(objective, name):
-            raise RequestError(
-                "every domain has one expert: there is nothing to balance.",
-                field=f"objective.{name}",
-                value=getattr(objective, name),
-                fix="Leave it out, or give a domain several experts.",
-            )
 
 
 class RoutedTraining:

@@ -47,16 +47,10 @@ def expert_names(model: Any) -> set[str]:
 
 
 def freeze(model: Any, trainable: str) -> None:
-    """Let only the routers learn, where `trainable` says "routers".
-
-    Raises:
-        RequestError: there are none.
-    """
+    """Let only the routers learn, where `trainable` says "routers"."""
     if trainable == "all":
         return
     routers = router_names(model)
-    if not routers:
-        raise RequestError("the model is dense: it has no routers.", field="trainable", value=trainable)
     for name, parameter in model.named_parameters():
         parameter.requires_grad_(name in routers)
 

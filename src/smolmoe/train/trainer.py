@@ -354,7 +354,7 @@ class MoeTrainer(RoutedTraining, AtomicCheckpoints, Trainer):
     def _determine_best_metric(self, metrics: dict[str, float], trial: Any) -> bool:
         """A new best is saved at once, so that it can be gone back to."""
         best: bool = super()._determine_best_metric(metrics, trial)
-        if best and self.state.global_step:
+        if best and self.state.global_step and self.args.save_strategy != "no":
             self.control.should_save = True
         return best
 
