@@ -275,6 +275,11 @@ def test_bad_requests_are_refused_before_anything_is_written(tmp_path: Path) -> 
         merge_experts(folder, tmp_path / "out", groups=[[0, 1], [1, 2]])
     with pytest.raises(RequestError, match="its FFN width"):
         add_expert(folder, tmp_path / "out", dense=save(dense_llama(intermediate_size=40), tmp_path / "dense"))
+    other = save(dense_llama(), tmp_path / "other")
+    rules = json.loads((other / "tokenizer.json").read_text())
+    (other / "tokenizer.json").write_text(json.dumps(rules | {"normalizer": {"type": "Lowercase"}}))
+    with pytest.raises(RequestError, match="tokenizer is not the MoE's"):
+        add_expert(folder, tmp_path / "out", dense=other)
     assert not (tmp_path / "out").exists()
     assert extract(folder, tmp_path / "out", [0], dry_run=True).measured is None
     assert not (tmp_path / "out").exists()

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from smolmoe.data.same_tokenizer import tokenizer_hash
 from smolmoe.data.selection.explain import RowScores, TextScore, extremes, part_score, score_table
 from smolmoe.data.selection.pool import Pool, scan
 from smolmoe.data.selection.quotas import Choice, rank_correlation
@@ -19,7 +20,7 @@ from smolmoe.data.selection.scores import DrawScorer, EntropyScorer, LossScorer,
 from smolmoe.data.selection.sieve import Candidate, Sieve
 from smolmoe.data.selection.writing import added_columns, write_choice
 from smolmoe.data.text import Document, default_documents
-from smolmoe.data.tokens import end_of_text, tokenizer_hash
+from smolmoe.data.tokens import end_of_text
 from smolmoe.errors import DataError, OutputError, RequestError
 from smolmoe.files import write_json
 from smolmoe.recipe.base import parse

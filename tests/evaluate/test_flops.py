@@ -12,6 +12,7 @@ from torch.utils.flop_counter import FlopCounterMode
 import smolmoe
 from smolmoe.errors import RequestError
 from smolmoe.evaluate.flops import FlopCounts, count_flops, counter
+from smolmoe.moe.experts import set_experts
 
 LENGTH = 8
 WIDTH, LAYERS, HEADS = (
@@ -129,11 +130,19 @@ def test_shared_experts_and_dense_layers_are_parts_of_their_own(model_type: str)
 def test_the_generic_model_is_counted() -> None:
     from smolmoe.moe.generic import SmolMoeConfig, SmolMoeForCausalLM
 
-    config = SmolMoeConfig(text_config=dense_llama().config.to_dict(), num_experts=4)
-    counts = count_flops(SmolMoeForCausalLM(config), length=LENGTH)
-    assert counts.prefill.parts == counts.prefill.expected
-    assert counts.experts is not None
-    assert counts.experts.only_chosen
+    llama = {"text_config": dense_llama().config.to_dict()}
+    gelu = {"gated": False, "mlp_bias": True, "hidden_act": "gelu_new", "moe_intermediate_size": 32}
+    gpt2 = {"text_config": dense_gpt2().config.to_dict(), "layers_module": "transformer.h", **gelu}
+    for options in (llama, gpt2):
+        model = SmolMoeForCausalLM(SmolMoeConfig(num_experts=4, **options))
+        set_experts(model)
+        assert model.config._experts_implementation == "smolmoe"
+        counts = count_flops(model, length=LENGTH)
+        assert counts.prefill.parts == counts.prefill.expected
+        assert counts.train is not None
+        assert counts.train.total == counts.train.expected_total
+        assert counts.experts is not None
+        assert counts.experts.only_chosen
 
 
 def test_dense_models_have_no_experts() -> None:

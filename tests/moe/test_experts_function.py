@@ -105,7 +105,7 @@ def assert_close(ours: dict[str, Any], theirs: dict[str, Any], tolerance: float)
     for name, expected in theirs.items():
         found = ours[name]
         if found is None or expected is None:  # frozen, or an expert stack that nobody chose anything of
-            assert found is None or not found.any(), name
+            assert all(gradient is None or not gradient.any() for gradient in (found, expected)), name
             continue
         assert found.dtype == expected.dtype, name
         scale = max(expected.abs().max().item(), 1e-3) if expected.numel() else 1.0
@@ -116,6 +116,16 @@ def compare(module: Any, x: torch.Tensor, index: torch.Tensor, weights: torch.Te
     ours = results(module, module, x, index, weights)
     theirs = results(lambda *args: naive(module, *args), module, x, index, weights)
     assert_close(ours, theirs, tolerance or TOLERANCE[x.dtype])
+
+
+@pytest.mark.parametrize("missing", ["ours", "theirs"])
+def test_a_missing_gradient_is_a_zero_one(missing: str) -> None:
+    real, zero = {"down": torch.ones(2)}, {"down": torch.zeros(2)}
+    pair = ({"down": None}, real) if missing == "ours" else (real, {"down": None})
+    with pytest.raises(AssertionError, match="down"):
+        assert_close(*pair, 1.0)
+    assert_close({"down": None}, zero, 0)
+    assert_close(zero, {"down": None}, 0)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16, torch.float64])
@@ -142,6 +152,20 @@ def test_outputs_and_gradients(dtype: torch.dtype, tokens: int, top_k: int, expe
 @pytest.mark.parametrize("tokens", [1, 12])
 def test_kinds_of_experts(kind: dict[str, bool], act: str, tokens: int) -> None:
     compare(make(act=act, **kind), *inputs(tokens, 2, 4))
+
+
+@pytest.mark.parametrize("gated", [True, False])
+@pytest.mark.parametrize("act", sorted(set(ACT2FN) - {"prelu", "xielu"}))  # those two have parameters: stock runs them
+def test_every_activation_while_flops_are_counted(act: str, gated: bool) -> None:
+    """torch's counter sets hooks on the inputs of modules, and the activation is one."""
+    from torch.utils.flop_counter import FlopCounterMode
+
+    module, given = make(act=act, has_gate=gated, has_bias=True), inputs(6, 2, 4)
+    expected = results(lambda *args: naive(module, *args), module, *given)
+    with FlopCounterMode(display=False):
+        found = results(module, module, *given)
+    assert all(gradient is not None for gradient in found.values())
+    assert_close(found, expected, 1e-4)
 
 
 def test_a_gate_of_its_own() -> None:

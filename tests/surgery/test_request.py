@@ -176,7 +176,16 @@ def test_specialists_must_have_the_base_s_tokenizer(tmp_path: Path) -> None:
     tokenizer = json.loads((other / "tokenizer.json").read_text())
     (other / "tokenizer.json").write_text(json.dumps(tokenizer))  # formatted otherwise: still the same
     assert plan(expert={"a": str(other)}, top_k=1).layout.experts == 1
+    tokenizer["model"]["merges"] = [" ".join(pair) for pair in tokenizer["model"]["merges"]]
+    (other / "tokenizer.json").write_text(json.dumps(tokenizer))
+    (other / "vocab.json").write_text("{}")  # not what is loaded
+    (other / "chat_template.jinja").write_text("{{ messages }}")
+    assert "chat template that the base does not" in plan(expert={"a": str(other)}, top_k=1).warnings[0]
     tokenizer["model"]["merges"].pop()
     (other / "tokenizer.json").write_text(json.dumps(tokenizer))
-    with pytest.raises(RequestError, match="tokenizer"):
+    with pytest.raises(RequestError, match=r"tokenizer is not the base's .* merges"):
         plan(expert={"a": str(other)}, top_k=1)
+    for path in other.glob("tokenizer*"):
+        path.unlink()
+    (other / "vocab.json").unlink()
+    assert "has no tokenizer" in plan(expert={"a": str(other)}, top_k=1).warnings[0]

@@ -19,17 +19,10 @@ from typing import Any
 import numpy as np
 
 from smolmoe.data.embedded import is_held_out
+from smolmoe.data.same_tokenizer import tokenizer_hash
 from smolmoe.data.sources import Source, open_source
 from smolmoe.data.text import Document
-from smolmoe.data.tokens import (
-    StoreWriter,
-    TokenStore,
-    encode_documents,
-    end_of_text,
-    id_type,
-    open_store,
-    tokenizer_hash,
-)
+from smolmoe.data.tokens import StoreWriter, TokenStore, encode_documents, end_of_text, id_type, open_store
 from smolmoe.errors import DataError, OutputError
 from smolmoe.files import write_json
 from smolmoe.recipe.data import DataRecipe

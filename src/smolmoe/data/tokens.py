@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 from array import array
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -177,16 +175,3 @@ def id_type(tokenizer: Any) -> str:
     """The smallest unsigned type that holds every id of the tokenizer."""
     largest = max(end_of_text(tokenizer), *tokenizer.get_vocab().values())
     return "<u2" if largest < 2**16 else "<u4"
-
-
-def tokenizer_hash(tokenizer: Any) -> str:
-    """The same for tokenizers that cut text alike: of the backend's JSON, or of the vocabulary where there is none."""
-    backend = getattr(tokenizer, "backend_tokenizer", None)
-    if backend is not None:
-        rules = json.loads(backend.to_str())
-        for changed_by_use in ("padding", "truncation"):
-            rules.pop(changed_by_use, None)
-    else:
-        rules = {"class": type(tokenizer).__name__, "vocabulary": sorted(tokenizer.get_vocab().items())}
-    written = json.dumps([rules, end_of_text(tokenizer)], sort_keys=True)
-    return hashlib.sha256(written.encode()).hexdigest()

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from smolmoe.checkpoint import Checkpoint, fingerprint, open_checkpoint
+from smolmoe.data.same_tokenizer import tokenizer_hash
 from smolmoe.data.targets import (
     ABOUT,
     FORMAT,
@@ -24,7 +25,7 @@ from smolmoe.data.targets import (
     open_cache,
     text_hash,
 )
-from smolmoe.data.tokens import end_of_text, tokenizer_hash
+from smolmoe.data.tokens import end_of_text
 from smolmoe.distill.folder import check_room, nothing_left, open_folder, writing
 from smolmoe.distill.options import CacheOptions
 from smolmoe.distill.results import CacheForecast, CacheResult

@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from smolmoe.checkpoint import Checkpoint, fingerprint, open_checkpoint
-from smolmoe.data.tokens import end_of_text, tokenizer_hash
+from smolmoe.data.same_tokenizer import tokenizer_hash
+from smolmoe.data.tokens import end_of_text
 from smolmoe.errors import RequestError, SourceError
 from smolmoe.evaluate.comparison_text import RUN
 from smolmoe.moe.loading import load_config, load_tokenizer

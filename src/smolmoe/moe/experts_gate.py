@@ -66,7 +66,9 @@ class Recomputed:
             return self.forward(pre, out)
         with torch.enable_grad():
             leaf = pre.detach().requires_grad_()
-            result = self._function(leaf)
+            # The function may be a module with hooks for its input's gradient (torch's FLOP counter sets such): within
+            # `autograd.grad` those run for what was computed, and raise for a leaf.
+            result = self._function(leaf.view_as(leaf))
         out.copy_(result.detach())
         grad_pre.copy_(torch.autograd.grad(result, leaf, grad.to(result.dtype))[0])
         return None

@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from smolmoe.data.tokens import tokenizer_hash
+from smolmoe.data.same_tokenizer import tokenizer_difference
 from smolmoe.errors import RequestError, SourceError
 from smolmoe.moe.loading import Skeleton, load_model, load_tokenizer
 from smolmoe.moe.names import expert_names, named_layers
@@ -160,9 +160,12 @@ def open_beside(folder: str | Path, subject: Subject, field: str) -> Any:
         RequestError: its tokenizer is another one.
     """
     model, where = _load(folder, str(subject.model.device))
-    if tokenizer_hash(_tokenizer(where, folder)) != tokenizer_hash(subject.tokenizer):
+    said = tokenizer_difference(_tokenizer(where, folder), subject.tokenizer, names=(field, "model"))
+    if said is not None:
         raise RequestError(
-            "its tokenizer is another one, so the two cannot be compared token by token.", field=field, value=folder
+            f"its tokenizer is another one ({said}), so the two cannot be compared token by token.",
+            field=field,
+            value=folder,
         )
     return model
 

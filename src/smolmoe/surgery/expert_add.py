@@ -16,6 +16,7 @@ Where the gates of the chosen sum to 1 it stays if the new expert changes no cho
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import partial
@@ -34,9 +35,12 @@ from smolmoe.surgery.moe_files import GENERIC, MoeFiles
 from smolmoe.surgery.program import Block, OutTensor, Read
 from smolmoe.surgery.sources import source_tensors
 from smolmoe.surgery.subset import SOURCE, Computed, Program, refuse_capacity, whole, without_groups
+from smolmoe.surgery.tokenizer import same_tokenizer
 
 if TYPE_CHECKING:
     from torch import Tensor
+
+logger = logging.getLogger(__name__)
 
 DENSE = "dense"
 BELOW = 1.5  # scores differ by less than 1
@@ -80,7 +84,8 @@ def from_dense(files: MoeFiles, dense: str | Path) -> NewExpert:
     """The FFNs of a dense model: a specialist.
 
     Raises:
-        RequestError: its FFNs are not of the experts' shape or activation, or it has another number of layers.
+        RequestError: its FFNs are not of the experts' shape or activation, it has another number of layers, or another
+            tokenizer.
         SourceError, CheckpointError: no dense model that can be read.
     """
     checkpoint = open_checkpoint(dense, field="dense")
@@ -108,6 +113,8 @@ def from_dense(files: MoeFiles, dense: str | Path) -> NewExpert:
                 value=str(dense),
                 fix="Give a dense model of the shape that the MoE was made from.",
             )
+    for said in same_tokenizer(checkpoint.folder, files.folder, field=DENSE, owner="MoE"):
+        logger.warning("%s", said)
     blocks: dict[int, dict[str, Block]] = {}
     for layer in files.layers:
         blocks[layer] = {}

@@ -20,6 +20,7 @@ from smolmoe.surgery.ffn import MoeLayer
 from smolmoe.surgery.program import Block, OutTensor, Read
 from smolmoe.surgery.request import Layout, check_kernel, lay_out
 from smolmoe.surgery.sources import BASE, Source, SourceTensor, source_tensors, specialist_tensors
+from smolmoe.surgery.tokenizer import same_tokenizer
 
 
 @dataclass(frozen=True)
@@ -110,8 +111,10 @@ def make_plan(recipe: UpcycleRecipe, base: Checkpoint, specialists: dict[str, Ch
     target = resolve(recipe.target, spec, layout.sizes(spec))
     sources = {BASE: source_tensors(base, spec, BASE)}
     check_kernel(recipe, layout, sources[BASE])
+    said: list[str] = []
     for name, checkpoint in (specialists or {}).items():
         sources[name] = specialist_tensors(name, checkpoint, sources[BASE])
+        said += same_tokenizer(checkpoint.folder, base.folder, field=f"expert {name}")
     tensors = tuple(_program(recipe, spec, target, layout, sources))
     _check_unique(tensors)
     claim = make_claim(recipe, spec, target, layout, tensors)
@@ -124,7 +127,7 @@ def make_plan(recipe: UpcycleRecipe, base: Checkpoint, specialists: dict[str, Ch
         tensors,
         moe_config(recipe, spec, target, layout, sources[BASE]),
         claim,
-        tuple(_warnings(recipe, layout)),
+        (*said, *_warnings(recipe, layout)),
     )
 
 

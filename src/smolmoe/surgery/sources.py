@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import json
 import math
 from dataclasses import dataclass
-from pathlib import Path
 
 from smolmoe.checkpoint import FLOAT_DTYPES, Checkpoint
 from smolmoe.errors import CheckpointError, RequestError, SourceError
@@ -15,7 +13,6 @@ from smolmoe.families.spec import read_spec
 BASE = "base"
 # Buffers that old checkpoints carry and no class loads.
 _LEFTOVERS = ("rotary_emb.inv_freq", ".attn.bias", ".attn.masked_bias", ".attention.bias", ".attention.masked_bias")
-_TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json", "merges.txt")
 
 
 @dataclass(frozen=True)
@@ -198,7 +195,7 @@ _SAME_SETTINGS = (
 
 
 def specialist_tensors(name: str, checkpoint: Checkpoint, base: Source) -> Source:
-    """A specialist's tensors; it must be the base with other weights: same class, settings, shapes and tokenizer.
+    """A specialist's tensors; it must be the base with other weights: same class, settings and shapes.
 
     Raises:
         RequestError: naming the first difference.
@@ -216,27 +213,4 @@ def specialist_tensors(name: str, checkpoint: Checkpoint, base: Source) -> Sourc
     source = source_tensors(checkpoint, base.spec, option)
     if {n: t.shape for n, t in source.tensors.items()} != {n: t.shape for n, t in base.tensors.items()}:
         raise RequestError("its tensors are not those of the base.", field=option, value=where)
-    if not _same_tokenizer(checkpoint.folder, base.checkpoint.folder):
-        raise RequestError(
-            "its tokenizer is not the base's, so the same text would reach the experts as other tokens.",
-            field=option,
-            value=where,
-            fix="Fine-tune it with the base's tokenizer.",
-        )
     return source
-
-
-def _same_tokenizer(one: Path, other: Path) -> bool:
-    """Equal vocabularies and merges, whatever the formatting of the files."""
-    for file in _TOKENIZER_FILES:
-        a, b = one / file, other / file
-        if a.is_file() != b.is_file():
-            return False
-        if not a.is_file() or a.read_bytes() == b.read_bytes():
-            continue
-        if file != "tokenizer.json":
-            return False
-        ja, jb = json.loads(a.read_text(encoding="utf-8")), json.loads(b.read_text(encoding="utf-8"))
-        if any(ja.get(key) != jb.get(key) for key in ("model", "normalizer", "pre_tokenizer", "added_tokens")):
-            return False
-    return True

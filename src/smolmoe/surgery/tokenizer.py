@@ -11,6 +11,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+from smolmoe.errors import RequestError
 from smolmoe.families import DenseFamily
 from smolmoe.files import write_json
 
@@ -37,6 +38,43 @@ def keep_tokenizer(source: Path, out: Path, family: DenseFamily | None, *, nativ
         return
     (out / "tokenizer.json").write_text(rules, encoding="utf-8")
     write_json(out / "tokenizer_config.json", _settings(out) | {"tokenizer_class": _PLAIN_CLASS})
+
+
+def same_tokenizer(folder: Path, base: Path, *, field: str, owner: str = "base") -> list[str]:
+    """What to know of a specialist whose tokenizer reads text as the base's does, or cannot be compared.
+
+    Raises:
+        RequestError: the same text becomes other tokens.
+    """
+    from smolmoe.data.same_tokenizer import tokenizer_difference
+    from smolmoe.moe.loading import load_tokenizer
+
+    if _bytes(folder) == _bytes(base):
+        return []
+    theirs, ours = load_tokenizer(folder), load_tokenizer(base)
+    if theirs is None or ours is None:
+        lacks = f"{field} has" if theirs is None else f"the {owner} has"
+        return [f"{lacks} no tokenizer, so that {field} and the {owner} read text alike was not checked."]
+    said = tokenizer_difference(theirs, ours, names=("specialist", owner), ends=False)
+    if said is not None:
+        raise RequestError(
+            f"its tokenizer is not the {owner}'s ({said}), so the same text would reach the experts as other tokens.",
+            field=field,
+            value=str(folder),
+            fix=f"Fine-tune it with the {owner}'s tokenizer.",
+        )
+    unlike = []
+    if theirs.eos_token != ours.eos_token:
+        unlike.append(f"its end-of-text token is {theirs.eos_token!r}, the {owner}'s {ours.eos_token!r}")
+    if theirs.chat_template is not None and theirs.chat_template != ours.chat_template:
+        unlike.append(f"it has a chat template that the {owner} does not have")
+    return [f"{field}: {' and '.join(unlike)}; the result has the {owner}'s."] if unlike else []
+
+
+def _bytes(folder: Path) -> dict[str, bytes]:
+    """All that a tokenizer is read from, but that its class may depend on config.json, too."""
+    patterns = ("tokenizer*", "special_tokens_map.json", "added_tokens.json", "vocab*", "merges.txt", "*.jinja")
+    return {path.name: path.read_bytes() for pattern in patterns for path in folder.glob(pattern) if path.is_file()}
 
 
 def _settings(folder: Path) -> dict[str, Any]:

@@ -8,13 +8,13 @@ from typing import Any
 
 import torch
 
+from smolmoe.data.same_tokenizer import tokenizer_difference
 from smolmoe.data.targets import TOKENIZER, TargetCache, open_cache
 from smolmoe.distillation_losses import IGNORED, losses_of_rows, shifted
 from smolmoe.errors import DataError, RequestError
 from smolmoe.recipe import TrainRecipe
 
 INPUTS = ("target_ids", "target_values", "target_rest")  # of a batch, beside what the model takes
-SHOWN = 5  # tokens named where vocabularies differ
 
 
 @dataclass(frozen=True)
@@ -72,7 +72,7 @@ class Distillation:
                 value=str(self.cache.folder),
                 fix="Make the cache again.",
             )
-        said = difference(theirs, tokenizer)
+        said = tokenizer_difference(theirs, tokenizer, names=("teacher", "student"))
         if said is not None:
             raise DataError(
                 f"the teacher has another tokenizer than the student: {said}.",
@@ -115,21 +115,3 @@ def open_distillation(recipe: TrainRecipe, tokenizer: Any = None) -> Distillatio
     if tokenizer is not None:
         found.check_tokenizer(tokenizer)
     return found
-
-
-def difference(theirs: Any, ours: Any) -> str | None:
-    """In words, how the teacher's tokenizer differs from the student's in what ids stand for; None where they agree."""
-    teacher = {number: token for token, number in theirs.get_vocab().items()}
-    student = {number: token for token, number in ours.get_vocab().items()}
-    unlike = [number for number in sorted({*teacher, *student}) if teacher.get(number) != student.get(number)]
-    if not unlike:
-        if theirs.eos_token_id == ours.eos_token_id:
-            return None
-        return f"its end-of-text token is {theirs.eos_token!r}, the student's {ours.eos_token!r}"
-    named = ", ".join(f"{number} is {_shown(teacher, number)} / {_shown(student, number)}" for number in unlike[:SHOWN])
-    more = f" and {len(unlike) - SHOWN:,} more" if len(unlike) > SHOWN else ""
-    return f"{len(teacher):,} tokens and {len(student):,}; teacher's / student's: {named}{more}"
-
-
-def _shown(vocabulary: Mapping[int, str], number: int) -> str:
-    return repr(vocabulary[number]) if number in vocabulary else "nothing"

@@ -12,6 +12,7 @@ from helpers import dense_llama, save, tiny_tokenizer
 from teacher_server import answer, serving
 
 from smolmoe.data.corpus import load_corpus
+from smolmoe.data.same_tokenizer import tokenizer_difference
 from smolmoe.data.targets import TOKENIZER, open_cache
 from smolmoe.data.teaching.endpoint import EndpointError
 from smolmoe.data.teaching.job import teach
@@ -22,7 +23,6 @@ from smolmoe.moe.loading import load_tokenizer
 from smolmoe.recipe.base import parse
 from smolmoe.recipe.data import DataRecipe
 from smolmoe.recipe.teach import TeachRecipe
-from smolmoe.train.distillation import difference
 
 pytest.importorskip("openai")
 TEXTS = ["The sum of three and four is seven.", "naïve — 東京 🙂", "def add(a, b):\n    return a + b", "I can see."]
@@ -211,7 +211,7 @@ def _check_cache(out, tokenizer, said):
     data = {"sources": [{"path": str(out), "text": "student_text"}], "length": 4, "cache": out.parent / "tokens"}
     data["validation"] = [{"path": str(out.parent / "held-out.jsonl")}]
     store, cache = load_corpus(parse(DataRecipe, data), tokenizer).train, open_cache(out / "targets")
-    assert difference(tokenizer, load_tokenizer(cache.folder / TOKENIZER)) is None
+    assert tokenizer_difference(tokenizer, load_tokenizer(cache.folder / TOKENIZER)) is None
     assert len(store) == len(said)
     first = cache.locate(store, np.arange(len(store)))
     for at, (text, told) in enumerate(said.items()):
