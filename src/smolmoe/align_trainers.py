@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from typing import Any
@@ -15,7 +16,7 @@ from smolmoe.align.tokens import Row
 from smolmoe.align.trainers import ContrastiveTrainer, PreferenceTrainer, SupervisedTrainer, dataset, show_backbone
 from smolmoe.moe import balance
 from smolmoe.moe.control import saved_state, without_training_state
-from smolmoe.moe.loading import no_progress_bar
+from smolmoe.moe.loading import generation_settings, no_progress_bar
 from smolmoe.recipe.align import LOAD_BALANCE, AlignRecipe
 from smolmoe.recipe.train import ObjectiveRecipe
 from smolmoe.train.checkpoints import TRAINING_STATE, AtomicCheckpoints
@@ -84,14 +85,22 @@ class _Aligned(RoutedTraining, AtomicCheckpoints):
     lr_scheduler: Any
     processing_class: Any
 
-    def begin(self, recipe: AlignRecipe, objective: Objective, settings: dict[str, Any], on_step: Step | None) -> None:
+    def begin(
+        self,
+        recipe: AlignRecipe,
+        objective: Objective,
+        settings: dict[str, Any],
+        generation: Any,
+        on_step: Step | None,
+    ) -> None:
         """What a trainer of TRL does not take when it is made.
 
         Args:
             settings: values of the model's config as they were before.
+            generation: the model's generation config as it was before.
         """
         trainer: Any = self
-        self.settings = settings
+        self.settings, self.generation = settings, generation
         self.recipe, self.objective, self.on_step = recipe, objective, on_step
         self.run_folder = recipe.out
         self.keep, self.args.save_total_limit = self.args.save_total_limit, None
@@ -132,13 +141,16 @@ class _Aligned(RoutedTraining, AtomicCheckpoints):
 
     @contextmanager
     def own_settings(self) -> Iterator[None]:
-        """Within, the model's config is its own: what TRL and the Trainer set for themselves is no part of it."""
-        config = self.accelerator.unwrap_model(self.model).config.get_text_config()
+        """Within, the model's configs are its own: what TRL and the Trainer set for themselves is no part of them."""
+        model = self.accelerator.unwrap_model(self.model)
+        model = model.get_base_model() if self.recipe.lora is not None else model
+        config = model.config.get_text_config()
         set_by_trainer = {name: getattr(config, name) for name in self.settings}
         try:
             for name, value in self.settings.items():
                 setattr(config, name, value)
-            yield
+            with generation_settings(model, self.generation):
+                yield
         finally:
             for name, value in set_by_trainer.items():
                 setattr(config, name, value)
@@ -233,6 +245,7 @@ def make_trainer(
     """
     config = model.config.get_text_config()
     kept = {name: getattr(config, name) for name in ("router_aux_loss_coef", "pad_token_id") if hasattr(config, name)}
+    generation = copy.deepcopy(getattr(model, "generation_config", None))
     kind: Any = {"sft": SftTrainer, "dpo": DpoTrainer, "cpo": CpoTrainer}[recipe.method]
     extra = {"ref_model": reference} if recipe.method == "dpo" else {}
     for one in (model, reference):
@@ -258,7 +271,7 @@ def make_trainer(
         trainer.ref_model = None
     base = trainer.model.get_base_model() if adapters is not None else trainer.model
     objective = PolicyObjective(trainer.model, base, objective_of(recipe, base), recipe.routing, granularity)
-    trainer.begin(recipe, objective, kept, on_step)
+    trainer.begin(recipe, objective, kept, generation, on_step)
     return trainer
 
 

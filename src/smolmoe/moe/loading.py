@@ -256,6 +256,21 @@ class _OnDisk:
 
 
 @contextmanager
+def generation_settings(model: Any, settings: Any) -> Iterator[None]:
+    """Within, the model has these generation settings: those that it was read with are the ones to save.
+
+    A trainer writes its tokenizer's special tokens into them, and transformers refuses to save a changed config that it
+    would have refused to make (a temperature without do_sample), though it saves one that is as it was read.
+    """
+    changed = getattr(model, "generation_config", None)
+    model.generation_config = settings
+    try:
+        yield
+    finally:
+        model.generation_config = changed
+
+
+@contextmanager
 def no_progress_bar() -> Iterator[None]:
     """Loading layer by layer would draw a bar for each layer."""
     from transformers.utils import logging

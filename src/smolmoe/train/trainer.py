@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import logging
 from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
@@ -17,7 +18,7 @@ from transformers.trainer_callback import ProgressCallback
 from smolmoe import losses
 from smolmoe.moe import balance
 from smolmoe.moe.control import saved_state, without_training_state
-from smolmoe.moe.loading import no_progress_bar
+from smolmoe.moe.loading import generation_settings, no_progress_bar
 from smolmoe.moe.routing import RoutingCapture
 from smolmoe.recipe import TrainRecipe
 from smolmoe.train.checkpoints import TRAINING_STATE, AtomicCheckpoints
@@ -80,12 +81,14 @@ class MoeTrainer(RoutedTraining, AtomicCheckpoints, Trainer):
         **trainer: Any,
     ):
         # Stacks blocks as they are: the collator of a tokenizer would turn each of a teacher's numbers into an object.
+        generation = copy.deepcopy(getattr(trainer["model"], "generation_config", None))
         super().__init__(compute_loss_func=distillation, data_collator=default_data_collator, **trainer)
         # Taken from the Trainer, which would delete the last checkpoint where it is not the best.
         self.keep, self.args.save_total_limit = self.args.save_total_limit, None
         self.is_sharded = is_sharded(self.model)
         # As of a model that transformers sharded while loading it: accelerate must not wrap it.
         self.is_distributed_loading_by_transformers = self.is_sharded
+        self.generation = generation
         self.recipe = recipe
         self.run_folder = recipe.out
         self.objective = objective
@@ -172,7 +175,8 @@ class MoeTrainer(RoutedTraining, AtomicCheckpoints, Trainer):
         with self.objective.as_served():
             state_dict = state_dict if state_dict is not None else self._whole_model()
             if self.args.should_save:
-                super()._save(output_dir, without_training_state(state_dict))
+                with generation_settings(self.accelerator.unwrap_model(self.model), self.generation):
+                    super()._save(output_dir, without_training_state(state_dict))
         own = whole_state(saved_state(self.model))
         if own and output_dir is not None and self.args.should_save:
             save_file(own, Path(output_dir) / TRAINING_STATE)
@@ -196,8 +200,9 @@ class MoeTrainer(RoutedTraining, AtomicCheckpoints, Trainer):
         state_dict = without_training_state(self._whole_model())
         if not self.args.should_save:
             return
-        with no_progress_bar():
-            self.accelerator.unwrap_model(self.model).save_pretrained(folder, state_dict=state_dict)
+        model = self.accelerator.unwrap_model(self.model)
+        with no_progress_bar(), generation_settings(model, self.generation):
+            model.save_pretrained(folder, state_dict=state_dict)
         self.processing_class.save_pretrained(folder)
 
     # -- measuring -----------------------------------------------------------------------------------------------
