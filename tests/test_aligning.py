@@ -15,7 +15,7 @@ from helpers import dense_llama, save, tiny_tokenizer
 from peft import PeftModel
 from safetensors.torch import load_file
 from tests.align.runs import METHODS, data, moe_folder, recipe, trainer, write_corrections
-from tests.train.runs import rows
+from tests.train.runs import rows, sampling_settings
 from transformers import AutoModelForCausalLM
 
 from smolmoe.align.arguments import DEFAULTS
@@ -31,7 +31,9 @@ from smolmoe.upcycling import upcycle
 
 @pytest.fixture(scope="module")
 def moe(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return moe_folder(tmp_path_factory.mktemp("moe") / "moe")
+    folder = moe_folder(tmp_path_factory.mktemp("moe") / "moe")
+    sampling_settings(folder, write=True)
+    return folder
 
 
 @pytest.fixture(scope="module")
@@ -165,6 +167,8 @@ def test_a_resumed_run_is_the_same(tmp_path: Path, moe: Path, method: str, lora:
     for name, tensor in load_file(resumed.model / "model.safetensors").items():
         assert torch.equal(tensor, before[2][name]), name
     assert resumed.summary["after"] == before[1]["after"]
+    saved = resumed.model if lora else resumed.out / "checkpoints" / "checkpoint-4"
+    assert sampling_settings(saved) == sampling_settings(resumed.model) == sampling_settings(moe)
 
 
 def test_precomputed_references_are_those_of_the_source(tmp_path: Path, moe: Path) -> None:

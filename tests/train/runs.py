@@ -22,6 +22,14 @@ def write_text(path: Path, documents: int = 60, seed: int = 0, domains: tuple[st
     return path
 
 
+def sampling_settings(model: Path, write: bool = False) -> dict[str, Any]:
+    """A model's generation settings; those written are such as transformers saves only if they are as it read them."""
+    file = model / "generation_config.json"
+    if write:
+        file.write_text(json.dumps({"eos_token_id": 5, "temperature": 0.9, "top_p": 0.6, "top_k": 20}))
+    return {key: value for key, value in json.loads(file.read_text()).items() if key != "transformers_version"}
+
+
 def dense_folder(path: Path) -> Path:
     return save(dense_llama(), path)
 

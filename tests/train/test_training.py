@@ -10,7 +10,7 @@ import torch
 import yaml
 from helpers import VOCABULARY, edit_tensors, random_moe, save, tiny_tokenizer
 from safetensors.torch import load_file
-from tests.train.runs import dense_folder, moe_folder, recipe, rows, trainer, write_text
+from tests.train.runs import dense_folder, moe_folder, recipe, rows, sampling_settings, trainer, write_text
 from transformers import AutoModelForCausalLM
 
 from smolmoe.errors import DataError, RequestError, SourceError, TrainingError
@@ -159,7 +159,9 @@ def test_learning_rates_of_routers_and_experts(tmp_path: Path, moe: Path) -> Non
 
 
 def test_temperature_is_folded_into_the_written_model(tmp_path: Path, moe: Path) -> None:
+    settings = sampling_settings(moe, write=True)
     result = train(recipe(tmp_path, moe, routing={"temperature": 2.0}, trainer=trainer(learning_rate=1e-30)))
+    assert sampling_settings(result.model) == sampling_settings(result.out / "checkpoints/checkpoint-6") == settings
     gate = "model.layers.0.block_sparse_moe.gate.weight"
     before, after = (load_file(f / "model.safetensors")[gate] for f in (moe, result.model))
     torch.testing.assert_close(after, before / 2)
