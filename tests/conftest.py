@@ -35,3 +35,13 @@ def shared() -> Path:
     if not SHARED.is_dir():
         pytest.skip(f"{SHARED} is not there")
     return SHARED.resolve()
+
+
+@pytest.fixture(scope="session")
+def smollm2() -> Path:
+    """SmolLM2-135M-Instruct, a real pretrained model, from a folder of such models kept outside the checkout."""
+    models = Path(os.environ.get("SMOLMOE_REAL_MODELS", "~/.cache/smolmoe/real-models")).expanduser()
+    folder = models / "smollm2-135m-instruct"
+    if not (folder / "config.json").is_file():
+        pytest.skip(f"{folder} is not there")
+    return folder
