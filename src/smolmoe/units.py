@@ -27,6 +27,14 @@ def flops(number: float) -> str:
     return _scaled(number, _FLOPS)
 
 
+def times(fold: float | None, low: float | None = None, high: float | None = None) -> str:
+    """A factor with its interval: "14.1x [9.2x, 31x]"; None is no amount, or no end."""
+    if fold is None:
+        return "no amount"
+    ends = ("-" if low is None else f"{count(low)}x", "no end" if high is None else f"{count(high)}x")
+    return f"{count(fold)}x [{', '.join(ends)}]"
+
+
 def duration(seconds: float) -> str:
     """In the unit that suits it: "850 ms", "12.3 s", "45 min", "3.2 h", "2.5 days"."""
     if seconds < 0.9995:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from typing import Any
 
@@ -21,8 +22,9 @@ from smolmoe.evaluate.scaling_law import (
     uncertainty_of,
 )
 from smolmoe.evaluate.scaling_law_joint import fit_joint, joint_reason
+from smolmoe.evaluate.scaling_law_needs import power_of
 from smolmoe.evaluate.scaling_law_noise import Observed
-from smolmoe.evaluate.scaling_law_results import Law
+from smolmoe.evaluate.scaling_law_results import Law, Power
 from smolmoe.interval import Interval
 
 OFFSET, SCALE, EXPONENT = 3.1, 40.0, 0.33
@@ -259,3 +261,50 @@ def test_too_few_dense_budgets_have_no_joint_law() -> None:
 def test_the_same_points_give_the_same_numbers() -> None:
     first, second = (law(fit(noisy(1, 0.002))) for _ in range(2))
     assert json.dumps(vars(first), default=vars) == json.dumps(vars(second), default=vars)
+
+
+def power(found: Fit) -> Power:
+    result = power_of(found)
+    assert result is not None
+    return result
+
+
+def test_what_a_lower_perplexity_needs_on_published_points() -> None:
+    """Seed document moe-upcycle, 1x, 2x, 4x and 8x: 10% lower perplexity takes 2.6 times the data, 25% 14, 50% 569."""
+    losses = np.log([13.98, 12.92, 11.97, 11.15])
+    found = power(fit(losses, 521_250 * 2.0 ** np.arange(4)))
+    folds = [need.fold.value for need in found.needs]
+    assert [need.lower for need in found.needs] == [0.10, 0.25, 0.50]
+    assert [float(f"{fold:.2g}") for fold in folds[:2] if fold] == [2.6, 14.0]
+    assert folds[2] == pytest.approx(569, abs=1)
+    assert found.tenfold_share.value == pytest.approx(0.22, abs=0.005)
+    assert found.tenfold.value == pytest.approx(-np.log1p(-found.tenfold_share.value))
+    assert [need.nats for need in found.needs] == pytest.approx([0.10536, 0.28768, 0.69315], abs=1e-5)
+    assert [need.reach for need in found.needs] == ["extrapolated", "far", "far"]
+    for need in found.needs:
+        assert need.fold.low is not None
+        assert need.fold.value is not None
+        assert need.fold.low < need.fold.value < (need.fold.high or np.inf)
+
+
+def test_a_floor_makes_it_out_of_reach() -> None:
+    """With a floor of 3.1 nats no amount of data takes 0.69 off 3.5; the power of perplexity does not know that."""
+    found = power(fit(noisy(0, 2e-4)))
+    near, _, half = found.needs
+    assert near.law_fold is not None
+    assert half.law_fold is not None
+    assert near.law_fold.value is not None
+    assert near.law_fold.value > near.fold.value  # type: ignore[operator]
+    assert half.law_fold.value is None
+    assert half.fold.value is not None
+
+
+def test_a_loss_that_does_not_fall_needs_no_amount() -> None:
+    found = power(fit([3.0, 3.01, 3.02], BUDGETS[:3]))
+    assert all(need.fold.value is None and need.tokens is None and need.reach == "far" for need in found.needs)
+    assert json.loads(json.dumps(dataclasses.asdict(found), allow_nan=False))
+
+
+def test_two_budgets_give_a_power_and_one_gives_none() -> None:
+    assert power_of(fit([3.0], BUDGETS[:1])) is None
+    assert power(fit([3.0, 2.9], BUDGETS[:2])).exponent.value == pytest.approx(0.1 / np.log(2))

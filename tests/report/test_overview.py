@@ -62,7 +62,7 @@ def test_every_section_is_there_with_its_figures_drawn(reader: Reader) -> None:
     assert set(reader.js("Array.from(document.querySelectorAll('main > section')).map(s => s.id)")) == SECTIONS
     assert reader.js("document.body.dataset.ready") == "true"
     charts = "Array.from(document.querySelectorAll('.chart'))"
-    assert reader.js(f"{charts}.length") == 10
+    assert reader.js(f"{charts}.length") == 11
     assert reader.js(f"{charts}.every(c => c.dataset.drawn === 'light' && c.querySelector('svg.main-svg'))")
     assert reader.js(f"{charts}.every(c => c.querySelector('details.data table tbody tr'))")
     assert reader.js("Array.from(document.querySelectorAll('.plot')).every(p => p.ariaLabel.length > 40)")

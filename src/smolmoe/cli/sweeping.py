@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from smolmoe.sweeping.forecast import SweepForecast
 
 _UNITS = {"": 1, "K": 1e3, "M": 1e6, "B": 1e9}
+_REACH = {"measured": "", "extrapolated": " (extrapolated)", "far": " (beyond 10x the largest budget: a guess)"}
 _NUMBER = re.compile(r"(\d+\.?\d*|\.\d+)(?:[eE]\+?(\d+))?([KMB]?)", re.IGNORECASE)
 
 
@@ -153,6 +154,7 @@ def _show_curve(curve: Curve) -> None:
     table(curve.name, columns, rows)
     if curve.start_loss is not None:
         print(f"  before training: {curve.start_loss:.4f}")
+    _show_power(curve)
     if curve.law is None:
         print(f"  no law: {curve.reason}")
         return
@@ -167,10 +169,36 @@ def _show_curve(curve: Curve) -> None:
         print(_tenfold(gain))
 
 
+def _show_power(curve: Curve) -> None:
+    """What a lower perplexity needs."""
+    if curve.power is None:
+        return
+    power = curve.power
+    share = power.tenfold_share
+    print(
+        f"  each 10x of data: {share.value:.1%} lower perplexity [{share.low:.1%}, {share.high:.1%}], "
+        f"{_ends(power.tenfold)} nats a token (power of perplexity, residual {power.residual:.2%})"
+    )
+    rows = []
+    for need in power.needs:
+        tokens = "-" if need.tokens is None else units.tokens(need.tokens) + _REACH[need.reach]
+        law = "-" if need.law_fold is None else units.times(need.law_fold.value, need.law_fold.low, need.law_fold.high)
+        rows.append(
+            (
+                f"{need.lower:.0%}",
+                f"{need.nats:.3f}",
+                units.times(need.fold.value, need.fold.low, need.fold.high),
+                law,
+                tokens,
+            )
+        )
+    columns = ("lower perplexity", "nats a token", "times the data, no floor", "by the law with its floor", "tokens")
+    table(f"{curve.name}: more data than {units.tokens(curve.budgets[-1].tokens)} tokens, 95% intervals", columns, rows)
+
+
 def _tenfold(gain: Gain) -> str:
-    reach = {"measured": "", "extrapolated": " (extrapolated)", "far": " (beyond 10x the largest budget: a guess)"}
     span = f"  {units.tokens(gain.begin)} to {units.tokens(gain.end)} tokens"
-    return f"{span}: {_ends(gain.drop)} nats a token{reach[gain.reach]}"
+    return f"{span}: {_ends(gain.drop)} nats a token{_REACH[gain.reach]}"
 
 
 def _show_joint(law: JointLaw) -> None:

@@ -87,6 +87,54 @@ class Law:
 
 
 @dataclass(frozen=True)
+class Fold:
+    """How many times the data; `value` and `low` are None where no amount is enough, `high` where it has no end."""
+
+    value: float | None
+    low: float | None
+    high: float | None
+
+
+@dataclass(frozen=True)
+class Need:
+    """How much more data than the largest budget a lower perplexity needs.
+
+    Attributes:
+        lower: share of the perplexity at the largest budget.
+        nats: the same of the loss, -ln(1 - lower).
+        fold: by the power of perplexity, which has no floor: the least that it may take.
+        law_fold: by the fitted law with its floor; None where there is no law that the points tell.
+        tokens: in all, by `fold`; None where no amount is enough.
+        reach: of these tokens, as of `Gain`.
+    """
+
+    lower: float
+    nats: float
+    fold: Fold
+    law_fold: Fold | None
+    tokens: int | None
+    reach: str
+
+
+@dataclass(frozen=True)
+class Power:
+    """perplexity = scale D^-exponent, by least squares of the perplexity.
+
+    Attributes:
+        tenfold: nats that each 10x of data takes off the loss.
+        tenfold_share: the same as a share of the perplexity.
+        residual: root mean square of the relative residuals of the budgets' perplexities.
+        needs: what 10, 25 and 50% lower perplexity needs.
+    """
+
+    exponent: Interval
+    tenfold: Interval
+    tenfold_share: Interval
+    residual: float
+    needs: tuple[Need, ...]
+
+
+@dataclass(frozen=True)
 class Curve:
     """The points that share a warm start, and what was made of them.
 
@@ -100,6 +148,7 @@ class Curve:
         neighbours: from each budget to the next, from the measured losses.
         tenfold: what each 10x of tokens buys, by the law.
         band: the law from the smallest budget on to where the sweep extrapolates, evenly in log D.
+        power: of perplexity in tokens, and how much more data a lower perplexity needs; None of a single budget.
     """
 
     name: str
@@ -112,6 +161,7 @@ class Curve:
     neighbours: tuple[Gain, ...]
     tenfold: tuple[Gain, ...]
     band: tuple[Prediction, ...]
+    power: Power | None = None
 
 
 @dataclass(frozen=True)
@@ -279,8 +329,20 @@ def _curve(values: dict[str, Any]) -> Curve:
             "neighbours": tuple(Gain(**_intervals(gain, "drop")) for gain in values["neighbours"]),
             "tenfold": tuple(Gain(**_intervals(gain, "drop")) for gain in values["tenfold"]),
             "band": tuple(Prediction(**_intervals(part, "loss")) for part in values["band"]),
+            "power": _power(values.get("power")),
         }
     )
+
+
+def _power(values: dict[str, Any] | None) -> Power | None:
+    """None of a sweep of an earlier version, too."""
+    if values is None:
+        return None
+    needs = []
+    for need in values["needs"]:
+        law = need["law_fold"]
+        needs.append(Need(**{**need, "fold": Fold(**need["fold"]), "law_fold": None if law is None else Fold(**law)}))
+    return Power(**_intervals(values, "exponent", "tenfold", "tenfold_share") | {"needs": tuple(needs)})
 
 
 def _joint(values: dict[str, Any]) -> JointLaw:

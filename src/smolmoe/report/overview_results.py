@@ -206,11 +206,84 @@ def sweep_rows(values: Values) -> tuple[list[str], list[list[Any]]]:
     return ["curve", "from tokens", "to tokens", "loss falls by, nats", "how known"], rows
 
 
+def sweep_needs(values: Values) -> tuple[list[str], list[list[Any]]]:
+    """How much more data a lower perplexity needs."""
+    head = ["curve", "lower perplexity", "nats a token", "times the data, no floor", "by the law with its floor"]
+    rows: list[list[Any]] = []
+    for curve in values.get("curves") or ():
+        for need in (curve.get("power") or {}).get("needs") or ():
+            folds = [
+                None if found is None else units.times(**_fold(found)) for found in (need["fold"], need["law_fold"])
+            ]
+            tokens = None if need["tokens"] is None else units.tokens(need["tokens"])
+            rows.append([curve["name"], f"{need['lower']:.0%}", f"{need['nats']:.3f}", *folds, tokens, need["reach"]])
+    return [*head, "tokens", "how known"], rows
+
+
+def _fold(found: Values) -> dict[str, float | None]:
+    return {"fold": found["value"], "low": found["low"], "high": found["high"]}
+
+
+def needs_chart(values: Values, name: str, looks: Looks) -> Chart | None:
+    """The factors of data on a logarithmic axis, with their intervals."""
+    traces = []
+    for curve in values.get("curves") or ():
+        needs = [n for n in (curve.get("power") or {}).get("needs") or () if n["fold"]["value"] is not None]
+        place = looks(_curve_name(values, curve))
+        for key, words in (("fold", "no floor"), ("law_fold", "law with its floor")):
+            found = [(need, need[key]) for need in needs if need[key] and need[key]["value"] is not None]
+            if not found:
+                continue
+            highest = 1e3 * max(fold["value"] for _, fold in found)
+            look = marker(place) if key == "fold" else {**marker(place), "symbol": "diamond-open"}
+            traces.append(
+                {
+                    "type": "scatter",
+                    "mode": "markers",
+                    "name": f"{curve['name']}, {words}",
+                    "x": [fold["value"] for _, fold in found],
+                    "y": [f"{need['lower']:.0%}" for need, _ in found],
+                    "error_x": {
+                        "type": "data",
+                        "symmetric": False,
+                        "array": [(fold["high"] or highest) - fold["value"] for _, fold in found],
+                        "arrayminus": [fold["value"] - (fold["low"] or fold["value"]) for _, fold in found],
+                        "color": colour(place),
+                        "thickness": 1.4,
+                        "width": 5,
+                    },
+                    "marker": look,
+                    "hovertemplate": "%{x:.3s} times the data for %{y}<extra>%{fullData.name}</extra>",
+                }
+            )
+    if not traces:
+        return None
+    head, rows = sweep_needs(values)
+    return Chart(
+        name,
+        f"How much more data a lower perplexity needs: {values.get('model', '')}",
+        "Times the data of the largest budget, with 95% intervals. Without a floor a power of perplexity goes on for "
+        "ever: that is the least it may take. Beyond ten times the largest budget both are a guess.",
+        traces,
+        axes("times the data", "lower perplexity", xaxis_type="log", xaxis_dtick=1, yaxis_type="category"),
+        head,
+        rows,
+        height=300,
+    )
+
+
 def sweep_laws(values: Values) -> Sequence[str]:
     """The fitted laws in words, or why there is none."""
     said = []
     for curve in values.get("curves") or ():
-        law = curve.get("law")
+        power, law = curve.get("power"), curve.get("law")
+        if power:
+            share, nats = power["tenfold_share"], power["tenfold"]
+            said.append(
+                f"{curve['name']}: each 10x of data gives {share['value']:.1%} lower perplexity "
+                f"[{share['low']:.1%}, {share['high']:.1%}], {nats['value']:.4f} [{nats['low']:.4f}, "
+                f"{nats['high']:.4f}] nats a token."
+            )
         if law is None:
             said.append(f"{curve['name']}: no law. {curve.get('reason') or ''}".strip())
             continue

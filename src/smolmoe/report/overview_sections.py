@@ -30,6 +30,7 @@ from smolmoe.report.overview_charts import (
 from smolmoe.report.overview_results import (
     comparison_chart,
     comparison_rows,
+    needs_chart,
     sweep_chart,
     sweep_laws,
     sweep_rows,
@@ -284,7 +285,11 @@ def _sweep(found: Overview) -> str:
     for place, values in enumerate(found.sweeps):
         laws = "".join(f"<li>{escape(law)}</li>" for law in sweep_laws(values))
         head, rows = sweep_rows(values)
-        html = _charts([sweep_chart(values, f"sweep-{place}", found.looks)]) + f"<ul>{laws}</ul>"
+        charts = [
+            sweep_chart(values, f"sweep-{place}", found.looks),
+            needs_chart(values, f"needs-{place}", found.looks),
+        ]
+        html = _charts(charts) + f"<ul>{laws}</ul>"
         parts.append(
             (str(values.get("model", "")), html + table(head, rows, caption="What more data buys, 95% intervals"))
         )

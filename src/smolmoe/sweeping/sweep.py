@@ -156,6 +156,7 @@ def _known_tokens(plan: Plan, start: Start) -> int | None:
 
 def _curve(plan: Plan, start: Start, runs: Sequence[Trained], fit: Fit, known: int | None) -> Curve:
     from smolmoe.evaluate.scaling_law import band_of, budgets_of, law_of, neighbours_of, tenfold_of
+    from smolmoe.evaluate.scaling_law_needs import power_of
     from smolmoe.evaluate.scaling_law_results import Curve, Point
 
     points = [
@@ -182,6 +183,7 @@ def _curve(plan: Plan, start: Start, runs: Sequence[Trained], fit: Fit, known: i
         neighbours=neighbours_of(fit),
         tenfold=tenfold_of(fit, plan.until),
         band=band_of(fit, plan.until),
+        power=power_of(fit),
     )
 
 
