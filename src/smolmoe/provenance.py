@@ -85,13 +85,14 @@ def origin(name: str, folder: Path) -> dict[str, Any]:
 
 def _card(path: Path) -> dict[str, Any]:
     """The metadata of a model card, as far as they stay true of what is made of the model; empty where it has none."""
-    import yaml
+    from smolmoe.yaml_text import MOST_BYTES, parse_yaml
 
     try:
-        text = path.read_text(encoding="utf-8")
+        with path.open(encoding="utf-8") as file:
+            text = file.read(MOST_BYTES)
         head = text.split("---", 2)[1] if text.lstrip().startswith("---") else ""
-        values = yaml.safe_load(head)
-    except (OSError, UnicodeDecodeError, IndexError, yaml.YAMLError):
+        values = parse_yaml(head)
+    except (OSError, ValueError, IndexError):
         return {}
     return {key: values[key] for key in _KEPT if values.get(key)} if isinstance(values, dict) else {}
 
