@@ -183,7 +183,7 @@ class _Run(AlignJob):
             tokenizer=self.tokenizer,
             arguments=arguments,
             adapters=adapters,
-            granularity=int(self.provenance.get("layout", {}).get("granularity", 1)),
+            granularity=int((self.provenance.get("layout") or {}).get("granularity") or 1),
             on_step=lambda done, total: self.report("Training", done, total),
         )
         if checkpoint is not None:

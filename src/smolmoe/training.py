@@ -212,7 +212,7 @@ class _Run:
         recipe = self.recipe
         every = recipe.evaluation.every or max(1, steps // MEASUREMENTS)
         arguments = training_arguments(recipe, recipe.out, steps=steps, every=every)
-        granularity = int(self.provenance.get("layout", {}).get("granularity", 1))
+        granularity = int((self.provenance.get("layout") or {}).get("granularity") or 1)
         moments, scales = self.carried
         guidance = None
         if recipe.guidance is not None:
