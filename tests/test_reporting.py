@@ -19,7 +19,7 @@ from smolmoe.families import MOE_TARGETS
 from smolmoe.provenance import PROVENANCE_FILE, read_provenance
 from smolmoe.report.card import MARK
 from smolmoe.report.model_facts import ModelFacts, places, without_places
-from smolmoe.reporting import finish_model, write_card
+from smolmoe.reporting import card_text, finish_model, write_card
 from smolmoe.upcycling import upcycle
 
 SOURCE_CARD = """---
@@ -219,7 +219,7 @@ def test_a_comparison_beside_it_is_quoted(moe: Path, tmp_path: Path) -> None:
         ({"schema_version": "1", "claim": {}}, "is of schema '1'"),
         ({"schema_version": True, "claim": {}}, "is of schema True"),
         ({"name": "of another program"}, "was not written by smolmoe"),
-        ([], "was not written by smolmoe"),
+        ([], "must hold a JSON object"),
     ],
 )
 def test_other_schemas_are_refused_by_name(values: Any, said: str, tmp_path: Path) -> None:
@@ -275,3 +275,35 @@ def test_a_newer_schema_is_refused_wherever_it_is_read(moe: Path, tmp_path: Path
 def test_places_of_this_machine_are_cut(text: str, cut: str) -> None:
     assert without_places({"a": [text]}) == {"a": [cut]}
     assert places({"a": [text]}) == ([] if text == cut else ["a[0]"])
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "said"),
+    [
+        ("claim", True, "claim is 'True'"),
+        ("claim", {"reason": 5}, r"claim\.reason is '5'"),
+        ("origin", "x", "origin is 'x'"),
+        ("layout", [4], "layout is"),
+        ("sources", {"base": {"name": None, "sha256": 7}}, r"sources\.base\.sha256 is '7'"),
+        ("verification", {"checks": [{"name": "x"}]}, r"verification\.checks\[0\] is"),
+        ("verification", {"checks": {"a": 1}}, r"verification\.checks is"),
+        ("measured", {"held_out": {"loss": "low"}}, r"measured\.held_out\.loss is 'low'"),
+        ("seed", True, "seed is 'True'"),
+    ],
+)
+def test_values_that_smolmoe_does_not_write_are_refused_by_key(key: str, value: Any, said: str, tmp_path: Path) -> None:
+    (tmp_path / PROVENANCE_FILE).write_text(json.dumps({"schema_version": 1, key: value}))
+    with pytest.raises(CheckpointError, match=said):
+        read_provenance(tmp_path)
+
+
+def test_a_card_of_a_verification_that_failed_beyond_measure(tmp_path: Path) -> None:
+    """What is infinite or no number is text in JSON, and upcycle writes its card after the verification."""
+    folder = save(dense_llama(), tmp_path / "model")
+    check = {"name": "logits", "passed": False, "measured": "inf", "limit": 1e-5, "meaning": "Equal."}
+    found = {"passed": False, "checks": [check], "logits": {"dense_loss": 3.0, "loss": "nan"}}
+    claim = {"kind": "exact", "reason": "Copies."}
+    (folder / PROVENANCE_FILE).write_text(json.dumps({"schema_version": 1, "claim": claim, "verification": found}))
+    text = card_text(folder)
+    assert "| Equal. | inf | 1e-05 | **no** |" in text
+    assert "| this model | nan |" in text

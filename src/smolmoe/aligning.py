@@ -153,6 +153,7 @@ class _Run(AlignJob):
         from smolmoe.moe.control import load_state
         from smolmoe.moe.routing import find_routers
         from smolmoe.train.checkpoints import TRAINING_STATE
+        from smolmoe.train.models import granularity_of
 
         recipe = self.recipe
         if recipe.router is not None and not find_routers(model):
@@ -180,7 +181,7 @@ class _Run(AlignJob):
             tokenizer=self.tokenizer,
             arguments=arguments,
             adapters=adapters,
-            granularity=int(self.provenance.get("layout", {}).get("granularity", 1)),
+            granularity=granularity_of(self.provenance),
             on_step=lambda done, total: self.report("Training", done, total),
         )
         if checkpoint is not None:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from smolmoe.errors import CheckpointError, HubError, SourceError
 from smolmoe.files import read_object
+from smolmoe.hub_access import why_not
 from smolmoe.model_config import check_other_files, read_config
 from smolmoe.safetensors_file import TensorInfo, not_finite, read_header
 
@@ -158,13 +159,12 @@ def _download(repo: str, revision: str | None, field: str) -> tuple[Path, str | 
     try:
         folder = Path(snapshot_download(repo, revision=revision, allow_patterns=HUB_PATTERNS))
     except Exception as error:  # the hub client raises many kinds; each means that the model cannot be had
+        reason, fix = why_not(error)
         raise HubError(
-            f"not a local folder, and it could not be fetched from the hub ({type(error).__name__}: "
-            f"{str(error).strip().splitlines()[0] if str(error).strip() else 'no details'}).",
+            f"not a local folder, and not to be had from the hub: {reason}.",
             field=field,
             value=repo,
-            fix="Check the name and the network, or download the model elsewhere and give its folder: "
-            "`hf download REPO --local-dir DIR`, then use DIR.",
+            fix=f"{fix} Or download the model elsewhere and give its folder: `hf download REPO --local-dir DIR`.",
         ) from error
     return folder, folder.name if folder.parent.name == "snapshots" else revision
 
@@ -217,7 +217,10 @@ def _read_sharded(folder: Path, index: Path) -> dict[str, TensorInfo]:
 
 
 def _weight_map(index: Path) -> dict[str, str]:
-    found = read_object(index, fix="Download it again.").get("weight_map")
+    values = read_object(index, fix="Download it again.")
+    if not isinstance(values.get("metadata", {}), dict):
+        raise _bad_index(index, f"its metadata are {values['metadata']!r}, not an object")
+    found = values.get("weight_map")
     if not isinstance(found, dict) or not found:
         raise _bad_index(index, "has no weight_map from tensors to shards")
     for tensor, shard in found.items():

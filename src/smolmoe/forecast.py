@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from smolmoe.model_config import read_config
 from smolmoe.recipe import PipelineRecipe, StageRecipe, TrainRecipe, UpcycleRecipe, parse
 
 if TYPE_CHECKING:
@@ -77,7 +78,7 @@ def _training(recipe: TrainRecipe) -> dict[str, Any]:
 
     folder = model_folder(recipe.model)
     if folder is not None:  # what is trained on keeps its shape
-        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+        config = read_config(folder, "model")
         shapes = {name: info.shape for name, info in open_checkpoint(folder).tensors.items()}
     else:
         model = skeleton(recipe)

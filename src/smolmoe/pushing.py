@@ -13,6 +13,8 @@ from typing import Any
 
 from smolmoe.checkpoint import open_checkpoint
 from smolmoe.errors import HubError, RequestError, SourceError
+from smolmoe.files import read_object
+from smolmoe.hub_access import why_not
 from smolmoe.provenance import PROVENANCE_FILE
 from smolmoe.reporting import CARD
 
@@ -188,7 +190,7 @@ def _contents(folder: Path, sent: Sequence[str], name: str) -> tuple[dict[str, b
     contents: dict[str, bytes] = {}
     redacted: dict[str, list[str]] = {}
     for file in _WITH_PLACES:
-        values = json.loads((folder / file).read_text(encoding="utf-8")) if file in sent else {}
+        values = read_object(folder / file) if file in sent else {}
         # Elsewhere than in our own file a slash may be text, of a chat template for example.
         asked = values if file == PROVENANCE_FILE else {key: values[key] for key in _PLACES if key in values}
         if found := places(asked):
@@ -230,11 +232,11 @@ def _upload(folder: Path, repo: str, names: dict[str, int], contents: dict[str, 
         made = api.create_repo(repo, private=private or None, exist_ok=True)
         commit = api.create_commit(made.repo_id, operations, commit_message="Upload model with smolmoe")
     except Exception as error:  # the hub client raises many kinds; each means that the model was not sent
-        first = str(error).strip().splitlines()[:1]
+        reason, fix = why_not(error)
         raise HubError(
-            f"could not be sent ({type(error).__name__}: {first[0] if first else 'no details'}).",
+            f"could not be sent: {reason}.",
             field="repo",
             value=repo,
-            fix="Log in with `hf auth login`, check the name and the network; nothing here was changed.",
+            fix=f"{fix} Nothing here was changed.",
         ) from error
     return str(commit.commit_url)

@@ -95,7 +95,7 @@ class _Run:
         from smolmoe.train.distributed import build_once, in_turn, on_main
         from smolmoe.train.fit import check_fits
         from smolmoe.train.metrics import FILE, MetricsFile
-        from smolmoe.train.models import build_model, find_tokenizer, model_folder, parent_provenance
+        from smolmoe.train.models import build_model, find_tokenizer, granularity_of, model_folder, parent_provenance
 
         recipe = self.recipe
         self.source = in_turn(lambda: model_folder(recipe.model))
@@ -105,7 +105,7 @@ class _Run:
         self.distillation = open_distillation(recipe, self.tokenizer)
         build = build_once if recipe.parallel == "fsdp" else in_turn
         self.model = build(lambda: build_model(recipe, self.tokenizer, self.checkpoint or self.source))
-        self.granularity = int(self.provenance.get("layout", {}).get("granularity", 1))
+        self.granularity = granularity_of(self.provenance)
         check_fits(recipe, self.model, self.granularity)
         self.report("Tokenising", 0, 0)
         corpus = in_turn(self._corpus)

@@ -14,7 +14,8 @@ from typing import Any
 from smolmoe.data.embedded import embedded_corpus
 from smolmoe.data.presets import EMBEDDED, Preset, documents_of, find_preset
 from smolmoe.data.text import READABLE, Document, check_columns, read_rows
-from smolmoe.errors import DataError, HubError
+from smolmoe.errors import DataError, HubError, SmolmoeError
+from smolmoe.hub_access import why_not
 from smolmoe.recipe.data import SourceRecipe
 
 # A name that ends in one of these is meant as a file, whether or not it is there.
@@ -197,7 +198,7 @@ def open_data_set(path: str, name: str | None, split: str, recipe: SourceRecipe)
             value=name if "config" in str(error).lower() else split,
             fix="Set `name` and `split` of this source to ones that the data set has.",
         ) from error
-    except (OSError, datasets.exceptions.DatasetsError) as error:
+    except Exception as error:  # the hub client raises many kinds; each means that the data set cannot be had
         raise _unreachable(path, error) from error
     if recipe.streaming and recipe.shuffle_buffer:
         # The seed is fixed: it decides which documents a run reads, not the order that the recipe's seed gives them.
@@ -207,19 +208,21 @@ def open_data_set(path: str, name: str | None, split: str, recipe: SourceRecipe)
 
 def with_hub_errors(path: str, rows: Iterator[Any]) -> Iterator[Any]:
     """The rows; what breaks while they are read becomes a HubError."""
-    datasets = import_module("datasets")
     try:
         yield from rows
-    except (OSError, datasets.exceptions.DatasetsError) as error:
+    except SmolmoeError:
+        raise
+    except Exception as error:  # as above, and what breaks in its files
         raise _unreachable(path, error) from error
 
 
 def _unreachable(path: str, error: Exception) -> HubError:
+    reason, fix = why_not(error)
     return HubError(
-        f"the data set cannot be read ({type(error).__name__}: {_first_line(error)}).",
+        f"the data set cannot be read: {reason}.",
         field="path",
         value=path,
-        fix="Check the connection to huggingface.co, or save the data as .jsonl or .parquet and give its path.",
+        fix=f"{fix} Or save the data as .jsonl or .parquet and give its path.",
     )
 
 

@@ -15,6 +15,7 @@ import torch
 
 from smolmoe.checkpoint import FLOAT_DTYPES, Checkpoint, open_checkpoint
 from smolmoe.errors import CheckpointError, HubError, SourceError
+from smolmoe.hub_access import why_not
 from smolmoe.model_config import check_counts, read_config
 
 GENERIC_TYPE = "smolmoe"
@@ -103,12 +104,13 @@ def find_tokenizer(name: str, field: str = "tokenizer") -> Any:
 
     try:
         return AutoTokenizer.from_pretrained(name, trust_remote_code=False)
-    except (OSError, ValueError) as error:
+    except Exception as error:  # the hub client raises many kinds; each means that the tokenizer cannot be had
+        reason, fix = why_not(error)
         raise HubError(
-            f"no such folder, and the hub does not give it: {_first_line(error)}",
+            f"no such folder, and not to be had from the hub: {reason}.",
             field=field,
             value=name,
-            fix="Give a local folder, or check the id and the connection.",
+            fix=f"{fix} Or give a local folder.",
         ) from error
 
 

@@ -3,28 +3,17 @@
 from __future__ import annotations
 
 import difflib
-import re
 import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from smolmoe.errors import OutputError, RequestError
+from smolmoe.yaml_text import MOST_BYTES, parse_yaml
 
 SHIPPED = Path(__file__).parents[1] / "recipes"
 COMMANDS = {"train": "smolmoe train", "pipeline": "smolmoe run"}  # what runs a recipe of a kind
-
-
-class _Loader(yaml.SafeLoader):
-    """YAML in which 1e-4 is a number, as everywhere but in YAML 1.1."""
-
-
-_Loader.add_implicit_resolver(
-    "tag:yaml.org,2002:float", re.compile(r"^[-+]?(\d+\.?\d*|\.\d+)[eE][-+]?\d+$"), list("-+.0123456789")
-)
 
 
 @dataclass(frozen=True)
@@ -170,7 +159,8 @@ def _shipped(name: str) -> Path:
 
 def _read(path: Path) -> dict[str, Any]:
     try:
-        text = path.read_text(encoding="utf-8")
+        with path.open(encoding="utf-8") as file:
+            text = file.read(MOST_BYTES + 1)
     except (OSError, UnicodeDecodeError) as error:
         raise RequestError(f"cannot be read: {error}.", field="recipe", value=str(path)) from error
     values = _parsed(text, "recipe", str(path))
@@ -180,20 +170,10 @@ def _read(path: Path) -> dict[str, Any]:
 
 
 def _parsed(text: str, field: str, value: str) -> Any:
-    """YAML in which nothing is shared: to change what one alias stands for must not change the others."""
     try:
-        return _unshared(yaml.load(text, _Loader))
-    except (yaml.YAMLError, RecursionError) as error:
-        said = " ".join(str(error).split())
-        raise RequestError(f"not YAML: {said}.", field=field, value=value) from error
-
-
-def _unshared(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {str(key): _unshared(inner) for key, inner in value.items()}
-    if isinstance(value, list):
-        return [_unshared(inner) for inner in value]
-    return value
+        return parse_yaml(text)
+    except ValueError as error:
+        raise RequestError(f"not YAML of a recipe: {error}.", field=field, value=value) from error
 
 
 def _put(values: Any, keys: list[str], value: Any, change: str) -> None:

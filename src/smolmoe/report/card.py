@@ -125,7 +125,8 @@ def _claim(facts: ModelFacts) -> str:
     claim = made.get("claim") or claim
     if not claim:
         return ""
-    lines = [f"## Claim and verification\n\nClaimed: **{_plain(str(claim.get('kind')))}**. {_plain(claim['reason'])}"]
+    kind, reason = _plain(str(claim.get("kind"))), _plain(claim.get("reason") or "")
+    lines = [f"## Claim and verification\n\nClaimed: **{kind}**. {reason}"]
     if not verification:
         lines.append("It was not verified when it was written; `smolmoe verify DENSE MODEL` does that.")
         return "\n\n".join(lines)
@@ -138,7 +139,7 @@ def _claim(facts: ModelFacts) -> str:
         f"{sum(bool(check['passed']) for check in checks)} of {len(checks)} checks passed."
     )
     rows = [
-        (_plain(check["meaning"]), f"{check['measured']:.2g}", f"{check['limit']:.2g}", _yes(check["passed"]))
+        (_plain(check["meaning"]), _short(check["measured"]), _short(check["limit"]), _yes(check["passed"]))
         for check in checks
     ]
     lines.append(_table(("check", "measured", "limit", "passed"), rows))
@@ -151,17 +152,17 @@ def _losses(facts: ModelFacts, comparison: Sequence[str]) -> str:
     if "dense_loss" in logits:
         text = _plain(str(facts.provenance["verification"].get("text", "sample text")))
         rows += [
-            ("dense model it was made of", f"{logits['dense_loss']:.4f}", text),
-            ("this model", f"{logits['loss']:.4f}", text),
+            ("dense model it was made of", f"{float(logits['dense_loss']):.4f}", text),
+            ("this model", f"{float(logits['loss']):.4f}", text),
         ]
     held, start = facts.measured.get("held_out") or {}, facts.measured.get("start") or {}
     where = f"{held.get('tokens', 0):,} held-out tokens"
     if "loss" in start:
-        rows.append(("before this training", f"{start['loss']:.4f}", where))
+        rows.append(("before this training", f"{float(start['loss']):.4f}", where))
     if "loss" in held:
-        rows.append(("this model", f"{held['loss']:.4f}", where))
+        rows.append(("this model", f"{float(held['loss']):.4f}", where))
         domains = (held.get("by_domain") or {}).items()
-        rows += [(f"… {_plain(name)}", f"{loss:.4f}", "") for name, loss in domains] if len(domains) > 1 else []
+        rows += [(f"… {_plain(name)}", f"{float(loss):.4f}", "") for name, loss in domains] if len(domains) > 1 else []
     said = "\n".join(f"- {_plain(sentence)}" for sentence in comparison)
     if not rows and not said:
         return ""
@@ -232,6 +233,8 @@ def sources(values: Mapping[str, Any]) -> list[tuple[str, str, str]]:
     """(role, name, revision and hash in words) of everything that a checkpoint was made of."""
     found = []
     for key, source in (values.get("sources") or {}).items():
+        if not source:
+            continue
         revision = f", revision {source['revision']}" if source.get("revision") else ""
         found.append((str(key), str(source.get("name")), f"{revision}, sha256 {str(source.get('sha256'))[:16]}"))
     if values.get("source"):
@@ -266,6 +269,11 @@ def _code(text: str) -> str:
 def _fence(text: str, language: str) -> str:
     ticks = "`" * max(3, 1 + max((len(run) for run in re.findall("`+", text)), default=0))
     return f"{ticks}{language}\n{text}\n{ticks}"
+
+
+def _short(number: float | str) -> str:
+    """A number as smolmoe.json has it: those that JSON has no sign for are text there."""
+    return f"{float(number):.2g}"
 
 
 def _yes(passed: object) -> str:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -12,6 +11,7 @@ from typing import Any
 
 from smolmoe.checkpoint import FLOAT_DTYPES, open_checkpoint
 from smolmoe.families import MOE_TARGETS, MoeTarget
+from smolmoe.model_config import read_config
 from smolmoe.provenance import read_provenance
 
 _COUNTS = ("num_experts", "num_local_experts", "n_routed_experts")
@@ -47,7 +47,7 @@ class ModelFacts:
             SourceError, CheckpointError: it is no checkpoint, or of a schema that is not read here.
         """
         checkpoint = open_checkpoint(folder, field="model")
-        config = json.loads((checkpoint.folder / "config.json").read_text(encoding="utf-8"))
+        config = read_config(checkpoint.folder, "model")
         sizes: dict[str, int] = {}
         for info in checkpoint.tensors.values():
             count = 1

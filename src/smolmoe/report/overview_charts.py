@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from html import escape
 from typing import Any
@@ -54,7 +55,8 @@ def claim_chart(models: Sequence[tuple[str, ModelFacts]], looks: Looks) -> Chart
     """Each check's measurement as a share of its limit."""
     traces, rows = [], []
     for label, model in models:
-        checks = [c for c in (model.provenance.get("verification") or {}).get("checks") or () if c["limit"] > 0]
+        found = (model.provenance.get("verification") or {}).get("checks") or ()
+        checks = [c for c in found if float(c["limit"]) > 0 and math.isfinite(float(c["measured"]))]
         if not checks:
             continue
         kept = [c for c in checks if c["name"] != "control"]

@@ -124,13 +124,13 @@ def _claim_card(label: str, model: ModelFacts) -> str:
         said = f"{'holds' if tone == 'good' else 'does not hold'}: {held} of {len(checks)} checks"
     rows = "".join(
         f'<li class="{"good" if check["passed"] else "bad"}"><span>{"✓" if check["passed"] else "✗"}</span> '
-        f"{escape(check['meaning'])} <b>{check['measured']:.2g}</b> of {check['limit']:.2g}</li>"
+        f"{escape(check['meaning'])} <b>{float(check['measured']):.2g}</b> of {float(check['limit']):.2g}</li>"
         for check in (verification or {}).get("checks") or ()
     )
     checks_html = f"<details><summary>The checks</summary><ul class='checks'>{rows}</ul></details>" if rows else ""
     return (
-        f'<article class="card"><h3>{escape(label)}</h3><p><span class="badge">{escape(str(claim["kind"]))}</span> '
-        f'<span class="badge {tone}">{escape(said)}</span></p><p>{escape(str(claim["reason"]))}</p>'
+        f'<article class="card"><h3>{escape(label)}</h3><p><span class="badge">{escape(str(claim.get("kind")))}</span> '
+        f'<span class="badge {tone}">{escape(said)}</span></p><p>{escape(str(claim.get("reason") or ""))}</p>'
         f"{_words(model)}{checks_html}</article>"
     )
 

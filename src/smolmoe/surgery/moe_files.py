@@ -6,18 +6,19 @@ Found by the names on disk, without loading a weight. Classes that stack their e
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from smolmoe.checkpoint import FLOAT_DTYPES, Checkpoint, TensorInfo, open_checkpoint
+from smolmoe.checkpoint import FLOAT_DTYPES, Checkpoint, open_checkpoint
 from smolmoe.errors import CheckpointError, SourceError
 from smolmoe.families import MOE_TARGETS, ExpertNames, MoeNames
 from smolmoe.families.qwen2_moe import PROJ_EXPERTS
+from smolmoe.model_config import read_config
 from smolmoe.provenance import read_provenance
+from smolmoe.safetensors_file import TensorInfo
 
 GENERIC = "generic"
 _OLMOE = MoeNames(
@@ -183,7 +184,7 @@ def read_moe(source: str | Path, *, field: str = "model") -> MoeFiles:
         HubError: a hub id that cannot be fetched.
     """
     checkpoint = open_checkpoint(source, field=field)
-    config = json.loads((checkpoint.folder / "config.json").read_text(encoding="utf-8"))
+    config = read_config(checkpoint.folder, field)
     kind, names = _names(config, checkpoint.folder, field)
     parts = dict(checkpoint.tensors)
     layers: dict[int, MoeLayer] = {}

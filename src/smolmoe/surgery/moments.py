@@ -87,7 +87,7 @@ def plan_of(moe_folder: Path) -> Plan:
     recipe = parse(UpcycleRecipe, _asked(provenance["request"]) | {"out": moe_folder})
     checkpoints = {}
     for name, recorded in provenance["sources"].items():
-        checkpoint = open_checkpoint(recorded["name"], revision=recorded["revision"], field=name)
+        checkpoint = open_checkpoint(recorded["name"], revision=recorded.get("revision"), field=name)
         if fingerprint(checkpoint) != recorded["sha256"]:
             raise CheckpointError(
                 "is not what the MoE was made of: its files have changed since.",
@@ -101,7 +101,9 @@ def plan_of(moe_folder: Path) -> Plan:
 
 def _read_provenance(folder: Path) -> dict[str, Any]:
     provenance = read_provenance(folder)
-    if provenance.get("stage") == "upcycle" and BASE in provenance.get("sources", {}) and "request" in provenance:
+    sources = provenance.get("sources") or {}
+    known = all(source and source.get("name") and source.get("sha256") for source in sources.values())
+    if provenance.get("stage") == "upcycle" and BASE in sources and known and provenance.get("request"):
         return provenance
     raise CheckpointError(
         f"no {PROVENANCE_FILE} of an upcycling in this folder, so what its tensors were made of is not known.",

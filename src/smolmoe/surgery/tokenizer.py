@@ -7,13 +7,12 @@ where they differ the rules that the source's tokenizer really follows are writt
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
 from smolmoe.errors import RequestError
 from smolmoe.families import DenseFamily
-from smolmoe.files import write_json
+from smolmoe.files import read_object, write_json
 
 _PLAIN_CLASS = "TokenizersBackend"  # reads tokenizer.json as it stands
 # Where the files name one of these, they are read as they stand beside any config but that of a type with own rules.
@@ -79,7 +78,7 @@ def _bytes(folder: Path) -> dict[str, bytes]:
 
 def _settings(folder: Path) -> dict[str, Any]:
     path = folder / "tokenizer_config.json"
-    return dict(json.loads(path.read_text(encoding="utf-8"))) if path.is_file() else {}
+    return read_object(path) if path.is_file() else {}
 
 
 def _rules(tokenizer: Any) -> str | None:

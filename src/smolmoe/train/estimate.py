@@ -21,7 +21,15 @@ from smolmoe.train.arguments import DEFAULTS, check_trainer, pick_device, precis
 from smolmoe.train.distillation import open_distillation
 from smolmoe.train.distributed import world_size
 from smolmoe.train.fit import check_fits
-from smolmoe.train.models import check_fit, find_tokenizer, model_folder, new_config, parent_provenance, set_attention
+from smolmoe.train.models import (
+    check_fit,
+    find_tokenizer,
+    granularity_of,
+    model_folder,
+    new_config,
+    parent_provenance,
+    set_attention,
+)
 
 # Shares of the speed of large matrix products that a training step of a small model reaches, seen on CPUs and GPUs.
 EFFICIENCY = 0.3
@@ -169,7 +177,7 @@ def estimate(recipe: TrainRecipe) -> Estimate:
     trainer = {**DEFAULTS, **recipe.trainer}
     device = pick_device(recipe.device)
     model, folder = skeleton(recipe), model_folder(recipe.model)
-    check_fits(recipe, model, int(parent_provenance(folder).get("layout", {}).get("granularity", 1)))
+    check_fits(recipe, model, granularity_of(parent_provenance(folder)))
     set_attention(model, recipe.model.attention)
     set_experts(model, recipe.model.experts, device=device, field="model.experts")
     return cost_of(

@@ -150,6 +150,11 @@ def parent_provenance(folder: Path | None) -> dict[str, Any]:
     return {} if folder is None else read_provenance(folder)
 
 
+def granularity_of(provenance: Mapping[str, Any]) -> int:
+    """G of an upcycled model; 1 of any other."""
+    return int((provenance.get("layout") or {}).get("granularity") or 1)
+
+
 def run_provenance(
     stage: str, recipe: TrainRecipe | AlignRecipe, source: Path | None, parent: Mapping[str, Any], *packages: str
 ) -> dict[str, Any]:

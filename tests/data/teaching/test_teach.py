@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 from pathlib import Path
 
@@ -154,6 +155,57 @@ def test_a_refusal_ends_the_job_at_the_first_answer(tmp_path, reply, said):
         teach(recipe(tmp_path, server.url, list("abcdef")))
     assert server.asked == {"a": 1}
     assert list((tmp_path / "out").iterdir()) == []
+
+
+@pytest.mark.parametrize("status", [301, 307, 308])
+def test_a_redirect_to_another_host_is_not_followed(tmp_path, monkeypatch, status):
+    monkeypatch.setenv("MY_KEY", "secret-key-of-mine")
+    with serving() as other:
+        place = other.url.removesuffix("/v1")
+        moved = Reply({}, status, {"Location": f"{other.url}/chat/completions?x=1"})
+        with (
+            serving(lambda p, n: moved) as server,
+            pytest.raises(EndpointError, match=f"redirects to {place}, which would get the prompts") as caught,
+        ):
+            teach(recipe(tmp_path, server.url, ["private"], api_key_env="MY_KEY"))
+    assert other.bodies == []
+    assert sum(server.asked.values()) == 1  # and it is not asked again
+    assert "secret" not in str(caught.value)
+
+
+def test_a_redirect_on_the_same_host_is_followed(tmp_path):
+    moved = Reply({}, 307, {"Location": "/v2/chat/completions"})
+    with serving(lambda p, n: moved if n == 1 else answer("yes")) as server:
+        assert teach(recipe(tmp_path, server.url, ["p"]))["questions"]["answered"] == 1
+
+
+@pytest.mark.parametrize(
+    ("here", "location", "stays"),
+    [
+        ("https://a.example/v1", "https://a.example/v2", True),
+        ("https://a.example/v1", "https://A.EXAMPLE:443/v2", True),
+        ("http://a.example/v1", "https://a.example/v1", True),
+        ("https://a.example/v1", "http://a.example/v1", False),
+        ("https://a.example:80/v1", "http://a.example:80/v1", False),
+        ("https://a.example/v1", "//b.example/v1", False),
+        ("https://a.example/v1", "https://a.example.b.example/v1", False),
+        ("http://a.example:8000/v1", "http://a.example:8001/v1", False),
+        ("https://a.example/v1", "https://a.example:nowhere/", False),
+    ],
+)
+def test_where_a_redirect_may_lead(here, location, stays):
+    from types import SimpleNamespace
+
+    from smolmoe.data.teaching.endpoint import _Elsewhere, _stay
+
+    response = SimpleNamespace(
+        status_code=308, headers={"location": location}, request=SimpleNamespace(url=here)
+    )  # no such hosts: what is asked of a response is its own
+    if stays:
+        asyncio.run(_stay(response))
+    else:
+        with pytest.raises(_Elsewhere):
+            asyncio.run(_stay(response))
 
 
 def test_a_key_that_is_withdrawn_ends_the_job_but_keeps_what_is_there(tmp_path):

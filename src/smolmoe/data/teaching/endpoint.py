@@ -14,7 +14,7 @@ from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
 from importlib import import_module
 from typing import Any
-from urllib.parse import urlsplit
+from urllib.parse import SplitResult, urljoin, urlsplit
 
 from smolmoe.data.teaching.prompts import messages_of
 from smolmoe.errors import EndpointError, RequestError
@@ -82,7 +82,11 @@ class Endpoint:
         self._recipe = recipe
         self._openai = _client_library()
         self._client = self._openai.AsyncOpenAI(
-            api_key=self._key or _NO_KEY, base_url=recipe.base_url, max_retries=0, timeout=recipe.timeout
+            api_key=self._key or _NO_KEY,
+            base_url=recipe.base_url,
+            max_retries=0,
+            timeout=recipe.timeout,
+            http_client=self._openai.DefaultAsyncHttpxClient(event_hooks={"response": [_stay]}),
         )
         options = {"max_tokens": recipe.max_tokens, "temperature": recipe.temperature, "top_p": recipe.top_p}
         if recipe.top_logprobs is not None:
@@ -108,10 +112,14 @@ class Endpoint:
             problem = NoAnswer(f"no answer within {self._recipe.timeout:g} s", kind=SILENT[0], again=True)
         except self._openai.APIStatusError as error:
             problem = self._status(error)
+        except _Elsewhere as error:
+            problem = self._elsewhere(str(error))
         except self._openai.APIConnectionError as error:
             cause = error.__cause__
             said = f"{type(cause).__name__}: {cause}" if cause else str(error)
             problem = NoAnswer(self._hide(f"no connection, or a cut one ({said})"), kind=SILENT[1], again=True)
+            if isinstance(cause, _Elsewhere):  # some versions of the client wrap whatever stops a request
+                problem = self._elsewhere(str(cause))
         else:
             return self._answer(body)
         # Raised outside the handlers: the client's errors hold the request, and its headers the key.
@@ -119,6 +127,14 @@ class Endpoint:
 
     async def close(self) -> None:
         await self._client.close()
+
+    def _elsewhere(self, place: str) -> EndpointError:
+        return EndpointError(
+            f"the endpoint redirects to {self._hide(place)}, which would get the prompts; nothing was sent there.",
+            field="base_url",
+            value=self._recipe.base_url,
+            fix="If that is where they are to go, give its address as --base-url.",
+        )
 
     def _status(self, error: Any) -> NoAnswer | EndpointError:
         status, code = error.status_code, str(error.code or "")
@@ -167,6 +183,33 @@ class Endpoint:
         if len(self._key) < _SECRET_LENGTH:
             return text
         return text.replace(self._key, "[key]")
+
+
+class _Elsewhere(Exception):  # noqa: N818 - a way out of the client
+    """The endpoint redirects to another host; says which."""
+
+
+async def _stay(response: Any) -> None:
+    """Let the client follow a redirect only to where it is: the same host and port, and never from https to http."""
+    if not 300 <= response.status_code < 400 or "location" not in response.headers:
+        return
+    try:
+        here = urlsplit(str(response.request.url))
+        there = urlsplit(urljoin(here.geturl(), response.headers["location"]))
+        place = f"{there.scheme}://{there.hostname}" + (f":{there.port}" if there.port else "")
+        stays = there.hostname == here.hostname and (_port(there) == _port(here) or _is_upgrade(here, there))
+    except ValueError:
+        place, stays = "an address that is none", False
+    if not stays or (here.scheme, there.scheme) == ("https", "http"):
+        raise _Elsewhere(place)
+
+
+def _port(parts: SplitResult) -> int | None:
+    return parts.port or {"http": 80, "https": 443}.get(parts.scheme)
+
+
+def _is_upgrade(here: SplitResult, there: SplitResult) -> bool:
+    return (here.scheme, _port(here), there.scheme, _port(there)) == ("http", 80, "https", 443)
 
 
 def check_address(url: str) -> None:

@@ -1,0 +1,32 @@
+"""Why the hub did not give what was asked of it, in words that say what to do."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+
+# Names of classes, since the hub's client has changed the library that it speaks HTTP with: builtins, httpx, requests.
+_NETWORK = frozenset(("TransportError", "ConnectionError", "TimeoutError", "Timeout", "gaierror", "SSLError"))
+_OFFLINE = ("HF_HUB_OFFLINE", "HF_DATASETS_OFFLINE", "TRANSFORMERS_OFFLINE")
+
+
+def why_not(error: Exception) -> tuple[str, str]:
+    """What went wrong (no full stop), and the first step to mend it (a sentence)."""
+    said = f"{type(error).__name__}: {_first_line(error)}"
+    offline = next((name for name in _OFFLINE if os.environ.get(name, "").upper() in ("1", "ON", "YES", "TRUE")), None)
+    if offline is not None:
+        return f"{offline} is set, so the hub is not asked, and its cache here does not have it", f"Unset {offline}."
+    if any(_NETWORK & {kind.__name__ for kind in type(one).__mro__} for one in _chain(error)):
+        place = os.environ.get("HF_ENDPOINT") or "https://huggingface.co"
+        return f"the hub at {place} cannot be reached ({said})", "Check the network and the proxy."
+    return said, "Check the name; for a private or gated one log in with `hf auth login`."
+
+
+def _chain(error: BaseException | None) -> Iterator[BaseException]:
+    while error is not None:
+        yield error
+        error = error.__cause__ or error.__context__
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip().splitlines() or ["no message"])[0].rstrip(".")
