@@ -9,7 +9,7 @@ from typing import Any
 from smolmoe.align.libraries import require
 from smolmoe.errors import RequestError
 from smolmoe.recipe.align import BETA, AlignRecipe
-from smolmoe.recipe.base import check_passed_on
+from smolmoe.recipe.base import check_passed_on, new_names
 
 _COMMON: dict[str, Any] = {
     "num_train_epochs": 1,
@@ -22,7 +22,7 @@ _COMMON: dict[str, Any] = {
     "logging_steps": 10,
     "save_total_limit": 2,
     "report_to": "tensorboard",
-    "gradient_checkpointing": False,
+    "activation_checkpointing": False,
     "dataloader_pin_memory": False,
     "disable_tqdm": True,
 }
@@ -113,7 +113,7 @@ def trainer_arguments(recipe: AlignRecipe, *, length: int, save_steps: int, devi
     """
     check_trainer_keys(recipe)
     values = {"save_strategy": "steps", "save_steps": save_steps, "bf16": bf16}
-    values |= {**DEFAULTS[recipe.method], **recipe.trainer}
+    values |= new_names({**DEFAULTS[recipe.method], **recipe.trainer})
     values |= {"output_dir": str(recipe.out), "seed": recipe.seed, "use_cpu": device == "cpu", "max_length": length}
     values |= {"remove_unused_columns": False, "logging_nan_inf_filter": False, "eval_strategy": "no"}
     if recipe.method == "cpo":

@@ -11,7 +11,7 @@ from transformers import TrainingArguments
 
 from smolmoe.errors import RequestError
 from smolmoe.recipe import TrainRecipe
-from smolmoe.recipe.base import check_passed_on
+from smolmoe.recipe.base import check_passed_on, new_names
 
 DEFAULTS: dict[str, Any] = {
     "per_device_train_batch_size": 8,
@@ -75,7 +75,13 @@ def training_arguments(recipe: TrainRecipe, folder: Path, *, steps: int, every: 
     """
     check_trainer_keys(recipe.trainer)
     device = pick_device(recipe.device)
-    values = {"save_strategy": "steps", "save_steps": every, **precision(device), **DEFAULTS, **recipe.trainer}
+    values = {
+        "save_strategy": "steps",
+        "save_steps": every,
+        **precision(device),
+        **DEFAULTS,
+        **new_names(recipe.trainer),
+    }
     values |= {"max_steps": steps, "output_dir": str(folder), "seed": recipe.seed, "use_cpu": device == "cpu"}
     try:
         return TrainingArguments(
