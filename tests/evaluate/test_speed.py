@@ -44,9 +44,7 @@ def test_settings_of_generate_are_passed_on() -> None:
     from transformers import StaticCache
 
     model, seen = dense_llama(), []
-    model.register_forward_pre_hook(
-        lambda module, args, kwargs: seen.append(type(kwargs["cache"])), with_kwargs=True
-    )
+    model.register_forward_pre_hook(lambda module, args, kwargs: seen.append(type(kwargs["cache"])), with_kwargs=True)
     read_speed(model, prompt_tokens=4, new_tokens=3)
     options = {"cache_implementation": "static", "disable_compile": True}
     read_speed(model, prompt_tokens=4, new_tokens=3, options=options)
