@@ -11,6 +11,7 @@ from html.parser import HTMLParser
 from pathlib import Path
 
 import pytest
+from tests.processes import PATIENCE
 
 NAMES = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
 _LOADING = ("src", "href", "xlink:href", "srcset", "data", "poster", "action")
@@ -83,7 +84,7 @@ def load(page: Path, profile: Path) -> Loaded:
         "--dump-dom",
         page.resolve().as_uri(),
     ]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=True)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=PATIENCE, check=True)
     console = [line for line in done.stderr.splitlines() if "CONSOLE" in line]
     return Loaded(done.stdout, console)
 

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import logging
 import os
+import re
 from pathlib import Path
+from typing import Any
 
+import hypothesis
 import pytest
 
 # Before torch or transformers is imported anywhere: workers share the cores, and nothing may ask the network.
@@ -13,12 +17,29 @@ os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["TOKENIZERS_PARALLELISM"] = "false"
 os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
 
+hypothesis.settings.register_profile("any machine", deadline=None)
+hypothesis.settings.load_profile("any machine")
+
 SHARED = Path(__file__).resolve().parents[1] / "../shared"
 
 
 def pytest_sessionstart(session: pytest.Session) -> None:
     if os.environ.get("CI") == "true" and not SHARED.is_dir():
         raise pytest.UsageError(f"CI=true, but {SHARED} is not there: the tests on real checkpoints would be skipped")
+
+
+# The Hugging Face libraries log what pyproject.toml's filters would make an error, and their level is set to silence.
+_LIBRARIES = ("accelerate", "datasets", "huggingface_hub", "peft", "tokenizers", "transformers", "trl")
+_log_warning = logging.Logger.warning
+
+
+def _warning(self: logging.Logger, message: object, *values: Any, **options: Any) -> None:
+    if self.name.split(".")[0] in _LIBRARIES and re.search("deprecated|will be removed", str(message)):
+        raise FutureWarning(f"{self.name}: {message}")
+    _log_warning(self, message, *values, **{**options, "stacklevel": options.get("stacklevel", 1) + 1})
+
+
+logging.Logger.warning = _warning  # type: ignore[method-assign]
 
 
 @pytest.fixture(scope="session", autouse=True)

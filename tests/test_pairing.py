@@ -3,15 +3,12 @@
 from __future__ import annotations
 
 import json
-import os
 import signal
-import subprocess
-import sys
-import time
 from pathlib import Path
 
 import pytest
 from helpers import dense_llama, moe_of, save
+from tests.processes import Child, killed_in
 
 from smolmoe.align.pairs import PairsReport, edit_distance
 from smolmoe.errors import DataError, OutputError, RequestError, SourceError
@@ -87,20 +84,9 @@ def test_fewer_prompts_are_drawn_by_the_seed(made: tuple[PairsRecipe, PairsRepor
 def test_a_killed_run_goes_on_to_the_same_pairs(made: tuple[PairsRecipe, PairsReport], recipe: PairsRecipe) -> None:
     whole = made[0].out / "pairs.jsonl"
     code = "import sys; from smolmoe.pairing import *; make_pairs(PairsRecipe.model_validate_json(sys.argv[1]))"
-    # The process holds still before its second shard, so that the kill comes when one is there.
-    halt = "import smolmoe.pairing as p; old = p._Answering.__call__; n = []\n"
-    halt += "def slow(self, indices):\n    import time\n    n.append(0)\n    time.sleep(60 if len(n) > 1 else 0)\n"
-    halt += "    return old(self, indices)\np._Answering.__call__ = slow\n"
-    process = subprocess.Popen([sys.executable, "-c", halt + code, recipe.model_dump_json()], env=os.environ)
-    try:
-        deadline = time.monotonic() + 60
-        while not (recipe.out / "samples" / "00000.json").is_file():
-            assert process.poll() is None
-            assert time.monotonic() < deadline
-            time.sleep(0.05)
-    finally:
-        process.send_signal(signal.SIGKILL)
-        process.wait()
+    killed = killed_in("smolmoe.pairing:_Answering.__call__", 2)  # when one shard is there
+    with Child(killed + code, recipe.model_dump_json()) as process:
+        assert process.wait() == -signal.SIGKILL, process.stderr
     assert not (recipe.out / "pairs.jsonl").exists()
     with pytest.raises(OutputError, match="unfinished"):
         make_pairs(recipe)

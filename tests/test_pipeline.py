@@ -5,15 +5,12 @@ from __future__ import annotations
 import json
 import os
 import signal
-import socket
-import subprocess
-import sys
-import time
 from pathlib import Path
 from typing import Any
 
 import pytest
 from helpers import tiny_tokenizer
+from tests.processes import Child, killed_in, run_ranks
 from tests.train.runs import rows, trainer, write_text
 
 from smolmoe.errors import OutputError, RequestError
@@ -98,18 +95,15 @@ def test_a_killed_training_goes_on_from_its_checkpoint(tmp_path: Path) -> None:
     values = pipeline(tmp_path, upcycle(), trained("moe-trained", "{moe}"))
     values["defaults"]["trainer"] |= {"max_steps": 25, "save_steps": 5, "save_total_limit": 20}
     whole = go({**values, "out": str(tmp_path / "whole")})
-    manifest = tmp_path / "run" / "dense" / "checkpoints" / "checkpoint-5" / "manifest.json"
-    child = subprocess.Popen(
-        [sys.executable, "-c", CHILD, json.dumps(values)], env={**os.environ, "HF_HUB_OFFLINE": "1"}
-    )
-    while not manifest.is_file() and child.poll() is None:
-        time.sleep(0.01)
-    child.send_signal(signal.SIGKILL)
-    child.wait()
-    assert not (tmp_path / "run" / "stages" / "dense.json").exists(), "it ended before it was killed"
-    written = manifest.stat().st_mtime_ns
+    killed = killed_in("smolmoe.train.checkpoints:AtomicCheckpoints._save_checkpoint", 3)
+    with Child(killed + CHILD, json.dumps(values)) as child:
+        assert child.wait() == -signal.SIGKILL, child.stderr
+    assert not (tmp_path / "run" / "stages" / "dense.json").exists()
+    manifests = [*(tmp_path / "run" / "dense" / "checkpoints").glob("*/manifest.json")]
+    assert len(manifests) == 2
+    written = [manifest.stat().st_mtime_ns for manifest in manifests]
     result = go(values)
-    assert manifest.stat().st_mtime_ns == written, "it began anew"
+    assert [manifest.stat().st_mtime_ns for manifest in manifests] == written, "it began anew"
     assert made(result) == ["dense", "moe", "moe-trained"]
     for stage in ("dense", "moe-trained"):
         assert rows(result.out / stage, "step") == rows(whole.out / stage, "step")
@@ -222,23 +216,8 @@ def test_two_processes_train_together_and_one_does_the_rest(tmp_path: Path) -> N
     onward = trained("moe-trained", "{moe}", data={"skip": "{dense.blocks}"}, carry={"optimizer": "{dense.run}"})
     report = {"name": "growth", "report": {"before": "dense", "after": {"MoE": "moe-trained"}}}
     (tmp_path / "line.yaml").write_text(json.dumps(pipeline(tmp_path, upcycle(), onward, report)))
-    with socket.socket() as found:
-        found.bind(("127.0.0.1", 0))
-        port = found.getsockname()[1]
-    meeting = {"WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
-    command = [sys.executable, "-m", "smolmoe", "run", str(tmp_path / "line.yaml")]
-    ranks = [
-        subprocess.Popen(
-            command, stdout=subprocess.PIPE, env={**os.environ, **meeting, "RANK": rank, "LOCAL_RANK": rank}, text=True
-        )
-        for rank in ("0", "1")
-    ]
-    try:
-        printed = [process.communicate(timeout=200)[0] for process in ranks]
-    finally:
-        for process in ranks:
-            process.kill()
-    assert [process.returncode for process in ranks] == [0, 0]
+    code = "import runpy, sys; sys.argv[1:1] = ['run']; runpy.run_module('smolmoe', run_name='__main__')"
+    printed = run_ranks(code, tmp_path / "line.yaml")
     assert "held-out loss, nats a token" in printed[0]
     assert printed[1] == ""
     summary = json.loads((tmp_path / "run" / "moe-trained" / "summary.json").read_text())

@@ -87,7 +87,13 @@ def stock(folder: Path, model: Any, method: str, reference: Any) -> Any:
     off = {} if method == "cpo" else {"router_aux_loss_coef": 0.0}
     beta = {} if method == "sft" else {"beta": 0.05}
     arguments = config(
-        output_dir=str(folder), use_cpu=True, bf16=False, report_to="none", gradient_checkpointing=False, **off, **beta
+        output_dir=str(folder),
+        use_cpu=True,
+        bf16=False,
+        report_to="none",
+        activation_checkpointing=False,
+        **off,
+        **beta,
     )
     extra = {"ref_model": reference} if method == "dpo" else {}
     made = kind(model=model, args=arguments, train_dataset=rows, processing_class=tiny_tokenizer(), **extra)

@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import json
-import os
 import signal
-import subprocess
 import sys
 import threading
 import time
+from typing import NamedTuple
 
 import pytest
 from teacher_server import answer, error, serving
+from tests.processes import Child, wait_until
 
 pytest.importorskip("openai")
 
@@ -34,19 +34,19 @@ except SmolmoeError as error:
 KEY = "sk-smolmoe-0123456789abcdef"
 
 
-def command(*arguments, **environment):
-    options = {"env": {**os.environ, "OPENAI_API_KEY": KEY, "NO_COLOR": "1", **environment}, "text": True}
-    return [sys.executable, "-c", PROGRAM, *map(str, arguments)], options
+class Done(NamedTuple):
+    returncode: int
+    stdout: str
+    stderr: str
 
 
 def run(*arguments, **environment):
-    line, options = command(*arguments, **environment)
-    return subprocess.run(line, capture_output=True, timeout=60, check=False, **options)
+    with start(*arguments, **environment) as process:
+        return Done(process.wait(), process.stdout, process.stderr)
 
 
-def start(*arguments):
-    line, options = command(*arguments)
-    return subprocess.Popen(line, stdout=subprocess.PIPE, stderr=subprocess.PIPE, **options)
+def start(*arguments, **environment):
+    return Child(PROGRAM, *arguments, env={"OPENAI_API_KEY": KEY, "NO_COLOR": "1", **environment})
 
 
 def teach_options(tmp_path, url, count=0, *more):
@@ -65,27 +65,24 @@ def journal_ids(tmp_path):
     return [json.loads(line)["id"] for line in whole[: whole.rfind(b"\n")].splitlines()[1:]]
 
 
-def wait_until(happened, process):
-    deadline = time.monotonic() + 40
-    while not happened():
-        assert process.poll() is None, process.communicate()
-        assert time.monotonic() < deadline
-        time.sleep(0.005)
-
-
 def test_after_a_kill_no_answered_prompt_is_asked_again_and_none_is_lost(tmp_path):
     """Of what was asked twice, every prompt was under way at the kill: sent, and not yet in the journal."""
-    total, at_once = 60, 5
-    with serving(lambda p, n: answer(f"About {p}, {n}.", slow=0.03)) as server:
+    total, at_once, answers = 60, 5, [0]
+
+    def script(prompt, number):
+        while sum(server.answered.values()) >= answers[0]:
+            time.sleep(0.002)
+        return answer(f"About {prompt}, {number}.")
+
+    with serving(script) as server:
         options = teach_options(tmp_path, server.url, total, "--concurrency", at_once)
         for kill_after in (12, 30):
-            process = start(*options, "--resume")
-            wait_until(lambda: sum(server.answered.values()) >= kill_after, process)  # noqa: B023 - called at once
-            process.send_signal(signal.SIGKILL)
-            process.wait()
-            process.communicate()
+            answers[0] = kill_after
+            with start(*options, "--resume") as process:
+                wait_until(lambda: sum(server.answered.values()) >= kill_after, process)  # noqa: B023 - called at once
             kept = len(journal_ids(tmp_path))
             assert kept >= kill_after - at_once - 5
+        answers[0] = total * 2
         with (tmp_path / "out/journal.ndjson").open("ab") as journal:
             journal.write(b'{"id": "half-writ')  # as a kill within a write leaves it
         done = run(*options, "--resume", "--json")
@@ -107,13 +104,22 @@ def test_after_a_kill_no_answered_prompt_is_asked_again_and_none_is_lost(tmp_pat
 
 
 def test_ctrl_c_waits_for_what_is_under_way_and_writes_the_rows(tmp_path):
-    with serving(lambda p, n: answer(p, slow=0.15)) as server:
+    stopping = threading.Event()
+
+    def script(prompt, number):
+        if sum(server.answered.values()) >= 8:
+            stopping.wait()
+        return answer(prompt)
+
+    with serving(script) as server:
         options = teach_options(tmp_path, server.url, 40, "--concurrency", 4)
-        process = start(*options)
-        wait_until(lambda: sum(server.answered.values()) >= 8, process)
-        process.send_signal(signal.SIGINT)
-        stdout, stderr = process.communicate(timeout=30)
-        assert process.returncode == 130, stderr
+        with start(*options) as process:
+            wait_until(lambda: sum(server.answered.values()) >= 8, process)
+            process.send_signal(signal.SIGINT)
+            wait_until(lambda: "stopping: waiting for" in process.stderr, process)
+            stopping.set()
+            assert process.wait() == 130, process.stderr
+            stdout, stderr = process.stdout, process.stderr
         assert "Traceback" not in stderr
         assert "rows left to ask: " in stdout
         assert "(interrupted)" in stdout
@@ -127,16 +133,19 @@ def test_ctrl_c_waits_for_what_is_under_way_and_writes_the_rows(tmp_path):
 
 
 def test_a_second_ctrl_c_does_not_wait(tmp_path):
-    with serving(lambda p, n: answer(p, slow=0 if p == "p000" else 30)) as server:
-        process = start(*teach_options(tmp_path, server.url, 10, "--concurrency", 2))
+    ended = threading.Event()
+
+    def script(prompt, number):
+        assert prompt == "p000" or ended.wait()
+        return answer(prompt)
+
+    with serving(script) as server, start(*teach_options(tmp_path, server.url, 10, "--concurrency", 2)) as process:
         wait_until(lambda: sum(server.asked.values()) >= 3, process)
         process.send_signal(signal.SIGINT)
-        assert process.stderr is not None
-        while "stopping: waiting for 2 requests" not in process.stderr.readline():
-            assert process.poll() is None
+        wait_until(lambda: "stopping: waiting for 2 requests" in process.stderr, process)
         process.send_signal(signal.SIGINT)
-        _, stderr = process.communicate(timeout=20)
-    assert process.returncode == 130, stderr
+        assert process.wait() == 130, process.stderr
+        ended.set()
     assert [row["prompt"] for row in rows_of(tmp_path / "out/rows.jsonl")] == ["p000"]
 
 
@@ -144,16 +153,14 @@ def test_two_processes_do_not_share_a_folder(tmp_path):
     done = threading.Event()
 
     def script(prompt, number):
-        assert prompt == "p000" or done.wait(60)
+        assert prompt == "p000" or done.wait()
         return answer(prompt)
 
     with serving(script) as server:
         options = teach_options(tmp_path, server.url, 9)
-        process = start(*options)
-        wait_until(lambda: len(server.asked) > 1, process)
-        second = run(*options, "--resume")
-        process.kill()
-        process.communicate()
+        with start(*options) as process:
+            wait_until(lambda: len(server.asked) > 1, process)
+            second = run(*options, "--resume")
         done.set()
     assert second.returncode == 2
     assert "another process is asking prompts there" in second.stderr

@@ -8,13 +8,13 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from dataclasses import replace
 
 import datasets
 import pyarrow
 import pytest
 from pyarrow import parquet
+from tests.processes import killed_in
 
 from smolmoe.data.fetch import catalogue, fetch
 from smolmoe.data.presets import PRESETS, documents_of
@@ -141,14 +141,10 @@ def test_a_kill_loses_the_shard_in_hand_at_most(tmp_path, place):
     rows = [row | {"response": f"{row['response']} yes", "instruction": f"{n}"} for n in range(200) for row in DOLLY]
     folder, out = place("dolly", rows), tmp_path / "out"
     environment = {**os.environ, "HF_DATASETS_CACHE": str(tmp_path / "hf")}
-    process = subprocess.Popen([sys.executable, "-c", KILLED, str(folder), str(out)], env=environment)
-    deadline = time.monotonic() + 40
-    while not (out / "rows-00002.jsonl").exists():
-        assert process.poll() is None
-        assert time.monotonic() < deadline
-        time.sleep(0.002)
-    process.send_signal(signal.SIGKILL)
-    process.wait()
+    killed = killed_in("smolmoe.data.fetch:_Writing._shard", 4, later=1000)
+    done = subprocess.run([sys.executable, "-c", killed + KILLED, str(folder), str(out)], env=environment, check=False)
+    assert done.returncode == -signal.SIGKILL
+    assert (out / "rows-00002.jsonl").exists()
     assert not (out / "provenance.json").exists()
     kept = contents(out)
     found = fetch("dolly", out, shard_rows=1000, resume=True)

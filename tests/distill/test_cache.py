@@ -3,13 +3,8 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
 import signal
-import socket
-import subprocess
-import sys
-import time
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +13,7 @@ import pytest
 import torch
 import yaml
 from helpers import dense_gpt2, dense_llama, random_moe, save, tiny_tokenizer
+from tests.processes import Child, killed_in, run_ranks
 from tests.train.runs import dense_folder, recipe, write_text
 
 from smolmoe.data.targets import open_cache
@@ -158,14 +154,9 @@ def test_a_killed_run_goes_on_and_ends_with_the_same_files(asked: dict[str, Any]
     asked |= {"shard_tokens": 100, "batch_tokens": 80}
     whole = cache_teacher(**asked | {"out": str(tmp_path / "whole")})
     out = Path(asked["out"])
-    process = subprocess.Popen([sys.executable, "-c", WORKER, json.dumps(asked)], stdout=subprocess.DEVNULL)
-    try:
-        while len(list(out.glob("shard-*"))) < 3 and process.poll() is None:
-            time.sleep(0.001)
-    finally:
-        process.send_signal(signal.SIGKILL)
-        process.wait()
-    assert not (out / "cache.json").exists(), "it was quicker than the kill"
+    with Child(killed_in("smolmoe.distill.cache:write_shard", 4) + WORKER, json.dumps(asked)) as process:
+        assert process.wait() == -signal.SIGKILL, process.stderr
+    assert not (out / "cache.json").exists()
     with pytest.raises(OutputError, match=r"unfinished.*--resume"):
         cache_teacher(**asked)
     with pytest.raises(DataError, match="not finished"):
@@ -210,24 +201,7 @@ def test_what_is_there_stays_unless_it_is_to_be_replaced(asked: dict[str, Any]) 
 
 def test_two_processes_write_what_one_writes(asked: dict[str, Any], tmp_path: Path) -> None:
     alone = cache_teacher(**asked | {"out": str(tmp_path / "alone")})
-    with socket.socket() as found:
-        found.bind(("127.0.0.1", 0))
-        port = found.getsockname()[1]
-    meeting = {"WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
-    processes = [
-        subprocess.Popen(
-            [sys.executable, "-c", WORKER, json.dumps(asked)],
-            env={**os.environ, **meeting, "RANK": str(rank), "LOCAL_RANK": str(rank)},
-            stdout=subprocess.PIPE,
-            text=True,
-        )
-        for rank in range(2)
-    ]
-    try:
-        told = [json.loads(process.communicate(timeout=100)[0].splitlines()[-1]) for process in processes]
-    finally:
-        for process in processes:
-            process.kill()
+    told = [json.loads(printed.splitlines()[-1]) for printed in run_ranks(WORKER, json.dumps(asked))]
     assert [one["tokens"] for one in told] == [alone.tokens] * 2
     assert alone.shards > 2
     assert contents(asked["out"]) == contents(alone.out)

@@ -68,7 +68,7 @@ def test_it_runs(path: Path, tmp_path: Path) -> None:
     for cell in code_of(book):
         cell.outputs = []
     where = {"metadata": {"path": str(tmp_path)}}
-    NotebookClient(book, timeout=600, coalesce_streams=True, resources=where).execute()
+    NotebookClient(book, timeout=None, coalesce_streams=True, resources=where).execute()
     printed = [output for cell in code_of(book) for output in cell.outputs]
     stored = [output for cell in code_of(read(path)) for output in cell.outputs]
     assert [output.output_type for output in printed] == [output.output_type for output in stored]

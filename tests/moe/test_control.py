@@ -159,8 +159,8 @@ def test_gradient_checkpointing_redraws_the_same(kind: str) -> None:
 
     expected = gradients()
     torch.manual_seed(1)
-    model.gradient_checkpointing_enable({"use_reentrant": False})
-    assert model.is_gradient_checkpointing
+    model.activation_checkpointing_enable({"use_reentrant": False})
+    assert model.is_activation_checkpointing
     actual = gradients()
     assert actual.keys() == expected.keys()
     for name, gradient in expected.items():

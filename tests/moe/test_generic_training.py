@@ -105,8 +105,8 @@ def test_gradient_checkpointing_gives_the_same_gradients(name: str) -> None:
         return {name: p.grad.clone() for name, p in moe.named_parameters()}
 
     expected = gradients()
-    moe.gradient_checkpointing_enable({"use_reentrant": False})
-    assert moe.is_gradient_checkpointing
+    moe.activation_checkpointing_enable({"use_reentrant": False})
+    assert moe.is_activation_checkpointing
     actual = gradients()
     for key, value in expected.items():
         torch.testing.assert_close(actual[key], value, msg=lambda m, k=key: f"{k}: {m}")

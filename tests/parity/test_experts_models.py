@@ -65,9 +65,9 @@ def test_models_in_bf16_and_with_checkpointing(name: str) -> None:
     ids = torch.randint(2, VOCABULARY, (2, 20))
     plain = outcome(model, "smolmoe", ids)
     model.train()
-    model.gradient_checkpointing_enable({"use_reentrant": False})
+    model.activation_checkpointing_enable({"use_reentrant": False})
     assert_same(outcome(model, "smolmoe", ids), plain, 1e-6)
-    model.gradient_checkpointing_disable()
+    model.activation_checkpointing_disable()
     with torch.autocast("cpu", dtype=torch.bfloat16):
         assert_same(outcome(model, "smolmoe", ids), outcome(model, "eager", ids), 3e-2)
 

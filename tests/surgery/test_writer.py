@@ -15,6 +15,7 @@ import pytest
 import torch
 from safetensors import safe_open
 from tests import zoo
+from tests.processes import Child, wait_until
 from tests.surgery.test_request import plan
 
 from smolmoe.checkpoint import open_checkpoint
@@ -173,15 +174,18 @@ def test_a_disk_that_fills_up_leaves_nothing(tmp_path: Path, monkeypatch: pytest
     assert os.listdir(tmp_path) == []
 
 
-_SLOW_RUN = """
-import os, sys, time
+_STOPPING_RUN = """
+import sys, time
 from smolmoe.surgery import writer
-real = writer._copy_some
-def slow(*args):
-    print("writing", flush=True)
-    time.sleep(0.05)
+real, calls = writer._copy_some, []
+def stopping(*args):
+    calls.append(args)
+    if len(calls) == 10:
+        print("writing")
+    while len(calls) >= 10:
+        time.sleep(0.01)  # until a signal comes
     return real(*args)
-writer._copy_some = slow
+writer._copy_some = stopping
 sys.argv = ["smolmoe", "upcycle", {source!r}, {out!r}, "--no-verify", "--overwrite"]
 from smolmoe.cli import main
 main()
@@ -193,21 +197,11 @@ def test_interrupted(number: signal.Signals, tmp_path: Path) -> None:
     """The old folder is untouched; what a kill leaves beside it is gone after the next run."""
     out = written(plan(seed=5), tmp_path / "moe")
     before = load(out)
-    code = _SLOW_RUN.format(source=str(zoo.folder("llama")), out=str(out))
-    run = subprocess.Popen(
-        [sys.executable, "-c", code],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        # A shell's background job, as this test may be, ignores Ctrl-C, and its children inherit that.
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
-    )
-    assert run.stdout is not None
-    for _ in range(10):
-        assert run.stdout.readline() == "writing\n"
-    run.send_signal(number)
-    run.communicate()
-    assert run.returncode != 0
+    code = _STOPPING_RUN.format(source=str(zoo.folder("llama")), out=str(out))
+    with Child(code) as run:
+        wait_until(lambda: run.stdout == "writing\n", run)
+        run.send_signal(number)
+        assert run.wait() != 0
     after = load(out)
     assert all(torch.equal(after[name], before[name]) for name in before)
     assert set(after) == set(before)

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 import os
-import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -19,6 +18,7 @@ import torch
 import yaml
 from helpers import random_moe, save
 from safetensors.torch import load_file
+from tests.processes import run, run_ranks
 from tests.train.runs import moe_folder, recipe, rows, trainer, write_text
 from transformers import AutoModelForCausalLM
 
@@ -43,11 +43,17 @@ from torch.distributed import fsdp
 
 jobs, told = json.loads(Path(sys.argv[1]).read_text()), Path(sys.argv[2])
 build, prepare, fully_shard = corpus._Build.run, trainer.MoeTrainer._prepare_for_training, fsdp.fully_shard
+distributed.in_turn, in_turn = (lambda work: asked(work)), distributed.in_turn
 seen = {"tokenised": 0, "jobs": []}
+
+def asked(work):
+    (told / f"asks{distributed.rank()}").touch()
+    return in_turn(work)
 
 def counted(*args):
     seen["tokenised"] += 1
-    time.sleep(2)  # long enough for another process to begin as well, if nothing kept it
+    while len([*told.glob("asks*")]) < 2:  # the other process would begin as well, if nothing kept it
+        time.sleep(0.01)
     return build(*args)
 
 def observed(self, *args, **kwargs):
@@ -74,23 +80,7 @@ def in_two_processes(folder: Path, jobs: list[dict[str, Any]]) -> list[dict[str,
     """What each of two processes told of the jobs."""
     listed = folder / "jobs.json"
     listed.write_text(json.dumps(jobs))
-    with socket.socket() as found:
-        found.bind(("127.0.0.1", 0))
-        port = found.getsockname()[1]
-    meeting = {"WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
-    processes = [
-        subprocess.Popen(
-            [sys.executable, "-c", WORKER, str(listed), str(folder)],
-            env={**os.environ, **meeting, "RANK": str(rank), "LOCAL_RANK": str(rank)},
-        )
-        for rank in range(2)
-    ]
-    try:
-        codes = [process.wait(timeout=100) for process in processes]
-    finally:
-        for process in processes:
-            process.kill()
-    assert codes == [0, 0]
+    run_ranks(WORKER, listed, folder)
     return [json.loads((folder / f"rank{rank}.json").read_text()) for rank in range(2)]
 
 
@@ -246,7 +236,7 @@ assert type(ours).__name__ == "MixtralForCausalLM" == ours.config.architectures[
 ids = torch.arange(20)[None]
 torch.testing.assert_close(ours(ids).logits, theirs(ids).logits, atol=1e-3, rtol=1e-3)
 """
-    subprocess.run([sys.executable, "-c", script, *folders], check=True)
+    run(script, *folders)
 
 
 @pytest.mark.slow

@@ -3,10 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import socket
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +10,7 @@ import pytest
 import torch
 from helpers import dense_llama, save, tiny_tokenizer
 from safetensors.torch import load_file
+from tests.processes import run_ranks
 from tests.train.runs import dense_folder, moe_folder, recipe, rows, trainer, write_text
 
 from smolmoe.distilling import cache_teacher
@@ -175,22 +172,7 @@ def test_two_processes_learn_what_one_learns(place: Path, tmp_path: Path) -> Non
         objective={"load_balance": 0.1},
         trainer={"per_device_train_batch_size": 2},
     )
-    with socket.socket() as found:
-        found.bind(("127.0.0.1", 0))
-        port = found.getsockname()[1]
-    meeting = {"WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
-    processes = [
-        subprocess.Popen(
-            [sys.executable, "-c", WORKER, json.dumps(shared)],
-            env={**os.environ, **meeting, "RANK": str(rank), "LOCAL_RANK": str(rank)},
-        )
-        for rank in range(2)
-    ]
-    try:
-        assert [process.wait(timeout=100) for process in processes] == [0, 0]
-    finally:
-        for process in processes:
-            process.kill()
+    run_ranks(WORKER, json.dumps(shared))
     for a, b in zip(rows(alone.out, "step"), rows(tmp_path / "shared", "step"), strict=True):
         assert a["ce"] == pytest.approx(b["ce"], abs=1e-5)
         assert a["distill"] == pytest.approx(b["distill"], abs=1e-5)

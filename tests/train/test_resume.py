@@ -3,18 +3,15 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
 import signal
-import subprocess
-import sys
-import time
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from safetensors.torch import load_file
+from tests.processes import Child, killed_in
 from tests.train.runs import dense_folder, moe_folder, recipe, rows, trainer, write_text
 
 from smolmoe.errors import CheckpointError, OutputError
@@ -27,6 +24,7 @@ RANDOM = {
     "objective": {"load_balance": 0.01, "z_loss": 0.001},
     "routing": {"noise": "learned", "sample": True, "expert_dropout": 0.1, "temperature": 1.3},
 }
+LATER = 20_000  # calls: some steps
 CHILD = """
 import json, sys, torch
 torch.set_num_threads(1)
@@ -34,11 +32,6 @@ from smolmoe.training import train
 values, resume = json.loads(sys.argv[1])
 train(values, resume=resume)
 """
-
-
-def in_a_process(values: dict[str, Any], resume: str | None = None) -> subprocess.Popen[str]:
-    arguments = [sys.executable, "-c", CHILD, json.dumps([values, resume])]
-    return subprocess.Popen(arguments, text=True, stderr=subprocess.PIPE, env={**os.environ, "OMP_NUM_THREADS": "1"})
 
 
 def steps(run: Path) -> list[dict[str, Any]]:
@@ -54,13 +47,11 @@ def test_killed_at_any_moment_it_goes_on_to_the_last_digit(tmp_path: Path, moe: 
     values = recipe(tmp_path, moe, **RANDOM, trainer=trainer(max_steps=40, save_steps=3))
     whole = train({**values, "out": str(tmp_path / "whole")})
     run = Path(values["out"])
-    child = in_a_process(values)
-    while len(whole_checkpoints(run)) < 1 and child.poll() is None:
-        time.sleep(0.02)
-    time.sleep(0.13)  # somewhere in a step, a measurement or a write
-    child.send_signal(signal.SIGKILL)
-    child.wait()
-    assert not (run / "summary.json").exists(), "it ended before it was killed"
+    # Somewhere in a step, a measurement or a write after the first checkpoint.
+    killed = killed_in("smolmoe.train.checkpoints:AtomicCheckpoints._finish", 1, later=LATER)
+    with Child(killed + CHILD, json.dumps([values, None])) as child:
+        assert child.wait() == -signal.SIGKILL, child.stderr
+    assert not (run / "summary.json").exists()
     reached = len(steps(run))
     again = train(values, resume="latest")
     assert steps(again.out) == steps(whole.out)
@@ -194,9 +185,9 @@ def then_full(self, written, place):
 checkpoints.AtomicCheckpoints._finish = then_full
 train(values""",
     )
-    done = subprocess.run([sys.executable, "-c", limited, json.dumps([values, None])], capture_output=True, text=True)
-    assert done.returncode != 0
-    assert "could not be written" in done.stderr
+    with Child(limited, json.dumps([values, None])) as child:
+        assert child.wait() != 0
+        assert "could not be written" in child.stderr
     run = Path(values["out"])
     assert [path.name for path in whole_checkpoints(run)] == ["checkpoint-2"]
     assert not list((run / "checkpoints").glob(".*"))

@@ -263,10 +263,11 @@ def test_estimate_counts_what_the_run_then_counts(tmp_path: Path, moe: Path) -> 
     assert steps_for_flops(parse(TrainRecipe, values), summary["flops"]) == 6
 
 
-def test_gradient_checkpointing_trains_alike(tmp_path: Path, moe: Path) -> None:
+@pytest.mark.parametrize("name", ["activation_checkpointing", "gradient_checkpointing"])  # as it was called
+def test_gradient_checkpointing_trains_alike(tmp_path: Path, moe: Path, name: str) -> None:
     changes = {"objective": {"load_balance": 0.1}, "routing": {"noise": 0.3}}
     plain = train(recipe(tmp_path, moe, **changes))
-    options = trainer(gradient_checkpointing=True)
+    options = trainer(**{name: True})
     less = train(recipe(tmp_path, moe, **changes, trainer=options, out=str(tmp_path / "less")))
     for a, b in zip(rows(plain.out, "step"), rows(less.out, "step"), strict=True):
         assert a["loss"] == pytest.approx(b["loss"], abs=1e-3)

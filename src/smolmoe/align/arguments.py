@@ -10,7 +10,7 @@ from typing import Any
 from smolmoe.align.libraries import require
 from smolmoe.errors import RequestError
 from smolmoe.recipe.align import BETA, LENGTH, AlignRecipe
-from smolmoe.recipe.base import check_passed_on
+from smolmoe.recipe.base import check_passed_on, new_names
 from smolmoe.train.arguments import DECIDED, pick_device, precision
 from smolmoe.train.checks import check_combinations, refused_by, try_out
 
@@ -25,7 +25,7 @@ _COMMON: dict[str, Any] = {
     "logging_steps": 10,
     "save_total_limit": 2,
     "report_to": "tensorboard",
-    "gradient_checkpointing": False,
+    "activation_checkpointing": False,
     "dataloader_pin_memory": False,
     "disable_tqdm": True,
 }
@@ -175,7 +175,7 @@ def _builder(recipe: AlignRecipe, *, length: int, save_steps: int, device: str) 
 
     def build(given: Mapping[str, Any]) -> Any:
         values = {"save_strategy": "steps", "save_steps": save_steps, **precision(device, given)}
-        values |= {**DEFAULTS[recipe.method], **given}
+        values |= {**DEFAULTS[recipe.method], **new_names(given)}
         values |= {"output_dir": str(recipe.out), "seed": recipe.seed, "use_cpu": device == "cpu", "max_length": length}
         values |= {"remove_unused_columns": False, "logging_nan_inf_filter": False, "eval_strategy": "no"}
         values |= {} if recipe.method == "cpo" else {"router_aux_loss_coef": 0.0}

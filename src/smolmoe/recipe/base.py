@@ -81,6 +81,15 @@ def check_passed_on(values: Mapping[str, Any], known: Sequence[str], decided: Ma
             raise unknown_key(f"trainer.{key}", value, [name for name in known if name not in decided])
 
 
+def new_names(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Values of `trainer` under the names that transformers has given its fields since; of two the later one counts."""
+    renamed = {
+        "gradient_checkpointing": "activation_checkpointing",
+        "gradient_checkpointing_kwargs": "activation_checkpointing_kwargs",
+    }
+    return {renamed.get(name, name): value for name, value in values.items()}
+
+
 def _request_error(model: type[Recipe], error: ValidationError) -> RequestError:
     first = _most_telling(error.errors(include_url=False))
     section, keys = _section(model, first["loc"])

@@ -12,7 +12,7 @@ from transformers import TrainingArguments
 
 from smolmoe.errors import RequestError
 from smolmoe.recipe import TrainRecipe
-from smolmoe.recipe.base import check_passed_on
+from smolmoe.recipe.base import check_passed_on, new_names
 from smolmoe.train.checks import check_combinations, refused_by, try_out
 
 DEFAULTS: dict[str, Any] = {
@@ -137,7 +137,13 @@ def _builder(
     device = pick_device(recipe.device)
 
     def build(given: Mapping[str, Any]) -> TrainingArguments:
-        values = {"save_strategy": "steps", "save_steps": every, **precision(device, given), **DEFAULTS, **given}
+        values = {
+            "save_strategy": "steps",
+            "save_steps": every,
+            **precision(device, given),
+            **DEFAULTS,
+            **new_names(given),
+        }
         values |= {"max_steps": steps, "output_dir": str(folder), "seed": recipe.seed, "use_cpu": device == "cpu"}
         return TrainingArguments(
             **values,

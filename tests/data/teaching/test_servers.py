@@ -6,13 +6,13 @@ import json
 import os
 import subprocess
 import sys
-import time
 import urllib.request
 from contextlib import contextmanager
 
 import pytest
 from helpers import dense_llama, save
 from teacher_server import free_port
+from tests.processes import wait_until
 
 from smolmoe.data.teaching.job import teach
 from smolmoe.errors import EndpointError
@@ -25,6 +25,13 @@ TEMPLATE = (
 )
 
 
+def answers(address):
+    try:
+        return urllib.request.urlopen(address).read() is not None
+    except OSError:
+        return False
+
+
 @contextmanager
 def running(command, health, log):
     """The server, from when it answers until the block ends."""
@@ -32,16 +39,11 @@ def running(command, health, log):
         environment = {**os.environ, "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
         process = subprocess.Popen(command, stdout=output, stderr=subprocess.STDOUT, env=environment)
     try:
-        deadline = time.monotonic() + 60
-        while True:
-            assert process.poll() is None, log.read_text()
-            assert time.monotonic() < deadline, log.read_text()
-            try:
-                urllib.request.urlopen(health, timeout=2).read()
-                break
-            except OSError:
-                time.sleep(0.05)
+        wait_until(lambda: answers(health), process)
         yield
+    except BaseException:
+        print(log.read_text())
+        raise
     finally:
         process.kill()
         process.wait()

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import json
+import time
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -89,7 +91,7 @@ def test_a_prompt_in_several_rows_is_asked_once_for_each_sample(tmp_path):
         (error(429, "slow down", Retry_After="0"), "HTTP 429"),
         (error(500, "oops"), "HTTP 500"),
         (Reply(b"<html>Bad gateway</html>", 502, {"Content-Type": "text/html"}), "HTTP 502"),
-        (answer("late", slow=1.4), "timeout"),
+        (answer("late"), "timeout"),
         (answer("never whole", cut=20), "connection"),
         (answer("nothing at all", cut=0), "connection"),
         (Reply(b'{"choices": [{"mess'), "malformed"),
@@ -102,11 +104,24 @@ def test_a_prompt_in_several_rows_is_asked_once_for_each_sample(tmp_path):
 )
 def test_what_goes_wrong_once_is_tried_again(tmp_path, first, kind):
     bad = ("a", "c")
-    with serving(lambda p, n: first if p in bad and n == 1 else answer(f"{p} at last")) as server:
+
+    def script(prompt, number):
+        if prompt not in bad or number > 1:
+            return answer(f"{prompt} at last")
+        while kind == "timeout" and server.asked[prompt] == 1:  # it is late until it is asked again
+            time.sleep(0.002)
+        return first
+
+    with serving(script) as server:
         timeout = 1.0 if kind == "timeout" else 30.0
         report = teach(recipe(tmp_path, server.url, list("abcd"), timeout=timeout), first_wait=QUICK)
-    assert server.asked == {"a": 2, "b": 1, "c": 2, "d": 1}
     assert [row["response"] for row in rows_of(tmp_path / "out")] == [f"{p} at last" for p in "abcd"]
+    if kind == "timeout":  # which a busy machine may be late for as well
+        asked = sum(server.asked.values())
+        assert all(server.asked[prompt] >= 2 for prompt in bad)
+        assert report["requests"] == {"all": asked, "now": asked, "retried_now": {kind: asked - 4}}
+        return
+    assert server.asked == {"a": 2, "b": 1, "c": 2, "d": 1}
     assert report["requests"] == {"all": 6, "now": 6, "retried_now": {kind: 2}}
     wasted = 2 * 3 if "usage" in str(first.body) and kind == "malformed" else 0
     assert report["tokens"]["prompt"] == 4 * 10 + wasted
@@ -116,7 +131,8 @@ def test_an_answer_in_drops_is_timed_out(tmp_path):
     """The client's own timeout starts again with every part that arrives."""
     with serving(lambda p, n: answer("x", drip=0.1 if n == 1 else 0)) as server:
         report = teach(recipe(tmp_path, server.url, ["a"], timeout=1.0), first_wait=QUICK)
-    assert report["requests"]["retried_now"] == {"timeout": 1}
+    assert report["requests"]["retried_now"].keys() == {"timeout"}
+    assert rows_of(tmp_path / "out")[0]["response"] == "x"
 
 
 def test_a_pause_that_the_endpoint_asks_for_is_kept_by_all(tmp_path):
@@ -126,9 +142,8 @@ def test_a_pause_that_the_endpoint_asks_for_is_kept_by_all(tmp_path):
     with serving(script) as server:
         teach(recipe(tmp_path, server.url, list("abcdefgh"), concurrency=2), first_wait=QUICK)
     assert sum(server.asked.values()) == 9
-    gaps = [later - earlier for earlier, later in zip(server.times, server.times[1:], strict=False)]
-    assert max(gaps) >= 0.9  # b and c were under way, the others waited with b
-    assert gaps.index(max(gaps)) <= 4
+    gaps = [later - earlier for earlier, later in pairwise(server.times)]
+    assert max(gaps[:5]) >= 0.9  # b and c were under way, the others waited with b
 
 
 def test_an_endpoint_that_asks_for_an_hour_ends_the_job(tmp_path):
@@ -315,12 +330,19 @@ def test_answers_without_usage_are_counted_and_cannot_keep_to_a_cost(tmp_path, c
 
 def test_bounds_on_concurrency_and_rate(tmp_path):
     prompts = [f"p{n}" for n in range(14)]
-    with serving(lambda p, n: answer(p, slow=0.1)) as server:
+
+    def script(prompt, number):
+        while prompt != "p0" and server.most_at_once < 4:  # the first is asked alone, the next wait for the fourth
+            time.sleep(0.002)
+        return answer(prompt, slow=0.05)
+
+    with serving(script) as server:
         teach(recipe(tmp_path, server.url, prompts, concurrency=4))
         assert server.most_at_once == 4
+    begun = time.monotonic()
     with serving() as server:
         teach(recipe(tmp_path, server.url, prompts[:6], out=tmp_path / "b", requests_per_minute=300))
-    assert server.times[-1] - server.times[0] >= 0.8  # five gaps of a fifth of a second, less what the first was late
+    assert server.times[-1] - begun >= 1  # five gaps of a fifth of a second
 
 
 def test_other_options_are_refused_and_other_prompts_taken(tmp_path):
