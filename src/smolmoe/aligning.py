@@ -151,14 +151,9 @@ class _Run(AlignJob):
         from smolmoe.align.lora import load_adapters, lora_config
         from smolmoe.align_trainers import make_trainer
         from smolmoe.moe.control import load_state
-        from smolmoe.moe.routing import find_routers
         from smolmoe.train.checkpoints import TRAINING_STATE
 
         recipe = self.recipe
-        if recipe.router is not None and not find_routers(model):
-            raise RequestError(
-                "the model is dense: it has no routers.", field="router", value=recipe.router, fix="Leave it out."
-            )
         arguments = trainer_arguments(
             recipe,
             length=self.length,

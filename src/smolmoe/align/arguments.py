@@ -12,7 +12,7 @@ from smolmoe.errors import RequestError
 from smolmoe.recipe.align import BETA, LENGTH, AlignRecipe
 from smolmoe.recipe.base import check_passed_on
 from smolmoe.train.arguments import DECIDED, pick_device, precision
-from smolmoe.train.checks import check_combinations, refused_by, try_out
+from smolmoe.train.checks import check_combinations, refused_by, renamed, try_out
 
 _COMMON: dict[str, Any] = {
     "num_train_epochs": 1,
@@ -180,6 +180,6 @@ def _builder(recipe: AlignRecipe, *, length: int, save_steps: int, device: str) 
         values |= {"remove_unused_columns": False, "logging_nan_inf_filter": False, "eval_strategy": "no"}
         values |= {} if recipe.method == "cpo" else {"router_aux_loss_coef": 0.0}
         values |= {} if recipe.method == "sft" else {"beta": beta}
-        return kind(**values)
+        return kind(**renamed(values))
 
     return build

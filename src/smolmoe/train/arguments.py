@@ -13,7 +13,7 @@ from transformers import TrainingArguments
 from smolmoe.errors import RequestError
 from smolmoe.recipe import TrainRecipe
 from smolmoe.recipe.base import check_passed_on
-from smolmoe.train.checks import check_combinations, refused_by, try_out
+from smolmoe.train.checks import check_combinations, refused_by, renamed, try_out
 
 DEFAULTS: dict[str, Any] = {
     "per_device_train_batch_size": 8,
@@ -140,7 +140,7 @@ def _builder(
         values = {"save_strategy": "steps", "save_steps": every, **precision(device, given), **DEFAULTS, **given}
         values |= {"max_steps": steps, "output_dir": str(folder), "seed": recipe.seed, "use_cpu": device == "cpu"}
         return TrainingArguments(
-            **values,
+            **renamed(values),
             train_sampling_strategy="sequential",  # the order is the data set's own
             remove_unused_columns=False,
             logging_nan_inf_filter=False,

@@ -150,6 +150,11 @@ def _check_kernels(given: Mapping[str, Any], device: str) -> None:
             raise _refused("torch_compile_mode", mode, "no such mode", f"Use one of {', '.join(list_mode_options())}.")
 
 
+def renamed(values: Mapping[str, Any]) -> dict[str, Any]:
+    """The values by the names that transformers has now; it warns of those that it had before."""
+    return {name.replace("gradient_checkpointing", "activation_checkpointing"): value for name, value in values.items()}
+
+
 def refused_by(library: str, build: Callable[[Mapping[str, Any]], Any], given: Mapping[str, Any]) -> Any:
     """What `build` makes of all values given.
 
@@ -213,9 +218,7 @@ def _require(module: str, package: str, field: str, value: object) -> None:
 
 
 def _missing(module: str, package: str, field: str, value: object) -> RequestError:
-    return _refused(
-        field, value, f"transformers refuses it: {module} is not installed", f"pip install {package}, or change it."
-    )
+    return _refused(field, value, f"transformers refuses it: {module} is not installed (pip install {package})")
 
 
 def _unused(field: str, value: object, needs: str) -> RequestError:
