@@ -16,10 +16,21 @@ if TYPE_CHECKING:
     from smolmoe.align.measure import Answers, RouterState
     from smolmoe.align.tokens import Dropped, Row
     from smolmoe.data.prompts import CorrectionRow
+    from smolmoe.proof.findings import Finding
 
 logger = logging.getLogger(__name__)
 
 Report = Callable[[str, int, int], None]
+
+
+def router_findings(recipe: AlignRecipe, model: Any, granularity: int) -> tuple[Finding, ...]:
+    """What the doctor would say of a model's routers; nothing of those that are to stay as they are."""
+    from smolmoe.align_trainers import objective_of
+    from smolmoe.proof.routers import findings_at_start
+
+    if recipe.router == "frozen":
+        return ()
+    return findings_at_start(model, objective_of(recipe, model), recipe.routing, granularity=granularity)
 
 
 @dataclass(frozen=True)
@@ -118,12 +129,16 @@ class AlignJob:
             raise RequestError(
                 "the model is dense: it has no routers.", field="router", value=recipe.router, fix="Leave it out."
             )
-        granularity = int(self.provenance.get("layout", {}).get("granularity", 1))
-        check_terms(model, recipe.objective, recipe.routing, routers, granularity)
+        check_terms(model, recipe.objective, recipe.routing, routers, self.granularity)
         set_attention(model, recipe.model.attention)
         set_experts(model, recipe.model.experts, device=self.device, field="model.experts")
         if recipe.lora is not None:
             lora_config(recipe.lora, model, train_routers=recipe.router != "frozen")
+
+    @property
+    def granularity(self) -> int:
+        """G of an upcycled model."""
+        return int(self.provenance.get("layout", {}).get("granularity", 1))
 
     def _corrections(self) -> list[CorrectionRow]:
         """Texts to correct: of their own file, else the held-out rows that have references."""

@@ -120,6 +120,8 @@ def _show_estimate(out: str, costs: AlignEstimate) -> None:
             ("time", f"about {costs.seconds:.0f} s on this machine, and measuring before and after"),
         ]
     )
+    for found in costs.findings:
+        print(found)
 
 
 def _show_result(result: AlignResult) -> None:
