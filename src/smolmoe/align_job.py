@@ -16,10 +16,21 @@ if TYPE_CHECKING:
     from smolmoe.align.measure import Answers, RouterState
     from smolmoe.align.tokens import Dropped, Row
     from smolmoe.data.prompts import CorrectionRow
+    from smolmoe.proof.findings import Finding
 
 logger = logging.getLogger(__name__)
 
 Report = Callable[[str, int, int], None]
+
+
+def router_findings(recipe: AlignRecipe, model: Any, granularity: int) -> tuple[Finding, ...]:
+    """What the doctor would say of a model's routers; nothing of those that are to stay as they are."""
+    from smolmoe.align_trainers import objective_of
+    from smolmoe.proof.routers import findings_at_start
+
+    if recipe.router == "frozen":
+        return ()
+    return findings_at_start(model, objective_of(recipe, model), recipe.routing, granularity=granularity)
 
 
 @dataclass(frozen=True)
@@ -73,6 +84,7 @@ class AlignJob:
         """The tokenizer and the rows; whether they fit the model is known from its config."""
         from smolmoe.align.examples import read_examples
         from smolmoe.align.tokens import tokenised
+        from smolmoe.evaluate.text_metrics import words
         from smolmoe.moe.loading import Skeleton, load_config, load_tokenizer
         from smolmoe.train.models import check_fit, model_folder, parent_provenance
 
@@ -91,6 +103,7 @@ class AlignJob:
         positions = getattr(config, "max_position_embeddings", None) or math.inf
         self.length = recipe.data.length or int(min(LENGTH, positions))
         check_fit(config, self.tokenizer, self.length)
+        self._check_model()
         Skeleton(source).check_finite()  # before the rows are read: that may take long
         self.report("Reading the rows", 0, 0)
         examples = read_examples(recipe.data, self.tokenizer, pairs=recipe.method != "sft")
@@ -102,6 +115,36 @@ class AlignJob:
                 logger.warning("Left out of the %s rows: %s.", what, ", ".join(found))
         self.unused = unused
         self.corrections = self._corrections()
+        if self.corrections:
+            words("")  # without sacrebleu nothing need be begun
+
+    def _check_model(self) -> None:
+        """Refuse what this model cannot do, before a row or a weight is read."""
+        from smolmoe.align.lora import lora_config
+        from smolmoe.moe.experts import set_experts
+        from smolmoe.moe.loading import Skeleton
+        from smolmoe.moe.routing import find_routers
+        from smolmoe.train.fit import check_terms
+        from smolmoe.train.models import set_attention
+
+        recipe, model = self.recipe, Skeleton(self.source).model
+        routers = [router for _, router in find_routers(model)]
+        if recipe.router is not None and not routers:
+            raise RequestError(
+                "the model is dense: it has no routers.", field="router", value=recipe.router, fix="Leave it out."
+            )
+        check_terms(model, recipe.objective, recipe.routing, routers, self.granularity)
+        set_attention(model, recipe.model.attention)
+        set_experts(model, recipe.model.experts, device=self.device, field="model.experts")
+        if recipe.lora is not None:
+            lora_config(recipe.lora, model, train_routers=recipe.router != "frozen")
+
+    @property
+    def granularity(self) -> int:
+        """G of an upcycled model."""
+        from smolmoe.train.models import granularity_of
+
+        return granularity_of(self.provenance)
 
     def _corrections(self) -> list[CorrectionRow]:
         """Texts to correct: of their own file, else the held-out rows that have references."""

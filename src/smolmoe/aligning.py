@@ -9,9 +9,10 @@ from pathlib import Path
 from typing import Any
 
 from smolmoe.align.libraries import quiet
-from smolmoe.align_job import AlignJob, Measured, Report
+from smolmoe.align_job import AlignJob, Measured, Report, router_findings
 from smolmoe.errors import RequestError
 from smolmoe.files import write_json
+from smolmoe.proof.findings import Finding
 from smolmoe.recipe import parse
 from smolmoe.recipe.align import BETA, AlignRecipe
 from smolmoe.reporting import finish_model
@@ -53,6 +54,7 @@ class AlignEstimate:
         steps, tokens, flops: of the run, the reference's pass included.
         memory_bytes: at its peak.
         seconds: on this machine, without measuring.
+        findings: what the doctor would say of its routers.
     """
 
     total: int
@@ -66,6 +68,7 @@ class AlignEstimate:
     flops: float
     memory_bytes: int
     seconds: float
+    findings: tuple[Finding, ...] = ()
 
     def to_json(self) -> dict[str, Any]:
         return asdict(self)
@@ -116,6 +119,7 @@ class _Run(AlignJob):
     def go(self, resume: str | None, overwrite: bool) -> AlignResult:
         from smolmoe.align.lora import trainable
         from smolmoe.align.tokens import fingerprint
+        from smolmoe.proof.routers import tell
         from smolmoe.train.checkpoints import room_for, step_of
         from smolmoe.train.metrics import FILE, MetricsFile
 
@@ -124,6 +128,8 @@ class _Run(AlignJob):
         self.prepare()
         self.report("Reading the model", 0, 0)
         model = self.load(self.source)
+        findings = router_findings(recipe, model, self.granularity)
+        tell(findings)
         before = self.measured(model, "before")
         trainer = self._trainer(model, checkpoint)
         self.trainable = trainable(trainer.model)
@@ -140,7 +146,7 @@ class _Run(AlignJob):
         self.report("Writing the model", 0, 0)
         with room_for("the model", recipe.out):
             self._write(trainer)
-        return self._finish(trainer, before)
+        return self._finish(trainer, before, findings)
 
     # -- training ------------------------------------------------------------------------------------------------
 
@@ -151,15 +157,9 @@ class _Run(AlignJob):
         from smolmoe.align.lora import load_adapters, lora_config
         from smolmoe.align_trainers import make_trainer
         from smolmoe.moe.control import load_state
-        from smolmoe.moe.routing import find_routers
         from smolmoe.train.checkpoints import TRAINING_STATE
-        from smolmoe.train.models import granularity_of
 
         recipe = self.recipe
-        if recipe.router is not None and not find_routers(model):
-            raise RequestError(
-                "the model is dense: it has no routers.", field="router", value=recipe.router, fix="Leave it out."
-            )
         arguments = trainer_arguments(
             recipe,
             length=self.length,
@@ -181,7 +181,7 @@ class _Run(AlignJob):
             tokenizer=self.tokenizer,
             arguments=arguments,
             adapters=adapters,
-            granularity=granularity_of(self.provenance),
+            granularity=self.granularity,
             on_step=lambda done, total: self.report("Training", done, total),
         )
         if checkpoint is not None:
@@ -226,7 +226,7 @@ class _Run(AlignJob):
 
         return run_provenance("align", self.recipe, self.source, self.provenance, "trl", "peft")
 
-    def _finish(self, trainer: Any, before: Measured) -> AlignResult:
+    def _finish(self, trainer: Any, before: Measured, findings: tuple[Finding, ...]) -> AlignResult:
         from smolmoe.align.measure import drift
         from smolmoe.moe.balance import routing_statistics
         from smolmoe.train.estimate import size_of
@@ -251,6 +251,8 @@ class _Run(AlignJob):
                 summary[name]["routing"] = routing_statistics(state.chosen.sum(1), self.recipe.routing.reserved)
         if before.scores is not None and after.scores is not None:
             summary["corrections"] = {"before": before.scores, "after": after.scores}
+        if findings:
+            summary["findings"] = [asdict(found) for found in findings]
         write_json(self.recipe.out / SUMMARY, summary)
         finish_model(self.recipe.out / MODEL, summary)
         return AlignResult(self.recipe.out, summary)
@@ -303,4 +305,5 @@ class _Run(AlignJob):
             costs.flops * factor,
             costs.memory_bytes,
             costs.seconds * factor,
+            router_findings(recipe, model, self.granularity),
         )

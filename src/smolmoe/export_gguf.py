@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -17,6 +18,8 @@ if TYPE_CHECKING:
     from smolmoe.gguf.vocabulary import Vocabulary
     from smolmoe.gguf_checks import GgufMeasured
     from smolmoe.surgery.moe_files import MoeFiles
+
+logger = logging.getLogger(__name__)
 
 Report = Callable[[str, int, int], None]
 QUANTS = ("f32", "f16", "q8_0")
@@ -154,7 +157,7 @@ def export_gguf(
     _check_out(out, overwrite=overwrite)
     route = find_route(files)
     vocabulary = _vocabulary(files)
-    converter = None if dry_run else find_converter(llama_cpp)
+    converter = _planned(llama_cpp) if dry_run else find_converter(llama_cpp)
     if converter is None:
         return GgufExport(
             out, route.architecture, route.kind, (), quant, {}, None, {}, time.monotonic() - start, dry_run
@@ -183,6 +186,16 @@ def export_gguf(
     write_json(out.with_suffix(".json"), result.to_json() | about)
     _check(result)
     return result
+
+
+def _planned(llama_cpp: str | Path | None) -> None:
+    """Say in a dry run that there is no converter; what would be written is known without it."""
+    from smolmoe.gguf.converter import find_converter
+
+    try:
+        find_converter(llama_cpp)
+    except RequestError as error:
+        logger.warning("%s %s", error.message, error.fix)
 
 
 def _check_out(out: Path, *, overwrite: bool) -> None:

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from smolmoe.model_config import read_config
-from smolmoe.recipe import PipelineRecipe, StageRecipe, TrainRecipe, UpcycleRecipe, parse
+from smolmoe.recipe import AlignRecipe, PipelineRecipe, StageRecipe, TrainRecipe, UpcycleRecipe, parse
 
 if TYPE_CHECKING:
     from smolmoe.train.estimate import Estimate
@@ -26,6 +26,7 @@ class StageForecast:
         values: what it will be run with, references and matched steps filled in.
         total, active: parameters of the model that it writes; None of a report.
         costs: of a training.
+        warnings: what the user should know before it is run.
     """
 
     name: str
@@ -34,11 +35,18 @@ class StageForecast:
     total: int | None = None
     active: int | None = None
     costs: Estimate | None = None
+    warnings: tuple[str, ...] = ()
 
     def to_json(self) -> dict[str, Any]:
         costs = None if self.costs is None else self.costs.to_json()
         parameters = None if self.total is None else {"total": self.total, "active": self.active}
-        return {"name": self.name, "kind": self.kind, "parameters": parameters, "costs": costs, "values": self.values}
+        return {
+            "name": self.name,
+            "kind": self.kind,
+            "parameters": parameters,
+            "costs": costs,
+            "values": self.values,
+        } | ({"warnings": list(self.warnings)} if self.warnings else {})
 
 
 def forecast(recipe: PipelineRecipe) -> list[StageForecast]:
@@ -68,13 +76,16 @@ def forecast(recipe: PipelineRecipe) -> list[StageForecast]:
 def _parts(stage: StageRecipe, values: dict[str, Any]) -> dict[str, Any]:
     if stage.train is not None:
         return _training(parse(TrainRecipe, values))
+    if stage.align is not None:
+        return _alignment(parse(AlignRecipe, values))
     return _conversion(parse(UpcycleRecipe, values)) if stage.upcycle is not None else {}
 
 
 def _training(recipe: TrainRecipe) -> dict[str, Any]:
     from smolmoe.checkpoint import open_checkpoint
-    from smolmoe.train.estimate import estimate, skeleton
+    from smolmoe.train.estimate import skeleton
     from smolmoe.train.models import model_folder
+    from smolmoe.training import estimate
 
     folder = model_folder(recipe.model)
     if folder is not None:  # what is trained on keeps its shape
@@ -87,7 +98,21 @@ def _training(recipe: TrainRecipe) -> dict[str, Any]:
         shapes = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items() if name not in tied}
     _write(recipe.out / "model", config, shapes)
     costs = estimate(recipe)
-    return {"total": costs.size.total, "active": costs.size.active, "costs": costs}
+    said = tuple(map(str, costs.findings))
+    return {"total": costs.size.total, "active": costs.size.active, "costs": costs, "warnings": said}
+
+
+def _alignment(recipe: AlignRecipe) -> dict[str, Any]:
+    from smolmoe.align_job import router_findings
+    from smolmoe.checkpoint import open_checkpoint
+    from smolmoe.moe.loading import Skeleton
+    from smolmoe.train.models import model_folder
+
+    folder = model_folder(recipe.model)
+    assert folder is not None  # the recipe has a path
+    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    _write(recipe.out / "model", config, {name: info.shape for name, info in open_checkpoint(folder).tensors.items()})
+    return {"warnings": tuple(map(str, router_findings(recipe, Skeleton(folder).model, 1)))}
 
 
 def _conversion(recipe: UpcycleRecipe) -> dict[str, Any]:
@@ -97,7 +122,8 @@ def _conversion(recipe: UpcycleRecipe) -> dict[str, Any]:
     specialists = {name: open_checkpoint(path, field=f"expert {name}") for name, path in recipe.expert.items()}
     plan = make_plan(recipe, open_checkpoint(recipe.source, revision=recipe.revision), specialists)
     _write(recipe.out, plan.config, {tensor.name: tensor.shape for tensor in plan.tensors})
-    return {"total": plan.parameters.total, "active": plan.parameters.active}
+    said = tuple(f"warning: {warning}" for warning in plan.warnings)
+    return {"total": plan.parameters.total, "active": plan.parameters.active, "warnings": said}
 
 
 def _write(folder: Path, config: Mapping[str, Any], shapes: Mapping[str, tuple[int, ...]]) -> None:

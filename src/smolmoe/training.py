@@ -6,7 +6,7 @@ import logging
 import math
 import shutil
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, replace
 from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -20,6 +20,8 @@ from smolmoe.train.folder import HELD_OUT, MODEL, SUMMARY, TOKENIZER, begin, ope
 if TYPE_CHECKING:
     from smolmoe.data.corpus import TokenCorpus
     from smolmoe.evaluate.held_out import HeldOut
+    from smolmoe.proof.findings import Finding
+    from smolmoe.train.estimate import Estimate
     from smolmoe.train.trainer import MoeTrainer
 
 logger = logging.getLogger(__name__)
@@ -75,6 +77,29 @@ def train(
     return _Run(recipe, resume, overwrite, report or (lambda stage, done, total: None)).go()
 
 
+def estimate(recipe: TrainRecipe) -> Estimate:
+    """What a run will cost, and what the doctor would say of its routers: from configs, no weight is read.
+
+    Raises:
+        SmolmoeError: as `train`, for what can be seen beforehand. The number of steps must be given.
+    """
+    from smolmoe.train.estimate import estimate as cost
+    from smolmoe.train.estimate import skeleton
+    from smolmoe.train.models import granularity_of, model_folder, parent_provenance
+
+    costs = cost(recipe)
+    granularity = granularity_of(parent_provenance(model_folder(recipe.model)))
+    return replace(costs, findings=router_findings(recipe, skeleton(recipe), granularity))
+
+
+def router_findings(recipe: TrainRecipe, model: Any, granularity: int) -> tuple[Finding, ...]:
+    """What the doctor would say of the routers of a model that is about to be trained by this recipe."""
+    from smolmoe.proof.routers import findings_at_start
+
+    guided = recipe.guidance is not None
+    return findings_at_start(model, recipe.objective, recipe.routing, guided=guided, granularity=granularity)
+
+
 class _Run:
     """The parts of a run, made one after the other."""
 
@@ -91,6 +116,7 @@ class _Run:
         self.checkpoint = on_main(lambda: open_folder(recipe.out, resume, overwrite=overwrite))
 
     def go(self) -> TrainResult:
+        from smolmoe.proof.routers import tell
         from smolmoe.train.distillation import open_distillation
         from smolmoe.train.distributed import build_once, in_turn, on_main
         from smolmoe.train.fit import check_fits
@@ -107,6 +133,8 @@ class _Run:
         self.model = build(lambda: build_model(recipe, self.tokenizer, self.checkpoint or self.source))
         self.granularity = granularity_of(self.provenance)
         check_fits(recipe, self.model, self.granularity)
+        self.findings = router_findings(recipe, self.model, self.granularity)
+        tell(self.findings)
         self.report("Tokenising", 0, 0)
         corpus = in_turn(self._corpus)
         held_out = self._held_out(corpus)
@@ -327,6 +355,7 @@ class _Run:
             "held_out": {**last.to_json(), "documents": len(last.tokens)},
             "train_seconds": round(trainer.clock.seconds, 2),
             **self._flips(corpus),
+            **({"findings": [asdict(found) for found in self.findings]} if self.findings else {}),
             "data": corpus.summary(),
         }
 

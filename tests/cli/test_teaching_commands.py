@@ -238,7 +238,7 @@ def test_the_list_of_presets_and_what_cannot_be_fetched(tmp_path):
 
 
 def test_without_the_openai_package_it_says_what_to_install(tmp_path, monkeypatch):
-    from smolmoe.data.teaching.job import teach
+    from smolmoe.data.teaching.job import plan, teach
     from smolmoe.errors import RequestError
     from smolmoe.recipe.base import parse
     from smolmoe.recipe.teach import TeachRecipe
@@ -249,3 +249,5 @@ def test_without_the_openai_package_it_says_what_to_install(tmp_path, monkeypatc
     with pytest.raises(RequestError, match=r"pip install 'smolmoe\[teach\]'"):
         teach(parse(TeachRecipe, values))
     assert not (tmp_path / "out").exists()
+    with pytest.raises(RequestError, match=r"pip install 'smolmoe\[teach\]'"):
+        plan(parse(TeachRecipe, values))

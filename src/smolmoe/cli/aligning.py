@@ -122,6 +122,8 @@ def _show_estimate(out: str, costs: AlignEstimate) -> None:
             ("time", f"about {units.duration(costs.seconds)} on this machine, and measuring before and after"),
         ]
     )
+    for found in costs.findings:
+        print(found)
 
 
 def _show_result(result: AlignResult) -> None:

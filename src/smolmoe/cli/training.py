@@ -53,7 +53,7 @@ def train(
         values["device"] = device
     parsed = parse(TrainRecipe, values)
     if dry_run:
-        from smolmoe.train.estimate import estimate
+        from smolmoe.training import estimate
 
         costs = estimate(parsed)
         print_json(costs.to_json()) if as_json else _show_estimate(str(parsed.out), costs)
@@ -81,6 +81,8 @@ def _show_estimate(out: str, costs: Estimate) -> None:
     if costs.steps > 0:
         rows.append(("time", f"about {units.duration(costs.seconds)} on this machine"))
     print_rows(rows)
+    for found in costs.findings:
+        print(found)
 
 
 def _show_trained(result: TrainResult) -> None:
@@ -146,6 +148,9 @@ def _show_forecast(out: str, stages: list[StageForecast]) -> None:
     table(f"would write {out}", columns, rows)
     total = sum(stage.costs.seconds for stage in stages if stage.costs is not None)
     print(f"about {units.duration(total)} of training on this machine")
+    for stage in stages:
+        for warning in stage.warnings:
+            print(f"{stage.name}: {warning}")
 
 
 def _parameters(stage: StageForecast) -> str:

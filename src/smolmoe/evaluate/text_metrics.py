@@ -108,7 +108,10 @@ def _bleu() -> Any:
         from sacrebleu.metrics.bleu import BLEU
     except ImportError as error:
         raise RequestError(
-            "scoring corrections needs sacrebleu, which is not installed.", fix="pip install 'smolmoe[align]'"
+            "scoring corrections needs it, and it is not installed.",
+            field="library",
+            value="sacrebleu",
+            fix="pip install 'smolmoe[align]'",
         ) from error
     # Without the effective order it warns that a single sentence's score means little; only its counts are used.
     return BLEU(effective_order=True)

@@ -57,6 +57,11 @@ class GateSpec:
     top_p: float | None = None
     capacity_factor: float | None = None
 
+    @property
+    def fixed_gates(self) -> bool:
+        """Whether the gate of a token's one expert is the same number whatever the router says."""
+        return self.top_k == 1 and (self.renormalise or self.over_chosen)
+
 
 @dataclass(frozen=True)
 class Intervention:

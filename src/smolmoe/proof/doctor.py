@@ -14,6 +14,7 @@ from smolmoe.moe.routing import RoutingCapture
 from smolmoe.proof.checks import SELF_TOLERANCE
 from smolmoe.proof.findings import SEVERITIES, Finding, Severity, finding
 from smolmoe.proof.results import as_json
+from smolmoe.proof.routers import constant_router, fixed_gates
 from smolmoe.proof.sample import draw_sample
 from smolmoe.proof.vitals import LayerVitals, Vitals, take_vitals
 
@@ -99,13 +100,14 @@ def diagnose(vitals: Vitals, granularity: int = 1) -> tuple[Finding, ...]:
 def _codes(layer: LayerVitals, vitals: Vitals, granularity: int) -> list[str]:
     """What one layer has."""
     copies = layer.distinct is not None and layer.distinct <= granularity < layer.experts
-    if layer.constant and layer.experts > layer.top_k:
-        return ["zero-router" if copies else "tied-router"]
+    if (same_scores := constant_router(layer.experts, layer.top_k, layer.constant, copies)) is not None:
+        return [same_scores]
     codes = []
     if least_share(layer.tied, vitals.tokens) > TIES:
         codes.append("ties")
-    if layer.top_k == 1 and layer.fixed_gates:
-        codes.append("top-1-balanced" if vitals.aux_in_config and layer.aux_gradient else "top-1")
+    balanced = bool(vitals.aux_in_config and layer.aux_gradient)
+    if (without_signal := fixed_gates(layer.top_k, layer.fixed_gates, balanced)) is not None:
+        codes.append(without_signal)
     elif layer.silent:
         codes.append("silent-experts")
     elif not copies and layer.router_gradient <= GRADIENT_NOISE * layer.expert_gradient:

@@ -28,11 +28,21 @@ class Finding:
     meaning: str
     remedy: str
 
+    def __str__(self) -> str:
+        word = "note" if self.severity == "info" else "warning"
+        layers = f" (layers {', '.join(map(str, self.layers))})" if self.layers else ""
+        return f"{word}: {self.message}{layers} {self.meaning} {self.remedy} [{self.code}]"
 
-def finding(code: str, layers: tuple[int, ...] = (), **numbers: object) -> Finding:
-    """The finding of this code, its message filled with the numbers measured."""
+
+def finding(code: str, layers: tuple[int, ...] = (), *, ratio: float | None = None, **numbers: object) -> Finding:
+    """The finding of this code, its message filled with the numbers measured.
+
+    Args:
+        ratio: of a router's gradient to its experts'; None where it is not measured but known to be zero.
+    """
     severity, message, meaning, remedy = _WORDS[code]
-    return Finding(code, severity, layers, message.format(**numbers), meaning, remedy)
+    said = "zero" if ratio is None else f"{ratio:.0e} of the experts'"
+    return Finding(code, severity, layers, message.format(ratio=said, **numbers), meaning, remedy)
 
 
 # code: severity, message, meaning, remedy
@@ -51,6 +61,12 @@ _WORDS: dict[str, tuple[Severity, str, str, str]] = {
         "Initialise the router at random (--router random) or from domains, or make the experts differ "
         "(--diversify noise or drop).",
     ),
+    "same-experts": (
+        "error",
+        "The router gives all experts the same score, they are copies, and every token goes to all {experts}.",
+        "All experts get the same gradient, so they stay equal for good and the router's gradient stays zero.",
+        "Make the experts differ (--diversify noise or drop), or initialise the router at random.",
+    ),
     "tied-router": (
         "warning",
         "The router gives all experts the same score: {top_k} of {experts} get every token.",
@@ -66,23 +82,20 @@ _WORDS: dict[str, tuple[Severity, str, str, str]] = {
     ),
     "top-1": (
         "error",
-        "One expert per token and a gate that is always the same (renormalised): the router's gradient is {ratio:.0e} "
-        "of the experts'.",
+        "One expert per token and a gate that is always the same (renormalised): the router's gradient is {ratio}.",
         "The language-model loss cannot tell the router anything, so it never learns.",
-        "Use a top-k of 2 or more, gates that are not renormalised, or a signal of the router's own (auxiliary loss "
-        "with output_router_logits=true, domain guidance).",
+        "Use a top-k of 2 or more, gates that are not renormalised, or a signal of the router's own (in training here "
+        "objective.load_balance or guidance, elsewhere the auxiliary loss with output_router_logits=true).",
     ),
     "top-1-balanced": (
         "info",
-        "One expert per token and a gate that is always the same (renormalised): the router's gradient is {ratio:.0e} "
-        "of the experts'.",
+        "One expert per token and a gate that is always the same (renormalised): the router's gradient is {ratio}.",
         "The language-model loss cannot tell the router anything; only the auxiliary loss moves it, towards balance.",
         "Use a top-k of 2 or more, or gates that are not renormalised, if the router is to learn what experts are for.",
     ),
     "router-gradient": (
         "error",
-        "The language-model loss gives the router no gradient ({ratio:.0e} of the experts'), although the experts "
-        "differ.",
+        "The language-model loss gives the router no gradient ({ratio}), although the experts differ.",
         "The router never learns which expert suits a token: its gates are detached from the loss or do not enter it.",
         "Look for a detach or no_grad around the router or its gates, and for gates that are rounded or replaced.",
     ),
@@ -94,7 +107,7 @@ _WORDS: dict[str, tuple[Severity, str, str, str]] = {
     ),
     "copies": (
         "info",
-        "The experts are bit-identical copies; the router's gradient is {ratio:.0e} of theirs, which is rounding.",
+        "The experts are bit-identical copies; the router's gradient is {ratio}, which is rounding.",
         "As upcycling writes them. Different tokens reach them, so they part at the first step, and from then on the "
         "router learns.",
         "Nothing to do; experts that differ from the start (--diversify) let the router learn at once.",

@@ -61,8 +61,8 @@ class LoraRecipe(Recipe):
     rank: int = Field(default=16, ge=1, description="of each adapter")
     alpha: float = Field(default=32.0, gt=0, description="an adapter's output is multiplied by alpha / rank")
     dropout: float = Field(default=0.0, ge=0, lt=1, description="on the adapters' inputs")
-    targets: tuple[str, ...] | None = Field(
-        default=None, description="names of linear modules (default: those of the attention)"
+    targets: tuple[str, ...] | Literal["all-linear"] | None = Field(
+        default=None, description="names of linear modules, or all-linear (default: those of the attention)"
     )
     experts: bool = Field(default=False, description="adapters on the stacked experts, too")
 

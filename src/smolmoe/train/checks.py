@@ -213,9 +213,7 @@ def _require(module: str, package: str, field: str, value: object) -> None:
 
 
 def _missing(module: str, package: str, field: str, value: object) -> RequestError:
-    return _refused(
-        field, value, f"transformers refuses it: {module} is not installed", f"pip install {package}, or change it."
-    )
+    return _refused(field, value, f"transformers refuses it: {module} is not installed (pip install {package})")
 
 
 def _unused(field: str, value: object, needs: str) -> RequestError:

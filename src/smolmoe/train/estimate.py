@@ -97,6 +97,7 @@ class Estimate:
         flops: of the run.
         memory_bytes: at its peak, of one process.
         seconds: on this machine, all processes like this one.
+        findings: what the doctor would say of its routers.
     """
 
     size: ModelSize
@@ -105,6 +106,7 @@ class Estimate:
     flops: float
     memory_bytes: int
     seconds: float
+    findings: tuple[Any, ...] = ()
 
     def to_json(self) -> dict[str, Any]:
         return asdict(self)

@@ -80,7 +80,7 @@ class Endpoint:
         check_address(recipe.base_url)
         self._key = _key(recipe.api_key_env)
         self._recipe = recipe
-        self._openai = _client_library()
+        self._openai = client_library()
         self._client = self._openai.AsyncOpenAI(
             api_key=self._key or _NO_KEY,
             base_url=recipe.base_url,
@@ -252,12 +252,20 @@ def _key(variable: str) -> str:
     return key
 
 
-def _client_library() -> Any:
+def client_library() -> Any:
+    """The `openai` package.
+
+    Raises:
+        RequestError: it is not installed.
+    """
     try:
         return import_module("openai")
     except ImportError as error:
         raise RequestError(
-            "asking a teacher needs the openai package.", field="teach", fix="pip install 'smolmoe[teach]'"
+            "asking a teacher needs it, and it is not installed.",
+            field="library",
+            value="openai",
+            fix="pip install 'smolmoe[teach]'",
         ) from error
 
 

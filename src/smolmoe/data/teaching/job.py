@@ -12,7 +12,7 @@ from typing import Any
 
 from smolmoe.data.teaching import asking
 from smolmoe.data.teaching.asking import Asking, cost
-from smolmoe.data.teaching.endpoint import Answer, Endpoint, check_address
+from smolmoe.data.teaching.endpoint import Answer, Endpoint, check_address, client_library
 from smolmoe.data.teaching.journal import FILE, Journal
 from smolmoe.data.teaching.logprobs import Mismatch, StudentTokens
 from smolmoe.data.teaching.prompts import Question, questions_of, read_prompts
@@ -93,6 +93,7 @@ def plan(recipe: TeachRecipe) -> dict[str, Any]:
         RequestError, DataError, SourceError: as `teach`.
     """
     check_address(recipe.base_url)
+    client_library()
     _check_folder(recipe.out)
     prompts = read_prompts(recipe)
     questions = list(questions_of(prompts, recipe))
