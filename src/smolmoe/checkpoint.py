@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from smolmoe.errors import CheckpointError, HubError, SourceError
+from smolmoe.other_formats import check_format, refuse_other_format
 
 if TYPE_CHECKING:
     import torch
@@ -17,7 +18,7 @@ if TYPE_CHECKING:
 INDEX_FILE = "model.safetensors.index.json"
 SINGLE_FILE = "model.safetensors"
 ITEM_BYTES = {"F32": 4, "F16": 2, "BF16": 2, "F64": 8, "I64": 8, "I32": 4, "I16": 2, "I8": 1, "U8": 1, "BOOL": 1}
-FLOAT_DTYPES = {"F32": "float32", "F16": "float16", "BF16": "bfloat16"}
+FLOAT_DTYPES = {"F32": "float32", "F16": "float16", "BF16": "bfloat16", "F64": "float64"}
 DTYPE_CODES = {name: code for code, name in FLOAT_DTYPES.items()}
 _PICKLES = ("pytorch_model*.bin", "*.pt", "*.pth", "*.pkl", "consolidated*.pth")
 # What a hub download needs: no weights in other formats, no training leftovers. The card says the licence.
@@ -83,6 +84,7 @@ def open_checkpoint(source: str | Path, *, revision: str | None = None, field: s
         HubError: a hub id that cannot be fetched.
     """
     folder, commit = _locate(str(source), revision, field)
+    check_format(folder, field)
     config_path = folder / "config.json"
     if not config_path.is_file():
         raise SourceError("no config.json in this folder.", field=field, value=str(folder), fix="Name a model folder.")
@@ -97,6 +99,13 @@ def _locate(source: str, revision: str | None, field: str) -> tuple[Path, str | 
     path = Path(source).expanduser()
     if path.is_dir():
         return path.resolve(), None
+    if path.is_file():
+        raise SourceError(
+            "a file, where a model's folder is expected.",
+            field=field,
+            value=source,
+            fix="Give the folder with config.json and *.safetensors.",
+        )
     looks_local = source.startswith((".", "/", "~")) or source.count("/") != 1 or path.exists()
     if looks_local:
         raise SourceError(
@@ -139,6 +148,7 @@ def _read_tensors(folder: Path) -> dict[str, TensorInfo]:
             value=pickles[0],
             fix="Use the model's safetensors revision, or convert it once in a place you trust with save_pretrained.",
         )
+    refuse_other_format(folder)
     raise CheckpointError(f"no weights: neither {SINGLE_FILE} nor {INDEX_FILE}.", field="weights", value=str(folder))
 
 
