@@ -18,7 +18,7 @@ from typing import Any
 import pytest
 import torch
 from tests import zoo
-from tests.helpers import dense_llama, edit_tensors, moe_of, random_moe, save
+from tests.helpers import dense_llama, edit_tensors, moe_of, random_moe, save, tiny_tokenizer
 from tests.surgery.test_subset import TOLERANCE, far, generic_moe, logits, rewrite
 
 from smolmoe.data.text import Document, write_documents
@@ -275,6 +275,7 @@ def test_bad_requests_are_refused_before_anything_is_written(tmp_path: Path) -> 
         merge_experts(folder, tmp_path / "out", groups=[[0, 1], [1, 2]])
     with pytest.raises(RequestError, match="its FFN width"):
         add_expert(folder, tmp_path / "out", dense=save(dense_llama(intermediate_size=40), tmp_path / "dense"))
+    tiny_tokenizer().save_pretrained(folder)
     other = save(dense_llama(), tmp_path / "other")
     rules = json.loads((other / "tokenizer.json").read_text())
     (other / "tokenizer.json").write_text(json.dumps(rules | {"normalizer": {"type": "Lowercase"}}))

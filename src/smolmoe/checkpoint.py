@@ -12,6 +12,7 @@ from smolmoe.errors import CheckpointError, HubError, SourceError
 from smolmoe.files import read_object
 from smolmoe.hub_access import why_not
 from smolmoe.model_config import check_other_files, read_config
+from smolmoe.other_formats import check_format, refuse_other_format
 from smolmoe.safetensors_file import TensorInfo, not_finite, read_header
 
 if TYPE_CHECKING:
@@ -19,7 +20,7 @@ if TYPE_CHECKING:
 
 INDEX_FILE = "model.safetensors.index.json"
 SINGLE_FILE = "model.safetensors"
-FLOAT_DTYPES = {"F32": "float32", "F16": "float16", "BF16": "bfloat16"}
+FLOAT_DTYPES = {"F32": "float32", "F16": "float16", "BF16": "bfloat16", "F64": "float64"}
 DTYPE_CODES = {name: code for code, name in FLOAT_DTYPES.items()}
 _PICKLES = ("pytorch_model*.bin", "*.pt", "*.pth", "*.pkl", "consolidated*.pth")
 # What a hub download needs: no weights in other formats, no training leftovers. The card says the licence.
@@ -124,6 +125,7 @@ def open_checkpoint(source: str | Path, *, revision: str | None = None, field: s
         HubError: a hub id that cannot be fetched.
     """
     folder, commit = _locate(str(source), revision, field)
+    check_format(folder, field)
     config = read_config(folder, field)
     check_other_files(folder)
     tensors = _read_tensors(folder)
@@ -142,6 +144,13 @@ def _locate(source: str, revision: str | None, field: str) -> tuple[Path, str | 
     path = Path(source).expanduser()
     if path.is_dir():
         return path.resolve(), None
+    if path.is_file():
+        raise SourceError(
+            "a file, where a model's folder is expected.",
+            field=field,
+            value=source,
+            fix="Give the folder with config.json and *.safetensors.",
+        )
     looks_local = source.startswith((".", "/", "~")) or source.count("/") != 1 or path.exists()
     if looks_local:
         raise SourceError(
@@ -183,6 +192,7 @@ def _read_tensors(folder: Path) -> dict[str, TensorInfo]:
             value=pickles[0],
             fix="Use the model's safetensors revision, or convert it once in a place you trust with save_pretrained.",
         )
+    refuse_other_format(folder)
     raise CheckpointError(f"no weights: neither {SINGLE_FILE} nor {INDEX_FILE}.", field="weights", value=str(folder))
 
 

@@ -12,7 +12,6 @@ from smolmoe.families import DENSE_FAMILIES
 
 # Sizes have no sensible default: a config that leaves one out is none of the plain cases.
 _STATED = (
-    "architectures",
     "vocab_size",
     "hidden_size",
     "intermediate_size",
@@ -33,9 +32,9 @@ def known_settings(config: dict[str, Any]) -> dict[str, Any] | None:
     if family is None or any(config.get(key) is None for key in _STATED):
         return None
     rope = _rope(config, family.defaults["rope_theta"])
-    if rope is None or config.get("quantization_config") or (family.mlp_bias and config.get(family.mlp_bias)):
+    if rope is None or _is_quantised(config) or (family.mlp_bias and config.get(family.mlp_bias)):
         return None
-    settings = {**family.defaults, **config, "rope_parameters": rope}
+    settings = {"architectures": None, **family.defaults, **config, "rope_parameters": rope}
     settings["num_key_value_heads"] = settings.get("num_key_value_heads") or settings["num_attention_heads"]
     if "head_dim" in family.defaults:
         settings["head_dim"] = settings.get("head_dim") or settings["hidden_size"] // settings["num_attention_heads"]
@@ -45,6 +44,10 @@ def known_settings(config: dict[str, Any]) -> dict[str, Any] | None:
     for key in ("rope_theta", "rope_scaling"):
         settings.pop(key, None)
     return settings
+
+
+def _is_quantised(config: dict[str, Any]) -> bool:
+    return bool(config.get("quantization_config") or config.get("compression_config"))
 
 
 def _rope(config: dict[str, Any], default_theta: float) -> dict[str, Any] | None:

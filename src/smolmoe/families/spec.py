@@ -8,6 +8,7 @@ from typing import Any
 
 from smolmoe.errors import SourceError
 from smolmoe.families import DENSE_FAMILIES
+from smolmoe.families.architecture import architecture_of
 from smolmoe.families.settings import known_settings
 from smolmoe.families.types import DenseFamily, DenseSpec, MlpLayout
 from smolmoe.model_config import check_counts, read_config
@@ -30,12 +31,14 @@ def read_spec(folder: Path) -> DenseSpec:
         return _describe(SimpleNamespace(**settings), settings)
     from smolmoe.moe.loading import load_config
 
-    config = load_config(folder)
-    return _describe(config, config.to_dict())
+    config = load_config(folder, as_files=False)
+    values = config.to_dict()
+    values.pop("_name_or_path", None)  # where it was loaded from is nobody's business
+    return _describe(config, values)
 
 
 def _describe(config: Any, settings: dict[str, Any]) -> DenseSpec:
-    _refuse_what_is_not_dense(config)
+    architecture = _refuse_what_is_not_dense(config)
     check_counts(settings)
     family = DENSE_FAMILIES.get(config.model_type)
     layers = int(config.num_hidden_layers)
@@ -45,7 +48,7 @@ def _describe(config: Any, settings: dict[str, Any]) -> DenseSpec:
     return DenseSpec(
         family=family,
         model_type=config.model_type,
-        architecture=config.architectures[0],
+        architecture=architecture,
         hidden_size=hidden,
         ffn_size=ffn,
         layers=layers,
@@ -58,19 +61,18 @@ def _describe(config: Any, settings: dict[str, Any]) -> DenseSpec:
         windows=_windows(config, family, layers),
         tied=bool(config.tie_word_embeddings),
         mlp=mlp,
-        config=settings,
+        config=settings | {"architectures": [architecture]},
     )
 
 
-def _refuse_what_is_not_dense(config: Any) -> None:
-    architecture = (getattr(config, "architectures", None) or ["nothing"])[0]
-    if getattr(config, "quantization_config", None) is not None:
+def _refuse_what_is_not_dense(config: Any) -> str:
+    """The class of a dense decoder-only causal language model."""
+    quantisation = getattr(config, "quantization_config", None) or getattr(config, "compression_config", None)
+    if quantisation is not None:
         raise SourceError(
             "the source is quantised, and its weights are not numbers that can be split or scaled.",
             field="quantization_config",
-            value=config.quantization_config.get("quant_method", "?")
-            if isinstance(config.quantization_config, dict)
-            else "?",
+            value=_quantiser(quantisation),
             fix="Use the unquantised checkpoint (fp32, fp16 or bf16).",
         )
     if getattr(config, "is_encoder_decoder", False):
@@ -87,6 +89,15 @@ def _refuse_what_is_not_dense(config: Any) -> None:
             value=config.model_type,
             fix="Start from the dense model it was made from.",
         )
+    _refuse_a_composite(config)
+    architecture = architecture_of({"architectures": config.architectures, "model_type": config.model_type})
+    if architecture is None:
+        raise SourceError(
+            "config.json names no class (`architectures`), and transformers has no causal language model of this type.",
+            field="model_type",
+            value=config.model_type,
+            fix="Use the causal LM checkpoint of a dense decoder-only model.",
+        )
     if not architecture.endswith(("ForCausalLM", "LMHeadModel")):
         raise SourceError(
             "not a causal language model with its head (the class must end in ForCausalLM or LMHeadModel).",
@@ -94,6 +105,30 @@ def _refuse_what_is_not_dense(config: Any) -> None:
             value=architecture,
             fix="Encoder models and bare backbones cannot be upcycled; use the causal LM checkpoint of the family.",
         )
+    return architecture
+
+
+def _quantiser(settings: Any) -> str:
+    """The method's name, as the config or its keys tell it."""
+    values = settings if isinstance(settings, dict) else vars(settings)
+    named = values.get("quant_method") or values.get("quant_algo")
+    if named is None and any(values.get(key) for key in ("load_in_4bit", "load_in_8bit")):
+        named = "bitsandbytes"
+    return str(getattr(named, "value", named) or f"keys {', '.join(sorted(map(str, values)))}")
+
+
+def _refuse_a_composite(config: Any) -> None:
+    """A vision-language or speech model: its text model is one part of it."""
+    text = config.get_text_config() if hasattr(config, "get_text_config") else config
+    if text is config:
+        return
+    parts = sorted(key for key in getattr(config, "sub_configs", {}) if getattr(config, key, None) is not None)
+    raise SourceError(
+        f"a model of several parts ({', '.join(parts)}), not a language model alone.",
+        field="model_type",
+        value=config.model_type,
+        fix=f"Save its text model ({text.model_type}) by itself, as a causal language model, and give that.",
+    )
 
 
 def _ffn(config: Any, family: DenseFamily | None) -> tuple[MlpLayout, int]:

@@ -7,23 +7,28 @@ what is measured on the loaded model holds for everybody who loads it with trans
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from smolmoe.checkpoint import FLOAT_DTYPES, Checkpoint, open_checkpoint
-from smolmoe.errors import CheckpointError, HubError, SourceError
+from smolmoe.errors import CheckpointError, HubError, SmolmoeError, SourceError
 from smolmoe.hub_access import why_not
 from smolmoe.model_config import check_counts, read_config
+from smolmoe.tensor_names import LEFTOVERS, explain_names
+from smolmoe.tied_head import has_own_head
 
 GENERIC_TYPE = "smolmoe"
 _TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json", "tokenizer_config.json")
 
 
-def load_config(folder: Path) -> Any:
+def load_config(folder: Path, *, as_files: bool = True) -> Any:
     """The folder's config, as a transformers object.
+
+    Args:
+        as_files: untie a head that the files have with numbers of its own, as transformers does when it loads them.
 
     Raises:
         SourceError: an architecture that neither transformers nor smolmoe has, or a config that does not fit it.
@@ -34,14 +39,21 @@ def load_config(folder: Path) -> Any:
         if _model_type(folder) == GENERIC_TYPE:
             from smolmoe.moe.generic import SmolMoeConfig
 
-            return SmolMoeConfig.from_pretrained(folder)
-        return AutoConfig.from_pretrained(folder, trust_remote_code=False)
+            config = SmolMoeConfig.from_pretrained(folder)
+        else:
+            config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
     except SourceError:
         raise
     except Exception as error:  # every class checks its settings in its own way
         raise SourceError(
             f"the config cannot be used: {_first_line(error)}", field="config.json", value=str(folder)
         ) from error
+    if as_files and getattr(config, "tie_word_embeddings", False):
+        # Else whatever goes by the config would tie the head again, and save a config that is not so.
+        with suppress(SmolmoeError):  # who reads the weights says what is wrong with them
+            if has_own_head(open_checkpoint(folder)):
+                config.tie_word_embeddings = config.get_text_config().tie_word_embeddings = False
+    return config
 
 
 def _model_type(folder: Path) -> Any:
@@ -268,7 +280,11 @@ class Skeleton:
         wrong = [_shape_problem(*entry) for entry in info.mismatched_keys]
         wrong += [f"{name} (its parts do not go together)" for name in info.conversion_errors]
         absent -= set(info.conversion_errors)
-        _refuse(self.folder, absent=absent, unexpected=info.unexpected_keys, wrong=wrong)
+        unexpected = {n for n in info.unexpected_keys if n not in buffers and not f".{n}".endswith(LEFTOVERS)}
+        expected = {name for name, _ in self.model.named_parameters()} - {*tied}
+        if (absent or unexpected) and (found := explain_names(expected, self._checkpoint.tensors)):
+            raise CheckpointError(found[0], field="weights", value=str(self.folder), fix=found[1])
+        _refuse(self.folder, absent=absent, unexpected=unexpected, wrong=wrong)
         return missing
 
     def _convert(self, tensors: dict[str, Any], device: str | torch.device) -> Any:
@@ -327,7 +343,7 @@ def _refuse(folder: Path, *, absent: Collection[str], unexpected: Collection[str
             f"the tensors do not fit the config; {'; '.join(found)}.",
             field="weights",
             value=str(folder),
-            fix="Write or download the checkpoint again.",
+            fix="Check that config.json is of these weights, or write or download the checkpoint again.",
         )
 
 

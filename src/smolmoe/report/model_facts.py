@@ -11,6 +11,7 @@ from typing import Any
 
 from smolmoe.checkpoint import FLOAT_DTYPES, open_checkpoint
 from smolmoe.families import MOE_TARGETS, MoeTarget
+from smolmoe.families.architecture import architecture_of
 from smolmoe.model_config import read_config
 from smolmoe.provenance import read_provenance
 
@@ -71,7 +72,7 @@ class ModelFacts:
 
     @property
     def architecture(self) -> str:
-        return str((self.config.get("architectures") or ["unknown class"])[0])
+        return architecture_of(self.config) or "unknown class"
 
     @property
     def target(self) -> MoeTarget | None:

@@ -89,8 +89,8 @@ def from_dense(files: MoeFiles, dense: str | Path) -> NewExpert:
         SourceError, CheckpointError: no dense model that can be read.
     """
     checkpoint = open_checkpoint(dense, field="dense")
-    spec = read_spec(checkpoint.folder)
-    source = source_tensors(checkpoint, spec, "dense")
+    source = source_tensors(checkpoint, read_spec(checkpoint.folder), "dense")
+    spec = source.spec
     mlp = spec.mlp
     first = next(iter(files.layers.values())).experts[0]
     hidden, width = files.parts.tensors[first["down"]].shape

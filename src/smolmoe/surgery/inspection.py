@@ -69,8 +69,8 @@ def inspect(source: str, *, revision: str | None = None) -> Inspection:
         SmolmoeError: not a dense decoder-only checkpoint, or damaged.
     """
     checkpoint = open_checkpoint(source, revision=revision)
-    spec = read_spec(checkpoint.folder)
-    tensors = source_tensors(checkpoint, spec, BASE).tensors
+    found = source_tensors(checkpoint, read_spec(checkpoint.folder), BASE)
+    spec, tensors = found.spec, found.tensors
     return Inspection(
         source=source,
         family=spec.model_type if spec.family else f"{spec.model_type} (FFN found by looking)",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from functools import partial
@@ -34,7 +35,7 @@ def mended(files: MoeFiles, *, own_head: bool, tiny_gates: bool) -> tuple[Progra
         tiny_gates: a gate of zeros on the shared expert becomes one of 1e-20, which gives the same 1/2 and can be
             divided by.
     """
-    said: list[str] = []
+    said = list(_config_differences(files))
     config, tensors = dict(files.config), [whole(files, name) for name in files.checkpoint.tensors]
     makers: dict[str, Callable[[], Tensor]] = {}
     if own_head and HEAD not in files.checkpoint.tensors:
@@ -52,6 +53,15 @@ def mended(files: MoeFiles, *, own_head: bool, tiny_gates: bool) -> tuple[Progra
             "by it, and both give one half"
         )
     return (Program(config, tuple(tensors), {SOURCE: files.parts}, Computed(makers)), said) if said else None
+
+
+def _config_differences(files: MoeFiles) -> Iterator[str]:
+    """What `read_moe` put right in the config, and the converter would read as it stands."""
+    raw = json.loads((files.folder / "config.json").read_text(encoding="utf-8"))
+    if not raw.get("architectures"):
+        yield "config.json, which names no class, names it"
+    if files.config.get("tie_word_embeddings") is False and raw.get("tie_word_embeddings"):
+        yield "config.json, which ties a head that the files have with numbers of its own, does not"
 
 
 def _with_rows(tensors: list[OutTensor], names: set[str]) -> Iterator[OutTensor]:

@@ -15,10 +15,12 @@ from typing import Any
 from smolmoe.checkpoint import FLOAT_DTYPES, Checkpoint, open_checkpoint
 from smolmoe.errors import CheckpointError, SourceError
 from smolmoe.families import MOE_TARGETS, ExpertNames, MoeNames
+from smolmoe.families.architecture import architecture_of
 from smolmoe.families.qwen2_moe import PROJ_EXPERTS
 from smolmoe.model_config import read_config
 from smolmoe.provenance import read_provenance
 from smolmoe.safetensors_file import TensorInfo
+from smolmoe.tied_head import has_own_head
 
 GENERIC = "generic"
 _OLMOE = MoeNames(
@@ -185,7 +187,12 @@ def read_moe(source: str | Path, *, field: str = "model") -> MoeFiles:
     """
     checkpoint = open_checkpoint(source, field=field)
     config = read_config(checkpoint.folder, field)
+    if has_own_head(checkpoint):  # whatever the config says: so transformers loads it
+        config |= {"tie_word_embeddings": False}
+        if isinstance(config.get("text_config"), dict):
+            config["text_config"] |= {"tie_word_embeddings": False}
     kind, names = _names(config, checkpoint.folder, field)
+    config["architectures"] = [architecture_of(config)]  # which other engines go by; transformers needs none
     parts = dict(checkpoint.tensors)
     layers: dict[int, MoeLayer] = {}
     owner: dict[str, tuple[int, int]] = {}

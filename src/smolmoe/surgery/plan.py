@@ -19,7 +19,7 @@ from smolmoe.surgery.configs import moe_config
 from smolmoe.surgery.ffn import MoeLayer
 from smolmoe.surgery.program import Block, OutTensor, Read
 from smolmoe.surgery.request import Layout, check_kernel, lay_out
-from smolmoe.surgery.sources import BASE, Source, SourceTensor, source_tensors, specialist_tensors
+from smolmoe.surgery.sources import BASE, Source, SourceTensor, source_tensors, source_warnings, specialist_tensors
 from smolmoe.surgery.tokenizer import same_tokenizer
 
 
@@ -106,12 +106,12 @@ def make_plan(recipe: UpcycleRecipe, base: Checkpoint, specialists: dict[str, Ch
     Raises:
         SmolmoeError: a subclass that says what is wrong with the source or the request.
     """
-    spec = read_spec(base.folder)
+    sources = {BASE: source_tensors(base, read_spec(base.folder), BASE)}
+    spec = sources[BASE].spec
     layout = lay_out(recipe, spec)
     target = resolve(recipe.target, spec, layout.sizes(spec))
-    sources = {BASE: source_tensors(base, spec, BASE)}
     check_kernel(recipe, layout, sources[BASE])
-    said: list[str] = []
+    said = list(source_warnings(sources[BASE], BASE))
     for name, checkpoint in (specialists or {}).items():
         sources[name] = specialist_tensors(name, checkpoint, sources[BASE])
         said += same_tokenizer(checkpoint.folder, base.folder, field=f"expert {name}")

@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
 
 from smolmoe.checkpoint import FLOAT_DTYPES, Checkpoint
 from smolmoe.errors import CheckpointError, RequestError, SourceError
 from smolmoe.families import DenseSpec, Slot
 from smolmoe.families.spec import read_spec
+from smolmoe.tensor_names import LEFTOVERS, explain_names
+from smolmoe.tied_head import embedding_name, has_own_head, head_name
 
 BASE = "base"
-# Buffers that old checkpoints carry and no class loads.
-_LEFTOVERS = ("rotary_emb.inv_freq", ".attn.bias", ".attn.masked_bias", ".attention.bias", ".attention.masked_bias")
 
 
 @dataclass(frozen=True)
@@ -30,11 +31,17 @@ class SourceTensor:
 
 @dataclass(frozen=True)
 class Source:
-    """A dense checkpoint as surgery sees it: `tensors` by the name that the class gives them, in a natural order."""
+    """A dense checkpoint as surgery sees it.
+
+    Attributes:
+        tensors: by the name that the class gives them, in a natural order.
+        untied: the config ties a head that the files have with numbers of its own; `spec` says what the files say.
+    """
 
     checkpoint: Checkpoint
     spec: DenseSpec
     tensors: dict[str, SourceTensor]
+    untied: bool = False
 
     def layer_of(self, name: str) -> int | None:
         """Index of the decoder layer that a tensor belongs to, None outside the layers."""
@@ -58,27 +65,83 @@ def source_tensors(checkpoint: Checkpoint, spec: DenseSpec, field: str) -> Sourc
 
     Raises:
         CheckpointError: tensors that the config promises are missing or of another shape.
-        SourceError: tensors of a kind that cannot be converted (integers, fp8: quantised).
+        SourceError: tensors that the class does not have, or that are no floats (quantised ones).
     """
-    named = _class_names(checkpoint, spec)
+    untied = spec.tied and has_own_head(checkpoint)
+    if untied:
+        spec = replace(spec, tied=False, config=spec.config | {"tie_word_embeddings": False})
+    named = _class_names(checkpoint, spec, field)
     _check_floats(checkpoint, named)
     tensors = {
-        name: SourceTensor(disk, checkpoint.tensors[disk].shape, checkpoint.dtype(disk))
+        name: SourceTensor(disk, checkpoint.tensors[disk].shape, _dtype(checkpoint, disk, spec))
         for name, disk in sorted(named.items(), key=lambda item: _natural(item[0], spec))
     }
-    source = Source(checkpoint, spec, tensors)
+    source = Source(checkpoint, spec, tensors, untied)
     _check_complete(source, _expected(source), field)
     return source
 
 
-def _class_names(checkpoint: Checkpoint, spec: DenseSpec) -> dict[str, str]:
+def source_warnings(source: Source, name: str) -> Iterator[str]:
+    """What of a source is carried otherwise than its files or its config have it."""
+    if source.untied:
+        yield (
+            f"{name}: config.json ties the output head to the embedding, but the files have a head of its own "
+            f"({head_name(source.checkpoint)}) with other numbers. transformers loads it untied, so it is carried over "
+            "and the result has tie_word_embeddings: false."
+        )
+    doubles = [t for t in source.tensors.values() if source.checkpoint.tensors[t.disk_name].dtype == "F64"]
+    if doubles:
+        yield (
+            f"{name}: {len(doubles)} tensors are in float64 (the first is {doubles[0].disk_name}); they are read as "
+            f"{doubles[0].dtype}, as transformers loads them."
+        )
+
+
+def _dtype(checkpoint: Checkpoint, disk: str, spec: DenseSpec) -> str:
+    """A tensor's dtype; of one in float64, which no model runs in, the dtype that the config states."""
+    found = checkpoint.dtype(disk)
+    if found != "float64":
+        return found
+    stated = str(spec.config.get("dtype") or spec.config.get("torch_dtype")).removeprefix("torch.")
+    return stated if stated in ("float16", "bfloat16") else "float32"
+
+
+def _class_names(checkpoint: Checkpoint, spec: DenseSpec, field: str) -> dict[str, str]:
     """Name in the class -> name on disk. Some checkpoints (gpt2's) lack the prefix of the backbone."""
-    names = [name for name in checkpoint.tensors if not name.endswith(_LEFTOVERS)]
-    if spec.tied:
-        names = [name for name in names if name != "lm_head.weight"]
+    if spec.family is None:
+        return _names_by_class(checkpoint, field)
+    names = [name for name in checkpoint.tensors if not name.endswith(LEFTOVERS)]
+    head, embedding = head_name(checkpoint), embedding_name(checkpoint)
+    if spec.tied and embedding is not None:
+        names = [name for name in names if name != head]
     prefix = spec.mlp.layers.split(".")[0] + "."
     bare = not any(name.startswith(prefix) for name in names)
-    return {prefix + name if bare and not name.startswith("lm_head.") else name: name for name in names}
+    named = {prefix + name if bare and not name.startswith("lm_head.") else name: name for name in names}
+    if spec.tied and embedding is None and head is not None:
+        named["model.embed_tokens.weight"] = named.pop(head)  # either of the two serves as both
+    return named
+
+
+def _names_by_class(checkpoint: Checkpoint, field: str) -> dict[str, str]:
+    """The same as transformers renames them, for a class that is not known by heart; all of it must be there.
+
+    Raises:
+        CheckpointError: the tensors do not fit the class. SourceError: it keeps them in other pieces than the files.
+    """
+    from smolmoe.moe.loading import Skeleton
+
+    skeleton = Skeleton(checkpoint.folder)
+    known, tied = skeleton.model.state_dict(), skeleton.model.all_tied_weights_keys
+    named: dict[str, str] = {}
+    for disk, name in skeleton.names.items():
+        if name not in known or (name in tied and tied[name] in skeleton.names.values()):
+            continue
+        if name in named or tuple(known[name].shape) != checkpoint.tensors[disk].shape:
+            raise SourceError(
+                f"its class keeps {name} in other pieces than the files do ({disk}).", field=field, value=disk
+            )
+        named[tied.get(name, name)] = disk  # a tied head alone is the embedding
+    return named
 
 
 def _natural(name: str, spec: DenseSpec) -> tuple[int, int, str]:
@@ -94,8 +157,7 @@ def _check_floats(checkpoint: Checkpoint, named: dict[str, str]) -> None:
         dtype = checkpoint.tensors[disk].dtype
         if dtype not in FLOAT_DTYPES:
             raise SourceError(
-                f"tensor {name} is of {dtype}; sources must be fp32, fp16 or bf16, so this one is quantised or not a "
-                "language model's weights.",
+                f"tensor {name} is of {dtype}; weights must be floats of 16, 32 or 64 bits.",
                 field="dtype",
                 value=dtype,
                 fix="Use the unquantised checkpoint.",
@@ -151,15 +213,24 @@ def _expected_attention(spec: DenseSpec, layer: int) -> dict[str, tuple[int, ...
 
 
 def _check_complete(source: Source, expected: dict[str, tuple[int, ...] | None], field: str) -> None:
-    where = str(source.checkpoint.folder)
+    where, spec = str(source.checkpoint.folder), source.spec
+    absent = [name for name in expected if name not in source.tensors]
+    found = (
+        explain_names(expected, source.checkpoint.tensors) if absent or len(source.tensors) > len(expected) else None
+    )
+    if found is not None:
+        raise SourceError(found[0], field=field, value=where, fix=found[1])
+    for name in absent:
+        layer = source.layer_of(name)
+        raise CheckpointError(
+            f"tensor {name}, which the config promises, is not in the files.",
+            field=field,
+            value=where,
+            fix=f"config.json says {spec.layers} layers; the files have {_layers(source)}."
+            if layer is not None and layer >= _layers(source)
+            else "Download the checkpoint again, or check its config.json.",
+        )
     for name, shape in expected.items():
-        if name not in source.tensors:
-            raise CheckpointError(
-                f"tensor {name}, which the config promises, is not in the files.",
-                field=field,
-                value=where,
-                fix="Download the checkpoint again, or check its config.json.",
-            )
         if shape is not None and source.tensors[name].shape != shape:
             raise CheckpointError(
                 f"tensor {name} has shape {source.tensors[name].shape}, the config says {shape}.",
@@ -167,14 +238,21 @@ def _check_complete(source: Source, expected: dict[str, tuple[int, ...] | None],
                 value=where,
                 fix="Weights and config.json are not of the same model.",
             )
-    extra = sorted(set(source.tensors) - set(expected))
-    if source.spec.family is not None and extra:
+    extra = sorted(set(source.tensors) - set(expected), key=lambda name: _natural(name, spec))
+    if spec.family is not None and extra:
         raise SourceError(
-            f"{len(extra)} tensor(s) that a {source.spec.model_type} of this config does not have: {extra[0]}.",
+            f"{len(extra)} tensor(s) that a {spec.model_type} of this config does not have: {extra[0]}.",
             field=field,
             value=where,
-            fix="Adapters and quantisation scales must be merged into the weights first.",
+            fix=f"config.json says {spec.layers} layers; the files have {_layers(source)}."
+            if _layers(source) > spec.layers
+            else "Take them out of the files if the model does not need them, or correct config.json.",
         )
+
+
+def _layers(source: Source) -> int:
+    """Decoder layers that the files have."""
+    return 1 + max((layer for name in source.tensors if (layer := source.layer_of(name)) is not None), default=-1)
 
 
 # Settings in which a specialist must be its base, or the same weights would mean something else.
@@ -189,7 +267,6 @@ _SAME_SETTINGS = (
     "vocab_size",
     "hidden_act",
     "rope_parameters",
-    "tie_word_embeddings",
     "rms_norm_eps",
 )
 
@@ -201,7 +278,8 @@ def specialist_tensors(name: str, checkpoint: Checkpoint, base: Source) -> Sourc
         RequestError: naming the first difference.
     """
     option, where = f"expert {name}", str(checkpoint.folder)
-    config, expected = read_spec(checkpoint.folder).config, base.spec.config
+    spec = read_spec(checkpoint.folder)
+    config, expected = spec.config, base.spec.config
     for key in _SAME_SETTINGS:
         if config.get(key) != expected.get(key):
             raise RequestError(
@@ -210,7 +288,22 @@ def specialist_tensors(name: str, checkpoint: Checkpoint, base: Source) -> Sourc
                 value=where,
                 fix="Specialists must be fine-tuned from the same base.",
             )
-    source = source_tensors(checkpoint, base.spec, option)
-    if {n: t.shape for n, t in source.tensors.items()} != {n: t.shape for n, t in base.tensors.items()}:
-        raise RequestError("its tensors are not those of the base.", field=option, value=where)
+    source = source_tensors(checkpoint, spec, option)
+    if source.spec.tied != base.spec.tied:
+        said = {True: "tied to the embedding", False: "a tensor of its own"}
+        raise RequestError(
+            f"its output head is {said[source.spec.tied]}, the base's {said[base.spec.tied]}.",
+            field=option,
+            value=where,
+            fix="Save all of them tied, or all of them untied.",
+        )
+    shapes, theirs = ({n: t.shape for n, t in each.tensors.items()} for each in (base, source))
+    for name in sorted({*shapes, *theirs}, key=lambda name: _natural(name, base.spec)):
+        if shapes.get(name) != theirs.get(name):
+            raise RequestError(
+                f"its tensor {name} is {theirs.get(name, 'not there')}, the base's {shapes.get(name, 'not there')}.",
+                field=option,
+                value=where,
+                fix="Specialists must be fine-tuned from the same base.",
+            )
     return source
