@@ -19,6 +19,7 @@ from smolmoe.data.selection.rows import RowSource, open_rows
 from smolmoe.data.selection.scores import DrawScorer, EntropyScorer, LossScorer, token_ids
 from smolmoe.data.selection.sieve import Candidate, Sieve
 from smolmoe.data.selection.writing import added_columns, write_choice
+from smolmoe.data.tally import Tally, whole
 from smolmoe.data.text import Document, default_documents
 from smolmoe.data.tokens import end_of_text
 from smolmoe.errors import DataError, OutputError, RequestError
@@ -145,12 +146,12 @@ def _learned(recipe: SelectRecipe, vocabulary: int) -> Any:
 
     sieve = Sieve(recipe)
     documents, characters = [], 0
-    for source in map(open_rows, recipe.sources):
+    for source in (open_rows(source, quiet=True) for source in recipe.sources):
         for row in source.rows():
             text = row.string(row.text) or ""
             if sieve.is_apart(text) or characters > TOKENIZER_CHARACTERS:
                 continue
-            documents.append(Document(text))
+            documents.append(whole(Document(text), Tally(), row.place))
             characters += len(text)
     return train_tokenizer(documents, vocabulary)
 
@@ -197,7 +198,7 @@ def _selection(
     return Selection(
         out=out,
         recipe=recipe.model_dump(mode="json"),
-        inputs=tuple({"label": source.label, "identity": source.identity} for source in sources),
+        inputs=tuple(source.to_json() for source in sources),
         tokenizer=None if tools.tokenizer is None else tokenizer_hash(tools.tokenizer),
         model=tools.model,
         columns={"text": _text_column(recipe.sources[0]), **added_columns(pool)},

@@ -169,11 +169,13 @@ class _Run:
     def _learn_tokenizer(self, vocabulary: int) -> Any:
         from smolmoe.data.embedded import is_held_out
         from smolmoe.data.sources import open_source
+        from smolmoe.data.tally import Tally
         from smolmoe.data.tokenizer import train_tokenizer
 
         data = self.recipe.data
         documents, characters = [], 0
-        for document in chain.from_iterable(open_source(source).documents() for source in data.sources):
+        sources = [open_source(source, quiet=True) for source in data.sources]  # what they leave out, the corpus says
+        for document in chain.from_iterable(source.documents(Tally()) for source in sources):
             if not data.validation and is_held_out(document.text, data.held_out):
                 continue
             documents.append(document)

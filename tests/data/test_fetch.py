@@ -169,7 +169,7 @@ def test_a_licence_that_is_not_free_asks_for_consent(tmp_path, place):
 def test_the_list_names_licence_size_and_columns():
     known = {entry["preset"]: entry for entry in catalogue()}
     assert set(known) == set(PRESETS)
-    assert [name for name, entry in known.items() if not entry["free"]] == ["codeparrot"]
+    assert [name for name, entry in known.items() if not entry["free"]] == ["alpaca", "codeparrot"]
     assert known["coedit"]["columns"] == ["src", "tgt"]
     assert all(entry["size"] > 0 and entry["licence"] for entry in known.values())
 

@@ -71,16 +71,23 @@ def test_references_are_the_target_and_the_further_ones_each_once(tmp_path: Path
         read_corrections(path, references_column="refs")
 
 
+def test_rows_without_a_text_or_a_correction_are_left_out(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    empty: list[dict[str, object]] = [{"src": " ", "tgt": "b"}, {"src": "a", "tgt": None}, {}]
+    path = write(tmp_path / "rows.jsonl", {"src": "a", "tgt": "b", "refs": []}, *empty)
+    (row,) = read_corrections(path)
+    assert (row.source, row.references) == ("a", ("b",))
+    assert [record.message for record in caplog.records] == [
+        f'{path}: rows without "src" or "tgt" left out: 3 (the first: line 2).'
+    ]
+
+
 @pytest.mark.parametrize(
     ("row", "problem"),
     [
         ({"src": "a"}, 'no "tgt" among its keys'),
-        ({"src": " ", "tgt": "b"}, '"src" is empty'),
-        ({"src": "a", "tgt": ""}, '"tgt" is empty'),
         ({"src": "a", "tgt": 3}, '"tgt" is a int, not a string'),
         ({"src": "a", "tgt": "b", "refs": "c"}, '"refs" is no list of references'),
-        ({"src": "a", "tgt": "b", "refs": []}, '"refs" is no list of references'),
-        ({"src": "a", "tgt": "b", "refs": ["c", ""]}, '"refs" is empty'),
+        ({"src": "a", "tgt": "b", "refs": ["c", 3]}, '"refs" is a int, not a string'),
     ],
 )
 def test_bad_rows_are_named(tmp_path: Path, row: dict[str, object], problem: str) -> None:

@@ -71,12 +71,16 @@ def test_identity_is_of_the_contents_and_the_options(tmp_path):
         ("/absent/folder", "no such file or folder"),
         ("a/b/c", "no such file or folder"),
         ("{tmp}/empty", "no text file in this folder"),
-        ("{tmp}/a.csv", r"\.csv is not a text format"),
+        ("{tmp}/a.doc", r"\.doc is not a text format"),
+        ("{tmp}/named", r"no text file in this folder \(not read: a\.doc \(no format that is read: \.doc\)\)"),
+        ("absent.csv.gz", "no such file or folder"),
     ],
 )
 def test_paths_that_hold_nothing(tmp_path, path, wrong):
     (tmp_path / "empty").mkdir()
-    (tmp_path / "a.csv").write_text("text")
+    (tmp_path / "named").mkdir()
+    for file in ("a.doc", "named/a.doc", "named/README.md", "named/.hidden.jsonl"):
+        (tmp_path / file).write_text("text")
     with pytest.raises(DataError, match=wrong):
         read(path=path.format(tmp=tmp_path))
 
@@ -85,8 +89,9 @@ def test_a_column_that_is_not_there(tmp_path):
     path = str(jsonl(tmp_path / "a.jsonl", [{"texts": "x", "id": 1}]))
     with pytest.raises(DataError, match=r'line 1: no "text" among its keys \(texts, id\)\. Did you mean .texts.'):
         read(path=path)
+    assert read(path=path, text="texts", domain_column="id") == [Document("x", "1")]  # as `data select` groups them
     with pytest.raises(DataError, match='line 1: "id" is a int, not a string'):
-        read(path=path, text="texts", domain_column="id")
+        read(path=path, text="id")
 
 
 def test_corrupt_files(tmp_path):

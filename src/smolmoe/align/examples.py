@@ -8,8 +8,9 @@ from pathlib import Path
 from typing import Any
 
 from smolmoe.data.embedded import is_held_out
+from smolmoe.data.formats import check_columns
 from smolmoe.data.prompts import CorrectionPrompt
-from smolmoe.data.text import check_columns, read_rows
+from smolmoe.data.text import read_rows
 from smolmoe.errors import DataError, RequestError
 from smolmoe.recipe.align import AlignDataRecipe
 

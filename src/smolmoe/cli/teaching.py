@@ -100,6 +100,7 @@ def _show_plan(planned: dict[str, Any]) -> None:
             f"about {units.tokens(planned['prompt_tokens_about'])}, by their {planned['characters']} characters",
         ),
     ]
+    rows[1:1] = [("", f"{number} {reason}") for reason, number in planned["left_out"].items()]
     if planned["cost_at_most_about"] is not None:
         rows.append(("cost", f"{planned['cost_at_most_about']:.4g} at most, about"))
     print_rows(rows)

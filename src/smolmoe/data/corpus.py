@@ -10,9 +10,10 @@ import shutil
 import tempfile
 import time
 import zipfile
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ import numpy as np
 from smolmoe.data.embedded import is_held_out
 from smolmoe.data.same_tokenizer import tokenizer_hash
 from smolmoe.data.sources import Source, open_source
+from smolmoe.data.tally import HALF_PAIR, NO_TEXT, Tally
 from smolmoe.data.text import Document
 from smolmoe.data.tokens import StoreWriter, TokenStore, encode_documents, end_of_text, id_type, open_store
 from smolmoe.errors import DataError, OutputError
@@ -49,7 +51,9 @@ class TokenCorpus:
         domains: names; a document's domain id is its position here, "text" where no domain is known.
         fingerprint: of the texts, the tokenizer and the options that change the tokens or the split. A run that is
             longer, and so reads further in a streamed source, has the same.
-        dropped: documents left out: "duplicates", and those that are "held out" by validation sources.
+        dropped: documents left out: "duplicates", those that are "held out" by validation sources, and rows that have
+            "no text".
+        unread: files of folders that are not read, each with the reason.
     """
 
     train: TokenStore
@@ -57,6 +61,7 @@ class TokenCorpus:
     domains: tuple[str, ...]
     fingerprint: str
     dropped: dict[str, int] = field(default_factory=dict)
+    unread: dict[str, str] = field(default_factory=dict)
 
     def summary(self) -> dict[str, Any]:
         """Documents and tokens of each side, in all and by domain, and the documents dropped."""
@@ -64,7 +69,18 @@ class TokenCorpus:
             "train": self._side(self.train),
             "validation": self._side(self.validation),
             "dropped": dict(self.dropped),
+            **({"files_not_read": dict(self.unread)} if self.unread else {}),
         }
+
+    @property
+    def changed(self) -> dict[str, int]:
+        """What was left out or changed because of what the rows hold."""
+        return {reason: count for reason, count in self.dropped.items() if reason in (NO_TEXT, HALF_PAIR)}
+
+    def with_files(self, sources: Sequence[Source]) -> TokenCorpus:
+        """With the files that its sources do not read: the cache goes by those that are read."""
+        found = [source.files for source in sources if source.files is not None]
+        return replace(self, unread={str(file): why for files in found for file, why in files.unread.items()})
 
     def _side(self, store: TokenStore) -> dict[str, Any]:
         documents = np.bincount(store.domain_ids, minlength=len(self.domains))
@@ -118,13 +134,14 @@ def load_corpus(
     fingerprint = _digest(content)
     corpus = _read(folder, fingerprint)
     if corpus is not None:
-        return corpus
+        Tally(Counter(corpus.changed)).log("the text")
+        return corpus.with_files([*sources, *validation])
     with _beside(folder) as partial:
         _Build(recipe, tokenizer, partial, report).run(sources, validation, limits)
     corpus = _read(folder, fingerprint)
     if corpus is None:
         raise OutputError("what was just written cannot be read back.", field="data.cache", value=str(folder))
-    return corpus
+    return corpus.with_files([*sources, *validation])
 
 
 def _limits(recipe: DataRecipe, sources: Sequence[Source], tokens: int | None) -> list[int | None]:
@@ -244,13 +261,17 @@ class _Build:
         """Tokenise the new documents of a source and hold a share out, until `limit` training tokens are there."""
         before = self.writers["train"].tokens
         read = 0
-        for batch in _batches(source.documents()):
+        tally = Tally()
+        for batch in _batches(source.documents(tally)):
             read += len(batch)
             self._write([document for document in batch if self._is_new(document.text)], number, share)
             if self.report is not None:
                 self.report(source.label, read, source.expected or 0)
             if limit is not None and self.writers["train"].tokens - before >= limit:
-                return
+                break
+        tally.log(source.label)
+        for reason, count in tally.counts.items():
+            self.dropped[reason] = self.dropped.get(reason, 0) + count
 
     def _is_new(self, text: str) -> bool:
         digest = hashlib.sha256(text.encode()).digest()[:16]
@@ -308,19 +329,10 @@ def _batches(documents: Iterator[Document]) -> Iterator[list[Document]]:
     batch: list[Document] = []
     characters = 0
     for document in documents:
-        batch.append(_encodable(document))
+        batch.append(document)
         characters += len(document.text)
         if len(batch) == BATCH_DOCUMENTS or characters >= BATCH_CHARACTERS:
             yield batch
             batch, characters = [], 0
     if batch:
         yield batch
-
-
-def _encodable(document: Document) -> Document:
-    """JSON can hold half a surrogate pair, which is no text and no tokenizer takes."""
-    try:
-        document.text.encode()
-    except UnicodeEncodeError:
-        return Document(document.text.encode("utf-8", "replace").decode(), document.domain)
-    return document

@@ -12,9 +12,9 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
+from smolmoe.data.formats import check_columns
 from smolmoe.data.presets import EMBEDDED, PRESETS, Preset, documents_of, find_preset
 from smolmoe.data.sources import open_data_set, with_hub_errors
-from smolmoe.data.text import check_columns
 from smolmoe.errors import DataError, OutputError, RequestError
 from smolmoe.files import write_json
 from smolmoe.recipe.base import parse

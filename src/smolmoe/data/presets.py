@@ -7,13 +7,41 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from smolmoe.data.text import Document, check_columns
+from smolmoe.data.formats import check_columns
+from smolmoe.data.tally import NO_TEXT, Tally, whole
+from smolmoe.data.text import Document
 from smolmoe.errors import DataError
 
 Row = Mapping[str, Any]
 EMBEDDED = "embedded"
 
 _ROLES = {"user": "User", "prompter": "User", "human": "User", "assistant": "Assistant", "system": "System"}
+
+
+@dataclass(frozen=True)
+class Conversation:
+    """What one document is made of.
+
+    Attributes:
+        turns: (role, text), the roles system, user (or prompter, human) and assistant; some may be empty.
+        domain: of the document.
+        unused: rows that belong to it and are not in it.
+    """
+
+    turns: tuple[tuple[str, str], ...]
+    domain: str
+    unused: int = 0
+
+    @property
+    def is_whole(self) -> bool:
+        """Whether there is a question, and an answer at the end."""
+        return bool(self.turns and self.turns[-1][0] == "assistant" and self.turns[-1][1]) and any(
+            text for role, text in self.turns if role not in ("system", "assistant")
+        )
+
+
+Conversations = Callable[[Iterable[Row]], Iterator[Conversation]]
+Documents = Callable[[Iterable[Row]], Iterator[Document | None]]
 
 
 @dataclass(frozen=True)
@@ -26,19 +54,24 @@ class Preset:
         licence: as the data set's card on the hub gives it (SPDX), or `mixed`: each row is under its own.
         size: rows of the split, about.
         optional: columns that are read where they are there.
-        documents: turns the rows, in their order, into documents.
+        documents: turns the rows, in their order, into documents; None stands for one that has no text.
+        conversations: what the documents are made of, where that is questions and answers.
         joins_rows: several rows make one document.
+        telling: columns by which rows on disk are known as this data set's (default: `columns`); none where a file's
+            `text` column is what it would be read by in any case.
     """
 
     path: str
     columns: tuple[str, ...]
-    documents: Callable[[Iterable[Row]], Iterator[Document]]
+    documents: Documents
     licence: str
     size: int
     name: str | None = None
     split: str = "train"
     optional: tuple[str, ...] = ()
     joins_rows: bool = False
+    conversations: Conversations | None = None
+    telling: tuple[str, ...] | None = None
 
     @property
     def free(self) -> bool:
@@ -60,14 +93,36 @@ def find_preset(name: str) -> Preset:
     return PRESETS[name]
 
 
-def documents_of(name: str, rows: Iterable[Row]) -> Iterator[Document]:
+def preset_of(columns: Sequence[str], text: str = "text") -> str | None:
+    """The preset whose rows have these columns; None where they are no preset's.
+
+    Args:
+        text: the column that is read otherwise. Rows that have it are a preset's only where that preset has a column of
+            this name itself, and no domain yet, which the rows of `data fetch` and `data select` have.
+    """
+    for name, preset in PRESETS.items():
+        telling = preset.columns if preset.telling is None else preset.telling
+        is_taken = text in columns and (text not in telling or "domain" in columns)
+        if telling and {*telling} <= {*columns} and not is_taken:
+            return name
+    return None
+
+
+def documents_of(name: str, rows: Iterable[Row], tally: Tally | None = None) -> Iterator[Document]:
     """The documents that the rows of a preset's data set hold; rows without text give none.
+
+    Args:
+        tally: takes those that give none.
 
     Raises:
         DataError: no such preset; a row lacks one of its columns, or holds something else than text in it.
     """
-    preset = find_preset(name)
-    return preset.documents(_checked(name, preset, rows))
+    preset, tally = find_preset(name), tally if tally is not None else Tally()
+    for document in preset.documents(_checked(name, preset, rows)):
+        if document is None:
+            tally.add(NO_TEXT, name)
+        else:
+            yield whole(document, tally, name)
 
 
 def _checked(name: str, preset: Preset, rows: Iterable[Row]) -> Iterator[Row]:
@@ -86,13 +141,45 @@ def _string(row: Row, column: str) -> str:
     return value.strip()
 
 
-def _column(column: str, domain: str) -> Callable[[Iterable[Row]], Iterator[Document]]:
+def _column(column: str, domain: str) -> Documents:
     """Each row is a document, in one column."""
 
-    def documents(rows: Iterable[Row]) -> Iterator[Document]:
-        return (Document(text, domain) for row in rows if (text := _string(row, column)))
+    def documents(rows: Iterable[Row]) -> Iterator[Document | None]:
+        return (Document(text, domain) if (text := _string(row, column)) else None for row in rows)
 
     return documents
+
+
+def _dialogues(conversations: Conversations) -> Documents:
+    """Each conversation is a document, the speaker before each turn."""
+
+    def documents(rows: Iterable[Row]) -> Iterator[Document | None]:
+        for one in conversations(rows):
+            yield Document(dialogue(one.turns), one.domain) if one.is_whole else None
+
+    return documents
+
+
+def _plainly(conversations: Conversations) -> Documents:
+    """Each conversation is a document, its turns below each other."""
+
+    def documents(rows: Iterable[Row]) -> Iterator[Document | None]:
+        for one in conversations(rows):
+            yield Document("\n".join(text for _, text in one.turns), one.domain) if one.is_whole else None
+
+    return documents
+
+
+def _answered(question: Sequence[str], answer: str, domain: str) -> Conversations:
+    """Each row is a question, in columns that are put below each other, and its answer."""
+
+    def conversations(rows: Iterable[Row]) -> Iterator[Conversation]:
+        for row in rows:
+            asked = "\n".join(filter(None, (_string(row, column) for column in question)))
+            system = [("system", text)] if (text := _string(row, "system")) else []
+            yield Conversation((*system, ("user", asked), ("assistant", _string(row, answer))), domain)
+
+    return conversations
 
 
 def dialogue(turns: Sequence[tuple[str, str]]) -> str:
@@ -100,31 +187,18 @@ def dialogue(turns: Sequence[tuple[str, str]]) -> str:
     return "\n".join(f"{_ROLES.get(role, role.capitalize())}: {text}" for role, text in turns if text)
 
 
-def _dolly(rows: Iterable[Row]) -> Iterator[Document]:
-    for row in rows:
-        question = "\n".join(filter(None, (_string(row, "instruction"), _string(row, "context"))))
-        answer = _string(row, "response")
-        if question and answer:
-            yield Document(dialogue([("user", question), ("assistant", answer)]), "chat")
-
-
-def _coedit(rows: Iterable[Row]) -> Iterator[Document]:
-    for row in rows:
-        source, target = _string(row, "src"), _string(row, "tgt")
-        if source and target:
-            yield Document(f"{source}\n{target}", "correction")
-
-
-def _nemotron(rows: Iterable[Row]) -> Iterator[Document]:
+def _nemotron(rows: Iterable[Row]) -> Iterator[Conversation]:
     for row in rows:
         turns = [("system", _string(row, "system_prompt")), *_messages(row["input"])]
-        answer = _string(row, "output")
-        if answer and any(text for role, text in turns if role != "system"):
-            yield Document(dialogue([*turns, ("assistant", answer)]), _string(row, "category") or "chat")
+        turns = [(role, text) for role, text in turns if text]
+        domain = _string(row, "category") or "chat"
+        yield Conversation((*turns, ("assistant", _string(row, "output"))), domain)
 
 
 def _messages(value: Any) -> list[tuple[str, str]]:
     """(role, text) of a list of messages, or of a string, which the user said."""
+    if value is None:
+        return []
     if isinstance(value, str):
         return [("user", value.strip())]
     if not isinstance(value, Sequence) or not all(isinstance(message, Mapping) for message in value):
@@ -132,7 +206,7 @@ def _messages(value: Any) -> list[tuple[str, str]]:
     return [(_string(message, "role") or "user", _string(message, "content")) for message in value]
 
 
-def _wikitext(rows: Iterable[Row]) -> Iterator[Document]:
+def _wikitext(rows: Iterable[Row]) -> Iterator[Document | None]:
     """Rows are lines; an article begins at its title, ` = Title = ` after an empty line."""
     article: list[str] = []
     after_blank = True
@@ -161,7 +235,7 @@ class _Message:
     rank: float
 
 
-def _oasst(rows: Iterable[Row]) -> Iterator[Document]:
+def _oasst(rows: Iterable[Row]) -> Iterator[Conversation]:
     """One conversation of each tree: from the prompt, the best-ranked reply each time.
 
     Only one, since the conversations of a tree begin alike: were they several documents, some could be held out
@@ -171,7 +245,7 @@ def _oasst(rows: Iterable[Row]) -> Iterator[Document]:
     replies: dict[str, list[_Message]] = {}
     for row in rows:
         text = _string(row, "text")
-        if row.get("deleted") or not text:
+        if row.get("deleted") or not text or row["message_id"] is None:
             continue
         rank = row.get("rank")
         message = _Message(str(row["message_id"]), _string(row, "role"), text, float("inf") if rank is None else rank)
@@ -181,8 +255,17 @@ def _oasst(rows: Iterable[Row]) -> Iterator[Document]:
             replies.setdefault(str(row["parent_id"]), []).append(message)
     for root in roots:
         thread = _best_thread(root, replies)
-        if len(thread) > 1:
-            yield Document(dialogue([(message.role, message.text) for message in thread]), "chat")
+        turns = tuple((message.role, message.text) for message in thread)
+        yield Conversation(turns, "chat", unused=_size(root, replies) - len(thread))
+
+
+def _size(root: _Message, replies: Mapping[str, Sequence[_Message]]) -> int:
+    """Messages of a tree."""
+    count, open_ = 0, [root]
+    while open_:
+        count += 1
+        open_ += replies.get(open_.pop().id, ())
+    return count
 
 
 def _best_thread(root: _Message, replies: Mapping[str, Sequence[_Message]]) -> list[_Message]:
@@ -195,43 +278,97 @@ def _best_thread(root: _Message, replies: Mapping[str, Sequence[_Message]]) -> l
     return thread
 
 
-FREE = ("apache-2.0", "cc-by-4.0", "cc-by-sa-3.0", "cdla-sharing-1.0")
+_DOLLY = _answered(("instruction", "context"), "response", "chat")
+_ALPACA = _answered(("instruction", "input"), "output", "chat")
+_COEDIT = _answered(("src",), "tgt", "correction")
+_GSM8K = _answered(("question",), "answer", "math")
+_MBPP = _answered(("text",), "code", "code")
+
+FREE = ("apache-2.0", "cc-by-4.0", "cc-by-sa-3.0", "cdla-sharing-1.0", "mit")
 PRESETS: dict[str, Preset] = {
-    "codeparrot": Preset(
-        "codeparrot/codeparrot-clean-valid", ("content",), _column("content", "code"), licence="mixed", size=61_373
+    "alpaca": Preset(
+        "tatsu-lab/alpaca",
+        ("instruction", "output"),
+        _dialogues(_ALPACA),
+        licence="cc-by-nc-4.0",
+        size=52_002,
+        optional=("input", "system"),
+        conversations=_ALPACA,
     ),
-    "coedit": Preset("grammarly/coedit", ("src", "tgt"), _coedit, licence="apache-2.0", size=69_071),
+    "codeparrot": Preset(
+        "codeparrot/codeparrot-clean-valid",
+        ("content",),
+        _column("content", "code"),
+        licence="mixed",
+        size=61_373,
+        telling=(),
+    ),
+    "coedit": Preset(
+        "grammarly/coedit", ("src", "tgt"), _plainly(_COEDIT), licence="apache-2.0", size=69_071, conversations=_COEDIT
+    ),
     "cosmopedia-100k": Preset(
-        "HuggingFaceTB/cosmopedia-100k", ("text",), _column("text", "web"), licence="apache-2.0", size=100_000
+        "HuggingFaceTB/cosmopedia-100k",
+        ("text",),
+        _column("text", "web"),
+        licence="apache-2.0",
+        size=100_000,
+        telling=(),
     ),
     "dolly": Preset(
         "databricks/databricks-dolly-15k",
         ("instruction", "context", "response"),
-        _dolly,
+        _dialogues(_DOLLY),
         licence="cc-by-sa-3.0",
         size=15_011,
+        conversations=_DOLLY,
+    ),
+    "gsm8k": Preset(
+        "openai/gsm8k",
+        ("question", "answer"),
+        _plainly(_GSM8K),
+        licence="mit",
+        size=7_473,
+        name="main",
+        conversations=_GSM8K,
     ),
     "llama-nemotron": Preset(
         "nvidia/Llama-Nemotron-Post-Training-Dataset",
         ("input", "output"),
-        _nemotron,
+        _dialogues(_nemotron),
         licence="cc-by-4.0",
         size=39_792,
         name="SFT",
         split="chat",  # its splits are code, math, science, chat and safety, the first two of millions of rows
         optional=("category", "system_prompt"),
+        conversations=_nemotron,
+    ),
+    "mbpp": Preset(
+        "google-research-datasets/mbpp",
+        ("text", "code"),
+        _plainly(_MBPP),
+        licence="cc-by-4.0",
+        size=374,
+        name="full",
+        conversations=_MBPP,
+        telling=("text", "code", "test_list"),
     ),
     "oasst1": Preset(
         "OpenAssistant/oasst1",
         ("message_id", "parent_id", "text", "role"),
-        _oasst,
+        _dialogues(_oasst),
         licence="apache-2.0",
         size=84_437,
         optional=("rank", "deleted"),
         joins_rows=True,
+        conversations=_oasst,
     ),
     "tinystories": Preset(
-        "roneneldan/TinyStories", ("text",), _column("text", "stories"), licence="cdla-sharing-1.0", size=2_119_719
+        "roneneldan/TinyStories",
+        ("text",),
+        _column("text", "stories"),
+        licence="cdla-sharing-1.0",
+        size=2_119_719,
+        telling=(),
     ),
     "wikitext": Preset(
         "Salesforce/wikitext",
@@ -241,5 +378,6 @@ PRESETS: dict[str, Preset] = {
         size=1_801_350,
         name="wikitext-103-raw-v1",
         joins_rows=True,
+        telling=(),
     ),
 }

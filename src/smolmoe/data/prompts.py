@@ -11,7 +11,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from smolmoe.data.text import read_rows
+from smolmoe.data.tally import Tally, whole_text
+from smolmoe.data.text import is_empty, read_rows
 from smolmoe.errors import DataError, RequestError, SourceError
 
 Messages = list[dict[str, str]]
@@ -111,7 +112,7 @@ def read_corrections(
     references_column: str | None = None,
     rows: int | None = None,
 ) -> list[CorrectionRow]:
-    """The corrections of a `.jsonl` or `.parquet` file, in its order.
+    """The corrections of a file of rows, in its order; rows without a text or a correction are left out, and logged.
 
     The instruction is what `strip_instructions` finds.
 
@@ -120,22 +121,28 @@ def read_corrections(
         rows: how many to take, from the first; None takes all.
 
     Raises:
-        DataError: a row lacks a column that is named or holds no text there (with its line), or there are no rows.
+        DataError: a row lacks a column that is named or holds something else than text there (with its line), or there
+            are no rows.
         RequestError: `rows` is below 1.
     """
     if rows is not None and rows < 1:
         raise RequestError("out of range.", field="rows", value=rows, fix="Take at least 1.")
     required = [source_column, target_column, *([] if references_column is None else [references_column])]
     sources, references, tasks, places = [], [], [], []
+    tally = Tally()
     for where, row in read_rows(path, required, (REFERENCES, "task")):
-        sources.append(_text(row[source_column], source_column, where, path))
-        target = _text(row[target_column], target_column, where, path)
+        if any(is_empty(row[column]) for column in (source_column, target_column)):
+            tally.add(f'rows without "{source_column}" or "{target_column}" left out', where)
+            continue
+        sources.append(whole_text(_text(row[source_column], source_column, where, path), tally, where))
+        target = whole_text(_text(row[target_column], target_column, where, path), tally, where)
         further = row.get(references_column or REFERENCES)
         references.append(_references(target, further, references_column or REFERENCES, where, path))
         tasks.append(row.get("task"))
         places.append(where)
         if len(sources) == rows:
             break
+    tally.log(str(path))
     if not sources:
         raise DataError("the file holds no rows.", field="data", value=str(path))
     alone = strip_instructions(sources, tasks)
@@ -169,16 +176,14 @@ def _text(value: Any, column: str, where: str, path: str | Path) -> str:
     if not isinstance(value, str):
         problem = f'{where}: "{column}" is a {type(value).__name__}, not a string.'
         raise DataError(problem, field="data", value=str(path))
-    if not value.strip():
-        raise DataError(f'{where}: "{column}" is empty.', field="data", value=str(path), fix="Leave the row out.")
     return value
 
 
 def _references(target: str, further: Any, column: str, where: str, path: str | Path) -> tuple[str, ...]:
     if further is None:
         return (target,)
-    if not isinstance(further, list | tuple) or not further:
+    if not isinstance(further, list | tuple):
         problem = f'{where}: "{column}" is no list of references.'
         raise DataError(problem, field="data", value=str(path))
-    texts = [_text(text, column, where, path) for text in further]
+    texts = [_text(text, column, where, path) for text in further if not is_empty(text)]
     return tuple(dict.fromkeys((target, *texts)))

@@ -3,23 +3,28 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
-from functools import cache, partial
+import logging
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import cache
 from importlib import import_module
-from itertools import islice
+from itertools import groupby, islice
 from pathlib import Path
 from typing import Any
 
 from smolmoe.data.embedded import embedded_corpus
-from smolmoe.data.presets import EMBEDDED, Preset, documents_of, find_preset
-from smolmoe.data.text import READABLE, Document, check_columns, read_rows
+from smolmoe.data.folders import NAMED, DataFiles, find_files, say_unread
+from smolmoe.data.formats import FORM, check_columns, rows_of, suffix_of
+from smolmoe.data.presets import EMBEDDED, Preset, documents_of, find_preset, preset_of
+from smolmoe.data.tally import NO_TEXT, Tally, whole
+from smolmoe.data.text import Document, is_empty
 from smolmoe.errors import DataError, HubError, SmolmoeError
 from smolmoe.hub_access import why_not
 from smolmoe.recipe.data import SourceRecipe
 
-# A name that ends in one of these is meant as a file, whether or not it is there.
-_FILE_SUFFIXES = (*READABLE, ".json", ".csv", ".gz", ".zst")
+logger = logging.getLogger(__name__)
+
+Documents = Callable[[Tally], Iterator[Document]]
 
 
 @dataclass(frozen=True)
@@ -29,23 +34,45 @@ class Source:
     Attributes:
         label: what to call it in messages.
         identity: the same for the same documents: hashes of contents, and the options that choose among them.
-        documents: goes through the documents, from the start at each call.
+        read: goes through the documents, from the start at each call, and tallies what it leaves out.
         expected: their number, where it is known beforehand.
         streamed: read in its own order, and only as far as needed.
+        files: of a local source, which are read and which are not.
     """
 
     label: str
     identity: dict[str, Any]
-    documents: Callable[[], Iterator[Document]]
+    read: Documents
     expected: int | None = None
     streamed: bool = False
+    files: DataFiles | None = None
+
+    def documents(self, tally: Tally | None = None) -> Iterator[Document]:
+        """The documents, from the start at each call.
+
+        Args:
+            tally: takes what is left out; without one it is logged once the documents are gone through.
+        """
+        if tally is not None:
+            return self.read(tally)
+        return self._tallied()
+
+    def _tallied(self) -> Iterator[Document]:
+        tally = Tally()
+        try:
+            yield from self.read(tally)
+        finally:
+            tally.log(self.label)
 
 
-def open_source(recipe: SourceRecipe) -> Source:
+def open_source(recipe: SourceRecipe, *, quiet: bool = False) -> Source:
     """Find a source and identify it; its text is read when its documents are asked for.
 
     A path that exists is local; one that looks like a file's and does not exist is an error; any other is a data set
-    on the hub. Texts that are empty or missing are passed over.
+    on the hub. Texts that are empty or missing are left out and tallied.
+
+    Args:
+        quiet: do not name the files of a folder that are not read; for those who open a source a second time.
 
     Raises:
         DataError: no such file or preset, no readable file in the folder, no such column.
@@ -53,14 +80,14 @@ def open_source(recipe: SourceRecipe) -> Source:
     """
     if recipe.preset == EMBEDDED:
         source = _embedded()
-    elif recipe.preset is not None:
+    elif recipe.path is None:
+        assert recipe.preset is not None  # the recipe sees to it
         preset = find_preset(recipe.preset)
         source = _data_set(recipe, preset.path, recipe.name or preset.name, recipe.split or preset.split, preset)
     else:
-        assert recipe.path is not None  # the recipe sees to it
         path = Path(recipe.path).expanduser()
         if path.exists():
-            source = _local(recipe, path)
+            source = _local(recipe, path, quiet)
         elif _looks_like_a_file(recipe.path):
             raise DataError(
                 "there is no such file or folder.",
@@ -69,20 +96,21 @@ def open_source(recipe: SourceRecipe) -> Source:
                 fix="Give the path of a text file or of a folder of them, or the id of a hub data set (owner/name).",
             )
         else:
-            source = _data_set(recipe, recipe.path, recipe.name, recipe.split or "train", None)
+            preset = None if recipe.preset is None else find_preset(recipe.preset)
+            source = _data_set(recipe, recipe.path, recipe.name, recipe.split or "train", preset)
     return _limited(source, recipe)
 
 
 def _limited(source: Source, recipe: SourceRecipe) -> Source:
     """The first `rows` documents, with the recipe's domain."""
 
-    def documents() -> Iterator[Document]:
-        for document in islice(source.documents(), recipe.rows):
+    def read(tally: Tally) -> Iterator[Document]:
+        for document in islice(source.read(tally), recipe.rows):
             yield Document(document.text, recipe.domain) if recipe.domain is not None else document
 
     known = [count for count in (source.expected, recipe.rows) if count is not None]
     identity = {**source.identity, "rows": recipe.rows, "domain": recipe.domain}
-    return Source(source.label, identity, documents, min(known, default=None), source.streamed)
+    return replace(source, identity=identity, read=read, expected=min(known, default=None))
 
 
 @cache
@@ -93,36 +121,105 @@ def _embedded() -> Source:
     digest = hashlib.sha256()
     for document in documents:
         digest.update(hashlib.sha256(f"{document.domain}\n{document.text}".encode()).digest())
-    return Source(EMBEDDED, {"embedded": digest.hexdigest()}, partial(iter, documents), len(documents))
+    return Source(EMBEDDED, {"embedded": digest.hexdigest()}, lambda tally: iter(documents), len(documents))
 
 
 def _looks_like_a_file(path: str) -> bool:
-    return path.startswith((".", "/", "~")) or "\\" in path or path.count("/") > 1 or path.endswith(_FILE_SUFFIXES)
+    """A name that ends in a format's suffix is meant as a file, whether or not it is there."""
+    is_named = suffix_of(path) is not None or path.lower().endswith((".gz", ".zst"))
+    return path.startswith((".", "/", "~")) or "\\" in path or path.count("/") > 1 or is_named
 
 
-def _local(recipe: SourceRecipe, path: Path) -> Source:
-    if path.is_dir():
-        files = sorted(file for file in path.rglob("*") if file.suffix in READABLE and file.is_file())
-    else:
-        files = [path]
-    if not files:
-        raise DataError(
-            "there is no text file in this folder.",
-            field="path",
-            value=str(path),
-            fix=f"It must hold files of {', '.join(READABLE)}.",
+def _local(recipe: SourceRecipe, path: Path, quiet: bool) -> Source:
+    found, kinds = local_files(recipe, path)
+    if not quiet:
+        say_unread(found)
+        if recipe.preset is None:
+            _say_presets(kinds)
+
+    def read(tally: Tally) -> Iterator[Document]:
+        for kind, files in groupby(found.files, key=lambda file: kinds[file]):
+            if kind is not None:
+                yield from _preset_documents(kind, list(files), tally)
+                continue
+            for file in files:
+                # Paragraphs of a .txt are its only column, whatever the other files call theirs.
+                text = text_column(file, recipe)
+                for where, row in rows_of(file, (text,), (recipe.domain_column,)):
+                    if document := _document(row, text, recipe.domain_column, where, file, tally):
+                        yield document
+
+    contents = [[suffix_of(file), _file_hash(file)] for file in found.files]
+    identity: dict[str, Any] = {"files": contents, "columns": [recipe.text, recipe.domain_column]}
+    if any(kinds.values()):
+        identity["presets"] = [kinds[file] for file in found.files]
+    return Source(str(path), identity, read, files=found)
+
+
+def text_column(file: Path, recipe: SourceRecipe) -> str:
+    return "text" if str(suffix_of(file)).startswith(".txt") else recipe.text
+
+
+def local_files(recipe: SourceRecipe, path: Path) -> tuple[DataFiles, dict[Path, str | None]]:
+    """The files of a local source, and the preset whose columns each has; None where the recipe's text column is read.
+
+    Raises:
+        DataError: there is none; its first row cannot be read.
+    """
+    found = find_files(path)
+    if recipe.preset is not None:
+        find_preset(recipe.preset)
+        return found, dict.fromkeys(found.files, recipe.preset)
+    kinds: dict[Path, str | None] = {}
+    unread = dict(found.unread)
+    for file in found.files:
+        columns = first_columns(file)
+        kinds[file] = preset_of(columns) if recipe.text == "text" else None
+        if kinds[file] is None and path.is_dir() and suffix_of(file) == ".json" and recipe.text not in columns:
+            unread[file] = f'no column "{recipe.text}"'  # something that is written about the data
+    files = tuple(file for file in found.files if file not in unread)
+    return replace(found, files=files, unread=unread) if files else found, kinds
+
+
+def _say_presets(kinds: Mapping[Path, str | None]) -> None:
+    for name in sorted({kind for kind in kinds.values() if kind is not None}):
+        preset, files = find_preset(name), [file for file, kind in kinds.items() if kind == name]
+        rest = [column for column in first_columns(files[0]) if column not in (*preset.columns, *preset.optional)]
+        logger.warning(
+            "%s: by the columns, rows of %s (%s)%s.",
+            ", ".join(file.name for file in files[:NAMED]) + (", ..." if files[NAMED:] else ""),
+            name,
+            ", ".join(preset.columns),
+            f"; not used: {', '.join(rest)}" if rest else "",
         )
 
-    def documents() -> Iterator[Document]:
-        for file in files:
-            # Paragraphs of a .txt are its only column, whatever the other files call theirs.
-            text = "text" if file.suffix == ".txt" else recipe.text
-            for where, row in read_rows(file, (text,), (recipe.domain_column,)):
-                if document := _document(row, text, recipe.domain_column, f"{where}: ", file):
-                    yield document
 
-    contents = [[file.suffix, _file_hash(file)] for file in files]
-    return Source(str(path), {"files": contents, "columns": [recipe.text, recipe.domain_column]}, documents)
+def first_columns(file: Path) -> tuple[str, ...]:
+    """Of the first row that has any."""
+    return next((tuple(row) for _, row in rows_of(file, (), None) if row), ())
+
+
+def _preset_documents(kind: str, files: Sequence[Path], tally: Tally) -> Iterator[Document]:
+    """The documents of files whose rows are those of a preset's data set."""
+    preset, place = find_preset(kind), ""
+
+    def rows() -> Iterator[dict[str, Any]]:
+        nonlocal place
+        for file in files:
+            for where, row in rows_of(file, preset.columns, preset.optional):
+                place = f"{file}, {where}"
+                yield row
+
+    try:
+        for document in preset.documents(rows()):
+            if document is None:
+                tally.add(NO_TEXT, place)
+            else:
+                yield whole(document, tally, place)
+    except DataError as error:
+        if error.value in map(str, files):
+            raise
+        raise DataError(error.message, field="data", value=place, fix=error.fix) from error
 
 
 def _file_hash(file: Path) -> str:
@@ -130,17 +227,30 @@ def _file_hash(file: Path) -> str:
         return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
-def _document(row: Mapping[str, Any], column: str, domain_column: str, where: str, origin: object) -> Document | None:
+def _document(
+    row: Mapping[str, Any], column: str, domain_column: str, where: str, origin: object, tally: Tally
+) -> Document | None:
     """The document in a row; None where its text is empty."""
     text, domain = row[column], row.get(domain_column)
-    if text is None or (isinstance(text, str) and not text.strip()):
+    if is_empty(text):
+        tally.add(NO_TEXT, f"{origin}, {where}")
         return None
-    for name, value in ((column, text), (domain_column, domain)):
-        if value is not None and not isinstance(value, str):
-            raise DataError(
-                f'{where}"{name}" is a {type(value).__name__}, not a string.', field="data", value=str(origin)
-            )
-    return Document(text, domain or None)
+    if not isinstance(text, str):
+        problem = f'{where}: "{column}" is a {type(text).__name__}, not a string.'
+        raise DataError(problem, field="data", value=str(origin), fix=FORM)
+    return whole(Document(text, label(domain, domain_column, where, origin)), tally, f"{origin}, {where}")
+
+
+def label(value: Any, column: str, where: str, origin: object) -> str | None:
+    """A domain as text: a number stands for itself; None where there is none.
+
+    Raises:
+        DataError: it is a list or an object.
+    """
+    if isinstance(value, list | Mapping):
+        problem = f'{where}: "{column}" is a {type(value).__name__}, not a string.'
+        raise DataError(problem, field="data", value=str(origin), fix=FORM)
+    return None if is_empty(value) else str(value)
 
 
 def _data_set(recipe: SourceRecipe, path: str, name: str | None, split: str, preset: Preset | None) -> Source:
@@ -159,14 +269,14 @@ def _data_set(recipe: SourceRecipe, path: str, name: str | None, split: str, pre
         check_columns(there, required, "columns", path)
         rows = rows.select_columns([column for column in there if column in (*required, *optional)])
 
-    def documents() -> Iterator[Document]:
+    def read(tally: Tally) -> Iterator[Document]:
         with_errors = with_hub_errors(path, iter(rows))
         if recipe.preset is not None:
-            yield from documents_of(recipe.preset, with_errors)
+            yield from documents_of(recipe.preset, with_errors, tally)
             return
         for number, row in enumerate(with_errors, 1):
             check_columns(tuple(row), (recipe.text,), "columns", path, where=f"row {number}: ")
-            if document := _document(row, recipe.text, recipe.domain_column, f"row {number}: ", path):
+            if document := _document(row, recipe.text, recipe.domain_column, f"row {number}", path, tally):
                 yield document
 
     identity: dict[str, Any] = {"hashed": hashed, "split": split, "preset": recipe.preset}
@@ -175,7 +285,7 @@ def _data_set(recipe: SourceRecipe, path: str, name: str | None, split: str, pre
     if recipe.streaming:
         identity["shuffle_buffer"] = recipe.shuffle_buffer
     counted = not recipe.streaming and not (preset and preset.joins_rows)
-    return Source(path, identity, documents, len(rows) if counted else None, recipe.streaming)
+    return Source(path, identity, read, len(rows) if counted else None, recipe.streaming)
 
 
 def open_data_set(path: str, name: str | None, split: str, recipe: SourceRecipe) -> tuple[Any, str]:

@@ -13,8 +13,10 @@ from smolmoe.recipe.base import Recipe, Seed
 class SourceRecipe(Recipe):
     """One source of documents: a preset, a local file or folder, a hub dataset, or the embedded corpus."""
 
-    preset: str | None = Field(None, description="a known data set with its columns, e.g. tinystories")
-    path: str | None = Field(None, description="local .jsonl, .parquet or .txt, a folder of them, or a hub data set")
+    preset: str | None = Field(
+        None, description="a known data set, e.g. tinystories; with a path, whose columns its rows have"
+    )
+    path: str | None = Field(None, description="local file (.jsonl, .csv, .parquet, ...), folder, or hub data set")
     name: str | None = Field(None, description="configuration of a hub data set")
     split: str | None = Field(None, description="split of a hub data set (default: train)")
     revision: str | None = Field(None, description="of a hub data set")
@@ -28,8 +30,10 @@ class SourceRecipe(Recipe):
 
     @model_validator(mode="after")
     def _names_one_source(self) -> Self:
-        if (self.preset is None) == (self.path is None):
-            raise ValueError("a source is either a preset or a path")
+        if self.preset is None and self.path is None:
+            raise ValueError("a source is a preset, a path, or a path whose rows are a preset's")
+        if self.preset == "embedded" and self.path is not None:
+            raise ValueError("the embedded corpus has no path")
         return self
 
 

@@ -7,6 +7,7 @@ every token: the mean's direction is taken out. Rows of a layer are then scaled 
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -20,6 +21,8 @@ from smolmoe.surgery.sources import BASE
 
 if TYPE_CHECKING:
     from torch import Tensor
+
+logger = logging.getLogger(__name__)
 
 TOKENS_PER_DOMAIN = 2048
 SEQUENCE = 256
@@ -54,9 +57,14 @@ def domain_rows(plan: Plan, tokenizer: Any) -> RouterRows:
 
     assert plan.recipe.router_data is not None
     by_domain: dict[str, list[Any]] = {}
+    untagged = 0
     for document in read_documents(plan.recipe.router_data):
         if document.domain:
             by_domain.setdefault(document.domain, []).append(document)
+        else:
+            untagged += 1
+    if untagged and by_domain:
+        logger.warning("%s: %d documents without a domain are left out.", plan.recipe.router_data, untagged)
     owners = _owners(plan, sorted(by_domain))
     sequences: list[list[int]] = []
     tags: list[int] = []

@@ -14,6 +14,7 @@ from teacher_server import Reply, answer, error, free_port, serving
 from smolmoe.data.sources import open_source
 from smolmoe.data.teaching.endpoint import EndpointError
 from smolmoe.data.teaching.job import plan, teach
+from smolmoe.data.teaching.prompts import read_prompts
 from smolmoe.errors import DataError, OutputError, RequestError
 from smolmoe.recipe.base import parse
 from smolmoe.recipe.data import SourceRecipe
@@ -378,9 +379,8 @@ def test_a_half_written_line_is_cut_off_and_a_damaged_one_is_not(tmp_path):
     ("rows", "options", "kind", "said"),
     [
         (["a", {"promt": "b"}], {}, DataError, 'line 2: no "prompt" among its keys .*Did you mean'),
-        (["a", "  "], {}, DataError, 'line 2: "prompt" is empty'),
         ([{"prompt": 7}], {}, DataError, "is a int, not text"),
-        (["\ud800"], {}, DataError, "half of a surrogate pair"),
+        (["  ", {}], {}, DataError, "no prompt in the file"),
         ([], {}, DataError, "no prompt in the file"),
         (["a"], {"base_url": "localhost:8000"}, RequestError, "not the address"),
         (["a"], {"base_url": "http://me:secret@host/v1"}, RequestError, "no user, password or query"),
@@ -399,6 +399,35 @@ def test_bad_input(tmp_path, rows, options, kind, said):
     assert not (tmp_path / "out").exists()
 
 
+def test_rows_without_a_prompt_are_left_out_and_counted(tmp_path, caplog):
+    rows = [{"prompt": "a", "system": "Be brief."}, {"prompt": None}, {}, {"prompt": " "}, {"prompt": "half \ud800"}]
+    asked = recipe(tmp_path, "http://127.0.0.1:1/v1", rows)
+    assert [prompt.text for prompt in read_prompts(asked)] == ["a", "half ?"]
+    said = {
+        'rows have a column "system", which is not sent (see --system)': 1,
+        "rows without a prompt left out": 3,
+        'half a surrogate pair, read as "?"': 1,
+    }
+    caplog.clear()
+    assert plan(asked)["left_out"] == said
+    assert len(caplog.records) == 3
+
+
+@pytest.mark.parametrize(
+    ("row", "asked"),
+    [
+        ({"instruction": "Sum up.", "context": "A text.", "response": "x", "category": "y"}, "Sum up.\nA text."),
+        ({"question": "1 + 1?", "answer": "2"}, "1 + 1?"),
+        ({"text": "Write f.", "code": "def f(): ...", "test_list": [], "task_id": 1}, "Write f."),
+        ({"input": [{"role": "user", "content": "Hi"}], "output": "x", "system_prompt": "Be kind."}, "Be kind.\nHi"),
+        ({"message_id": "a", "parent_id": None, "text": "Why?", "role": "prompter"}, "Why?"),
+    ],
+)
+def test_rows_of_known_data_sets_are_asked_what_they_ask(tmp_path, row, asked):
+    (prompt,) = read_prompts(recipe(tmp_path, "http://127.0.0.1:1/v1", [row]))
+    assert prompt.text == asked
+
+
 def test_rows_that_came_from_elsewhere_are_not_touched(tmp_path):
     (tmp_path / "out").mkdir()
     (tmp_path / "out/rows.jsonl").write_text("mine")
@@ -412,6 +441,7 @@ def test_a_plan_asks_and_writes_nothing(tmp_path):
     planned = plan(recipe(tmp_path, "http://127.0.0.1:1/v1", ["abcd" * 10, "abcd" * 10, "x" * 4], **prices))
     assert planned == {
         "prompts": 3,
+        "left_out": {},
         "requests": 2,
         "characters": 44,
         "prompt_tokens_about": 11,

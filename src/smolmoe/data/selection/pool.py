@@ -83,7 +83,7 @@ def scan(recipe: SelectRecipe, sources: Sequence[RowSource], scorer: Scorer, rep
         found: list[Candidate] = []
         for place, row in enumerate(batch, read):
             columns |= dict.fromkeys(row.values)
-            group = groups.setdefault(group_of(row, recipe.by), len(groups))
+            group = -1 if row.is_nothing else groups.setdefault(group_of(row, recipe.by), len(groups))
             candidate = sieve.candidate(row)
             if candidate is not None:
                 found.append(candidate)

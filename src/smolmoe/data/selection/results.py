@@ -54,7 +54,7 @@ class Selection:
     Attributes:
         out: its folder.
         recipe: what was asked.
-        inputs: label and identity (with hashes) of each source.
+        inputs: label, identity (with hashes) and files of each source.
         tokenizer, model: hashes; None where none was used.
         columns: of the chosen rows: "text", and those that were added, "score" and "group".
         read: rows that were read.

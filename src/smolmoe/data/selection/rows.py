@@ -5,12 +5,14 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from importlib import import_module
+from itertools import chain, groupby
 from pathlib import Path
 from typing import Any
 
+from smolmoe.data.folders import DataFiles
+from smolmoe.data.formats import check_columns, rows_of
 from smolmoe.data.presets import EMBEDDED, Preset, documents_of, find_preset
-from smolmoe.data.sources import Source, open_source
-from smolmoe.data.text import READABLE, check_columns, read_rows
+from smolmoe.data.sources import Source, local_files, open_source, text_column
 from smolmoe.errors import DataError, HubError
 from smolmoe.recipe.data import SourceRecipe
 
@@ -43,20 +45,30 @@ class Row:
         return value
 
     @property
+    def is_nothing(self) -> bool:
+        """Whether no column holds anything."""
+        return all(value is None for value in self.values.values())
+
+    @property
     def place(self) -> str:
         return f"{self.origin}, row {self.number}"
 
 
 @dataclass(frozen=True)
 class RowSource:
-    """Rows, from the start at each call of `rows`; label and identity are those of the source's documents."""
+    """Rows, from the start at each call of `rows`; label, identity and files are those of the source's documents."""
 
     label: str
     identity: dict[str, Any]
     rows: Callable[[], Iterator[Row]]
+    files: DataFiles | None = None
+
+    def to_json(self) -> dict[str, Any]:
+        files = {} if self.files is None else {"files": self.files.to_json()}
+        return {"label": self.label, "identity": self.identity, **files}
 
 
-def open_rows(recipe: SourceRecipe) -> RowSource:
+def open_rows(recipe: SourceRecipe, *, quiet: bool = False) -> RowSource:
     """Find and identify a source, as `open_source` does, of which not only the text is wanted.
 
     Rows of a preset keep the columns of its data set and have its document as `text` and its `domain`; where several
@@ -65,14 +77,15 @@ def open_rows(recipe: SourceRecipe) -> RowSource:
     Raises:
         DataError, HubError: as `open_source` does; a row lacks the text's column.
     """
-    source = open_source(recipe)
-    if recipe.preset is not None:
+    source = open_source(recipe, quiet=quiet)
+    path = Path(str(recipe.path)).expanduser()
+    if recipe.path is not None and path.exists():
+        rows = _file_rows(recipe, path)
+    elif recipe.preset is not None:
         rows = _preset_rows(recipe, source)
-    elif Path(str(recipe.path)).expanduser().exists():
-        rows = _file_rows(recipe, Path(str(recipe.path)).expanduser())
     else:
         rows = _hub_rows(recipe, str(recipe.path), recipe.name, recipe.split or "train")
-    return RowSource(source.label, source.identity, lambda: _limited(recipe, rows()))
+    return RowSource(source.label, source.identity, lambda: _limited(recipe, rows()), source.files)
 
 
 def _limited(recipe: SourceRecipe, rows: Iterator[Row]) -> Iterator[Row]:
@@ -87,28 +100,33 @@ def _limited(recipe: SourceRecipe, rows: Iterator[Row]) -> Iterator[Row]:
 
 
 def _file_rows(recipe: SourceRecipe, path: Path) -> Callable[[], Iterator[Row]]:
-    files = sorted(file for file in path.rglob("*") if file.suffix in READABLE) if path.is_dir() else [path]
+    found, kinds = local_files(recipe, path)
 
     def rows() -> Iterator[Row]:
-        for file in files:
-            text = "text" if file.suffix == ".txt" else recipe.text
-            for where, values in read_rows(file, (text,), _columns(file)):
-                if file.suffix == ".txt":  # all rows are to have their text in the same column
-                    values = {recipe.text: values[text]}
-                yield Row(str(file), int(where.rpartition(" ")[2]), values, recipe.text)
+        for kind, files in groupby(found.files, key=lambda file: kinds[file]):
+            preset = None if kind is None else find_preset(kind)
+            if kind is None or preset is None:
+                yield from chain.from_iterable(_rows_of(file, recipe) for file in files)
+            elif preset.joins_rows:
+                source = open_source(recipe.model_copy(update={"preset": kind, "rows": None}), quiet=True)
+                yield from _joined(source)
+            else:
+                raw = (_row(file, *found, "text") for file in files for found in rows_of(file, preset.columns, None))
+                yield from with_documents(kind, raw)
 
     return rows
 
 
-def _columns(file: Path) -> list[str]:
-    """Names of the columns that must be asked for."""
-    if file.suffix != ".parquet":
-        return []
-    pyarrow, parquet = import_module("pyarrow"), import_module("pyarrow.parquet")
-    try:
-        return [str(name) for name in parquet.read_schema(file).names]
-    except (pyarrow.ArrowException, OSError) as error:
-        raise DataError(f"not a readable parquet file ({error}).", field="data", value=str(file)) from error
+def _rows_of(file: Path, recipe: SourceRecipe) -> Iterator[Row]:
+    text = text_column(file, recipe)
+    for where, values in rows_of(file, (text,), None):
+        if text != recipe.text:  # all rows are to have their text in the same column
+            values = {recipe.text: values[text]}
+        yield _row(file, where, values, recipe.text)
+
+
+def _row(file: Path, where: str, values: dict[str, Any], text: str) -> Row:
+    return Row(str(file), int(where.rpartition(" ")[2]), values, text)
 
 
 def _preset_rows(recipe: SourceRecipe, source: Source) -> Callable[[], Iterator[Row]]:
@@ -117,19 +135,24 @@ def _preset_rows(recipe: SourceRecipe, source: Source) -> Callable[[], Iterator[
         raw = _hub_rows(recipe, preset.path, recipe.name or preset.name, recipe.split or preset.split, preset)
         return lambda: with_documents(str(recipe.preset), raw())
 
-    def rows() -> Iterator[Row]:
-        for number, document in enumerate(source.documents(), 1):
-            yield Row(source.label, number, {"text": document.text, "domain": document.domain}, "text")
+    return lambda: _joined(source)
 
-    return rows
+
+def _joined(source: Source) -> Iterator[Row]:
+    """Documents, as rows that have nothing else."""
+    for number, document in enumerate(source.documents(), 1):
+        yield Row(source.label, number, {"text": document.text, "domain": document.domain}, "text")
 
 
 def with_documents(preset: str, rows: Iterator[Row]) -> Iterator[Row]:
-    """The rows of a preset's data set, with the document that each holds; rows that hold none are passed over."""
+    """The rows of a preset's data set, with the document that each holds; the text of those that hold none is empty."""
     for row in rows:
-        for document in documents_of(preset, [row.values]):
-            values = {**row.values, "text": document.text, "domain": document.domain}
-            yield Row(row.origin, row.number, values, "text")
+        try:
+            document = next(documents_of(preset, [row.values]), None)
+        except DataError as error:
+            raise DataError(error.message, field="data", value=row.place, fix=error.fix) from error
+        found = {"text": None if document is None else document.text, "domain": document and document.domain}
+        yield Row(row.origin, row.number, {**row.values, **found}, "text")
 
 
 def _hub_rows(

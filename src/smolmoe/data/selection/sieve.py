@@ -6,9 +6,9 @@ from collections import Counter
 from dataclasses import dataclass
 
 from smolmoe.data.embedded import is_held_out
+from smolmoe.data.formats import check_columns
 from smolmoe.data.selection.duplicates import Duplicates, digest
 from smolmoe.data.selection.rows import Row
-from smolmoe.data.text import check_columns
 from smolmoe.recipe.select import SelectRecipe
 
 PROMPT = "prompt"  # the column of prompts where the recipe names none
@@ -62,7 +62,7 @@ class Sieve:
 
     def _prompt(self, row: Row) -> str | None:
         named = self._recipe.prompt_column
-        if named is not None:
+        if named is not None and not row.is_nothing:
             check_columns(tuple(row.values), (named,), "columns", row.origin, where=f"row {row.number}: ")
         return row.string(named or PROMPT)
 

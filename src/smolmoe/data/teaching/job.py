@@ -10,12 +10,13 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from smolmoe.data.tally import Tally
 from smolmoe.data.teaching import asking
 from smolmoe.data.teaching.asking import Asking, cost
 from smolmoe.data.teaching.endpoint import Answer, Endpoint, check_address, client_library
 from smolmoe.data.teaching.journal import FILE, Journal
 from smolmoe.data.teaching.logprobs import Mismatch, StudentTokens
-from smolmoe.data.teaching.prompts import Question, questions_of, read_prompts
+from smolmoe.data.teaching.prompts import Prompt, Question, questions_of, read_prompts
 from smolmoe.data.teaching.results import REPORT, ROWS, fit, write_report, write_results
 from smolmoe.data.tokens import end_of_text
 from smolmoe.errors import EndpointError, OutputError
@@ -47,7 +48,7 @@ def teach(
         EndpointError: the endpoint is down, refuses, or does not give what was asked for. Answers up to then are kept.
         OutputError: the folder holds other answers, or none may be written there.
     """
-    prompts = read_prompts(recipe)
+    prompts, apart = _prompts(recipe)
     questions = list(questions_of(prompts, recipe))
     endpoint = Endpoint(recipe)
     student = _student(recipe.student) if recipe.student is not None else None
@@ -72,6 +73,7 @@ def teach(
         seconds = before + time.monotonic() - started
         if journal.totals.entries:
             found = write_results(prompts, journal, recipe, tally, student)
+            found["prompts"]["left_out"] = apart
             write_report({**found, "seconds": round(seconds, 3)}, recipe.out)
     except OSError as error:
         raise _unwritable(recipe.out, error) from error
@@ -95,7 +97,7 @@ def plan(recipe: TeachRecipe) -> dict[str, Any]:
     check_address(recipe.base_url)
     client_library()
     _check_folder(recipe.out)
-    prompts = read_prompts(recipe)
+    prompts, apart = _prompts(recipe)
     questions = list(questions_of(prompts, recipe))
     characters = sum(len(question.prompt) + len(recipe.system or "") for question in questions)
     at_most = None
@@ -103,11 +105,20 @@ def plan(recipe: TeachRecipe) -> dict[str, Any]:
         at_most = cost(characters // _CHARACTERS_A_TOKEN, recipe.max_tokens * len(questions), recipe)
     return {
         "prompts": len(prompts),
+        "left_out": apart,
         "requests": len(questions),
         "characters": characters,
         "prompt_tokens_about": characters // _CHARACTERS_A_TOKEN,
         "cost_at_most_about": at_most,
     }
+
+
+def _prompts(recipe: TeachRecipe) -> tuple[list[Prompt], dict[str, int]]:
+    """The prompts, and how many rows are left out or lose something, by reason."""
+    tally = Tally()
+    prompts = read_prompts(recipe, tally)
+    tally.log(str(recipe.prompts))
+    return prompts, dict(tally.counts)
 
 
 async def _run(job: Asking, endpoint: Endpoint, questions: list[Question]) -> asking.Tally:

@@ -6,13 +6,20 @@ import hashlib
 import json
 from collections.abc import Iterator
 from dataclasses import dataclass
-from importlib import import_module
 from pathlib import Path
 from typing import Any
 
-from smolmoe.data.text import read_rows
+from smolmoe.data.folders import find_files, say_unread
+from smolmoe.data.formats import rows_of, suffix_of
+from smolmoe.data.presets import Conversation, Preset, find_preset, preset_of
+from smolmoe.data.sources import first_columns
+from smolmoe.data.tally import Tally, whole_text
+from smolmoe.data.text import is_empty
 from smolmoe.errors import DataError
 from smolmoe.recipe.teach import TeachRecipe
+
+NO_PROMPT = "rows without a prompt left out"
+_SYSTEM = ("system", "system_prompt")
 
 
 @dataclass(frozen=True)
@@ -34,47 +41,82 @@ class Question:
     sample: int
 
 
-def read_prompts(recipe: TeachRecipe) -> list[Prompt]:
-    """The prompts of a file, in its order; duplicates are kept.
+def read_prompts(recipe: TeachRecipe, tally: Tally | None = None) -> list[Prompt]:
+    """The prompts of a file or folder, in its order; duplicates are kept, rows without a prompt left out.
+
+    Rows of a known data set (Dolly, GSM8K, ...), by their columns, are asked what that set asks.
+
+    Args:
+        tally: takes what is left out; without one it is logged.
 
     Raises:
-        DataError: no such file or column, a prompt that is empty or no text, no prompts.
+        DataError: no such file or column, a prompt that is no text, no prompts.
     """
     path = recipe.prompts.expanduser()
-    column = "text" if path.suffix == ".txt" else recipe.prompt_column
+    own = tally if tally is not None else Tally()
     prompts: list[Prompt] = []
-    for where, row in read_rows(path, (column,), _other_columns(path)):
-        text = row[column]
-        if problem := _problem(text):
+    for where, text, row in _rows(path, recipe.prompt_column):
+        if is_empty(text):
+            own.add(NO_PROMPT, where)
+            continue
+        if not isinstance(text, str):
             raise DataError(
-                f'{where}: "{column}" {problem}.',
+                f'{where}: "{recipe.prompt_column}" is a {type(text).__name__}, not text.',
                 field="prompts",
                 value=str(path),
                 fix="Take the row out, or name another column with --prompt-column.",
             )
-        prompts.append(Prompt(len(prompts), text, row))
+        for name in _SYSTEM:
+            if name in row and not is_empty(row[name]) and row[name] not in text:
+                own.add(f'rows have a column "{name}", which is not sent (see --system)', where)
+        prompts.append(Prompt(len(prompts), whole_text(text, own, where), row))
     if not prompts:
         raise DataError("there is no prompt in the file.", field="prompts", value=str(path))
+    if tally is None:
+        own.log(str(path))
     return prompts
 
 
-def _problem(text: Any) -> str | None:
-    """What is wrong with a prompt."""
-    if text is None or (isinstance(text, str) and not text.strip()):
-        return "is empty"
-    if not isinstance(text, str):
-        return f"is a {type(text).__name__}, not text"
-    return "holds half of a surrogate pair" if any("\ud800" <= letter <= "\udfff" for letter in text) else None
+def _rows(path: Path, column: str) -> Iterator[tuple[str, Any, dict[str, Any]]]:
+    """Where each row stands, its prompt, and all its columns."""
+    if not path.exists():
+        raise DataError("there is no such file.", field="prompts", value=str(path), fix="Give the path of a file.")
+    found = find_files(path)
+    say_unread(found)
+    for file in found.files:
+        where = f"{file.name}, " if path.is_dir() else ""
+        kind = None if column != "prompt" else preset_of(first_columns(file), "prompt")
+        preset = None if kind is None else find_preset(kind)
+        if preset is not None and preset.conversations is not None:
+            yield from _asked(file, preset, where)
+            continue
+        named = "text" if str(suffix_of(file)).startswith(".txt") else column
+        for place, row in rows_of(file, (named,), None):
+            yield where + place, row[named], row
 
 
-def _other_columns(path: Path) -> tuple[str, ...]:
-    """Of a parquet file only the columns that are named are read; the others hold all of theirs in any case."""
-    if path.suffix != ".parquet" or not path.is_file():
-        return ()
-    try:
-        return tuple(import_module("pyarrow.parquet").read_schema(path).names)
-    except (import_module("pyarrow").ArrowException, OSError):
-        return ()  # read_rows says what is wrong with it
+def _asked(file: Path, preset: Preset, where: str) -> Iterator[tuple[str, str | None, dict[str, Any]]]:
+    """What the rows of a known data set ask: the first question of each conversation, and what precedes it."""
+    rows = rows_of(file, preset.columns, None)
+    if preset.joins_rows:
+        assert preset.conversations is not None
+        for number, one in enumerate(preset.conversations(row for _, row in rows), 1):
+            yield f"{where}conversation {number}", _question(one), {"domain": one.domain}
+        return
+    for place, row in rows:
+        assert preset.conversations is not None
+        for one in preset.conversations([row]):
+            yield where + place, _question(one), row
+
+
+def _question(one: Conversation) -> str | None:
+    """Up to the first turn that is not the system's or the assistant's."""
+    before = []
+    for role, text in one.turns:
+        before.append(text)
+        if role not in ("system", "assistant"):
+            return "\n".join(filter(None, before)) if text else None
+    return None
 
 
 def questions_of(prompts: list[Prompt], recipe: TeachRecipe) -> Iterator[Question]:

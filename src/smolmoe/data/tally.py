@@ -1,0 +1,48 @@
+"""What a source leaves out or changes, counted by reason, so that it can be said."""
+
+from __future__ import annotations
+
+import logging
+from collections import Counter
+from dataclasses import dataclass, field
+
+from smolmoe.data.text import Document
+
+logger = logging.getLogger(__name__)
+
+NO_TEXT = "no text"
+HALF_PAIR = 'half a surrogate pair, read as "?"'
+_SAID = {NO_TEXT: "rows without text left out", HALF_PAIR: f"texts with {HALF_PAIR}"}
+
+
+@dataclass
+class Tally:
+    """Rows by what became of them, and where each reason was met first."""
+
+    counts: Counter[str] = field(default_factory=Counter)
+    first: dict[str, str] = field(default_factory=dict)
+
+    def add(self, reason: str, where: str) -> None:
+        self.counts[reason] += 1
+        self.first.setdefault(reason, where)
+
+    def log(self, label: str) -> None:
+        """Warn of what was left out and of what was changed."""
+        for reason, count in self.counts.items():
+            first = f" (the first: {self.first[reason]})" if reason in self.first else ""
+            logger.warning("%s: %s: %d%s.", label, _SAID.get(reason, reason), count, first)
+
+
+def whole(document: Document, tally: Tally, where: str) -> Document:
+    text = whole_text(document.text, tally, where)
+    return document if text is document.text else Document(text, document.domain)
+
+
+def whole_text(text: str, tally: Tally, where: str) -> str:
+    """The text; halves of surrogate pairs, which JSON can hold and no tokenizer takes, become question marks."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        tally.add(HALF_PAIR, where)
+        return text.encode("utf-8", "replace").decode()
+    return text
