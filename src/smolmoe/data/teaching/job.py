@@ -15,10 +15,11 @@ from smolmoe.data.teaching.asking import Asking, cost
 from smolmoe.data.teaching.endpoint import Answer, Endpoint, check_address
 from smolmoe.data.teaching.journal import FILE, Journal
 from smolmoe.data.teaching.logprobs import Mismatch, StudentTokens
-from smolmoe.data.teaching.prompts import Question, questions_of, read_prompts
+from smolmoe.data.teaching.prompts import Prompt, Question, questions_of, read_prompts
 from smolmoe.data.teaching.results import REPORT, ROWS, fit, write_report, write_results
 from smolmoe.data.tokens import end_of_text
 from smolmoe.errors import EndpointError, OutputError
+from smolmoe.folder_lock import held
 from smolmoe.recipe.teach import TeachRecipe
 
 Report = Callable[[str, int, int], None]
@@ -51,6 +52,20 @@ def teach(
     questions = list(questions_of(prompts, recipe))
     endpoint = Endpoint(recipe)
     student = _student(recipe.student) if recipe.student is not None else None
+    with held(recipe.out):
+        return _teach(recipe, prompts, questions, endpoint, student, resume, report, first_wait)
+
+
+def _teach(
+    recipe: TeachRecipe,
+    prompts: list[Prompt],
+    questions: list[Question],
+    endpoint: Endpoint,
+    student: StudentTokens | None,
+    resume: bool,
+    report: Report | None,
+    first_wait: float,
+) -> dict[str, Any]:
     _check_folder(recipe.out)
     started = time.monotonic()
     try:
