@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import warnings
 from dataclasses import fields
 from typing import Any
@@ -114,7 +115,12 @@ def trainer_arguments(recipe: AlignRecipe, *, length: int, save_steps: int, devi
     check_trainer_keys(recipe)
     values = {"save_strategy": "steps", "save_steps": save_steps, "bf16": bf16}
     values |= {**DEFAULTS[recipe.method], **recipe.trainer}
-    values |= {"output_dir": str(recipe.out), "seed": recipe.seed, "use_cpu": device == "cpu", "max_length": length}
+    values |= {
+        "output_dir": os.path.realpath(recipe.out),
+        "seed": recipe.seed,
+        "use_cpu": device == "cpu",
+        "max_length": length,
+    }
     values |= {"remove_unused_columns": False, "logging_nan_inf_filter": False, "eval_strategy": "no"}
     if recipe.method == "cpo":
         values["beta"] = recipe.beta or BETA
