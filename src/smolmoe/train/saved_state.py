@@ -23,7 +23,14 @@ SCHEDULER = "scheduler.pt"
 FIX = "Resume from another checkpoint of the run (--resume FOLDER), or start over with --overwrite."
 _CHUNK = 1 << 24
 _WEIGHTS = ("model.safetensors", "model.safetensors.index.json", "adapter_model.safetensors")
-_NEEDED: tuple[tuple[str, ...], ...] = ((STATE,), (OPTIMIZER,), (NAMES,), (SCHEDULER,), ("rng_state*.pth",), _WEIGHTS)
+_NEEDED: tuple[tuple[str, ...], ...] = (
+    (STATE,),
+    (OPTIMIZER,),
+    (NAMES,),
+    (SCHEDULER,),
+    ("rng_state.pth", "rng_state_*.pth"),
+    _WEIGHTS,
+)
 _NUMBER = (int, float)
 # What the Trainer goes on with: the key, and the types that it may have.
 _STATE_TYPES: dict[str, tuple[type, ...]] = {
