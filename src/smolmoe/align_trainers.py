@@ -17,11 +17,12 @@ from smolmoe.moe.control import saved_state, without_training_state
 from smolmoe.moe.loading import no_progress_bar
 from smolmoe.recipe.align import LOAD_BALANCE, AlignRecipe
 from smolmoe.recipe.train import ObjectiveRecipe
-from smolmoe.train.checkpoints import TRAINING_STATE, AtomicCheckpoints
+from smolmoe.train.checkpoints import AtomicCheckpoints
 from smolmoe.train.metrics import Clock, MetricsFile
 from smolmoe.train.objective import Objective, RoutedTraining, RouterCallback
 from smolmoe.train.optim import router_names, slow_start, split_groups
 from smolmoe.train.own_config import OwnConfig
+from smolmoe.train.saved_state import TRAINING_STATE
 
 Step = Callable[[int, int], None]  # step, of how many
 

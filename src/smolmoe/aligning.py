@@ -11,14 +11,14 @@ from typing import Any
 from smolmoe.align.libraries import quiet
 from smolmoe.align_job import AlignJob, Measured, Report, router_findings
 from smolmoe.errors import RequestError
-from smolmoe.files import write_json
+from smolmoe.files import remove, write_json
+from smolmoe.folder_lock import held
 from smolmoe.proof.findings import Finding
 from smolmoe.recipe import parse
 from smolmoe.recipe.align import BETA, AlignRecipe
 from smolmoe.reporting import finish_model
-from smolmoe.train.folder import MODEL, SUMMARY, begin, open_folder
+from smolmoe.train.folder import ADAPTERS, MODEL, SUMMARY, begin, check_step, open_folder
 
-ADAPTERS = "adapters"
 CHECKPOINTS = 5  # of a run whose recipe does not say
 
 
@@ -95,8 +95,9 @@ def align(
     """
     if isinstance(recipe, dict):
         recipe = parse(AlignRecipe, recipe)
-    with quiet():
-        return _Run(recipe, report or (lambda stage, done, total: None)).go(resume, overwrite)
+    run = _Run(recipe, report or (lambda stage, done, total: None))
+    with quiet(), held(recipe.out):
+        return run.go(resume, overwrite)
 
 
 def estimate(recipe: AlignRecipe | dict[str, Any]) -> AlignEstimate:
@@ -124,8 +125,9 @@ class _Run(AlignJob):
         from smolmoe.train.metrics import FILE, MetricsFile
 
         recipe = self.recipe
-        checkpoint = open_folder(recipe.out, resume, overwrite=overwrite)
+        checkpoint = open_folder(recipe, resume, overwrite=overwrite, blocks_a_step=self.rows_a_step())
         self.prepare()
+        check_step(checkpoint, self.steps())
         self.report("Reading the model", 0, 0)
         model = self.load(self.source)
         findings = router_findings(recipe, model, self.granularity)
@@ -139,9 +141,10 @@ class _Run(AlignJob):
             self.tokenizer,
             data=fingerprint(self.rows),
             blocks_a_step=self.rows_a_step(),
-            resumed=checkpoint is not None,
+            checkpoint=checkpoint,
         )
         trainer.metrics = MetricsFile(recipe.out / FILE, after=0 if checkpoint is None else step_of(checkpoint))
+        trainer.clock.seconds = trainer.metrics.seconds
         self._train(trainer, checkpoint)
         self.report("Writing the model", 0, 0)
         with room_for("the model", recipe.out):
@@ -151,13 +154,10 @@ class _Run(AlignJob):
     # -- training ------------------------------------------------------------------------------------------------
 
     def _trainer(self, model: Any, checkpoint: Path | None) -> Any:
-        from safetensors.torch import load_file
-
         from smolmoe.align.arguments import trainer_arguments
         from smolmoe.align.lora import load_adapters, lora_config
         from smolmoe.align_trainers import make_trainer
-        from smolmoe.moe.control import load_state
-        from smolmoe.train.checkpoints import TRAINING_STATE
+        from smolmoe.train.saved_state import check_finite, load_training_state, model_of, using
 
         recipe = self.recipe
         arguments = trainer_arguments(
@@ -172,7 +172,7 @@ class _Run(AlignJob):
         else:
             # Of a resumed run too, the reference is the model that it began from.
             reference = model if checkpoint is not None else copy.deepcopy(model) if recipe.method == "dpo" else None
-            model = model if checkpoint is None else self.load(checkpoint)
+            model = model if checkpoint is None else model_of(checkpoint, lambda: self.load(checkpoint))
         trainer = make_trainer(
             recipe,
             self.rows,
@@ -186,9 +186,10 @@ class _Run(AlignJob):
         )
         if checkpoint is not None:
             if adapters is not None:
-                load_adapters(trainer.model, checkpoint)
-            if (checkpoint / TRAINING_STATE).is_file():
-                load_state(trainer.model, load_file(checkpoint / TRAINING_STATE))
+                with using(checkpoint / "adapter_model.safetensors"):
+                    load_adapters(trainer.model, checkpoint)
+                check_finite(trainer.model, checkpoint)
+            load_training_state(trainer.model, checkpoint)
         return trainer
 
     def _train(self, trainer: Any, checkpoint: Path | None) -> None:
@@ -218,7 +219,7 @@ class _Run(AlignJob):
         write_model(trainer, partial[MODEL], partial.get(ADAPTERS), pad_token=self.pad_token)
         write_json(partial[MODEL] / "smolmoe.json", self._provenance())
         for name, folder in partial.items():
-            shutil.rmtree(self.recipe.out / name, ignore_errors=True)
+            remove(self.recipe.out, name)
             folder.rename(self.recipe.out / name)
 
     def _provenance(self) -> dict[str, Any]:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from smolmoe.distill.cache import Job
     from smolmoe.distill.results import CacheForecast, CacheResult
 
 Report = Callable[[str, int, int], None]
@@ -41,34 +42,44 @@ def cache_teacher(
     Raises:
         SmolmoeError: a subclass that says what is wrong with teacher, text, options or folder.
     """
-    from smolmoe.distill.cache import begin, describe, finish, write_shards
+    from smolmoe.distill.cache import begin
     from smolmoe.distill.options import cache_options
-    from smolmoe.errors import SmolmoeError
     from smolmoe.train.arguments import pick_device
-    from smolmoe.train.distributed import in_turn, on_main, rank, world_size
+    from smolmoe.train.distributed import held_by_main
 
     asked = cache_options(top_k=top_k, sampled=sampled, temperature=temperature, **options)
     place = pick_device(device)
     local = _join(place)
     told = report or (lambda stage, done, total: None)
-    started = time.perf_counter()
-    job = on_main(
-        lambda: begin(
-            str(teacher),
-            _names(data),
-            Path(out),
-            asked,
-            stored_dtype=place == "cuda",
-            resume=resume,
-            overwrite=overwrite,
-            report=told,
+    with held_by_main(Path(out)):
+        return _write(
+            lambda: begin(
+                str(teacher),
+                _names(data),
+                Path(out),
+                asked,
+                stored_dtype=place == "cuda",
+                resume=resume,
+                overwrite=overwrite,
+                report=told,
+            ),
+            local,
+            told,
         )
-    )
+
+
+def _write(begin: Callable[[], Job], device: str, report: Report) -> CacheResult:
+    from smolmoe.distill.cache import describe, finish, write_shards
+    from smolmoe.errors import SmolmoeError
+    from smolmoe.train.distributed import in_turn, on_main, rank, world_size
+
+    started = time.perf_counter()
+    job = on_main(begin)
     error: SmolmoeError | None = None
     reused = 0
     if not job.finished:
         try:
-            reused = write_shards(job, rank=rank(), ranks=world_size(), device=local, report=told)
+            reused = write_shards(job, rank=rank(), ranks=world_size(), device=device, report=report)
         except SmolmoeError as found:
             error = found
         in_turn(lambda: _raise(error))  # all wait for all, and fail together

@@ -1,8 +1,9 @@
-"""Files written beside their place and renamed into it when whole; JSON that others wrote, read without trust."""
+"""Files written beside their place and renamed into it when whole; JSON that others wrote; what is deleted by name."""
 
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -65,3 +66,17 @@ def read_object(path: Path, *, error: type[SmolmoeError] = CheckpointError, fix:
         kind = {list: "a list", type(None): "null"}.get(type(found), repr(found)[:40])
         raise error(f"must hold a JSON object, not {kind}.", field=path.name, value=str(path), fix=fix)
     return found
+
+
+def remove(folder: Path, *names: str) -> None:
+    """Delete what is called so in a folder, where it is there; everything else stays.
+
+    Args:
+        names: of files and folders, with wildcards. A link is deleted, what it leads to is not.
+    """
+    for name in names:
+        for path in sorted(folder.glob(name)):
+            if path.is_dir() and not path.is_symlink():
+                shutil.rmtree(path)
+            else:
+                path.unlink()

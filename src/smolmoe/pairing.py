@@ -9,6 +9,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from smolmoe.folder_lock import held
 from smolmoe.recipe.pairs import PairsRecipe
 
 if TYPE_CHECKING:
@@ -42,6 +43,11 @@ def make_pairs(
         SourceError: no such model, or it has no tokenizer.
         RequestError: a template without a place for the prompt, or no such device.
     """
+    with held(recipe.out):
+        return _make_pairs(recipe, resume, overwrite, report)
+
+
+def _make_pairs(recipe: PairsRecipe, resume: bool, overwrite: bool, report: Report | None) -> PairsReport:
     from smolmoe.align.pairs import PairsFolder
     from smolmoe.checkpoint import fingerprint, open_checkpoint
     from smolmoe.data.prompts import CorrectionPrompt, prompt_ids

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 import re
 import shutil
 import time
@@ -238,7 +239,7 @@ class _Pipeline:
         self.names = [stage.name for stage in recipe.stages]
 
     def run(self, start: str | None) -> PipelineResult:
-        from smolmoe.train.distributed import join, on_main
+        from smolmoe.train.distributed import held_by_main, join, on_main
 
         if start is not None and start not in self.names:
             raise RequestError("no such stage.", field="from", value=start, fix=f"Stages: {', '.join(self.names)}.")
@@ -246,11 +247,12 @@ class _Pipeline:
         if trainings:
             join(trainings[0])
         check_stages(self.recipe, self.values)
-        on_main(lambda: self._open_folder(start))
-        records = {}
-        for number, stage in enumerate(self.recipe.stages, 1):
-            records[stage.name] = self._stage(stage, f"{number}/{len(self.names)} {stage.name}")
-        return PipelineResult(self.out, records)
+        with held_by_main(self.out):
+            on_main(lambda: self._open_folder(start))
+            records = {}
+            for number, stage in enumerate(self.recipe.stages, 1):
+                records[stage.name] = self._stage(stage, f"{number}/{len(self.names)} {stage.name}")
+            return PipelineResult(self.out, records)
 
     def _open_folder(self, start: str | None) -> None:
         """Before anything is run: what is done agrees with the recipe, and nothing of anybody else's is in the way."""
@@ -265,7 +267,8 @@ class _Pipeline:
                 value=str(self.out),
                 fix="Name a new folder with --set out=...",
             )
-        (self.out / RECORDS).mkdir(parents=True, exist_ok=True)
+        Path(os.path.realpath(self.out)).mkdir(parents=True, exist_ok=True)  # a link may lead to no folder yet
+        (self.out / RECORDS).mkdir(exist_ok=True)
         for name in self.names[len(kept) :]:
             self._record(name).unlink(missing_ok=True)
             shutil.rmtree(self.out / name, ignore_errors=True)

@@ -24,6 +24,7 @@ from smolmoe.data.text import Document, default_documents
 from smolmoe.data.tokens import end_of_text
 from smolmoe.errors import DataError, OutputError, RequestError
 from smolmoe.files import write_json
+from smolmoe.folder_lock import held
 from smolmoe.recipe.base import parse
 from smolmoe.recipe.data import SourceRecipe
 from smolmoe.recipe.select import SelectRecipe
@@ -49,10 +50,14 @@ def run_select(recipe: SelectRecipe, out: Path, *, overwrite: bool = False, repo
         SourceError, CheckpointError, HubError: tokenizer or model cannot be had.
         OutputError: `out` is taken, or the disk is full.
     """
+    with held(out):
+        return _select(recipe, out, overwrite, report or _silent)
+
+
+def _select(recipe: SelectRecipe, out: Path, overwrite: bool, said: Report) -> Selection:
     from smolmoe.surgery.writer import whole_or_nothing
 
     _check_free(out, overwrite)
-    said = report or _silent
     sources = [open_rows(source) for source in recipe.sources]
     tools = open_tools(recipe)
     pool = scan(recipe, sources, tools.scorer, said)

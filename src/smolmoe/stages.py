@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from smolmoe.errors import OutputError
-from smolmoe.files import write_json
+from smolmoe.files import remove, write_json
 
 SETTINGS = "settings.json"
 RECORDS = "stages"
@@ -24,11 +25,14 @@ class RunFolder:
         path: the folder.
     """
 
-    def __init__(self, path: str | Path, settings: dict[str, Any], *, overwrite: bool = False):
+    def __init__(
+        self, path: str | Path, settings: dict[str, Any], *, made: Sequence[str] = (), overwrite: bool = False
+    ):
         """Open the folder of a run with these settings, or begin one.
 
         Args:
             settings: whatever decides what the stages do, as plain data.
+            made: names, with wildcards, of what the stages write there: all that starting over deletes.
             overwrite: start over where the folder holds a run, of whatever settings.
 
         Raises:
@@ -38,7 +42,7 @@ class RunFolder:
         settings = json.loads(json.dumps(settings))
         found = self._settings()
         if found is not None and overwrite:
-            shutil.rmtree(self.path)
+            remove(self.path, RECORDS, *made, ".*.partial")
             found = None
         if found is not None and found != settings:
             raise OutputError(
@@ -48,8 +52,9 @@ class RunFolder:
                 fix="Name another folder, or use --overwrite to start over.",
             )
         if found is None:
-            (self.path / RECORDS).mkdir(parents=True)
-            write_json(self.path / SETTINGS, settings)
+            Path(os.path.realpath(self.path)).mkdir(parents=True, exist_ok=True)  # a link may lead to no folder yet
+            write_json(self.path / SETTINGS, settings)  # first: it says whose folder this is
+        (self.path / RECORDS).mkdir(exist_ok=True)
 
     def stage(self, name: str, make: Callable[[], dict[str, Any]]) -> dict[str, Any]:
         """The record of a stage: read where the stage is finished, else made, timed and written."""
@@ -81,7 +86,8 @@ class RunFolder:
         if file.is_file():
             settings: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
             return settings
-        if self.path.exists() and not (self.path.is_dir() and not any(self.path.iterdir())):
+        begun = {f".{SETTINGS}.partial"}  # all that a run leaves that is killed before its settings are written
+        if self.path.exists() and not (self.path.is_dir() and {path.name for path in self.path.iterdir()} <= begun):
             raise OutputError(
                 f"there is something else than a run (no {SETTINGS} in it).",
                 field="out",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
+import os
 import shutil
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
@@ -12,10 +13,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from smolmoe.errors import RequestError
-from smolmoe.files import write_json
+from smolmoe.files import remove, write_json
 from smolmoe.recipe import TrainRecipe, parse
 from smolmoe.reporting import finish_model
-from smolmoe.train.folder import HELD_OUT, MODEL, SUMMARY, TOKENIZER, begin, open_folder
+from smolmoe.train.folder import HELD_OUT, MODEL, SUMMARY, TOKENIZER, begin, check_step, open_folder
 
 if TYPE_CHECKING:
     from smolmoe.data.corpus import TokenCorpus
@@ -74,7 +75,11 @@ def train(
     """
     if isinstance(recipe, dict):
         recipe = parse(TrainRecipe, recipe)
-    return _Run(recipe, resume, overwrite, report or (lambda stage, done, total: None)).go()
+    from smolmoe.train.distributed import held_by_main, join
+
+    join(recipe)
+    with held_by_main(recipe.out):
+        return _Run(recipe, resume, overwrite, report or (lambda stage, done, total: None)).go()
 
 
 def estimate(recipe: TrainRecipe) -> Estimate:
@@ -105,15 +110,16 @@ class _Run:
 
     def __init__(self, recipe: TrainRecipe, resume: str | None, overwrite: bool, report: Report):
         from smolmoe.train.arguments import check_trainer
-        from smolmoe.train.distributed import join, on_main
+        from smolmoe.train.distributed import on_main
         from smolmoe.train.metrics import is_main_process
 
         self.recipe = recipe
         self.report = report
         self.writes = is_main_process()
-        join(recipe)
         check_trainer(recipe)
-        self.checkpoint = on_main(lambda: open_folder(recipe.out, resume, overwrite=overwrite))
+        self.checkpoint = on_main(
+            lambda: open_folder(recipe, resume, overwrite=overwrite, blocks_a_step=self._blocks_a_step())
+        )
 
     def go(self) -> TrainResult:
         from smolmoe.proof.routers import tell
@@ -130,7 +136,7 @@ class _Run:
         self.tokenizer = on_main(lambda: self._tokenizer(find_tokenizer))
         self.distillation = open_distillation(recipe, self.tokenizer)
         build = build_once if recipe.parallel == "fsdp" else in_turn
-        self.model = build(lambda: build_model(recipe, self.tokenizer, self.checkpoint or self.source))
+        self.model = build(lambda: self._model(build_model))
         self.granularity = granularity_of(self.provenance)
         check_fits(recipe, self.model, self.granularity)
         self.findings = router_findings(recipe, self.model, self.granularity)
@@ -139,6 +145,7 @@ class _Run:
         corpus = in_turn(self._corpus)
         held_out = self._held_out(corpus)
         steps = self._steps(corpus)
+        check_step(self.checkpoint, steps)
         self.carried = self._carried()
         trainer = self._trainer(corpus, held_out, steps)
         # All is checked: from here on the folder is this run's.
@@ -148,12 +155,21 @@ class _Run:
                 self.tokenizer,
                 data=corpus.fingerprint + (self.distillation.cache.identity if self.distillation else ""),
                 blocks_a_step=self._blocks_a_step(),
-                resumed=self.checkpoint is not None,
+                checkpoint=self.checkpoint,
             )
         )
         trainer.metrics = MetricsFile(recipe.out / FILE, after=_step(self.checkpoint), write=self.writes)
+        trainer.clock.seconds = trainer.metrics.seconds
         self._train(trainer)
         return self._finish(trainer, corpus, held_out, steps)
+
+    def _model(self, build: Callable[[TrainRecipe, Any, Path | None], Any]) -> Any:
+        from smolmoe.train.saved_state import model_of
+
+        checkpoint = self.checkpoint
+        if checkpoint is None:
+            return build(self.recipe, self.tokenizer, self.source)
+        return model_of(checkpoint, lambda: build(self.recipe, self.tokenizer, checkpoint))
 
     # -- text ----------------------------------------------------------------------------------------------------
 
@@ -230,29 +246,27 @@ class _Run:
     # -- training ------------------------------------------------------------------------------------------------
 
     def _trainer(self, corpus: TokenCorpus, held_out: HeldOut, steps: int) -> MoeTrainer:
-        from safetensors.torch import load_file
-
         from smolmoe.evaluate.held_out import document_losses
-        from smolmoe.moe.control import load_state
         from smolmoe.train.arguments import training_arguments
-        from smolmoe.train.checkpoints import TRAINING_STATE
         from smolmoe.train.distributed import check_optimizer, shard
         from smolmoe.train.guidance import resolve
         from smolmoe.train.objective import Objective
         from smolmoe.train.optim import freeze
+        from smolmoe.train.saved_state import load_training_state
         from smolmoe.train.trainer import MoeTrainer
 
         recipe = self.recipe
         every = recipe.evaluation.every or max(1, steps // MEASUREMENTS)
-        arguments = training_arguments(recipe, recipe.out, steps=steps, every=every)
+        folder = Path(os.path.realpath(recipe.out))  # which a link may lead to before it is there
+        arguments = training_arguments(recipe, folder, steps=steps, every=every)
         moments, scales = self.carried
         guidance = None
         if recipe.guidance is not None:
             guidance = resolve(recipe.guidance, self.model, self._shares(corpus), recipe.routing.reserved)
         freeze(self.model, recipe.trainable)
         objective = Objective(self.model, recipe.objective, recipe.routing, self.granularity, guidance)
-        if self.checkpoint is not None and (self.checkpoint / TRAINING_STATE).is_file():
-            load_state(self.model, load_file(self.checkpoint / TRAINING_STATE))
+        if self.checkpoint is not None:
+            load_training_state(self.model, self.checkpoint)
         if recipe.parallel == "fsdp" and arguments.world_size > 1:
             check_optimizer(arguments.optim.value)
             shard(self.model, arguments.device.type, bf16=arguments.bf16)
@@ -396,7 +410,7 @@ class _Run:
         trainer.write_model(partial)
         if self.writes:
             write_json(partial / "smolmoe.json", self._provenance())
-            shutil.rmtree(self.recipe.out / MODEL, ignore_errors=True)
+            remove(self.recipe.out, MODEL)
             partial.rename(self.recipe.out / MODEL)
 
     def _provenance(self) -> dict[str, Any]:

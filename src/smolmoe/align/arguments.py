@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import fields
@@ -176,8 +177,9 @@ def _builder(recipe: AlignRecipe, *, length: int, save_steps: int, device: str) 
     def build(given: Mapping[str, Any]) -> Any:
         values = {"save_strategy": "steps", "save_steps": save_steps, **precision(device, given)}
         values |= {**DEFAULTS[recipe.method], **new_names(given)}
-        values |= {"output_dir": str(recipe.out), "seed": recipe.seed, "use_cpu": device == "cpu", "max_length": length}
+        values |= {"output_dir": os.path.realpath(recipe.out), "seed": recipe.seed, "use_cpu": device == "cpu"}
         values |= {"remove_unused_columns": False, "logging_nan_inf_filter": False, "eval_strategy": "no"}
+        values["max_length"] = length
         values |= {} if recipe.method == "cpo" else {"router_aux_loss_coef": 0.0}
         values |= {} if recipe.method == "sft" else {"beta": beta}
         return kind(**values)

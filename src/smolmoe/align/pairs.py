@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import hashlib
 import json
-import shutil
+import os
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from smolmoe.errors import CheckpointError, DataError, OutputError
-from smolmoe.files import write_json
+from smolmoe.files import remove, write_json
 
 PAIRS = "pairs.jsonl"
 REPORT = "report.json"
@@ -151,20 +151,22 @@ class PairsFolder:
         """
         self.path = path
         asked = json.loads(json.dumps(asked))
-        is_empty = not path.exists() or (path.is_dir() and not any(path.iterdir()))
+        begun = {f".{ASKED}.partial"}  # all that a run leaves that is killed before it has written what it is
+        is_empty = not path.exists() or (path.is_dir() and {one.name for one in path.iterdir()} <= begun)
         if not is_empty and not (path / ASKED).is_file():
             problem = f"there is something else than pairs (no {ASKED} in it)."
             raise OutputError(problem, field="out", value=str(path), fix="Name a new folder.")
         if not is_empty and overwrite:
-            shutil.rmtree(path)
+            remove(path, SAMPLES, PAIRS, REPORT, ".*.partial")
         elif not is_empty and not resume:
             state = "finished" if (path / REPORT).is_file() else "unfinished"
             fix = "Go on with --resume, start over with --overwrite, or name another folder."
             raise OutputError(f"the folder holds pairs ({state}).", field="out", value=str(path), fix=fix)
         elif not is_empty:
             self._check_same(asked)
-        (path / SAMPLES).mkdir(parents=True, exist_ok=True)
-        write_json(path / ASKED, asked)
+        Path(os.path.realpath(path)).mkdir(parents=True, exist_ok=True)  # a link may lead to no folder yet
+        write_json(path / ASKED, asked)  # first: it says whose folder this is
+        (path / SAMPLES).mkdir(exist_ok=True)
 
     def _check_same(self, asked: dict[str, Any]) -> None:
         found = json.loads((self.path / ASKED).read_text(encoding="utf-8"))

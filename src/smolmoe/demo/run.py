@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from smolmoe.demo.settings import PROMPTS, QuickstartSettings
 from smolmoe.files import write_json
+from smolmoe.folder_lock import held
 from smolmoe.stages import RunFolder
 
 if TYPE_CHECKING:
@@ -26,6 +27,8 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 SCHEMA_VERSION = 1
+# What is in the folder, but for settings and records.
+MADE = ("corpus", "tokenizer", "cache", "dense*", "moe*", "training", "metrics.jsonl", "boundary.png", "report.json")
 TRAINING = "training"  # the folders of the single trainings, with all their measurements and last states
 BALANCE_WEIGHT, Z_WEIGHT = 0.01, 0.001  # of the router terms (arXiv 2101.03961, 2202.08906)
 ROUTER_WARMUP = 20  # steps: routers are new where the rest of the MoE goes on
@@ -88,7 +91,8 @@ def quickstart(
         VerificationError: the MoE's files do not do what was claimed.
     """
     settings = settings or QuickstartSettings(seed=seed)
-    return _Quickstart(RunFolder(out, asdict(settings), overwrite=overwrite), settings, report).run()
+    with held(Path(out)):
+        return _Quickstart(RunFolder(out, asdict(settings), made=MADE, overwrite=overwrite), settings, report).run()
 
 
 class _Quickstart:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import tempfile
 import time
@@ -26,7 +27,7 @@ from smolmoe.data.targets import (
     text_hash,
 )
 from smolmoe.data.tokens import end_of_text
-from smolmoe.distill.folder import check_room, nothing_left, open_folder, writing
+from smolmoe.distill.folder import TEXT, check_room, nothing_left, open_folder, writing
 from smolmoe.distill.options import CacheOptions
 from smolmoe.distill.results import CacheForecast, CacheResult
 from smolmoe.distill.shards import plan_shards, shard_name, write_shard
@@ -38,8 +39,6 @@ from smolmoe.moe.loading import Skeleton, load_config, load_model, load_tokenize
 from smolmoe.provenance import command, versions
 
 Report = Callable[[str, int, int], None]
-
-TEXT = ".text"  # the tokenised text, until the cache is finished
 
 
 @dataclass(frozen=True)
@@ -104,7 +103,7 @@ def begin(
     if job.finished:
         return job
     with writing(out), nothing_left(out):
-        out.mkdir(parents=True, exist_ok=True)
+        Path(os.path.realpath(out)).mkdir(parents=True, exist_ok=True)  # a link may lead to no folder yet
         write_json(out / REQUEST, request)
         if not (out / TEXT).is_dir():
             write_text(text, tokenizer, out / TEXT, report)

@@ -10,11 +10,13 @@ from pathlib import Path
 from typing import Any
 
 from smolmoe import units
-from smolmoe.data.targets import ABOUT, REQUEST, file_sizes
+from smolmoe.data.targets import ABOUT, REQUEST, TOKENIZER, file_sizes
 from smolmoe.data.tokens import TokenStore
 from smolmoe.distill.options import CacheOptions
 from smolmoe.errors import OutputError
+from smolmoe.files import remove
 
+TEXT = ".text"  # the tokenised text, until the cache is finished
 _PARTS = {"teacher": "the teacher", "tokenizer": "its tokenizer", "text": "the text", "options": "the options"}
 
 
@@ -24,14 +26,15 @@ def open_folder(out: Path, request: dict[str, Any], *, resume: bool, overwrite: 
     Raises:
         OutputError: it holds something else, a cache that could be lost, or one of another request.
     """
-    if not out.exists() or (out.is_dir() and not any(out.iterdir())):
+    begun = {f".{REQUEST}.partial"}  # all that a cache leaves that is killed before its request is written
+    if not out.exists() or (out.is_dir() and {path.name for path in out.iterdir()} <= begun):
         return
     if not (out / REQUEST).is_file():
         raise OutputError(
             "there is something else than a teacher's cache.", field="out", value=str(out), fix="Name a new folder."
         )
     if overwrite:
-        shutil.rmtree(out)
+        remove(out, ABOUT, TOKENIZER, "shard-*", TEXT, ".*.partial")  # the request goes last, when there is another
     elif resume:
         _check_same(json.loads((out / REQUEST).read_text(encoding="utf-8")), request, out)
         for partial in out.glob(".*.partial"):

@@ -18,6 +18,7 @@ from smolmoe.train.folder import HELD_OUT, SUMMARY
 logger = logging.getLogger(__name__)
 
 METRICS = "metrics.jsonl"
+MADE = ("start", "dense-*", "seed-*", "sweep.json", "sweep.png")  # in the folder of a sweep
 Report = Callable[[str, int, int], None]
 
 
@@ -46,21 +47,26 @@ class Runs:
         self.plan = plan
         self.report = report
 
+    def join(self) -> None:
+        """Meet the other processes, where there are any, and refuse what they could not be trained with."""
+        from smolmoe.recipe import TrainRecipe, parse
+        from smolmoe.train.arguments import check_trainer
+        from smolmoe.train.distributed import join
+
+        recipe = parse(TrainRecipe, {**self.plan.starts[0].values, "out": str(self.plan.request.out)})
+        join(recipe)
+        check_trainer(recipe)
+
     def open(self, *, overwrite: bool) -> None:
         """Begin the sweep's folder, or go on in it.
 
         Raises:
             OutputError: it holds a sweep of another recipe, or something else.
         """
-        from smolmoe.recipe import TrainRecipe, parse
-        from smolmoe.train.arguments import check_trainer
-        from smolmoe.train.distributed import join, on_main
+        from smolmoe.train.distributed import on_main
 
         plan = self.plan
-        recipe = parse(TrainRecipe, {**plan.starts[0].values, "out": str(plan.request.out)})
-        join(recipe)
-        check_trainer(recipe)
-        on_main(lambda: RunFolder(plan.request.out, plan.settings, overwrite=overwrite) and None)
+        on_main(lambda: RunFolder(plan.request.out, plan.settings, made=MADE, overwrite=overwrite) and None)
 
     def curve(self, start: Start) -> list[Trained]:
         """The trainings of one start, seed by seed."""

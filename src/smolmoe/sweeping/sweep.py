@@ -46,15 +46,17 @@ def sweep(
         DataError: the runs there were measured on different held-out text.
         SmolmoeError: what `train` raises; the sweep goes on when it is started again.
     """
-    from smolmoe.train.distributed import on_main
+    from smolmoe.train.distributed import held_by_main, on_main
 
     report = report or (lambda stage, done, total: None)
     plan = make_plan(name, values, request)
     runs = Runs(plan, report)
-    runs.open(overwrite=overwrite)
-    trained = [runs.curve(start) for start in plan.starts]
-    report("Fitting", 0, 0)
-    return on_main(lambda: _finished(plan, trained))
+    runs.join()
+    with held_by_main(request.out):
+        runs.open(overwrite=overwrite)
+        trained = [runs.curve(start) for start in plan.starts]
+        report("Fitting", 0, 0)
+        return on_main(lambda: _finished(plan, trained))
 
 
 def _finished(plan: Plan, trained: Sequence[Sequence[Trained]]) -> Sweep:

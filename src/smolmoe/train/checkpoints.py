@@ -6,38 +6,52 @@ import json
 import logging
 import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 from smolmoe import units
 from smolmoe.errors import CheckpointError, OutputError
 from smolmoe.files import write_json
+from smolmoe.train.saved_state import (
+    FIX,
+    MANIFEST,
+    NAMES,
+    OPTIMIZER,
+    RUN,
+    STATE,
+    check_checkpoint,
+    check_optimizer_fits,
+    crc32,
+    read_json,
+    read_manifest,
+    read_state,
+    using,
+)
 
 logger = logging.getLogger(__name__)
 
 FOLDER = "checkpoints"
 PREFIX = "checkpoint-"
-MANIFEST = "manifest.json"  # size of every file: what a crash of the machine cut short shows here
-STATE = "trainer_state.json"  # of the Trainer: steps, the best of them, what was logged
-NAMES = "optimizer_names.json"  # parameter names in the order of the optimiser's state
-TRAINING_STATE = "routers.safetensors"  # what is trained and is no part of the model: learned noise
 
 
 def write_manifest(folder: Path) -> None:
-    """Record the size of every file of a checkpoint: its presence says that all were written."""
-    files = {path.relative_to(folder).as_posix(): path.stat().st_size for path in folder.rglob("*") if path.is_file()}
-    write_json(folder / MANIFEST, files)
+    """Record size and checksum of every file of a checkpoint: its presence says that all were written."""
+    files = [path for path in sorted(folder.rglob("*")) if path.is_file() and path.name != MANIFEST]
+    entries = {
+        path.relative_to(folder).as_posix(): {"bytes": path.stat().st_size, "crc32": crc32(path)} for path in files
+    }
+    write_json(folder / MANIFEST, entries)
 
 
 def problem_of(folder: Path) -> str | None:
-    """Why a checkpoint cannot be used, or None where it is whole."""
+    """Why a checkpoint cannot be used, or None where it is whole; contents are not looked at."""
     try:
-        files = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+        files = read_manifest(folder)
+    except CheckpointError:
         return f"it has no readable {MANIFEST}"
-    for name, size in files.items():
-        path = folder / name
+    for name, entry in files.items():
+        path, size = folder / name, entry["bytes"]
         if not path.is_file():
             return f"{name} is missing"
         if path.stat().st_size != size:
@@ -46,14 +60,27 @@ def problem_of(folder: Path) -> str | None:
 
 
 def step_of(folder: Path) -> int:
-    return int(folder.name.removeprefix(PREFIX))
+    """The step of a checkpoint, by its name, or by its state where it has been given another."""
+    name = folder.name.removeprefix(PREFIX)
+    step: int = int(name) if name.isdigit() else read_state(folder)["global_step"]
+    return step
+
+
+def _candidates(run: Path) -> list[Path]:
+    """Folders that are called as checkpoints are, the oldest first."""
+    found = (path for path in (run / FOLDER).glob(f"{PREFIX}*") if path.name.removeprefix(PREFIX).isdigit())
+    return sorted(found, key=step_of)
+
+
+def has_checkpoints(run: Path) -> bool:
+    """Whether a run has written a checkpoint, whole or not."""
+    return bool(_candidates(run))
 
 
 def whole_checkpoints(run: Path) -> list[Path]:
     """The usable checkpoints of a run, the oldest first; others are named in a warning and left out."""
     found = []
-    candidates = (path for path in (run / FOLDER).glob(f"{PREFIX}*") if path.name.removeprefix(PREFIX).isdigit())
-    for path in sorted(candidates, key=step_of):
+    for path in _candidates(run):
         problem = problem_of(path)
         if problem is None:
             found.append(path)
@@ -63,24 +90,34 @@ def whole_checkpoints(run: Path) -> list[Path]:
 
 
 def find_checkpoint(run: Path, which: str) -> Path:
-    """The checkpoint to resume from.
+    """The checkpoint to resume from, whose files have been looked at.
 
     Args:
         which: latest, best (lowest held-out loss), or a folder.
 
     Raises:
-        CheckpointError: there is none, or the one named is not whole.
+        CheckpointError: there is none, the one named is not whole, or a file of it cannot be used.
     """
+    found = _find(run, which)
+    check_checkpoint(found)
+    return found
+
+
+def _find(run: Path, which: str) -> Path:
     if which not in ("latest", "best"):
         folder = Path(which)
         problem = problem_of(folder) if folder.is_dir() else "there is no such folder"
         if problem is not None:
-            raise CheckpointError(f"cannot be resumed from: {problem}.", field="resume", value=which)
+            raise CheckpointError(f"cannot be resumed from: {problem}.", field="resume", value=which, fix=FIX)
         return folder
     found = whole_checkpoints(run)
     if not found:
+        there = "; ".join(f"{path.name}: {problem_of(path)}" for path in _candidates(run))
         raise CheckpointError(
-            "the run has no whole checkpoint.", field="resume", value=which, fix="Start it without --resume."
+            f"the run has no whole checkpoint{f' ({there})' if there else ''}.",
+            field="resume",
+            value=which,
+            fix="Start it without --resume.",
         )
     if which == "latest":
         return found[-1]
@@ -95,21 +132,36 @@ def find_checkpoint(run: Path, which: str) -> Path:
 
 def best_step(checkpoint: Path) -> int | None:
     """The step of the lowest held-out loss until then."""
-    state = json.loads((checkpoint / STATE).read_text(encoding="utf-8"))
-    step: int | None = state.get("best_global_step")
+    step: int | None = read_state(checkpoint)["best_global_step"]
     return step
 
 
 def remove_old(run: Path, keep: int | None, best: int | None) -> None:
     """Delete all but the last `keep` checkpoints and the best one, and what interrupted writes left."""
-    for partial in (run / FOLDER).glob(".*.partial"):
-        shutil.rmtree(partial, ignore_errors=True)
+    _remove_partial(run)
     if keep is None:
         return
-    found = sorted((p for p in (run / FOLDER).glob(f"{PREFIX}*") if p.name.removeprefix(PREFIX).isdigit()), key=step_of)
-    for folder in found[: -max(1, keep)]:
+    for folder in _candidates(run)[: -max(1, keep)]:
         if step_of(folder) != best:
             shutil.rmtree(folder, ignore_errors=True)
+
+
+def remove_all(run: Path) -> None:
+    """Delete the checkpoints of a run."""
+    _remove_partial(run)
+    for folder in _candidates(run):
+        shutil.rmtree(folder)
+    remove_empty(run / FOLDER)
+
+
+def remove_empty(folder: Path) -> None:
+    with suppress(OSError):  # not there, or not empty
+        folder.rmdir()
+
+
+def _remove_partial(run: Path) -> None:
+    for partial in (run / FOLDER).glob(f".{PREFIX}*.partial"):
+        shutil.rmtree(partial, ignore_errors=True)
 
 
 @contextmanager
@@ -175,11 +227,19 @@ class AtomicCheckpoints:
         if state["best_global_step"] == self.state.global_step:  # said to be where it was written
             write_json(written / STATE, state | {"best_model_checkpoint": str(place)})
         write_json(written / NAMES, optimizer_names(self.model, self.optimizer))
+        shutil.copyfile(self.run_folder / RUN, written / RUN)
         write_manifest(written)
         if place.exists():
             shutil.rmtree(place)
         written.rename(place)
         remove_old(self.run_folder, self.keep, self.state.best_global_step)
+
+    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
+        if checkpoint is None:
+            return
+        check_optimizer_fits(Path(checkpoint), self.model, self.optimizer, optimizer_names(self.model, self.optimizer))
+        with using(Path(checkpoint) / OPTIMIZER):
+            super()._load_optimizer_and_scheduler(checkpoint)  # type: ignore[misc]
 
     def _barrier(self) -> None:
         import torch.distributed as dist
@@ -206,8 +266,9 @@ def read_adam(run: Path) -> dict[str, dict[str, Any]]:
     import torch
 
     folder = run if (run / NAMES).is_file() else find_checkpoint(run, "latest")
-    names = json.loads((folder / NAMES).read_text(encoding="utf-8"))
-    state = torch.load(folder / "optimizer.pt", map_location="cpu", weights_only=True)["state"]
+    names = read_json(folder / NAMES, list)
+    with using(folder / OPTIMIZER):
+        state = torch.load(folder / OPTIMIZER, map_location="cpu", weights_only=True)["state"]
     if not state or "exp_avg_sq" not in next(iter(state.values())):
         raise CheckpointError(
             "holds no state of Adam.", field="carry.optimizer", value=str(run), fix="Train the dense model with AdamW."

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, redirect_stderr, redirect_stdout
+from contextlib import ExitStack, contextmanager, redirect_stderr, redirect_stdout
 from dataclasses import replace
 from datetime import timedelta
 from functools import cache
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from smolmoe.errors import RequestError, SmolmoeError, TrainingError
+from smolmoe.folder_lock import held
 
 if TYPE_CHECKING:
     from smolmoe.recipe import TrainRecipe
@@ -81,6 +83,14 @@ def in_turn(work: Callable[[], Result]) -> Result:
             if found is not None:
                 raise found
     return result
+
+
+@contextmanager
+def held_by_main(folder: Path) -> Iterator[None]:
+    """Within, rank 0 holds the folder for all ranks, as `held` does."""
+    with ExitStack() as stack:
+        on_main(lambda: stack.enter_context(held(folder)))
+        yield
 
 
 @contextmanager

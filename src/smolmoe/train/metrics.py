@@ -15,6 +15,8 @@ from typing import Any
 
 import torch
 
+from smolmoe.errors import CheckpointError
+
 FILE = "metrics.jsonl"
 
 
@@ -26,14 +28,22 @@ class MetricsFile:
 
     Args:
         after: keep rows of at most this step, and go on behind them: what a resumed run will write again is dropped.
+
+    Attributes:
+        seconds: spent training until the last row that was kept.
+
+    Raises:
+        CheckpointError: a row to keep cannot be read.
     """
 
     def __init__(self, path: Path, *, after: int = 0, write: bool = True):
         self.path = path
+        self.seconds = 0.0
         self._write = write
         if not write:
             return
-        kept = [row for row in read_metrics(path) if row["step"] <= after] if after and path.is_file() else []
+        kept = _rows_until(path, after) if after and path.is_file() else []
+        self.seconds = max((row["seconds"] for row in kept if "seconds" in row), default=0.0)
         partial = path.with_name(f".{path.name}.partial")
         partial.write_text("".join(json.dumps(row) + "\n" for row in kept), encoding="utf-8")
         partial.replace(path)
@@ -54,6 +64,32 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
             rows.append(json.loads(line))
         except json.JSONDecodeError:
             break
+    return rows
+
+
+def _rows_until(path: Path, step: int) -> list[dict[str, Any]]:
+    """The rows of the steps up to this one.
+
+    Raises:
+        CheckpointError: one of them is no row; only the file's last line may have been cut short.
+    """
+    rows: list[dict[str, Any]] = []
+    lines = path.read_bytes().splitlines()
+    for number, line in enumerate(lines, 1):
+        try:
+            row = json.loads(line)
+            if row["step"] > step:
+                break
+            rows.append({**row, "seconds": float(row["seconds"])} if "seconds" in row else {**row})
+        except (ValueError, TypeError, KeyError, RecursionError) as error:
+            if number == len(lines):
+                break
+            raise CheckpointError(
+                f"line {number} is no row of measurements.",
+                field="metrics",
+                value=str(path),
+                fix="Restore the file, or delete the line: what it says is then missing from the run's curves.",
+            ) from error
     return rows
 
 

@@ -19,7 +19,7 @@ from smolmoe.moe.control import saved_state, without_training_state
 from smolmoe.moe.loading import no_progress_bar
 from smolmoe.moe.routing import RoutingCapture
 from smolmoe.recipe import TrainRecipe
-from smolmoe.train.checkpoints import TRAINING_STATE, AtomicCheckpoints
+from smolmoe.train.checkpoints import AtomicCheckpoints
 from smolmoe.train.distillation import Distillation
 from smolmoe.train.distributed import is_sharded, load_optimizer, place_moments, whole_state
 from smolmoe.train.head import HeadLoss, head_loss
@@ -35,6 +35,7 @@ from smolmoe.train.optim import (
     split_groups,
 )
 from smolmoe.train.own_config import OwnConfig
+from smolmoe.train.saved_state import TRAINING_STATE
 
 logger = logging.getLogger(__name__)
 

@@ -20,6 +20,7 @@ from smolmoe.data.teaching.prompts import Prompt, Question, questions_of, read_p
 from smolmoe.data.teaching.results import REPORT, ROWS, fit, write_report, write_results
 from smolmoe.data.tokens import end_of_text
 from smolmoe.errors import EndpointError, OutputError
+from smolmoe.folder_lock import held
 from smolmoe.recipe.teach import TeachRecipe
 
 Report = Callable[[str, int, int], None]
@@ -52,6 +53,21 @@ def teach(
     questions = list(questions_of(prompts, recipe))
     endpoint = Endpoint(recipe)
     student = _student(recipe.student) if recipe.student is not None else None
+    with held(recipe.out):
+        return _teach(recipe, prompts, questions, endpoint, student, apart, resume, report, first_wait)
+
+
+def _teach(
+    recipe: TeachRecipe,
+    prompts: list[Prompt],
+    questions: list[Question],
+    endpoint: Endpoint,
+    student: StudentTokens | None,
+    apart: dict[str, int],
+    resume: bool,
+    report: Report | None,
+    first_wait: float,
+) -> dict[str, Any]:
     _check_folder(recipe.out)
     started = time.monotonic()
     try:

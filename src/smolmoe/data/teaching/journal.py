@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import fcntl
 import json
 import logging
 import os
@@ -54,14 +53,13 @@ class Journal:
 
     @classmethod
     def open(cls, path: Path, options: dict[str, Any], *, resume: bool) -> Self:
-        """Open the journal there, or begin one; one process at a time may hold it.
+        """Open the journal there, or begin one; its folder is held.
 
         Args:
             options: what the answers follow from.
 
         Raises:
-            OutputError: it holds answers and is not to be resumed, or was begun with other options; another process
-                is writing there.
+            OutputError: it holds answers and is not to be resumed, or was begun with other options.
             DataError: a line in it, not the last one, is corrupt.
         """
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -75,15 +73,6 @@ class Journal:
         return journal
 
     def _begin(self, options: dict[str, Any], resume: bool) -> None:
-        try:
-            fcntl.flock(self._fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            raise OutputError(
-                "another process is asking prompts there.",
-                field="out",
-                value=str(self.path.parent),
-                fix="Wait for it, or name another folder.",
-            ) from error
         begun = self._read()
         if not self.totals.entries:
             os.ftruncate(self._fd, 0)
@@ -165,7 +154,7 @@ class Journal:
         return entry
 
     def close(self) -> None:
-        """Let another process have it; a journal without entries is no journal, and goes."""
+        """Close it; a journal without entries is no journal, and goes."""
         if self._new and not self.totals.entries:
             self.path.unlink(missing_ok=True)
         os.close(self._fd)
