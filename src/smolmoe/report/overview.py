@@ -12,6 +12,7 @@ from typing import Any
 
 from smolmoe.errors import DataError
 from smolmoe.evaluate.comparison_text import nearby
+from smolmoe.evaluate.held_out import DocumentLosses
 from smolmoe.provenance import PROVENANCE_FILE, check_schema
 from smolmoe.report.kinship import Kinship
 from smolmoe.report.model_facts import ModelFacts
@@ -36,6 +37,7 @@ class Training:
         history: its metrics.
         summary: what it ended with; empty of a run that is not finished.
         recipe: what was asked.
+        documents: its final losses document by document.
     """
 
     label: str
@@ -43,6 +45,7 @@ class Training:
     history: History
     summary: Mapping[str, Any]
     recipe: Mapping[str, Any]
+    documents: DocumentLosses | None
 
 
 @dataclass(frozen=True)
@@ -283,7 +286,9 @@ def _training(folder: Path, label: str) -> Training:
     check_schema(record.get("schema_version"), folder / "run.json")
     summary = folder / "summary.json"
     found = _json(summary) if summary.is_file() else {}
-    return Training(label, folder, History.read(label, folder), found, record.get("recipe") or {})
+    held_out = folder / "held_out.json"
+    documents = DocumentLosses.from_json(_json(held_out)) if held_out.is_file() else None
+    return Training(label, folder, History.read(label, folder), found, record.get("recipe") or {}, documents)
 
 
 def _probes(folders: Sequence[Path], label: Callable[[Path], str], kin: Kinship) -> list[Probe]:

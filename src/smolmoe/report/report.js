@@ -13,7 +13,7 @@
   // "@2" is the second colour of the page, "@2/0.15" the same with an opacity.
   function colour(name) {
     const [key, opacity] = name.slice(1).split("/");
-    probe.style.color = "var(--" + (/^\d$/.test(key) ? "c" + key : key) + ")";
+    probe.style.color = "var(--" + (/^\d+$/.test(key) ? "c" + key : key) + ")";
     const found = getComputedStyle(probe).color;
     return opacity ? found.replace(/^rgb\((.*)\)$/, "rgba($1, " + opacity + ")") : found;
   }
