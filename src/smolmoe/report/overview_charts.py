@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from smolmoe.evaluate.held_out import paired_difference
-from smolmoe.interval import Interval, evidence, no_finding
+from smolmoe.interval import FEWEST_DOCUMENTS, Interval, evidence, no_finding
 from smolmoe.report.charts import Chart, Points, axes, beside, by_step, line, on, show, thinned
 from smolmoe.report.model_facts import ModelFacts
 from smolmoe.report.names import BEFORE, CHANCE, DENSE_PROBE, LINEAR_PROBE, PROBE_NAMES, ROUTER, Looks, colour, marker
@@ -113,7 +113,7 @@ def final_chart(done: Sequence[Training], name: str, looks: Looks) -> Chart | No
             "y": [row + spread * (place - (len(done) - 1) / 2) for row in range(len(kinds))],
             "text": [f"{kind}: {show(found[kind][place])}" for kind in kinds],
             "error_x": _spread([_above(run, kind, done) for kind in kinds], looks(run.label)),
-            "marker": marker(looks(run.label)),
+            "marker": _filled_where_enough(run, kinds, looks(run.label)),
             "hovertemplate": "%{text}, %{x:+.4f}<extra>%{fullData.name}</extra>",
         }
         for place, run in enumerate(done)
@@ -127,7 +127,8 @@ def final_chart(done: Sequence[Training], name: str, looks: Looks) -> Chart | No
         name,
         f"Final held-out loss: {', '.join(run.label for run in done)}",
         "Lower is better, 0 is the lowest loss in that row; a bar is the 95% interval of the distance from it over "
-        "documents: where it reaches 0, no difference is seen. These runs have a common ancestor or are compared by "
+        "documents: where it reaches 0, no difference is seen; hollow: too few documents for a finding (fewer than "
+        f"{FEWEST_DOCUMENTS}). These runs have a common ancestor or are compared by "
         "their pipeline, and were measured on the same held-out text.",
         traces,
         layout,
@@ -144,7 +145,8 @@ def _above(run: Training, kind: str, others: Sequence[Training]) -> Interval | N
     if run is best or run.documents is None or best.documents is None or run.label not in losses:
         return None
     parts = [found.documents.part(None if kind == "all" else kind) for found in (run, best) if found.documents]
-    return Interval(*paired_difference(*parts)) if parts[0].tokens else None
+    few = len(parts[0].tokens) < FEWEST_DOCUMENTS and kind != "all"  # its bar would say more than it knows
+    return None if few or not parts[0].tokens else Interval(*paired_difference(*parts))
 
 
 def _spread(gaps: Sequence[Interval | None], place: int) -> dict[str, Any]:
@@ -152,6 +154,18 @@ def _spread(gaps: Sequence[Interval | None], place: int) -> dict[str, Any]:
     high, low = ([0.0 if gap is None else abs(end(gap)) for gap in gaps] for end in (_high, _low))
     look = {"color": colour(place), "thickness": 1.3, "width": 4}
     return {"type": "data", "symmetric": False, "array": high, "arrayminus": low, **look}
+
+
+def _filled_where_enough(run: Training, kinds: Sequence[str], place: int) -> dict[str, Any]:
+    """The run's marker, hollow where there are too few documents for a finding."""
+    found = marker(place)
+    few = [run.documents is not None and _count(run, kind) < FEWEST_DOCUMENTS for kind in kinds]
+    return {**found, "symbol": [f"{found['symbol']}{'-open' if hollow else ''}" for hollow in few]}
+
+
+def _count(run: Training, kind: str) -> int:
+    assert run.documents is not None
+    return len(run.documents.part(None if kind == "all" else kind).tokens)
 
 
 def _high(gap: Interval) -> float:

@@ -120,7 +120,7 @@ def _wins(found: Overview) -> Answer:
     question = "Does it win?"
     main = found.main
     for comparison in found.comparisons:
-        if comparison.verdict and (main is None or comparison.sha256 & found.kin.of(main[1].folder)):
+        if comparison.verdict and (main is None or comparison.hashes & found.kin.of(main[1].folder)):
             headline, tone = _who(comparison.values)
             return Answer(question, headline, comparison.verdict[0], tone)
     for boundary in found.boundaries:
