@@ -307,7 +307,18 @@ def _probes(folders: Sequence[Path], label: Callable[[Path], str], kin: Kinship)
 
     kept = [(folder, earlier(folder)) for folder in folders]
     used = {id(before) for _, before in kept if before is not None}
-    return [Probe(label(folder), read[folder], before) for folder, before in kept if id(read[folder]) not in used]
+    shown = [(folder, before) for folder, before in kept if id(read[folder]) not in used]
+    names = [_of_probe(folder, read[folder], label) for folder, _ in shown]
+    return [
+        Probe(name if names.count(name) == 1 else f"{name} ({label(folder)})", read[folder], before)
+        for name, (folder, before) in zip(names, shown, strict=True)
+    ]
+
+
+def _of_probe(folder: Path, probed: Probed, label: Callable[[Path], str]) -> str:
+    """What a probe is called: as its model, where that is here."""
+    place = nearby(str(probed.values["model"]["folder"]), folder.resolve())
+    return label(place if place is not None and _is_model(place) else folder)
 
 
 def _report(folder: Path) -> Mapping[str, Any] | None:

@@ -86,7 +86,7 @@
     box.style.height = Math.round(base * factor) + "px";
     const made = layout(given);
     Object.assign(made, { width: box.clientWidth, height: Math.round(base * factor) });
-    if (factor !== 1) made.legend.y = -0.08;
+    made.legend.y = factor === 1 ? -62 / (base - 72) : -0.08;
     Plotly.react(box, traces(spec, slider ? Number(slider.value) : spec.start), made, config);
     figure.dataset.drawn = dark() ? "dark" : "light";
   }
