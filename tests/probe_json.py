@@ -219,7 +219,7 @@ def _losses(rng: Any, domains: tuple[str, ...]) -> dict[str, Any]:
         "elsewhere_gap": [interval(0.3, 0.1)] * count,
         "dense_gap": [interval(-0.05, 0.02)] * count,
         "copied": [],
-        "summary": f"Loss without a domain's own experts: {domains[0]} higher, as measured.",
+        "summary": [f"Loss without a domain's own experts: higher for {domains[0]}, as measured."],
     }
 
 

@@ -198,6 +198,10 @@ def test_a_comparison_beside_it_is_quoted(moe: Path, tmp_path: Path) -> None:
     (tmp_path / "verdict" / "compare.json").write_text(json.dumps(values))
     write_card(folder)
     assert "- dense beats moe by 0.1." in (folder / "README.md").read_text()
+    values["models"] = [{"checkpoints": [{"path": str(folder), "sha256": "ab" * 32}]}]  # another model was there
+    (tmp_path / "verdict" / "compare.json").write_text(json.dumps(values))
+    write_card(folder)
+    assert "beats" not in (folder / "README.md").read_text()
     values["models"] = [{"checkpoints": [{"path": str(tmp_path / "other")}]}]
     (tmp_path / "verdict" / "compare.json").write_text(json.dumps(values))
     write_card(folder)

@@ -64,8 +64,22 @@ def is_finding(gap: Interval, documents: int) -> bool:
 
 def evidence(gap: Interval, documents: int, unit: str = "nats per token") -> str:
     """A difference with its interval and the number of documents behind it."""
-    many = f"{documents:,} document{'' if documents == 1 else 's'}"
-    return f"{gap.value:+.4f} {unit}, 95% interval [{gap.low:+.4f}, {gap.high:+.4f}] over {many}"
+    return f"{signed(gap.value)} {unit}, 95% interval [{signed(gap.low)}, {signed(gap.high)}] over {many(documents)}"
+
+
+def shortly(gap: Interval, documents: int) -> str:
+    """The same for a list of domains."""
+    return f"{signed(gap.value)} [{signed(gap.low)}, {signed(gap.high)}], {many(documents)}"
+
+
+def signed(value: float) -> str:
+    """In four digits; what these call 0 has no sign."""
+    shown = f"{value:+.4f}"
+    return shown[1:] if float(shown) == 0 else shown
+
+
+def many(documents: int) -> str:
+    return f"{documents:,} document{'' if documents == 1 else 's'}"
 
 
 def no_finding(gap: Interval, documents: int, unit: str = "nats per token") -> str | None:

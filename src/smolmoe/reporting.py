@@ -12,6 +12,7 @@ from smolmoe.provenance import record_measured
 
 if TYPE_CHECKING:
     from smolmoe.report.overview import Overview
+    from smolmoe.report.results import Comparison
 
 CARD = "README.md"
 # Of a training's summary, what its model's smolmoe.json keeps.
@@ -80,10 +81,17 @@ def _compared(folder: Path) -> list[str]:
                 found = read_comparison(file) if file.is_file() else None
             except (CheckpointError, DataError):  # a neighbour that nobody asked about
                 continue
-            paths = {Path(path).resolve() for path in found.paths} if found else set()
-            if found and paths & {place, place.parent}:
+            if found and _is_of(found, place):
                 return list(found.verdict)
     return []
+
+
+def _is_of(found: Comparison, place: Path) -> bool:
+    """Whether a checkpoint was compared, as it is now: at its path, and with the hash on record."""
+    from smolmoe.checkpoint import fingerprint, open_checkpoint
+
+    hashes = {sha for path, sha in found.checkpoints if Path(path).resolve() in (place, place.parent)}
+    return bool(hashes) and (None in hashes or fingerprint(open_checkpoint(place)) in hashes)
 
 
 def report(folders: Sequence[str | Path], out: str | Path, *, overwrite: bool = False) -> Overview:

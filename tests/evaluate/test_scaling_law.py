@@ -287,6 +287,13 @@ def test_what_a_lower_perplexity_needs_on_published_points() -> None:
         assert need.fold.low < need.fold.value < (need.fold.high or np.inf)
 
 
+def test_a_curve_that_bends_is_known_less_by_a_power() -> None:
+    straight = power(fit(3.5 - 0.1 * np.log(BUDGETS / BUDGETS[0])))
+    bent = power(fit(known(BUDGETS)))
+    widths = [found.exponent.high - found.exponent.low for found in (straight, bent)]
+    assert widths[0] < 0.01 < widths[1]
+
+
 def test_a_floor_makes_it_out_of_reach() -> None:
     """With a floor of 3.1 nats no amount of data takes 0.69 off 3.5; the power of perplexity does not know that."""
     found = power(fit(noisy(0, 2e-4)))

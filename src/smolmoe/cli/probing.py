@@ -9,6 +9,7 @@ import typer
 
 from smolmoe import units
 from smolmoe.cli.output import Json, named_paths, print_json, print_rows, progress, quiet_libraries, table
+from smolmoe.interval import signed
 
 if TYPE_CHECKING:
     from smolmoe.probe.results import Baseline, Losses, ProbeResult
@@ -185,18 +186,19 @@ def _show_accuracy(result: ProbeResult) -> None:
 def _show_losses(losses: Losses, domains: list[str]) -> None:
     own = [at for at, label in enumerate(losses.labels) if at in losses.own]
     shown = own or list(range(len(losses.labels)))
-    for title, values in (("only these experts", losses.forced), ("without these experts", losses.knocked_out)):
+    for title, values in (("with only these experts", losses.forced), ("without these experts", losses.knocked_out)):
         columns = ["domain", "as it is", *(["dense"] if losses.dense else []), *(losses.labels[at] for at in shown)]
         rows = []
         for index, domain in enumerate(domains):
             base = losses.base[domain]
             row = [domain, f"{base:.4f}", *([f"{losses.dense[domain]:.4f}"] if losses.dense else [])]
             rows.append(row + [_change(values[index][at], base) for at in shown])
-        table(f"Does it pay? Held-out nats a token, and how they change with {title}", columns, rows)
+        table(f"Does it pay? Held-out nats a token, and how they change {title}", columns, rows)
     for flag in losses.flags:
         print(f"  ! {flag}")
-    print(f"  {losses.summary}")
+    for sentence in losses.summary:
+        print(f"  {sentence}")
 
 
 def _change(value: float | None, base: float) -> str:
-    return "-" if value is None else f"{value - base:+.4f}"
+    return "-" if value is None else signed(value - base)

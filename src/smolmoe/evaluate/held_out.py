@@ -71,6 +71,12 @@ class DocumentLosses:
         chosen = [index for index, name in enumerate(self.domains) if name == domain]
         return sum(self.nll[index] for index in chosen) / sum(self.tokens[index] for index in chosen)
 
+    def part(self, domain: str | None) -> DocumentLosses:
+        """Those of one domain; None for all."""
+        at = [index for index, name in enumerate(self.domains) if domain is None or name == domain]
+        nll, tokens = tuple(self.nll[index] for index in at), tuple(self.tokens[index] for index in at)
+        return DocumentLosses(nll, tokens, tuple(self.domains[index] for index in at))
+
     def to_json(self) -> dict[str, Any]:
         return {"loss": self.loss, "by_domain": self.by_domain, "tokens": sum(self.tokens)}
 

@@ -6,6 +6,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from smolmoe.evaluate.scaling_law import Fit, interval, law_of, reach
+from smolmoe.evaluate.scaling_law_noise import Noise, draw_noise
 from smolmoe.evaluate.scaling_law_results import Fold, Need, Power
 
 Floats = NDArray[np.float64]
@@ -20,8 +21,8 @@ def power_of(fit: Fit) -> Power | None:
     if len(tokens) < 2:
         return None
     exponent, level = _fitted(tokens, losses[None, :])
-    drawn, _ = _fitted(tokens, fit.losses)
     fitted = level[0] - exponent[0] * np.log(tokens)
+    drawn, _ = _fitted(tokens, fit.losses + _misfit(losses - fitted, len(fit.losses)))
     known = interval(float(exponent[0]), drawn)
     tenfold = interval(float(exponent[0] * np.log(10)), drawn * np.log(10))
     return Power(
@@ -44,6 +45,15 @@ def _fitted(tokens: Floats, losses: Floats) -> tuple[Floats, Floats]:
     middle, mean = (weights * x).sum(axis=1, keepdims=True), (weights * losses).sum(axis=1, keepdims=True)
     slope = (weights * (x - middle) * (losses - mean)).sum(axis=1) / (weights * (x - middle) ** 2).sum(axis=1)
     return -slope, mean[:, 0] - slope * middle[:, 0]
+
+
+def _misfit(residual: Floats, draws: int) -> Floats:
+    """What the power leaves of the losses, drawn anew [R, B]: a curve that bends is not known by a straight line."""
+    freedom = len(residual) - 2
+    if freedom < 1:
+        return np.zeros((draws, len(residual)))
+    noise = Noise(float(np.sqrt((residual**2).sum() / freedom)), freedom, 0.0, 0)
+    return draw_noise(noise, (len(residual), 1), draws, np.random.default_rng(0))[:, :, 0]
 
 
 def _need(fit: Fit, lower: float, exponent: Floats, drawn: Floats) -> Need:

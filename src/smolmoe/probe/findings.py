@@ -5,9 +5,16 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-from smolmoe.interval import Interval, evidence, no_finding, side, too_few
+from smolmoe.interval import FEWEST_DOCUMENTS, NO_DIFFERENCE, Interval, evidence, shortly, side, too_few
 from smolmoe.probe.results import Similarity
 
+NOBODYS = "No domain has experts of its own that could be knocked out."
+_SIDES = {
+    "higher": "higher",
+    "lower": "lower",
+    "none": NO_DIFFERENCE,
+    "few": f"too few documents for a finding (at least {FEWEST_DOCUMENTS})",
+}
 COPIES = 0.995  # CKA from which two experts do the same to the same tokens
 
 
@@ -131,24 +138,28 @@ def _of_dense(one: Paid) -> Iterator[str]:
         )
 
 
-def summary(found: Sequence[Paid]) -> str:
+def summary(found: Sequence[Paid]) -> list[str]:
     """For every domain what its own experts are worth to it, and how it does beside the dense model."""
     own = [one for one in found if one.knocked_out_gap is not None]
-    if not own:
-        said = ["No domain has experts of its own that could be knocked out."]
-    else:
-        copied = [one.domain for one in own if one.copies]
-        told = [f"{one.domain} {_said(one.knocked_out_gap, one.documents)}" for one in own if not one.copies]
-        told += [f"{_listed(copied)} not judged, their own experts are copies of others"] if copied else []
-        said = [f"Loss without a domain's own experts: {'; '.join(told)}."]
-    dense = [f"{one.domain} {_said(one.dense_gap, one.documents)}" for one in found if one.dense_gap is not None]
-    return " ".join([*said, *([f"Loss compared with the dense model: {'; '.join(dense)}."] if dense else [])])
+    copied = [one.domain for one in own if one.copies]
+    told = _by_side([(one.domain, one.knocked_out_gap, one.documents) for one in own if not one.copies])
+    told += [f"not judged for {_listed(copied)}, whose own experts are copies of others"] if copied else []
+    said = [f"Loss without a domain's own experts: {'; '.join(told)}." if told else NOBODYS]
+    dense = _by_side([(one.domain, one.dense_gap, one.documents) for one in found])
+    return [*said, *([f"Loss compared with the dense model: {'; '.join(dense)}."] if dense else [])]
 
 
-def _said(gap: Interval | None, documents: int) -> str:
-    assert gap is not None
-    words = no_finding(gap, documents)
-    return words if words is not None else f"{side(gap, documents)}, {evidence(gap, documents)}"
+def _by_side(gaps: Sequence[tuple[str, Interval | None, int]]) -> list[str]:
+    """Domains that go up, go down, show nothing, and have too few documents."""
+    said = []
+    for kind, words in _SIDES.items():
+        of_kind = [
+            f"{domain} ({shortly(gap, documents)})"
+            for domain, gap, documents in gaps
+            if gap is not None and side(gap, documents) == kind
+        ]
+        said += [f"{words} for {_listed(of_kind)}"] if of_kind else []
+    return said
 
 
 def _listed(items: Sequence[object]) -> str:

@@ -127,7 +127,7 @@ def measure_losses(
             [None if losses is None else losses.by_domain[domain] for losses in without] for domain in domains
         ],
         dense=None if of_dense is None else of_dense.by_domain,
-        tokens={domain: sum(_part(base, domain).tokens) for domain in domains},
+        tokens={domain: sum(base.part(domain).tokens) for domain in domains},
         flags=flags(paid, None if similarity is None else copies_said(similarity.cka, layers)),
         documents={one.domain: one.documents for one in paid},
         forced_gap=[one.forced_gap for one in paid],
@@ -187,17 +187,10 @@ def _paid(
 
 
 def _gap(a: DocumentLosses, b: DocumentLosses, domain: str) -> Interval:
-    return Interval(*paired_difference(_part(a, domain), _part(b, domain)))
+    return Interval(*paired_difference(a.part(domain), b.part(domain)))
 
 
 def _more_than(out: DocumentLosses, base: DocumentLosses, domain: str, other: str) -> Interval:
     """How much more a domain loses than another."""
-    here, there = ((_part(out, name), _part(base, name)) for name in (domain, other))
+    here, there = ((out.part(name), base.part(name)) for name in (domain, other))
     return Interval(*difference_of_differences(here, there))
-
-
-def _part(losses: DocumentLosses, domain: str) -> DocumentLosses:
-    at = [index for index, name in enumerate(losses.domains) if name == domain]
-    return DocumentLosses(
-        tuple(losses.nll[index] for index in at), tuple(losses.tokens[index] for index in at), (domain,) * len(at)
-    )

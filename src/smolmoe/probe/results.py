@@ -195,7 +195,7 @@ class Losses:
     elsewhere_gap: list[Interval | None] = field(default_factory=list)  # [D]
     dense_gap: list[Interval | None] = field(default_factory=list)  # [D]
     copied: list[str] = field(default_factory=list)
-    summary: str = ""
+    summary: list[str] = field(default_factory=list)
 
 
 @dataclass(frozen=True)

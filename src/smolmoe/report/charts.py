@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from html import escape
 from typing import Any
 
-from smolmoe.report.names import DASHES, colour, marker, shape
+from smolmoe.report.names import DASHES, colour, dash, marker
 from smolmoe.report.page_tokens import script_json
 
 MOST_POINTS = 240
@@ -126,7 +126,7 @@ def line(name: str, points: Points, place: int, **more: Any) -> dict[str, Any]:
         "name": name,
         "x": [x for x, _ in kept],
         "y": [round(y, 6) for _, y in kept],
-        "line": {"color": colour(place), "dash": DASHES[shape(place)], "width": 2},
+        "line": {"color": colour(place), "dash": DASHES[dash(place)], "width": 2},
         "marker": marker(place, 7),
         "hovertemplate": "%{y:.4f}<extra>%{fullData.name}</extra>",
         **more,

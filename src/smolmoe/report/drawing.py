@@ -25,13 +25,13 @@ from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.patches import Rectangle
 from matplotlib.ticker import FuncFormatter, MaxNLocator
 
-from smolmoe.report.names import style
+from smolmoe.report.names import COLOURS, style
 
 WIDTH = 10.8  # inches of every figure
 DOTS = 150  # of a PNG, an inch
 MAP = "Blues"
 INK, GREY, PALE, BAND = "#1a1a1a", "#5c5c5c", "#a6a6a6", "#e3e3e3"
-STYLES: tuple[dict[str, Any], ...] = tuple(map(style, range(6)))
+STYLES: tuple[dict[str, Any], ...] = tuple(map(style, range(len(COLOURS))))
 _LOOK: dict[str, Any] = {
     "font.family": "DejaVu Sans",
     "font.size": 8.5,

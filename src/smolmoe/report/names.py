@@ -5,8 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-# The first six things; `report.css` has the same for the light theme, and lighter ones for the dark theme.
-COLOURS = ("#1f5fa8", "#c8640a", "#1b8577", "#7b3294", "#6b6b6b", "#a8325e")
+# `report.css` has the same for the light theme, and lighter ones for the dark theme.
+COLOURS = (
+    *("#1f5fa8", "#c8640a", "#1b8577", "#7b3294", "#6b6b6b"),
+    *("#a8325e", "#7a6a00", "#2a9fd0", "#5b8c2a", "#8a4b2a"),
+)
 DASHES = ("solid", "dash", "dashdot", "dot", "longdash", "longdashdot")
 MARKERS = ("circle", "square", "triangle-up", "diamond", "triangle-down", "x")
 _LINES: tuple[Any, ...] = ("-", "--", "-.", ":", (0, (5, 1, 1, 1, 1, 1)), (0, (8, 2)))
@@ -37,9 +40,14 @@ class Looks:
         return self._places.setdefault(name, len(self._places))
 
 
+def dash(place: int) -> int:
+    """Which dash; with the marker it tells 36 things apart without colour."""
+    return place % len(DASHES)
+
+
 def shape(place: int) -> int:
-    """Of dash and marker: a colour that comes again comes with others."""
-    return (place + place // len(COLOURS)) % len(MARKERS)
+    """Which marker: a dash that comes again comes with another one."""
+    return (place + place // len(DASHES)) % len(MARKERS)
 
 
 def colour(place: int) -> str:
@@ -56,7 +64,7 @@ def style(place: int) -> dict[str, Any]:
     """matplotlib's line of a thing, the same colour, dash and marker as on the page."""
     form = _SHAPES[shape(place)]
     hollow = {"markerfacecolor": "white"} if form in _HOLLOW else {}
-    line = {"color": COLOURS[place % len(COLOURS)], "linestyle": _LINES[shape(place)]}
+    line = {"color": COLOURS[place % len(COLOURS)], "linestyle": _LINES[dash(place)]}
     return {**line, "marker": form, "markersize": 4.5 if form == "D" else 5.5, **hollow}
 
 

@@ -12,6 +12,7 @@ from typing import Any
 
 from smolmoe.errors import DataError
 from smolmoe.evaluate.comparison_text import nearby
+from smolmoe.evaluate.held_out import DocumentLosses
 from smolmoe.provenance import PROVENANCE_FILE, check_schema
 from smolmoe.report.kinship import Kinship
 from smolmoe.report.model_facts import ModelFacts
@@ -36,6 +37,7 @@ class Training:
         history: its metrics.
         summary: what it ended with; empty of a run that is not finished.
         recipe: what was asked.
+        documents: its final losses document by document.
     """
 
     label: str
@@ -43,6 +45,7 @@ class Training:
     history: History
     summary: Mapping[str, Any]
     recipe: Mapping[str, Any]
+    documents: DocumentLosses | None
 
 
 @dataclass(frozen=True)
@@ -283,7 +286,9 @@ def _training(folder: Path, label: str) -> Training:
     check_schema(record.get("schema_version"), folder / "run.json")
     summary = folder / "summary.json"
     found = _json(summary) if summary.is_file() else {}
-    return Training(label, folder, History.read(label, folder), found, record.get("recipe") or {})
+    held_out = folder / "held_out.json"
+    documents = DocumentLosses.from_json(_json(held_out)) if held_out.is_file() else None
+    return Training(label, folder, History.read(label, folder), found, record.get("recipe") or {}, documents)
 
 
 def _probes(folders: Sequence[Path], label: Callable[[Path], str], kin: Kinship) -> list[Probe]:
@@ -302,7 +307,18 @@ def _probes(folders: Sequence[Path], label: Callable[[Path], str], kin: Kinship)
 
     kept = [(folder, earlier(folder)) for folder in folders]
     used = {id(before) for _, before in kept if before is not None}
-    return [Probe(label(folder), read[folder], before) for folder, before in kept if id(read[folder]) not in used]
+    shown = [(folder, before) for folder, before in kept if id(read[folder]) not in used]
+    names = [_of_probe(folder, read[folder], label) for folder, _ in shown]
+    return [
+        Probe(name if names.count(name) == 1 else f"{name} ({label(folder)})", read[folder], before)
+        for name, (folder, before) in zip(names, shown, strict=True)
+    ]
+
+
+def _of_probe(folder: Path, probed: Probed, label: Callable[[Path], str]) -> str:
+    """What a probe is called: as its model, where that is here."""
+    place = nearby(str(probed.values["model"]["folder"]), folder.resolve())
+    return label(place if place is not None and _is_model(place) else folder)
 
 
 def _report(folder: Path) -> Mapping[str, Any] | None:

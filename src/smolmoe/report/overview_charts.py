@@ -9,9 +9,11 @@ from typing import Any
 
 import numpy as np
 
+from smolmoe.evaluate.held_out import paired_difference
+from smolmoe.interval import FEWEST_DOCUMENTS, Interval, evidence, no_finding
 from smolmoe.report.charts import Chart, Points, axes, beside, by_step, line, on, show, thinned
 from smolmoe.report.model_facts import ModelFacts
-from smolmoe.report.names import BEFORE, CHANCE, DENSE_PROBE, LINEAR_PROBE, PROBE_NAMES, ROUTER, Looks, marker
+from smolmoe.report.names import BEFORE, CHANCE, DENSE_PROBE, LINEAR_PROBE, PROBE_NAMES, ROUTER, Looks, colour, marker
 from smolmoe.report.overview import Boundary, Probe, Training
 from smolmoe.report.training_curves import History, smoothed_ce
 
@@ -111,7 +113,8 @@ def final_chart(done: Sequence[Training], name: str, looks: Looks) -> Chart | No
             "x": [None if (value := found[kind][place]) is None else value - best[kind] for kind in kinds],
             "y": [row + spread * (place - (len(done) - 1) / 2) for row in range(len(kinds))],
             "text": [f"{kind}: {show(found[kind][place])}" for kind in kinds],
-            "marker": marker(looks(run.label)),
+            "error_x": _spread([_above(run, kind, done) for kind in kinds], looks(run.label)),
+            "marker": _filled_where_enough(run, kinds, looks(run.label)),
             "hovertemplate": "%{text}, %{x:+.4f}<extra>%{fullData.name}</extra>",
         }
         for place, run in enumerate(done)
@@ -119,17 +122,66 @@ def final_chart(done: Sequence[Training], name: str, looks: Looks) -> Chart | No
     layout = axes("held-out loss above the lowest one here (nats a token)", "", yaxis_autorange="reversed")
     layout["yaxis"] |= {"tickvals": list(range(len(kinds))), "ticktext": [escape(kind) for kind in kinds]}
     head, rows = final_rows(done)
+    head = [*head, "all, above the lowest"]
+    rows = [[*row, _said(_above(run, "all", done), run)] for row, run in zip(rows, done, strict=True)]
     return Chart(
         name,
         f"Final held-out loss: {', '.join(run.label for run in done)}",
-        "Lower is better, 0 is the best run in that row. These runs have a common ancestor or are compared by their "
-        "pipeline, and were measured on the same held-out text.",
+        "Lower is better, 0 is the lowest loss in that row; a bar is the 95% interval of the distance from it over "
+        "documents: where it reaches 0, no difference is seen; hollow: too few documents for a finding (fewer than "
+        f"{FEWEST_DOCUMENTS}). These runs have a common ancestor or are compared by "
+        "their pipeline, and were measured on the same held-out text.",
         traces,
         layout,
         head,
         rows,
         height=150 + (30 + 7 * min(len(done), 12)) * len(kinds) + 20 * (len(done) // 4),
     )
+
+
+def _above(run: Training, kind: str, others: Sequence[Training]) -> Interval | None:
+    """How far a run's loss is above the lowest of them, with its interval over documents; None of the lowest."""
+    losses = {other.label: loss for other in others if (loss := _loss(other, kind)) is not None}
+    best = min(others, key=lambda other: losses.get(other.label, math.inf))
+    if run is best or run.documents is None or best.documents is None or run.label not in losses:
+        return None
+    parts = [found.documents.part(None if kind == "all" else kind) for found in (run, best) if found.documents]
+    few = len(parts[0].tokens) < FEWEST_DOCUMENTS and kind != "all"  # its bar would say more than it knows
+    return None if few or not parts[0].tokens else Interval(*paired_difference(*parts))
+
+
+def _spread(gaps: Sequence[Interval | None], place: int) -> dict[str, Any]:
+    """plotly's bars."""
+    high, low = ([0.0 if gap is None else abs(end(gap)) for gap in gaps] for end in (_high, _low))
+    look = {"color": colour(place), "thickness": 1.3, "width": 4}
+    return {"type": "data", "symmetric": False, "array": high, "arrayminus": low, **look}
+
+
+def _filled_where_enough(run: Training, kinds: Sequence[str], place: int) -> dict[str, Any]:
+    """The run's marker, hollow where there are too few documents for a finding."""
+    found = marker(place)
+    few = [run.documents is not None and _count(run, kind) < FEWEST_DOCUMENTS for kind in kinds]
+    return {**found, "symbol": [f"{found['symbol']}{'-open' if hollow else ''}" for hollow in few]}
+
+
+def _count(run: Training, kind: str) -> int:
+    assert run.documents is not None
+    return len(run.documents.part(None if kind == "all" else kind).tokens)
+
+
+def _high(gap: Interval) -> float:
+    return gap.high - gap.value
+
+
+def _low(gap: Interval) -> float:
+    return gap.value - gap.low
+
+
+def _said(gap: Interval | None, run: Training) -> str | None:
+    if gap is None or run.documents is None:
+        return None
+    documents = len(run.documents.tokens)
+    return no_finding(gap, documents) or evidence(gap, documents)
 
 
 def _kinds(runs: Sequence[Training]) -> list[str]:
@@ -300,9 +352,7 @@ def layers_chart(probe: Probe, name: str) -> Chart:
         if place is None:
             trace |= {"mode": "lines", "line": {"color": "@grey", "dash": "dot", "width": 1.5}}
         traces.append(trace)
-    layout = beside(
-        *((w, "layer", u) for w, u, _, _ in panels), ("domain accuracy, held out", "layer", "share of tokens")
-    )
+    layout = beside(*((w, "layer", u) for w, u, _, _ in panels), ("domain accuracy", "layer", "share of tokens"))
     for axis in ("xaxis", "xaxis2", "xaxis3"):
         layout[axis] |= {"tickmode": "linear" if len(after.layers) <= 16 else "auto", "dtick": 1}
     layout["yaxis3"] |= {"tickformat": ".0%"}

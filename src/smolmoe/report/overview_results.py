@@ -45,7 +45,7 @@ def comparison_chart(values: Values, name: str) -> Chart | None:
                     "width": 5,
                 },
                 # A difference is of two models: it has neither's colour.
-                "marker": {"color": "@ink", "size": 10, "symbol": MARKERS[place % len(MARKERS)]},
+                "marker": {"color": "@ink", "size": 10, "symbol": _symbols(found, MARKERS[place % len(MARKERS)])},
                 "hovertemplate": "%{x:+.4f}<extra>%{text}, %{fullData.name}</extra>",
             }
         )
@@ -61,13 +61,19 @@ def comparison_chart(values: Values, name: str) -> Chart | None:
         name,
         "Who wins, and how surely",
         "Loss of the first less that of the second on the same documents: left of 0 the first is better. The bars are "
-        "95% intervals, the wider of those over documents and over seeds; one that reaches 0 decides nothing.",
+        "95% intervals, the wider of those over documents and over seeds. Filled is a finding by interval, test and "
+        "number of documents; hollow: no difference seen.",
         traces,
         layout,
         ["pair", "text", "difference", "low", "high", "p", "better"],
         rows,
         height=150 + (26 * len(pairs) + 26) * len(kinds),
     )
+
+
+def _symbols(found: Sequence[Values], symbol: str) -> list[str]:
+    """Hollow where no difference is seen."""
+    return [symbol if difference.get("is_decided") else f"{symbol}-open" for difference in found]
 
 
 def _ends(difference: Values) -> tuple[float, float]:
@@ -265,7 +271,14 @@ def needs_chart(values: Values, name: str, looks: Looks) -> Chart | None:
         "Times the data of the largest budget, with 95% intervals. Without a floor a power of perplexity goes on for "
         "ever: that is the least it may take. Beyond ten times the largest budget both are a guess.",
         traces,
-        axes("times the data", "lower perplexity", xaxis_type="log", xaxis_dtick=1, yaxis_type="category"),
+        axes(
+            "times the data",
+            "lower perplexity",
+            xaxis_type="log",
+            xaxis_dtick=1,
+            yaxis_type="category",
+            yaxis_range=[-0.5, 2.5],
+        ),
         head,
         rows,
         height=300,

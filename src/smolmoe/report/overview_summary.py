@@ -120,7 +120,7 @@ def _wins(found: Overview) -> Answer:
     question = "Does it win?"
     main = found.main
     for comparison in found.comparisons:
-        if comparison.verdict and (main is None or comparison.sha256 & found.kin.of(main[1].folder)):
+        if comparison.verdict and (main is None or comparison.hashes & found.kin.of(main[1].folder)):
             headline, tone = _who(comparison.values)
             return Answer(question, headline, comparison.verdict[0], tone)
     for boundary in found.boundaries:
@@ -166,8 +166,8 @@ def _of_boundary(question: str, boundary: Boundary) -> Answer:
         return Answer(question, "Not measured", "The runs were not compared.", "open")
     gap = Interval(*(difference[key] for key in ("value", "low", "high")))
     headline, tone, verdict = {
-        "few": ("Too few documents", "open", "was compared with"),
-        "none": ("No difference seen", "open", "is not told apart from"),
+        "few": ("Too few documents", "open", "compared with"),
+        "none": ("No difference seen", "open", "compared with"),
         "lower": ("On equal tokens, yes", "good", "is better than"),
         "higher": ("Not on equal tokens", "bad", "is worse than"),
     }[side(gap, boundary.documents)]

@@ -9,8 +9,8 @@ from typing import Any
 
 import numpy as np
 
-from smolmoe.interval import NO_DIFFERENCE, Interval, above_chance, enough_tokens, side, too_few
-from smolmoe.probe.findings import copies_said
+from smolmoe.interval import NO_DIFFERENCE, Interval, above_chance, enough_tokens, side, signed, too_few
+from smolmoe.probe.findings import NOBODYS, copies_said
 from smolmoe.report.page_tokens import visible
 from smolmoe.report.specialisation_data import Probed
 
@@ -25,14 +25,15 @@ def headlines(after: Probed, before: Probed | None) -> list[str]:
         _above_chance(after, before, "separation", "Domain separation", "bits"),
         _above_chance(after, before, "contrast", "Routing contrast", "times"),
         _load(after),
-        _pays(after),
+        *_pays(after),
     ]
     return [sentence for sentence in found if sentence]
 
 
 def flags(after: Probed) -> list[str]:
-    """Where the specialisation makes a domain worse or does not matter to it."""
-    return list((after.values.get("losses") or {}).get("flags", ()))
+    """Where the specialisation makes a domain worse or does not matter to it; copies are in the headlines already."""
+    said = _copies(after)
+    return [flag for flag in (after.values.get("losses") or {}).get("flags", ()) if flag != said]
 
 
 def layer_table(after: Probed) -> str:
@@ -101,15 +102,21 @@ def _loss_row(after: Probed, found: Mapping[str, Any], dense: Mapping[str, float
     base = found["base"][domain]
     cells = [f"{found['tokens'][domain]:,}" if found.get("tokens") else "", f"{base:.4f}"]
     if dense:
-        cells += [f"{dense[domain]:.4f}", _signed(base - dense[domain])]
+        cells += [f"{dense[domain]:.4f}", _change(found, "dense_gap", place, base - dense[domain])]
     own = found["own"][place] if found.get("own") else None
     if own is None:
         cells += ["none", "", ""]
     else:
         out = found["knocked_out"][place][own]
         cells += [escape(found["labels"][own]), _signed(found["forced"][place][own] - base)]
-        cells.append("" if out is None else _signed(out - base))
+        cells.append("" if out is None else _change(found, "knocked_out_gap", place, out - base))
     return f"<tr><th>{escape(domain)}</th>" + "".join(f"<td>{cell}</td>" for cell in cells) + "</tr>"
+
+
+def _change(found: Mapping[str, Any], key: str, place: int, value: float) -> str:
+    """A change with its interval, where that was measured."""
+    gap = (found.get(key) or {})[place] if found.get(key) else None
+    return _signed(value) + (f" [{_signed(gap['low'])}, {_signed(gap['high'])}]" if gap else "")
 
 
 def _what(after: Probed) -> str:
@@ -210,13 +217,14 @@ def _load(after: Probed) -> str:
     )
 
 
-def _pays(after: Probed) -> str:
+def _pays(after: Probed) -> list[str]:
     found = after.values.get("losses")
     if not found:
-        return "Whether it pays was not measured: there are no losses with experts forced or knocked out."
+        return ["Whether it pays was not measured: there are no losses with experts forced or knocked out."]
     if not any(own is not None for own in found["own"]):
-        return "No domain has experts of its own that could be knocked out."
-    return str(found.get("summary") or "Whether it pays: this probe is of an earlier version, without intervals.")
+        return [NOBODYS]
+    said = found.get("summary") or ["Whether it pays: this probe is of an earlier version, without intervals."]
+    return [str(sentence) for sentence in said]
 
 
 def _tokens(top: list[Mapping[str, Any]]) -> str:
@@ -253,4 +261,4 @@ def _number(value: float | None, unit: str) -> str:
 
 
 def _signed(value: float) -> str:
-    return f"{value:+.4f}".replace("-", "−")
+    return signed(value).replace("-", "−")

@@ -13,7 +13,7 @@
   // "@2" is the second colour of the page, "@2/0.15" the same with an opacity.
   function colour(name) {
     const [key, opacity] = name.slice(1).split("/");
-    probe.style.color = "var(--" + (/^\d$/.test(key) ? "c" + key : key) + ")";
+    probe.style.color = "var(--" + (/^\d+$/.test(key) ? "c" + key : key) + ")";
     const found = getComputedStyle(probe).color;
     return opacity ? found.replace(/^rgb\((.*)\)$/, "rgba($1, " + opacity + ")") : found;
   }
@@ -86,7 +86,7 @@
     box.style.height = Math.round(base * factor) + "px";
     const made = layout(given);
     Object.assign(made, { width: box.clientWidth, height: Math.round(base * factor) });
-    if (factor !== 1) made.legend.y = -0.08;
+    made.legend.y = factor === 1 ? -62 / (base - 72) : -0.08;
     Plotly.react(box, traces(spec, slider ? Number(slider.value) : spec.start), made, config);
     figure.dataset.drawn = dark() ? "dark" : "light";
   }

@@ -43,16 +43,15 @@ class Comparison:
         return Comparison(self.path, {**values, "verdict": list(said[0]), "warnings": list(said[1])})
 
     @property
-    def sha256(self) -> set[str]:
-        """Of every checkpoint that was compared."""
-        models = self.values.get("models") or ()
-        return {str(found["sha256"]) for model in models for found in model.get("checkpoints") or ()}
+    def checkpoints(self) -> list[tuple[str, str | None]]:
+        """(path, hash) of all that were compared; None where the hash is not on record."""
+        each = [found for model in self.values.get("models") or () for found in model.get("checkpoints") or ()]
+        return [(str(found["path"]), found.get("sha256")) for found in each]
 
     @property
-    def paths(self) -> list[str]:
-        """Of every checkpoint that was compared."""
-        models = self.values.get("models") or ()
-        return [str(found["path"]) for model in models for found in model.get("checkpoints") or ()]
+    def hashes(self) -> set[str | None]:
+        """Of all that were compared."""
+        return {sha for _, sha in self.checkpoints}
 
 
 def read_comparison(file: Path) -> Comparison | None:

@@ -13,7 +13,8 @@ from pathlib import Path
 from typing import Any
 
 from smolmoe.errors import DataError
-from smolmoe.report.drawing import INK, STYLES, Drawing, new_figure
+from smolmoe.report.drawing import INK, Drawing, new_figure
+from smolmoe.report.names import Looks, style
 
 Row = Mapping[str, Any]
 Points = list[tuple[int, float]]
@@ -62,20 +63,21 @@ class History:
 
 def training_figures(histories: Sequence[History]) -> list[Drawing]:
     """What the runs' metrics have the numbers for; a run of a dense model has no part in the balance."""
-    found = [_losses(histories), _domains(histories), _terms(histories), _balance(histories)] if histories else []
-    return [drawing for drawing in found if drawing is not None]
+    looks = Looks(history.label for history in histories)
+    figures = (_losses, _domains, _terms, _balance) if histories else ()
+    return [drawing for figure in figures if (drawing := figure(histories, looks)) is not None]
 
 
-def _losses(histories: Sequence[History]) -> Drawing | None:
+def _losses(histories: Sequence[History], looks: Looks) -> Drawing | None:
     panels = [
         ("on training batches, smoothed", "cross-entropy (nats a token)", smoothed_ce),
         ("held out", "loss (nats a token)", lambda history: history.points("held_out", "loss")),
     ]
     caption = "Lower is better; the right panel is on text that the model was not trained on."
-    return _curves("training-loss", "Loss over training", caption, panels, histories)
+    return _curves("training-loss", "Loss over training", caption, panels, histories, looks)
 
 
-def _domains(histories: Sequence[History]) -> Drawing | None:
+def _domains(histories: Sequence[History], looks: Looks) -> Drawing | None:
     names = sorted(
         {name for history in histories for row in history.rows.get("held_out", ()) for name in row.get("by_domain", {})}
     )
@@ -83,20 +85,22 @@ def _domains(histories: Sequence[History]) -> Drawing | None:
         return None
     panels = [(name, "held-out loss (nats a token)", _domain(name)) for name in names]
     caption = "A domain whose line rises while the others fall pays for their gain."
-    return _curves("training-domains", "Held-out loss of each domain over training", caption, panels, histories)
+    return _curves("training-domains", "Held-out loss of each domain over training", caption, panels, histories, looks)
 
 
-def _terms(histories: Sequence[History]) -> Drawing | None:
+def _terms(histories: Sequence[History], looks: Looks) -> Drawing | None:
     panels = [
         (words, f"{words} (weighted)", _value("step", key))
         for key, words in _TERMS.items()
         if any(history.points("step", key) for history in histories)
     ]
     caption = "What each term on the routers adds to the loss, with its weight: beside a cross-entropy of a few nats."
-    return _curves("training-terms", "Router terms over training", caption, panels, histories) if panels else None
+    return (
+        _curves("training-terms", "Router terms over training", caption, panels, histories, looks) if panels else None
+    )
 
 
-def _balance(histories: Sequence[History]) -> Drawing | None:
+def _balance(histories: Sequence[History], looks: Looks) -> Drawing | None:
     moes = [history for history in histories if history.routing("balance")]
     if not moes:
         return None
@@ -112,21 +116,24 @@ def _balance(histories: Sequence[History]) -> Drawing | None:
         "a fall on the right is experts dying.",
         panels,
         moes,
+        looks,
     )
     if drawing is not None:
-        _spread_and_alarms(drawing, moes)
+        _spread_and_alarms(drawing, moes, looks)
     return drawing
 
 
-def _spread_and_alarms(drawing: Drawing, histories: Sequence[History]) -> None:
+def _spread_and_alarms(drawing: Drawing, histories: Sequence[History], looks: Looks) -> None:
     balance, _, active = drawing.figure.axes
-    for history, style in zip(histories, _styles(len(histories)), strict=True):
+    for history in histories:
         rows = [row for row in history.rows.get("window", ()) if row.get("balance_by_layer")]
         if rows:
             low, high = zip(
                 *((min(row["balance_by_layer"]), max(row["balance_by_layer"])) for row in rows), strict=True
             )
-            balance.fill_between([row["step"] for row in rows], low, high, color=style["color"], alpha=0.13, lw=0)
+            balance.fill_between(
+                [row["step"] for row in rows], low, high, color=style(looks(history.label))["color"], alpha=0.13, lw=0
+            )
     alarms = [row["step"] for history in histories for row in history.rows.get("alarm", ())]
     active.set_ylim(0, 1.08 * active.get_ylim()[1])
     if alarms:
@@ -140,6 +147,7 @@ def _curves(
     caption: str,
     panels: Sequence[tuple[str, str, Callable[[History], Points]]],
     histories: Sequence[History],
+    looks: Looks,
 ) -> Drawing | None:
     """A panel for each quantity, a line for each run; None where no run has any."""
     lines = [[(history, points(history)) for history in histories] for _, _, points in panels]
@@ -152,10 +160,12 @@ def _curves(
     for axes in grid[len(panels) :]:
         axes.set_visible(False)
     for axes, (heading, unit, _), panel in zip(grid, panels, lines, strict=False):
-        for (history, points), style in zip(panel, _styles(len(histories)), strict=True):
+        for history, points in panel:
             if points:
                 every = max(1, len(points) // 12)
-                axes.plot(*zip(*points, strict=True), label=history.label, markevery=every, **style)
+                axes.plot(
+                    *zip(*points, strict=True), label=history.label, markevery=every, **style(looks(history.label))
+                )
         axes.set_title(heading)
         axes.set_xlabel("optimiser steps")
         axes.set_ylabel(unit)
@@ -163,10 +173,6 @@ def _curves(
     handles, labels = max((axes.get_legend_handles_labels() for axes in grid), key=lambda found: len(found[0]))
     figure.legend(handles, labels, loc="outside lower center", ncols=min(5, len(labels)))
     return Drawing(name, title, caption, figure)
-
-
-def _styles(count: int) -> list[dict[str, Any]]:
-    return [STYLES[index % len(STYLES)] for index in range(count)]
 
 
 def _value(kind: str, key: str) -> Callable[[History], Points]:
