@@ -11,7 +11,9 @@ from pathlib import Path
 from typing import Any
 
 from smolmoe.families import DenseFamily
-from smolmoe.files import read_object, write_json
+from smolmoe.files import write_json
+from smolmoe.json_text import read_object
+from smolmoe.model_code import without_code
 
 _PLAIN_CLASS = "TokenizersBackend"  # reads tokenizer.json as it stands
 # Where the files name one of these, they are read as they stand beside any config but that of a type with own rules.
@@ -26,6 +28,7 @@ def keep_tokenizer(source: Path, out: Path, family: DenseFamily | None, *, nativ
         native: `out` is of a class that transformers has. The generic model's type says nothing to it, while our own
             loader reads the tokenizer as the dense model's: comparing would see no difference where others have one.
     """
+    drop_code(out)
     if family is not None and not family.own_tokenizer and _settings(source).get("tokenizer_class") in _PLAIN_CLASSES:
         return
     from smolmoe.moe.loading import load_tokenizer
@@ -36,6 +39,13 @@ def keep_tokenizer(source: Path, out: Path, family: DenseFamily | None, *, nativ
         return
     (out / "tokenizer.json").write_text(rules, encoding="utf-8")
     write_json(out / "tokenizer_config.json", _settings(out) | {"tokenizer_class": _PLAIN_CLASS})
+
+
+def drop_code(out: Path) -> None:
+    """Take out of a copied tokenizer's settings what names code to run."""
+    settings = _settings(out)
+    if settings != without_code(settings):
+        write_json(out / "tokenizer_config.json", without_code(settings))
 
 
 def _settings(folder: Path) -> dict[str, Any]:
