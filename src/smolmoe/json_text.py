@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from smolmoe.errors import CheckpointError, SmolmoeError
+from smolmoe.errors import CheckpointError, DataError, SmolmoeError
 
 BAD_FILE = (OSError, ValueError)  # what `read_json` and `parse_json` raise
 
@@ -58,3 +58,32 @@ def read_object(path: Path, *, error: type[SmolmoeError] = CheckpointError, fix:
         kind = {list: "a list", type(None): "null"}.get(type(found), repr(found)[:40])
         raise error(f"must hold a JSON object, not {kind}.", field=path.name, value=str(path), fix=fix)
     return found
+
+
+def read_rows(path: Path) -> list[dict[str, Any]]:
+    """The rows of a `metrics.jsonl`; a last line that a kill cut short is left out.
+
+    Raises:
+        OSError: it cannot be read.
+        DataError: a line that is no row of a run, by its number.
+    """
+    rows = []
+    lines = path.read_bytes().splitlines()
+    for number, line in enumerate(lines, 1):
+        try:
+            row = parse_json(line)
+        except ValueError as error:
+            if number == len(lines):
+                break
+            raise _bad_row(path, number, str(error)) from error
+        if not isinstance(row, dict) or not isinstance(row.get("kind"), str):
+            raise _bad_row(path, number, "there is no object with a kind")
+        for key in ("step", "loss", "tokens"):
+            if not isinstance(row.get(key), int | float | None):
+                raise _bad_row(path, number, f"its {key} is {row[key]!r}")
+        rows.append(row)
+    return rows
+
+
+def _bad_row(path: Path, number: int, reason: str) -> DataError:
+    return DataError(f"line {number} is no row of a run: {reason}.", field=path.name, value=str(path))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -13,6 +12,7 @@ from smolmoe.data.targets import ABOUT, REQUEST, file_sizes
 from smolmoe.data.tokens import TokenStore
 from smolmoe.distill.options import CacheOptions
 from smolmoe.errors import OutputError
+from smolmoe.json_text import read_json
 
 _PARTS = {"teacher": "the teacher", "tokenizer": "its tokenizer", "text": "the text", "options": "the options"}
 
@@ -32,7 +32,7 @@ def open_folder(out: Path, request: dict[str, Any], *, resume: bool, overwrite: 
     if overwrite:
         shutil.rmtree(out)
     elif resume:
-        _check_same(json.loads((out / REQUEST).read_text(encoding="utf-8")), request, out)
+        _check_same(read_json(out / REQUEST), request, out)
         for partial in out.glob(".*.partial"):
             shutil.rmtree(partial, ignore_errors=True)
     else:

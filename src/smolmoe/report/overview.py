@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -10,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from smolmoe.errors import DataError
+from smolmoe.json_text import read_json, read_rows
 from smolmoe.provenance import PROVENANCE_FILE, check_schema
 from smolmoe.report.model_facts import ModelFacts
 from smolmoe.report.results import Comparison, read_comparison, read_result
@@ -203,7 +203,7 @@ def _labels(paths: Sequence[Path]) -> Callable[[Path], str]:
 
 def _json(file: Path) -> Any:
     try:
-        return json.loads(file.read_text(encoding="utf-8"))
+        return read_json(file)
     except (OSError, ValueError) as error:
         raise DataError(f"cannot be read: {error}.", field=file.name, value=str(file)) from error
 
@@ -286,8 +286,7 @@ def _of_quickstart(folder: Path, label: str, values: Mapping[str, Any]) -> Bound
     names = {"dense": "dense", "moe-trained": "MoE", "dense-trained": "dense, same tokens"}
     curves: dict[str, list[tuple[float, float]]] = {}
     metrics = folder / "metrics.jsonl"
-    for line in metrics.read_text(encoding="utf-8").splitlines() if metrics.is_file() else ():
-        row = json.loads(line)
+    for row in read_rows(metrics) if metrics.is_file() else ():
         if row.get("kind") == "held_out" and row.get("stage") in names:
             curves.setdefault(names[row["stage"]], []).append((row["tokens"], row["loss"]))
     at = curves["dense"][-1][0] if curves.get("dense") else 0.0

@@ -15,6 +15,8 @@ from typing import Any
 
 import torch
 
+from smolmoe.json_text import read_rows
+
 FILE = "metrics.jsonl"
 
 
@@ -48,13 +50,7 @@ class MetricsFile:
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:
     """The rows of a `metrics.jsonl`; a last line that a kill cut short is left out."""
-    rows = []
-    for line in path.read_text(encoding="utf-8").splitlines():
-        try:
-            rows.append(json.loads(line))
-        except json.JSONDecodeError:
-            break
-    return rows
+    return read_rows(path)
 
 
 class Clock:
