@@ -245,6 +245,6 @@ def test_the_hub_gets_what_a_folder_gets(hub: Hub, moe: Path, tmp_path: Path) ->
 
 def test_a_hub_that_refuses_is_named(hub: Hub, moe: Path) -> None:
     hub.refuse = True
-    with pytest.raises(HubError, match=r"repo='me/my-moe': could not be sent \(.*403.*hf auth login"):
+    with pytest.raises(HubError, match=r"repo='me/my-moe': could not be sent: .*403.*hf auth login"):
         push(moe, "me/my-moe")
     assert hub.files == {}

@@ -117,7 +117,6 @@ def test_every_class_says_where_it_does_not_run(name: str, moe: Path, tmp_path: 
     folder = Path(shutil.copytree(moe, tmp_path / "moe"))
     config = json.loads((folder / "config.json").read_text())
     config["architectures"] = [MOE_TARGETS[name].architecture]
-    config |= {"auto_map": {"AutoConfig": "m.C"}} if name == "generic" else {}
     (folder / "config.json").write_text(json.dumps(config))
     write_card(folder)
     _, text = card_of(folder)
@@ -134,11 +133,18 @@ def test_hostile_words_stay_words(moe: Path, tmp_path: Path) -> None:
     hostile = "a`|b\n---\nlicense: evil\n<script>x</script> [y](javascript:z) ```"
     values = json.loads((folder / PROVENANCE_FILE).read_text())
     values["claim"]["reason"] = hostile
-    values["sources"]["base"]["name"] = hostile
+    values["sources"]["base"] |= {"name": hostile, "revision": hostile}
+    values["sources"][f"expert {hostile}"] = {"name": "x", "sha256": hostile}
+    values["versions"] |= {hostile: hostile}
+    values["verification"]["text"] = hostile
+    values["warnings"] = [hostile]
+    values["measured"] = {"held_out": {"loss": 1.0, "by_domain": {hostile: 1.0, "a": 2.0}, "tokens": 5}}
     values["command"] = f"smolmoe upcycle {hostile}"
     values["origin"] |= {"license": hostile, "language": [hostile]}
     values["verification"]["checks"][0]["meaning"] = hostile
     (folder / PROVENANCE_FILE).write_text(json.dumps(values))
+    config = json.loads((folder / "config.json").read_text()) | {"architectures": [hostile]}
+    (folder / "config.json").write_text(json.dumps(config))
     write_card(folder, name=hostile)
     text = (folder / "README.md").read_text()
     head, body = text.split("---\n", 2)[1:]
@@ -152,8 +158,13 @@ def test_hostile_words_stay_words(moe: Path, tmp_path: Path) -> None:
     cells = [token.content for token in inside if token.type == "code_inline"]
     assert re.sub(r"\s+", " ", hostile) in cells
     assert f"smolmoe upcycle {hostile}\n" in [token.content for token in tokens if token.type == "fence"]
-    rows = [token for token in tokens if token.type == "inline" and token.content.startswith("source, base")]
-    assert len(rows) == 1
+    rows = [token for token in tokens if token.type == "inline" and token.content.startswith("source, ")]
+    assert len(rows) == 2
+    assert len({token.type for token in tokens if token.type in ("hr", "heading_open")}) == 1  # no rule of its own
+    headings = [tokens[place + 1].content for place, token in enumerate(tokens) if token.type == "heading_open"]
+    assert headings[1:] == ["Size", "Claim and verification", "Losses", "Use", "How it was made"]
+    widths = {line.count("|") - line.count("\\|") for line in body.splitlines() if line.startswith("| ")}
+    assert widths <= {3, 4, 5}
 
 
 def test_a_claim_that_fails_is_in_the_card(tmp_path: Path) -> None:

@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from smolmoe.errors import CheckpointError, HubError, SourceError
-from smolmoe.files import read_object
 from smolmoe.hub_access import why_not
+from smolmoe.json_text import read_object
 from smolmoe.model_config import check_other_files, read_config
 from smolmoe.other_formats import check_format, refuse_other_format
 from smolmoe.safetensors_file import TensorInfo, not_finite, read_header

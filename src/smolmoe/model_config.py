@@ -13,7 +13,8 @@ from pathlib import Path
 from typing import Any
 
 from smolmoe.errors import SourceError
-from smolmoe.files import read_object
+from smolmoe.json_text import read_object
+from smolmoe.model_code import without_code
 
 CONFIG = "config.json"
 # Files that hold one JSON object each, where a model has them. Vocabularies take long to read: who loads them says.
@@ -24,7 +25,7 @@ _DTYPE = re.compile(r"(torch\.)?(auto|half|float|double|bool|b?float\d+\w*|u?int
 
 
 def read_config(folder: Path, field: str = "source") -> dict[str, Any]:
-    """The settings in a folder's config.json.
+    """The settings in a folder's config.json, without those that name code.
 
     Raises:
         SourceError: no such file, no JSON object, or a setting of a kind that it cannot have, by its name.
@@ -34,7 +35,7 @@ def read_config(folder: Path, field: str = "source") -> dict[str, Any]:
         raise SourceError("no config.json in this folder.", field=field, value=str(folder), fix="Name a model folder.")
     config = read_object(path, error=SourceError, fix="Download it again.")
     _check(config, CONFIG)
-    return config
+    return without_code(config)
 
 
 def check_other_files(folder: Path) -> None:

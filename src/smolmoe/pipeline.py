@@ -16,6 +16,7 @@ from typing import Any
 
 from smolmoe.errors import OutputError, RequestError
 from smolmoe.files import write_json
+from smolmoe.json_text import read_object
 from smolmoe.recipe import (
     AlignRecipe,
     PairsRecipe,
@@ -284,7 +285,7 @@ class _Pipeline:
         """
         if not self._record(stage.name).is_file():
             return None
-        record: dict[str, Any] = json.loads(self._record(stage.name).read_text(encoding="utf-8"))
+        record: dict[str, Any] = read_object(self._record(stage.name))
         asked = self._asked(stage)
         if record["asked"] == asked:
             return record
@@ -327,7 +328,7 @@ class _Pipeline:
         folder = self.out / stage.name
         values = self.values[stage.name]
         if stage.match_flops is not None:
-            summary = json.loads((self.out / stage.match_flops / "summary.json").read_text(encoding="utf-8"))
+            summary = read_object(self.out / stage.match_flops / "summary.json")
             values = with_matched_steps(values, summary["flops"])
         resume = on_main(lambda: "latest" if folder.is_dir() and whole_checkpoints(folder) else None)
         return train(parse(TrainRecipe, values), resume=resume, overwrite=True, report=report).summary

@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from smolmoe.errors import CheckpointError
-from smolmoe.files import read_object, write_json
+from smolmoe.files import write_json
+from smolmoe.json_text import read_object
 
 PROVENANCE_FILE = "smolmoe.json"
 SCHEMA_VERSION = 1

@@ -13,8 +13,9 @@ from typing import Any
 
 from smolmoe.checkpoint import open_checkpoint
 from smolmoe.errors import HubError, RequestError, SourceError
-from smolmoe.files import read_object
 from smolmoe.hub_access import why_not
+from smolmoe.json_text import read_object
+from smolmoe.model_code import CODE_FILE, OURS, TOKENIZER_FILES, without_code
 from smolmoe.provenance import PROVENANCE_FILE
 from smolmoe.reporting import CARD
 
@@ -24,7 +25,7 @@ _SENT = (
     "generation_config.json",
     "*.safetensors",
     "model.safetensors.index.json",
-    "tokenizer*",
+    *TOKENIZER_FILES,
     "special_tokens_map.json",
     "added_tokens.json",
     "vocab.json",
@@ -32,7 +33,7 @@ _SENT = (
     "merges.txt",
     "*.jinja",
     "LICENSE*",
-    "modeling_smolmoe.py",
+    CODE_FILE,
     CARD,
     PROVENANCE_FILE,
 )
@@ -58,6 +59,7 @@ class Push:
         files: name -> bytes, as sent.
         refused: name -> why it stays here.
         redacted: file -> keys whose absolute paths were cut to their last part.
+        replaced: file -> why it is sent otherwise than it is here.
         url: of the commit on the hub; None of a folder, and of a dry run.
         dry_run: nothing was sent.
     """
@@ -67,6 +69,7 @@ class Push:
     files: dict[str, int]
     refused: dict[str, str]
     redacted: dict[str, list[str]]
+    replaced: dict[str, str]
     url: str | None
     dry_run: bool
 
@@ -80,6 +83,7 @@ class Push:
             "bytes": sum(self.files.values()),
             "refused": self.refused,
             "redacted": self.redacted,
+            "replaced": self.replaced,
             "url": self.url,
             "dry_run": self.dry_run,
         }
@@ -112,6 +116,7 @@ def push(
         raise RequestError("is of no use for a folder.", field="private", value=True, fix="Leave it out.")
     sent, refused = _chosen(folder)
     contents, redacted = _contents(folder, sent, repo if local is None else local.name)
+    replaced = _code(folder, sent, contents)
     sizes = {
         name: len(contents[name]) if name in contents else (folder / name).stat().st_size
         for name in sorted({*sent, *contents})
@@ -122,7 +127,7 @@ def push(
         _write(folder, local, sizes, contents, overwrite=overwrite, dry_run=dry_run)
     elif not dry_run:
         url = _upload(folder, repo, sizes, contents, private=private)
-    return Push(folder, where, sizes, refused, redacted, url, dry_run)
+    return Push(folder, where, sizes, refused, redacted, replaced, url, dry_run)
 
 
 def _check_model(folder: Path) -> None:
@@ -201,6 +206,21 @@ def _contents(folder: Path, sent: Sequence[str], name: str) -> tuple[dict[str, b
     if CARD not in sent or MARK in here.read_text(encoding="utf-8", errors="replace"):
         contents[CARD] = card_text(folder, name=name).encode()
     return contents, redacted
+
+
+def _code(folder: Path, sent: Sequence[str], contents: dict[str, bytes]) -> dict[str, str]:
+    """Take out of what is sent, in `contents`, all code that this version did not write; why, by file."""
+    replaced = {}
+    for file in ("config.json", "tokenizer_config.json"):
+        values = read_object(folder / file) if file in sent else {}
+        if without_code(values) != values:
+            now = without_code(json.loads(contents[file]) if file in contents else values)
+            contents[file] = (json.dumps(now, indent=2, ensure_ascii=False) + "\n").encode()
+            replaced[file] = "it names code that smolmoe did not write"
+    if CODE_FILE in sent and (folder / CODE_FILE).read_bytes() != OURS.read_bytes():
+        contents[CODE_FILE] = OURS.read_bytes()
+        replaced[CODE_FILE] = "it is not the code of this version, which is sent in its place"
+    return replaced
 
 
 def _write(

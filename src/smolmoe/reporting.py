@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from smolmoe.errors import CheckpointError, DataError
+from smolmoe.json_text import read_rows
 from smolmoe.provenance import record_measured
 
 if TYPE_CHECKING:
@@ -62,12 +62,9 @@ def _first_held_out(metrics: Path) -> dict[str, Any] | None:
     """The held-out losses before the first step."""
     if not metrics.is_file():
         return None
-    with metrics.open(encoding="utf-8") as file:
-        for line in file:
-            row = json.loads(line) if line.endswith("\n") else {}
-            if row.get("kind") == "held_out" and row.get("step") == 0:
-                return {key: row[key] for key in ("loss", "by_domain") if key in row}
-    return None
+    rows = (row for row in read_rows(metrics) if row["kind"] == "held_out" and row.get("step") == 0)
+    first = next(rows, None)
+    return None if first is None else {key: first[key] for key in ("loss", "by_domain") if key in first}
 
 
 def _compared(folder: Path) -> list[str]:

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from smolmoe.errors import CheckpointError
-from smolmoe.files import parse_json
+from smolmoe.json_text import parse_json
 
 ITEM_BYTES = {"F32": 4, "F16": 2, "BF16": 2, "F64": 8, "I64": 8, "I32": 4, "I16": 2, "I8": 1, "U8": 1, "BOOL": 1}
 _LONGEST_HEADER = 100_000_000  # bytes, as in the library

@@ -12,6 +12,7 @@ from typing import Any
 
 from smolmoe.errors import CheckpointError, DataError, OutputError
 from smolmoe.files import remove, write_json
+from smolmoe.json_text import read_json
 
 PAIRS = "pairs.jsonl"
 REPORT = "report.json"
@@ -169,7 +170,7 @@ class PairsFolder:
         (path / SAMPLES).mkdir(exist_ok=True)
 
     def _check_same(self, asked: dict[str, Any]) -> None:
-        found = json.loads((self.path / ASKED).read_text(encoding="utf-8"))
+        found = read_json(self.path / ASKED)
         changed = [key for key in sorted({*found, *asked}) if found.get(key) != asked.get(key)]
         if changed:
             said = ", ".join(f"{key}: {found.get(key)} there, {asked.get(key)} here" for key in changed)
@@ -194,7 +195,7 @@ class PairsFolder:
         """
         for number in range(count):
             try:
-                values = json.loads(self._shard(number).read_text(encoding="utf-8"))
+                values = read_json(self._shard(number))
                 answered = [Answered(**row | _as_tuples(row)) for row in values.pop("answered")]
                 yield Shard(answered=tuple(answered), **values)
             except (OSError, ValueError, TypeError, KeyError) as error:

@@ -47,6 +47,8 @@ def show_push(result: Push) -> None:
     print(f"{len(result.files)} files, {units.size(sum(result.files.values()))}, {would}sent")
     for name, reason in result.refused.items():
         print(f"  not sent: {name} ({reason})")
+    for name, reason in result.replaced.items():
+        print(f"  {would}changed: {name} ({reason})")
     for file, keys in result.redacted.items():
         shown = ", ".join(keys[:6]) + (f" and {len(keys) - 6} more" if len(keys) > 6 else "")
         print(f"  absolute paths of this machine {would}cut to their last part in {file}: {shown}")

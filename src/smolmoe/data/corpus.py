@@ -27,6 +27,7 @@ from smolmoe.data.text import Document
 from smolmoe.data.tokens import StoreWriter, TokenStore, encode_documents, end_of_text, id_type, open_store
 from smolmoe.errors import DataError, OutputError
 from smolmoe.files import write_json
+from smolmoe.json_text import read_json
 from smolmoe.recipe.data import DataRecipe
 
 logger = logging.getLogger(__name__)
@@ -173,7 +174,7 @@ def _read(folder: Path, fingerprint: str) -> TokenCorpus | None:
     if not folder.is_dir():
         return None
     try:
-        about = json.loads((folder / ABOUT).read_text(encoding="utf-8"))
+        about = read_json(folder / ABOUT)
         train, validation = (
             open_store(folder / side, about["dtype"], tuple(about["streamed"][side])) for side in SIDES
         )

@@ -17,6 +17,7 @@ from smolmoe.data.presets import EMBEDDED, PRESETS, Preset, documents_of, find_p
 from smolmoe.data.sources import open_data_set, with_hub_errors
 from smolmoe.errors import DataError, OutputError, RequestError
 from smolmoe.files import write_json
+from smolmoe.json_text import read_json
 from smolmoe.recipe.base import parse
 from smolmoe.recipe.data import SourceRecipe
 
@@ -135,7 +136,7 @@ class _Writing:
                 "there is something else than fetched rows.", field="out", value=str(self.out), fix="Name a new folder."
             )
         try:
-            found: dict[str, Any] = json.loads((self.out / STATE).read_text(encoding="utf-8"))
+            found: dict[str, Any] = read_json(self.out / STATE)
             for shard in found["shards"]:
                 if (self.out / shard["file"]).stat().st_size != shard["bytes"]:
                     raise ValueError(f"{shard['file']} is not as it was written")

@@ -29,6 +29,7 @@ from numpy.typing import NDArray
 
 from smolmoe.data.tokens import TokenStore
 from smolmoe.errors import DataError
+from smolmoe.json_text import read_json
 
 FORMAT = 1
 ABOUT = "cache.json"
@@ -208,7 +209,7 @@ def open_cache(folder: str | Path) -> TargetCache:
             else "Make one with `smolmoe distill cache`.",
         )
     try:
-        about = json.loads(about_file.read_text(encoding="utf-8"))
+        about = read_json(about_file)
         if about["format"] != FORMAT:
             raise ValueError(f"format {about['format']}, this version reads {FORMAT}")
         _check_files(path, about["shards"])

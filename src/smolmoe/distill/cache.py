@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import shutil
 import tempfile
@@ -35,6 +34,7 @@ from smolmoe.distill.teacher import Teacher, longest_window, vocabulary_of
 from smolmoe.distill.text import open_text, read_text, write_text
 from smolmoe.errors import OutputError, SourceError
 from smolmoe.files import write_json
+from smolmoe.json_text import read_object
 from smolmoe.moe.loading import Skeleton, load_config, load_model, load_tokenizer
 from smolmoe.provenance import command, versions
 
@@ -183,7 +183,7 @@ def describe(job: Job, *, reused: int, seconds: float) -> CacheResult:
 
 
 def _about(job: Job, shards: list[dict[str, Any]], text: str, tokenizer: Any) -> dict[str, Any]:
-    request = json.loads((job.folder / REQUEST).read_text(encoding="utf-8"))
+    request = read_object(job.folder / REQUEST)
     tokens = sum(shard["tokens"] for shard in shards)
     size = sum(sum(shard["files"].values()) for shard in shards)
 

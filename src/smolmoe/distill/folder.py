@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -15,6 +14,7 @@ from smolmoe.data.tokens import TokenStore
 from smolmoe.distill.options import CacheOptions
 from smolmoe.errors import OutputError
 from smolmoe.files import remove
+from smolmoe.json_text import read_json
 
 TEXT = ".text"  # the tokenised text, until the cache is finished
 _PARTS = {"teacher": "the teacher", "tokenizer": "its tokenizer", "text": "the text", "options": "the options"}
@@ -36,7 +36,7 @@ def open_folder(out: Path, request: dict[str, Any], *, resume: bool, overwrite: 
     if overwrite:
         remove(out, ABOUT, TOKENIZER, "shard-*", TEXT, ".*.partial")  # the request goes last, when there is another
     elif resume:
-        _check_same(json.loads((out / REQUEST).read_text(encoding="utf-8")), request, out)
+        _check_same(read_json(out / REQUEST), request, out)
         for partial in out.glob(".*.partial"):
             shutil.rmtree(partial, ignore_errors=True)
     else:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,6 +13,7 @@ from smolmoe.checkpoint import fingerprint, open_checkpoint
 from smolmoe.errors import SmolmoeError
 from smolmoe.evaluate.comparison import Training
 from smolmoe.evaluate.comparison_text import RUN, nearby
+from smolmoe.json_text import read_json
 from smolmoe.provenance import read_provenance
 from smolmoe.recipe.data import DataRecipe
 
@@ -206,7 +206,7 @@ def _as_found(folder: Path) -> Iterator[tuple[str, str]]:
 def _json(path: Path) -> dict[str, Any]:
     """A record; empty where there is none that can be read."""
     try:
-        found = json.loads(path.read_text(encoding="utf-8"))
+        found = read_json(path)
     except (OSError, ValueError):
         return {}
     return found if isinstance(found, dict) else {}

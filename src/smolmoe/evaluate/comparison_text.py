@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -21,6 +20,7 @@ from smolmoe.data.tokens import encode_documents, end_of_text
 from smolmoe.errors import DataError, RequestError
 from smolmoe.evaluate.comparison import TextFacts
 from smolmoe.evaluate.held_out import HeldOut, cut_windows
+from smolmoe.json_text import read_json, read_object
 from smolmoe.recipe.data import DataRecipe, SourceRecipe
 
 RUN = "run.json"  # of a training run's folder
@@ -132,7 +132,7 @@ def run_limits(data: str) -> Limits:
     folder = Path(data).expanduser()
     if run_data(folder) is None:
         return Limits(TOKENS, DOCUMENT_TOKENS, LENGTH)
-    recipe = json.loads((folder / RUN).read_text(encoding="utf-8"))["recipe"]
+    recipe = read_object(folder / RUN)["recipe"]
     return Limits(recipe["evaluation"]["tokens"], recipe["evaluation"]["per_document"], recipe["data"]["length"])
 
 
@@ -145,7 +145,7 @@ def run_data(folder: Path) -> DataRecipe | None:
     if not (folder / RUN).is_file():
         return None
     try:
-        recipe = DataRecipe.model_validate(json.loads((folder / RUN).read_text(encoding="utf-8"))["recipe"]["data"])
+        recipe = DataRecipe.model_validate(read_json(folder / RUN)["recipe"]["data"])
         return recipe.model_copy(
             update={side: tuple(_placed(source, folder) for source in getattr(recipe, side)) for side in SIDES}
         )

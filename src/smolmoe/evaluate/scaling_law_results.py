@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -10,6 +9,7 @@ from typing import Any
 
 from smolmoe.errors import DataError
 from smolmoe.interval import Interval
+from smolmoe.json_text import read_json
 
 SCHEMA_VERSION = 1
 KIND = "sweep"
@@ -296,7 +296,7 @@ def read_sweep(folder: Path) -> Sweep:
     """
     path = folder / FILE
     try:
-        values = json.loads(path.read_text(encoding="utf-8"))
+        values = read_json(path)
     except (OSError, ValueError) as error:
         raise DataError(f"cannot be read ({error}).", field=FILE, value=str(path)) from error
     return Sweep.from_json(values)

@@ -5,14 +5,12 @@ from __future__ import annotations
 from typing import Any
 
 from smolmoe.families.types import DenseSpec, ExpertNames, MoeNames, MoeSizes, MoeTarget
-
-CODE_FILE = "modeling_smolmoe.py"
+from smolmoe.model_code import AUTO_MAP
 
 
 def _config(spec: DenseSpec, sizes: MoeSizes) -> dict[str, Any]:
-    module = CODE_FILE.removesuffix(".py")
     return {
-        "auto_map": {"AutoConfig": f"{module}.SmolMoeConfig", "AutoModelForCausalLM": f"{module}.SmolMoeForCausalLM"},
+        "auto_map": dict(AUTO_MAP),
         "text_config": spec.config,
         "layers_module": spec.mlp.layers,
         "mlp_module": spec.mlp.module,

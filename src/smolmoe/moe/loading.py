@@ -16,6 +16,7 @@ import torch
 from smolmoe.checkpoint import FLOAT_DTYPES, Checkpoint, open_checkpoint
 from smolmoe.errors import CheckpointError, HubError, SmolmoeError, SourceError
 from smolmoe.hub_access import why_not
+from smolmoe.model_code import NAMING_CODE
 from smolmoe.model_config import check_counts, read_config
 from smolmoe.tensor_names import LEFTOVERS, explain_names
 from smolmoe.tied_head import has_own_head
@@ -42,6 +43,8 @@ def load_config(folder: Path, *, as_files: bool = True) -> Any:
             config = SmolMoeConfig.from_pretrained(folder)
         else:
             config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
+        for key in NAMING_CODE:  # or saving the model would pass on the code that it names
+            config.__dict__.pop(key, None)
     except SourceError:
         raise
     except Exception as error:  # every class checks its settings in its own way
@@ -93,11 +96,16 @@ def load_tokenizer(folder: Path) -> Any | None:
     is_generic = _model_type(folder) == GENERIC_TYPE
     options = {"config": load_config(folder).get_text_config()} if is_generic else {}
     try:
-        return AutoTokenizer.from_pretrained(folder, trust_remote_code=False, **options)
+        return _without_code(AutoTokenizer.from_pretrained(folder, trust_remote_code=False, **options))
     except Exception as error:  # the tokenizers library raises bare Exception on a corrupt file
         raise SourceError(
             f"the tokenizer cannot be read: {_first_line(error)}", field="tokenizer", value=str(folder)
         ) from error
+
+
+def _without_code(tokenizer: Any) -> Any:
+    tokenizer.init_kwargs.pop("auto_map", None)  # or saving it would pass on the code that it names
+    return tokenizer
 
 
 def find_tokenizer(name: str, field: str = "tokenizer") -> Any:
@@ -115,7 +123,7 @@ def find_tokenizer(name: str, field: str = "tokenizer") -> Any:
     from transformers import AutoTokenizer
 
     try:
-        return AutoTokenizer.from_pretrained(name, trust_remote_code=False)
+        return _without_code(AutoTokenizer.from_pretrained(name, trust_remote_code=False))
     except Exception as error:  # the hub client raises many kinds; each means that the tokenizer cannot be had
         reason, fix = why_not(error)
         raise HubError(

@@ -11,6 +11,7 @@ from typing import Any
 
 from smolmoe.errors import DataError
 from smolmoe.interval import Interval
+from smolmoe.json_text import read_json
 
 FORMAT = 1
 FILE = "probe.json"
@@ -271,11 +272,10 @@ def read_result(path: Path) -> ProbeResult:
     Raises:
         DataError: there is none, or it is not of this form.
     """
-    import json
 
     file = path / FILE if path.is_dir() else path
     try:
-        values = json.loads(file.read_text(encoding="utf-8"))
+        values = read_json(file)
     except (OSError, ValueError) as error:
         raise DataError(
             "there is no result of a probe.", field="probe", value=str(path), fix="Run `smolmoe probe` first."

@@ -95,7 +95,7 @@ def _data_sets(request: Mapping[str, Any]) -> list[str]:
 
 
 def _what(facts: ModelFacts) -> str:
-    shape = f"`{facts.architecture}`"
+    shape = _code(facts.architecture)
     if facts.experts:
         shape += f" with {facts.experts} experts, {facts.top_k} of them for a token"
     how = _STAGES.get(facts.stage or "", "")
@@ -115,7 +115,7 @@ def _sizes(facts: ModelFacts) -> str:
         "active_without_embeddings": "active without embeddings",
     }
     rows = [(words[key], f"{known[key]:,}") for key in words if key in known]
-    rows.append(("files", f"{' and '.join(facts.dtypes)}, {units.size(facts.nbytes)}"))
+    rows.append(("files", f"{_plain(' and '.join(facts.dtypes))}, {units.size(facts.nbytes)}"))
     return "## Size\n\n" + _table(("", ""), rows)
 
 
@@ -214,8 +214,8 @@ def _made(facts: ModelFacts) -> str:
     values = without_places(dict(facts.provenance))
     if not values:
         return ""
-    rows = [(f"source, {key}", f"{_code(name)}{extra}") for key, name, extra in sources(values)]
-    rows += [("seed", str(values["seed"]))] if values.get("seed") is not None else []
+    rows = [(_plain(f"source, {key}"), f"{_code(name)}{_plain(extra)}") for key, name, extra in sources(values)]
+    rows += [("seed", _plain(str(values["seed"])))] if values.get("seed") is not None else []
     if values.get("versions"):
         rows.append(("versions", _plain(", ".join(f"{key} {found}" for key, found in values["versions"].items()))))
     warnings = "\n".join(f"- {_plain(str(warning))}" for warning in values.get("warnings") or ())
@@ -253,14 +253,19 @@ def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 
 def _plain(text: str) -> str:
     """Text in which markdown and HTML find nothing of theirs."""
-    flat = re.sub(r"\s+", " ", text).strip()
+    flat = _one_line(text).strip()
     flat = flat.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
     return re.sub(r"([\\`*_\[\]|#~$])", r"\\\1", flat)
 
 
+def _one_line(text: str) -> str:
+    """Without line ends, control characters, and those that turn the direction of the text around them."""
+    return re.sub(r"[\s\x00-\x1f\x7f-\x9f\u200e\u200f\u2028-\u202e\u2066-\u2069]+", " ", text)
+
+
 def _code(text: str) -> str:
     """Text as code inside a table's cell."""
-    flat = re.sub(r"\s+", " ", text).replace("|", "\\|")
+    flat = _one_line(text).replace("|", "\\|")
     ticks = "`" * (1 + max((len(run) for run in re.findall("`+", flat)), default=0))
     pad = " " if flat.startswith("`") or flat.endswith("`") else ""
     return f"{ticks}{pad}{flat}{pad}{ticks}"

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,6 +12,7 @@ from smolmoe.errors import RequestError
 from smolmoe.evaluate.held_out import same_text
 from smolmoe.files import write_json
 from smolmoe.interval import Interval, evidence, no_finding
+from smolmoe.json_text import read_json, read_object, read_rows
 from smolmoe.report.names import Looks, style
 
 if TYPE_CHECKING:
@@ -60,10 +60,9 @@ def read_run(label: str, folder: Path) -> Run:
     """
     if not (folder / "summary.json").is_file():
         raise RequestError("the run is not finished.", field=label, value=str(folder))
-    lines = (folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
-    rows = [row for row in map(json.loads, lines) if row["kind"] == "held_out"]
-    summary = json.loads((folder / "summary.json").read_text(encoding="utf-8"))
-    documents = json.loads((folder / "held_out.json").read_text(encoding="utf-8"))
+    rows = [row for row in read_rows(folder / "metrics.jsonl") if row["kind"] == "held_out"]
+    summary = read_object(folder / "summary.json")
+    documents = read_json(folder / "held_out.json")
     losses = {row["step"]: row["loss"] for row in rows}
     return Run(label, losses, summary["tokens"], summary["steps"], summary["flops"], documents)
 

@@ -82,7 +82,7 @@ class ModelFacts:
     @property
     def needs_code(self) -> bool:
         """It loads through Python code in its folder."""
-        return bool(self.config.get("auto_map"))
+        return self.target is not None and self.target.name == "generic"
 
     @property
     def experts(self) -> int | None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -13,6 +12,7 @@ from typing import Any
 from smolmoe.errors import DataError
 from smolmoe.evaluate.comparison_text import nearby
 from smolmoe.evaluate.held_out import DocumentLosses
+from smolmoe.json_text import read_json, read_rows
 from smolmoe.provenance import PROVENANCE_FILE, check_schema
 from smolmoe.report.kinship import Kinship
 from smolmoe.report.model_facts import ModelFacts
@@ -273,7 +273,7 @@ def _labels(paths: Sequence[Path]) -> Callable[[Path], str]:
 
 def _json(file: Path) -> Any:
     try:
-        return json.loads(file.read_text(encoding="utf-8"))
+        return read_json(file)
     except (OSError, ValueError) as error:
         raise DataError(f"cannot be read: {error}.", field=file.name, value=str(file)) from error
 
@@ -402,8 +402,7 @@ def _of_quickstart(folder: Path, label: Callable[[Path], str], values: Mapping[s
     stages = {"dense": names["dense"], "moe-trained": names["moe_trained"], "dense-trained": names["dense_continued"]}
     curves: dict[str, list[tuple[float, float]]] = {}
     metrics = folder / "metrics.jsonl"
-    for line in metrics.read_text(encoding="utf-8").splitlines() if metrics.is_file() else ():
-        row = json.loads(line)
+    for row in read_rows(metrics) if metrics.is_file() else ():
         if row.get("kind") == "held_out" and row.get("stage") in stages:
             curves.setdefault(stages[row["stage"]], []).append((row["tokens"], row["loss"]))
     at = curves[names["dense"]][-1][0] if curves.get(names["dense"]) else 0.0

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from smolmoe.errors import DataError
+from smolmoe.json_text import read_json
 from smolmoe.provenance import check_schema
 
 
@@ -72,7 +72,7 @@ def read_result(file: Path, kind: str) -> dict[str, Any] | None:
         CheckpointError: of another schema.
     """
     try:
-        values = json.loads(file.read_text(encoding="utf-8"))
+        values = read_json(file)
     except (OSError, ValueError) as error:
         raise DataError(f"cannot be read: {error}.", field=file.name, value=str(file)) from error
     if not isinstance(values, dict) or values.get("kind") != kind:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from smolmoe.errors import DataError, RequestError
+from smolmoe.json_text import read_json
 
 FORMAT = 1
 
@@ -30,7 +30,7 @@ class Probed:
         """
         file = path / "probe.json" if path.is_dir() else path
         try:
-            values = json.loads(file.read_text(encoding="utf-8"))
+            values = read_json(file)
         except (OSError, ValueError) as error:
             raise DataError(f"cannot be read: {error}", field="probe", value=str(file)) from error
         if not isinstance(values, dict) or values.get("format") != FORMAT or "matrix" not in values:

@@ -5,7 +5,6 @@ Call them inside `drawing.look()`.
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -13,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from smolmoe.errors import DataError
+from smolmoe.json_text import read_rows
 from smolmoe.report.drawing import INK, Drawing, new_figure
 from smolmoe.report.names import Looks, style
 
@@ -33,21 +33,17 @@ class History:
         """The `metrics.jsonl` of a run folder, or the file itself; a last line that a kill cut short is left out.
 
         Raises:
-            DataError: there is none.
+            DataError: there is none, or a line in it is no row of a run.
         """
         file = path / "metrics.jsonl" if path.is_dir() else path
         try:
-            lines = file.read_text(encoding="utf-8").splitlines()
+            found = read_rows(file)
         except OSError as error:
             raise DataError(
                 "there are no metrics of a run.", field=label, value=str(path), fix="Name the folder of a run."
             ) from error
         rows: dict[str, list[Row]] = {}
-        for line in lines:
-            try:
-                row = json.loads(line)
-            except json.JSONDecodeError:
-                break
+        for row in found:
             rows.setdefault(row["kind"], []).append(row)
         return cls(label, rows)
 

@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from smolmoe.checkpoint import fingerprint
-from smolmoe.families.generic import CODE_FILE
 from smolmoe.files import write_json
+from smolmoe.model_code import TOKENIZER_FILES, put_code
 from smolmoe.provenance import PROVENANCE_FILE, SCHEMA_VERSION, command, origin, read_provenance, versions
 from smolmoe.surgery.plan import Plan
 from smolmoe.surgery.sources import BASE
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 # Everything beside weights and config that a model folder may carry and that stays true of the MoE.
 _CARRIED = (
-    "tokenizer*",
+    *TOKENIZER_FILES,
     "special_tokens_map.json",
     "added_tokens.json",
     "vocab.json",
@@ -98,7 +98,7 @@ def _carry_files(plan: Plan, work: Path) -> None:
                 shutil.copyfile(path, work / path.name)
     keep_tokenizer(folder, work, plan.spec.family, native=plan.target.name != "generic")
     if plan.target.name == "generic":
-        shutil.copyfile(Path(__file__).parents[1] / "moe" / "generic.py", work / CODE_FILE)
+        put_code(folder, work)
 
 
 def provenance(plan: Plan, router: dict[str, Any] | None) -> dict[str, Any]:

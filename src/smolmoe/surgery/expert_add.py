@@ -26,8 +26,8 @@ from typing import TYPE_CHECKING, Any, Literal
 from smolmoe.checkpoint import Checkpoint, open_checkpoint
 from smolmoe.claim import Claim
 from smolmoe.errors import RequestError
-from smolmoe.families.generic import CODE_FILE
 from smolmoe.families.spec import read_spec
+from smolmoe.model_code import AUTO_MAP
 from smolmoe.surgery.dense_config import DenseForm, dense_form
 from smolmoe.surgery.expert_merge import refuse_split
 from smolmoe.surgery.extract import constant_factors
@@ -255,16 +255,12 @@ class _Adding:
         width = files.parts.tensors[first.experts[0]["down"]].shape[1]
         shared = files.parts.tensors[first.shared["down"]].shape[1] if first.shared else 0
         text = form.config | {"intermediate_size": int(files.setting("intermediate_size") or width)}
-        module = CODE_FILE.removesuffix(".py")
         return {
             "architectures": ["SmolMoeForCausalLM"],
             "model_type": "smolmoe",
             "dtype": form.config.get("dtype"),
             "transformers_version": form.config["transformers_version"],
-            "auto_map": {
-                "AutoConfig": f"{module}.SmolMoeConfig",
-                "AutoModelForCausalLM": f"{module}.SmolMoeForCausalLM",
-            },
+            "auto_map": dict(AUTO_MAP),
             **{k: text[k] for k in ("bos_token_id", "eos_token_id", "pad_token_id", "tie_word_embeddings")},
             "output_router_logits": False,
             "text_config": text,

@@ -9,13 +9,13 @@ from typing import Any
 
 from smolmoe.checkpoint import fingerprint
 from smolmoe.claim import Claim
-from smolmoe.families.generic import CODE_FILE
 from smolmoe.files import write_json
+from smolmoe.model_code import put_code
 from smolmoe.provenance import PROVENANCE_FILE, SCHEMA_VERSION, command, read_provenance, versions
 from smolmoe.surgery.convert import _CARRIED
 from smolmoe.surgery.moe_files import MoeFiles
 from smolmoe.surgery.subset import Program
-from smolmoe.surgery.tokenizer import keep_tokenizer
+from smolmoe.surgery.tokenizer import drop_code, keep_tokenizer
 from smolmoe.surgery.writer import Progress, check_output, parse_size, whole_or_nothing, write_tensors
 
 SHARD = "5GB"
@@ -82,13 +82,11 @@ def _carry(folder: Path, work: Path, *, same_class: bool) -> None:
             else:
                 shutil.copyfile(path, work / path.name)
     is_generic = json.loads((work / "config.json").read_text(encoding="utf-8"))["model_type"] == "smolmoe"
+    drop_code(work)
     if not same_class:
         keep_tokenizer(folder, work, None, native=not is_generic)
     if is_generic:
-        # The code that a checkpoint carries is the code that it was trained with.
-        carried = folder / CODE_FILE
-        code = carried if carried.is_file() else Path(__file__).parents[1] / "moe" / "generic.py"
-        shutil.copyfile(code, work / CODE_FILE)
+        put_code(folder, work)
 
 
 def _provenance(

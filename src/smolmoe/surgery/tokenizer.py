@@ -12,7 +12,9 @@ from typing import Any
 
 from smolmoe.errors import RequestError
 from smolmoe.families import DenseFamily
-from smolmoe.files import read_object, write_json
+from smolmoe.files import write_json
+from smolmoe.json_text import read_object
+from smolmoe.model_code import without_code
 
 _PLAIN_CLASS = "TokenizersBackend"  # reads tokenizer.json as it stands
 # Where the files name one of these, they are read as they stand beside any config but that of a type with own rules.
@@ -27,6 +29,7 @@ def keep_tokenizer(source: Path, out: Path, family: DenseFamily | None, *, nativ
         native: `out` is of a class that transformers has. The generic model's type says nothing to it, while our own
             loader reads the tokenizer as the dense model's: comparing would see no difference where others have one.
     """
+    drop_code(out)
     if family is not None and not family.own_tokenizer and _settings(source).get("tokenizer_class") in _PLAIN_CLASSES:
         return
     from smolmoe.moe.loading import load_tokenizer
@@ -74,6 +77,13 @@ def _bytes(folder: Path) -> dict[str, bytes]:
     """All that a tokenizer is read from, but that its class may depend on config.json, too."""
     patterns = ("tokenizer*", "special_tokens_map.json", "added_tokens.json", "vocab*", "merges.txt", "*.jinja")
     return {path.name: path.read_bytes() for pattern in patterns for path in folder.glob(pattern) if path.is_file()}
+
+
+def drop_code(out: Path) -> None:
+    """Take out of a copied tokenizer's settings what names code to run."""
+    settings = _settings(out)
+    if settings != without_code(settings):
+        write_json(out / "tokenizer_config.json", without_code(settings))
 
 
 def _settings(folder: Path) -> dict[str, Any]:

@@ -16,6 +16,7 @@ from typing import Any
 import torch
 
 from smolmoe.errors import CheckpointError
+from smolmoe.json_text import read_rows
 
 FILE = "metrics.jsonl"
 
@@ -58,13 +59,7 @@ class MetricsFile:
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:
     """The rows of a `metrics.jsonl`; a last line that a kill cut short is left out."""
-    rows = []
-    for line in path.read_text(encoding="utf-8").splitlines():
-        try:
-            rows.append(json.loads(line))
-        except json.JSONDecodeError:
-            break
-    return rows
+    return read_rows(path)
 
 
 def _rows_until(path: Path, step: int) -> list[dict[str, Any]]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import json
 import logging
 import time
 from collections.abc import Callable
@@ -21,6 +20,7 @@ from smolmoe.data.teaching.results import REPORT, ROWS, fit, write_report, write
 from smolmoe.data.tokens import end_of_text
 from smolmoe.errors import EndpointError, OutputError
 from smolmoe.folder_lock import held
+from smolmoe.json_text import read_json
 from smolmoe.recipe.teach import TeachRecipe
 
 Report = Callable[[str, int, int], None]
@@ -210,7 +210,7 @@ def _progress(report: Report | None, before: int, total: int) -> Callable[[int],
 def _seconds_before(out: Path) -> float:
     """What earlier calls took, as far as their report was written."""
     try:
-        return float(json.loads((out / REPORT).read_text(encoding="utf-8"))["seconds"])
+        return float(read_json(out / REPORT)["seconds"])
     except (OSError, ValueError, KeyError, TypeError):
         return 0.0
 

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, Self
 
 from smolmoe.errors import DataError, OutputError
+from smolmoe.json_text import parse_json
 
 FORMAT = 1
 FILE = "journal.ndjson"  # not .jsonl: a folder of rows is read by its .jsonl files
@@ -107,7 +108,7 @@ class Journal:
                     os.ftruncate(self._fd, self._end)
                     break
                 try:
-                    entry = json.loads(line)
+                    entry = parse_json(line)
                     if number:
                         self._take(entry)
                     else:
@@ -150,7 +151,7 @@ class Journal:
         assert at is not None
         with self.path.open("rb") as file:
             file.seek(at)
-            entry: dict[str, Any] = json.loads(file.readline())
+            entry: dict[str, Any] = parse_json(file.readline())
         return entry
 
     def close(self) -> None:

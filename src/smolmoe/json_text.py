@@ -1,0 +1,89 @@
+"""JSON that others wrote, read without trust."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from smolmoe.errors import CheckpointError, DataError, SmolmoeError
+
+BAD_FILE = (OSError, ValueError)  # what `read_json` and `parse_json` raise
+
+
+def read_json(path: Path) -> Any:
+    """What a JSON file holds.
+
+    Raises:
+        OSError: it cannot be read.
+        ValueError: not UTF-8, not JSON, nested too deeply, a key twice in one object, or half a surrogate pair.
+    """
+    return parse_json(path.read_text(encoding="utf-8"))
+
+
+def parse_json(text: str | bytes) -> Any:
+    """As `read_json`, of text."""
+    if isinstance(text, bytes):
+        text = text.decode("utf-8")
+    try:
+        value = json.loads(text, object_pairs_hook=_unique)
+    except RecursionError:
+        raise ValueError("nested too deeply") from None
+    if "\\ud" in text.lower():  # an escape of half a pair is JSON, but no file and no terminal takes it
+        json.dumps(value, ensure_ascii=False).encode("utf-8")
+    return value
+
+
+def _unique(pairs: Sequence[tuple[str, Any]]) -> dict[str, Any]:
+    values = dict(pairs)
+    if len(values) < len(pairs):
+        seen: set[str] = set()
+        twice = next(key for key, _ in pairs if key in seen or seen.add(key))  # type: ignore[func-returns-value]
+        raise ValueError(f"the key {twice!r} stands twice in one object")
+    return values
+
+
+def read_object(path: Path, *, error: type[SmolmoeError] = CheckpointError, fix: str | None = None) -> dict[str, Any]:
+    """The object that a JSON file holds.
+
+    Raises:
+        error: it cannot be read, is no JSON (see `read_json`), or holds something else than an object.
+    """
+    try:
+        found = read_json(path)
+    except BAD_FILE as problem:
+        raise error(f"not readable as JSON: {problem}.", field=path.name, value=str(path), fix=fix) from problem
+    if not isinstance(found, dict):
+        kind = {list: "a list", type(None): "null"}.get(type(found), repr(found)[:40])
+        raise error(f"must hold a JSON object, not {kind}.", field=path.name, value=str(path), fix=fix)
+    return found
+
+
+def read_rows(path: Path) -> list[dict[str, Any]]:
+    """The rows of a `metrics.jsonl`; a last line that a kill cut short is left out.
+
+    Raises:
+        OSError: it cannot be read.
+        DataError: a line that is no row of a run, by its number.
+    """
+    rows = []
+    lines = path.read_bytes().splitlines()
+    for number, line in enumerate(lines, 1):
+        try:
+            row = parse_json(line)
+        except ValueError as error:
+            if number == len(lines):
+                break
+            raise _bad_row(path, number, str(error)) from error
+        if not isinstance(row, dict) or not isinstance(row.get("kind"), str):
+            raise _bad_row(path, number, "there is no object with a kind")
+        for key in ("step", "loss", "tokens"):
+            if not isinstance(row.get(key), int | float | None):
+                raise _bad_row(path, number, f"its {key} is {row[key]!r}")
+        rows.append(row)
+    return rows
+
+
+def _bad_row(path: Path, number: int, reason: str) -> DataError:
+    return DataError(f"line {number} is no row of a run: {reason}.", field=path.name, value=str(path))
