@@ -90,8 +90,9 @@ class Child:
         self._folder = tempfile.TemporaryDirectory(prefix="child-")
         place = Path(self._folder.name)
         self._files = place / "stdout", place / "stderr"
-        values = code, [str(argument) for argument in arguments], env or {}, [str(file) for file in self._files]
-        self._process = forking.Process(target=_run, args=values)
+        # The server's surroundings are of when it was started.
+        values = [str(argument) for argument in arguments], os.getcwd(), {**os.environ, **(env or {})}
+        self._process = forking.Process(target=_run, args=(code, *values, [str(file) for file in self._files]))
         self._process.start()
 
     def __enter__(self) -> Child:
@@ -157,7 +158,7 @@ def run_ranks(code: str, *arguments: object) -> list[str]:
         return [rank.stdout for rank in ranks]
 
 
-def _run(code: str, arguments: Sequence[str], env: dict[str, str], files: Sequence[str]) -> None:
+def _run(code: str, arguments: Sequence[str], folder: str, env: dict[str, str], files: Sequence[str]) -> None:
     for number, file in enumerate(files, start=1):
         os.dup2(os.open(file, os.O_WRONLY | os.O_CREAT | os.O_APPEND), number)
     # As in a process that was started from a shell: what the server has set is not theirs.
@@ -166,6 +167,8 @@ def _run(code: str, arguments: Sequence[str], env: dict[str, str], files: Sequen
         stream = os.fdopen(os.dup(number), "w", buffering=1, encoding="utf-8")
         setattr(sys, ("stdout", "stderr")[number - 1], stream)
     sys.argv = ["-c", *arguments]
+    os.chdir(folder)
+    os.environ.clear()
     os.environ.update(env)
     try:
         exec(compile(code, "<child>", "exec"), {"__name__": "__main__"})

@@ -7,10 +7,7 @@ forced to the same experts.
 from __future__ import annotations
 
 import json
-import os
 import shutil
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -19,6 +16,7 @@ import pytest
 import torch
 from tests import zoo
 from tests.helpers import dense_llama, edit_tensors, moe_of, random_moe, save, tiny_tokenizer
+from tests.processes import NO_SMOLMOE, run
 from tests.surgery.test_subset import TOLERANCE, far, generic_moe, logits, rewrite
 
 from smolmoe.data.text import Document, write_documents
@@ -114,18 +112,7 @@ torch.save(found, sys.argv[2])
 def stock_logits(folders: dict[str, Path], work: Path) -> dict[str, tuple[str, torch.Tensor]]:
     """Class and logits of each folder, from a process that cannot import smolmoe."""
     (work / "folders.json").write_text(json.dumps({key: str(folder) for key, folder in folders.items()}))
-    environment = {k: v for k, v in os.environ.items() if k != "PYTHONPATH"}
-    environment["HF_MODULES_CACHE"] = str(work / "modules")
-    blocked = "import sys; sys.modules['smolmoe'] = None; del sys.modules['smolmoe']\n"
-    run = subprocess.run(
-        [sys.executable, "-P", "-c", blocked + _CHILD, str(work / "folders.json"), str(work / "logits.pt")],
-        env=environment,
-        capture_output=True,
-        text=True,
-        check=False,
-        cwd=work,
-    )
-    assert run.returncode == 0, run.stderr[-3000:]
+    run(NO_SMOLMOE + _CHILD, work / "folders.json", work / "logits.pt")
     return dict(torch.load(work / "logits.pt", weights_only=True))
 
 

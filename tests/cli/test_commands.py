@@ -4,28 +4,26 @@ from __future__ import annotations
 
 import json
 import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 from tests import zoo
 from tests.cli.calls import Call
+from tests.processes import Child
 
 from smolmoe.surgery import ffn
 
-SMOLMOE = [sys.executable, "-c", "from smolmoe.cli import main; main()"]
+SMOLMOE = "from smolmoe.cli import main; main()"
 
 
 @pytest.fixture(scope="module")
 def moe(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """An MoE made by the command, with what the command printed beside it."""
     out = tmp_path_factory.mktemp("cli") / "moe"
-    command = [*SMOLMOE, "upcycle", str(zoo.folder("llama")), str(out), "--experts", "4"]
-    run = subprocess.run(command, capture_output=True, text=True, check=False)
-    assert run.returncode == 0, run.stderr
-    (out.parent / "stdout").write_text(run.stdout)
-    (out.parent / "stderr").write_text(run.stderr)
+    with Child(SMOLMOE, "upcycle", zoo.folder("llama"), out, "--experts", 4) as run:
+        assert run.wait() == 0, run.stderr
+        (out.parent / "stdout").write_text(run.stdout)
+        (out.parent / "stderr").write_text(run.stderr)
     return out
 
 

@@ -5,8 +5,6 @@ from __future__ import annotations
 import errno
 import json
 import pickle
-import subprocess
-import sys
 import textwrap
 from pathlib import Path
 
@@ -14,6 +12,7 @@ import datasets
 import numpy as np
 import pytest
 from helpers import tiny_tokenizer
+from tests.processes import Child
 
 from smolmoe.data import corpus as corpus_module
 from smolmoe.data.blocks import WINDOW, Blocks, whole_windows
@@ -164,8 +163,8 @@ def test_a_killed_run_leaves_nothing_that_is_read(tmp_path, tokenizer):
         kill = lambda *told: os.kill(os.getpid(), signal.SIGKILL)
         load_corpus(recipe, AutoTokenizer.from_pretrained({str(tmp_path / "tokenizer")!r}), report=kill)
     """
-    run = subprocess.run([sys.executable, "-c", textwrap.dedent(code)], capture_output=True, text=True, check=False)
-    assert run.returncode == -9, run.stderr
+    with Child(textwrap.dedent(code)) as child:
+        assert child.wait() == -9, child.stderr
     assert [folder.name[0] for folder in cached(tmp_path)] == ["."]
     corpus = load_corpus(recipe_of(path), tokenizer)
     assert len(corpus.train) + len(corpus.validation) == 1200

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import gc
 import json
-import subprocess
 import sys
 
 import pytest
 import torch
+from tests.processes import run
 
 from smolmoe.moe.experts_memory import HUGE_PAGE, zeros
 
@@ -58,7 +58,6 @@ print(json.dumps([(after - before) / sum(parameter.nbytes for parameter in layer
 @pytest.mark.skipif(sys.platform != "linux", reason="reads the process's memory")
 def test_gradients_of_experts_without_tokens_take_no_memory() -> None:
     """One of 32 experts has the only token: the others' gradients read as zeros that were never written."""
-    done = subprocess.run([sys.executable, "-c", LAYER], capture_output=True, text=True, check=True)
-    taken, found = json.loads(done.stdout)
+    taken, found = json.loads(run(LAYER))
     assert found == [[expert == 7 for expert in range(32)]] * 2
     assert taken < 0.2

@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +23,7 @@ from tests.moe.dense import (
     padded_batch,
     upcycle,
 )
+from tests.processes import NO_SMOLMOE, run
 
 from smolmoe.moe.generic import SmolMoeBlock, SmolMoeConfig, SmolMoeForCausalLM
 
@@ -116,11 +114,6 @@ def test_loss_and_other_outputs_are_the_dense_ones() -> None:
 # --- saving and loading ----------------------------------------------------------------------------------------------
 
 CHILD = """
-import json, sys
-class NoSmolmoe:
-    def find_spec(self, name, path=None, target=None):
-        assert name.split(".")[0] != "smolmoe", "the checkpoint imports smolmoe"
-sys.meta_path.insert(0, NoSmolmoe())
 import torch
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
@@ -140,10 +133,7 @@ def test_checkpoints_load_without_smolmoe(tmp_path: Path) -> None:
         models[name] = upcycle(build_dense(FAMILIES[name]), FAMILIES[name], **options)
         models[name].save_pretrained(tmp_path / name)
         save_file(padded_batch(), tmp_path / name / "batch")
-    env = {k: v for k, v in os.environ.items() if k != "PYTHONPATH"} | {"HF_MODULES_CACHE": str(tmp_path / "cache")}
-    command = [sys.executable, "-c", CHILD, *(str(tmp_path / name) for name in models)]
-    child = subprocess.run(command, cwd=tmp_path, env=env, capture_output=True, text=True, check=False)
-    assert child.returncode == 0, child.stderr[-3000:]
+    run(NO_SMOLMOE + CHILD, *(tmp_path / name for name in models))
     for name, model in models.items():
         result = load_file(tmp_path / name / "result")
         torch.testing.assert_close(result["logits"], model(**padded_batch()).logits)

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
-
+from tests.processes import run
 from tests.surgery.test_request import plan
 
 from smolmoe.surgery.convert import convert
@@ -29,6 +27,4 @@ def test_register(tmp_path: object) -> None:
     made = plan("gpt2")
     object.__setattr__(made.recipe, "out", tmp_path / "moe")  # type: ignore[operator]
     folder = convert(made)
-    run = subprocess.run([sys.executable, "-c", _CODE, str(folder)], capture_output=True, text=True, check=False)
-    assert run.returncode == 0, run.stderr[-2000:]
-    assert run.stdout.strip() == "smolmoe.moe.generic"
+    assert run(_CODE, folder).strip() == "smolmoe.moe.generic"

@@ -6,9 +6,6 @@ All conversions are made here; one child process that never imports smolmoe load
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -16,6 +13,7 @@ from typing import Any
 import pytest
 from tests import zoo
 from tests.helpers import edit_tensors
+from tests.processes import NO_SMOLMOE, run
 from tests.surgery.test_request import plan
 
 from smolmoe.families import MOE_TARGETS
@@ -80,19 +78,7 @@ json.dump(results, open(sys.argv[2], "w"))
 def stock_results(pairs: dict[str, tuple[Path, Path]], work: Path) -> dict[str, dict[str, Any]]:
     """Compare (dense, MoE) folders in a process that cannot import smolmoe."""
     (work / "pairs.json").write_text(json.dumps({key: [str(a), str(b)] for key, (a, b) in pairs.items()}))
-    environment = {k: v for k, v in os.environ.items() if k != "PYTHONPATH"}
-    environment["HF_MODULES_CACHE"] = str(work / "modules")
-    # -P and an import that fails: neither the checkout nor an installed smolmoe can be reached.
-    blocked = "import sys; sys.modules['smolmoe'] = None; del sys.modules['smolmoe']\n"
-    run = subprocess.run(
-        [sys.executable, "-P", "-c", blocked + _CHILD, str(work / "pairs.json"), str(work / "results.json")],
-        env=environment,
-        capture_output=True,
-        text=True,
-        check=False,
-        cwd=work,
-    )
-    assert run.returncode == 0, run.stderr[-3000:]
+    run(NO_SMOLMOE + _CHILD, work / "pairs.json", work / "results.json")
     return json.loads((work / "results.json").read_text())
 
 

@@ -4,15 +4,13 @@ from __future__ import annotations
 
 import json
 import os
-import subprocess
-import sys
 import urllib.request
 from contextlib import contextmanager
 
 import pytest
 from helpers import dense_llama, save
 from teacher_server import free_port
-from tests.processes import wait_until
+from tests.processes import Child, wait_until
 
 from smolmoe.data.teaching.job import teach
 from smolmoe.errors import EndpointError
@@ -33,20 +31,15 @@ def answers(address):
 
 
 @contextmanager
-def running(command, health, log):
+def running(command, health):
     """The server, from when it answers until the block ends."""
-    with log.open("w") as output:
-        environment = {**os.environ, "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
-        process = subprocess.Popen(command, stdout=output, stderr=subprocess.STDOUT, env=environment)
-    try:
-        wait_until(lambda: answers(health), process)
-        yield
-    except BaseException:
-        print(log.read_text())
-        raise
-    finally:
-        process.kill()
-        process.wait()
+    with Child("import runpy, sys; runpy.run_module(sys.argv.pop(1), run_name='__main__')", *command) as process:
+        try:
+            wait_until(lambda: answers(health), process)
+            yield
+        except BaseException:
+            print(process.stdout, process.stderr)
+            raise
 
 
 def ask(tmp_path, url, model, prompts, **options):
@@ -65,9 +58,9 @@ def test_transformers_serve(tmp_path):
     model = save(dense_llama(), tmp_path / "model")
     (model / "chat_template.jinja").write_text(TEMPLATE)
     port = free_port()
-    command = [sys.executable, "-m", "transformers.cli.transformers", "serve", str(model)]
+    command = ["transformers.cli.transformers", "serve", str(model)]
     command += ["--port", str(port), "--device", "cpu", "--host", "127.0.0.1"]
-    with running(command, f"http://127.0.0.1:{port}/health", tmp_path / "log"):
+    with running(command, f"http://127.0.0.1:{port}/health"):
         url, name = f"http://127.0.0.1:{port}/v1", str(model)
         prompts = ["The sum of three", "def add", "The sum of three"]
         report = ask(tmp_path, url, name, prompts, max_tokens=6, temperature=0.0, concurrency=2, system="Go on.")
@@ -92,9 +85,9 @@ def test_llama_cpp_server(tmp_path):
     if not file:
         pytest.skip("SMOLMOE_GGUF names no GGUF file to serve")
     port = free_port()
-    command = [sys.executable, "-m", "llama_cpp.server", "--model", file, "--port", str(port)]
+    command = ["llama_cpp.server", "--model", file, "--port", str(port)]
     command += ["--host", "127.0.0.1", "--logits_all", "true", "--n_ctx", "256"]
-    with running(command, f"http://127.0.0.1:{port}/v1/models", tmp_path / "log"):
+    with running(command, f"http://127.0.0.1:{port}/v1/models"):
         url = f"http://127.0.0.1:{port}/v1"
         ask(tmp_path, url, "m", ["Once upon a time"], max_tokens=8, temperature=0.0, top_logprobs=5)
     row = json.loads((tmp_path / "out/logprobs.ndjson").read_text())
