@@ -228,6 +228,7 @@ class _Run(AlignJob):
 
     def _finish(self, trainer: Any, before: Measured, findings: tuple[Finding, ...]) -> AlignResult:
         from smolmoe.align.measure import drift
+        from smolmoe.evaluate.held_out import change
         from smolmoe.moe.balance import routing_statistics
         from smolmoe.train.estimate import size_of
 
@@ -253,6 +254,8 @@ class _Run(AlignJob):
             summary["corrections"] = {"before": before.scores, "after": after.scores}
         if findings:
             summary["findings"] = [asdict(found) for found in findings]
+        rows = self.validation
+        summary["change"] = change(before.answers.documents(rows), after.answers.documents(rows)).to_json()
         write_json(self.recipe.out / SUMMARY, summary)
         finish_model(self.recipe.out / MODEL, summary)
         return AlignResult(self.recipe.out, summary)

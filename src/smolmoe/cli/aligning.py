@@ -125,6 +125,9 @@ def _show_estimate(out: str, costs: AlignEstimate) -> None:
 
 
 def _show_result(result: AlignResult) -> None:
+    from smolmoe.evaluate.held_out import Change
+    from smolmoe.proof.findings import Finding
+
     summary = result.summary
     sizes, rows = summary["parameters"], summary["rows"]
     print(
@@ -140,6 +143,9 @@ def _show_result(result: AlignResult) -> None:
         ]
     )
     table(f"On {rows['validation']:,} held-out rows", ("", "before", "after"), _figures(summary))
+    print(f"held-out loss: {Change.from_json(summary['change'])}")
+    for found in summary.get("findings", ()):
+        print(Finding(**found))
     if "corrections" in summary:
         _show_corrections(summary["corrections"])
 

@@ -97,18 +97,37 @@ def _show_estimate(out: str, costs: Estimate) -> None:
 
 def _show_trained(result: TrainResult) -> None:
     summary = result.summary
-    held_out = summary["held_out"]
+    from smolmoe.proof.findings import Finding
+
+    held_out, best = summary["held_out"], summary["best"]
     print(f"{result.out}: {count(summary['parameters']['total'])} parameters, {summary['steps']:,} steps")
     by_domain = ", ".join(f"{domain} {loss:.4f}" for domain, loss in held_out["by_domain"].items())
     print_rows(
         [
             ("tokens", f"{count(summary['tokens'])} in {duration(summary['train_seconds'])}"),
             ("held-out loss", f"{held_out['loss']:.4f} nats a token on {held_out['tokens']:,} ({by_domain})"),
+            *_change_rows(summary),
             ("model", result.model),
+            (
+                "best",
+                f"{result.best or 'no checkpoint of it'} (step {best['step']:,}, held-out loss {best['loss']:.4f})",
+            ),
         ]
     )
+    for found in summary.get("findings", ()):
+        print(Finding(**found))
     for sample in summary["samples"]:
         print(f"\n--- {sample['prompt']}{sample['text']}")
+
+
+def _change_rows(summary: dict[str, Any]) -> list[tuple[str, object]]:
+    """What became of the held-out loss, where it was measured on the same documents before."""
+    if "change" not in summary:
+        return []
+    from smolmoe.evaluate.held_out import Change
+
+    change = Change.from_json(summary["change"])
+    return [("before", f"{change.before:.4f} nats a token"), ("change", change)]
 
 
 def run(

@@ -19,9 +19,11 @@ from smolmoe.train.checkpoints import find_checkpoint, whole_checkpoints
 RUN = "run.json"  # what was asked, and of which data: a resumed run must agree
 RECIPE = "recipe.yaml"
 MODEL = "model"
+BEST = "best"  # the model of the checkpoint with the lowest held-out loss
 TOKENIZER = "tokenizer"
 SUMMARY = "summary.json"
 HELD_OUT = "held_out.json"  # the final losses, document by document
+HELD_OUT_BEFORE = "held_out_before.json"  # those before the first step
 BLOCKS = "sequences of a step, over all processes"
 # What a resumed run may ask differently: it changes how long or how closely watched the run is, not what it does.
 _CHANGEABLE = (
