@@ -10,6 +10,7 @@ from typing import Any
 
 from smolmoe.align.libraries import quiet
 from smolmoe.align_job import AlignJob, Measured, Report, router_findings
+from smolmoe.devices import facts
 from smolmoe.errors import RequestError
 from smolmoe.files import write_json
 from smolmoe.proof.findings import Finding
@@ -243,6 +244,7 @@ class _Run(AlignJob):
             "dropped": {"train": self.dropped.to_json(), "validation": self.unused.to_json()},
             "parameters": {**size_of(after_model).to_json(), "trainable": self.trainable},
             "train_seconds": round(trainer.clock.seconds, 2),
+            "device": facts(str(trainer.args.device)),
             "before": before.answers.to_json(),
             "after": after.answers.to_json(before.answers, beta),
         }

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from smolmoe.devices import pick_device
 from smolmoe.errors import RequestError
 from smolmoe.proof.results import failure
 
@@ -105,7 +106,9 @@ def export(
         )
     if quant is not None:
         raise RequestError("only GGUF files are quantised.", field="quant", value=quant, fix="Use --to gguf.")
-    return _native(read_moe(model), Path(out), to, device, overwrite=overwrite, dry_run=dry_run, report=report)
+    return _native(
+        read_moe(model), Path(out), to, pick_device(device), overwrite=overwrite, dry_run=dry_run, report=report
+    )
 
 
 def _native(

@@ -11,6 +11,7 @@ from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from smolmoe.devices import facts
 from smolmoe.errors import RequestError
 from smolmoe.files import write_json
 from smolmoe.recipe import TrainRecipe, parse
@@ -366,6 +367,7 @@ class _Run:
             "held_out": {**last.to_json(), "documents": len(last.tokens)},
             **({} if start is None else {"before": start.to_json(), "change": self._change(start, last)}),
             "train_seconds": round(trainer.clock.seconds, 2),
+            "device": facts(str(trainer.args.device)),
             **self._flips(corpus),
             **({"findings": [asdict(found) for found in self.findings]} if self.findings else {}),
             "data": corpus.summary(),

@@ -8,10 +8,11 @@ from dataclasses import fields
 from typing import Any
 
 from smolmoe.align.libraries import require
+from smolmoe.devices import pick_device
 from smolmoe.errors import RequestError
 from smolmoe.recipe.align import BETA, LENGTH, AlignRecipe
 from smolmoe.recipe.base import check_passed_on
-from smolmoe.train.arguments import DECIDED, pick_device, precision
+from smolmoe.train.arguments import DECIDED, on_device, precision
 from smolmoe.train.checks import check_combinations, refused_by, renamed, try_out
 
 _COMMON: dict[str, Any] = {
@@ -171,7 +172,7 @@ def trainer_arguments(recipe: AlignRecipe, *, length: int, save_steps: int, devi
 
 def _builder(recipe: AlignRecipe, *, length: int, save_steps: int, device: str) -> Callable[[Mapping[str, Any]], Any]:
     """What makes the config of values under `trainer`."""
-    kind, beta = config_class(recipe.method), recipe.beta or BETA
+    config, beta = config_class(recipe.method), recipe.beta or BETA
 
     def build(given: Mapping[str, Any]) -> Any:
         values = {"save_strategy": "steps", "save_steps": save_steps, **precision(device, given)}
@@ -180,6 +181,6 @@ def _builder(recipe: AlignRecipe, *, length: int, save_steps: int, device: str) 
         values |= {"remove_unused_columns": False, "logging_nan_inf_filter": False, "eval_strategy": "no"}
         values |= {} if recipe.method == "cpo" else {"router_aux_loss_coef": 0.0}
         values |= {} if recipe.method == "sft" else {"beta": beta}
-        return kind(**renamed(values))
+        return on_device(config(**renamed(values)), device)
 
     return build

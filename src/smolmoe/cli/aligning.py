@@ -17,7 +17,7 @@ Changes = Annotated[
     typer.Option("--set", metavar="SECTION.KEY=VALUE", help="Change a value of the recipe; repeat it."),
 ]
 Resume = Annotated[str | None, typer.Option(metavar="latest|PATH", help="Go on from a checkpoint of the run.")]
-Device = Annotated[str | None, typer.Option(help="cpu, cuda or mps.  [default: the best there is]")]
+Device = Annotated[str | None, typer.Option(help="auto, cpu, cuda, cuda:N or mps.  [default: the best there is]")]
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Start over in a folder that has a run.")]
 DryRun = Annotated[bool, typer.Option("--dry-run", help="Say what it would cost; train nothing.")]
 
@@ -138,6 +138,7 @@ def _show_result(result: AlignResult) -> None:
         [
             ("rows", f"{rows['train']:,} trained on" + (f", left out: {left_out}" if left_out else "")),
             ("time", f"{summary['train_seconds']:.0f} s of training"),
+            ("device", "{device} ({name})".format(**summary["device"])),
             *_drift_rows(summary),
             ("model", result.model),
         ]

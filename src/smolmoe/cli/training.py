@@ -48,7 +48,9 @@ def train(
     resume: Annotated[
         str | None, typer.Option(metavar="latest|best|PATH", help="Go on from a checkpoint of the run.")
     ] = None,
-    device: Annotated[str | None, typer.Option(help="cpu, cuda or mps.  [default: the best there is]")] = None,
+    device: Annotated[
+        str | None, typer.Option(help="auto, cpu, cuda, cuda:N or mps.  [default: the best there is]")
+    ] = None,
     overwrite: Overwrite = False,
     dry_run: DryRun = False,
     as_json: Json = False,
@@ -105,6 +107,7 @@ def _show_trained(result: TrainResult) -> None:
     print_rows(
         [
             ("tokens", f"{count(summary['tokens'])} in {duration(summary['train_seconds'])}"),
+            ("device", "{device} ({name})".format(**summary["device"])),
             ("held-out loss", f"{held_out['loss']:.4f} nats a token on {held_out['tokens']:,} ({by_domain})"),
             *_change_rows(summary),
             ("model", result.model),

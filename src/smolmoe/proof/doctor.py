@@ -8,6 +8,7 @@ from typing import Any
 
 from smolmoe.checkpoint import open_checkpoint
 from smolmoe.claim import read_claim
+from smolmoe.devices import pick_device
 from smolmoe.moe.loading import Skeleton, load_model, load_tokenizer
 from smolmoe.moe.routing import RoutingCapture
 from smolmoe.proof.checks import SELF_TOLERANCE
@@ -68,6 +69,7 @@ def doctor(
         CheckpointError: files missing or corrupt, or tensors that do not fit the config.
         DataError: `data` is no text.
     """
+    device = pick_device(device)
     folder = open_checkpoint(moe, field="moe").folder
     RoutingCapture(Skeleton(folder).model)  # refuses what is no MoE, before its weights are read
     model = load_model(folder, device=device)

@@ -9,6 +9,7 @@ from typing import Any
 
 import yaml
 
+from smolmoe.devices import facts, pick_device
 from smolmoe.errors import OutputError
 from smolmoe.files import write_json
 from smolmoe.provenance import SCHEMA_VERSION, check_schema
@@ -92,6 +93,7 @@ def begin(recipe: TrainRecipe | AlignRecipe, tokenizer: Any, *, data: str, block
     asked = recipe.model_dump(mode="json")
     asked["trainer"] = {**DEFAULTS, **asked["trainer"]}
     record = {"schema_version": SCHEMA_VERSION, "recipe": asked, "data": data, "blocks_a_step": blocks_a_step}
+    record["device"] = facts(pick_device(recipe.device))
     if resumed and (out / RUN).is_file():
         found = json.loads((out / RUN).read_text(encoding="utf-8"))
         check_schema(found.get("schema_version"), out / RUN)
