@@ -70,7 +70,7 @@ class AlignJob:
 
     def __init__(self, recipe: AlignRecipe, report: Report):
         from smolmoe.align.arguments import DEFAULTS, check_trainer
-        from smolmoe.train.arguments import pick_device
+        from smolmoe.devices import pick_device
         from smolmoe.train.distributed import world_size
 
         if world_size() > 1:

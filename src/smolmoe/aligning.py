@@ -10,6 +10,7 @@ from typing import Any
 
 from smolmoe.align.libraries import quiet
 from smolmoe.align_job import AlignJob, Measured, Report, router_findings
+from smolmoe.devices import facts
 from smolmoe.errors import RequestError
 from smolmoe.files import remove, write_json
 from smolmoe.folder_lock import held
@@ -229,6 +230,7 @@ class _Run(AlignJob):
 
     def _finish(self, trainer: Any, before: Measured, findings: tuple[Finding, ...]) -> AlignResult:
         from smolmoe.align.measure import drift
+        from smolmoe.evaluate.held_out import change
         from smolmoe.moe.balance import routing_statistics
         from smolmoe.train.estimate import size_of
 
@@ -243,6 +245,7 @@ class _Run(AlignJob):
             "dropped": {"train": self.dropped.to_json(), "validation": self.unused.to_json()},
             "parameters": {**size_of(after_model).to_json(), "trainable": self.trainable},
             "train_seconds": round(trainer.clock.seconds, 2),
+            "device": facts(str(trainer.args.device)),
             "before": before.answers.to_json(),
             "after": after.answers.to_json(before.answers, beta),
         }
@@ -254,6 +257,8 @@ class _Run(AlignJob):
             summary["corrections"] = {"before": before.scores, "after": after.scores}
         if findings:
             summary["findings"] = [asdict(found) for found in findings]
+        rows = self.validation
+        summary["change"] = change(before.answers.documents(rows), after.answers.documents(rows)).to_json()
         write_json(self.recipe.out / SUMMARY, summary)
         finish_model(self.recipe.out / MODEL, summary)
         return AlignResult(self.recipe.out, summary)

@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from smolmoe.devices import pick_device
 from smolmoe.errors import OutputError, RequestError
 from smolmoe.evaluate.comparison import (
     FILE,
@@ -89,6 +90,7 @@ def compare(
         DataError: the text cannot be read, has no domains, or there is too little of it; a task file is wrong.
         OutputError: `out` holds something else, or an earlier comparison.
     """
+    device = pick_device(device)
     if out is not None:
         _check_out(out, overwrite)
     loaded = {} if tasks is None else _load_tasks(tasks)

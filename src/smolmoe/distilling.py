@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -42,9 +43,9 @@ def cache_teacher(
     Raises:
         SmolmoeError: a subclass that says what is wrong with teacher, text, options or folder.
     """
+    from smolmoe.devices import kind, pick_device
     from smolmoe.distill.cache import begin
     from smolmoe.distill.options import cache_options
-    from smolmoe.train.arguments import pick_device
     from smolmoe.train.distributed import held_by_main
 
     asked = cache_options(top_k=top_k, sampled=sampled, temperature=temperature, **options)
@@ -58,7 +59,7 @@ def cache_teacher(
                 _names(data),
                 Path(out),
                 asked,
-                stored_dtype=place == "cuda",
+                stored_dtype=kind(place) == "cuda",
                 resume=resume,
                 overwrite=overwrite,
                 report=told,
@@ -84,7 +85,8 @@ def _write(begin: Callable[[], Job], device: str, report: Report) -> CacheResult
             error = found
         in_turn(lambda: _raise(error))  # all wait for all, and fail together
         on_main(lambda: finish(job))
-    return describe(job, reused=_sum(reused), seconds=time.perf_counter() - started)
+    result = describe(job, reused=_sum(reused), seconds=time.perf_counter() - started)
+    return replace(result, device=device)
 
 
 def forecast_cache(

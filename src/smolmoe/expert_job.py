@@ -99,6 +99,7 @@ class Job:
         dry_run: bool,
         report: Report | None,
     ) -> Job:
+        from smolmoe.devices import pick_device
         from smolmoe.surgery.moe_files import read_moe
         from smolmoe.surgery.writer import check_output
 
@@ -109,7 +110,7 @@ class Job:
         files.checkpoint.check_finite()  # all of it: what is left out is measured against, too
         if not dry_run:  # before anything is run for it
             check_output(Path(out).resolve(), 0, [files.folder], overwrite=overwrite)
-        return cls(stage, files, Path(out), device, overwrite, dry_run, report, start)
+        return cls(stage, files, Path(out), pick_device(device), overwrite, dry_run, report, start)
 
     def split(self, data: str | Path | None) -> Split | None:
         from smolmoe.expert_checks import split_data

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from smolmoe.devices import pick_device
 from smolmoe.errors import RequestError
 from smolmoe.proof.results import failure
 
@@ -107,6 +108,7 @@ def export(
         )
     if quant is not None:
         raise RequestError("only GGUF files are quantised.", field="quant", value=quant, fix="Use --to gguf.")
+    device = pick_device(device)
     return _native(files, Path(out), to, device, overwrite=overwrite, dry_run=dry_run, report=report)
 
 

@@ -8,6 +8,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from smolmoe.devices import pick_device
 from smolmoe.errors import RequestError, SourceError
 
 if TYPE_CHECKING:
@@ -43,6 +44,7 @@ class Generation:
         seconds: for all of its batch, loading excluded.
         experts: those that alone were loaded; None where all were, or there are none.
         offload: what went to the device, where experts stayed on the CPU.
+        device: that it was computed on.
     """
 
     prompt: str
@@ -51,6 +53,7 @@ class Generation:
     seconds: float
     experts: LoadedExperts | None = None
     offload: Traffic | None = None
+    device: str = "cpu"
 
     def to_json(self) -> dict[str, Any]:
         return asdict(self)
@@ -101,6 +104,7 @@ def generate_all(
         SourceError: no such model, or it has no tokenizer.
         CheckpointError: its files are missing or corrupt.
     """
+    device = pick_device(device)
     _check_values(max_new_tokens, temperature, top_p, repetition_penalty, num, batch_size)
     _check_experts(prompts, experts, offload_experts, expert_memory)
     from smolmoe.checkpoint import open_checkpoint
@@ -125,7 +129,7 @@ def generate_all(
         texts = _answer(network, tokenizer, encoded[batch], seed, device, {"max_new_tokens": max_new_tokens, **options})
         seconds = round(time.monotonic() - started, 3)
         for prompt, (answers, lengths) in zip(prompts[batch], texts, strict=True):
-            found.append(Generation(prompt, answers, lengths, seconds, loaded, traffic))
+            found.append(Generation(prompt, answers, lengths, seconds, loaded, traffic, device))
     return tuple(found)
 
 

@@ -51,10 +51,11 @@ def _make_pairs(recipe: PairsRecipe, resume: bool, overwrite: bool, report: Repo
     from smolmoe.align.pairs import PairsFolder
     from smolmoe.checkpoint import fingerprint, open_checkpoint
     from smolmoe.data.prompts import CorrectionPrompt, prompt_ids
-    from smolmoe.evaluate.sampling import answering_tokenizer, check_device, check_room
+    from smolmoe.devices import pick_device
+    from smolmoe.evaluate.sampling import answering_tokenizer, check_room
     from smolmoe.moe.loading import load_config
 
-    check_device(recipe.device)
+    pick_device(recipe.device)
     checkpoint = open_checkpoint(recipe.model, field="model")
     prompt = CorrectionPrompt(recipe.template, recipe.chat)
     rows = _draw(recipe)

@@ -124,7 +124,8 @@ def check_stages(recipe: PipelineRecipe, values: Mapping[str, dict[str, Any]]) -
     Raises:
         RequestError: naming stage and key.
     """
-    from smolmoe.train.arguments import check_trainer, pick_device
+    from smolmoe.devices import pick_device
+    from smolmoe.train.arguments import check_trainer
 
     for stage in recipe.stages:
         if stage.report is not None:

@@ -170,11 +170,12 @@ def model_losses(name: str, tokenizer: Any, device: str) -> tuple[Losses, str]:
         SourceError, CheckpointError, HubError: the model cannot be had.
     """
     from smolmoe.checkpoint import fingerprint, open_checkpoint
+    from smolmoe.devices import pick_device
     from smolmoe.evaluate.held_out import cut_windows, document_losses
     from smolmoe.moe.loading import load_model
 
     checkpoint = open_checkpoint(name, field="model")
-    model = load_model(checkpoint.folder, device=device)
+    model = load_model(checkpoint.folder, device=pick_device(device))
     positions = getattr(model.config.get_text_config(), "max_position_embeddings", None) or LONGEST_WINDOW
     length, start = min(LONGEST_WINDOW, positions), end_of_text(tokenizer)
 

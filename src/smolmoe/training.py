@@ -12,15 +12,16 @@ from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from smolmoe.devices import facts
 from smolmoe.errors import RequestError
 from smolmoe.files import remove, write_json
 from smolmoe.recipe import TrainRecipe, parse
 from smolmoe.reporting import finish_model
-from smolmoe.train.folder import HELD_OUT, MODEL, SUMMARY, TOKENIZER, begin, check_step, open_folder
+from smolmoe.train.folder import BEST, HELD_OUT, MODEL, SUMMARY, TOKENIZER, begin, check_step, open_folder
 
 if TYPE_CHECKING:
     from smolmoe.data.corpus import TokenCorpus
-    from smolmoe.evaluate.held_out import HeldOut
+    from smolmoe.evaluate.held_out import DocumentLosses, HeldOut
     from smolmoe.proof.findings import Finding
     from smolmoe.train.estimate import Estimate
     from smolmoe.train.trainer import MoeTrainer
@@ -39,7 +40,7 @@ class TrainResult:
     """What a run wrote.
 
     Attributes:
-        out: the run folder: `model/`, `checkpoints/`, `metrics.jsonl`, `recipe.yaml`, `summary.json`.
+        out: the run folder: `model/`, `best/`, `checkpoints/`, `metrics.jsonl`, `recipe.yaml`, `summary.json`.
         summary: as in `summary.json`.
     """
 
@@ -49,6 +50,11 @@ class TrainResult:
     @property
     def model(self) -> Path:
         return self.out / MODEL
+
+    @property
+    def best(self) -> Path | None:
+        """The model with the lowest held-out loss of the run; None where no checkpoint of it was kept."""
+        return self.out / BEST if self.summary["best"]["model"] is not None else None
 
     def to_json(self) -> dict[str, Any]:
         return {"out": str(self.out), **self.summary}
@@ -353,6 +359,7 @@ class _Run:
     # -- what is left --------------------------------------------------------------------------------------------
 
     def _finish(self, trainer: MoeTrainer, corpus: TokenCorpus, held_out: HeldOut, steps: int) -> TrainResult:
+        from smolmoe.train.best import losses_before
         from smolmoe.train.checkpoints import room_for
         from smolmoe.train.distributed import on_main
         from smolmoe.train.estimate import size_of
@@ -363,13 +370,16 @@ class _Run:
             self._write_model(trainer)
         # A run that was killed between its last checkpoint and here has measured that step already.
         last = trainer.last_held_out or trainer.measured(None)
+        start = losses_before(out, last)
         summary: dict[str, Any] = {
             "steps": steps,
             "tokens": steps * self._blocks_a_step() * self.recipe.data.length,
             "flops": self._flops(steps),
             "parameters": size_of(self.model).to_json(),
             "held_out": {**last.to_json(), "documents": len(last.tokens)},
+            **({} if start is None else {"before": start.to_json(), "change": self._change(start, last)}),
             "train_seconds": round(trainer.clock.seconds, 2),
+            "device": facts(str(trainer.args.device)),
             **self._flips(corpus),
             **({"findings": [asdict(found) for found in self.findings]} if self.findings else {}),
             "data": corpus.summary(),
@@ -378,11 +388,36 @@ class _Run:
         def write() -> dict[str, Any]:
             summary["samples"] = self._samples()
             write_json(out / HELD_OUT, last.documents_json())
+            summary["best"] = self._best(trainer, steps, summary)
             write_json(out / SUMMARY, summary)
             finish_model(out / MODEL, summary)
             return summary
 
         return TrainResult(out, on_main(write))
+
+    def _change(self, before: DocumentLosses, after: DocumentLosses) -> dict[str, Any]:
+        from smolmoe.evaluate.held_out import change
+
+        found = change(before, after)
+        if found.verdict == "worse":
+            logger.warning("The held-out loss got worse: %.4f before, %.4f after.", found.before, found.after)
+        return found.to_json()
+
+    def _best(self, trainer: MoeTrainer, last: int, summary: dict[str, Any]) -> dict[str, Any]:
+        """Write `best/` with its card; says which step it is of, and of no folder where that has no checkpoint."""
+        from smolmoe.train.best import find_best, write_best
+        from smolmoe.train.checkpoints import room_for
+
+        out = self.recipe.out
+        best = find_best(out, trainer.state.best_global_step, last, summary)
+        step, loss = best["steps"], best["held_out"]["loss"]
+        with room_for("the best checkpoint's model", out):
+            folder = write_best(out, step, last, self._provenance())
+        if folder is None:
+            logger.warning("Step %d had the lowest held-out loss (%.4f), and its checkpoint is not there.", step, loss)
+        else:
+            finish_model(folder, best)
+        return {"step": step, "loss": loss, "model": None if folder is None else BEST}
 
     def _flips(self, corpus: TokenCorpus) -> dict[str, float]:
         """Of routers trained in fp32: the share of tokens for which bf16, as it is served, chooses other experts."""

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from smolmoe.checkpoint import open_checkpoint
+from smolmoe.devices import pick_device
 from smolmoe.errors import VerificationError
 from smolmoe.recipe import UpcycleRecipe, parse
 from smolmoe.reporting import write_card
@@ -97,6 +98,8 @@ def run_upcycle(recipe: UpcycleRecipe, *, dry_run: bool = False, report: Report 
     report = report or (lambda stage, done, total: None)
     start = time.monotonic()
     report("plan", 0, 0)
+    if "device" in recipe.model_fields_set:  # what is left out stays left out in the record
+        recipe = recipe.model_copy(update={"device": pick_device(recipe.device)})
     base = open_checkpoint(recipe.source, revision=recipe.revision)
     specialists = {name: open_checkpoint(path, field=f"expert {name}") for name, path in recipe.expert.items()}
     plan = make_plan(recipe, base, specialists)

@@ -9,10 +9,11 @@ from dataclasses import fields
 from typing import Any
 
 from smolmoe.align.libraries import require
+from smolmoe.devices import pick_device
 from smolmoe.errors import RequestError
 from smolmoe.recipe.align import BETA, LENGTH, AlignRecipe
 from smolmoe.recipe.base import check_passed_on, new_names
-from smolmoe.train.arguments import DECIDED, pick_device, precision
+from smolmoe.train.arguments import DECIDED, on_device, precision
 from smolmoe.train.checks import check_combinations, refused_by, try_out
 
 _COMMON: dict[str, Any] = {
@@ -172,7 +173,7 @@ def trainer_arguments(recipe: AlignRecipe, *, length: int, save_steps: int, devi
 
 def _builder(recipe: AlignRecipe, *, length: int, save_steps: int, device: str) -> Callable[[Mapping[str, Any]], Any]:
     """What makes the config of values under `trainer`."""
-    kind, beta = config_class(recipe.method), recipe.beta or BETA
+    config, beta = config_class(recipe.method), recipe.beta or BETA
 
     def build(given: Mapping[str, Any]) -> Any:
         values = {"save_strategy": "steps", "save_steps": save_steps, **precision(device, given)}
@@ -182,6 +183,6 @@ def _builder(recipe: AlignRecipe, *, length: int, save_steps: int, device: str) 
         values["max_length"] = length
         values |= {} if recipe.method == "cpo" else {"router_aux_loss_coef": 0.0}
         values |= {} if recipe.method == "sft" else {"beta": beta}
-        return kind(**values)
+        return on_device(config(**values), device)
 
     return build

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 
 from smolmoe.align.tokens import Row
+from smolmoe.evaluate.held_out import DocumentLosses
 from smolmoe.losses import expert_probabilities
 from smolmoe.moe.gating import gate_spec
 from smolmoe.moe.routing import RoutingCapture, find_routers
@@ -37,6 +38,11 @@ class Answers:
     def loss(self) -> float:
         """Nats a token of the chosen answers."""
         return -self.chosen.sum().item() / self.tokens
+
+    def documents(self, rows: Sequence[Row]) -> DocumentLosses:
+        """The losses of the chosen answers, row by row."""
+        nll = tuple((-self.chosen).tolist())
+        return DocumentLosses(nll, tuple(len(row.chosen) for row in rows), ("",) * len(rows))
 
     def to_json(self, before: Answers | None = None, beta: float = 0.0) -> dict[str, float]:
         """Loss; of pairs how often and by how much the chosen answer is likelier.

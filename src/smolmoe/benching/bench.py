@@ -10,12 +10,14 @@ import os
 import platform
 import statistics
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from smolmoe.benching.process import Worker
 from smolmoe.benching.results import BatchRatios, BenchResult, BenchSettings, ModelBench, ModelFacts, Ratio
 from smolmoe.checkpoint import open_checkpoint
+from smolmoe.devices import device_name, pick_device
 
 if TYPE_CHECKING:
     from smolmoe.evaluate.speed import Reading
@@ -43,6 +45,7 @@ def bench(
     """
     settings = settings or BenchSettings()
     settings.check()
+    settings = replace(settings, device=pick_device(settings.device))
     names = [str(name) for name in (model, against) if name is not None]
     for field, name in zip(("model", "against"), names, strict=False):
         open_checkpoint(name, field=field)
@@ -133,12 +136,10 @@ def machine(settings: BenchSettings) -> dict[str, Any]:
     """What it was measured on."""
     import torch
 
-    name = platform.processor() or platform.machine()
-    info = Path("/proc/cpuinfo")
-    if settings.device.startswith("cuda"):
-        name = torch.cuda.get_device_name(settings.device)
-    elif info.is_file():
-        lines = info.read_text(encoding="utf-8").splitlines()
-        name = next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), name)
     threads = settings.threads or torch.get_num_threads()
-    return {"processor": name, "cores": os.cpu_count(), "threads": threads, "system": platform.system()}
+    return {
+        "processor": device_name(settings.device),
+        "cores": os.cpu_count(),
+        "threads": threads,
+        "system": platform.system(),
+    }

@@ -79,8 +79,8 @@ def _serve(pipe: Connection, name: str, settings: BenchSettings) -> None:
 def _load(name: str, settings: BenchSettings) -> tuple[Any, ModelFacts]:
     import torch
 
+    from smolmoe.devices import pick_device
     from smolmoe.evaluate.memory import PeakMemory
-    from smolmoe.evaluate.sampling import check_device
     from smolmoe.moe.experts import set_experts
     from smolmoe.moe.gating import gate_spec
     from smolmoe.moe.loading import Skeleton, load_model
@@ -89,7 +89,7 @@ def _load(name: str, settings: BenchSettings) -> tuple[Any, ModelFacts]:
 
     if settings.threads is not None:
         torch.set_num_threads(settings.threads)
-    check_device(settings.device)
+    pick_device(settings.device)
     skeleton = Skeleton(name)
     dtype = skeleton.stored_dtype() if settings.dtype is None else getattr(torch, settings.dtype)
     memory = PeakMemory(settings.device)

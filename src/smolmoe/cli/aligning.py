@@ -18,7 +18,7 @@ Changes = Annotated[
     typer.Option("--set", metavar="SECTION.KEY=VALUE", help="Change a value of the recipe; repeat it."),
 ]
 Resume = Annotated[str | None, typer.Option(metavar="latest|PATH", help="Go on from a checkpoint of the run.")]
-Device = Annotated[str | None, typer.Option(help="cpu, cuda or mps.  [default: the best there is]")]
+Device = Annotated[str | None, typer.Option(help="auto, cpu, cuda, cuda:N or mps.  [default: the best there is]")]
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Start over in a folder that has a run.")]
 DryRun = Annotated[bool, typer.Option("--dry-run", help="Say what it would cost; train nothing.")]
 
@@ -127,6 +127,9 @@ def _show_estimate(out: str, costs: AlignEstimate) -> None:
 
 
 def _show_result(result: AlignResult) -> None:
+    from smolmoe.evaluate.held_out import Change
+    from smolmoe.proof.findings import Finding
+
     summary = result.summary
     sizes, rows = summary["parameters"], summary["rows"]
     print(
@@ -138,11 +141,15 @@ def _show_result(result: AlignResult) -> None:
         [
             ("rows", f"{rows['train']:,} trained on" + (f", left out: {left_out}" if left_out else "")),
             ("time", f"{units.duration(summary['train_seconds'])} of training"),
+            ("device", "{device} ({name})".format(**summary["device"])),
             *_drift_rows(summary),
             ("model", result.model),
         ]
     )
     table(f"On {rows['validation']:,} held-out rows", ("", "before", "after"), _figures(summary))
+    print(f"held-out loss: {Change.from_json(summary['change'])}")
+    for found in summary.get("findings", ()):
+        print(Finding(**found))
     if "corrections" in summary:
         _show_corrections(summary["corrections"])
 

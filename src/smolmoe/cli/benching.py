@@ -38,7 +38,7 @@ def bench(
         ),
     ] = None,
     train: Annotated[bool, typer.Option(help="Count the FLOPs of a backward pass, too.")] = True,
-    device: Annotated[str, typer.Option(help="Where to compute.")] = "cpu",
+    device: Annotated[str, typer.Option(help="Where to compute: auto, cpu, cuda, cuda:N or mps.")] = "cpu",
     threads: Annotated[int | None, typer.Option(help="Threads of the CPU.  [default: torch's]")] = None,
     seed: Annotated[int, typer.Option(help="Of the prompts.")] = 0,
     out: Annotated[Path | None, typer.Option(help="Write the result to this JSON file, too.")] = None,

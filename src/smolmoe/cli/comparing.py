@@ -51,7 +51,7 @@ def compare(
         Path | None, typer.Option(help="Task file of lm-evaluation-harness (.yaml) or a folder of them.")
     ] = None,
     out: Annotated[Path | None, typer.Option(help="Folder for compare.json and table.md.")] = None,
-    device: Annotated[str, typer.Option(help="Where to compute.")] = "cpu",
+    device: Annotated[str, typer.Option(help="Where to compute: auto, cpu, cuda, cuda:N or mps.")] = "cpu",
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace a comparison that is there.")] = False,
     as_json: Json = False,
 ) -> None:
@@ -112,6 +112,7 @@ def show_comparison(found: Comparison, out: Path | None) -> None:
         _show_table(table)
     for note in notes(found):
         print(f"  {note}")
+    print(f"  Computed on {found.device}.")
     if out is not None:
         print(f"\n{out}: compare.json, table.md")
 

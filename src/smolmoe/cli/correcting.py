@@ -31,7 +31,7 @@ Template = Annotated[str, typer.Option(help="What the model gets; {prompt} is th
 Chat = Annotated[bool, typer.Option("--chat", help="Ask through the tokenizer's chat template.")]
 MaxNewTokens = Annotated[int, typer.Option(help="Longest answer, in tokens.")]
 BatchSize = Annotated[int, typer.Option(help="Texts at a time.")]
-Device = Annotated[str, typer.Option(help="Where to compute.")]
+Device = Annotated[str, typer.Option(help="Where to compute: auto, cpu, cuda, cuda:N or mps.")]
 ASCII_TEMPLATE = TEMPLATE.replace("\n", "\\n")
 
 

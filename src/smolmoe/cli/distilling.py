@@ -42,7 +42,9 @@ def cache(
         int | None, typer.Option(metavar="N", help="Keep N draws of each token instead: unbiased, and smaller.")
     ] = None,
     temperature: Annotated[float, typer.Option(help="Logits are divided by it, the student's in training too.")] = 1.0,
-    device: Annotated[str | None, typer.Option(help="cpu, cuda or mps.  [default: the best there is]")] = None,
+    device: Annotated[
+        str | None, typer.Option(help="auto, cpu, cuda, cuda:N or mps.  [default: the best there is]")
+    ] = None,
     batch_tokens: Annotated[int, typer.Option(help="Tokens that the teacher reads at once.")] = 8192,
     resume: Annotated[bool, typer.Option("--resume", help="Go on with a cache that was begun.")] = False,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace a cache that is there.")] = False,
@@ -114,6 +116,7 @@ def _show(result: CacheResult) -> None:
         rows.append(("entries", f"{result.entries:.1f} different tokens of {result.size} draws"))
     if result.entropy is not None:
         rows.append(("entropy", f"{result.entropy:.3f} nats a token"))
+    rows.append(("device", result.device))
     rows.append(
         ("time", units.duration(result.seconds) + (f", {result.reused} shards were there" * bool(result.reused)))
     )

@@ -53,11 +53,12 @@ def generate(
             help="With --offload-experts: MB for experts on the device.  [default: one layer's and one token's]"
         ),
     ] = None,
-    device: Annotated[str, typer.Option(help="Where to compute.")] = "cpu",
+    device: Annotated[str, typer.Option(help="Where to compute: auto, cpu, cuda, cuda:N or mps.")] = "cpu",
     as_json: Json = False,
 ) -> None:
     """Continue texts with a dense or MoE model, or with some experts of one."""
     quiet_libraries()
+    from smolmoe.devices import device_name
     from smolmoe.generation import generate_all
 
     results = generate_all(
@@ -75,6 +76,8 @@ def generate(
         offload_experts=offload_experts,
         expert_memory=None if expert_memory is None else int(expert_memory * MEGABYTE),
     )
+    device = results[0].device
+    print(f"device: {device} ({device_name(device)})", file=sys.stderr)
     for line in _about_experts(results[0].experts, results[0].offload, device):
         print(line, file=sys.stderr)
     if as_json:

@@ -16,6 +16,7 @@ from smolmoe import units
 from smolmoe.errors import RequestError, SmolmoeError
 
 Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
+BestDevice = Annotated[str | None, typer.Option(help="auto, cpu, cuda, cuda:N or mps.  [default: the best there is]")]
 
 _STAGES = {
     "plan": "Reading headers and planning",

@@ -51,7 +51,7 @@ def probe(
     losses: Annotated[bool, typer.Option(help="Force experts, and take them out, and measure losses.")] = True,
     loss_tokens: Annotated[int, typer.Option(help="Tokens of each domain for each of these losses.")] = 4096,
     permutations: Annotated[int, typer.Option(help="Shuffles of the domains, for the baselines.")] = 200,
-    device: Annotated[str, typer.Option(help="Where to compute.")] = "cpu",
+    device: Annotated[str, typer.Option(help="Where to compute: auto, cpu, cuda, cuda:N or mps.")] = "cpu",
     seed: Annotated[int, typer.Option(help="Of what is drawn.")] = 0,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace a probe that is there.")] = False,
     as_json: Json = False,
@@ -101,12 +101,17 @@ def show_probe(result: ProbeResult, out: Path) -> None:
         f"{name} {units.tokens(result.tokens[name])} tokens in {result.documents[name]} documents"
         for name in result.domains
     )
-    print_rows([("read", ", ".join(read)), ("page", out / "index.html")])
+    print_rows([("read", ", ".join(read)), ("device", _device(result.data)), ("page", out / "index.html")])
     _show_layers(result)
     _show_matrix(result)
     _show_accuracy(result)
     if result.losses is not None:
         _show_losses(result.losses, result.domains)
+
+
+def _device(data: dict[str, Any]) -> str:
+    name = data.get("device_name")
+    return str(data["device"]) + (f" ({name})" if name else "")
 
 
 def _show_layers(result: ProbeResult) -> None:

@@ -25,7 +25,7 @@ def verify(
     text: Annotated[
         Path | None, typer.Option(help="Text to measure on (.txt, .jsonl).  [default: of this Python installation]")
     ] = None,
-    device: Annotated[str, typer.Option(help="Where to compute.")] = "cpu",
+    device: Annotated[str, typer.Option(help="Where to compute: auto, cpu, cuda, cuda:N or mps.")] = "cpu",
     seed: Annotated[int, typer.Option(help="Of the choice of text and of the random control.")] = 0,
     as_json: Json = False,
 ) -> None:
@@ -89,7 +89,7 @@ def _decoded(equal: bool, count: int, first: int | None, difference: float) -> s
 def doctor(
     moe: Annotated[Path, typer.Argument(metavar="MOE", help="Folder of any transformers MoE.")],
     data: Annotated[Path | None, typer.Option(help="Text to look on.  [default: of this Python installation]")] = None,
-    device: Annotated[str, typer.Option(help="Where to compute.")] = "cpu",
+    device: Annotated[str, typer.Option(help="Where to compute: auto, cpu, cuda, cuda:N or mps.")] = "cpu",
     seed: Annotated[int, typer.Option(help="Of the choice of text.")] = 0,
     as_json: Json = False,
 ) -> None:

@@ -38,7 +38,9 @@ def train(
     resume: Annotated[
         str | None, typer.Option(metavar="latest|best|PATH", help="Go on from a checkpoint of the run.")
     ] = None,
-    device: Annotated[str | None, typer.Option(help="cpu, cuda or mps.  [default: the best there is]")] = None,
+    device: Annotated[
+        str | None, typer.Option(help="auto, cpu, cuda, cuda:N or mps.  [default: the best there is]")
+    ] = None,
     overwrite: Overwrite = False,
     dry_run: DryRun = False,
     as_json: Json = False,
@@ -86,19 +88,39 @@ def _show_estimate(out: str, costs: Estimate) -> None:
 
 
 def _show_trained(result: TrainResult) -> None:
+    from smolmoe.proof.findings import Finding
+
     summary = result.summary
-    held_out = summary["held_out"]
+    held_out, best = summary["held_out"], summary["best"]
     print(f"{result.out}: {units.parameters(summary['parameters']['total'])} parameters, {summary['steps']:,} steps")
     by_domain = ", ".join(f"{domain} {loss:.4f}" for domain, loss in held_out["by_domain"].items())
     print_rows(
         [
             ("tokens", f"{units.tokens(summary['tokens'])} in {units.duration(summary['train_seconds'])}"),
+            ("device", "{device} ({name})".format(**summary["device"])),
             ("held-out loss", f"{held_out['loss']:.4f} nats a token on {held_out['tokens']:,} ({by_domain})"),
+            *_change_rows(summary),
             ("model", result.model),
+            (
+                "best",
+                f"{result.best or 'no checkpoint of it'} (step {best['step']:,}, held-out loss {best['loss']:.4f})",
+            ),
         ]
     )
+    for found in summary.get("findings", ()):
+        print(Finding(**found))
     for sample in summary["samples"]:
         print(f"\n--- {sample['prompt']}{sample['text']}")
+
+
+def _change_rows(summary: dict[str, Any]) -> list[tuple[str, object]]:
+    """What became of the held-out loss, where it was measured on the same documents before."""
+    if "change" not in summary:
+        return []
+    from smolmoe.evaluate.held_out import Change
+
+    change = Change.from_json(summary["change"])
+    return [("before", f"{change.before:.4f} nats a token"), ("change", change)]
 
 
 def run(

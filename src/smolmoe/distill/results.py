@@ -35,6 +35,7 @@ class CacheResult:
     shards: int
     reused: int
     seconds: float
+    device: str = "cpu"
 
     def to_json(self) -> dict[str, Any]:
         return asdict(self)

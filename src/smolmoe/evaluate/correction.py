@@ -172,8 +172,10 @@ def score_checkpoint(
         OutputError: `out` holds something.
     """
     from smolmoe.checkpoint import fingerprint, open_checkpoint
+    from smolmoe.devices import pick_device
     from smolmoe.moe.loading import load_config
 
+    device = pick_device(device)
     if out is not None:
         _check_out(out, overwrite)
     checkpoint = open_checkpoint(model, field="model")

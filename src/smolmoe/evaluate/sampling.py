@@ -34,19 +34,6 @@ def answering_tokenizer(folder: Path) -> Any:
     return tokenizer
 
 
-def check_device(device: str) -> None:
-    """Raise RequestError where nothing can be computed on that device."""
-    import torch
-
-    try:
-        torch.empty(1, device=device)
-    except (RuntimeError, AssertionError) as error:
-        reason = str(error).partition("\n")[0].rstrip(".")
-        raise RequestError(
-            f"it cannot be used: {reason}.", field="device", value=device, fix="Use cpu, or what is there."
-        ) from error
-
-
 def answering_model(folder: Path, device: str) -> Any:
     """The model of a folder in the dtype that it is stored in, on the device.
 
@@ -55,10 +42,10 @@ def answering_model(folder: Path, device: str) -> Any:
         SourceError: no such model, or one that transformers cannot run.
         CheckpointError: its files are missing or corrupt.
     """
+    from smolmoe.devices import pick_device
     from smolmoe.moe.loading import Skeleton, load_model
 
-    check_device(device)
-    return load_model(folder, dtype=Skeleton(folder).stored_dtype(), device=device)
+    return load_model(folder, dtype=Skeleton(folder).stored_dtype(), device=pick_device(device))
 
 
 @dataclass(frozen=True)

@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 
+from smolmoe.devices import device_name, pick_device
 from smolmoe.errors import OutputError, RequestError
 from smolmoe.evaluate.held_out import cut_windows
 from smolmoe.files import write_json
@@ -63,6 +64,7 @@ def probe(
         DataError: text that cannot be read, has no tags, or too little of a domain.
         OutputError: `out` is taken.
     """
+    device = pick_device(device)
     if out is not None:
         _check_free(out, overwrite)
     clock = _Clock(report)
@@ -242,6 +244,7 @@ def _what_was_read(subject: Subject, data: str, *others: Any) -> dict[str, Any]:
         "documents_one_by_one": len(counts.kept.documents),
         "seed": options.seed,
         "device": str(subject.model.device),
+        "device_name": device_name(str(subject.model.device)),
         "dtype": str(subject.model.dtype).removeprefix("torch."),
         "versions": versions(),
         "command": command(),

@@ -8,6 +8,7 @@ from typing import Any
 
 from smolmoe.checkpoint import open_checkpoint
 from smolmoe.claim import read_claim
+from smolmoe.devices import pick_device
 from smolmoe.interval import enough_tokens, least_share
 from smolmoe.moe.loading import Skeleton, load_model, load_tokenizer
 from smolmoe.moe.routing import RoutingCapture
@@ -67,6 +68,7 @@ def doctor(
         CheckpointError: files missing or corrupt, or tensors that do not fit the config.
         DataError: `data` is no text.
     """
+    device = pick_device(device)
     folder = open_checkpoint(moe, field="moe").folder
     skeleton = Skeleton(folder)
     RoutingCapture(skeleton.model)  # refuses what is no MoE, before its weights are read

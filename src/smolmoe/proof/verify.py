@@ -12,6 +12,7 @@ from typing import Any
 import torch
 
 from smolmoe.claim import Claim, read_claim
+from smolmoe.devices import pick_device
 from smolmoe.errors import RequestError, SourceError
 from smolmoe.moe.loading import Skeleton
 from smolmoe.moe.routing import Routing, RoutingCapture, incomplete_groups
@@ -67,6 +68,7 @@ def verify(
     started = time.monotonic()
     if new_tokens < 1:
         raise RequestError("at least one token must be decoded.", field="new_tokens", value=new_tokens)
+    device = pick_device(device)
     pair = _Pair.open(dense, moe, device, resident_bytes)
     if not isinstance(claim, Claim):
         claim = read_claim(pair.moe) if claim is None else Claim.from_json(claim)

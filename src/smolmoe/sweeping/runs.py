@@ -13,7 +13,7 @@ from typing import Any
 from smolmoe.json_text import read_json
 from smolmoe.stages import RunFolder
 from smolmoe.sweeping.plan import Plan, Start
-from smolmoe.train.folder import HELD_OUT, SUMMARY
+from smolmoe.train.folder import BEST, HELD_OUT, SUMMARY
 
 logger = logging.getLogger(__name__)
 
@@ -90,7 +90,8 @@ class Runs:
             origin = self._before(start, seed, "tokens", steps) if self.plan.rate.kind == "constant" else None
             self._train(start, seed, steps, folder, title, origin=origin)
         if self.plan.rate.kind != "constant":  # nobody goes on from here
-            on_main(lambda: shutil.rmtree(folder / "checkpoints", ignore_errors=True))
+            for name in ("checkpoints", BEST):
+                on_main(lambda name=name: shutil.rmtree(folder / name, ignore_errors=True))  # type: ignore[misc]
         return on_main(lambda: _read(steps, seed, folder))
 
     def _trunk(self, start: Start, seed: int, steps: int, title: str) -> Path:

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from transformers import TrainingArguments
 
+from smolmoe.devices import kind, pick_device
 from smolmoe.errors import RequestError
 from smolmoe.recipe import TrainRecipe
 from smolmoe.recipe.base import check_passed_on, new_names
@@ -145,7 +146,7 @@ def _builder(
             **new_names(given),
         }
         values |= {"max_steps": steps, "output_dir": str(folder), "seed": recipe.seed, "use_cpu": device == "cpu"}
-        return TrainingArguments(
+        arguments = TrainingArguments(
             **values,
             train_sampling_strategy="sequential",  # the order is the data set's own
             remove_unused_columns=False,
@@ -153,25 +154,23 @@ def _builder(
             metric_for_best_model="eval_loss",
             greater_is_better=False,
         )
+        return on_device(arguments, device)
 
     return build
 
 
-def pick_device(asked: str | None) -> str:
-    """The device asked for, or the best there is: cuda, mps, cpu.
+def on_device(arguments: Any, device: str) -> Any:
+    """The arguments with one process on this one device.
 
-    Raises:
-        RequestError: it is not here.
+    By themselves they take the first GPU, and put copies of the model on all others (`torch.nn.DataParallel`), whose
+    routers nobody would record.
     """
-    there = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
-    if asked is None:
-        return next(name for name, available in there.items() if available)
-    if not there.get(asked, False):
-        usable = [name for name, available in there.items() if available]
-        raise RequestError(
-            "not a device of this machine.", field="device", value=asked, fix=f"Use {', '.join(usable)}."
-        )
-    return asked
+    if kind(device) == "cuda" and arguments.world_size == 1:
+        place = torch.device("cuda", int(device.partition(":")[2] or 0))
+        torch.cuda.set_device(place)
+        arguments._n_gpu = 1
+        arguments.__dict__["_setup_devices"] = place  # a cached property
+    return arguments
 
 
 def precision(device: str, given: Mapping[str, Any] | None = None) -> dict[str, bool]:
@@ -185,9 +184,10 @@ def precision(device: str, given: Mapping[str, Any] | None = None) -> dict[str, 
 
 def bf16_is_fast(device: str | None = None) -> bool:
     """Whether this device multiplies bf16 matrices in hardware."""
-    if (device or pick_device(None)) == "cuda":
+    device = device or pick_device(None)
+    if kind(device) == "cuda":
         return torch.cuda.is_bf16_supported(including_emulation=False)
-    if device == "mps":
+    if kind(device) == "mps":
         return False
     capabilities: dict[str, Any] = getattr(torch.cpu, "get_capabilities", dict)()
     return any(capabilities.get(name, False) for name in ("avx512_bf16", "amx_bf16"))

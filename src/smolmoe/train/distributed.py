@@ -40,11 +40,16 @@ def join(recipe: TrainRecipe) -> None:
         return
     from accelerate import PartialState
 
-    from smolmoe.train.arguments import pick_device
+    from smolmoe.devices import kind, pick_device
 
+    device = pick_device(recipe.device)
+    if ":" in device:
+        raise RequestError(
+            "several processes take a GPU each.", field="device", value=device, fix=f"Use {kind(device)}."
+        )
     timeout = timedelta(seconds=float(recipe.trainer.get("ddp_timeout", 1800)))
     backend = recipe.trainer.get("ddp_backend")
-    PartialState(cpu=pick_device(recipe.device) == "cpu", backend=backend, timeout=timeout)
+    PartialState(cpu=device == "cpu", backend=backend, timeout=timeout)
     _meeting()
 
 

@@ -10,6 +10,8 @@ from typing import Any
 import torch
 from accelerate import init_empty_weights
 
+from smolmoe.devices import kind as kind_of
+from smolmoe.devices import pick_device
 from smolmoe.linear_loss import AT_ONCE
 from smolmoe.moe.experts import set_experts
 from smolmoe.moe.gating import gate_spec
@@ -17,7 +19,7 @@ from smolmoe.moe.loading import Skeleton, causal_lm_class
 from smolmoe.moe.routing import find_routers
 from smolmoe.moe.structure import expert_parameters, find_layers
 from smolmoe.recipe import TrainRecipe
-from smolmoe.train.arguments import DEFAULTS, check_trainer, pick_device, precision
+from smolmoe.train.arguments import DEFAULTS, check_trainer, precision
 from smolmoe.train.distillation import open_distillation
 from smolmoe.train.distributed import world_size
 from smolmoe.train.fit import check_fits
@@ -142,7 +144,7 @@ def cost_of(
     training = at_once * size.layers * config.hidden_size * ACTIVATION_BYTES
     training += (logits if whole_logits else min(logits, AT_ONCE)) * LOGIT_BYTES
     measuring = MEASURED_WINDOWS * length * config.vocab_size * LOGIT_BYTES  # at another time
-    state = STATE_BYTES[kind] * size.total + (0 if device == "cuda" else PROCESS_BYTES)
+    state = STATE_BYTES[kind] * size.total + (0 if kind_of(device) == "cuda" else PROCESS_BYTES)
     memory = state + max(training, measuring)
     return Estimate(size, steps, tokens, flops, int(memory), flops / (EFFICIENCY * product_rate(device, bf16)))
 
@@ -150,7 +152,7 @@ def cost_of(
 @cache  # the stages of a pipeline are estimated with one figure
 def product_rate(device: str, bf16: bool, seconds: float = 0.2) -> float:
     """FLOP/s of large matrix products, measured in a fraction of a second."""
-    n = 4096 if device == "cuda" else 1024
+    n = 4096 if kind_of(device) == "cuda" else 1024
     dtype = torch.bfloat16 if bf16 else torch.float32
     a, b = (torch.randn(n, n, device=device, dtype=dtype) for _ in range(2))
     (a @ b).sum().item()

@@ -12,6 +12,7 @@ from typing import Any
 import yaml
 
 from smolmoe.data.same_tokenizer import tokenizer_hash
+from smolmoe.devices import facts, pick_device
 from smolmoe.errors import OutputError, RequestError, SourceError
 from smolmoe.files import remove, write_json
 from smolmoe.moe.loading import load_tokenizer
@@ -33,14 +34,15 @@ logger = logging.getLogger(__name__)
 
 RECIPE = "recipe.yaml"
 MODEL = "model"
+BEST = "best"  # the model of the checkpoint with the lowest held-out loss
 TOKENIZER = "tokenizer"
 SUMMARY = "summary.json"
 HELD_OUT = "held_out.json"  # the final losses, document by document
+HELD_OUT_BEFORE = "held_out_before.json"  # those before the first step
 ADAPTERS = "adapters"
-BEST = "best"
 TENSORBOARD = "runs"  # of transformers, in the run's folder
 # What a run writes beside its checkpoints; everything else in its folder is the user's.
-_WRITTEN = (MODEL, ADAPTERS, BEST, TOKENIZER, SUMMARY, HELD_OUT, METRICS, RECIPE)
+_WRITTEN = (MODEL, ADAPTERS, BEST, TOKENIZER, SUMMARY, HELD_OUT, HELD_OUT_BEFORE, METRICS, RECIPE)
 _FIRST = {f".{RUN}.partial", TOKENIZER}  # all there may be before `run.json` is
 BLOCKS = "sequences of a step, over all processes"
 # What a resumed run may ask differently: it changes how long or how closely watched the run is, not what it does.
@@ -132,6 +134,7 @@ def begin(
     """
     out, asked = recipe.out, _asked(recipe)
     record = {"schema_version": SCHEMA_VERSION, "recipe": asked, "data": data, "blocks_a_step": blocks_a_step}
+    record["device"] = facts(pick_device(recipe.device))
     if checkpoint is None:
         _check_tokenizer(out, tokenizer)
         _clear(out)

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 
 from smolmoe.checkpoint import fingerprint, open_checkpoint
+from smolmoe.devices import pick_device
 from smolmoe.errors import RequestError, SourceError
 from smolmoe.moe import loading, register
 from smolmoe.moe.experts import set_experts
@@ -17,7 +18,6 @@ from smolmoe.provenance import SCHEMA_VERSION, command, read_provenance, version
 from smolmoe.recipe import AlignRecipe, TrainRecipe
 from smolmoe.recipe.base import unknown_key
 from smolmoe.recipe.train import ModelRecipe
-from smolmoe.train.arguments import pick_device
 
 _TOKEN_KEYS = ("bos_token_id", "eos_token_id", "pad_token_id")
 

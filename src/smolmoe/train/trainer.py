@@ -14,6 +14,7 @@ from transformers import PrinterCallback, ProgressCallback, Trainer, TrainerCall
 from transformers.trainer import OPTIMIZER_NAME, SCHEDULER_NAME
 
 from smolmoe import losses
+from smolmoe.files import write_json
 from smolmoe.moe import balance
 from smolmoe.moe.control import saved_state, without_training_state
 from smolmoe.moe.loading import no_progress_bar
@@ -22,6 +23,7 @@ from smolmoe.recipe import TrainRecipe
 from smolmoe.train.checkpoints import AtomicCheckpoints
 from smolmoe.train.distillation import Distillation
 from smolmoe.train.distributed import is_sharded, load_optimizer, place_moments, whole_state
+from smolmoe.train.folder import HELD_OUT_BEFORE
 from smolmoe.train.head import HeadLoss, head_loss
 from smolmoe.train.memory import kept_memory
 from smolmoe.train.metrics import Clock, MetricsFile, flatten, peak_memory, perplexity
@@ -322,6 +324,8 @@ class MoeTrainer(RoutedTraining, AtomicCheckpoints, Trainer):
         with self.clock.paused():
             self.flush()
             found = self.last_held_out = self.measured(self.objective.capture)
+            if not self.state.global_step and self.args.should_save:
+                write_json(self.run_folder / HELD_OUT_BEFORE, found.documents_json())
             row: dict[str, Any] = {"loss": found.loss, "perplexity": perplexity(found.loss)}
             row["by_domain"] = found.by_domain
             if found.counts is not None:
