@@ -54,6 +54,7 @@ def _show_inspection(report: Inspection) -> None:
             ("embeddings", "tied to the output head" if report.tied else "not tied"),
             ("files", f"{', '.join(report.dtypes)}, {size(report.nbytes)}"),
             ("parameters", f"{p.total:,} total and active; {p.total - p.embedding:,} without embeddings"),
+            *(("warning", warning) for warning in report.warnings),
         ]
     )
     yes = {True: "exact", False: "-"}
