@@ -101,6 +101,7 @@ def generate_all(
     Raises:
         RequestError: a value out of its range, an expert that does not exist, no prompt, or one that leaves no room in
             the model's context.
+        DataError: a prompt holds a token that the model does not have.
         SourceError: no such model, or it has no tokenizer.
         CheckpointError: its files are missing or corrupt.
     """
@@ -108,13 +109,17 @@ def generate_all(
     _check_values(max_new_tokens, temperature, top_p, repetition_penalty, num, batch_size)
     _check_experts(prompts, experts, offload_experts, expert_memory)
     from smolmoe.checkpoint import open_checkpoint
+    from smolmoe.data.vocabulary import naming_rows
     from smolmoe.moe.loading import load_config, load_tokenizer
 
     folder = open_checkpoint(model, field="model").folder
     tokenizer = load_tokenizer(folder)
     if tokenizer is None:
         raise SourceError("the model has no tokenizer.", field="model", value=str(model), fix="Put its files there.")
-    encoded = [_encode(tokenizer, prompt) for prompt in prompts]
+    encoded = []
+    for number, prompt in enumerate(prompts):
+        with naming_rows(prompt, number, field="prompt", what="prompt"):
+            encoded.append(_encode(tokenizer, prompt))
     context = getattr(load_config(folder).get_text_config(), "max_position_embeddings", None)
     _check_room(max(map(len, encoded)), max_new_tokens, context)
 
@@ -235,9 +240,11 @@ def _check_values(
 
 
 def _encode(tokenizer: Any, prompt: str) -> list[int]:
+    from smolmoe.data.vocabulary import check_token
+
     ids = list(tokenizer(prompt)["input_ids"])
     if not ids and tokenizer.bos_token_id is not None:
-        ids = [tokenizer.bos_token_id]
+        ids = [check_token(tokenizer, tokenizer.bos_token_id, "beginning-of-text token")]
     if not ids:
         raise RequestError("the prompt holds no tokens.", field="prompt", value=prompt, fix="Give some text.")
     return ids

@@ -60,7 +60,7 @@ def _make_pairs(recipe: PairsRecipe, resume: bool, overwrite: bool, report: Repo
     prompt = CorrectionPrompt(recipe.template, recipe.chat)
     rows = _draw(recipe)
     tokenizer = answering_tokenizer(checkpoint.folder)
-    ids = {index: prompt_ids(tokenizer, prompt.ask(row.instructed)) for index, row in rows.items()}
+    ids = {index: prompt_ids(tokenizer, prompt.ask(row.instructed), row.where) for index, row in rows.items()}
     check_room(
         list(ids.values()), recipe.max_new_tokens, load_config(checkpoint.folder), [row.where for row in rows.values()]
     )

@@ -203,19 +203,21 @@ class _Walk:
 
     def encode(self, prompt: str) -> list[int]:
         """The start token and the prompt's last tokens: as a document begins in training."""
+        from smolmoe.data.vocabulary import check_token, naming_rows
         from smolmoe.moe.loading import load_tokenizer
 
         selective = self._selective
         tokenizer = load_tokenizer(selective.folder)
         if tokenizer is None:
             raise SourceError("the model has no tokenizer.", field="model", value=str(selective.folder))
-        ids = list(tokenizer(prompt, add_special_tokens=False, verbose=False)["input_ids"])
+        with naming_rows(prompt, field="prompt", what="prompt"):
+            ids = list(tokenizer(prompt, add_special_tokens=False, verbose=False)["input_ids"])
         if not prompt.strip() or not ids:
             raise RequestError("the prompt holds no text.", field="prompt", value=prompt, fix="Give some text.")
         start = tokenizer.eos_token_id if tokenizer.eos_token_id is not None else tokenizer.bos_token_id
         context = getattr(selective.config.get_text_config(), "max_position_embeddings", None) or MOST_TOKENS + 1
         most = min(MOST_TOKENS, context - 1)
-        self._start = [] if start is None else [start]
+        self._start = [] if start is None else [check_token(tokenizer, start, "token that starts a text")]
         self.tokens = min(len(ids), most)
         return self._start + ids[-most:]
 

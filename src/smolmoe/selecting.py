@@ -22,6 +22,7 @@ from smolmoe.data.selection.writing import added_columns, write_choice
 from smolmoe.data.tally import Tally, whole
 from smolmoe.data.text import Document, default_documents
 from smolmoe.data.tokens import end_of_text
+from smolmoe.data.vocabulary import within_vocabulary
 from smolmoe.errors import DataError, OutputError, RequestError
 from smolmoe.files import write_json
 from smolmoe.folder_lock import held
@@ -176,6 +177,7 @@ def model_losses(name: str, tokenizer: Any, device: str) -> tuple[Losses, str]:
 
     checkpoint = open_checkpoint(name, field="model")
     model = load_model(checkpoint.folder, device=pick_device(device))
+    within_vocabulary(tokenizer, model.config.get_text_config().vocab_size)
     positions = getattr(model.config.get_text_config(), "max_position_embeddings", None) or LONGEST_WINDOW
     length, start = min(LONGEST_WINDOW, positions), end_of_text(tokenizer)
 

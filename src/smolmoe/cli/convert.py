@@ -55,6 +55,7 @@ def _show_inspection(report: Inspection) -> None:
             ("embeddings", "tied to the output head" if report.tied else "not tied"),
             ("files", f"{', '.join(report.dtypes)}, {units.size(report.nbytes)}"),
             ("parameters", f"{p.total:,} total and active; {p.total - p.embedding:,} without embeddings"),
+            *(("warning", warning) for warning in report.warnings),
         ]
     )
     yes = {True: "exact", False: "-"}

@@ -13,6 +13,7 @@ from typing import Any
 
 from smolmoe.data.tally import Tally, whole_text
 from smolmoe.data.text import is_empty, read_rows
+from smolmoe.data.vocabulary import UnknownTokenError
 from smolmoe.errors import DataError, RequestError, SourceError
 
 Messages = list[dict[str, str]]
@@ -62,18 +63,24 @@ class CorrectionPrompt:
         return [{"role": "assistant", "content": target}] if self.chat else target
 
 
-def prompt_ids(tokenizer: Any, prompt: str | Messages) -> list[int]:
+def prompt_ids(tokenizer: Any, prompt: str | Messages, where: str = "") -> list[int]:
     """The tokens of a prompt, those that a chat template or the tokenizer puts before it included.
+
+    Args:
+        where: the place of its row, for what is refused.
 
     Raises:
         SourceError: messages, for a tokenizer without a chat template.
-        DataError: it has no tokens.
+        DataError: it has no tokens, or one that the model does not have.
     """
-    if isinstance(prompt, str):
-        ids = list(tokenizer(prompt)["input_ids"])
-    else:
-        check_chat(tokenizer)
-        ids = list(tokenizer.apply_chat_template(prompt, add_generation_prompt=True, return_dict=True)["input_ids"])
+    try:
+        if isinstance(prompt, str):
+            ids = list(tokenizer(prompt)["input_ids"])
+        else:
+            check_chat(tokenizer)
+            ids = list(tokenizer.apply_chat_template(prompt, add_generation_prompt=True, return_dict=True)["input_ids"])
+    except UnknownTokenError as error:
+        raise (error.at(where, "prompt", error.value) if where else error) from None
     if not ids:
         raise DataError("the prompt holds no tokens.", field="prompt", value=prompt)
     return ids

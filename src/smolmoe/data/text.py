@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from smolmoe.data.formats import Rows, rows_of
+from smolmoe.data.vocabulary import naming_rows
 from smolmoe.errors import DataError
 
 
@@ -83,7 +84,14 @@ def default_documents(seed: int = 0) -> list[Document]:
     return [document for group in islice(zip(*by_domain, strict=False), 24) for document in group]
 
 
-def encode(tokenizer: Any, documents: Sequence[Document], length: int, count: int, seed: int = 0) -> list[list[int]]:
+def encode(
+    tokenizer: Any,
+    documents: Sequence[Document],
+    length: int,
+    count: int,
+    seed: int = 0,
+    data: object = "text of this Python installation",
+) -> list[list[int]]:
     """`count` token sequences of unequal lengths between `length // 2` and `length`, made of shuffled `documents`.
 
     A document shorter than its sequence is followed by the next one; the documents are gone through again where they
@@ -92,9 +100,10 @@ def encode(tokenizer: Any, documents: Sequence[Document], length: int, count: in
     Args:
         tokenizer: a transformers tokenizer.
         length: the longest sequence, in tokens.
+        data: what the documents are from.
 
     Raises:
-        DataError: `length` is below 2, `count` below 1, or the documents hold no tokens.
+        DataError: `length` is below 2, `count` below 1, the documents hold no tokens, or one that the model lacks.
     """
     if length < 2 or count < 1:
         field, value = ("length", length) if length < 2 else ("count", count)
@@ -112,7 +121,8 @@ def encode(tokenizer: Any, documents: Sequence[Document], length: int, count: in
                 raise DataError("the documents hold no tokens.", field="data", value=f"{len(documents)} documents")
             # Sixteen characters a token is more than any tokenizer needs, and far less than a book.
             text = documents[order[position % len(order)]].text[: 16 * length]
-            new = list(tokenizer(text)["input_ids"])
+            with naming_rows(data, order[position % len(order)], what="document"):
+                new = list(tokenizer(text)["input_ids"])
             empty = 0 if new else empty + 1
             ids += new
             position += 1

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from smolmoe.data.vocabulary import check_token
 from smolmoe.errors import DataError
 
 
@@ -159,7 +160,7 @@ def end_of_text(tokenizer: Any) -> int:
     """The id of the tokenizer's end-of-text token.
 
     Raises:
-        DataError: it has none.
+        DataError: it has none, or one that the model does not have.
     """
     if tokenizer.eos_token_id is None:
         raise DataError(
@@ -168,7 +169,7 @@ def end_of_text(tokenizer: Any) -> int:
             value=getattr(tokenizer, "name_or_path", "") or type(tokenizer).__name__,
             fix="Give it one, e.g. tokenizer.eos_token = '<|endoftext|>', and save it again.",
         )
-    return int(tokenizer.eos_token_id)
+    return check_token(tokenizer, int(tokenizer.eos_token_id), "end-of-text token")
 
 
 def id_type(tokenizer: Any) -> str:

@@ -17,6 +17,7 @@ from smolmoe.data.embedded import is_held_out
 from smolmoe.data.sources import open_source
 from smolmoe.data.text import Document
 from smolmoe.data.tokens import encode_documents, end_of_text
+from smolmoe.data.vocabulary import naming_rows
 from smolmoe.errors import DataError, RequestError
 from smolmoe.evaluate.comparison import TextFacts
 from smolmoe.evaluate.held_out import HeldOut, cut_windows
@@ -194,11 +195,12 @@ def judge_by(documents: Iterable[Document], tokenizer: Any, limits: Limits, data
     """
     spent: Counter[str] = Counter()
     rows: list[tuple[str, str, bool, str, tuple[int, ...]]] = []
-    for document in documents:
+    for number, document in enumerate(documents):
         domain = document.domain or UNKNOWN_DOMAIN
         if spent[domain] >= limits.tokens:
             continue
-        ids = tuple(encode_documents(tokenizer, [document.text])[0])
+        with naming_rows(data, number):
+            ids = tuple(encode_documents(tokenizer, [document.text])[0])
         kept = ids[: limits.document_tokens]
         ended = len(kept) == len(ids)
         text = document.text if ended else tokenizer.decode(kept, clean_up_tokenization_spaces=False)
@@ -229,5 +231,6 @@ def windows_for(text: JudgedText, tokenizer: Any, length: int, *, is_base: bool)
 
 
 def _encoded(text: JudgedText, tokenizer: Any) -> Sequence[Sequence[int]]:
-    encoded = encode_documents(tokenizer, text.texts)
+    with naming_rows(getattr(tokenizer, "name_or_path", ""), field="model", what="document"):
+        encoded = encode_documents(tokenizer, text.texts)
     return [ids if ended else ids[:-1] for ids, ended in zip(encoded, text.ended, strict=True)]

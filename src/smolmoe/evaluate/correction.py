@@ -215,7 +215,7 @@ def _prompts(
 ) -> list[list[int]]:
     """The rows' prompts as tokens, with room for an answer each."""
     asking = prompt or CorrectionPrompt()
-    prompts = [prompt_ids(tokenizer, asking.ask(row.instructed)) for row in rows]
+    prompts = [prompt_ids(tokenizer, asking.ask(row.instructed), row.where) for row in rows]
     check_room(prompts, max_new_tokens, config, [row.where for row in rows])
     return prompts
 

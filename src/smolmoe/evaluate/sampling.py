@@ -239,10 +239,11 @@ def check_room(
 
 
 def end_tokens(model: Any, tokenizer: Any) -> list[int]:
-    """The tokens that end a text, by the model's generation settings and the tokenizer."""
+    """The tokens that end a text, by the model's generation settings and the tokenizer, of those that the model has."""
     own = model.generation_config.eos_token_id
     ends = list(own) if isinstance(own, list | tuple) else [own]
-    return [token for token in dict.fromkeys([*ends, tokenizer.eos_token_id]) if token is not None]
+    known = model.get_input_embeddings().weight.shape[0]
+    return [token for token in dict.fromkeys([*ends, tokenizer.eos_token_id]) if token is not None and token < known]
 
 
 def until_end(answer: Sequence[int], ends: Sequence[int]) -> list[int]:

@@ -14,6 +14,7 @@ from typing import Any
 import torch
 
 from smolmoe.checkpoint import FLOAT_DTYPES, Checkpoint, open_checkpoint
+from smolmoe.data.vocabulary import within_vocabulary
 from smolmoe.errors import CheckpointError, HubError, SmolmoeError, SourceError
 from smolmoe.hub_access import why_not
 from smolmoe.model_code import NAMING_CODE
@@ -82,8 +83,11 @@ def causal_lm_class(config: Any) -> Any:
     return MODEL_FOR_CAUSAL_LM_MAPPING[type(config)]
 
 
-def load_tokenizer(folder: Path) -> Any | None:
+def load_tokenizer(folder: Path, *, alone: bool = False) -> Any | None:
     """The folder's tokenizer, or None where it has none.
+
+    Args:
+        alone: for another model than the folder's, whose vocabulary then is no limit (see `within_vocabulary`).
 
     Raises:
         SourceError: its files cannot be read.
@@ -96,11 +100,20 @@ def load_tokenizer(folder: Path) -> Any | None:
     is_generic = _model_type(folder) == GENERIC_TYPE
     options = {"config": load_config(folder).get_text_config()} if is_generic else {}
     try:
-        return _without_code(AutoTokenizer.from_pretrained(folder, trust_remote_code=False, **options))
+        tokenizer = _without_code(AutoTokenizer.from_pretrained(folder, trust_remote_code=False, **options))
     except Exception as error:  # the tokenizers library raises bare Exception on a corrupt file
         raise SourceError(
             f"the tokenizer cannot be read: {_first_line(error)}", field="tokenizer", value=str(folder)
         ) from error
+    return tokenizer if alone else within_vocabulary(tokenizer, _vocabulary(folder))
+
+
+def _vocabulary(folder: Path) -> int | None:
+    """V of the model in a folder, None where there is no model."""
+    if not (folder / "config.json").is_file():
+        return None
+    size = getattr(load_config(folder, as_files=False).get_text_config(), "vocab_size", None)
+    return size if isinstance(size, int) else None
 
 
 def _without_code(tokenizer: Any) -> Any:
@@ -116,7 +129,7 @@ def find_tokenizer(name: str, field: str = "tokenizer") -> Any:
     """
     folder = Path(name).expanduser()
     if folder.is_dir():
-        found = load_tokenizer(folder)
+        found = load_tokenizer(folder, alone=True)
         if found is None:
             raise SourceError("there are no tokenizer files in the folder.", field=field, value=name)
         return found

@@ -15,6 +15,7 @@ import torch
 from smolmoe.data.sources import open_source
 from smolmoe.data.text import Document
 from smolmoe.data.tokens import end_of_text
+from smolmoe.data.vocabulary import naming_rows
 from smolmoe.errors import DataError
 from smolmoe.recipe.data import SourceRecipe
 
@@ -67,7 +68,9 @@ def read_tagged(
         _check_tags(chunk, number, data, by)
         number += len(chunk)
         wanted = [document for document in chunk if tokens is None or spent[str(document.domain)] < tokens]
-        for document, ids in zip(wanted, _encoded(tokenizer, wanted, document_tokens), strict=True):
+        with naming_rows(data, number - len(chunk)):
+            encoded = _encoded(tokenizer, wanted, document_tokens)
+        for document, ids in zip(wanted, encoded, strict=True):
             domain = str(document.domain)
             if ids and (tokens is None or spent[domain] < tokens):
                 spent[domain] += len(ids)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Sequence
 from typing import Any
 
@@ -49,6 +50,9 @@ def expert_outputs(layer: nn.Module, router: nn.Module, x: torch.Tensor, experts
     """
     module = _experts_beside(layer, router)
     own = next(module.parameters()).dtype
+    if len(inspect.signature(module.forward).parameters) == 1:  # each expert has its share of the rows (Llama 4)
+        together: torch.Tensor = module(x.to(own).repeat(experts, 1))
+        return together.unflatten(0, (experts, -1)).float().cpu()
     gates = torch.ones(len(x), 1, dtype=own, device=x.device)
     chosen = torch.zeros(len(x), 1, dtype=torch.long, device=x.device)
     return torch.stack([module(x.to(own), chosen + expert, gates).float().cpu() for expert in range(experts)])

@@ -60,10 +60,9 @@ def draw_sample(
     from smolmoe.data.text import default_documents, encode, read_documents
 
     documents = read_documents(text) if text else default_documents(seed)
-    ids = encode(tokenizer, documents, longest, count, seed)
-    return Sample(
-        [torch.tensor(sequence) for sequence in ids], str(text) if text else "text of this Python installation"
-    )
+    origin = str(text) if text else "text of this Python installation"
+    ids = encode(tokenizer, documents, longest, count, seed, origin)
+    return Sample([torch.tensor(sequence) for sequence in ids], origin)
 
 
 def plain(sequence: torch.Tensor, device: str) -> dict[str, torch.Tensor]:

@@ -11,7 +11,7 @@ from smolmoe.families.resolve import candidates, refusals, source_refusals
 from smolmoe.families.spec import read_spec
 from smolmoe.families.types import MoeSizes
 from smolmoe.surgery.plan import Parameters, count_dense
-from smolmoe.surgery.sources import BASE, source_tensors
+from smolmoe.surgery.sources import BASE, source_tensors, source_warnings
 
 EXACT_IN = "float32 files for any granularity, bfloat16 and float16 files for powers of two"
 
@@ -57,6 +57,7 @@ class Inspection:
     nbytes: int
     parameters: Parameters
     targets: tuple[TargetReport, ...]
+    warnings: tuple[str, ...] = ()
 
     def to_json(self) -> dict[str, Any]:
         return asdict(self) | {"parameters": self.parameters.to_json()}
@@ -96,6 +97,7 @@ def inspect(source: str, *, revision: str | None = None) -> Inspection:
         nbytes=sum(info.nbytes for info in checkpoint.tensors.values()),
         parameters=count_dense(tensors),
         targets=tuple(_report(target, spec) for target in MOE_TARGETS.values()),
+        warnings=tuple(source_warnings(found, "source")),
     )
 
 

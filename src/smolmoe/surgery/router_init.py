@@ -70,7 +70,12 @@ def domain_rows(plan: Plan, tokenizer: Any) -> RouterRows:
     tags: list[int] = []
     for index, domain in enumerate(sorted(by_domain)):
         ids = encode(
-            tokenizer, by_domain[domain], length=SEQUENCE, count=TOKENS_PER_DOMAIN // SEQUENCE, seed=plan.recipe.seed
+            tokenizer,
+            by_domain[domain],
+            length=SEQUENCE,
+            count=TOKENS_PER_DOMAIN // SEQUENCE,
+            seed=plan.recipe.seed,
+            data=f"{plan.recipe.router_data}, domain {domain}",
         )
         sequences += ids
         tags += [index] * len(ids)

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
 from smolmoe.checkpoint import FLOAT_DTYPES, Checkpoint
+from smolmoe.data.vocabulary import spare_tokens
 from smolmoe.errors import CheckpointError, RequestError, SourceError
 from smolmoe.families import DenseSpec, Slot
 from smolmoe.families.spec import read_spec
@@ -83,6 +84,13 @@ def source_tensors(checkpoint: Checkpoint, spec: DenseSpec, field: str) -> Sourc
 
 def source_warnings(source: Source, name: str) -> Iterator[str]:
     """What of a source is carried otherwise than its files or its config have it."""
+    spare = spare_tokens(source.checkpoint.folder, source.spec.vocab_size)
+    if spare:
+        yield (
+            f"{name}: the tokenizer has more tokens than the model's vocabulary of {source.spec.vocab_size:,}: "
+            f"{', '.join(map(repr, spare[:4]))}{f' and {len(spare) - 4} more' if len(spare) > 4 else ''}. Text that "
+            "holds one of them cannot be read."
+        )
     if source.untied:
         yield (
             f"{name}: config.json ties the output head to the embedding, but the files have a head of its own "

@@ -16,6 +16,7 @@ from smolmoe.data.selection.quotas import Choice, choose, preference
 from smolmoe.data.selection.rows import Row, RowSource, group_of
 from smolmoe.data.selection.scores import Scorer
 from smolmoe.data.selection.sieve import Candidate, Sieve
+from smolmoe.data.vocabulary import UnknownTokenError
 from smolmoe.errors import DataError
 from smolmoe.recipe.select import SelectRecipe
 
@@ -91,7 +92,10 @@ def scan(recipe: SelectRecipe, sources: Sequence[RowSource], scorer: Scorer, rep
                 group_ids.append(group)
                 characters.append(len(candidate.text))
                 digests += bytes.fromhex(digest(candidate.text))
-        scorer.add(found, group_ids[len(group_ids) - len(found) :])
+        try:
+            scorer.add(found, group_ids[len(group_ids) - len(found) :])
+        except UnknownTokenError as error:
+            raise error.at(f"row {places[error.index - len(found)] + 1}", "text", error.value) from None
         read += len(batch)
         report("Reading and scoring", read, 0)
     counts_tokens = len(scorer.tokens) == len(places) > 0
