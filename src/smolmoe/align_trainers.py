@@ -13,7 +13,14 @@ from transformers import PrinterCallback, TrainerCallback
 from transformers.trainer_callback import ProgressCallback
 
 from smolmoe.align.tokens import Row
-from smolmoe.align.trainers import ContrastiveTrainer, PreferenceTrainer, SupervisedTrainer, dataset, show_backbone
+from smolmoe.align.trainers import (
+    ContrastiveTrainer,
+    PreferenceTrainer,
+    SupervisedTrainer,
+    collator,
+    dataset,
+    show_backbone,
+)
 from smolmoe.moe import balance
 from smolmoe.moe.control import saved_state, without_training_state
 from smolmoe.moe.loading import generation_settings, no_progress_bar
@@ -247,7 +254,10 @@ def make_trainer(
     kept = {name: getattr(config, name) for name in ("router_aux_loss_coef", "pad_token_id") if hasattr(config, name)}
     generation = copy.deepcopy(getattr(model, "generation_config", None))
     kind: Any = {"sft": SftTrainer, "dpo": DpoTrainer, "cpo": CpoTrainer}[recipe.method]
-    extra = {"ref_model": reference} if recipe.method == "dpo" else {}
+    extra: dict[str, Any] = {"ref_model": reference} if recipe.method == "dpo" else {}
+    own_collator = collator(rows, recipe.method, tokenizer, arguments)
+    if own_collator is not None:
+        extra["data_collator"] = own_collator
     for one in (model, reference):
         if one is None:
             continue

@@ -113,6 +113,7 @@ def _show_estimate(out: str, costs: AlignEstimate) -> None:
             ),
             ("rows", f"{costs.rows:,} to train on, {costs.validation:,} to measure on"),
             *([("left out", left_out)] if left_out else []),
+            *_not_used(costs.ignored),
             ("steps", f"{costs.steps:,}"),
             ("tokens", count(costs.tokens)),
             ("FLOPs", f"{costs.flops:.2e}"),
@@ -132,6 +133,7 @@ def _show_result(result: AlignResult) -> None:
     print_rows(
         [
             ("rows", f"{rows['train']:,} trained on" + (f", left out: {left_out}" if left_out else "")),
+            *_not_used(summary["ignored"]),
             ("time", f"{summary['train_seconds']:.0f} s of training"),
             *_drift_rows(summary),
             ("model", result.model),
@@ -140,6 +142,11 @@ def _show_result(result: AlignResult) -> None:
     table(f"On {rows['validation']:,} held-out rows", ("", "before", "after"), _figures(summary))
     if "corrections" in summary:
         _show_corrections(summary["corrections"])
+
+
+def _not_used(ignored: dict[str, int]) -> list[tuple[str, object]]:
+    """What rows hold and no example shows."""
+    return [("not used", f"{what}: {number}") for what, number in ignored.items()]
 
 
 def _drift_rows(summary: dict[str, Any]) -> list[tuple[str, object]]:

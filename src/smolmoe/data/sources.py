@@ -95,8 +95,8 @@ def open_source(recipe: SourceRecipe, *, quiet: bool = False) -> Source:
                 fix="Give the path of a text file or of a folder of them, or the id of a hub data set (owner/name).",
             )
         else:
-            preset = None if recipe.preset is None else find_preset(recipe.preset)
-            source = _data_set(recipe, recipe.path, recipe.name, recipe.split or "train", preset)
+            schema = None if recipe.preset is None else find_preset(recipe.preset)
+            source = _data_set(recipe, recipe.path, recipe.name, recipe.split or "train", schema)
     return _limited(source, recipe)
 
 
@@ -216,7 +216,7 @@ def _preset_documents(kind: str, files: Sequence[Path], tally: Tally) -> Iterato
             else:
                 yield whole(document, tally, place)
     except DataError as error:
-        if error.value in map(str, files):
+        if error.value in [str(file) for file in files]:
             raise
         raise DataError(error.message, field="data", value=place, fix=error.fix) from error
 
