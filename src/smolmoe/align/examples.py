@@ -99,15 +99,16 @@ def read_examples(recipe: AlignDataRecipe, tokenizer: Any, *, pairs: bool) -> Ex
         own = {example.prompt for example in validation if example.left_out is None}
         train = [example for example in rows if example.prompt not in own]
     else:
-        validation = [example for example in rows if is_held_out(example.prompt, recipe.held_out)]
-        train = [example for example in rows if not is_held_out(example.prompt, recipe.held_out)]
+        held_out = [example.left_out is None and is_held_out(example.prompt, recipe.held_out) for example in rows]
+        validation = [example for example, held in zip(rows, held_out, strict=True) if held]
+        train = [example for example, held in zip(rows, held_out, strict=True) if not held]
     for side, found in (("train", train), ("validation", validation)):
         if not found:
             raise DataError(
                 f"of {len(rows)} rows none is left for {'training' if side == 'train' else 'measuring'}.",
                 field=f"data.{side}",
                 value=", ".join(getattr(recipe, side) or recipe.train),
-                fix="Give more rows, or a file of its own as data.validation.",
+                fix="Give more rows, or a file of its own as data.validation, or set data.held_out.",
             )
     return Examples(train, validation, reader.unused.to_json())
 

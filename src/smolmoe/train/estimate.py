@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from accelerate import init_empty_weights
 
+from smolmoe.data.sources import look_at
 from smolmoe.linear_loss import AT_ONCE
 from smolmoe.moe.gating import gate_spec
 from smolmoe.moe.loading import Skeleton, causal_lm_class
@@ -164,6 +165,8 @@ def estimate(recipe: TrainRecipe) -> Estimate:
     """
     check_trainer_keys(recipe.trainer)
     open_distillation(recipe)
+    for source in (*recipe.data.sources, *recipe.data.validation):
+        look_at(source)
     trainer = {**DEFAULTS, **recipe.trainer}
     device = pick_device(recipe.device)
     return cost_of(
