@@ -54,6 +54,7 @@ class AlignJob:
         length: tokens of an example at most.
         rows, validation: to train on, to measure on.
         dropped, unused: examples left out of either.
+        ignored: what the rows hold that no example shows -> how often.
         corrections: texts to correct, before and after.
     """
 
@@ -67,6 +68,7 @@ class AlignJob:
     rows: list[Row]
     validation: list[Row]
     dropped: Dropped
+    ignored: dict[str, int]
 
     def __init__(self, recipe: AlignRecipe, report: Report):
         from smolmoe.align.arguments import DEFAULTS, check_trainer
@@ -107,6 +109,10 @@ class AlignJob:
         Skeleton(source).check_finite()  # before the rows are read: that may take long
         self.report("Reading the rows", 0, 0)
         examples = read_examples(recipe.data, self.tokenizer, pairs=recipe.method != "sft")
+        self.ignored = examples.ignored
+        if self.ignored:
+            said = ", ".join(f"{what}: {count}" for what, count in self.ignored.items())
+            logger.warning("Not used of the rows: %s.", said)
         self.rows, self.dropped = tokenised(examples.train, self.tokenizer, self.length)
         self.validation, unused = tokenised(examples.validation, self.tokenizer, self.length, field="data.validation")
         for what, dropped in (("training", self.dropped), ("validation", unused)):

@@ -11,7 +11,14 @@ from safetensors.torch import save_file
 from transformers import PrinterCallback, ProgressCallback, TrainerCallback
 
 from smolmoe.align.tokens import Row
-from smolmoe.align.trainers import ContrastiveTrainer, PreferenceTrainer, SupervisedTrainer, dataset, show_backbone
+from smolmoe.align.trainers import (
+    ContrastiveTrainer,
+    PreferenceTrainer,
+    SupervisedTrainer,
+    collator,
+    dataset,
+    show_backbone,
+)
 from smolmoe.moe import balance
 from smolmoe.moe.control import saved_state, without_training_state
 from smolmoe.moe.loading import no_progress_bar
@@ -220,7 +227,10 @@ def make_trainer(
         granularity: G of an upcycled model.
     """
     kind: Any = {"sft": SftTrainer, "dpo": DpoTrainer, "cpo": CpoTrainer}[recipe.method]
-    extra = {"ref_model": reference} if recipe.method == "dpo" else {}
+    extra: dict[str, Any] = {"ref_model": reference} if recipe.method == "dpo" else {}
+    own_collator = collator(rows, recipe.method, tokenizer, arguments)
+    if own_collator is not None:
+        extra["data_collator"] = own_collator
     for one in (model, reference):
         if one is None:
             continue

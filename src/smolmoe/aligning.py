@@ -52,6 +52,7 @@ class AlignEstimate:
         total, active, trainable: parameters.
         rows, validation: examples to train on and to measure on.
         dropped: examples left out, by reason.
+        ignored: what the rows hold that no example shows -> how often.
         steps, tokens, flops: of the run, the reference's pass included.
         memory_bytes: at its peak.
         seconds: on this machine, without measuring.
@@ -64,6 +65,7 @@ class AlignEstimate:
     rows: int
     validation: int
     dropped: dict[str, int]
+    ignored: dict[str, int]
     steps: int
     tokens: int
     flops: float
@@ -243,6 +245,7 @@ class _Run(AlignJob):
             "steps": trainer.state.global_step,
             "rows": {"train": len(self.rows), "validation": len(self.validation)},
             "dropped": {"train": self.dropped.to_json(), "validation": self.unused.to_json()},
+            "ignored": self.ignored,
             "parameters": {**size_of(after_model).to_json(), "trainable": self.trainable},
             "train_seconds": round(trainer.clock.seconds, 2),
             "device": facts(str(trainer.args.device)),
@@ -306,6 +309,7 @@ class _Run(AlignJob):
             len(self.rows),
             len(self.validation),
             self.dropped.to_json(),
+            self.ignored,
             steps,
             costs.tokens,
             costs.flops * factor,

@@ -11,7 +11,8 @@ from pyarrow import parquet
 
 from smolmoe.data import sources
 from smolmoe.data.presets import PRESETS
-from smolmoe.data.sources import open_source
+from smolmoe.data.selection.rows import open_rows
+from smolmoe.data.sources import look_at, open_source
 from smolmoe.data.text import Document
 from smolmoe.errors import DataError, HubError
 from smolmoe.recipe.data import SourceRecipe
@@ -154,3 +155,72 @@ def test_a_data_set_that_cannot_be_had():
     assert ".jsonl" in str(caught.value.fix) or "log in" in str(caught.value.fix)
     with pytest.raises(DataError, match="Did you mean 'dolly'"):
         open_source(SourceRecipe(preset="dollly"))
+
+
+DOLLY = {"instruction": "Why?", "context": "", "response": "Because.", "category": "open_qa"}
+ON_DISK = {
+    "dolly": ([DOLLY], [Document("User: Why?\nAssistant: Because.", "chat")]),
+    "alpaca": ([{"instruction": "a", "input": "b", "output": "c"}], [Document("User: a\nb\nAssistant: c", "chat")]),
+    "gsm8k": ([{"question": "1 + 1?", "answer": "2"}], [Document("1 + 1?\n2", "math")]),
+    "mbpp": ([{"text": "Write f.", "code": "f = 1", "test_list": ["assert f"]}], [Document("Write f.\nf = 1", "code")]),
+    "coedit": ([{"src": "Fix: he go", "tgt": "he goes"}], [Document("Fix: he go\nhe goes", "correction")]),
+    "llama-nemotron": (
+        [{"input": [{"role": "user", "content": "Hi"}], "output": "Yes?", "category": "math"}],
+        [Document("User: Hi\nAssistant: Yes?", "math")],
+    ),
+    "oasst1": (
+        [
+            {"message_id": "a", "parent_id": None, "text": "Hi", "role": "prompter"},
+            {"message_id": "b", "parent_id": "a", "text": "Yes?", "role": "assistant"},
+        ],
+        [Document("User: Hi\nAssistant: Yes?", "chat")],
+    ),
+}
+
+
+@pytest.mark.parametrize("name", ON_DISK)
+def test_rows_of_a_known_data_set_on_disk(tmp_path, name, caplog):
+    rows, documents = ON_DISK[name]
+    empty = dict.fromkeys(rows[0])
+    path = str(jsonl(tmp_path / "a.jsonl", [*rows, empty]))
+    for recipe in (SourceRecipe(path=path), SourceRecipe(path=path, preset=name)):
+        caplog.clear()
+        again = SourceRecipe.model_validate(recipe.model_dump())  # as a run has it on record
+        assert list(open_source(again).documents()) == documents
+        said = [record.message for record in caplog.records]
+        assert any("by the columns, rows of " + name in line for line in said) == (recipe.preset is None)
+        assert any("rows without text left out: 1" in line for line in said)
+        found = list(open_rows(recipe, quiet=True).rows())
+        assert [row.values["text"] for row in found if row.values["text"]] == [one.text for one in documents]
+    assert open_source(SourceRecipe(path=path)).identity["presets"] == [name]
+    chosen = jsonl(tmp_path / "b.jsonl", [{**rows[0], "text": "own", "domain": "own"}])  # as `data select` writes them
+    assert read(path=str(chosen)) == [Document("own", "own")]
+
+
+def test_a_known_data_set_is_named_with_the_columns_that_are_not_used(tmp_path, caplog):
+    look_at(SourceRecipe(path=str(jsonl(tmp_path / "a.jsonl", [DOLLY]))))
+    assert caplog.records[0].message == (
+        "a.jsonl: by the columns, rows of dolly (instruction, context, response); not used: category."
+    )
+
+
+def test_what_can_be_said_before_anything_is_read(tmp_path, caplog):
+    jsonl(tmp_path / "data/a.jsonl", ROWS)
+    (tmp_path / "data/b.doc").write_text("x")
+    look_at(SourceRecipe(path=str(tmp_path / "data")))
+    assert "1 of 2 files is not read: b.doc" in caplog.records[0].message
+    with pytest.raises(DataError, match="no such file or folder"):
+        look_at(SourceRecipe(path=str(tmp_path / "absent.jsonl.gz")))
+    with pytest.raises(DataError, match="no such preset"):
+        look_at(SourceRecipe(preset="doly"))
+    look_at(SourceRecipe(preset="embedded"))
+    look_at(SourceRecipe(path="owner/name"))
+
+
+def test_faults_in_a_known_data_set_are_named_with_their_place(tmp_path):
+    path = str(jsonl(tmp_path / "a.jsonl", [DOLLY, {**DOLLY, "response": 3}]))
+    with pytest.raises(DataError, match=r'"response" is a int, not a string') as caught:
+        read(path=path)
+    assert caught.value.value == f"{path}, line 2"
+    with pytest.raises(DataError, match='no "src" among its keys'):
+        read(path=path, preset="coedit")

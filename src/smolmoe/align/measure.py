@@ -27,7 +27,7 @@ class Answers:
     Attributes:
         chosen: [N].
         rejected: [N]; None of supervised data.
-        tokens: of all chosen answers.
+        tokens: of all chosen answers, as far as they are learned.
     """
 
     chosen: torch.Tensor
@@ -87,11 +87,11 @@ def held_out_answers(model: Any, rows: Sequence[Row], *, step: Step | None = Non
     Args:
         rows: at least one; all of them pairs, or none.
     """
-    chosen = _log_probabilities(model, [(row.prompt, row.chosen) for row in rows], step)
+    chosen = _log_probabilities(model, [(row.prompt, row.chosen, row.chosen_loss) for row in rows], step)
     rejected = None
     if all(row.rejected for row in rows):
-        rejected = _log_probabilities(model, [(row.prompt, row.rejected) for row in rows], None)
-    return Answers(chosen, rejected, sum(len(row.chosen) for row in rows))
+        rejected = _log_probabilities(model, [(row.prompt, row.rejected, row.rejected_loss) for row in rows], None)
+    return Answers(chosen, rejected, sum(sum(row.chosen_loss) or len(row.chosen) for row in rows))
 
 
 @torch.no_grad()
@@ -153,9 +153,9 @@ def _prompts(rows: Sequence[Row]) -> Iterator[list[tuple[int, ...]]]:
 
 
 def _log_probabilities(
-    model: Any, pairs: Sequence[tuple[tuple[int, ...], tuple[int, ...]]], step: Step | None
+    model: Any, pairs: Sequence[tuple[tuple[int, ...], tuple[int, ...], tuple[bool, ...]]], step: Step | None
 ) -> torch.Tensor:
-    """[N] of (prompt, answer), sequences of like length sharing a batch."""
+    """[N] of (prompt, answer, which tokens of it are learned, or nothing for all), like lengths sharing a batch."""
     model.eval()
     found = torch.zeros(len(pairs), dtype=torch.float64)
     order = sorted(range(len(pairs)), key=lambda index: len(pairs[index][0]) + len(pairs[index][1]))
@@ -166,6 +166,11 @@ def _log_probabilities(
         said = logits.float().log_softmax(-1).gather(-1, ids[:, 1:, None])[..., 0]
         starts = torch.tensor([len(pairs[index][0]) for index in at], device=ids.device)
         is_answer = torch.arange(1, ids.shape[1], device=ids.device) >= starts[:, None]
+        for row, index in enumerate(at):
+            prompt, answer, loss = pairs[index]
+            if loss:
+                begin = len(prompt) - 1
+                is_answer[row, begin : begin + len(answer)] = torch.tensor(loss, device=ids.device)
         found[at] = (said * (is_answer & mask[:, 1:].bool())).double().sum(1).cpu()
         if step is not None:
             step(min(first + BATCH, len(order)), len(order))

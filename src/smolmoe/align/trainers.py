@@ -10,6 +10,7 @@ from smolmoe.align.libraries import require
 from smolmoe.align.tokens import Row
 
 _trl = require("trl")
+_dpo = require("trl.trainer.dpo_trainer")
 with warnings.catch_warnings():
     warnings.simplefilter("ignore")  # that CPO is experimental, which its place in TRL says
     _cpo = require("trl.experimental.cpo")
@@ -72,12 +73,47 @@ def dataset(rows: Sequence[Row], method: str) -> Any:
     return require("datasets").Dataset.from_list([make(row) for row in rows])
 
 
+def collator(rows: Sequence[Row], method: str, tokenizer: Any, arguments: Any) -> Any | None:
+    """A collator that keeps from DPO's loss what is not learned of an answer; None where the trainer's own does.
+
+    TRL's knows answers that are learned whole.
+    """
+    if method != "dpo" or not any(row.chosen_loss or row.rejected_loss for row in rows):
+        return None
+    own: Any = _dpo.DataCollatorForPreference
+
+    class PartialAnswers(own):
+        def torch_call(self, examples: list[dict[str, Any]]) -> dict[str, Any]:
+            batch: dict[str, Any] = super().torch_call(examples)
+            sides = [(example, side) for side in ("chosen", "rejected") for example in examples]
+            for mask, (example, side) in zip(batch["completion_mask"], sides, strict=True):
+                start, loss = len(example["prompt_ids"]), example[f"{side}_loss"]
+                mask[start : start + len(loss)] *= mask.new_tensor(loss)
+            return batch
+
+    return PartialAnswers(
+        pad_token_id=tokenizer.pad_token_id,
+        max_length=arguments.max_length,
+        truncation_mode=arguments.truncation_mode,
+        pad_to_multiple_of=arguments.pad_to_multiple_of,
+    )
+
+
+def _labels(row: Row, side: str) -> list[int]:
+    """The answer's tokens, those that are not learned left out."""
+    answer, loss = getattr(row, side), getattr(row, f"{side}_loss")
+    return [token if not loss or loss[at] else IGNORED for at, token in enumerate(answer)]
+
+
 def _supervised(row: Row) -> dict[str, list[int]]:
-    return {"input_ids": [*row.prompt, *row.chosen], "labels": [IGNORED] * len(row.prompt) + [*row.chosen]}
+    return {"input_ids": [*row.prompt, *row.chosen], "labels": [IGNORED] * len(row.prompt) + _labels(row, "chosen")}
 
 
 def _preference(row: Row) -> dict[str, list[int]]:
-    return {"prompt_ids": [*row.prompt], "chosen_ids": [*row.chosen], "rejected_ids": [*row.rejected]}
+    found = {"prompt_ids": [*row.prompt], "chosen_ids": [*row.chosen], "rejected_ids": [*row.rejected]}
+    for side in ("chosen", "rejected"):
+        found[f"{side}_loss"] = [int(token != IGNORED) for token in _labels(row, side)]
+    return found
 
 
 def _contrastive(row: Row) -> dict[str, list[int]]:
@@ -85,5 +121,5 @@ def _contrastive(row: Row) -> dict[str, list[int]]:
     for side, answer in (("chosen", row.chosen), ("rejected", row.rejected)):
         found[f"{side}_input_ids"] = [*row.prompt, *answer]
         found[f"{side}_attention_mask"] = [1] * (len(row.prompt) + len(answer))
-        found[f"{side}_labels"] = [IGNORED] * len(row.prompt) + [*answer]
+        found[f"{side}_labels"] = [IGNORED] * len(row.prompt) + _labels(row, side)
     return found

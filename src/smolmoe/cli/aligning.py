@@ -115,6 +115,7 @@ def _show_estimate(out: str, costs: AlignEstimate) -> None:
             ),
             ("rows", f"{costs.rows:,} to train on, {costs.validation:,} to measure on"),
             *([("left out", left_out)] if left_out else []),
+            *_not_used(costs.ignored),
             ("steps", f"{costs.steps:,}"),
             ("tokens", units.tokens(costs.tokens)),
             ("FLOPs", units.flops(costs.flops)),
@@ -140,6 +141,7 @@ def _show_result(result: AlignResult) -> None:
     print_rows(
         [
             ("rows", f"{rows['train']:,} trained on" + (f", left out: {left_out}" if left_out else "")),
+            *_not_used(summary["ignored"]),
             ("time", f"{units.duration(summary['train_seconds'])} of training"),
             ("device", "{device} ({name})".format(**summary["device"])),
             *_drift_rows(summary),
@@ -152,6 +154,11 @@ def _show_result(result: AlignResult) -> None:
         print(Finding(**found))
     if "corrections" in summary:
         _show_corrections(summary["corrections"])
+
+
+def _not_used(ignored: dict[str, int]) -> list[tuple[str, object]]:
+    """What rows hold and no example shows."""
+    return [("not used", f"{what}: {number}") for what, number in ignored.items()]
 
 
 def _drift_rows(summary: dict[str, Any]) -> list[tuple[str, object]]:

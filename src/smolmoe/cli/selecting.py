@@ -29,9 +29,7 @@ Device = Annotated[str, typer.Option(help="Where the model computes.")]
 
 
 def select(
-    data: Annotated[
-        str, typer.Argument(metavar="DATA", help="A .jsonl, .parquet or .txt, a folder of them, a preset, a hub id.")
-    ],
+    data: Annotated[str, typer.Argument(metavar="DATA", help="A file or folder of rows, a preset, a hub id.")],
     out: Annotated[Path, typer.Option(help="Folder for rows.jsonl, indices.json and report.json.")],
     budget: Annotated[int, typer.Option(help="Rows or tokens to choose.")] = 1000,
     by: By = "",

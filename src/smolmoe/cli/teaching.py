@@ -18,7 +18,9 @@ INTERRUPTED = 130
 
 
 def teach(
-    prompts: Annotated[Path, typer.Option(help="Prompts: .jsonl, .parquet, or .txt with a prompt a paragraph.")],
+    prompts: Annotated[
+        Path, typer.Option(help="Prompts: a file or folder of rows, or .txt with a prompt a paragraph.")
+    ],
     out: Annotated[Path, typer.Option(help="Folder for rows.jsonl, report.json and the journal.")],
     base_url: Annotated[str, typer.Option(help="Of an OpenAI-compatible endpoint, e.g. http://localhost:8000/v1.")],
     model: Annotated[str, typer.Option(help="Name of the model there.")],

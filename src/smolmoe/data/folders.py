@@ -62,7 +62,7 @@ def find_files(path: Path) -> DataFiles:
     """
     if not path.is_dir():
         return DataFiles((path,), {})
-    files, unread, passed_over = [], dict[Path, str](), []
+    files, unread, passed_over = list[Path](), dict[Path, str](), list[Path]()
     for file in sorted(_below(path, passed_over)):
         problem = _problem(file)
         if problem is None:
@@ -82,7 +82,7 @@ def find_files(path: Path) -> DataFiles:
 
 def say_unread(found: DataFiles) -> None:
     """Name the files that are not read."""
-    logger.info("passed over, as no data: %s", ", ".join(map(str, found.passed_over)) or "nothing")
+    logger.debug("passed over, as no data: %s", ", ".join(map(str, found.passed_over)))
     if found.unread:
         total = len(found.files) + len(found.unread)
         verb = "is" if len(found.unread) == 1 else "are"

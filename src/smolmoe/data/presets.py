@@ -246,6 +246,7 @@ def _oasst(rows: Iterable[Row]) -> Iterator[Conversation]:
     for row in rows:
         text = _string(row, "text")
         if row.get("deleted") or not text or row["message_id"] is None:
+            yield Conversation((), "chat")  # a row that nothing is made of
             continue
         rank = row.get("rank")
         message = _Message(str(row["message_id"]), _string(row, "role"), text, float("inf") if rank is None else rank)

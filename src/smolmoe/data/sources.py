@@ -89,16 +89,37 @@ def open_source(recipe: SourceRecipe, *, quiet: bool = False) -> Source:
         if path.exists():
             source = _local(recipe, path, quiet)
         elif _looks_like_a_file(recipe.path):
-            raise DataError(
-                "there is no such file or folder.",
-                field="path",
-                value=recipe.path,
-                fix="Give the path of a text file or of a folder of them, or the id of a hub data set (owner/name).",
-            )
+            raise _no_such_file(recipe.path)
         else:
-            preset = None if recipe.preset is None else find_preset(recipe.preset)
-            source = _data_set(recipe, recipe.path, recipe.name, recipe.split or "train", preset)
+            schema = None if recipe.preset is None else find_preset(recipe.preset)
+            source = _data_set(recipe, recipe.path, recipe.name, recipe.split or "train", schema)
     return _limited(source, recipe)
+
+
+def look_at(recipe: SourceRecipe) -> None:
+    """Find the files of a local source and name those that are not read, without reading them through.
+
+    Raises:
+        DataError: no such file or preset, or no file in the folder that is read.
+    """
+    if recipe.preset is not None and recipe.preset != EMBEDDED:
+        find_preset(recipe.preset)
+    if recipe.path is None:
+        return
+    path = Path(recipe.path).expanduser()
+    if path.exists():
+        _files(recipe, path, quiet=False)
+    elif _looks_like_a_file(recipe.path):
+        raise _no_such_file(recipe.path)
+
+
+def _no_such_file(path: str) -> DataError:
+    return DataError(
+        "there is no such file or folder.",
+        field="path",
+        value=path,
+        fix="Give the path of a text file or of a folder of them, or the id of a hub data set (owner/name).",
+    )
 
 
 def _limited(source: Source, recipe: SourceRecipe) -> Source:
@@ -131,11 +152,7 @@ def _looks_like_a_file(path: str) -> bool:
 
 
 def _local(recipe: SourceRecipe, path: Path, quiet: bool) -> Source:
-    found, kinds = local_files(recipe, path)
-    if not quiet:
-        say_unread(found)
-        if recipe.preset is None:
-            _say_presets(kinds)
+    found, kinds = _files(recipe, path, quiet)
 
     def read(tally: Tally) -> Iterator[Document]:
         for kind, files in groupby(found.files, key=lambda file: kinds[file]):
@@ -154,6 +171,15 @@ def _local(recipe: SourceRecipe, path: Path, quiet: bool) -> Source:
     if any(kinds.values()):
         identity["presets"] = [kinds[file] for file in found.files]
     return Source(str(path), identity, read, files=found)
+
+
+def _files(recipe: SourceRecipe, path: Path, quiet: bool) -> tuple[DataFiles, dict[Path, str | None]]:
+    found, kinds = local_files(recipe, path)
+    if not quiet:
+        say_unread(found)
+        if recipe.preset is None:
+            _say_presets(kinds)
+    return found, kinds
 
 
 def text_column(file: Path, recipe: SourceRecipe) -> str:
@@ -217,7 +243,7 @@ def _preset_documents(kind: str, files: Sequence[Path], tally: Tally) -> Iterato
             else:
                 yield whole(document, tally, place)
     except DataError as error:
-        if error.value in map(str, files):
+        if error.value in [str(file) for file in files]:
             raise
         raise DataError(error.message, field="data", value=place, fix=error.fix) from error
 

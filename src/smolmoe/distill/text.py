@@ -118,7 +118,7 @@ def write_text(text: Text, tokenizer: Any, folder: Path, report: Report) -> None
     try:
         texts = text.texts()
         while chunk := list(islice(texts, CHUNK)):
-            encoded = encode_documents(tokenizer, [_encodable(one) for one in chunk])
+            encoded = encode_documents(tokenizer, chunk)
             writer.add(encoded, [0] * len(encoded), 0)
             report("Tokenising", writer.documents, 0)
         if not writer.documents:
@@ -135,9 +135,4 @@ def read_text(folder: Path, tokenizer: Any) -> TokenStore:
 
 
 def _digest(text: str) -> bytes:
-    return hashlib.sha256(_encodable(text).encode()).digest()[:16]
-
-
-def _encodable(text: str) -> str:
-    """Half a surrogate pair is no text and no tokenizer takes it; training replaces it likewise."""
-    return text.encode("utf-8", "replace").decode()
+    return hashlib.sha256(text.encode()).digest()[:16]

@@ -19,18 +19,32 @@ LOAD_BALANCE = 0.01  # of `router: balanced` where the recipe gives no term of i
 class AlignDataRecipe(Recipe):
     """Rows with answers (SFT) or with pairs of answers (DPO, CPO)."""
 
-    train: tuple[str, ...] = Field(min_length=1, description="files of rows, .jsonl or .parquet")
+    train: tuple[str, ...] = Field(min_length=1, description="files of rows, or folders of them")
     validation: tuple[str, ...] = Field(
         default=(), description="files to measure on (default: a share of the training rows)"
     )
     held_out: float = Field(
         default=0.05, gt=0, lt=1, description="share of the prompts to measure on, where no validation is given"
     )
-    format: Literal["coedit", "prompt", "messages", "sharegpt"] | None = Field(
-        default=None, description="what the rows are (default: by the columns of the first row)"
-    )
+    format: (
+        Literal[
+            "coedit",
+            "prompt",
+            "messages",
+            "sharegpt",
+            "pairs",
+            "alpaca",
+            "dolly",
+            "question",
+            "mbpp",
+            "nemotron",
+            "oasst",
+        ]
+        | None
+    ) = Field(default=None, description="what the rows are (default: by the columns of the first row)")
     columns: dict[str, str] = Field(
-        default_factory=dict, description="prompt, completion, chosen, rejected, messages or references -> your column"
+        default_factory=dict,
+        description="prompt, context, completion, chosen, rejected, messages, system, tools, references -> your column",
     )
     template: str = Field(default="{prompt}\n", description="what a plain prompt becomes before its answer")
     chat: bool = Field(default=False, description="put plain prompts as a user's messages, through the chat template")
@@ -48,7 +62,9 @@ class AlignDataRecipe(Recipe):
     def _fits_together(self) -> Self:
         if self.template.count("{prompt}") != 1:
             raise ValueError("`template` must have {prompt} in it, once")
-        known = ("prompt", "completion", "chosen", "rejected", "messages", "references")
+        known = (
+            *("prompt", "context", "completion", "chosen", "rejected", "messages", "system", "tools", "references"),
+        )
         unknown = next((role for role in self.columns if role not in known), None)
         if unknown is not None:
             raise ValueError(f"`columns` has {unknown!r}; it may have {', '.join(known)}")

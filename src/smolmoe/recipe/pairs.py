@@ -19,7 +19,7 @@ class PairsRecipe(Recipe):
     """Two answers to each prompt, of which the one nearer to a reference is preferred."""
 
     model: str = Field(description="folder or hub id of the model that answers")
-    data: str = Field(description="rows with prompts and references, .jsonl or .parquet")
+    data: str = Field(description="file of rows with prompts and references")
     source_column: str = Field(default="src", description="column of the prompt")
     target_column: str = Field(default="tgt", description="column of the reference")
     references_column: str | None = Field(

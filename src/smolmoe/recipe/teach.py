@@ -13,7 +13,7 @@ from smolmoe.recipe.base import Recipe
 class TeachRecipe(Recipe):
     """Prompts, the endpoint that answers them, and how it is asked."""
 
-    prompts: Path = Field(description=".jsonl or .parquet with a column of prompts, or .txt, a prompt a paragraph")
+    prompts: Path = Field(description="file or folder of rows with a column of prompts, or .txt, a prompt a paragraph")
     out: Path = Field(description="folder for the rows, the report and the journal")
     base_url: str = Field(description="of an OpenAI-compatible endpoint, e.g. http://localhost:8000/v1")
     model: str = Field(min_length=1, description="name of the model there")

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from accelerate import init_empty_weights
 
+from smolmoe.data.sources import look_at
 from smolmoe.devices import kind as kind_of
 from smolmoe.devices import pick_device
 from smolmoe.linear_loss import AT_ONCE
@@ -178,6 +179,8 @@ def estimate(recipe: TrainRecipe) -> Estimate:
     """
     check_trainer(recipe)
     open_distillation(recipe)
+    for source in (*recipe.data.sources, *recipe.data.validation):
+        look_at(source)
     trainer = {**DEFAULTS, **recipe.trainer}
     device = pick_device(recipe.device)
     model, folder = skeleton(recipe), model_folder(recipe.model)
