@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from smolmoe.errors import OutputError
-from smolmoe.files import remove, write_json
+from smolmoe.files import read_json, remove, write_json
 
 SETTINGS = "settings.json"
 RECORDS = "stages"
@@ -60,7 +60,7 @@ class RunFolder:
         """The record of a stage: read where the stage is finished, else made, timed and written."""
         file = self.path / RECORDS / f"{name}.json"
         if file.is_file():
-            record: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
+            record: dict[str, Any] = read_json(file, fix="Delete it: the stage is then done again.")
             return record
         start = time.perf_counter()
         record = make()
@@ -84,7 +84,7 @@ class RunFolder:
         """The settings of the run that the folder holds, or None where there is no folder or an empty one."""
         file = self.path / SETTINGS
         if file.is_file():
-            settings: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
+            settings: dict[str, Any] = read_json(file, fix="Restore it, or name another folder.")
             return settings
         begun = {f".{SETTINGS}.partial"}  # all that a run leaves that is killed before its settings are written
         if self.path.exists() and not (self.path.is_dir() and {path.name for path in self.path.iterdir()} <= begun):

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from smolmoe.errors import CheckpointError, DataError, OutputError
-from smolmoe.files import remove, write_json
+from smolmoe.files import read_json, remove, write_json
 
 PAIRS = "pairs.jsonl"
 REPORT = "report.json"
@@ -169,7 +169,7 @@ class PairsFolder:
         (path / SAMPLES).mkdir(exist_ok=True)
 
     def _check_same(self, asked: dict[str, Any]) -> None:
-        found = json.loads((self.path / ASKED).read_text(encoding="utf-8"))
+        found = read_json(self.path / ASKED, fix="Start over with --overwrite, or name another folder.")
         changed = [key for key in sorted({*found, *asked}) if found.get(key) != asked.get(key)]
         if changed:
             said = ", ".join(f"{key}: {found.get(key)} there, {asked.get(key)} here" for key in changed)
@@ -196,8 +196,9 @@ class PairsFolder:
             try:
                 values = json.loads(self._shard(number).read_text(encoding="utf-8"))
                 answered = [Answered(**row | _as_tuples(row)) for row in values.pop("answered")]
-                yield Shard(answered=tuple(answered), **values)
-            except (OSError, ValueError, TypeError, KeyError) as error:
+                seconds, new_tokens, cut = float(values["seconds"]), int(values["new_tokens"]), int(values["cut"])
+                yield Shard(tuple(answered), seconds, new_tokens, cut)
+            except (OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
                 raise CheckpointError(
                     f"the samples cannot be read: {error}.",
                     field="out",

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -13,7 +12,7 @@ from smolmoe.data.targets import ABOUT, REQUEST, TOKENIZER, file_sizes
 from smolmoe.data.tokens import TokenStore
 from smolmoe.distill.options import CacheOptions
 from smolmoe.errors import OutputError
-from smolmoe.files import remove
+from smolmoe.files import read_json, remove
 
 TEXT = ".text"  # the tokenised text, until the cache is finished
 _PARTS = {"teacher": "the teacher", "tokenizer": "its tokenizer", "text": "the text", "options": "the options"}
@@ -35,7 +34,7 @@ def open_folder(out: Path, request: dict[str, Any], *, resume: bool, overwrite: 
     if overwrite:
         remove(out, ABOUT, TOKENIZER, "shard-*", TEXT, ".*.partial")  # the request goes last, when there is another
     elif resume:
-        _check_same(json.loads((out / REQUEST).read_text(encoding="utf-8")), request, out)
+        _check_same(read_json(out / REQUEST, fix="Start over with --overwrite."), request, out)
         for partial in out.glob(".*.partial"):
             shutil.rmtree(partial, ignore_errors=True)
     else:
@@ -52,7 +51,8 @@ def _check_same(found: dict[str, Any], asked: dict[str, Any], out: Path) -> None
     changed = [said for key, said in _PARTS.items() if found.get(key) != asked[key]]
     if not changed:
         return
-    before, now = found.get("options", {}), asked["options"]
+    before, now = found.get("options"), asked["options"]
+    before = before if isinstance(before, dict) else {}
     options = [f"{key} {before.get(key)} there, {now[key]} here" for key in now if before.get(key) != now[key]]
     said = f"{' and '.join(changed)} changed" + (f" ({', '.join(options)})" if options else "")
     raise OutputError(

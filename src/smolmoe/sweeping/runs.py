@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import shutil
 import warnings
@@ -11,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from smolmoe.files import read_json
 from smolmoe.stages import RunFolder
 from smolmoe.sweeping.plan import Plan, Start
 from smolmoe.train.folder import HELD_OUT, SUMMARY
@@ -183,5 +183,6 @@ def _held_out_rows(path: Path) -> list[dict[str, Any]]:
 
 
 def _read(steps: int, seed: int, folder: Path) -> Trained:
-    summary, documents = (json.loads((folder / name).read_text(encoding="utf-8")) for name in (SUMMARY, HELD_OUT))
+    again = "Delete the folder: its training is then done again."
+    summary, documents = (read_json(folder / name, fix=again) for name in (SUMMARY, HELD_OUT))
     return Trained(steps, seed, folder, summary, documents)
