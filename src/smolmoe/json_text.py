@@ -9,6 +9,7 @@ from typing import Any
 
 from smolmoe.errors import CheckpointError, DataError, SmolmoeError
 
+TYPES: dict[type, str] = {dict: "an object", list: "a list", str: "a text", int: "a whole number", float: "a number"}
 BAD_FILE = (OSError, ValueError)  # what `read_json` and `parse_json` raise
 
 
@@ -44,20 +45,41 @@ def _unique(pairs: Sequence[tuple[str, Any]]) -> dict[str, Any]:
     return values
 
 
-def read_object(path: Path, *, error: type[SmolmoeError] = CheckpointError, fix: str | None = None) -> dict[str, Any]:
-    """The object that a JSON file holds.
+def read_object(
+    path: Path,
+    kind: type = dict,
+    *,
+    field: str | None = None,
+    error: type[SmolmoeError] = CheckpointError,
+    fix: str | None = None,
+) -> Any:
+    """The object, or list, that a JSON file holds.
+
+    Args:
+        field: of the error; default the file's name.
 
     Raises:
-        error: it cannot be read, is no JSON (see `read_json`), or holds something else than an object.
+        error: it cannot be read, is no JSON (see `read_json`), or holds something else.
     """
+    field = field or path.name
     try:
         found = read_json(path)
     except BAD_FILE as problem:
-        raise error(f"not readable as JSON: {problem}.", field=path.name, value=str(path), fix=fix) from problem
-    if not isinstance(found, dict):
-        kind = {list: "a list", type(None): "null"}.get(type(found), repr(found)[:40])
-        raise error(f"must hold a JSON object, not {kind}.", field=path.name, value=str(path), fix=fix)
+        raise error(
+            f"{path.name} is not readable as JSON: {problem}.", field=field, value=str(path), fix=fix
+        ) from problem
+    if not isinstance(found, kind):
+        wanted = "list" if kind is list else "object"
+        wrong = f"{path.name} must hold a JSON {wanted}, not {type_name(found)}."
+        raise error(wrong, field=field, value=str(path), fix=fix)
     return found
+
+
+def type_name(value: object) -> str:
+    """The type of a value of JSON, in words."""
+    if value is None or isinstance(value, bool):
+        return "null" if value is None else "true or false"
+    return TYPES.get(type(value), type(value).__name__)
 
 
 def read_rows(path: Path) -> list[dict[str, Any]]:

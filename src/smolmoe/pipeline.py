@@ -286,12 +286,13 @@ class _Pipeline:
         """
         if not self._record(stage.name).is_file():
             return None
-        record: dict[str, Any] = read_object(self._record(stage.name))
+        again = f"Do the stage again with --from {stage.name}."
+        record: dict[str, Any] = read_object(self._record(stage.name), fix=again)
         asked = self._asked(stage)
-        if record["asked"] == asked:
+        if record.get("asked") == asked:
             return record
         raise OutputError(
-            f"the stage was done with other values ({_differences(record['asked'], asked)}).",
+            f"the stage was done with other values ({_differences(record.get('asked'), asked)}).",
             field="stage",
             value=stage.name,
             fix=f"Do it again with --from {stage.name}, or name another folder with --set out=...",
@@ -329,7 +330,8 @@ class _Pipeline:
         folder = self.out / stage.name
         values = self.values[stage.name]
         if stage.match_flops is not None:
-            summary = read_object(self.out / stage.match_flops / "summary.json")
+            again = f"Do the stage again with --from {stage.match_flops}."
+            summary = read_object(self.out / stage.match_flops / "summary.json", fix=again)
             values = with_matched_steps(values, summary["flops"])
         resume = on_main(lambda: "latest" if folder.is_dir() and whole_checkpoints(folder) else None)
         return train(parse(TrainRecipe, values), resume=resume, overwrite=True, report=report).summary

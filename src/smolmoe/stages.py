@@ -61,7 +61,7 @@ class RunFolder:
         """The record of a stage: read where the stage is finished, else made, timed and written."""
         file = self.path / RECORDS / f"{name}.json"
         if file.is_file():
-            record: dict[str, Any] = read_object(file)
+            record: dict[str, Any] = read_object(file, fix="Delete it: the stage is then done again.")
             return record
         start = time.perf_counter()
         record = make()
@@ -85,7 +85,7 @@ class RunFolder:
         """The settings of the run that the folder holds, or None where there is no folder or an empty one."""
         file = self.path / SETTINGS
         if file.is_file():
-            settings: dict[str, Any] = read_object(file)
+            settings: dict[str, Any] = read_object(file, fix="Restore it, or name another folder.")
             return settings
         begun = {f".{SETTINGS}.partial"}  # all that a run leaves that is killed before its settings are written
         if self.path.exists() and not (self.path.is_dir() and {path.name for path in self.path.iterdir()} <= begun):

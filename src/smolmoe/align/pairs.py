@@ -12,7 +12,7 @@ from typing import Any
 
 from smolmoe.errors import CheckpointError, DataError, OutputError
 from smolmoe.files import remove, write_json
-from smolmoe.json_text import read_json
+from smolmoe.json_text import read_json, read_object
 
 PAIRS = "pairs.jsonl"
 REPORT = "report.json"
@@ -170,7 +170,7 @@ class PairsFolder:
         (path / SAMPLES).mkdir(exist_ok=True)
 
     def _check_same(self, asked: dict[str, Any]) -> None:
-        found = read_json(self.path / ASKED)
+        found = read_object(self.path / ASKED, fix="Start over with --overwrite, or name another folder.")
         changed = [key for key in sorted({*found, *asked}) if found.get(key) != asked.get(key)]
         if changed:
             said = ", ".join(f"{key}: {found.get(key)} there, {asked.get(key)} here" for key in changed)
@@ -197,8 +197,9 @@ class PairsFolder:
             try:
                 values = read_json(self._shard(number))
                 answered = [Answered(**row | _as_tuples(row)) for row in values.pop("answered")]
-                yield Shard(answered=tuple(answered), **values)
-            except (OSError, ValueError, TypeError, KeyError) as error:
+                seconds, new_tokens, cut = float(values["seconds"]), int(values["new_tokens"]), int(values["cut"])
+                yield Shard(tuple(answered), seconds, new_tokens, cut)
+            except (OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
                 raise CheckpointError(
                     f"the samples cannot be read: {error}.",
                     field="out",

@@ -214,7 +214,7 @@ def open_cache(folder: str | Path) -> TargetCache:
             raise ValueError(f"format {about['format']}, this version reads {FORMAT}")
         _check_files(path, about["shards"])
         return TargetCache(path, about)
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         raise DataError(
             f"the cache is damaged ({error}).", field="distill.cache", value=str(folder), fix="Make it again."
         ) from error

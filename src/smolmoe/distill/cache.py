@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from smolmoe.checkpoint import Checkpoint, fingerprint, open_checkpoint
 from smolmoe.data.same_tokenizer import tokenizer_hash
@@ -32,7 +33,7 @@ from smolmoe.distill.results import CacheForecast, CacheResult
 from smolmoe.distill.shards import plan_shards, shard_name, write_shard
 from smolmoe.distill.teacher import Teacher, longest_window, vocabulary_of
 from smolmoe.distill.text import open_text, read_text, write_text
-from smolmoe.errors import OutputError, SourceError
+from smolmoe.errors import CheckpointError, OutputError, SourceError
 from smolmoe.files import write_json
 from smolmoe.json_text import read_object
 from smolmoe.moe.loading import Skeleton, load_config, load_model, load_tokenizer
@@ -108,7 +109,7 @@ def begin(
         if not (out / TEXT).is_dir():
             write_text(text, tokenizer, out / TEXT, report)
         tokenizer.save_pretrained(out / TOKENIZER)
-        check_room(out, read_text(out / TEXT, tokenizer), options, vocabulary)
+        check_room(out, read_text(out / TEXT, tokenizer, check=resume), options, vocabulary)
     return job
 
 
@@ -153,7 +154,7 @@ def finish(job: Job) -> None:
     store = read_text(job.folder / TEXT, tokenizer)
     names = [shard_name(number) for number in range(len(plan_shards(store, job.options.shard_tokens)))]
     absent = [name for name in names if not (job.folder / name).is_dir()]
-    digests = [np.load(job.folder / name / "documents.npy") for name in names if name not in absent]
+    digests = [_array(job.folder / name, "documents") for name in names if name not in absent]
     text = text_hash(digest_documents(store.documents()))
     if absent or text_hash(np.concatenate(digests)) != text:
         raise OutputError(
@@ -215,14 +216,28 @@ def _about(job: Job, shards: list[dict[str, Any]], text: str, tokenizer: Any) ->
     }
 
 
+def _array(shard: Path, name: str) -> NDArray[Any]:
+    file = shard / f"{name}.npy"
+    try:
+        found: NDArray[Any] = np.load(file)
+    except (OSError, ValueError, EOFError) as error:
+        raise CheckpointError(
+            f"{shard.name}/{file.name} cannot be read ({error}).",
+            field="out",
+            value=str(shard),
+            fix="Delete the shard, then go on with --resume: it is written again.",
+        ) from error
+    return found
+
+
 def _described(shard: Path, options: CacheOptions) -> dict[str, Any]:
-    rest = np.load(shard / "rest.npy").astype(np.float64)
+    rest = _array(shard, "rest").astype(np.float64)
     tokens = len(rest)
     sampled = options.kind == "sampled"
-    widths = np.diff(np.load(shard / "ends.npy").astype(np.int64), prepend=0) if sampled else np.array([options.size])
+    widths = np.diff(_array(shard, "ends").astype(np.int64), prepend=0) if sampled else np.array([options.size])
     return {
         "name": shard.name,
-        "documents": len(np.load(shard / "documents.npy")),
+        "documents": len(_array(shard, "documents")),
         "tokens": tokens,
         "width": int(widths.max()),
         "entries": float(widths.mean()),

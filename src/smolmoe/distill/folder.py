@@ -14,7 +14,7 @@ from smolmoe.data.tokens import TokenStore
 from smolmoe.distill.options import CacheOptions
 from smolmoe.errors import OutputError
 from smolmoe.files import remove
-from smolmoe.json_text import read_json
+from smolmoe.json_text import read_object
 
 TEXT = ".text"  # the tokenised text, until the cache is finished
 _PARTS = {"teacher": "the teacher", "tokenizer": "its tokenizer", "text": "the text", "options": "the options"}
@@ -36,7 +36,7 @@ def open_folder(out: Path, request: dict[str, Any], *, resume: bool, overwrite: 
     if overwrite:
         remove(out, ABOUT, TOKENIZER, "shard-*", TEXT, ".*.partial")  # the request goes last, when there is another
     elif resume:
-        _check_same(read_json(out / REQUEST), request, out)
+        _check_same(read_object(out / REQUEST, fix="Start over with --overwrite."), request, out)
         for partial in out.glob(".*.partial"):
             shutil.rmtree(partial, ignore_errors=True)
     else:
@@ -53,7 +53,8 @@ def _check_same(found: dict[str, Any], asked: dict[str, Any], out: Path) -> None
     changed = [said for key, said in _PARTS.items() if found.get(key) != asked[key]]
     if not changed:
         return
-    before, now = found.get("options", {}), asked["options"]
+    before, now = found.get("options"), asked["options"]
+    before = before if isinstance(before, dict) else {}
     options = [f"{key} {before.get(key)} there, {now[key]} here" for key in now if before.get(key) != now[key]]
     said = f"{' and '.join(changed)} changed" + (f" ({', '.join(options)})" if options else "")
     raise OutputError(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import shutil
+import zipfile
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
@@ -14,7 +15,7 @@ from smolmoe.data.embedded import is_held_out
 from smolmoe.data.presets import EMBEDDED, PRESETS
 from smolmoe.data.sources import Source, open_source
 from smolmoe.data.tokens import StoreWriter, TokenStore, encode_documents, id_type, open_store
-from smolmoe.errors import DataError, RequestError
+from smolmoe.errors import CheckpointError, DataError, RequestError
 from smolmoe.recipe import DataRecipe, SourceRecipe, parse
 from smolmoe.recipe.files import load
 
@@ -129,9 +130,27 @@ def write_text(text: Text, tokenizer: Any, folder: Path, report: Report) -> None
     partial.rename(folder)
 
 
-def read_text(folder: Path, tokenizer: Any) -> TokenStore:
-    """What `write_text` wrote."""
-    return open_store(folder / STORE, id_type(tokenizer), (False,))
+def read_text(folder: Path, tokenizer: Any, *, check: bool = False) -> TokenStore:
+    """What `write_text` wrote.
+
+    Args:
+        check: read every token, and see that the tokenizer has it.
+
+    Raises:
+        CheckpointError: it is damaged.
+    """
+    try:
+        store = open_store(folder / STORE, id_type(tokenizer), (False,))
+        if check and len(store.ids) and int(store.ids.max()) >= len(tokenizer):
+            raise ValueError(f"token {int(store.ids.max())} is beyond the {len(tokenizer)} of the tokenizer")
+    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
+        raise CheckpointError(
+            f"the tokenised text is damaged ({error}).",
+            field="out",
+            value=str(folder),
+            fix="Delete it, then go on with --resume: the text is tokenised again.",
+        ) from error
+    return store
 
 
 def _digest(text: str) -> bytes:

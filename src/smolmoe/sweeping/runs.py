@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from smolmoe.json_text import read_json
+from smolmoe.json_text import read_object
 from smolmoe.stages import RunFolder
 from smolmoe.sweeping.plan import Plan, Start
 from smolmoe.train.folder import BEST, HELD_OUT, SUMMARY
@@ -187,5 +187,6 @@ def _held_out_rows(path: Path) -> list[dict[str, Any]]:
 
 
 def _read(steps: int, seed: int, folder: Path) -> Trained:
-    summary, documents = (read_json(folder / name) for name in (SUMMARY, HELD_OUT))
+    again = "Delete the folder: its training is then done again."
+    summary, documents = (read_object(folder / name, fix=again) for name in (SUMMARY, HELD_OUT))
     return Trained(steps, seed, folder, summary, documents)

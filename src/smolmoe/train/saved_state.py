@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 import zlib
 from collections.abc import Callable, Iterator, Sequence
@@ -11,6 +10,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from smolmoe.errors import CheckpointError, SmolmoeError
+from smolmoe.json_text import TYPES, read_object, type_name
 from smolmoe.provenance import check_schema
 
 MANIFEST = "manifest.json"  # size and checksum of every file: what a crash of the machine cut short shows here
@@ -78,18 +78,12 @@ def using(file: Path) -> Iterator[None]:
 
 
 def read_json(file: Path, kind: type) -> Any:
-    """A JSON file of this type.
+    """A JSON file of a run, of this type.
 
     Raises:
         CheckpointError: it is not there, or something else.
     """
-    try:
-        found = json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError) as error:
-        wrong(file, f"cannot be read ({error})")
-    if not isinstance(found, kind):
-        wrong(file, f"holds {_type(found)} where {_NAMES_OF[kind]} belongs")
-    return found
+    return read_object(file, kind, field="resume", fix=FIX)
 
 
 def read_record(file: Path) -> dict[str, Any]:
@@ -102,7 +96,7 @@ def read_record(file: Path) -> dict[str, Any]:
     check_schema(found.get("schema_version"), file)
     for key, kind in (("recipe", dict), ("data", str), ("blocks_a_step", int)):
         if not isinstance(found.get(key), kind) and (key in found or key != "blocks_a_step"):
-            wrong(file, f"holds {_type(found.get(key))} for {key!r} where {_NAMES_OF[kind]} belongs")
+            wrong(file, f"holds {type_name(found.get(key))} for {key!r} where {TYPES[kind]} belongs")
     return found
 
 
@@ -117,7 +111,7 @@ def read_state(folder: Path) -> dict[str, Any]:
     for key, kinds in _STATE_TYPES.items():
         value = found.get(key)
         if not isinstance(value, kinds) or isinstance(value, bool):
-            wrong(file, f"holds {_type(value)} for {key!r}")
+            wrong(file, f"holds {type_name(value)} for {key!r}")
         if isinstance(value, _NUMBER) and not (math.isfinite(value) and value >= 0):
             wrong(file, f"holds {value} for {key!r}")
     if not all(isinstance(entry, dict) for entry in found["log_history"]):
@@ -175,7 +169,7 @@ def read_manifest(folder: Path) -> dict[str, dict[str, Any]]:
     for name, entry in read_json(folder / MANIFEST, dict).items():
         found[name] = {"bytes": entry} if isinstance(entry, int) else entry
         if not isinstance(found[name], dict) or not isinstance(found[name].get("bytes"), int):
-            wrong(folder / MANIFEST, f"holds {_type(entry)} for {name!r}")
+            wrong(folder / MANIFEST, f"holds {type_name(entry)} for {name!r}")
     return found
 
 
@@ -336,14 +330,6 @@ def load_training_state(model: Any, folder: Path) -> None:
 
 
 # -- kinds of values -------------------------------------------------------------------------------------------------
-
-_NAMES_OF = {dict: "an object", list: "a list", str: "a text", int: "a whole number", float: "a number"}
-
-
-def _type(value: object) -> str:
-    if value is None or isinstance(value, bool):
-        return "nothing" if value is None else "true or false"
-    return _NAMES_OF.get(type(value), type(value).__name__)
 
 
 def _shown(value: Any) -> str:

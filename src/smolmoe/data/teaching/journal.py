@@ -113,7 +113,7 @@ class Journal:
                         self._take(entry)
                     else:
                         options = entry["options"]
-                except (ValueError, KeyError, TypeError) as error:
+                except (ValueError, KeyError, TypeError, RecursionError) as error:
                     raise DataError(
                         f"line {number + 1} is not an entry of a journal.",
                         field="journal",
@@ -126,6 +126,8 @@ class Journal:
     def _take(self, entry: dict[str, Any]) -> None:
         name = entry["id"]
         if "answer" in entry:
+            if not isinstance(entry["answer"], str):
+                raise TypeError("an answer is a text")
             self.answered[name] = self._end
             self.failed.pop(name, None)
         else:
