@@ -157,11 +157,12 @@ def export_gguf(
     _check_out(out, overwrite=overwrite)
     route = find_route(files)
     vocabulary = _vocabulary(files)
-    converter = _planned(llama_cpp) if dry_run else find_converter(llama_cpp)
-    if converter is None:
+    if dry_run:
+        _say_what_is_missing(llama_cpp)
         return GgufExport(
             out, route.architecture, route.kind, (), quant, {}, None, {}, time.monotonic() - start, dry_run
         )
+    converter = find_converter(llama_cpp)
     out.parent.mkdir(parents=True, exist_ok=True)
     # Beside the output: it must be renamed into place, and the temporary folder of a machine is often small.
     with tempfile.TemporaryDirectory(prefix=f".{out.name}.", dir=out.parent) as folder:
@@ -188,7 +189,7 @@ def export_gguf(
     return result
 
 
-def _planned(llama_cpp: str | Path | None) -> None:
+def _say_what_is_missing(llama_cpp: str | Path | None) -> None:
     """Say in a dry run that there is no converter; what would be written is known without it."""
     from smolmoe.gguf.converter import find_converter
 

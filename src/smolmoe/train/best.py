@@ -10,9 +10,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from smolmoe.files import write_json
-from smolmoe.train.checkpoints import FOLDER, MANIFEST, NAMES, PREFIX, STATE, TRAINING_STATE, problem_of
+from smolmoe.train.checkpoints import FOLDER, PREFIX, problem_of
 from smolmoe.train.folder import BEST, HELD_OUT_BEFORE, MODEL
 from smolmoe.train.metrics import FILE, read_metrics
+from smolmoe.train.saved_state import MANIFEST, NAMES, STATE, TRAINING_STATE
 
 if TYPE_CHECKING:
     from smolmoe.evaluate.held_out import DocumentLosses
