@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from smolmoe.errors import CheckpointError, HubError, SourceError
+from smolmoe.links import check_files
 
 if TYPE_CHECKING:
     import torch
@@ -78,11 +79,12 @@ def open_checkpoint(source: str | Path, *, revision: str | None = None, field: s
     """Find a checkpoint (a local folder or a hub id) and read its headers.
 
     Raises:
-        SourceError: no such folder, or no config in it.
+        SourceError: no such folder, no config in it, or a link in it that leads out of it.
         CheckpointError: pickled, missing, truncated or corrupt weights, or an index that names absent tensors.
         HubError: a hub id that cannot be fetched.
     """
     folder, commit = _locate(str(source), revision, field)
+    check_files(folder, field=field)
     config_path = folder / "config.json"
     if not config_path.is_file():
         raise SourceError("no config.json in this folder.", field=field, value=str(folder), fix="Name a model folder.")

@@ -11,6 +11,7 @@ from typing import Any
 
 from smolmoe.errors import CheckpointError
 from smolmoe.files import write_json
+from smolmoe.links import leads_out
 
 PROVENANCE_FILE = "smolmoe.json"
 SCHEMA_VERSION = 1
@@ -87,6 +88,8 @@ def _card(path: Path) -> dict[str, Any]:
     """The metadata of a model card, as far as they stay true of what is made of the model; empty where it has none."""
     import yaml
 
+    if leads_out(path, path.parent):
+        return {}
     try:
         text = path.read_text(encoding="utf-8")
         head = text.split("---", 2)[1] if text.lstrip().startswith("---") else ""

@@ -16,6 +16,7 @@ import torch
 
 from smolmoe.checkpoint import FLOAT_DTYPES, Checkpoint, open_checkpoint
 from smolmoe.errors import CheckpointError, HubError, SourceError
+from smolmoe.links import check_files
 
 GENERIC_TYPE = "smolmoe"
 _TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json", "tokenizer_config.json")
@@ -29,6 +30,7 @@ def load_config(folder: Path) -> Any:
     """
     from transformers import AutoConfig
 
+    check_files(folder, field="model")
     try:
         if _model_type(folder) == GENERIC_TYPE:
             from smolmoe.moe.generic import SmolMoeConfig
@@ -69,12 +71,13 @@ def load_tokenizer(folder: Path) -> Any | None:
     """The folder's tokenizer, or None where it has none.
 
     Raises:
-        SourceError: its files cannot be read.
+        SourceError: its files cannot be read, or are links out of the folder.
     """
     if not any((folder / name).is_file() for name in _TOKENIZER_FILES):
         return None
     from transformers import AutoTokenizer
 
+    check_files(folder, field="tokenizer")
     # Which tokenizer class fits our generic model is for the dense model inside to say.
     is_generic = _model_type(folder) == GENERIC_TYPE
     options = {"config": load_config(folder).get_text_config()} if is_generic else {}
