@@ -12,6 +12,7 @@ from smolmoe.align.libraries import quiet
 from smolmoe.align_job import AlignJob, Measured, Report
 from smolmoe.errors import RequestError
 from smolmoe.files import write_json
+from smolmoe.folders import move_into_place
 from smolmoe.recipe import parse
 from smolmoe.recipe.align import BETA, AlignRecipe
 from smolmoe.reporting import finish_model
@@ -220,8 +221,7 @@ class _Run(AlignJob):
         write_model(trainer, partial[MODEL], partial.get(ADAPTERS))
         write_json(partial[MODEL] / "smolmoe.json", self._provenance())
         for name, folder in partial.items():
-            shutil.rmtree(self.recipe.out / name, ignore_errors=True)
-            folder.rename(self.recipe.out / name)
+            move_into_place(folder, self.recipe.out / name)
 
     def _provenance(self) -> dict[str, Any]:
         from smolmoe.train.models import run_provenance

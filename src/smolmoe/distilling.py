@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -52,27 +53,29 @@ def cache_teacher(
     local = _join(place)
     told = report or (lambda stage, done, total: None)
     started = time.perf_counter()
-    job = on_main(
-        lambda: begin(
-            str(teacher),
-            _names(data),
-            Path(out),
-            asked,
-            stored_dtype=place == "cuda",
-            resume=resume,
-            overwrite=overwrite,
-            report=told,
+    with ExitStack() as held:
+        job = on_main(
+            lambda: begin(
+                str(teacher),
+                _names(data),
+                Path(out),
+                asked,
+                stored_dtype=place == "cuda",
+                resume=resume,
+                overwrite=overwrite,
+                report=told,
+                held=held,
+            )
         )
-    )
-    error: SmolmoeError | None = None
-    reused = 0
-    if not job.finished:
-        try:
-            reused = write_shards(job, rank=rank(), ranks=world_size(), device=local, report=told)
-        except SmolmoeError as found:
-            error = found
-        in_turn(lambda: _raise(error))  # all wait for all, and fail together
-        on_main(lambda: finish(job))
+        error: SmolmoeError | None = None
+        reused = 0
+        if not job.finished:
+            try:
+                reused = write_shards(job, rank=rank(), ranks=world_size(), device=local, report=told)
+            except SmolmoeError as found:
+                error = found
+            in_turn(lambda: _raise(error))  # all wait for all, and fail together
+            on_main(lambda: finish(job))
     return describe(job, reused=_sum(reused), seconds=time.perf_counter() - started)
 
 

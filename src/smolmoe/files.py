@@ -12,11 +12,12 @@ import hashlib
 import json
 import os
 import re
+import shutil
 import stat
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, Literal
@@ -250,6 +251,46 @@ def _take(fd: int, shown: str | Path, field: str = "out") -> bool:
             if error.errno not in _NO_LOCKS:
                 raise
             return False
+
+
+@contextmanager
+def growing(out: Path, check: Callable[[], object] = lambda: None) -> Iterator[None]:
+    """Make a folder to write into, and keep other processes out of it while the block runs.
+
+    Args:
+        check: raises where what is there must not be written over; called before anything is.
+
+    Raises:
+        OutputError: the system refuses, or another process is writing there.
+    """
+    target = place(out, "growing folder")
+    with writing(out):
+        check()
+        with made(target), locked(target, shown=out):
+            yield
+
+
+@contextmanager
+def made(folder: Path) -> Iterator[None]:
+    """A folder that is there; it and those around it go again where the block fails and they came to be empty."""
+    absent = [place for place in (folder, *folder.parents) if not place.exists()]
+    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        yield
+    except BaseException:
+        with suppress(OSError):
+            for place in absent:
+                place.rmdir()
+        raise
+
+
+def emptied(folder: Path) -> None:
+    """Remove what is in a folder, which stays: it may be a link, a mount point, or locked."""
+    for path in folder.iterdir() if folder.is_dir() else ():
+        if path.is_dir() and not path.is_symlink():
+            shutil.rmtree(path)
+        else:
+            path.unlink()
 
 
 # -- files -----------------------------------------------------------------------------------------------------------

@@ -17,7 +17,7 @@ from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
 from smolmoe.errors import OutputError
-from smolmoe.files import beside, locked, place, refused, taken, writing
+from smolmoe.files import beside, locked, made, place, refused, taken, writing
 
 MARKER = "made-by-smolmoe"  # a folder of the right name that lacks this file is not ours
 _OLD = "old"  # an output that was moved aside, where the system cannot exchange two folders
@@ -86,9 +86,7 @@ def workshop(target: Path, *, shown: str | Path | None = None) -> Iterator[Path]
     Raises:
         OutputError: another process has it, or there is something else of its name.
     """
-    made = [folder for folder in (target.parent, *target.parent.parents) if not folder.exists()]
-    target.parent.mkdir(parents=True, exist_ok=True)
-    try:
+    with made(target.parent):
         room = beside(target, "smolmoe")
         fd, is_locked = taken(room, os.O_RDONLY | os.O_DIRECTORY, shown or target)
         try:
@@ -107,11 +105,6 @@ def workshop(target: Path, *, shown: str | Path | None = None) -> Iterator[Path]
             with suppress(OSError):
                 room.rmdir()
             os.close(fd)
-    finally:
-        if not target.exists():
-            with suppress(OSError):
-                for folder in made:
-                    folder.rmdir()
 
 
 def _take_over(room: Path, target: Path) -> None:

@@ -15,8 +15,10 @@ from smolmoe.errors import SourceError
 
 TEMPLATES = "additional_chat_templates"
 # What smolmoe or transformers may read of a model folder.
-_READ = ("*.json", "*.safetensors", "*.model", "*.tiktoken", "*.jinja", "*.py", "tokenizer*", "vocab*", "merges.txt")
-_READ += (TEMPLATES,)
+_READ = (
+    *("*.json", "*.safetensors", "*.jinja", "*.py", TEMPLATES),
+    *("tokenizer*", "vocab*", "merges.txt", "*.model", "*.tiktoken"),
+)
 
 
 def check_files(folder: Path, patterns: Sequence[str] = (), *, field: str = "source") -> None:

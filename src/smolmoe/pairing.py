@@ -9,6 +9,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from smolmoe.files import growing, place
 from smolmoe.recipe.pairs import PairsRecipe
 
 if TYPE_CHECKING:
@@ -48,6 +49,7 @@ def make_pairs(
     from smolmoe.evaluate.sampling import answering_tokenizer, check_device, check_room
     from smolmoe.moe.loading import load_config
 
+    place(recipe.out, "growing folder")
     check_device(recipe.device)
     checkpoint = open_checkpoint(recipe.model, field="model")
     prompt = CorrectionPrompt(recipe.template, recipe.chat)
@@ -59,22 +61,22 @@ def make_pairs(
     )
     asked = recipe.model_dump(mode="json", exclude={"model", "data", "out", "device"})
     asked["model_sha256"], asked["data_sha256"] = fingerprint(checkpoint), _sha256(Path(recipe.data))
-    folder = PairsFolder(recipe.out, asked, resume=resume, overwrite=overwrite)
-
     size = BATCHES * recipe.batch_size
     order = sorted(ids, key=lambda index: (len(ids[index]), index))
     parts = [order[first : first + size] for first in range(0, len(order), size)]
-    missing = [number for number in range(len(parts)) if not folder.has_shard(number)]
-    if missing:
-        answer = _Answering(checkpoint.folder, tokenizer, recipe, prompt, rows, ids)
-        for number in missing:
-            if report is not None:
-                report("Answering", number * size, len(order))
-            shard = answer(parts[number])
-            folder.write_shard(number, shard)
-            if number == 0 and all(one.texts[0] == one.texts[1] for one in shard.answered):
-                logger.warning("No prompt of the first shard got two different answers: raise a temperature.")
-    return folder.finish(len(parts), asked=recipe.prompts, temperatures=recipe.temperatures, settings=asked)
+    with growing(recipe.out):
+        folder = PairsFolder(recipe.out, asked, resume=resume, overwrite=overwrite)
+        missing = [number for number in range(len(parts)) if not folder.has_shard(number)]
+        if missing:
+            answer = _Answering(checkpoint.folder, tokenizer, recipe, prompt, rows, ids)
+            for number in missing:
+                if report is not None:
+                    report("Answering", number * size, len(order))
+                shard = answer(parts[number])
+                folder.write_shard(number, shard)
+                if number == 0 and all(one.texts[0] == one.texts[1] for one in shard.answered):
+                    logger.warning("No prompt of the first shard got two different answers: raise a temperature.")
+        return folder.finish(len(parts), asked=recipe.prompts, temperatures=recipe.temperatures, settings=asked)
 
 
 def run_pairs(recipe: PairsRecipe, *, report: Report | None = None) -> dict[str, Any]:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import logging
 import re
-import shutil
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -13,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from smolmoe.errors import OutputError, RequestError
-from smolmoe.files import write_json
+from smolmoe.files import emptied, followed, place, write_json
 from smolmoe.recipe import (
     AlignRecipe,
     PairsRecipe,
@@ -220,6 +219,7 @@ class _Pipeline:
 
     def _open_folder(self, start: str | None) -> None:
         """Before anything is run: what is done agrees with the recipe, and nothing of anybody else's is in the way."""
+        place(self.out, "growing folder")
         kept = self.names if start is None else self.names[: self.names.index(start)]
         for stage in self.recipe.stages:
             if stage.name in kept:
@@ -231,10 +231,10 @@ class _Pipeline:
                 value=str(self.out),
                 fix="Name a new folder with --set out=...",
             )
-        (self.out / RECORDS).mkdir(parents=True, exist_ok=True)
+        (followed(self.out) / RECORDS).mkdir(parents=True, exist_ok=True)
         for name in self.names[len(kept) :]:
             self._record(name).unlink(missing_ok=True)
-            shutil.rmtree(self.out / name, ignore_errors=True)
+            emptied(self.out / name)
 
     def _record(self, name: str) -> Path:
         return self.out / RECORDS / f"{name}.json"

@@ -21,7 +21,8 @@ from smolmoe.data.selection.writing import added_columns, write_choice
 from smolmoe.data.text import Document, default_documents
 from smolmoe.data.tokens import end_of_text, tokenizer_hash
 from smolmoe.errors import DataError, OutputError, RequestError
-from smolmoe.files import write_json
+from smolmoe.files import place, write_json
+from smolmoe.folders import whole_or_nothing
 from smolmoe.recipe.base import parse
 from smolmoe.recipe.data import SourceRecipe
 from smolmoe.recipe.select import SelectRecipe
@@ -47,8 +48,7 @@ def run_select(recipe: SelectRecipe, out: Path, *, overwrite: bool = False, repo
         SourceError, CheckpointError, HubError: tokenizer or model cannot be had.
         OutputError: `out` is taken, or the disk is full.
     """
-    from smolmoe.surgery.writer import whole_or_nothing
-
+    place(out)
     _check_free(out, overwrite)
     said = report or _silent
     sources = [open_rows(source) for source in recipe.sources]
@@ -56,7 +56,7 @@ def run_select(recipe: SelectRecipe, out: Path, *, overwrite: bool = False, repo
     pool = scan(recipe, sources, tools.scorer, said)
     choice = pool.choose(recipe)
     selection = _selection(recipe, sources, tools, pool, choice, out)
-    with whole_or_nothing(out) as work:
+    with whole_or_nothing(out, overwrite=overwrite, check=lambda: _check_free(out, overwrite)) as work:
         write_choice(recipe, sources, pool, choice, work, said)
         if isinstance(recipe.tokenizer, int) and tools.tokenizer is not None:
             tools.tokenizer.save_pretrained(work / "tokenizer")

@@ -11,7 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from smolmoe.errors import OutputError
-from smolmoe.files import write_json
+from smolmoe.files import emptied, followed, place, write_json, writing
+from smolmoe.folders import move_into_place
 
 SETTINGS = "settings.json"
 RECORDS = "stages"
@@ -35,10 +36,11 @@ class RunFolder:
             OutputError: the folder holds a run with other settings, or something else.
         """
         self.path = Path(path)
+        place(self.path, "growing folder")
         settings = json.loads(json.dumps(settings))
         found = self._settings()
         if found is not None and overwrite:
-            shutil.rmtree(self.path)
+            emptied(self.path)
             found = None
         if found is not None and found != settings:
             raise OutputError(
@@ -48,7 +50,7 @@ class RunFolder:
                 fix="Name another folder, or use --overwrite to start over.",
             )
         if found is None:
-            (self.path / RECORDS).mkdir(parents=True)
+            (followed(self.path) / RECORDS).mkdir(parents=True)
             write_json(self.path / SETTINGS, settings)
 
     def stage(self, name: str, make: Callable[[], dict[str, Any]]) -> dict[str, Any]:
@@ -69,9 +71,9 @@ class RunFolder:
         shutil.rmtree(partial, ignore_errors=True)
         partial.mkdir(parents=True)
         try:
-            yield partial
-            shutil.rmtree(self.path / name, ignore_errors=True)
-            partial.rename(self.path / name)
+            with writing(self.path):
+                yield partial
+            move_into_place(partial, self.path / name)
         finally:
             shutil.rmtree(partial, ignore_errors=True)
 

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from smolmoe.errors import RequestError
 from smolmoe.files import write_json
+from smolmoe.folders import move_into_place
 from smolmoe.recipe import TrainRecipe, parse
 from smolmoe.reporting import finish_model
 from smolmoe.train.folder import HELD_OUT, MODEL, SUMMARY, TOKENIZER, begin, open_folder
@@ -366,8 +367,7 @@ class _Run:
         trainer.write_model(partial)
         if self.writes:
             write_json(partial / "smolmoe.json", self._provenance())
-            shutil.rmtree(self.recipe.out / MODEL, ignore_errors=True)
-            partial.rename(self.recipe.out / MODEL)
+            move_into_place(partial, self.recipe.out / MODEL)
 
     def _provenance(self) -> dict[str, Any]:
         from smolmoe.train.models import run_provenance

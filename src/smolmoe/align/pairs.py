@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import hashlib
 import json
-import shutil
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from smolmoe.errors import CheckpointError, DataError, OutputError
-from smolmoe.files import write_json
+from smolmoe.files import emptied, write_json, write_text
 
 PAIRS = "pairs.jsonl"
 REPORT = "report.json"
@@ -156,7 +155,7 @@ class PairsFolder:
             problem = f"there is something else than pairs (no {ASKED} in it)."
             raise OutputError(problem, field="out", value=str(path), fix="Name a new folder.")
         if not is_empty and overwrite:
-            shutil.rmtree(path)
+            emptied(path)
         elif not is_empty and not resume:
             state = "finished" if (path / REPORT).is_file() else "unfinished"
             fix = "Go on with --resume, start over with --overwrite, or name another folder."
@@ -231,9 +230,7 @@ class PairsFolder:
 
     def _write(self, pairs: Sequence[dict[str, Any]]) -> str:
         text = "".join(json.dumps(pair, ensure_ascii=False) + "\n" for pair in pairs)
-        partial = self.path / f".{PAIRS}.partial"
-        partial.write_text(text, encoding="utf-8")
-        partial.replace(self.path / PAIRS)
+        write_text(self.path / PAIRS, text)
         return hashlib.sha256(text.encode("utf-8")).hexdigest()
 
 

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from smolmoe.demo.settings import PROMPTS, QuickstartSettings
-from smolmoe.files import write_json
+from smolmoe.files import write_json, write_text
 from smolmoe.stages import RunFolder
 
 if TYPE_CHECKING:
@@ -307,8 +307,8 @@ class _Quickstart:
             overwrite=True,
             report=lambda stage, done, total: self.report(title, done, steps),
         )
-        shutil.rmtree(self.path / name, ignore_errors=True)
-        shutil.copytree(result.model, self.path / name)
+        with self.folder.folder(name) as folder:
+            shutil.copytree(result.model, folder, dirs_exist_ok=True)
         blocks = steps * recipe["trainer"]["per_device_train_batch_size"]
         return {
             "parameters": result.summary["parameters"]["total"],
@@ -366,8 +366,8 @@ class _Quickstart:
         records = self.records
         boundary = summary.boundary(records)
         curves = {name: summary.curve(name, records) for name in summary.TRAINED if name in records}
-        with (self.path / "metrics.jsonl").open("w", encoding="utf-8") as file:
-            file.writelines(json.dumps(row) + "\n" for row in summary.metrics(records))
+        rows = "".join(json.dumps(row) + "\n" for row in summary.metrics(records))
+        write_text(self.path / "metrics.jsonl", rows)
         plot_boundary(
             self.path / "boundary.png", boundary, curves["dense"], curves["moe-trained"], curves.get("dense-trained")
         )

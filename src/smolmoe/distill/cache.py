@@ -7,6 +7,7 @@ import shutil
 import tempfile
 import time
 from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -32,7 +33,7 @@ from smolmoe.distill.shards import plan_shards, shard_name, write_shard
 from smolmoe.distill.teacher import Teacher, longest_window, vocabulary_of
 from smolmoe.distill.text import open_text, read_text, write_text
 from smolmoe.errors import OutputError, SourceError
-from smolmoe.files import write_json
+from smolmoe.files import locked, place, write_json
 from smolmoe.moe.loading import load_config, load_model, load_tokenizer
 from smolmoe.provenance import command, versions
 
@@ -54,6 +55,7 @@ class Job:
 
 def forecast(teacher: str, data: Sequence[str], out: Path, options: CacheOptions, *, report: Report) -> CacheForecast:
     """What `begin` and the rest would write: the text is tokenised, the teacher's weights are not read."""
+    place(out, "growing folder")
     checkpoint, tokenizer, vocabulary = _teacher(teacher, options)
     window = longest_window(load_config(checkpoint.folder).get_text_config(), options.batch_tokens)
     with tempfile.TemporaryDirectory() as folder:
@@ -77,16 +79,19 @@ def begin(
     resume: bool,
     overwrite: bool,
     report: Report,
+    held: ExitStack,
 ) -> Job:
     """Check what is asked, and make the folder with the tokenised text in it; one process does it.
 
     Args:
         stored_dtype: the teacher computes in the type of its files, else in float32.
+        held: keeps other processes out of the folder until it is closed.
 
     Raises:
         SmolmoeError: a teacher, a text or options that will not do; OutputError: the folder holds something else, or a
             cache that was begun with another request.
     """
+    target = place(out, "growing folder")
     checkpoint, tokenizer, vocabulary = _teacher(teacher, options)
     text = open_text(data)
     dtype = _dtype(checkpoint) if stored_dtype else "float32"
@@ -103,7 +108,8 @@ def begin(
     if job.finished:
         return job
     with writing(out), nothing_left(out):
-        out.mkdir(parents=True, exist_ok=True)
+        target.mkdir(parents=True, exist_ok=True)
+        held.enter_context(locked(target, shown=out))
         write_json(out / REQUEST, request)
         if not (out / TEXT).is_dir():
             write_text(text, tokenizer, out / TEXT, report)

@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from smolmoe import files
 from smolmoe.data.targets import ABOUT, REQUEST, file_sizes
 from smolmoe.data.tokens import TokenStore
 from smolmoe.distill.options import CacheOptions
@@ -30,7 +31,7 @@ def open_folder(out: Path, request: dict[str, Any], *, resume: bool, overwrite: 
             "there is something else than a teacher's cache.", field="out", value=str(out), fix="Name a new folder."
         )
     if overwrite:
-        shutil.rmtree(out)
+        files.emptied(out)
     elif resume:
         _check_same(json.loads((out / REQUEST).read_text(encoding="utf-8")), request, out)
         for partial in out.glob(".*.partial"):
@@ -76,15 +77,9 @@ def check_room(out: Path, store: TokenStore, options: CacheOptions, vocabulary: 
 @contextmanager
 def writing(folder: Path) -> Iterator[None]:
     """What the disk refuses within becomes an OutputError."""
-    try:
+    fix = "Free some space, then go on with --resume."
+    with files.writing(folder, said="the cache cannot be written", fix=fix):
         yield
-    except OSError as error:
-        raise OutputError(
-            f"the cache cannot be written ({error.strerror or error}).",
-            field="out",
-            value=str(folder),
-            fix="Free some space, then go on with --resume.",
-        ) from error
 
 
 @contextmanager

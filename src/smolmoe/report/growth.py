@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from smolmoe.errors import RequestError
-from smolmoe.files import write_json
+from smolmoe.files import growing, replacing, write_json
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -208,7 +208,8 @@ def plot_growth(path: Path, before: Run | None, after: Sequence[Run], held_out_t
     _near_axis(near)
     _legend(figure, near, whole)
     figure.suptitle(f"Held-out loss, {held_out_tokens:,} tokens", fontsize=11)
-    figure.savefig(path, dpi=150)
+    with replacing(path) as partial:
+        figure.savefig(partial, dpi=150, format="png")
 
 
 def _legend(figure: Figure, near: Axes, whole: Axes) -> None:
@@ -265,8 +266,8 @@ def write_report(
     runs = [read_run(label, folder) for label, folder in after.items()]
     first = None if before is None else read_run(before.name, before)
     found = growth(first, runs, reference, compare, boundary)
-    out.mkdir(parents=True, exist_ok=True)
-    plot_growth(out / "growth.png", first, runs, found["held_out_tokens"], boundary)
-    found["text"] = growth_text(found)
-    write_json(out / "report.json", found)
+    with growing(out):
+        plot_growth(out / "growth.png", first, runs, found["held_out_tokens"], boundary)
+        found["text"] = growth_text(found)
+        write_json(out / "report.json", found)
     return found

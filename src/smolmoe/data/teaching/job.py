@@ -19,6 +19,7 @@ from smolmoe.data.teaching.prompts import Question, questions_of, read_prompts
 from smolmoe.data.teaching.results import REPORT, ROWS, fit, write_report, write_results
 from smolmoe.data.tokens import end_of_text
 from smolmoe.errors import EndpointError, OutputError
+from smolmoe.files import place
 from smolmoe.recipe.teach import TeachRecipe
 
 Report = Callable[[str, int, int], None]
@@ -47,11 +48,11 @@ def teach(
         EndpointError: the endpoint is down, refuses, or does not give what was asked for. Answers up to then are kept.
         OutputError: the folder holds other answers, or none may be written there.
     """
+    _check_folder(recipe.out)
     prompts = read_prompts(recipe)
     questions = list(questions_of(prompts, recipe))
     endpoint = Endpoint(recipe)
     student = _student(recipe.student) if recipe.student is not None else None
-    _check_folder(recipe.out)
     started = time.monotonic()
     try:
         journal = Journal.open(recipe.out / FILE, recipe.sampling(), resume=resume)
@@ -161,6 +162,7 @@ def _student(name: str) -> StudentTokens:
 
 def _check_folder(out: Path) -> None:
     """Rows that are there must be those of a journal, from which they can be written again."""
+    place(out, "growing folder")
     if out.exists() and not out.is_dir():
         raise OutputError("there is a file of that name.", field="out", value=str(out), fix="Name a new folder.")
     if not (out / FILE).is_file() and any((out / name).exists() for name in (ROWS, REPORT)):

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, Self
 
 from smolmoe.errors import DataError, OutputError
+from smolmoe.files import followed
 
 FORMAT = 1
 FILE = "journal.ndjson"  # not .jsonl: a folder of rows is read by its .jsonl files
@@ -64,7 +65,7 @@ class Journal:
                 is writing there.
             DataError: a line in it, not the last one, is corrupt.
         """
-        path.parent.mkdir(parents=True, exist_ok=True)
+        followed(path.parent).mkdir(parents=True, exist_ok=True)
         fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o644)
         journal = cls(path, fd)
         try:
