@@ -17,7 +17,7 @@ from smolmoe import folders
 from smolmoe.errors import OutputError
 from smolmoe.folders import move_into_place, whole_or_nothing, workshop
 
-FILES = ("config.json", "inner/a", "model.safetensors")
+FILES = ("config.json", "inner/a")
 
 
 def write(out: Path, text: str, **options: Any) -> None:

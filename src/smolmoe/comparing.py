@@ -42,7 +42,7 @@ from smolmoe.evaluate.comparison_text import (
 )
 from smolmoe.evaluate.comparison_verdict import verdict, warnings, winners
 from smolmoe.evaluate.flops import count_flops
-from smolmoe.files import growing, place, write_json, write_text
+from smolmoe.files import growing, json_text, place, write_together
 from smolmoe.moe.gating import gate_spec
 from smolmoe.moe.loading import Skeleton, load_model, load_tokenizer
 from smolmoe.moe.routing import find_routers
@@ -99,8 +99,7 @@ def compare(
     found = job.compare(speed=speed, tasks=loaded)
     if out is not None:
         with growing(out, lambda: _check_out(out, overwrite)):
-            write_text(out / TABLE, markdown(found))
-            write_json(out / FILE, found.to_json())
+            write_together({out / TABLE: markdown(found), out / FILE: json_text(found.to_json())})
     return found
 
 

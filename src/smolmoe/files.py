@@ -17,8 +17,8 @@ import stat
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any, Literal
 
@@ -153,7 +153,10 @@ def writing(path: str | Path, *, field: str = "out", said: str | None = None, fi
     """
     try:
         yield
-    except SmolmoeError:
+    except SmolmoeError as error:
+        ours = beside(Path(os.path.realpath(path)), "smolmoe")
+        if isinstance(error.value, str) and Path(error.value).is_relative_to(ours):
+            error.value = str(path)  # which the user has named, while what is in our folder says nothing to them
         raise
     except Exception as error:
         reason, where = _reason(error), _file_at_fault(error, Path(path))
@@ -298,7 +301,12 @@ def emptied(folder: Path) -> None:
 
 def write_json(path: Path, data: Any) -> None:
     """Write `data` as indented JSON."""
-    write_text(path, json.dumps(data, indent=2, ensure_ascii=False) + "\n")
+    write_text(path, json_text(data))
+
+
+def json_text(data: Any) -> str:
+    """As `write_json` writes it."""
+    return json.dumps(data, indent=2, ensure_ascii=False) + "\n"
 
 
 def write_text(path: Path, text: str) -> None:
@@ -307,8 +315,18 @@ def write_text(path: Path, text: str) -> None:
     Raises:
         OutputError: the system refuses.
     """
-    with replacing(path) as partial:
-        partial.write_text(text, encoding="utf-8")
+    write_together({path: text})
+
+
+def write_together(texts: Mapping[Path, str]) -> None:
+    """Write text files; none is put into its place before all are written.
+
+    Raises:
+        OutputError: the system refuses.
+    """
+    with ExitStack() as together:
+        for path, text in texts.items():
+            together.enter_context(replacing(path)).write_text(text, encoding="utf-8")
 
 
 @contextmanager

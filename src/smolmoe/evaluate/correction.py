@@ -23,7 +23,7 @@ from smolmoe.evaluate.text_metrics import (
     normalised,
     row_statistics,
 )
-from smolmoe.files import growing, place, write_json, write_text
+from smolmoe.files import growing, json_text, place, write_together
 from smolmoe.interval import Interval
 
 PREDICTIONS = "predictions.jsonl"
@@ -195,8 +195,8 @@ def write_scores(out: Path, scores: CorrectionScores, settings: dict[str, Any]) 
     """Write `predictions.jsonl`, a row each, and `scores.json` with what was asked into a folder."""
     out.mkdir(parents=True, exist_ok=True)
     lines = (json.dumps(asdict(prediction), ensure_ascii=False) + "\n" for prediction in scores.predictions)
-    write_text(out / PREDICTIONS, "".join(lines))
-    write_json(out / SCORES, {"settings": settings} | scores.to_json())
+    found = {"settings": settings} | scores.to_json()
+    write_together({out / PREDICTIONS: "".join(lines), out / SCORES: json_text(found)})
 
 
 def _check_out(out: Path, overwrite: bool) -> None:

@@ -235,7 +235,7 @@ def check_output(out: Path, nbytes: int, sources: Sequence[Path], *, overwrite: 
     free = shutil.disk_usage(nearest(target.parent)).free
     if nbytes > free:
         raise OutputError(
-            f"needs {nbytes / 1e9:.2f} GB, the disk has {free / 1e9:.2f} GB free.",
+            f"needs {nbytes / 1e9:.3g} GB, the disk has {free / 1e9:.3g} GB free.",
             field="out",
             value=str(out),
             fix="Free some space or choose another disk.",
