@@ -12,8 +12,8 @@ from smolmoe.align.libraries import quiet
 from smolmoe.align_job import AlignJob, Measured, Report, router_findings
 from smolmoe.devices import facts
 from smolmoe.errors import RequestError
-from smolmoe.files import remove, write_json
-from smolmoe.folder_lock import held
+from smolmoe.files import growing, write_json
+from smolmoe.folders import move_into_place
 from smolmoe.proof.findings import Finding
 from smolmoe.recipe import parse
 from smolmoe.recipe.align import BETA, AlignRecipe
@@ -99,7 +99,7 @@ def align(
     if isinstance(recipe, dict):
         recipe = parse(AlignRecipe, recipe)
     run = _Run(recipe, report or (lambda stage, done, total: None))
-    with quiet(), held(recipe.out):
+    with quiet(), growing(recipe.out):
         return run.go(resume, overwrite)
 
 
@@ -222,8 +222,7 @@ class _Run(AlignJob):
         write_model(trainer, partial[MODEL], partial.get(ADAPTERS), pad_token=self.pad_token)
         write_json(partial[MODEL] / "smolmoe.json", self._provenance())
         for name, folder in partial.items():
-            remove(self.recipe.out, name)
-            folder.rename(self.recipe.out / name)
+            move_into_place(folder, self.recipe.out / name)
 
     def _provenance(self) -> dict[str, Any]:
         from smolmoe.train.models import run_provenance

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from smolmoe.errors import CheckpointError, HubError, SourceError
 from smolmoe.hub_access import why_not
 from smolmoe.json_text import read_object
+from smolmoe.links import check_files
 from smolmoe.model_config import check_other_files, read_config
 from smolmoe.other_formats import check_format, refuse_other_format
 from smolmoe.safetensors_file import TensorInfo, not_finite, read_header
@@ -120,11 +121,12 @@ def open_checkpoint(source: str | Path, *, revision: str | None = None, field: s
     """Find a checkpoint (a local folder or a hub id) and read its headers.
 
     Raises:
-        SourceError: no such folder, or no config in it.
+        SourceError: no such folder, no config in it, or a link in it that leads out of it.
         CheckpointError: pickled, missing, truncated or corrupt weights, or an index that names absent tensors.
         HubError: a hub id that cannot be fetched.
     """
     folder, commit = _locate(str(source), revision, field)
+    check_files(folder, field=field)
     check_format(folder, field)
     config = read_config(folder, field)
     check_other_files(folder)

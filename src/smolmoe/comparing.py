@@ -43,7 +43,7 @@ from smolmoe.evaluate.comparison_text import (
 )
 from smolmoe.evaluate.comparison_verdict import verdict, warnings, winners
 from smolmoe.evaluate.flops import count_flops
-from smolmoe.files import write_json
+from smolmoe.files import growing, json_text, place, write_together
 from smolmoe.moe.gating import gate_spec
 from smolmoe.moe.loading import Skeleton, load_model, load_tokenizer
 from smolmoe.moe.routing import find_routers
@@ -92,6 +92,7 @@ def compare(
     """
     device = pick_device(device)
     if out is not None:
+        place(out, "growing folder")
         _check_out(out, overwrite)
     loaded = {} if tasks is None else _load_tasks(tasks)
     contenders = open_contenders(models)
@@ -99,9 +100,8 @@ def compare(
     job.read_text(run_limits(str(data)).asked(tokens, document_tokens, length), length is not None)
     found = job.compare(speed=speed, tasks=loaded)
     if out is not None:
-        out.mkdir(parents=True, exist_ok=True)
-        (out / TABLE).write_text(markdown(found), encoding="utf-8")
-        write_json(out / FILE, found.to_json())
+        with growing(out, lambda: _check_out(out, overwrite)):
+            write_together({out / TABLE: markdown(found), out / FILE: json_text(found.to_json())})
     return found
 
 

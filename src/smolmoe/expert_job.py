@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from smolmoe.claim import Claim
+from smolmoe.files import locked
 from smolmoe.proof.results import failure
 from smolmoe.reporting import finish_model
 
@@ -100,6 +101,8 @@ class Job:
         report: Report | None,
     ) -> Job:
         from smolmoe.devices import pick_device
+        from smolmoe.links import check_files
+        from smolmoe.surgery.convert import CARRIED
         from smolmoe.surgery.moe_files import read_moe
         from smolmoe.surgery.writer import check_output
 
@@ -107,9 +110,9 @@ class Job:
         report = report or (lambda stage, done, total: None)
         report("plan", 0, 0)
         files = read_moe(model)
+        check_files(files.folder, CARRIED, field="model")
         files.checkpoint.check_finite()  # all of it: what is left out is measured against, too
-        if not dry_run:  # before anything is run for it
-            check_output(Path(out).resolve(), 0, [files.folder], overwrite=overwrite)
+        check_output(Path(out), 0, [files.folder], overwrite=overwrite)  # before anything is run for it
         return cls(stage, files, Path(out), pick_device(device), overwrite, dry_run, report, start)
 
     def split(self, data: str | Path | None) -> Split | None:
@@ -139,7 +142,8 @@ class Job:
         measured = found = None
         if not self.dry_run:
             self._write(program, {"said": said, **(made or {}), "claim": claim.to_json()}, granularity)
-            measured, found = self._measure(claim, available, split)
+            with locked(self.out):  # what is measured is what was written
+                measured, found = self._measure(claim, available, split)
         else:  # writing looks at them itself
             check_sources(program.tensors, program.sources)
         before = _size(self.files.checkpoint_size(), self.files.experts, self.files.top_k)

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import json
 import logging
-import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -11,7 +11,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from smolmoe.errors import OutputError, RequestError, SourceError, TargetError, VerificationError
-from smolmoe.files import write_json
+from smolmoe.files import place, write_json, writing
+from smolmoe.folders import workshop
 from smolmoe.provenance import command, versions
 
 if TYPE_CHECKING:
@@ -154,6 +155,7 @@ def export_gguf(
     if quant not in QUANTS:
         raise RequestError(f"must be one of {', '.join(QUANTS)}.", field="quant", value=quant)
     out = out if out.suffix == ".gguf" else out.with_name(f"{out.name}.gguf")
+    target = place(out, "file")
     _check_out(out, overwrite=overwrite)
     route = find_route(files)
     vocabulary = _vocabulary(files)
@@ -163,14 +165,14 @@ def export_gguf(
             out, route.architecture, route.kind, (), quant, {}, None, {}, time.monotonic() - start, dry_run
         )
     converter = find_converter(llama_cpp)
-    out.parent.mkdir(parents=True, exist_ok=True)
     # Beside the output: it must be renamed into place, and the temporary folder of a machine is often small.
-    with tempfile.TemporaryDirectory(prefix=f".{out.name}.", dir=out.parent) as folder:
-        job = _Job(files, route, vocabulary, converter, Path(folder), report)
+    with writing(out), workshop(target, shown=out) as folder:
+        job = _Job(files, route, vocabulary, converter, folder, report)
         staged, mends = job.stage()
         written, types = job.convert(staged, quant)
         measured = job.measure(written)
-        written[quant].replace(out)
+        _check_out(out, overwrite=overwrite)  # again: it may have come to be there meanwhile
+        written[quant].replace(target)
     result = GgufExport(
         out,
         route.architecture,
@@ -200,9 +202,27 @@ def _say_what_is_missing(llama_cpp: str | Path | None) -> None:
 
 
 def _check_out(out: Path, *, overwrite: bool) -> None:
-    if out.is_dir() or (out.exists() and not overwrite):
-        fix = "Choose another name." if out.is_dir() else "Use --overwrite to replace it."
-        raise OutputError("exists.", field="out", value=str(out), fix=fix)
+    """The file, and the one with its measurements: never a JSON file that we did not write."""
+    about = out.with_suffix(".json")
+    place(about, "file")
+    for path in (out, about):
+        if path.exists() and not overwrite:
+            raise OutputError("exists.", field="out", value=str(path), fix="Use --overwrite to replace it.")
+    if about.exists() and _kind(about) != KIND:
+        raise OutputError(
+            "was not written by an export, and the measurements would replace it.",
+            field="out",
+            value=str(about),
+            fix="Choose another name.",
+        )
+
+
+def _kind(path: Path) -> Any:
+    try:
+        values = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+    return values.get("kind") if isinstance(values, dict) else None
 
 
 def _vocabulary(files: MoeFiles) -> Vocabulary:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from smolmoe.devices import pick_device
 from smolmoe.errors import RequestError
+from smolmoe.files import locked
 from smolmoe.proof.results import failure
 
 if TYPE_CHECKING:
@@ -121,8 +122,8 @@ def _native(
     start = time.monotonic()
     program, claim = native_export(files, to)
     verification = None
+    check_room(program, files, out, overwrite=overwrite)
     if not dry_run:
-        check_room(program, files, out, overwrite=overwrite)
         verification = _written(files, program, claim, out, device, overwrite=overwrite, report=report)
     result = NativeExport(
         out,
@@ -167,6 +168,7 @@ def _written(
         progress=progress,
     )
     report("verify", 0, 0)
-    verification = verify(files.folder, out, claim=claim, device=device)
-    record(out, {"measured": verification.to_json()})
+    with locked(out):  # what is measured is what was written
+        verification = verify(files.folder, out, claim=claim, device=device)
+        record(out, {"measured": verification.to_json()})
     return verification

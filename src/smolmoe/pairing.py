@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from smolmoe.folder_lock import held
+from smolmoe.files import growing
 from smolmoe.recipe.pairs import PairsRecipe
 
 if TYPE_CHECKING:
@@ -43,7 +43,7 @@ def make_pairs(
         SourceError: no such model, or it has no tokenizer.
         RequestError: a template without a place for the prompt, or no such device.
     """
-    with held(recipe.out):
+    with growing(recipe.out):
         return _make_pairs(recipe, resume, overwrite, report)
 
 
@@ -66,11 +66,10 @@ def _make_pairs(recipe: PairsRecipe, resume: bool, overwrite: bool, report: Repo
     )
     asked = recipe.model_dump(mode="json", exclude={"model", "data", "out", "device"})
     asked["model_sha256"], asked["data_sha256"] = fingerprint(checkpoint), _sha256(Path(recipe.data))
-    folder = PairsFolder(recipe.out, asked, resume=resume, overwrite=overwrite)
-
     size = BATCHES * recipe.batch_size
     order = sorted(ids, key=lambda index: (len(ids[index]), index))
     parts = [order[first : first + size] for first in range(0, len(order), size)]
+    folder = PairsFolder(recipe.out, asked, resume=resume, overwrite=overwrite)
     missing = [number for number in range(len(parts)) if not folder.has_shard(number)]
     if missing:
         answer = _Answering(checkpoint.folder, tokenizer, recipe, prompt, rows, ids)

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
-import os
 import re
-import shutil
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -15,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from smolmoe.errors import OutputError, RequestError
-from smolmoe.files import write_json
+from smolmoe.files import emptied, write_json
 from smolmoe.json_text import read_object
 from smolmoe.recipe import (
     AlignRecipe,
@@ -269,11 +267,10 @@ class _Pipeline:
                 value=str(self.out),
                 fix="Name a new folder with --set out=...",
             )
-        Path(os.path.realpath(self.out)).mkdir(parents=True, exist_ok=True)  # a link may lead to no folder yet
         (self.out / RECORDS).mkdir(exist_ok=True)
         for name in self.names[len(kept) :]:
             self._record(name).unlink(missing_ok=True)
-            shutil.rmtree(self.out / name, ignore_errors=True)
+            emptied(self.out / name)
 
     def _record(self, name: str) -> Path:
         return self.out / RECORDS / f"{name}.json"

@@ -11,6 +11,7 @@ from typing import Any
 from smolmoe.errors import CheckpointError
 from smolmoe.files import write_json
 from smolmoe.json_text import read_object
+from smolmoe.links import leads_out
 
 PROVENANCE_FILE = "smolmoe.json"
 SCHEMA_VERSION = 1
@@ -145,6 +146,8 @@ def _card(path: Path) -> dict[str, Any]:
     """The metadata of a model card, as far as they stay true of what is made of the model; empty where it has none."""
     from smolmoe.yaml_text import MOST_BYTES, parse_yaml
 
+    if leads_out(path, path.parent):
+        return {}
     try:
         with path.open(encoding="utf-8") as file:
             text = file.read(MOST_BYTES)

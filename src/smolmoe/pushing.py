@@ -8,6 +8,7 @@ import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatch
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from smolmoe.checkpoint import open_checkpoint
 from smolmoe.errors import HubError, RequestError, SourceError
 from smolmoe.hub_access import why_not
 from smolmoe.json_text import read_object
+from smolmoe.links import TEMPLATES, leads_out
 from smolmoe.model_code import CODE_FILE, OURS, TOKENIZER_FILES, without_code
 from smolmoe.provenance import PROVENANCE_FILE
 from smolmoe.reporting import CARD
@@ -39,7 +41,6 @@ _SENT = (
 )
 _WITH_PLACES = (PROVENANCE_FILE, "config.json", "tokenizer_config.json")
 _PLACES = ("_name_or_path", "name_or_path", "tokenizer_file", "vocab_file", "merges_file")
-_TEMPLATES = "additional_chat_templates"
 _REASONS = (
     (
         ("optimizer*", "scheduler*", "trainer_state*", "rng_state*", "training_args*"),
@@ -162,21 +163,17 @@ def _chosen(folder: Path) -> tuple[list[str], dict[str, str]]:
     sent, refused = [], {}
     for path in sorted(folder.iterdir()):
         if path.is_dir():
-            inside = sorted(path.glob("*.jinja")) if path.name == _TEMPLATES else []
-            sent += [f"{path.name}/{template.name}" for template in inside if _inside(template, folder)]
+            inside = sorted(path.glob("*.jinja")) if path.name == TEMPLATES else []
+            sent += [f"{path.name}/{template.name}" for template in inside if not leads_out(template, folder)]
             if not inside:
                 refused[f"{path.name}/"] = "a folder that no model has"
-        elif not _inside(path, folder):
+        elif leads_out(path, folder):
             refused[path.name] = "a link out of the folder"
         elif (reason := _refusal(path.name)) is not None:
             refused[path.name] = reason
         else:
             sent.append(path.name)
     return sent, refused
-
-
-def _inside(path: Path, folder: Path) -> bool:
-    return path.resolve().is_relative_to(folder.resolve())
 
 
 def _refusal(name: str) -> str | None:
@@ -226,13 +223,15 @@ def _code(folder: Path, sent: Sequence[str], contents: dict[str, bytes]) -> dict
 def _write(
     folder: Path, out: Path, names: dict[str, int], contents: dict[str, bytes], *, overwrite: bool, dry_run: bool
 ) -> None:
-    from smolmoe.surgery.writer import check_output, whole_or_nothing
+    from smolmoe.folders import whole_or_nothing
+    from smolmoe.surgery.writer import check_output, check_replaceable
 
     out = out.absolute()
-    check_output(out, sum(names.values()), [folder.resolve()], overwrite=overwrite)
+    check_output(out, sum(names.values()), [folder], overwrite=overwrite)
     if dry_run:
         return
-    with whole_or_nothing(out) as work:
+    check = partial(check_replaceable, out, overwrite=overwrite)
+    with whole_or_nothing(out, overwrite=overwrite, check=check) as work:
         for name in names:
             (work / name).parent.mkdir(exist_ok=True)
             if name in contents:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from smolmoe.errors import CheckpointError, DataError
+from smolmoe.errors import CheckpointError, DataError, OutputError
+from smolmoe.files import followed, write_text
 from smolmoe.json_text import read_rows
 from smolmoe.provenance import record_measured
 
@@ -30,9 +32,7 @@ def write_card(folder: Path, *, name: str | None = None) -> Path:
         SourceError, CheckpointError: it is no checkpoint.
     """
     path = folder / CARD
-    partial = folder / f".{CARD}.partial"
-    partial.write_text(card_text(folder, name=name), encoding="utf-8")
-    partial.replace(path)
+    write_text(path, card_text(folder, name=name))
     return path
 
 
@@ -105,8 +105,11 @@ def report(folders: Sequence[str | Path], out: str | Path, *, overwrite: bool = 
         OutputError: another file is at `out`.
     """
     from smolmoe.report.overview import find
-    from smolmoe.report.overview_page import write_overview
+    from smolmoe.report.overview_page import check_page, write_overview
 
+    if followed(out) in {Path(os.path.realpath(folder)) for folder in folders}:
+        raise OutputError("is what it would report on.", field="out", value=str(out), fix="Name a new file.")
+    check_page(Path(out), overwrite=overwrite)
     found = find([Path(folder) for folder in folders])
     write_overview(found, Path(out), overwrite=overwrite)
     return found

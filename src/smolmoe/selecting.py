@@ -25,7 +25,7 @@ from smolmoe.data.tokens import end_of_text
 from smolmoe.data.vocabulary import within_vocabulary
 from smolmoe.errors import DataError, OutputError, RequestError
 from smolmoe.files import write_json
-from smolmoe.folder_lock import held
+from smolmoe.folders import whole_or_nothing
 from smolmoe.recipe.base import parse
 from smolmoe.recipe.data import SourceRecipe
 from smolmoe.recipe.select import SelectRecipe
@@ -51,20 +51,13 @@ def run_select(recipe: SelectRecipe, out: Path, *, overwrite: bool = False, repo
         SourceError, CheckpointError, HubError: tokenizer or model cannot be had.
         OutputError: `out` is taken, or the disk is full.
     """
-    with held(out):
-        return _select(recipe, out, overwrite, report or _silent)
-
-
-def _select(recipe: SelectRecipe, out: Path, overwrite: bool, said: Report) -> Selection:
-    from smolmoe.surgery.writer import whole_or_nothing
-
-    _check_free(out, overwrite)
-    sources = [open_rows(source) for source in recipe.sources]
-    tools = open_tools(recipe)
-    pool = scan(recipe, sources, tools.scorer, said)
-    choice = pool.choose(recipe)
-    selection = _selection(recipe, sources, tools, pool, choice, out)
-    with whole_or_nothing(out) as work:
+    said = report or _silent
+    with whole_or_nothing(out, overwrite=overwrite, check=lambda: _check_free(out, overwrite)) as work:
+        sources = [open_rows(source) for source in recipe.sources]
+        tools = open_tools(recipe)
+        pool = scan(recipe, sources, tools.scorer, said)
+        choice = pool.choose(recipe)
+        selection = _selection(recipe, sources, tools, pool, choice, out)
         write_choice(recipe, sources, pool, choice, work, said)
         if isinstance(recipe.tokenizer, int) and tools.tokenizer is not None:
             tools.tokenizer.save_pretrained(work / "tokenizer")

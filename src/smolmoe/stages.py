@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -12,7 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from smolmoe.errors import OutputError
-from smolmoe.files import remove, write_json
+from smolmoe.files import remove, write_json, writing
+from smolmoe.folders import move_into_place
 from smolmoe.json_text import read_object
 
 SETTINGS = "settings.json"
@@ -53,7 +53,6 @@ class RunFolder:
                 fix="Name another folder, or use --overwrite to start over.",
             )
         if found is None:
-            Path(os.path.realpath(self.path)).mkdir(parents=True, exist_ok=True)  # a link may lead to no folder yet
             write_json(self.path / SETTINGS, settings)  # first: it says whose folder this is
         (self.path / RECORDS).mkdir(exist_ok=True)
 
@@ -75,9 +74,9 @@ class RunFolder:
         shutil.rmtree(partial, ignore_errors=True)
         partial.mkdir(parents=True)
         try:
-            yield partial
-            shutil.rmtree(self.path / name, ignore_errors=True)
-            partial.rename(self.path / name)
+            with writing(self.path):
+                yield partial
+            move_into_place(partial, self.path / name)
         finally:
             shutil.rmtree(partial, ignore_errors=True)
 

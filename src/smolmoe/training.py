@@ -14,7 +14,8 @@ from typing import TYPE_CHECKING, Any
 
 from smolmoe.devices import facts
 from smolmoe.errors import RequestError
-from smolmoe.files import remove, write_json
+from smolmoe.files import write_json
+from smolmoe.folders import move_into_place
 from smolmoe.recipe import TrainRecipe, parse
 from smolmoe.reporting import finish_model
 from smolmoe.train.folder import BEST, HELD_OUT, MODEL, SUMMARY, TOKENIZER, begin, check_step, open_folder
@@ -445,8 +446,7 @@ class _Run:
         trainer.write_model(partial)
         if self.writes:
             write_json(partial / "smolmoe.json", self._provenance())
-            remove(self.recipe.out, MODEL)
-            partial.rename(self.recipe.out / MODEL)
+            move_into_place(partial, self.recipe.out / MODEL)
 
     def _provenance(self) -> dict[str, Any]:
         from smolmoe.train.models import run_provenance

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from smolmoe.checkpoint import open_checkpoint
 from smolmoe.devices import pick_device
 from smolmoe.errors import VerificationError
+from smolmoe.files import locked
 from smolmoe.recipe import UpcycleRecipe, parse
 from smolmoe.reporting import write_card
 
@@ -103,9 +104,8 @@ def run_upcycle(recipe: UpcycleRecipe, *, dry_run: bool = False, report: Report 
     base = open_checkpoint(recipe.source, revision=recipe.revision)
     specialists = {name: open_checkpoint(path, field=f"expert {name}") for name, path in recipe.expert.items()}
     plan = make_plan(recipe, base, specialists)
-    if not dry_run:
-        check_room(plan)
-    else:  # writing looks at them itself
+    check_room(plan)
+    if dry_run:  # writing looks at them itself
         check_sources(plan.tensors, {name: source.checkpoint for name, source in plan.sources.items()})
     router = _router_rows(plan, report)
     if recipe.verify:
@@ -121,8 +121,9 @@ def run_upcycle(recipe: UpcycleRecipe, *, dry_run: bool = False, report: Report 
 
     rows = router.rows if router else None
     out = convert(plan, rows=rows, router=router.to_json() if router else None, progress=progress)
-    write_card(out)
-    verification = _verify(plan, out, report) if recipe.verify else None
+    with locked(out):  # what is measured is what was written
+        write_card(out)
+        verification = _verify(plan, out, report) if recipe.verify else None
     return UpcycleResult(recipe.out, plan, router, verification, time.monotonic() - start, False)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -47,11 +48,8 @@ def moe(work: Path, kind: str, **config: Any) -> Path:
 
 def rewrite(folder: Path, out: Path, **config: Any) -> Path:
     """The same weights under another config."""
-    out.mkdir()
-    for path in folder.iterdir():
-        (out / path.name).symlink_to(path)
+    shutil.copytree(folder, out)
     values = json.loads((folder / "config.json").read_text())
-    (out / "config.json").unlink()
     (out / "config.json").write_text(json.dumps(values | config))
     return out
 

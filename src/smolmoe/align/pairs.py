@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from smolmoe.errors import CheckpointError, DataError, OutputError
-from smolmoe.files import remove, write_json
+from smolmoe.files import remove, write_json, write_text
 from smolmoe.json_text import read_json, read_object
 
 PAIRS = "pairs.jsonl"
@@ -165,7 +164,6 @@ class PairsFolder:
             raise OutputError(f"the folder holds pairs ({state}).", field="out", value=str(path), fix=fix)
         elif not is_empty:
             self._check_same(asked)
-        Path(os.path.realpath(path)).mkdir(parents=True, exist_ok=True)  # a link may lead to no folder yet
         write_json(path / ASKED, asked)  # first: it says whose folder this is
         (path / SAMPLES).mkdir(exist_ok=True)
 
@@ -235,9 +233,7 @@ class PairsFolder:
 
     def _write(self, pairs: Sequence[dict[str, Any]]) -> str:
         text = "".join(json.dumps(pair, ensure_ascii=False) + "\n" for pair in pairs)
-        partial = self.path / f".{PAIRS}.partial"
-        partial.write_text(text, encoding="utf-8")
-        partial.replace(self.path / PAIRS)
+        write_text(self.path / PAIRS, text)
         return hashlib.sha256(text.encode("utf-8")).hexdigest()
 
 

@@ -65,6 +65,12 @@ def main() -> None:
         except SmolmoeError as error:
             print_error(error, as_json="--json" in sys.argv)
             sys.exit(FAILED if isinstance(error, VerificationError | TrainingError) else BAD_INPUT)
+        except BrokenPipeError:
+            raise
+        except OSError as error:  # what no command expects: a disk that fails, a file that may not be read
+            refused = SmolmoeError(f"{error.strerror or error}.", field="file", value=error.filename or "unknown")
+            print_error(refused, as_json="--json" in sys.argv)
+            sys.exit(BAD_INPUT)
 
 
 def _terminate(number: int, frame: FrameType | None) -> None:

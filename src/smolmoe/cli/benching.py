@@ -66,7 +66,9 @@ def bench(
 
 
 def _check_out(out: Path | None) -> None:
-    if out is not None and not out.parent.is_dir():
+    from smolmoe.files import place
+
+    if out is not None and not place(out, "file").parent.is_dir():
         raise RequestError("there is no such folder.", field="out", value=str(out.parent), fix="Make it first.")
 
 

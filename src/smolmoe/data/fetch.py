@@ -16,7 +16,7 @@ from smolmoe.data.formats import check_columns
 from smolmoe.data.presets import EMBEDDED, PRESETS, Preset, documents_of, find_preset
 from smolmoe.data.sources import open_data_set, with_hub_errors
 from smolmoe.errors import DataError, OutputError, RequestError
-from smolmoe.files import write_json
+from smolmoe.files import growing, write_json
 from smolmoe.json_text import read_json
 from smolmoe.recipe.base import parse
 from smolmoe.recipe.data import SourceRecipe
@@ -87,9 +87,10 @@ def fetch(
     preset = find_preset(label)
     _check_licence(label, preset, accept_licence)
     request = {"preset": label, "path": preset.path, "name": preset.name, "split": split or preset.split}
-    writing = _Writing(out, request, resume=resume, revision=revision)
-    writing.run(label, preset, rows, shard_rows, report)
-    return writing.finish(preset)
+    with growing(out):
+        writing = _Writing(out, request, resume=resume, revision=revision)
+        writing.run(label, preset, rows, shard_rows, report)
+        return writing.finish(preset)
 
 
 def _check_licence(label: str, preset: Preset, accepted: str | None) -> None:
@@ -177,7 +178,6 @@ class _Writing:
         stream = _columns_of(stream, preset)
         found = self._rows_of(label, preset, stream)
         total = min(preset.size, rows or preset.size)
-        self.out.mkdir(parents=True, exist_ok=True)
         write_json(self.out / STATE, self.state)
         while not self.state["exhausted"] and (rows is None or self.rows < rows):
             if report is not None:

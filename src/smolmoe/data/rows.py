@@ -11,6 +11,7 @@ from smolmoe.data.corpus import UNKNOWN_DOMAIN
 from smolmoe.data.embedded import is_held_out
 from smolmoe.data.sources import open_source
 from smolmoe.data.text import Document
+from smolmoe.files import replacing
 from smolmoe.recipe.data import DataRecipe, SourceRecipe
 
 
@@ -23,7 +24,12 @@ def write_rows(recipe: DataRecipe, folder: Path, *, characters: int) -> tuple[Pa
     paths = folder / "held-out.jsonl", folder / "training.jsonl"
     spent: Counter[tuple[bool, str]] = Counter()
     seen: set[str] = set()
-    with paths[0].open("w", encoding="utf-8") as held_out, paths[1].open("w", encoding="utf-8") as training:
+    with (
+        replacing(paths[0]) as first,
+        replacing(paths[1]) as second,
+        first.open("w", encoding="utf-8") as held_out,
+        second.open("w", encoding="utf-8") as training,
+    ):
         for document, held in _sides(recipe):
             domain = document.domain or UNKNOWN_DOMAIN
             if document.text in seen or spent[held, domain] >= characters:

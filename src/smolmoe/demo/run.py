@@ -14,8 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from smolmoe.demo.settings import PROMPTS, QuickstartSettings
-from smolmoe.files import write_json
-from smolmoe.folder_lock import held
+from smolmoe.files import growing, write_json, write_text
 from smolmoe.stages import RunFolder
 
 if TYPE_CHECKING:
@@ -91,7 +90,7 @@ def quickstart(
         VerificationError: the MoE's files do not do what was claimed.
     """
     settings = settings or QuickstartSettings(seed=seed)
-    with held(Path(out)):
+    with growing(Path(out)):
         return _Quickstart(RunFolder(out, asdict(settings), made=MADE, overwrite=overwrite), settings, report).run()
 
 
@@ -316,8 +315,8 @@ class _Quickstart:
             overwrite=True,
             report=lambda stage, done, total: self.report(title, done, steps),
         )
-        shutil.rmtree(self.path / name, ignore_errors=True)
-        shutil.copytree(result.model, self.path / name)
+        with self.folder.folder(name) as folder:
+            shutil.copytree(result.model, folder, dirs_exist_ok=True)
         blocks = steps * recipe["trainer"]["per_device_train_batch_size"]
         return {
             "parameters": result.summary["parameters"]["total"],
@@ -375,8 +374,8 @@ class _Quickstart:
         records = self.records
         boundary = summary.boundary(records)
         curves = {name: summary.curve(name, records) for name in summary.TRAINED if name in records}
-        with (self.path / "metrics.jsonl").open("w", encoding="utf-8") as file:
-            file.writelines(json.dumps(row) + "\n" for row in summary.metrics(records))
+        rows = "".join(json.dumps(row) + "\n" for row in summary.metrics(records))
+        write_text(self.path / "metrics.jsonl", rows)
         plot_boundary(
             self.path / "boundary.png", boundary, curves["dense"], curves["moe-trained"], curves.get("dense-trained")
         )

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import shutil
 import tempfile
 import time
@@ -34,7 +33,7 @@ from smolmoe.distill.shards import plan_shards, shard_name, write_shard
 from smolmoe.distill.teacher import Teacher, longest_window, vocabulary_of
 from smolmoe.distill.text import open_text, read_text, write_text
 from smolmoe.errors import CheckpointError, OutputError, SourceError
-from smolmoe.files import write_json
+from smolmoe.files import place, write_json
 from smolmoe.json_text import read_object
 from smolmoe.moe.loading import Skeleton, load_config, load_model, load_tokenizer
 from smolmoe.provenance import command, versions
@@ -55,6 +54,7 @@ class Job:
 
 def forecast(teacher: str, data: Sequence[str], out: Path, options: CacheOptions, *, report: Report) -> CacheForecast:
     """What `begin` and the rest would write: the text is tokenised, the teacher's weights are not read."""
+    place(out, "growing folder")
     checkpoint, tokenizer, vocabulary = _teacher(teacher, options)
     window = longest_window(load_config(checkpoint.folder).get_text_config(), options.batch_tokens)
     with tempfile.TemporaryDirectory() as folder:
@@ -104,7 +104,6 @@ def begin(
     if job.finished:
         return job
     with writing(out), nothing_left(out):
-        Path(os.path.realpath(out)).mkdir(parents=True, exist_ok=True)  # a link may lead to no folder yet
         write_json(out / REQUEST, request)
         if not (out / TEXT).is_dir():
             write_text(text, tokenizer, out / TEXT, report)

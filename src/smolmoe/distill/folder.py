@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from smolmoe import units
+from smolmoe import files, units
 from smolmoe.data.targets import ABOUT, REQUEST, TOKENIZER, file_sizes
 from smolmoe.data.tokens import TokenStore
 from smolmoe.distill.options import CacheOptions
@@ -81,15 +81,9 @@ def check_room(out: Path, store: TokenStore, options: CacheOptions, vocabulary: 
 @contextmanager
 def writing(folder: Path) -> Iterator[None]:
     """What the disk refuses within becomes an OutputError."""
-    try:
+    fix = "Free some space, then go on with --resume."
+    with files.writing(folder, said="the cache cannot be written", fix=fix):
         yield
-    except OSError as error:
-        raise OutputError(
-            f"the cache cannot be written ({error.strerror or error}).",
-            field="out",
-            value=str(folder),
-            fix="Free some space, then go on with --resume.",
-        ) from error
 
 
 @contextmanager

@@ -23,7 +23,7 @@ from smolmoe.evaluate.text_metrics import (
     normalised,
     row_statistics,
 )
-from smolmoe.files import write_json
+from smolmoe.files import growing, json_text, place, write_together
 from smolmoe.interval import Interval
 
 PREDICTIONS = "predictions.jsonl"
@@ -177,6 +177,7 @@ def score_checkpoint(
 
     device = pick_device(device)
     if out is not None:
+        place(out, "growing folder")
         _check_out(out, overwrite)
     checkpoint = open_checkpoint(model, field="model")
     folder, asking = checkpoint.folder, prompt or CorrectionPrompt()
@@ -187,7 +188,8 @@ def score_checkpoint(
     if out is not None:
         said = {name: options[name] for name in sorted(options) if name != "report"}
         settings = {"model": str(model), "model_sha256": fingerprint(checkpoint), **asdict(asking), **said}
-        write_scores(out, scores, settings)
+        with growing(out, lambda: _check_out(out, overwrite)):
+            write_scores(out, scores, settings)
     return scores
 
 
@@ -195,10 +197,8 @@ def write_scores(out: Path, scores: CorrectionScores, settings: dict[str, Any]) 
     """Write `predictions.jsonl`, a row each, and `scores.json` with what was asked into a folder."""
     out.mkdir(parents=True, exist_ok=True)
     lines = (json.dumps(asdict(prediction), ensure_ascii=False) + "\n" for prediction in scores.predictions)
-    partial = out / f".{PREDICTIONS}.partial"
-    partial.write_text("".join(lines), encoding="utf-8")
-    partial.replace(out / PREDICTIONS)
-    write_json(out / SCORES, {"settings": settings} | scores.to_json())
+    found = {"settings": settings} | scores.to_json()
+    write_together({out / PREDICTIONS: "".join(lines), out / SCORES: json_text(found)})
 
 
 def _check_out(out: Path, overwrite: bool) -> None:

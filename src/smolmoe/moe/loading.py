@@ -17,6 +17,7 @@ from smolmoe.checkpoint import FLOAT_DTYPES, Checkpoint, open_checkpoint
 from smolmoe.data.vocabulary import within_vocabulary
 from smolmoe.errors import CheckpointError, HubError, SmolmoeError, SourceError
 from smolmoe.hub_access import why_not
+from smolmoe.links import check_files
 from smolmoe.model_code import NAMING_CODE
 from smolmoe.model_config import check_counts, read_config
 from smolmoe.tensor_names import LEFTOVERS, explain_names
@@ -37,6 +38,7 @@ def load_config(folder: Path, *, as_files: bool = True) -> Any:
     """
     from transformers import AutoConfig
 
+    check_files(folder, field="model")
     try:
         if _model_type(folder) == GENERIC_TYPE:
             from smolmoe.moe.generic import SmolMoeConfig
@@ -90,12 +92,13 @@ def load_tokenizer(folder: Path, *, alone: bool = False) -> Any | None:
         alone: for another model than the folder's, whose vocabulary then is no limit (see `within_vocabulary`).
 
     Raises:
-        SourceError: its files cannot be read.
+        SourceError: its files cannot be read, or are links out of the folder.
     """
     if not any((folder / name).is_file() for name in _TOKENIZER_FILES):
         return None
     from transformers import AutoTokenizer
 
+    check_files(folder, field="tokenizer")
     # Which tokenizer class fits our generic model is for the dense model inside to say.
     is_generic = _model_type(folder) == GENERIC_TYPE
     options = {"config": load_config(folder).get_text_config()} if is_generic else {}

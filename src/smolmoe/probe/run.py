@@ -14,7 +14,7 @@ import torch
 from smolmoe.devices import device_name, pick_device
 from smolmoe.errors import OutputError, RequestError
 from smolmoe.evaluate.held_out import cut_windows
-from smolmoe.files import write_json
+from smolmoe.files import growing, place, write_json
 from smolmoe.moe.names import expert_names, named_layers
 from smolmoe.probe.accuracy import Owners
 from smolmoe.probe.counting import Chosen, RoutingCounts, Runner
@@ -66,6 +66,7 @@ def probe(
     """
     device = pick_device(device)
     if out is not None:
+        place(out, "growing folder")
         _check_free(out, overwrite)
     clock = _Clock(report)
     with clock("Loading"):
@@ -113,8 +114,8 @@ def probe(
         **_described(subject, counts, sides),
     )
     if out is not None:
-        out.mkdir(parents=True, exist_ok=True)
-        write_json(out / FILE, result.to_json())
+        with growing(out, lambda: _check_free(out, overwrite)):
+            write_json(out / FILE, result.to_json())
     return result
 
 

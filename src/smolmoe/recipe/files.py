@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from smolmoe.errors import OutputError, RequestError
+from smolmoe.files import place, replacing
 from smolmoe.yaml_text import MOST_BYTES, parse_yaml
 
 SHIPPED = Path(__file__).parents[1] / "recipes"
@@ -78,12 +79,10 @@ def copy(name: str, out: Path | None = None) -> Path:
     """
     target = out if out is not None else Path(f"{name}.yaml")
     source = _shipped(name)
-    if target.exists():
+    if place(target, "file").exists():
         raise OutputError("is there already.", field="out", value=str(target), fix="Name another file.")
-    try:
-        shutil.copyfile(source, target)
-    except OSError as error:
-        raise OutputError(f"cannot be written ({error.strerror}).", field="out", value=str(target)) from error
+    with replacing(target) as partial:
+        shutil.copyfile(source, partial)
     return target
 
 

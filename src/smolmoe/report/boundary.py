@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import io
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from smolmoe.files import replacing
 from smolmoe.interval import Interval, evidence, no_finding
 from smolmoe.report.names import Looks, style
 
@@ -131,7 +133,10 @@ def plot_boundary(path: str | Path, report: BoundaryReport, dense: Curve, moe: C
         axes.spines[["top", "right"]].set_visible(False)
         axes.grid(axis="y", color="0.9", linewidth=0.6)
         axes.legend(facecolor="white", edgecolor="none", framealpha=1, fontsize=8, loc="upper right")
-    figure.savefig(path)
+    drawn = io.BytesIO()
+    figure.savefig(drawn)
+    with replacing(Path(path)) as partial:
+        partial.write_bytes(drawn.getvalue())
 
 
 def _draw_whole(axes: Axes, dense: Curve, moe: Curve) -> None:

@@ -25,6 +25,7 @@ from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.patches import Rectangle
 from matplotlib.ticker import FuncFormatter, MaxNLocator
 
+from smolmoe.files import replacing
 from smolmoe.report.names import COLOURS, style
 
 WIDTH = 10.8  # inches of every figure
@@ -114,10 +115,8 @@ def svg(drawing: Drawing) -> str:
 def save_png(drawing: Drawing, path: Path) -> None:
     """Write the figure beside its place, then rename."""
     _settle(drawing.figure)
-    partial = path.with_name(f".{path.name}.partial")
-    # Not `savefig`, which draws everything twice.
-    FigureCanvasAgg(drawing.figure).print_png(partial)
-    partial.replace(path)
+    with replacing(path) as partial:
+        FigureCanvasAgg(drawing.figure).print_png(partial)  # not `savefig`, which draws everything twice
 
 
 def _settle(figure: Figure) -> None:

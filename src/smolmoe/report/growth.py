@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from smolmoe import units
 from smolmoe.errors import RequestError
 from smolmoe.evaluate.held_out import same_text
-from smolmoe.files import write_json
+from smolmoe.files import growing, replacing, write_json
 from smolmoe.interval import Interval, evidence, no_finding
 from smolmoe.json_text import read_json, read_object, read_rows
 from smolmoe.report.names import Looks, style
@@ -200,7 +200,8 @@ def plot_growth(path: Path, before: Run | None, after: Sequence[Run], held_out_t
     _near_axis(near)
     _legend(figure, near, whole)
     figure.suptitle(f"Held-out loss, {held_out_tokens:,} tokens", fontsize=11)
-    figure.savefig(path, dpi=150)
+    with replacing(path) as partial:
+        figure.savefig(partial, dpi=150, format="png")
 
 
 def _legend(figure: Figure, near: Axes, whole: Axes) -> None:
@@ -260,9 +261,9 @@ def write_report(
     runs = [read_run(label, folder) for label, folder in after.items()]
     first = None if before is None else read_run(before.name, before)
     found = growth(first, runs, reference, compare, boundary)
-    out.mkdir(parents=True, exist_ok=True)
-    plot_growth(out / "growth.png", first, runs, found["held_out_tokens"], boundary)
-    found["runs"] = {label: folder.name for label, folder in after.items()}
-    found["text"] = growth_text(found)
-    write_json(out / "report.json", found)
+    with growing(out):
+        plot_growth(out / "growth.png", first, runs, found["held_out_tokens"], boundary)
+        found["runs"] = {label: folder.name for label, folder in after.items()}
+        found["text"] = growth_text(found)
+        write_json(out / "report.json", found)
     return found

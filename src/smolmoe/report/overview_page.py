@@ -7,6 +7,7 @@ from html import escape
 from pathlib import Path
 
 from smolmoe.errors import OutputError
+from smolmoe.files import followed, made, place, write_text
 from smolmoe.report.overview import Overview
 from smolmoe.report.overview_sections import Section, sections, shown_probe
 from smolmoe.report.overview_summary import Answer, answers
@@ -23,22 +24,30 @@ def write_overview(found: Overview, out: Path, *, overwrite: bool = False) -> Pa
         overwrite: replace another file, too.
 
     Raises:
-        OutputError: another file, or a folder, is there.
+        OutputError: another file, or a folder, is there, or the system refuses.
     """
-    if out.is_dir():
+    check_page(out, overwrite=overwrite)
+    text = overview_page(found)
+    with made(followed(out).parent):
+        write_text(out, text)
+    return out
+
+
+def check_page(out: Path, *, overwrite: bool) -> None:
+    """See that the page may be written there, before anything is read for it.
+
+    Raises:
+        OutputError: as `write_overview`.
+    """
+    if followed(out).is_dir():
         raise OutputError(
             "is a folder.", field="out", value=str(out), fix=f"Name a file, such as {out / 'report.html'}."
         )
-    if out.exists() and not overwrite and MARK not in out.read_text(encoding="utf-8", errors="replace")[:4000]:
+    is_there = place(out, "file").exists()
+    if is_there and not overwrite and MARK not in out.read_text(encoding="utf-8", errors="replace")[:4000]:
         raise OutputError(
             "another file is there.", field="out", value=str(out), fix="Name a new file, or use --overwrite."
         )
-    text = overview_page(found)
-    out.parent.mkdir(parents=True, exist_ok=True)
-    partial = out.with_name(f".{out.name}.partial")
-    partial.write_text(text, encoding="utf-8")
-    partial.replace(out)
-    return out
 
 
 def overview_page(found: Overview) -> str:

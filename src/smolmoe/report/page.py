@@ -7,11 +7,13 @@ forbids it to load anything.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
 from html import escape
 from importlib.resources import files
 from pathlib import Path
 
 from smolmoe.errors import OutputError
+from smolmoe.files import growing, place, replacing, write_text
 from smolmoe.report.drawing import Drawing, look, save_png, svg
 from smolmoe.report.page_summary import flags, headlines, layer_table, loss_table, vocabulary_tables
 from smolmoe.report.page_tokens import token_styles, token_view
@@ -38,6 +40,7 @@ def write_page(out: Path, probe: Path, *, before: Path | None = None, runs: Mapp
         RequestError: the probes cannot be laid side by side.
         OutputError: another page is there.
     """
+    place(out, "growing folder")
     page = out / FILE
     if page.exists() and MARK not in page.read_text(encoding="utf-8", errors="replace"):
         raise OutputError("another page is there.", field="out", value=str(page), fix="Name a new folder.")
@@ -46,16 +49,16 @@ def write_page(out: Path, probe: Path, *, before: Path | None = None, runs: Mapp
     if earlier is not None:
         check_comparable(earlier, after)
     histories = [History.read(label, folder) for label, folder in (runs or {}).items()]
-    out.mkdir(parents=True, exist_ok=True)
-    with look():
+    with (
+        look(),
+        growing(out),
+        ExitStack() as together,
+    ):  # of a page whose figures do not fit on the disk nothing is left
         sections = _sections(after, earlier, histories)
         for section in sections:
             for drawing in section.drawings:
-                save_png(drawing, out / f"{drawing.name}.png")
-        text = _page(after, earlier, sections)
-    partial = out / f".{FILE}.partial"
-    partial.write_text(text, encoding="utf-8")
-    partial.replace(page)
+                save_png(drawing, together.enter_context(replacing(out / f"{drawing.name}.png")))
+        write_text(page, _page(after, earlier, sections))
     return page
 
 

@@ -2,33 +2,34 @@
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from smolmoe.checkpoint import fingerprint
 from smolmoe.files import write_json
+from smolmoe.folders import whole_or_nothing
+from smolmoe.links import check_files, copy_files
 from smolmoe.model_code import TOKENIZER_FILES, put_code
 from smolmoe.provenance import PROVENANCE_FILE, SCHEMA_VERSION, command, origin, read_provenance, versions
 from smolmoe.surgery.plan import Plan
 from smolmoe.surgery.sources import BASE
 from smolmoe.surgery.tokenizer import keep_tokenizer
-from smolmoe.surgery.writer import Progress, check_output, parse_size, whole_or_nothing, write_tensors
+from smolmoe.surgery.writer import Progress, check_output, check_replaceable, parse_size, write_tensors
 
 if TYPE_CHECKING:
     from torch import Tensor
 
 # Everything beside weights and config that a model folder may carry and that stays true of the MoE.
-_CARRIED = (
+CARRIED = (
     *TOKENIZER_FILES,
     "special_tokens_map.json",
     "added_tokens.json",
     "vocab.json",
     "merges.txt",
     "*.jinja",
-    "additional_chat_templates",
     "generation_config.json",
     "LICENSE*",
 )
@@ -38,11 +39,12 @@ def check_room(plan: Plan) -> None:
     """Refuse an output that must not or cannot be written, before any work is done for it.
 
     Raises:
-        OutputError, RequestError
+        OutputError, RequestError, SourceError
     """
     parse_size(plan.recipe.max_shard_size)
     folders = [source.checkpoint.folder for source in plan.sources.values()]
-    check_output(plan.recipe.out.resolve(), plan.nbytes, folders, overwrite=plan.recipe.overwrite)
+    check_files(plan.sources[BASE].checkpoint.folder, CARRIED)
+    check_output(plan.recipe.out, plan.nbytes, folders, overwrite=plan.recipe.overwrite)
 
 
 def convert(
@@ -64,9 +66,10 @@ def convert(
         OutputError: no room, or the folder may not be written.
     """
     check_room(plan)
-    out = plan.recipe.out.absolute()
+    out, overwrite = plan.recipe.out.absolute(), plan.recipe.overwrite
     sources = {name: source.checkpoint for name, source in plan.sources.items()}
-    with whole_or_nothing(out) as work, ThreadPoolExecutor(1) as beside:
+    check = partial(check_replaceable, out, overwrite=overwrite)
+    with whole_or_nothing(out, overwrite=overwrite, check=check) as work, ThreadPoolExecutor(1) as beside:
         write_json(work / "config.json", plan.config)
         # Hashing and loading a tokenizer take as long as moving the weights does, which the kernel does for us.
         said = beside.submit(_write_the_rest, plan, work, router)
@@ -90,12 +93,7 @@ def _write_the_rest(plan: Plan, work: Path, router: dict[str, Any] | None) -> No
 
 def _carry_files(plan: Plan, work: Path) -> None:
     folder = plan.sources[BASE].checkpoint.folder
-    for pattern in _CARRIED:
-        for path in folder.glob(pattern):
-            if path.is_dir():
-                shutil.copytree(path, work / path.name)
-            else:
-                shutil.copyfile(path, work / path.name)
+    copy_files(folder, work, CARRIED)
     keep_tokenizer(folder, work, plan.spec.family, native=plan.target.name != "generic")
     if plan.target.name == "generic":
         put_code(folder, work)

@@ -3,20 +3,28 @@
 from __future__ import annotations
 
 import json
-import shutil
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from smolmoe.checkpoint import fingerprint
 from smolmoe.claim import Claim
 from smolmoe.files import write_json
+from smolmoe.folders import whole_or_nothing
+from smolmoe.links import check_files, copy_files
 from smolmoe.model_code import put_code
 from smolmoe.provenance import PROVENANCE_FILE, SCHEMA_VERSION, command, read_provenance, versions
-from smolmoe.surgery.convert import _CARRIED
+from smolmoe.surgery.convert import CARRIED
 from smolmoe.surgery.moe_files import MoeFiles
 from smolmoe.surgery.subset import Program
 from smolmoe.surgery.tokenizer import drop_code, keep_tokenizer
-from smolmoe.surgery.writer import Progress, check_output, parse_size, whole_or_nothing, write_tensors
+from smolmoe.surgery.writer import (
+    Progress,
+    check_output,
+    check_replaceable,
+    parse_size,
+    write_tensors,
+)
 
 SHARD = "5GB"
 MADE = "experts"  # the key of smolmoe.json that says which experts a model was made of, and how
@@ -26,10 +34,11 @@ def check_room(program: Program, files: MoeFiles, out: Path, *, overwrite: bool)
     """Refuse an output that must not or cannot be written, before any work is done for it.
 
     Raises:
-        OutputError
+        OutputError, SourceError
     """
+    check_files(files.folder, CARRIED, field="model")
     folders = [files.folder, *{source.folder for source in program.sources.values()}]
-    check_output(out.resolve(), program.nbytes, folders, overwrite=overwrite)
+    check_output(out, program.nbytes, folders, overwrite=overwrite)
 
 
 def write_program(
@@ -58,7 +67,8 @@ def write_program(
     """
     out = out.absolute()
     check_room(program, files, out, overwrite=overwrite)
-    with whole_or_nothing(out) as work:
+    check = partial(check_replaceable, out, overwrite=overwrite)
+    with whole_or_nothing(out, overwrite=overwrite, check=check) as work:
         write_json(work / "config.json", program.config)
         write_tensors(
             work,
@@ -75,12 +85,7 @@ def write_program(
 
 
 def _carry(folder: Path, work: Path, *, same_class: bool) -> None:
-    for pattern in _CARRIED:
-        for path in folder.glob(pattern):
-            if path.is_dir():
-                shutil.copytree(path, work / path.name)
-            else:
-                shutil.copyfile(path, work / path.name)
+    copy_files(folder, work, CARRIED, field="model")
     is_generic = json.loads((work / "config.json").read_text(encoding="utf-8"))["model_type"] == "smolmoe"
     drop_code(work)
     if not same_class:

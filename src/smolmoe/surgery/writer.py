@@ -1,7 +1,7 @@
 """Carry out a tensor program: from the sources' safetensors to the output's, with no model in memory.
 
 Values that only move are moved by the kernel from file to file and never enter the process. The rest is computed in
-float32 one block at a time. Everything is written beside its place, flushed, and renamed into it when whole.
+float32 one block at a time.
 """
 
 from __future__ import annotations
@@ -12,7 +12,6 @@ import json
 import math
 import os
 import shutil
-import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -23,6 +22,7 @@ import numpy as np
 from smolmoe import units
 from smolmoe.checkpoint import DTYPE_CODES, INDEX_FILE, SINGLE_FILE, Checkpoint
 from smolmoe.errors import OutputError, RequestError
+from smolmoe.files import followed, nearest, place
 from smolmoe.surgery.evaluate import block_values, filled
 from smolmoe.surgery.initialisers import Values
 from smolmoe.surgery.program import Block, OutTensor
@@ -240,25 +240,17 @@ def check_output(out: Path, nbytes: int, sources: Sequence[Path], *, overwrite: 
     """Refuse what must not be written, before anything is.
 
     Raises:
-        OutputError: OUT lies in a source, exists, is not a model folder that may be replaced, or does not fit.
+        OutputError: OUT lies in a source, exists, is not a model folder that may be replaced, or cannot be written.
     """
-    for source in sources:
-        if out == source or source in out.parents:
+    target = followed(out)
+    for source in (source.resolve() for source in sources):
+        if target == source or source in target.parents:
             raise OutputError("lies inside the source.", field="out", value=str(out), fix="Choose another folder.")
-        if out in source.parents:
+        if target in source.parents:
             raise OutputError("contains the source.", field="out", value=str(out), fix="Choose another folder.")
-    if out.exists() and not (out.is_dir() and not any(out.iterdir())):
-        if not overwrite:
-            raise OutputError("exists.", field="out", value=str(out), fix="Use --overwrite to replace it.")
-        if not (out / "config.json").is_file():
-            raise OutputError(
-                "exists and is not a model folder, so it is not replaced.",
-                field="out",
-                value=str(out),
-                fix="Choose another folder.",
-            )
-    parent = _existing(out.parent)
-    free = shutil.disk_usage(parent).free
+    check_replaceable(out, overwrite=overwrite)
+    place(out)
+    free = shutil.disk_usage(nearest(target.parent)).free
     if nbytes > free:
         raise OutputError(
             f"needs {units.size(nbytes)}, the disk has {units.size(free)} free.",
@@ -268,80 +260,21 @@ def check_output(out: Path, nbytes: int, sources: Sequence[Path], *, overwrite: 
         )
 
 
-def _existing(path: Path) -> Path:
-    while not path.exists():
-        path = path.parent
-    return path
-
-
-@contextlib.contextmanager
-def whole_or_nothing(out: Path) -> Iterator[Path]:
-    """A folder beside `out` to write into; renamed to `out` when the block ends well, removed when it does not.
-
-    A folder that was at `out` is replaced in the last moment. What killed runs left beside it is cleared away.
+def check_replaceable(out: Path, *, overwrite: bool) -> None:
+    """See that there is nothing at OUT, or a model folder that is to be replaced.
 
     Raises:
-        OutputError: the disk is full.
+        OutputError: there is something else, or it was not asked to be replaced.
     """
-    out.parent.mkdir(parents=True, exist_ok=True)
-    _clear_leftovers(out)
-    work = Path(tempfile.mkdtemp(prefix=f".{out.name}.{os.getpid()}.", dir=out.parent))
-    work.chmod(0o755)
-    try:
-        yield work
-        for path in work.rglob("*"):
-            _flush(path)
-        _flush(work)
-        _move_into_place(work, out)
-        _flush(out.parent)
-    except OSError as error:
-        if error.errno in (errno.ENOSPC, errno.EDQUOT):
-            raise OutputError(
-                "the disk is full; nothing was left behind.",
-                field="out",
-                value=str(out),
-                fix="Free some space or choose another disk.",
-            ) from error
-        raise
-    finally:
-        shutil.rmtree(work, ignore_errors=True)
-
-
-def _flush(path: Path) -> None:
-    if path.is_dir() and os.name != "posix":
+    target = followed(out)
+    if not os.path.lexists(target) or (target.is_dir() and not any(target.iterdir())):
         return
-    fd = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(fd)
-    finally:
-        os.close(fd)
-
-
-def _move_into_place(work: Path, out: Path) -> None:
-    old = work.with_name(f"{work.name}.old")
-    if out.exists():
-        out.rename(old)
-    work.rename(out)
-    shutil.rmtree(old, ignore_errors=True)
-
-
-def _clear_leftovers(out: Path) -> None:
-    """Remove what runs that were killed left; put back what one of them had moved aside and not yet replaced."""
-    for path in sorted(out.parent.glob(f".{out.name}.*")):
-        pid = path.name.removeprefix(f".{out.name}.").split(".")[0]
-        if not path.is_dir() or not pid.isdigit() or _alive(int(pid)):
-            continue
-        if path.suffix == ".old" and not out.exists():
-            path.rename(out)
-        else:
-            shutil.rmtree(path, ignore_errors=True)
-
-
-def _alive(pid: int) -> bool:
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:
-        return True
-    return True
+    if not overwrite:
+        raise OutputError("exists.", field="out", value=str(out), fix="Use --overwrite to replace it.")
+    if not (target / "config.json").is_file():
+        raise OutputError(
+            "exists and is not a model folder, so it is not replaced.",
+            field="out",
+            value=str(out),
+            fix="Choose another folder.",
+        )

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from smolmoe.errors import RequestError, SmolmoeError, TrainingError
-from smolmoe.folder_lock import held
+from smolmoe.files import growing
 
 if TYPE_CHECKING:
     from smolmoe.recipe import TrainRecipe
@@ -92,9 +92,9 @@ def in_turn(work: Callable[[], Result]) -> Result:
 
 @contextmanager
 def held_by_main(folder: Path) -> Iterator[None]:
-    """Within, rank 0 holds the folder for all ranks, as `held` does."""
+    """Within, rank 0 keeps other processes out of the folder for all ranks, as `growing` does."""
     with ExitStack() as stack:
-        on_main(lambda: stack.enter_context(held(folder)))
+        on_main(lambda: stack.enter_context(growing(folder)))
         yield
 
 

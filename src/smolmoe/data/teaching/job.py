@@ -19,7 +19,7 @@ from smolmoe.data.teaching.prompts import Prompt, Question, questions_of, read_p
 from smolmoe.data.teaching.results import REPORT, ROWS, fit, write_report, write_results
 from smolmoe.data.tokens import end_of_text
 from smolmoe.errors import EndpointError, OutputError
-from smolmoe.folder_lock import held
+from smolmoe.files import growing, place
 from smolmoe.json_text import read_json
 from smolmoe.recipe.teach import TeachRecipe
 
@@ -53,7 +53,7 @@ def teach(
     questions = list(questions_of(prompts, recipe))
     endpoint = Endpoint(recipe)
     student = _student(recipe.student) if recipe.student is not None else None
-    with held(recipe.out):
+    with growing(recipe.out, lambda: _check_folder(recipe.out)):
         return _teach(recipe, prompts, questions, endpoint, student, apart, resume, report, first_wait)
 
 
@@ -68,7 +68,6 @@ def _teach(
     report: Report | None,
     first_wait: float,
 ) -> dict[str, Any]:
-    _check_folder(recipe.out)
     started = time.monotonic()
     try:
         journal = Journal.open(recipe.out / FILE, recipe.sampling(), resume=resume)
@@ -189,6 +188,7 @@ def _student(name: str) -> StudentTokens:
 
 def _check_folder(out: Path) -> None:
     """Rows that are there must be those of a journal, from which they can be written again."""
+    place(out, "growing folder")
     if out.exists() and not out.is_dir():
         raise OutputError("there is a file of that name.", field="out", value=str(out), fix="Name a new folder.")
     if not (out / FILE).is_file() and any((out / name).exists() for name in (ROWS, REPORT)):

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, Self
 
 from smolmoe.errors import DataError, OutputError
+from smolmoe.files import followed
 from smolmoe.json_text import parse_json
 
 FORMAT = 1
@@ -63,7 +64,7 @@ class Journal:
             OutputError: it holds answers and is not to be resumed, or was begun with other options.
             DataError: a line in it, not the last one, is corrupt.
         """
-        path.parent.mkdir(parents=True, exist_ok=True)
+        followed(path.parent).mkdir(parents=True, exist_ok=True)
         fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o644)
         journal = cls(path, fd)
         try:
