@@ -245,7 +245,7 @@ def _take(fd: int, shown: str | Path, field: str = "out") -> bool:
                 time.sleep(_PATIENCE / 10)
                 continue
             raise OutputError(
-                f"another process{_holder(fd)} is writing there.",
+                f"another process is writing there{_holder(fd)}.",
                 field=field,
                 value=str(shown),
                 fix="Wait for it, or choose another place.",
@@ -264,7 +264,7 @@ def _holder(fd: int) -> str:
         for line in Path("/proc/locks").read_text(encoding="ascii").splitlines():
             kind, holder, where = line.split()[1], line.split()[4], line.split()[5]
             if kind == "FLOCK" and where == place:
-                return f" ({holder})"
+                return f" (process {holder})"
     return ""
 
 
