@@ -54,7 +54,9 @@ def _journal(out: Path) -> None:
     journal = Journal.open(out / "journal.ndjson", ASKED, resume=True)
     for name in ("a", "b"):
         if name not in journal.answered:
-            journal.add({"id": name, "tries": 1, "prompt_tokens": 1, "answer_tokens": 1, "answer": "yes"})
+            counts = {"prompt_tokens": 1, "answer_tokens": 1}
+            answer = {"text": "yes", "finish_reason": "stop", "model": "m", "logprobs": None, **counts}
+            journal.add({"id": name, "tries": 1, **counts, "answer": answer})
     journal.close()
 
 

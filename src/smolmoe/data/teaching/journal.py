@@ -16,6 +16,8 @@ from smolmoe.json_text import parse_json
 FORMAT = 1
 FILE = "journal.ndjson"  # not .jsonl: a folder of rows is read by its .jsonl files
 
+_ANSWER = {"text", "finish_reason", "model", "logprobs", "prompt_tokens", "answer_tokens"}  # what rows are written of
+
 logger = logging.getLogger(__name__)
 
 
@@ -127,8 +129,8 @@ class Journal:
     def _take(self, entry: dict[str, Any]) -> None:
         name = entry["id"]
         if "answer" in entry:
-            if not isinstance(entry["answer"], str):
-                raise TypeError("an answer is a text")
+            if not isinstance(entry["answer"]["text"], str) or not entry["answer"].keys() >= _ANSWER:
+                raise TypeError("an answer has a text and what the endpoint said of it")
             self.answered[name] = self._end
             self.failed.pop(name, None)
         else:
