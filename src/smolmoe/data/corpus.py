@@ -11,7 +11,7 @@ import tempfile
 import time
 import zipfile
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -31,7 +31,7 @@ from smolmoe.data.tokens import (
     tokenizer_hash,
 )
 from smolmoe.errors import DataError, OutputError
-from smolmoe.files import write_json
+from smolmoe.files import locked, write_json
 from smolmoe.recipe.data import DataRecipe
 
 logger = logging.getLogger(__name__)
@@ -181,16 +181,18 @@ def _beside(folder: Path) -> Iterator[Path]:
         folder.parent.mkdir(parents=True, exist_ok=True)
         for left in folder.parent.glob(f".{folder.name}.*"):
             if time.time() - left.stat().st_mtime > ABANDONED:
-                shutil.rmtree(left, ignore_errors=True)
+                with suppress(OutputError), locked(left):  # a run that takes longer than that holds its lock
+                    shutil.rmtree(left, ignore_errors=True)
         partial = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
     try:
-        yield partial
-        with _writing(folder):
-            try:
-                partial.rename(folder)
-            except OSError:
-                if not folder.is_dir():
-                    raise
+        with locked(partial):
+            yield partial
+            with _writing(folder):
+                try:
+                    partial.rename(folder)
+                except OSError:
+                    if not folder.is_dir():
+                        raise
     finally:
         shutil.rmtree(partial, ignore_errors=True)
 
