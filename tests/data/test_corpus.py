@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import errno
 import json
+import os
 import pickle
+import shutil
 import textwrap
 from pathlib import Path
 
@@ -13,6 +15,7 @@ import numpy as np
 import pytest
 from helpers import tiny_tokenizer
 from tests.processes import Child
+from tests.test_files import another_process
 
 from smolmoe.data import corpus as corpus_module
 from smolmoe.data.blocks import WINDOW, Blocks, whole_windows
@@ -149,6 +152,22 @@ def test_large_vocabularies_take_more_bytes(tmp_path, tokenizer):
 
 def cached(tmp_path):
     return list((tmp_path / "cache/tokens").iterdir())
+
+
+def test_only_abandoned_folders_are_cleared(tmp_path, tokenizer):
+    """A run may take longer than a week: it holds the lock of its folder."""
+    recipe = recipe_of(jsonl(tmp_path / "a.jsonl", numbered(300)))
+    load_corpus(recipe, tokenizer)
+    [folder] = cached(tmp_path)
+    shutil.rmtree(folder)
+    left = [folder.with_name(f".{folder.name}.{name}") for name in ("killed", "running", "new")]
+    for path in left:
+        path.mkdir()
+    for path in left[:2]:
+        os.utime(path, (0, 0))
+    with another_process(left[1]):
+        load_corpus(recipe, tokenizer)
+    assert sorted(cached(tmp_path)) == sorted([folder, *left[1:]])
 
 
 def test_a_killed_run_leaves_nothing_that_is_read(tmp_path, tokenizer):

@@ -12,7 +12,7 @@ import time
 import zipfile
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -26,7 +26,7 @@ from smolmoe.data.tally import HALF_PAIR, NO_TEXT, Tally
 from smolmoe.data.text import Document
 from smolmoe.data.tokens import StoreWriter, TokenStore, encode_documents, end_of_text, id_type, open_store
 from smolmoe.errors import DataError, OutputError
-from smolmoe.files import write_json
+from smolmoe.files import locked, write_json
 from smolmoe.json_text import read_json
 from smolmoe.recipe.data import DataRecipe
 
@@ -192,16 +192,18 @@ def _beside(folder: Path) -> Iterator[Path]:
         folder.parent.mkdir(parents=True, exist_ok=True)
         for left in folder.parent.glob(f".{folder.name}.*"):
             if time.time() - left.stat().st_mtime > ABANDONED:
-                shutil.rmtree(left, ignore_errors=True)
+                with suppress(OutputError), locked(left):  # a run that takes longer than that holds its lock
+                    shutil.rmtree(left, ignore_errors=True)
         partial = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
     try:
-        yield partial
-        with _writing(folder):
-            try:
-                partial.rename(folder)
-            except OSError:
-                if not folder.is_dir():
-                    raise
+        with locked(partial):
+            yield partial
+            with _writing(folder):
+                try:
+                    partial.rename(folder)
+                except OSError:
+                    if not folder.is_dir():
+                        raise
     finally:
         shutil.rmtree(partial, ignore_errors=True)
 
