@@ -115,7 +115,7 @@ def test_what_each_is_and_how_long_it_was_trained(runs: Runs, found: Comparison)
 
 def test_the_verdict_says_who_wins_after_how_much(found: Comparison) -> None:
     first = found.verdict[0]
-    assert any(said in first for said in ("moe beats dense", "moe loses to dense", "cannot be told apart"))
+    assert any(said in first for said in ("moe beats dense", "moe loses to dense", "no difference seen"))
     assert "after equal tokens and 1." in first
     assert "times the FLOPs of training" in first
     assert any(sentence.startswith("Beside dense, moe has") for sentence in found.verdict)
@@ -135,7 +135,7 @@ def test_agreement_of_an_exact_mixture_is_whole(tmp_path: Path) -> None:
     assert other.agreement.top1.value < 0.5
     assert other.agreement.kl.value > 0.1
     assert copy.by_domain == {}
-    assert "cannot be told apart" in found.verdict[0] or abs(pair_of(found, "copy", "base").loss.value) < 1e-5
+    assert not pair_of(found, "copy", "base").loss.is_decided  # rounding is no difference, however sure its sign is
 
 
 def test_speed_and_memory(tmp_path: Path) -> None:

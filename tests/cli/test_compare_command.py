@@ -37,7 +37,7 @@ def test_the_table_and_the_files(folder: Path, tmp_path: Path) -> None:
     result = run(*models, *options)
     assert result.exit_code == 0, result.exception
     lines = result.stdout.splitlines()
-    assert lines[0].startswith(("moe [x] beats base", "moe [x] loses to base", "moe [x] and base cannot be told apart"))
+    assert lines[0].startswith(("moe [x] beats base", "moe [x] loses to base", "moe [x] and base: no difference seen"))
     assert any(line.split()[:3] == ["base", "moe", "[x]"] for line in lines)  # no part of a name is taken for markup
     assert any("over 2 seeds" in line for line in lines)
     written = json.loads((tmp_path / "out" / "compare.json").read_text())

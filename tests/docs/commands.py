@@ -231,7 +231,7 @@ def working_in(folder: Path) -> Iterator[None]:
 
 _UNIT = r"(?:\s?(?:B|K|M|GB|MB|kB|s|min|h|days|nats|%))?\b%?"
 _NUMBER = re.compile(rf"[+-]?\d[\d,]*(?:\.\d+)?(?:e[+-]?\d+)?{_UNIT}")
-_TIMES = re.compile(r"(?:about )?\d[\d,.]* (?:s|min|h|days)\b(?! \w+ing)")
+_TIMES = re.compile(r"(?:about )?\d[\d,.]* (?:ms|s|min|h|days)\b(?! \w+ing)")
 
 
 def shape(line: str, *, exact: bool = False) -> str:
