@@ -21,7 +21,7 @@ CONFIG = "config.json"
 _OBJECTS = ("generation_config.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json")
 _LARGEST = 1 << 40  # beyond any size of a model, and below what 64 bits hold when two are multiplied
 _FIX = "Set it to what the model has, or download config.json again."
-_DTYPE = re.compile(r"(torch\.)?(auto|half|float|double|bool|b?float\d+\w*|u?int\d+)")
+_DTYPE = re.compile(r"(torch\.)?(auto|half|float|double|bool|bfloat16|float(16|32|64|[48]_\w+)|u?int(4|8|16|32|64))")
 
 
 def read_config(folder: Path, field: str = "source") -> dict[str, Any]:
@@ -47,8 +47,7 @@ def check_other_files(folder: Path) -> None:
     for name in _OBJECTS:
         if (folder / name).is_file():
             found = read_object(folder / name, error=SourceError, fix="Download it again.")
-            if name == "generation_config.json":
-                _check(found, name)
+            _check(found, name)
 
 
 def check_counts(config: Mapping[str, Any]) -> None:
@@ -168,7 +167,7 @@ _KINDS: dict[str, _Kind] = {
         *("rms_norm_eps", "layer_norm_eps", "layer_norm_epsilon", "rope_theta", "initializer_range"),
         *("attention_dropout", "mlp_dropout", "partial_rotary_factor", "router_aux_loss_coef"),
         *("embedding_multiplier", "attention_multiplier", "residual_multiplier", "logits_scaling"),
-        *("routed_scaling_factor", "temperature", "top_p", "repetition_penalty"),
+        *("routed_scaling_factor", "temperature", "top_p", "repetition_penalty", "model_max_length"),
     ),
     **_kinds(
         _Kind("true or false", lambda value: type(value) is bool),
@@ -178,13 +177,14 @@ _KINDS: dict[str, _Kind] = {
     **_kinds(
         _Kind("text", lambda value: isinstance(value, str)),
         *("model_type", "hidden_act", "hidden_activation", "activation_function", "layers_module", "mlp_module"),
-        *("scoring_func", "tokenizer_class"),
+        *("scoring_func", "tokenizer_class", "padding_side", "truncation_side"),
     ),
     **_kinds(
         _Kind("a token id, or a list of them", _ids),
         *("bos_token_id", "eos_token_id", "pad_token_id"),
     ),
     **_kinds(_Kind("a list of texts", _texts), "architectures", "layer_types"),
+    "chat_template": _Kind("text, or a list of named texts", lambda value: isinstance(value, str | list | dict)),
     **_kinds(
         _Kind("an object whose rope_theta and factor are positive numbers", _rope), "rope_parameters", "rope_scaling"
     ),
