@@ -135,7 +135,7 @@ def test_agreement_of_an_exact_mixture_is_whole(tmp_path: Path) -> None:
     assert other.agreement.top1.value < 0.5
     assert other.agreement.kl.value > 0.1
     assert copy.by_domain == {}
-    assert "cannot be told apart" in found.verdict[0] or abs(pair_of(found, "copy", "base").loss.value) < 1e-5
+    assert abs(pair_of(found, "copy", "base").loss.value) < 1e-5
 
 
 def test_speed_and_memory(tmp_path: Path) -> None:
