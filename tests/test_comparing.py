@@ -136,6 +136,7 @@ def test_agreement_of_an_exact_mixture_is_whole(tmp_path: Path) -> None:
     assert other.agreement.kl.value > 0.1
     assert copy.by_domain == {}
     assert not pair_of(found, "copy", "base").loss.is_decided  # rounding is no difference, however sure its sign is
+    assert abs(pair_of(found, "copy", "base").loss.value) < 1e-5
 
 
 def test_speed_and_memory(tmp_path: Path) -> None:

@@ -116,8 +116,8 @@ def open_set(folder, split="train", preset=None, **recipe):
 def test_a_data_set_of_the_datasets_library(tmp_path, streaming):
     jsonl(tmp_path / "set/train.jsonl", ROWS)
     source = open_set(tmp_path / "set", streaming=streaming)
-    assert list(source.documents()) == [Document(row["text"], row["domain"]) for row in ROWS]
-    assert list(source.documents()) == list(source.documents())  # from the start again
+    for _ in range(2):  # from the start again
+        assert list(source.documents()) == [Document(row["text"], row["domain"]) for row in ROWS]
     assert (source.streamed, source.expected) == ((True, None) if streaming else (False, 20))
     assert open_set(tmp_path / "set", streaming=streaming).identity == source.identity
     with pytest.raises(DataError, match=r'no "txt" among its columns .*Did you mean .text.'):
