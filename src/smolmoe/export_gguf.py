@@ -157,8 +157,9 @@ def export_gguf(
     _check_out(out, overwrite=overwrite)
     route = find_route(files)
     vocabulary = _vocabulary(files)
-    converter = _planned(llama_cpp) if dry_run else find_converter(llama_cpp)
+    converter = None if dry_run else find_converter(llama_cpp)
     if converter is None:
+        _say_what_is_missing(llama_cpp)
         return GgufExport(
             out, route.architecture, route.kind, (), quant, {}, None, {}, time.monotonic() - start, dry_run
         )
@@ -188,7 +189,7 @@ def export_gguf(
     return result
 
 
-def _planned(llama_cpp: str | Path | None) -> None:
+def _say_what_is_missing(llama_cpp: str | Path | None) -> None:
     """Say in a dry run that there is no converter; what would be written is known without it."""
     from smolmoe.gguf.converter import find_converter
 

@@ -6,7 +6,18 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from smolmoe.cli.output import Json, count, print_json, print_rows, progress, quiet_libraries, size, table, tell
+from smolmoe.cli.output import (
+    BestDevice,
+    Json,
+    count,
+    print_json,
+    print_rows,
+    progress,
+    quiet_libraries,
+    size,
+    table,
+    tell,
+)
 
 if TYPE_CHECKING:
     from smolmoe.aligning import AlignEstimate, AlignResult
@@ -17,7 +28,6 @@ Changes = Annotated[
     typer.Option("--set", metavar="SECTION.KEY=VALUE", help="Change a value of the recipe; repeat it."),
 ]
 Resume = Annotated[str | None, typer.Option(metavar="latest|PATH", help="Go on from a checkpoint of the run.")]
-Device = Annotated[str | None, typer.Option(help="auto, cpu, cuda, cuda:N or mps.  [default: the best there is]")]
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Start over in a folder that has a run.")]
 DryRun = Annotated[bool, typer.Option("--dry-run", help="Say what it would cost; train nothing.")]
 
@@ -32,7 +42,7 @@ def sft(
     recipe: RecipeFile,
     changes: Changes = None,
     resume: Resume = None,
-    device: Device = None,
+    device: BestDevice = None,
     overwrite: Overwrite = False,
     dry_run: DryRun = False,
     as_json: Json = False,
@@ -45,7 +55,7 @@ def dpo(
     recipe: RecipeFile,
     changes: Changes = None,
     resume: Resume = None,
-    device: Device = None,
+    device: BestDevice = None,
     overwrite: Overwrite = False,
     dry_run: DryRun = False,
     as_json: Json = False,
@@ -58,7 +68,7 @@ def cpo(
     recipe: RecipeFile,
     changes: Changes = None,
     resume: Resume = None,
-    device: Device = None,
+    device: BestDevice = None,
     overwrite: Overwrite = False,
     dry_run: DryRun = False,
     as_json: Json = False,
