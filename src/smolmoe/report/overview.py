@@ -126,7 +126,9 @@ def find(paths: Sequence[Path]) -> Overview:
     files = [file for folder in folders for file in _results(folder)]
     return Overview(
         folders=list(paths),
-        models=[(label(folder), ModelFacts.read(folder)) for folder in folders if _is_model(folder)],
+        models=[
+            (label(folder), ModelFacts.read(folder)) for folder in folders if _is_model(folder) and not _is_best(folder)
+        ],
         trainings=[_training(folder, label(folder)) for folder in folders if _is_training(folder)],
         probes=_probes([folder for folder in folders if (folder / "probe.json").is_file()], label),
         boundaries=[found for folder in folders for found in _boundaries(folder, label(folder))],
@@ -170,6 +172,11 @@ def _results(place: Path) -> list[Path]:
     if place.is_file():
         return [place]
     return [file for name in ("compare.json", "sweep.json", "bench.json") if (file := place / name).is_file()]
+
+
+def _is_best(folder: Path) -> bool:
+    """Whether it is a run's best checkpoint beside the run's model, which the page shows."""
+    return folder.name == "best" and (folder.parent / "run.json").is_file() and (folder.parent / "model").is_dir()
 
 
 def _is_model(folder: Path) -> bool:

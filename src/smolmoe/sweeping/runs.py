@@ -57,9 +57,8 @@ class Runs:
         from smolmoe.train.distributed import join, on_main
 
         plan = self.plan
-        recipe = parse(TrainRecipe, {**plan.starts[0].values, "out": str(plan.request.out)})
-        join(recipe)
-        check_trainer(recipe)
+        join(parse(TrainRecipe, {**plan.starts[0].values, "out": str(plan.request.out)}))
+        check_trainer(plan.recipe(plan.starts[0], plan.request.seeds[0], plan.steps[0], plan.request.out))
         on_main(lambda: RunFolder(plan.request.out, plan.settings, overwrite=overwrite) and None)
 
     def curve(self, start: Start) -> list[Trained]:
