@@ -22,7 +22,7 @@ from smolmoe.generation import generate
 from smolmoe.probe.run import probe
 from smolmoe.proof.doctor import doctor
 from smolmoe.proof.verify import verify
-from smolmoe.recipe import AlignRecipe, PairsRecipe, ProbeRecipe, SelectRecipe, TrainRecipe, UpcycleRecipe, parse
+from smolmoe.recipe import TrainRecipe, parse
 from smolmoe.train.estimate import estimate
 from smolmoe.training import train
 from smolmoe.upcycling import upcycle
@@ -52,7 +52,7 @@ def test_what_is_not_here_is_refused_with_what_is() -> None:
     with pytest.raises(RequestError, match="not there on this machine") as caught:
         pick_device(ABSENT)
     assert caught.value.value == ABSENT
-    assert str(caught.value.fix).startswith("This machine has ")
+    assert "which this machine has" in str(caught.value.fix)
     assert "cpu" in str(caught.value.fix)
 
 
@@ -88,23 +88,6 @@ def test_every_command_refuses_what_is_not_here(place: Path, call: Any) -> None:
     assert caught.value.field == "device"
     assert not (place / "out").exists()
     assert not (place / "run").exists()
-
-
-@pytest.mark.parametrize("model", [TrainRecipe, AlignRecipe, UpcycleRecipe, SelectRecipe, PairsRecipe, ProbeRecipe])
-def test_a_recipe_takes_the_names_of_devices_elsewhere(model: Any) -> None:
-    values: dict[Any, dict[str, Any]] = {
-        TrainRecipe: {"model": {"path": "m"}, "data": {"sources": [{"path": "t"}]}, "out": "o"},
-        AlignRecipe: {"method": "sft", "model": {"path": "m"}, "data": {"train": ["t"]}, "out": "o"},
-        UpcycleRecipe: {"source": "a", "out": "b"},
-        SelectRecipe: {"sources": [{"path": "t"}], "tokenizer": 300},
-        PairsRecipe: {"model": "m", "data": "t", "out": "o"},
-        ProbeRecipe: {"model": "m", "data": {"sources": [{"path": "t"}]}, "out": "o"},
-    }
-    for word in ("auto", "cpu", "cuda", "cuda:1", "mps"):
-        assert parse(model, {**values[model], "device": word}).device == word
-    with pytest.raises(RequestError, match="must be auto, cpu") as caught:
-        parse(model, {**values[model], "device": "gpu"})
-    assert caught.value.field == "device"
 
 
 def test_what_was_used_is_written_down(place: Path, tmp_path: Path) -> None:

@@ -10,19 +10,8 @@ from typing import Any
 
 from smolmoe.errors import RequestError
 
-WORDS = "auto, cpu, cuda, cuda:N or mps"
-_FORM = re.compile(r"(auto|cpu|cuda(:\d+)?|mps)(?<!:)")
-
-
-def check_word(asked: str) -> str:
-    """The word itself, where it is the name of a device, here or elsewhere.
-
-    Raises:
-        ValueError
-    """
-    if not _FORM.fullmatch(asked):
-        raise ValueError(f"must be {WORDS}")
-    return asked
+_WORDS = "auto, cpu, cuda, cuda:N or mps"
+_FORM = re.compile(r"auto|cpu|cuda(:\d+)?|mps")
 
 
 def kind(device: str) -> str:
@@ -43,10 +32,8 @@ def pick_device(asked: str | None) -> str:
     if asked in (None, "auto"):
         return there[0]
     assert asked is not None
-    try:
-        check_word(asked)
-    except ValueError as error:
-        raise RequestError(f"{error}.", field="device", value=asked, fix=_use(there, gpus)) from None
+    if not _FORM.fullmatch(asked):
+        raise RequestError(f"must be {_WORDS}.", field="device", value=asked, fix=_use(there, gpus))
     if kind(asked) not in there or (":" in asked and int(asked.partition(":")[2]) >= gpus):
         raise RequestError("is not there on this machine.", field="device", value=asked, fix=_use(there, gpus))
     try:
@@ -59,7 +46,7 @@ def pick_device(asked: str | None) -> str:
 
 def _use(there: list[str], gpus: int) -> str:
     names = [name for device in there for name in ([device] if device != "cuda" or gpus < 2 else _numbered(gpus))]
-    return f"This machine has {', '.join(names)}."
+    return f"Use {', '.join(names)}, which this machine has."
 
 
 def _numbered(gpus: int) -> list[str]:

@@ -51,7 +51,11 @@ def test_training_says_what_came_out(smolmoe: Call, recipe: Path) -> None:
     lines = done.out.splitlines()
     assert lines[0] == "runs/mine: 36.8 K parameters, 4 steps"
     assert lines[1].startswith("  tokens         512 in ")
-    assert "nats a token on" in lines[2]
+    assert lines[2].startswith("  device         cpu (")
+    assert "nats a token on" in lines[3]
+    assert lines[4].startswith("  before  ")
+    assert lines[5].startswith("  change         better: -")
+    assert lines[7].startswith("  best           runs/mine/best (step 4, held-out loss ")
     assert "\n--- the sum" in done.out
     for stage in ("Reading the model", "Tokenising", "Training", "Writing the model"):
         assert f"{stage} ..." in done.err

@@ -107,3 +107,12 @@ def test_a_change_has_an_interval_over_documents() -> None:
     assert (alone.verdict, alone.low, alone.high) == ("worse", None, None)
     assert "WORSE: +0.2000 nats a token, perplexity +22.1%" in str(alone)
     assert Change.from_json(json.loads(json.dumps(lower.to_json()))) == lower
+
+
+def test_the_report_shows_a_run_once(tmp_path: Path, moe: Path) -> None:
+    from smolmoe.reporting import report
+
+    result = train(recipe(tmp_path, moe, trainer=trainer(max_steps=2)))
+    assert result.best is not None
+    assert len(report([result.out], tmp_path / "page.html").models) == 1
+    assert (result.best / "README.md").read_text() != (result.model / "README.md").read_text()

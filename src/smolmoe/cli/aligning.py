@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from smolmoe import units
-from smolmoe.cli.output import Json, print_json, print_rows, progress, quiet_libraries, table, tell
+from smolmoe.cli.output import BestDevice, Json, print_json, print_rows, progress, quiet_libraries, table, tell
 
 if TYPE_CHECKING:
     from smolmoe.aligning import AlignEstimate, AlignResult
@@ -18,7 +18,6 @@ Changes = Annotated[
     typer.Option("--set", metavar="SECTION.KEY=VALUE", help="Change a value of the recipe; repeat it."),
 ]
 Resume = Annotated[str | None, typer.Option(metavar="latest|PATH", help="Go on from a checkpoint of the run.")]
-Device = Annotated[str | None, typer.Option(help="auto, cpu, cuda, cuda:N or mps.  [default: the best there is]")]
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Start over in a folder that has a run.")]
 DryRun = Annotated[bool, typer.Option("--dry-run", help="Say what it would cost; train nothing.")]
 
@@ -33,7 +32,7 @@ def sft(
     recipe: RecipeFile,
     changes: Changes = None,
     resume: Resume = None,
-    device: Device = None,
+    device: BestDevice = None,
     overwrite: Overwrite = False,
     dry_run: DryRun = False,
     as_json: Json = False,
@@ -46,7 +45,7 @@ def dpo(
     recipe: RecipeFile,
     changes: Changes = None,
     resume: Resume = None,
-    device: Device = None,
+    device: BestDevice = None,
     overwrite: Overwrite = False,
     dry_run: DryRun = False,
     as_json: Json = False,
@@ -59,7 +58,7 @@ def cpo(
     recipe: RecipeFile,
     changes: Changes = None,
     resume: Resume = None,
-    device: Device = None,
+    device: BestDevice = None,
     overwrite: Overwrite = False,
     dry_run: DryRun = False,
     as_json: Json = False,

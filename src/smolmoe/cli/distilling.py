@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from smolmoe import units
-from smolmoe.cli.output import Json, print_json, print_rows, progress, quiet_libraries
+from smolmoe.cli.output import BestDevice, Json, print_json, print_rows, progress, quiet_libraries
 
 if TYPE_CHECKING:
     from smolmoe.distill.results import CacheForecast, CacheResult
@@ -42,9 +42,7 @@ def cache(
         int | None, typer.Option(metavar="N", help="Keep N draws of each token instead: unbiased, and smaller.")
     ] = None,
     temperature: Annotated[float, typer.Option(help="Logits are divided by it, the student's in training too.")] = 1.0,
-    device: Annotated[
-        str | None, typer.Option(help="auto, cpu, cuda, cuda:N or mps.  [default: the best there is]")
-    ] = None,
+    device: BestDevice = None,
     batch_tokens: Annotated[int, typer.Option(help="Tokens that the teacher reads at once.")] = 8192,
     resume: Annotated[bool, typer.Option("--resume", help="Go on with a cache that was begun.")] = False,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace a cache that is there.")] = False,

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from smolmoe import units
-from smolmoe.cli.output import Json, print_json, print_rows, progress, quiet_libraries, table, tell
+from smolmoe.cli.output import BestDevice, Json, print_json, print_rows, progress, quiet_libraries, table, tell
 
 if TYPE_CHECKING:
     from smolmoe.forecast import StageForecast
@@ -38,9 +38,7 @@ def train(
     resume: Annotated[
         str | None, typer.Option(metavar="latest|best|PATH", help="Go on from a checkpoint of the run.")
     ] = None,
-    device: Annotated[
-        str | None, typer.Option(help="auto, cpu, cuda, cuda:N or mps.  [default: the best there is]")
-    ] = None,
+    device: BestDevice = None,
     overwrite: Overwrite = False,
     dry_run: DryRun = False,
     as_json: Json = False,

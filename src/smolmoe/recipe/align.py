@@ -7,7 +7,7 @@ from typing import Literal, Self
 
 from pydantic import Field, model_validator
 
-from smolmoe.recipe.base import Device, Recipe, Seed
+from smolmoe.recipe.base import Recipe, Seed
 from smolmoe.recipe.train import ModelRecipe, ObjectiveRecipe, RoutingRecipe
 from smolmoe.recipe.trainer import AlignTrainerValues
 
@@ -110,9 +110,7 @@ class AlignRecipe(Recipe):
     trainer: AlignTrainerValues = Field(
         default_factory=dict, description="any field of TRL's SFTConfig, DPOConfig or CPOConfig"
     )
-    device: Device | None = Field(
-        default=None, description="auto, cpu, cuda, cuda:N or mps (default: the best there is)"
-    )
+    device: str | None = Field(default=None, description="auto, cpu, cuda, cuda:N or mps (default: the best there is)")
     seed: Seed = Field(default=0, description="of adapters and of everything random in training")
     out: Path = Field(description="run folder")
 

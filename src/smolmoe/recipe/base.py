@@ -6,9 +6,8 @@ import difflib
 from collections.abc import Mapping, Sequence
 from typing import Annotated, Any, TypeVar, get_args, get_origin
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator
 
-from smolmoe.devices import check_word
 from smolmoe.errors import RequestError
 
 
@@ -35,7 +34,6 @@ class Recipe(BaseModel):
 R = TypeVar("R", bound=Recipe)
 SEEDS = 2**32  # numpy takes seeds below it
 Seed = Annotated[int, Field(ge=0, lt=SEEDS)]
-Device = Annotated[str, AfterValidator(check_word)]
 Index = Annotated[int, Field(ge=0)]  # of an expert, a layer, a step
 Vocabulary = Annotated[int, Field(ge=258, le=10_000_000)]  # of a tokenizer to learn: 256 bytes and two special tokens
 

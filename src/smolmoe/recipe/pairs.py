@@ -6,7 +6,7 @@ from pathlib import Path
 
 from pydantic import Field, field_validator
 
-from smolmoe.recipe.base import Device, Recipe, Seed
+from smolmoe.recipe.base import Recipe, Seed
 
 TEMPERATURES = (1.0, 0.5)
 PROMPTS = 4000
@@ -31,7 +31,7 @@ class PairsRecipe(Recipe):
     chat: bool = Field(default=False, description="ask through the tokenizer's chat template instead")
     max_new_tokens: int = Field(default=MAX_NEW_TOKENS, ge=1, description="longest answer")
     batch_size: int = Field(default=BATCH_SIZE, ge=1, description="prompts answered at a time")
-    device: Device = Field(default="cpu", description="where to compute")
+    device: str = Field(default="cpu", description="where to compute")
     seed: Seed = Field(default=0, description="of the prompts drawn and of the answers")
     out: Path = Field(description="folder of the pairs")
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from pydantic import Field
 
-from smolmoe.recipe.base import Device, Recipe, Seed
+from smolmoe.recipe.base import Recipe, Seed
 from smolmoe.recipe.data import DataRecipe
 
 
@@ -22,6 +22,6 @@ class ProbeRecipe(Recipe):
     tokens: int = Field(20_000, ge=1, description="tokens to judge of each domain, at most")
     loss_tokens: int = Field(4096, ge=1, description="tokens of each domain for each loss")
     losses: bool = Field(True, description="force experts, and take them out, and measure losses")
-    device: Device = Field("cpu", description="where to compute")
+    device: str = Field("cpu", description="where to compute")
     seed: Seed = Field(0, description="of what is drawn")
     out: Path = Field(description="folder of the probe")

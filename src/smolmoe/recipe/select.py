@@ -6,7 +6,7 @@ from typing import Any, Literal
 
 from pydantic import Field, ValidationInfo, field_validator
 
-from smolmoe.recipe.base import Device, Recipe, Seed, Vocabulary
+from smolmoe.recipe.base import Recipe, Seed, Vocabulary
 from smolmoe.recipe.data import SourceRecipe
 
 Score = Literal["entropy", "perplexity", "random"]
@@ -56,7 +56,7 @@ class SelectRecipe(Recipe):
         lt=1,
         description="share of the documents, by a hash of their text, that is kept out and written apart",
     )
-    device: Device = Field("cpu", description="where the model computes")
+    device: str = Field("cpu", description="where the model computes")
     seed: Seed = Field(0, description="of what is drawn")
 
     @property

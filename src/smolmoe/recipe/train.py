@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, model_validator
 
-from smolmoe.recipe.base import Device, Index, Recipe, Seed, Vocabulary
+from smolmoe.recipe.base import Index, Recipe, Seed, Vocabulary
 from smolmoe.recipe.data import DataRecipe
 from smolmoe.recipe.trainer import TrainerValues
 
@@ -164,8 +164,6 @@ class TrainRecipe(Recipe):
     )
     trainer: TrainerValues = Field(default_factory=dict, description="any field of transformers' TrainingArguments")
     parallel: Literal["ddp", "fsdp"] = Field(default="ddp", description="how several processes share the work")
-    device: Device | None = Field(
-        default=None, description="auto, cpu, cuda, cuda:N or mps (default: the best there is)"
-    )
+    device: str | None = Field(default=None, description="auto, cpu, cuda, cuda:N or mps (default: the best there is)")
     seed: Seed = Field(default=0, description="of weights and of everything random in training")
     out: Path = Field(description="run folder")

@@ -7,7 +7,7 @@ from typing import Literal
 
 from pydantic import Field
 
-from smolmoe.recipe.base import Device, Recipe, Seed
+from smolmoe.recipe.base import Recipe, Seed
 
 Shared = Literal["none", "full", "residual"] | int
 Diversify = Literal["none", "noise", "drop"]
@@ -42,7 +42,7 @@ class UpcycleRecipe(Recipe):
         "auto", "mixtral", "qwen2_moe", "qwen3_moe", "granitemoeshared", "glm4_moe", "flex_olmo", "generic"
     ] = Field("auto", description="MoE class of the result; auto prefers a native one")
     dtype: Dtype | None = Field(None, description="dtype of the files (default: the source's)")
-    device: Device = Field("cpu", description="device for router initialisation and verification")
+    device: str = Field("cpu", description="device for router initialisation and verification")
     seed: Seed = Field(0, description="of every random draw")
     revision: str | None = Field(None, description="hub revision of the source")
     max_shard_size: str = Field("5GB", description="largest file, e.g. 500MB or 5GB")

@@ -68,6 +68,8 @@ class ModelFacts:
     def name(self) -> str:
         """The folder's name; of a run's `model` the run's."""
         folder = self.folder.resolve()
+        if folder.name == "best" and (folder.parent / "run.json").is_file():
+            return f"{folder.parent.name}-best"
         return folder.parent.name if folder.name == "model" else folder.name
 
     @property

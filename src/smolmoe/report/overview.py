@@ -165,7 +165,9 @@ def find(paths: Sequence[Path]) -> Overview:
         folders += [place for place in here if place not in folders]
     label, kin = _labels(paths), Kinship()
     files = [file for folder in folders for file in _results(folder)]
-    models = [(label(folder), ModelFacts.read(folder)) for folder in folders if _is_model(folder)]
+    models = [
+        (label(folder), ModelFacts.read(folder)) for folder in folders if _is_model(folder) and not _is_best(folder)
+    ]
     trainings = [_training(folder, label(folder)) for folder in folders if _is_training(folder)]
     benches = [(file, values) for file in files if (values := read_result(file, "bench")) is not None]
     return Overview(
@@ -238,6 +240,11 @@ def _is_copied(folder: Path) -> bool:
     run = folder.parent
     top = _of_quickstart_training(run) if folder.name == "model" else None
     return top is not None and (top / run.name / "config.json").is_file()
+
+
+def _is_best(folder: Path) -> bool:
+    """Whether it is a run's best checkpoint beside the run's model, which the page shows."""
+    return folder.name == "best" and (folder.parent / "run.json").is_file() and (folder.parent / "model").is_dir()
 
 
 def _is_model(folder: Path) -> bool:

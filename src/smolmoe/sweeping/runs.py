@@ -53,9 +53,9 @@ class Runs:
         from smolmoe.train.arguments import check_trainer
         from smolmoe.train.distributed import join
 
-        recipe = parse(TrainRecipe, {**self.plan.starts[0].values, "out": str(self.plan.request.out)})
-        join(recipe)
-        check_trainer(recipe)
+        plan = self.plan
+        join(parse(TrainRecipe, {**plan.starts[0].values, "out": str(plan.request.out)}))
+        check_trainer(plan.recipe(plan.starts[0], plan.request.seeds[0], plan.steps[0], plan.request.out))
 
     def open(self, *, overwrite: bool) -> None:
         """Begin the sweep's folder, or go on in it.

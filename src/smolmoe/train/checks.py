@@ -169,9 +169,7 @@ def refused_by(library: str, build: Callable[[Mapping[str, Any]], Any], given: M
 def _culprit(build: Callable[[Mapping[str, Any]], Any], given: Mapping[str, Any]) -> tuple[str, Any]:
     """The value that is refused by itself, or without which the others are taken."""
     alone = ({name: given[name]} for name in given)
-    others = [
-        name for name in reversed(list(given)) if _takes(build, {key: given[key] for key in given if key != name})
-    ]
+    others = [name for name in reversed([*given]) if _takes(build, {key: given[key] for key in given if key != name})]
     name = next((next(iter(one)) for one in alone if not _takes(build, one)), next(iter(others), None))
     return ("trainer", dict(given)) if name is None else (f"trainer.{name}", given[name])
 
