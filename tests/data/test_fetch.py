@@ -85,6 +85,7 @@ def test_rows_are_the_presets_documents_with_their_columns(tmp_path, place):
         {"chat": 80},
     )
     assert found["columns"] == ["instruction", "context", "response", "text", "domain"]
+    assert found["left_out"] == {"no text": len(DOLLY) - 80}
     for shard in found["shards"]:
         assert hashlib.sha256((out / shard["file"]).read_bytes()).hexdigest() == shard["sha256"]
 
@@ -106,7 +107,7 @@ def test_more_rows_go_on_where_it_stopped(tmp_path, place, preset, rows):
     fetch(preset, parts, rows=10, resume=True, shard_rows=4)
     assert documents_in(parts) == list(documents_of(preset, rows))[:10]
     found = fetch(preset, parts, resume=True, shard_rows=4)
-    fetch(preset, whole)
+    assert found["left_out"] == fetch(preset, whole)["left_out"]
     assert documents_in(parts) == documents_in(whole) == list(documents_of(preset, rows))
     assert before.items() <= contents(parts).items()
     assert found == fetch(preset, parts, resume=True)  # nothing more to do

@@ -21,7 +21,7 @@ COLUMNS: dict[str, dict[str, str]] = {
     "dolly": {"prompt": "instruction", "context": "context", "completion": "response"},
     "alpaca": {"prompt": "instruction", "context": "input", "completion": "output", **_PAIR},
     "nemotron": {"messages": "input", "completion": "output", "system": "system_prompt", **_PAIR},
-    "question": {"prompt": "question", "completion": "answer", **_PAIR},
+    "question": {"prompt": "question", "context": "context", "completion": "answer", **_PAIR},
     "mbpp": {"prompt": "text", "completion": "code"},
     "pairs": _PAIR,
 }

@@ -199,6 +199,7 @@ def fetch(
         [
             ("rows", f"{found['rows']} ({domains}) in {out}"),
             ("licence", found["licence"]),
+            *(("left out", f"{number} rows: {reason}") for reason, number in found["left_out"].items()),
             ("columns", ", ".join(found["columns"])),
             ("to train on it", f"data.sources: [{{path: {out}}}]"),
         ]

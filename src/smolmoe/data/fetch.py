@@ -15,6 +15,7 @@ from typing import Any
 from smolmoe.data.formats import check_columns
 from smolmoe.data.presets import EMBEDDED, PRESETS, Preset, documents_of, find_preset
 from smolmoe.data.sources import open_data_set, with_hub_errors
+from smolmoe.data.tally import Tally
 from smolmoe.errors import DataError, OutputError, RequestError
 from smolmoe.files import growing, write_json
 from smolmoe.json_text import read_json
@@ -110,6 +111,7 @@ class _Writing:
 
     def __init__(self, out: Path, request: dict[str, Any], *, resume: bool, revision: str | None):
         self.out, self.request = out, request
+        self.tally = Tally()
         self.state: dict[str, Any] = {"shards": [], "position": None, "exhausted": False, "columns": [], "domains": {}}
         found = self._found(resume)
         if found is not None:
@@ -184,19 +186,24 @@ class _Writing:
                 report("Fetching", self.rows, max(total, self.rows))
             wanted = shard_rows if rows is None else min(shard_rows, rows - self.rows)
             self._shard(found, wanted)
+            if preset.joins_rows:  # a resumed fetch goes through all the rows again
+                self.state["left_out"] = dict(self.tally.counts)
+            else:
+                self.state["left_out"] = dict(Counter(self.state.get("left_out", {})) + self.tally.counts)
+                self.tally.counts.clear()
             self.state["position"] = None if preset.joins_rows else stream.state_dict()
             write_json(self.out / STATE, self.state)
 
     def _rows_of(self, label: str, preset: Preset, stream: Any) -> Iterator[dict[str, Any]]:
         if preset.joins_rows:
-            documents = documents_of(label, with_hub_errors(preset.path, iter(stream)))
+            documents = documents_of(label, with_hub_errors(preset.path, iter(stream)), self.tally)
             for document in islice(documents, self.rows, None):
                 yield {"text": document.text, "domain": document.domain}
             return
         if self.state["position"] is not None:
             stream.load_state_dict(self.state["position"])
         for row in with_hub_errors(preset.path, iter(stream)):
-            for document in documents_of(label, [row]):
+            for document in documents_of(label, [row], self.tally):
                 yield {**row, "text": document.text, "domain": document.domain}
 
     def _shard(self, found: Iterator[dict[str, Any]], wanted: int) -> None:
@@ -240,6 +247,7 @@ class _Writing:
             "whole": self.state["exhausted"],
             "domains": self.state["domains"],
             "columns": self.state["columns"],
+            "left_out": self.state.get("left_out", {}),
             "sha256": hashlib.sha256(digests.encode()).hexdigest(),
             "shards": self.state["shards"],
         }

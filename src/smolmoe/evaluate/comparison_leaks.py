@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterable, Sequence
 from smolmoe.data.embedded import is_held_out
 from smolmoe.data.presets import EMBEDDED
 from smolmoe.data.sources import Source, open_source
+from smolmoe.data.tally import Tally
 from smolmoe.errors import SmolmoeError
 from smolmoe.evaluate.comparison import Leak
 from smolmoe.evaluate.comparison_lineage import TrainingText
@@ -78,7 +79,7 @@ class LeakSearch:
                 if source is None:
                     unread.append(recipe.path or recipe.preset or "")
                     continue
-                met.update(document.text for document in source.documents() if document.text in self._judged)
+                met.update(document.text for document in source.documents(Tally()) if document.text in self._judged)
             except SmolmoeError as error:
                 unread.append(f"{recipe.path or recipe.preset} ({error.message})")
         return met, tuple(unread)
@@ -87,6 +88,6 @@ class LeakSearch:
 def _open(recipe: SourceRecipe, text: TrainingText) -> Source | None:
     """None of what lies on the hub, or no longer anywhere: nothing is downloaded to be looked through."""
     if recipe.preset == EMBEDDED:
-        return open_source(recipe)
+        return open_source(recipe, quiet=True)
     found = None if recipe.path is None else nearby(recipe.path, text.near)
-    return None if found is None else open_source(recipe.model_copy(update={"path": str(found)}))
+    return None if found is None else open_source(recipe.model_copy(update={"path": str(found)}), quiet=True)
