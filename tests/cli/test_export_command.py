@@ -33,7 +33,7 @@ def test_another_class(moe: Path, tmp_path: Path) -> None:
     assert "claim       exact. The same router rows choose the same experts" in text
     assert "padded left, right" in text
     assert "with KV cache" in text
-    assert "9 of 9 checks hold." in text
+    assert "10 of 10 checks hold." in text
 
 
 def test_json_and_dry_run(moe: Path, tmp_path: Path) -> None:
