@@ -22,6 +22,8 @@ if TYPE_CHECKING:
 INDEX_FILE = "model.safetensors.index.json"
 SINGLE_FILE = "model.safetensors"
 FLOAT_DTYPES = {"F32": "float32", "F16": "float16", "BF16": "bfloat16", "F64": "float64"}
+# Some classes have tables of whole numbers among their tensors (DeepSeek-V4: which experts a token goes to).
+READABLE = FLOAT_DTYPES | {"I64": "int64", "I32": "int32", "I16": "int16", "I8": "int8", "U8": "uint8", "BOOL": "bool"}
 DTYPE_CODES = {name: code for code, name in FLOAT_DTYPES.items()}
 _PICKLES = ("pytorch_model*.bin", "*.pt", "*.pth", "*.pkl", "consolidated*.pth")
 # What a hub download needs: no weights in other formats, no training leftovers. The card says the licence.
@@ -65,7 +67,7 @@ class Checkpoint:
             _read_exactly(file, data.numpy().data, name)
         if finite and (count := not_finite(data.numpy(), info.dtype, infinite=_infinite_counts(name))):
             raise self._not_finite(name, count)
-        return data.view(getattr(torch, FLOAT_DTYPES[info.dtype])).reshape(shape)
+        return data.view(getattr(torch, READABLE[info.dtype])).reshape(shape)
 
     def not_finite(self, names: Iterable[str] | None = None) -> dict[str, int]:
         """Tensors (of these names, or all) that hold NaN or infinity, and how many of each."""

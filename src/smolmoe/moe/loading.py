@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 
-from smolmoe.checkpoint import FLOAT_DTYPES, Checkpoint, open_checkpoint
+from smolmoe.checkpoint import FLOAT_DTYPES, READABLE, Checkpoint, open_checkpoint
 from smolmoe.data.vocabulary import within_vocabulary
 from smolmoe.errors import CheckpointError, HubError, SmolmoeError, SourceError
 from smolmoe.hub_access import why_not
@@ -267,7 +267,8 @@ class Skeleton:
         sizes: dict[str, int] = {}
         for name in self.names:
             info = self._checkpoint.tensors[name]
-            sizes[info.dtype] = sizes.get(info.dtype, 0) + info.nbytes
+            if info.dtype in FLOAT_DTYPES:
+                sizes[info.dtype] = sizes.get(info.dtype, 0) + info.nbytes
         return getattr(torch, FLOAT_DTYPES[max(sizes, key=lambda code: sizes[code])])
 
     def _renamed(self) -> dict[str, str]:
@@ -284,12 +285,14 @@ class Skeleton:
 
     def _dry_run(self) -> set[str]:
         on_meta = {}
+        known = self.model.state_dict()
         for name, info in self._checkpoint.tensors.items():
-            if info.dtype not in FLOAT_DTYPES and self.names[name] in self.model.state_dict():
+            own = known.get(self.names[name])
+            if info.dtype not in FLOAT_DTYPES and own is not None and own.is_floating_point():
                 raise CheckpointError(
                     f"stored as {info.dtype}: quantised weights are not loaded.", field="tensor", value=name
                 )
-            dtype = getattr(torch, FLOAT_DTYPES.get(info.dtype, "float32"))
+            dtype = getattr(torch, READABLE.get(info.dtype, "float32"))
             on_meta[name] = torch.empty(info.shape, dtype=dtype, device="meta")
         buffers = dict(self.model.named_buffers())
         info = self._convert(on_meta, "meta")
@@ -337,7 +340,8 @@ class _OnDisk:
 
     def __getitem__(self, _: Any) -> torch.Tensor:
         tensor = self._checkpoint.read(self._name, finite=self._finite)
-        return tensor if self._stored_dtype is None else tensor.to(self._stored_dtype)
+        rounds = self._stored_dtype is not None and tensor.is_floating_point()
+        return tensor.to(self._stored_dtype) if rounds else tensor
 
 
 @contextmanager

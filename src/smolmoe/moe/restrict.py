@@ -181,8 +181,9 @@ class _Masked(TorchFunctionMode):
             return part * self._available[indices]
         left = self._left(part)
         # Without indices, routers return scores of all experts, zero for those not chosen, or logits alone.
-        is_scores = left is not None and indices is None and bool((part >= 0).all())
-        return part * left if is_scores else part
+        if left is None or indices is not None or bool((part < 0).any()):
+            return part
+        return part * left
 
     def _left(self, of: torch.Tensor) -> torch.Tensor | None:
         """[columns] bool; None where the columns are not experts."""

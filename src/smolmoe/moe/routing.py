@@ -248,7 +248,7 @@ def _experts_recorder(capture: RoutingCapture, found: _Found) -> Any:
     return hook
 
 
-def _as_routing(router: nn.Module, output: Any, logits_at: int) -> Routing | torch.Tensor:
+def _as_routing(router: Any, output: Any, logits_at: int) -> Routing | torch.Tensor:
     """Routers agree on what they return but not on the order: indices are the integers, gates have their shape.
 
     Where there are no integers, scores of all experts are zero for those not chosen (Llama 4); without scores the
