@@ -128,7 +128,7 @@ def test_bad_input_leaves_no_folder(recipe: PairsRecipe, tmp_path: Path) -> None
         ({"max_new_tokens": 512}, DataError, r"line \d+: \d+ tokens and 512 new ones exceed the model's 512 positions"),
         ({"template": "none"}, RequestError, "exactly once"),
         ({"chat": True}, SourceError, "no chat template"),
-        ({"device": "nowhere"}, RequestError, "device='nowhere': it cannot be used"),
+        ({"device": "nowhere"}, RequestError, "device='nowhere': must be auto"),
     ]
     for change, error, message in cases:
         with pytest.raises(error, match=message):
