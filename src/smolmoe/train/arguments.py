@@ -93,13 +93,6 @@ def check_trainer(recipe: TrainRecipe) -> None:
         RequestError
     """
     check_trainer_keys(recipe.trainer)
-    if recipe.distill is not None and recipe.trainer.get("label_smoothing_factor"):
-        raise RequestError(
-            "a teacher's targets take its place.",
-            field="trainer.label_smoothing_factor",
-            value=recipe.trainer["label_smoothing_factor"],
-            fix="Leave it out, or leave out distill.",
-        )
     check_combinations(recipe.trainer, {**DEFAULTS, **recipe.trainer}, pick_device(recipe.device))
     steps = max(1, int(recipe.trainer.get("max_steps", 1)))
     build = _builder(recipe, recipe.out, steps=steps, every=1)
