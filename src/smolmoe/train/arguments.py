@@ -11,7 +11,6 @@ import torch
 from transformers import TrainingArguments
 
 from smolmoe.devices import kind, pick_device
-from smolmoe.errors import RequestError
 from smolmoe.recipe import TrainRecipe
 from smolmoe.recipe.base import check_passed_on
 from smolmoe.train.checks import check_combinations, refused_by, renamed, try_out
