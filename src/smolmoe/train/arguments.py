@@ -11,7 +11,6 @@ import torch
 from transformers import TrainingArguments
 
 from smolmoe.devices import kind, pick_device
-from smolmoe.errors import RequestError
 from smolmoe.recipe import TrainRecipe
 from smolmoe.recipe.base import check_passed_on, new_names
 from smolmoe.train.checks import check_combinations, refused_by, try_out
@@ -93,13 +92,6 @@ def check_trainer(recipe: TrainRecipe) -> None:
         RequestError
     """
     check_trainer_keys(recipe.trainer)
-    if recipe.distill is not None and recipe.trainer.get("label_smoothing_factor"):
-        raise RequestError(
-            "a teacher's targets take its place.",
-            field="trainer.label_smoothing_factor",
-            value=recipe.trainer["label_smoothing_factor"],
-            fix="Leave it out, or leave out distill.",
-        )
     check_combinations(recipe.trainer, {**DEFAULTS, **recipe.trainer}, pick_device(recipe.device))
     steps = max(1, int(recipe.trainer.get("max_steps", 1)))
     build = _builder(recipe, recipe.out, steps=steps, every=1)
