@@ -19,6 +19,8 @@ INDEX_FILE = "model.safetensors.index.json"
 SINGLE_FILE = "model.safetensors"
 ITEM_BYTES = {"F32": 4, "F16": 2, "BF16": 2, "F64": 8, "I64": 8, "I32": 4, "I16": 2, "I8": 1, "U8": 1, "BOOL": 1}
 FLOAT_DTYPES = {"F32": "float32", "F16": "float16", "BF16": "bfloat16", "F64": "float64"}
+# Some classes have tables of whole numbers among their tensors (DeepSeek-V4: which experts a token goes to).
+READABLE = FLOAT_DTYPES | {"I64": "int64", "I32": "int32", "I16": "int16", "I8": "int8", "U8": "uint8", "BOOL": "bool"}
 DTYPE_CODES = {name: code for code, name in FLOAT_DTYPES.items()}
 _PICKLES = ("pytorch_model*.bin", "*.pt", "*.pth", "*.pkl", "consolidated*.pth")
 # What a hub download needs: no weights in other formats, no training leftovers. The card says the licence.
@@ -64,7 +66,7 @@ class Checkpoint:
         with open(info.file, "rb", buffering=0) as file:
             file.seek(offset)
             _read_exactly(file, data.numpy().data, name)
-        return data.view(getattr(torch, FLOAT_DTYPES[info.dtype])).reshape(shape)
+        return data.view(getattr(torch, READABLE[info.dtype])).reshape(shape)
 
     def files(self) -> list[Path]:
         """The weight files, in order of name."""

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
+
 import pytest
 import torch
 from helpers import MOE_CONFIGS, random_moe
+from tests.moe.other_moes import OTHER_MOES, UNREADABLE, other_moe
 
-from smolmoe.errors import RequestError
+from smolmoe.errors import RequestError, SourceError
 from smolmoe.moe.control import control_routers
 from smolmoe.moe.gating import GateSpec, Intervention, route
-from smolmoe.moe.restrict import only_experts, without_experts
+from smolmoe.moe.restrict import only_experts, why_not_restricted, without_experts
 from smolmoe.moe.routing import RoutingCapture, find_routers
 
 KINDS = sorted(MOE_CONFIGS)
@@ -110,3 +113,74 @@ def test_a_lone_expert_is_found_in_its_group_though_others_rank_by_two():
     _, gates, chosen = route(x, weight, bias, spec, available=torch.tensor([False, False, False, True]))
     assert (chosen == 3).all()
     torch.testing.assert_close(gates, torch.ones(4, 1))
+
+
+# -- routers of classes not known here ---------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("left", [[2], [0, 3], [0, 1, 3]])
+def test_masking_a_router_s_own_forward_is_what_is_known_of_it(kind, left, monkeypatch):
+    model = random_moe(kind).eval()
+    for _, router in find_routers(model):
+        if hasattr(router, "e_score_correction_bias"):  # by which experts that are left out would be the best
+            router.e_score_correction_bias.copy_(torch.tensor([0.1, 2.0, 0.0, 0.3])[: router.weight.shape[0]])
+    layers = dict.fromkeys((layer for layer, _ in find_routers(model)), left)
+    logits, expected = routings(model, layers)
+    monkeypatch.setattr("smolmoe.moe.restrict.is_known", lambda router: False)
+    masked, found = routings(model, layers)
+    torch.testing.assert_close(masked, logits, rtol=1e-4, atol=1e-5)
+    for layer, routing in expected.items():
+        gates = [
+            torch.zeros(routing.logits.shape).scatter_(1, r.indices, r.weights.float()) for r in (routing, found[layer])
+        ]
+        torch.testing.assert_close(*gates, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("kind", OTHER_MOES)
+def test_routers_of_unknown_classes_are_read_and_restricted(kind):
+    model = other_moe(kind)
+    capture = RoutingCapture(model)
+
+    def run(experts=None, removed=None):
+        layers = capture.layers
+        context = only_experts(model, dict.fromkeys(layers, experts)) if experts else nullcontext()
+        context = without_experts(model, dict.fromkeys(layers, removed)) if removed else context
+        capture.clear()
+        with torch.no_grad(), context, capture:
+            return model(ids(), use_cache=False).logits, capture.routing(layers[0])
+
+    logits, plain = run()
+    assert plain.indices.shape == plain.weights.shape == (24, plain.top_k)
+    everyone = range(plain.experts)
+    assert torch.equal(run(everyone)[0], logits)
+    forced, routing = run([1])
+    assert set(routing.indices[routing.weights != 0].tolist()) == {1}
+    assert forced.isfinite().all()
+    assert not torch.allclose(forced, logits)
+    assert torch.equal(run(removed=[0])[0], run(everyone[1:])[0])
+    assert torch.equal(run()[0], logits)  # afterwards the routers are whole again
+    assert why_not_restricted(model, capture, ids()) is None
+
+
+@pytest.mark.parametrize("kind", UNREADABLE)
+def test_routers_whose_choices_cannot_be_read_are_named(kind):
+    model = other_moe(kind)
+    with pytest.raises(SourceError, match="decisions cannot be read"), RoutingCapture(model), torch.no_grad():
+        model(ids(), use_cache=False)
+
+
+def test_a_router_that_goes_its_own_way_is_found_out():
+    model = other_moe("gpt_oss")
+    for _, router in find_routers(model):
+        plain = type(router).forward
+
+        class Stubborn(type(router)):
+            def forward(self, x, plain=plain):
+                logits, gates, _ = plain(self, x)
+                chosen = torch.ones(len(x), 2, dtype=torch.long)
+                return logits, gates + 1, chosen + torch.arange(2)
+
+        router.__class__ = Stubborn
+    said = why_not_restricted(model, RoutingCapture(model), ids())
+    assert said == "the Stubborn of layer 0, restricted to one expert, still chooses others"

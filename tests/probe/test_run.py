@@ -12,6 +12,7 @@ import pytest
 import torch
 import typer
 from helpers import dense_llama, edit_tensors, moe_of, random_moe, save
+from tests.moe.other_moes import other_moe
 from typer.testing import CliRunner
 
 from smolmoe.checkpoint import open_checkpoint
@@ -21,6 +22,7 @@ from smolmoe.errors import DataError, OutputError, RequestError, SmolmoeError, S
 from smolmoe.probe.results import ProbeResult, read_result
 from smolmoe.probe.run import probe
 from smolmoe.probe.subject import ProbeOptions
+from smolmoe.proof.doctor import doctor
 from smolmoe.recipe import UpcycleRecipe, parse
 from smolmoe.surgery.convert import convert
 from smolmoe.surgery.plan import make_plan
@@ -66,6 +68,27 @@ def test_stock_classes(kind: str, tmp_path: Path, text: Path) -> None:
         2,
     )
     assert read_result(tmp_path / "out").to_json() == result.to_json()
+
+
+@pytest.mark.parametrize("kind", ["gpt_oss", "llama4_text"])
+def test_routers_of_classes_not_known_by_heart(kind: str, tmp_path: Path, text: Path) -> None:
+    """Losses with experts forced, too; the doctor reads such a router as well."""
+    folder = save(other_moe(kind), tmp_path / "moe")
+    result = probe(folder, text, options=replace(QUICK, permutations=3))
+    assert result.losses is not None
+    assert result.losses.labels[:4] == [f"expert {index}" for index in range(4)]
+    assert len({row[0] for row in result.losses.forced}) == 2
+    assert {len(layer) for layer in result.similarity.cka} == {4}
+    assert doctor(folder, sequences=2, length=16).vitals.layers
+
+
+def test_losses_that_cannot_be_forced_are_left_out_and_why_is_said(
+    tmp_path: Path, text: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr("smolmoe.probe.counting.Runner.why_not_restricted", lambda self: "router X goes its own way")
+    result = probe(save(random_moe("mixtral"), tmp_path / "moe"), text, options=replace(QUICK, permutations=3))
+    assert result.losses is None
+    assert "router X goes its own way. All else is measured" in caplog.text
 
 
 def test_a_router_that_tells_digits_from_letters_is_found_out(tmp_path: Path, text: Path) -> None:

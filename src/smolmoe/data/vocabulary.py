@@ -9,7 +9,6 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 from contextlib import contextmanager
-from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -47,8 +46,7 @@ def within_vocabulary(tokenizer: Any, size: int | None) -> Any:
     return tokenizer
 
 
-@cache
-def _bounded(kind: Any) -> Any:
+def _bounded(kind: type[Any]) -> type[Any]:
     class Bounded(kind):
         def __call__(self, text: Any = None, *args: Any, **options: Any) -> Any:
             found = super().__call__(text, *args, **options)

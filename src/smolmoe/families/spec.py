@@ -118,7 +118,10 @@ def _quantiser(settings: Any) -> str:
 
 def _refuse_a_composite(config: Any) -> None:
     """A vision-language or speech model: its text model is one part of it."""
-    text = config.get_text_config() if hasattr(config, "get_text_config") else config
+    try:
+        text = config.get_text_config() if hasattr(config, "get_text_config") else config
+    except ValueError:  # several text models
+        text = None
     if text is config:
         return
     parts = sorted(key for key in getattr(config, "sub_configs", {}) if getattr(config, key, None) is not None)
@@ -126,7 +129,7 @@ def _refuse_a_composite(config: Any) -> None:
         f"a model of several parts ({', '.join(parts)}), not a language model alone.",
         field="model_type",
         value=config.model_type,
-        fix=f"Save its text model ({text.model_type}) by itself, as a causal language model, and give that.",
+        fix="Save its text model by itself, as a causal language model, and give that.",
     )
 
 

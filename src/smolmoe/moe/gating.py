@@ -105,8 +105,7 @@ def gate_spec(router: nn.Module) -> GateSpec:
     Raises:
         TargetError: its class is not known here.
     """
-    # By the class that defines it: FSDP and quantisers put an empty subclass in front.
-    owner = next(cls.__name__ for cls in type(router).__mro__ if "forward" in vars(cls))
+    owner = _owner(router)
     if owner not in _SPECS:
         raise TargetError(
             "this router's computation is not known, so nothing can be done to it.",
@@ -115,6 +114,16 @@ def gate_spec(router: nn.Module) -> GateSpec:
             fix=f"Known are: {', '.join(sorted(_SPECS))}.",
         )
     return _SPECS[owner](router)
+
+
+def is_known(router: nn.Module) -> bool:
+    """Whether `gate_spec` knows what this router does."""
+    return _owner(router) in _SPECS
+
+
+def _owner(router: nn.Module) -> str:
+    # By the class that defines it: FSDP and quantisers put an empty subclass in front.
+    return next(cls.__name__ for cls in type(router).__mro__ if "forward" in vars(cls))
 
 
 def route(

@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 
-from smolmoe.checkpoint import FLOAT_DTYPES, Checkpoint, open_checkpoint
+from smolmoe.checkpoint import FLOAT_DTYPES, READABLE, Checkpoint, open_checkpoint
 from smolmoe.data.vocabulary import within_vocabulary
 from smolmoe.errors import CheckpointError, HubError, SmolmoeError, SourceError
 from smolmoe.tensor_names import LEFTOVERS, explain_names
@@ -107,8 +107,11 @@ def _vocabulary(folder: Path) -> int | None:
     """V of the model in a folder, None where there is no model."""
     if not (folder / "config.json").is_file():
         return None
-    size = getattr(load_config(folder, as_files=False).get_text_config(), "vocab_size", None)
-    return size if isinstance(size, int) else None
+    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    for settings in (config.get("text_config"), config):
+        if isinstance(settings, dict) and isinstance(settings.get("vocab_size"), int):
+            return int(settings["vocab_size"])
+    return getattr(load_config(folder).get_text_config(), "vocab_size", None)  # what its class has by default
 
 
 def find_tokenizer(name: str, field: str = "tokenizer") -> Any:
@@ -212,7 +215,8 @@ class Skeleton:
         sizes: dict[str, int] = {}
         for name in self.names:
             info = self._checkpoint.tensors[name]
-            sizes[info.dtype] = sizes.get(info.dtype, 0) + info.nbytes
+            if info.dtype in FLOAT_DTYPES:
+                sizes[info.dtype] = sizes.get(info.dtype, 0) + info.nbytes
         return getattr(torch, FLOAT_DTYPES[max(sizes, key=lambda code: sizes[code])])
 
     def _renamed(self) -> dict[str, str]:
@@ -229,12 +233,14 @@ class Skeleton:
 
     def _dry_run(self) -> set[str]:
         on_meta = {}
+        known = self.model.state_dict()
         for name, info in self._checkpoint.tensors.items():
-            if info.dtype not in FLOAT_DTYPES and self.names[name] in self.model.state_dict():
+            own = known.get(self.names[name])
+            if info.dtype not in FLOAT_DTYPES and own is not None and own.is_floating_point():
                 raise CheckpointError(
                     f"stored as {info.dtype}: quantised weights are not loaded.", field="tensor", value=name
                 )
-            dtype = getattr(torch, FLOAT_DTYPES.get(info.dtype, "float32"))
+            dtype = getattr(torch, READABLE.get(info.dtype, "float32"))
             on_meta[name] = torch.empty(info.shape, dtype=dtype, device="meta")
         buffers = dict(self.model.named_buffers())
         info = self._convert(on_meta, "meta")
@@ -281,7 +287,8 @@ class _OnDisk:
 
     def __getitem__(self, _: Any) -> torch.Tensor:
         tensor = self._checkpoint.read(self._name)
-        return tensor if self._stored_dtype is None else tensor.to(self._stored_dtype)
+        rounds = self._stored_dtype is not None and tensor.is_floating_point()
+        return tensor.to(self._stored_dtype) if rounds else tensor
 
 
 @contextmanager

@@ -57,6 +57,7 @@ class _Found:
     layer: int
     module: nn.Module
     logits_at: int  # position in the router's output
+    experts: nn.Module | None = None  # of the same block
 
 
 def find_routers(model: nn.Module) -> list[tuple[int, nn.Module]]:
@@ -99,11 +100,15 @@ class RoutingCapture:
         self.layers = [found.layer for found in self._found]
         self.keep: torch.Tensor | None = None
         self._calls: dict[int, list[Routing]] = {layer: [] for layer in self.layers}
+        self.pending: dict[int, torch.Tensor] = {}  # logits of routers that leave the choice to their block
         self._handles: list[Any] = []
 
     def __enter__(self) -> RoutingCapture:
         for found in self._found:
             self._handles.append(found.module.register_forward_hook(_recorder(self, found)))
+            if isinstance(found.experts, nn.Module):
+                hook = _experts_recorder(self, found)
+                self._handles.append(found.experts.register_forward_pre_hook(hook, with_kwargs=True))
         return self
 
     def __exit__(
@@ -120,6 +125,9 @@ class RoutingCapture:
     def routing(self, layer: int) -> Routing:
         """The same, all calls one after the other."""
         calls = self._calls[layer]
+        if not calls:
+            module = next(found.module for found in self._found if found.layer == layer)
+            raise _unreadable(module)
         return Routing(
             torch.cat([call.logits for call in calls]),
             torch.cat([call.weights for call in calls]),
@@ -129,6 +137,7 @@ class RoutingCapture:
 
     def clear(self) -> None:
         """Forget what was recorded so far."""
+        self.pending.clear()
         for calls in self._calls.values():
             calls.clear()
 
@@ -180,7 +189,8 @@ def _find(model: nn.Module) -> list[_Found]:
         at = _logits_position(recorders, name, module) if name.startswith(f"{path}.") else None
         if at is not None:
             layer = int(name.removeprefix(f"{path}.").split(".")[0])
-            found[layer] = _Found(layer, module, at)
+            block = model.get_submodule(name.rpartition(".")[0])
+            found[layer] = _Found(layer, module, at, getattr(block, "experts", None))
     return [found[layer] for layer in sorted(found)]
 
 
@@ -209,27 +219,65 @@ def _recorders(model: nn.Module) -> list[Any]:
 
 def _recorder(capture: RoutingCapture, found: _Found) -> Any:
     def hook(module: nn.Module, args: Any, output: Any) -> None:
-        capture.record(found.layer, _as_routing(module, output, found.logits_at))
+        routing = _as_routing(module, output, found.logits_at)
+        if isinstance(routing, Routing):
+            capture.record(found.layer, routing)
+        elif isinstance(found.experts, nn.Module):
+            capture.pending[found.layer] = routing
+        else:
+            raise _unreadable(module)
 
     return hook
 
 
-def _as_routing(router: nn.Module, output: Any, logits_at: int) -> Routing:
-    """Routers agree on what they return but not on the order: indices are the integers, gates have their shape."""
+def _experts_recorder(capture: RoutingCapture, found: _Found) -> Any:
+    """What the experts of a block are given, where its router returns logits alone."""
+
+    def hook(module: nn.Module, args: Any, kwargs: Any) -> None:
+        logits = capture.pending.pop(found.layer, None)
+        if logits is None:
+            return
+        given = [t for t in (*args, *kwargs.values()) if isinstance(t, torch.Tensor)]
+        indices = next((t for t in given if not t.is_floating_point()), None)
+        gates = [t for t in given if indices is not None and t is not indices and t.shape == indices.shape]
+        if indices is None or not gates:
+            raise _unreadable(found.module)
+        scores = _selection_scores(found.module, logits)
+        capture.record(found.layer, Routing(logits, gates[0].flatten(0, -2), indices.flatten(0, -2), scores))
+
+    return hook
+
+
+def _as_routing(router: Any, output: Any, logits_at: int) -> Routing | torch.Tensor:
+    """Routers agree on what they return but not on the order: indices are the integers, gates have their shape.
+
+    Where there are no integers, scores of all experts are zero for those not chosen (Llama 4); without scores the
+    logits alone are given back, and the block that the router is in chooses.
+    """
     output = output if isinstance(output, tuple) else (output,)
     if logits_at == UNRECORDED:
         logits_at = 0 if output[0].is_floating_point() else len(output) - 1
+    logits = output[logits_at].reshape(-1, output[logits_at].shape[-1])
     rest = [t for at, t in enumerate(output) if at != logits_at and isinstance(t, torch.Tensor)]
     indices = [t for t in rest if not t.is_floating_point()]
+    if not rest and len(output) == 1:
+        return logits
+    if not indices and len(rest) == 1 and rest[0].shape == output[logits_at].shape and hasattr(router, "top_k"):
+        top = rest[0].reshape(logits.shape).topk(router.top_k, dim=-1)
+        return Routing(logits, top.values, top.indices, _selection_scores(router, logits))
     gates = [t for t in rest if t.is_floating_point() and indices and t.shape == indices[0].shape]
-    if len(indices) != 1 or len(gates) != 1:
-        raise SourceError(
-            "this router does not return logits, gates and indices; its decisions cannot be read.",
-            field="router",
-            value=type(router).__name__,
-        )
-    logits = output[logits_at].reshape(-1, output[logits_at].shape[-1])
+    if len(indices) != 1 or not gates:
+        raise _unreadable(router)
     return Routing(logits, gates[0].flatten(0, -2), indices[0].flatten(0, -2), _selection_scores(router, logits))
+
+
+def _unreadable(router: nn.Module) -> SourceError:
+    return SourceError(
+        "neither does this router return logits, gates and indices, nor are gates and indices handed to its experts; "
+        "its decisions cannot be read.",
+        field="router",
+        value=type(router).__name__,
+    )
 
 
 def _selection_scores(router: nn.Module, logits: torch.Tensor) -> torch.Tensor:

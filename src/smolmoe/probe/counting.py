@@ -11,6 +11,7 @@ from typing import Any
 import torch
 
 from smolmoe.errors import SourceError
+from smolmoe.moe.restrict import why_not_restricted
 from smolmoe.moe.routing import RoutingCapture
 from smolmoe.probe.reading import Batch, TaggedDocument, batches, chunked
 from smolmoe.probe.token_types import TYPES, types_in_context
@@ -137,6 +138,11 @@ class Runner:
         experts = torch.stack([routing.indices for routing in routings])[:, keep]
         gates, order = gates.sort(stable=True, dim=-1, descending=True)
         return Chosen(experts.gather(-1, order), gates)
+
+    def why_not_restricted(self) -> str | None:
+        """Why experts cannot be forced or taken out, None where they can."""
+        inputs = torch.arange(8, device=self.model.device)[None]
+        return why_not_restricted(self.model, self._capture, inputs)
 
     def _routings(self, inputs: torch.Tensor) -> list[Any]:
         self._capture.clear()

@@ -70,6 +70,7 @@ def probe(
         subject = open_subject(model, options or ProbeOptions(), device)
         dense_model = None if dense is None else open_beside(dense, subject, "dense")
         dense_inputs = None if dense_model is None else dense_tap(dense_model, subject.layers)
+        forced = subject.options.losses and _can_be_forced(subject)
         other = None if against is None else _comparable(open_beside(against, subject, "against"), subject)
     with clock("Routing the text"):
         counts = subject.count(str(data), report)
@@ -90,7 +91,7 @@ def probe(
     with clock("Shuffling domains"):
         layers = _layers(subject, counts, domains)
     losses, saturation = None, None
-    if subject.options.losses:
+    if forced:
         with clock("Measuring losses", tell=False):  # which says how many passes there are
             losses = _losses(subject, sides, owners, dense_model, report)
     if other is not None:
@@ -179,6 +180,13 @@ def _layers(subject: Subject, counts: RoutingCounts, domains: list[str]) -> list
         seed=options.seed,
     )
     return layer_results(counts, subject.layers, domains, baselines)
+
+
+def _can_be_forced(subject: Subject) -> bool:
+    reason = subject.runner.why_not_restricted()
+    if reason is not None:
+        logger.warning("No losses with experts forced or taken out: %s. All else is measured.", reason)
+    return reason is None
 
 
 def _losses(subject: Subject, sides: Sides, owners: Owners, dense: Any | None, report: Report | None) -> Losses:

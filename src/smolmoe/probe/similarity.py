@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Sequence
 from typing import Any
 
@@ -49,9 +50,14 @@ def expert_outputs(layer: nn.Module, router: nn.Module, x: torch.Tensor, experts
     """
     module = _experts_beside(layer, router)
     own = next(module.parameters()).dtype
-    gates = torch.ones(len(x), 1, dtype=own, device=x.device)
-    chosen = torch.zeros(len(x), 1, dtype=torch.long, device=x.device)
-    return torch.stack([module(x.to(own), chosen + expert, gates).float().cpu() for expert in range(experts)])
+    if len(inspect.signature(module.forward).parameters) == 1:  # each expert has its share of the rows (Llama 4)
+        together: torch.Tensor = module(x.to(own).repeat(experts, 1))
+        return together.unflatten(0, (experts, -1)).float().cpu()
+    # Twice, the second time at gate 0: some classes (LongCat) cannot take one expert a token.
+    gates = torch.tensor([1.0, 0.0], dtype=own, device=x.device).repeat(len(x), 1)
+    chosen = torch.zeros(len(x), 2, dtype=torch.long, device=x.device)
+    outputs = (module(x.to(own), chosen + expert, gates).reshape(x.shape) for expert in range(experts))
+    return torch.stack([output.float().cpu() for output in outputs])
 
 
 def linear_cka(outputs: torch.Tensor) -> torch.Tensor:
