@@ -115,8 +115,11 @@ def _vocabulary(folder: Path) -> int | None:
     """V of the model in a folder, None where there is no model."""
     if not (folder / "config.json").is_file():
         return None
-    size = getattr(load_config(folder, as_files=False).get_text_config(), "vocab_size", None)
-    return size if isinstance(size, int) else None
+    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    for settings in (config.get("text_config"), config):
+        if isinstance(settings, dict) and isinstance(settings.get("vocab_size"), int):
+            return int(settings["vocab_size"])
+    return getattr(load_config(folder).get_text_config(), "vocab_size", None)  # what its class has by default
 
 
 def _without_code(tokenizer: Any) -> Any:
