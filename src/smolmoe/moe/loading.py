@@ -115,7 +115,7 @@ def _vocabulary(folder: Path) -> int | None:
     """V of the model in a folder, None where there is no model."""
     if not (folder / "config.json").is_file():
         return None
-    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    config = read_config(folder, "model")
     for settings in (config.get("text_config"), config):
         if isinstance(settings, dict) and isinstance(settings.get("vocab_size"), int):
             return int(settings["vocab_size"])
