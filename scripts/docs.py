@@ -57,6 +57,8 @@ KEYS: dict[str, Keys] = {
         ),
         "data": (("data.", DataRecipe), ("data.sources[].", SourceRecipe)),
         "objective": (("objective.", ObjectiveRecipe), ("routing.", RoutingRecipe)),
+    },
+    "pipelines.md": {
         "pipeline": (("", PipelineRecipe), ("stages[].", StageRecipe), ("stages[].report.", ReportRecipe)),
     },
     "specialise.md": {

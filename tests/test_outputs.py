@@ -70,6 +70,13 @@ def _score(inputs: Path, out: Path) -> object:
 
 
 Command = Callable[[Path, Path], object]
+
+
+def _run_folder(inputs: Path, out: Path) -> None:
+    with growing(out):  # as both commands do
+        RunFolder(out, {"a": 1})
+
+
 FOLDERS: dict[str, Command] = {
     "upcycle": lambda inputs, out: upcycle(inputs / "dense", out, verify=False),
     "upcycle --dry-run": lambda inputs, out: upcycle(inputs / "dense", out, dry_run=True),
@@ -93,7 +100,7 @@ FOLDERS: dict[str, Command] = {
     "distill cache --dry-run": lambda inputs, out: forecast_cache(inputs / "dense", inputs / "rows.jsonl", out),
     "align pairs": _pairs,
     "correct score": _score,
-    "quickstart, sweep": lambda inputs, out: RunFolder(out, {"a": 1}),
+    "quickstart, sweep": _run_folder,
 }
 FILES: dict[str, Command] = {
     "export --to gguf": lambda inputs, out: export(inputs / "moe", out, "gguf"),

@@ -40,6 +40,9 @@ _BY_OWNER = {
     "lm_eval.tasks:": {
         "TaskManager": "(verbosity=None, include_path=None, include_defaults=True, metadata=None)",
     },
+    "torch._inductor:": {
+        "list_mode_options": "(mode=None, dynamic=None)",
+    },
     "torch.nn:Module.": {
         "_apply": "(self, fn, recurse=True)",
         "_modules": "attribute",
@@ -104,7 +107,11 @@ _BY_OWNER = {
     "transformers.integrations.sonicmoe:": {
         "is_sonicmoe_loadable": "(raise_error=False)",
     },
+    "transformers.integrations.integration_utils:": {
+        "INTEGRATION_TO_CALLBACK": "attribute",
+    },
     "transformers.integrations:": {
+        "get_available_reporting_integrations": "()",
         "use_experts_implementation": "takes experts_class",
     },
     "transformers.modeling_layers:GradientCheckpointingLayer.": {
@@ -119,6 +126,12 @@ _BY_OWNER = {
     "transformers.trainer:": {
         "OPTIMIZER_NAME": "'optimizer.pt'",
         "SCHEDULER_NAME": "'scheduler.pt'",
+    },
+    "transformers.models.auto.modeling_auto:": {
+        "MODEL_FOR_CAUSAL_LM_MAPPING_NAMES": "attribute",
+    },
+    "transformers.trainer_pt_utils:": {
+        "safe_globals": "()",
     },
     "transformers.utils.logging:": {
         "disable_progress_bar": "()",
@@ -194,6 +207,10 @@ _BY_OWNER = {
         "model_accepts_loss_kwargs": "attribute",
         "train": "(self, resume_from_checkpoint=None, trial=None, ignore_keys_for_eval=None)",
     },
+    "transformers:TrainingArguments.": {
+        "_n_gpu": "attribute",
+        "_setup_devices": "attribute",
+    },
     "transformers:TrainerCallback.": {
         "on_log": "(self, args, state, control, **kwargs)",
         "on_optimizer_step": "(self, args, state, control, **kwargs)",
@@ -207,6 +224,7 @@ _BY_OWNER = {
         "_clip_grad_norm": "(self, model)",
         "_get_output_dir": "(self, trial)",
         "_load_from_checkpoint": "(self, resume_from_checkpoint, model=None)",
+        "_load_optimizer_and_scheduler": "(self, checkpoint)",
         "_save": "(self, output_dir=None, state_dict=None)",
         "_save_checkpoint": "(self, model, trial)",
         "_send_telemetry": "(self)",
@@ -216,10 +234,17 @@ _BY_OWNER = {
         "create_scheduler": "(self, num_training_steps, optimizer=None)",
         "tokenize_row": "(self, feature, model=None)",
     },
+    "trl.trainer.dpo_trainer:": {
+        "DataCollatorForPreference": "takes pad_token_id, max_length, truncation_mode",
+    },
+    "trl.trainer.dpo_trainer:DataCollatorForPreference.": {
+        "torch_call": "(self, examples)",
+    },
     "trl:DPOTrainer.": {
         "_clip_grad_norm": "(self, model)",
         "_get_output_dir": "(self, trial)",
         "_load_from_checkpoint": "(self, resume_from_checkpoint, model=None)",
+        "_load_optimizer_and_scheduler": "(self, checkpoint)",
         "_prepare_dataset": "(self, dataset, processing_class, args, dataset_name)",
         "_save": "(self, output_dir=None, state_dict=None)",
         "_save_checkpoint": "(self, model, trial)",
@@ -233,6 +258,7 @@ _BY_OWNER = {
         "_clip_grad_norm": "(self, model)",
         "_get_output_dir": "(self, trial)",
         "_load_from_checkpoint": "(self, resume_from_checkpoint, model=None)",
+        "_load_optimizer_and_scheduler": "(self, checkpoint)",
         "_prepare_dataset": "(self, dataset, processing_class, args, packing, formatting_func, dataset_name)",
         "_save": "(self, output_dir=None, state_dict=None)",
         "_save_checkpoint": "(self, model, trial)",
@@ -246,7 +272,7 @@ _BY_OWNER = {
 HOOKS = {owner + name: shape for owner, names in _BY_OWNER.items() for name, shape in names.items()}
 
 # Texts that look like private names: parts of names in files and of labels, attributes of our own; and a named tuple's.
-OURS = {"_asdict", "_backbone", "_baseline", "_bias", "_index", "_open", "_stderr"}
+OURS = {"_asdict", "_backbone", "_baseline", "_bias", "_index", "_open", "_parsing", "_stderr", "_type"}
 # Of llama.cpp's converter, which the user has and no package index; the worker says which method it lacks.
 ELSEWHERE = {"_set_vocab_gpt2", "_set_vocab_llama_hf"}
 

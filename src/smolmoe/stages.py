@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from smolmoe.errors import OutputError
-from smolmoe.files import remove, write_json, writing
+from smolmoe.files import followed, remove, write_json, writing
 from smolmoe.folders import move_into_place
 from smolmoe.json_text import read_object
 
@@ -53,6 +53,7 @@ class RunFolder:
                 fix="Name another folder, or use --overwrite to start over.",
             )
         if found is None:
+            followed(self.path).mkdir(parents=True, exist_ok=True)
             write_json(self.path / SETTINGS, settings)  # first: it says whose folder this is
         (self.path / RECORDS).mkdir(exist_ok=True)
 

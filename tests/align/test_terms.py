@@ -52,7 +52,7 @@ def pairs(method: str) -> list[Row]:
 
 def build(folder: Path, model: Any, method: str, *, reference: Any = None, **changes: Any) -> Any:
     """A trainer of ours on the four pairs, and the batch of all of them."""
-    values = parse(AlignRecipe, recipe(folder, Path("unused"), method, **{"trainer": trainer(), **changes}))
+    values = parse(AlignRecipe, recipe(folder, Path("unused"), method, **{"trainer": trainer(bf16=False), **changes}))
     adapters = None
     if values.lora is not None:
         adapters = lora_config(values.lora, model, train_routers=values.router != "frozen")
@@ -62,7 +62,7 @@ def build(folder: Path, model: Any, method: str, *, reference: Any = None, **cha
         model=model,
         reference=reference,
         tokenizer=tiny_tokenizer(),
-        arguments=trainer_arguments(values, length=64, save_steps=1, device="cpu", bf16=False),
+        arguments=trainer_arguments(values, length=64, save_steps=1, device="cpu"),
         adapters=adapters,
     )
     made.gradients_every = 0

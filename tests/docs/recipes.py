@@ -4,12 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
-import yaml
-
 from smolmoe.errors import RequestError
 from smolmoe.recipe import PipelineRecipe, TrainRecipe, parse
 from smolmoe.recipe.align import AlignRecipe
-from smolmoe.recipe.files import _Loader
+from smolmoe.yaml_text import parse_yaml
 
 # What a recipe must have: a block that shows one section is read with these for the others.
 REST: dict[type, dict[str, Any]] = {
@@ -25,7 +23,7 @@ def check(text: str) -> None:
     Raises:
         AssertionError: none does, with what each says, or one of its stages is wrong.
     """
-    values = yaml.load(text, _Loader)
+    values = parse_yaml(text)
     if isinstance(values, list):
         values = {"stages": values}
     said = []

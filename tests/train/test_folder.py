@@ -61,6 +61,7 @@ def test_starting_over_deletes_what_the_run_wrote_and_nothing_else(tmp_path: Pat
 @pytest.mark.parametrize("there", [True, False])
 def test_a_link_is_the_folder_it_leads_to(tmp_path: Path, values: Any, there: bool) -> None:
     out, target = Path(values["out"]), tmp_path / "disk" / "run"
+    target.parent.mkdir()
     out.symlink_to(target)
     if there:
         train(values)

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from smolmoe.errors import CheckpointError, DataError, OutputError
-from smolmoe.files import remove, write_json, write_text
+from smolmoe.files import followed, remove, write_json, write_text
 from smolmoe.json_text import read_json, read_object
 
 PAIRS = "pairs.jsonl"
@@ -164,6 +164,7 @@ class PairsFolder:
             raise OutputError(f"the folder holds pairs ({state}).", field="out", value=str(path), fix=fix)
         elif not is_empty:
             self._check_same(asked)
+        followed(path).mkdir(parents=True, exist_ok=True)
         write_json(path / ASKED, asked)  # first: it says whose folder this is
         (path / SAMPLES).mkdir(exist_ok=True)
 

@@ -13,7 +13,7 @@ from smolmoe.data.targets import ABOUT, REQUEST, TOKENIZER, file_sizes
 from smolmoe.data.tokens import TokenStore
 from smolmoe.distill.options import CacheOptions
 from smolmoe.errors import OutputError
-from smolmoe.files import remove
+from smolmoe.files import emptied, remove
 from smolmoe.json_text import read_object
 
 TEXT = ".text"  # the tokenised text, until the cache is finished
@@ -88,11 +88,11 @@ def writing(folder: Path) -> Iterator[None]:
 
 @contextmanager
 def nothing_left(folder: Path) -> Iterator[None]:
-    """A folder that came into being within goes again where something fails."""
-    was_there = folder.exists()
+    """What came into an empty folder within goes again where something fails."""
+    was_empty = not folder.exists() or not any(folder.iterdir())
     try:
         yield
     except BaseException:
-        if not was_there:
-            shutil.rmtree(folder, ignore_errors=True)
+        if was_empty:
+            emptied(folder)
         raise

@@ -13,7 +13,7 @@ from smolmoe.files import write_json
 from smolmoe.train.checkpoints import FOLDER, PREFIX, problem_of
 from smolmoe.train.folder import BEST, HELD_OUT_BEFORE, MODEL
 from smolmoe.train.metrics import FILE, read_metrics
-from smolmoe.train.saved_state import MANIFEST, NAMES, STATE, TRAINING_STATE
+from smolmoe.train.saved_state import MANIFEST, NAMES, RUN, STATE, TRAINING_STATE
 
 if TYPE_CHECKING:
     from smolmoe.evaluate.held_out import DocumentLosses
@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 _OF_TRAINING = {
     MANIFEST,
     NAMES,
+    RUN,
     STATE,
     TRAINING_STATE,
     "optimizer.pt",

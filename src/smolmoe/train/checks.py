@@ -138,9 +138,9 @@ def _check_kernels(given: Mapping[str, Any], device: str) -> None:
         raise _unused("liger_kernel_config", given["liger_kernel_config"], "use_liger_kernel: true")
     backend, mode = (given.get(f"torch_compile_{name}") for name in ("backend", "mode"))
     if backend is not None:
-        from torch._dynamo import list_backends
+        import torch
 
-        known = list_backends(exclude_tags=())
+        known = torch.compiler.list_backends(exclude_tags=())
         if backend not in known:
             raise _refused("torch_compile_backend", backend, "no such backend", f"Use one of {', '.join(known)}.")
     if mode is not None:
@@ -190,8 +190,7 @@ def _of_library(library: str, error: Exception, field: str, value: Any) -> Reque
 def try_out(arguments: Any, steps: int) -> None:
     """Make the optimiser's class and the schedule of such arguments, to see what transformers says of them."""
     import torch
-    from transformers import Trainer
-    from transformers.optimization import get_scheduler
+    from transformers import Trainer, get_scheduler
 
     kind, options = torch.optim.SGD, {"lr": arguments.learning_rate}
     if not arguments.optim.value.startswith(_LOW_RANK):  # those look for their modules in the model

@@ -90,7 +90,8 @@ def open_folder(
 
 def _find(out: Path, resume: str | None, *, overwrite: bool) -> Path | None:
     if resume is not None:
-        if resume == "latest" and _is_ours(out) and not has_checkpoints(out) and not (out / SUMMARY).is_file():
+        begun = _is_ours(out) and any(out.iterdir())
+        if resume == "latest" and begun and not has_checkpoints(out) and not (out / SUMMARY).is_file():
             logger.warning("%s: the run was stopped before its first checkpoint, so it starts again.", out)
             return None
         return find_checkpoint(out, resume)

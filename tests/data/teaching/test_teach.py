@@ -170,7 +170,7 @@ def test_a_refusal_ends_the_job_at_the_first_answer(tmp_path, reply, said):
     with serving(lambda p, n: reply) as server, pytest.raises(EndpointError, match=said):
         teach(recipe(tmp_path, server.url, list("abcdef")))
     assert server.asked == {"a": 1}
-    assert list((tmp_path / "out").iterdir()) == []
+    assert not (tmp_path / "out").exists()
 
 
 @pytest.mark.parametrize("status", [301, 307, 308])
