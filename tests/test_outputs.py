@@ -20,6 +20,7 @@ from smolmoe.errors import OutputError
 from smolmoe.evaluate.correction import score_checkpoint
 from smolmoe.experts import add_expert, extract, merge_experts, prune
 from smolmoe.exporting import export
+from smolmoe.files import growing
 from smolmoe.pairing import make_pairs
 from smolmoe.probing import probe
 from smolmoe.pushing import push

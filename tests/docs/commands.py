@@ -229,7 +229,7 @@ def working_in(folder: Path) -> Iterator[None]:
         yield
 
 
-_UNIT = r"(?:\s?(?:B|K|M|GB|MB|kB|s|min|h|days|nats|%))?\b%?"
+_UNIT = r"(?:\s?(?:B|K|M|T|TB|GB|MB|kB|ms|s|min|h|days|nats|%))?\b%?"
 _NUMBER = re.compile(rf"[+-]?\d[\d,]*(?:\.\d+)?(?:e[+-]?\d+)?{_UNIT}")
 _TIMES = re.compile(r"(?:about )?\d[\d,.]* (?:ms|s|min|h|days)\b(?! \w+ing)")
 
