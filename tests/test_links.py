@@ -106,7 +106,7 @@ def test_a_licence_is_copied_and_so_refused(models: Path, tmp_path: Path) -> Non
 def test_what_is_no_regular_file(models: Path, tmp_path: Path) -> None:
     folder = Path(shutil.copytree(models / "dense", tmp_path / "model"))
     os.mkfifo(folder / "merges.txt")
-    with pytest.raises(SourceError, match=r"merges\.txt is no regular file"):  # reading it would never end
+    with pytest.raises(SourceError, match=r"merges\.txt is not a regular file"):  # reading it would never end
         load_tokenizer(folder)
 
 

@@ -12,7 +12,7 @@ from smolmoe.align.libraries import quiet
 from smolmoe.align_job import AlignJob, Measured, Report, router_findings
 from smolmoe.devices import facts
 from smolmoe.errors import RequestError
-from smolmoe.files import growing, write_json
+from smolmoe.files import growing, place, write_json
 from smolmoe.folders import move_into_place
 from smolmoe.proof.findings import Finding
 from smolmoe.recipe import parse
@@ -104,13 +104,14 @@ def align(
 
 
 def estimate(recipe: AlignRecipe | dict[str, Any]) -> AlignEstimate:
-    """What an alignment will cost: its rows are read and tokenised, no weight is.
+    """What an alignment will cost: its rows are read and tokenised, and the weights looked at for NaN and infinity.
 
     Raises:
         SmolmoeError: as `align`, for what can be seen beforehand.
     """
     if isinstance(recipe, dict):
         recipe = parse(AlignRecipe, recipe)
+    place(recipe.out, "growing folder")
     with quiet():
         return _Run(recipe, lambda stage, done, total: None).estimate()
 

@@ -111,9 +111,10 @@ class Job:
         report("plan", 0, 0)
         files = read_moe(model)
         check_files(files.folder, CARRIED, field="model")
+        check_output(Path(out), 0, [files.folder], overwrite=overwrite)
+        device = pick_device(device)
         files.checkpoint.check_finite()  # all of it: what is left out is measured against, too
-        check_output(Path(out), 0, [files.folder], overwrite=overwrite)  # before anything is run for it
-        return cls(stage, files, Path(out), pick_device(device), overwrite, dry_run, report, start)
+        return cls(stage, files, Path(out), device, overwrite, dry_run, report, start)
 
     def split(self, data: str | Path | None) -> Split | None:
         from smolmoe.expert_checks import split_data

@@ -175,7 +175,8 @@ def _reason(error: Exception) -> tuple[int | None, str] | None:
         # The network's errors are OSErrors as well; numpy says of an array only how much of it was written.
         own = type(error).__module__ == "builtins" and not isinstance(error, ConnectionError | TimeoutError)
         short = re.search(r"requested and \d+ written", str(error))
-        return (error.errno, error.strerror or str(error)) if own and (error.errno or short) else None
+        of_disk = error.filename is not None or error.errno in (*_UNWRITABLE, errno.EIO)
+        return (error.errno, error.strerror or str(error)) if own and (of_disk or short) else None
     # Tokenizers and safetensors are written by Rust, whose errors come as text alone.
     found = re.search(r"\(os error (\d+)\)", str(error))
     number = int(found[1]) if found else None

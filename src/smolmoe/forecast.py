@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from smolmoe.files import place
 from smolmoe.model_config import read_config
 from smolmoe.recipe import AlignRecipe, PipelineRecipe, StageRecipe, TrainRecipe, UpcycleRecipe, parse
 
@@ -57,6 +58,7 @@ def forecast(recipe: PipelineRecipe) -> list[StageForecast]:
     """
     from smolmoe.pipeline import check_stages, resolved, with_matched_steps
 
+    place(recipe.out, "growing folder")
     shown = resolved(recipe)
     check_stages(recipe, shown)
     with tempfile.TemporaryDirectory() as folder:

@@ -87,7 +87,7 @@ def read_rows(path: Path) -> list[dict[str, Any]]:
 
     Raises:
         OSError: it cannot be read.
-        DataError: a line that is no row of a run, by its number.
+        DataError: a line that is not a row of a run, by its number.
     """
     rows = []
     lines = path.read_bytes().splitlines()
@@ -108,4 +108,4 @@ def read_rows(path: Path) -> list[dict[str, Any]]:
 
 
 def _bad_row(path: Path, number: int, reason: str) -> DataError:
-    return DataError(f"line {number} is no row of a run: {reason}.", field=path.name, value=str(path))
+    return DataError(f"line {number} is not a row of a run: {reason}.", field=path.name, value=str(path))

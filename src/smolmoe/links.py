@@ -49,7 +49,7 @@ def check_file(path: Path, folder: Path, *, field: str = "source") -> None:
             fix="Put the file itself into the folder, or remove the link.",
         )
     if path.exists() and not (path.is_file() or path.is_dir()):
-        raise SourceError(f"{path.relative_to(folder)} is no regular file.", field=field, value=str(folder))
+        raise SourceError(f"{path.relative_to(folder)} is not a regular file.", field=field, value=str(folder))
 
 
 def leads_out(path: Path, folder: Path) -> bool:

@@ -6,7 +6,7 @@ import json
 import logging
 import re
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -113,11 +113,12 @@ def resolved(recipe: PipelineRecipe) -> dict[str, dict[str, Any]]:
     return {name: stage.values for name, stage in before.items()}
 
 
-def check_stages(recipe: PipelineRecipe, values: Mapping[str, dict[str, Any]]) -> None:
+def check_stages(recipe: PipelineRecipe, values: Mapping[str, dict[str, Any]], *, done: Collection[str] = ()) -> None:
     """Refuse what cannot be done on this machine, before the first stage: devices, packages, values of a trainer.
 
     Args:
         values: of each stage, as `resolved` gives them.
+        done: stages that are not done again.
 
     Raises:
         RequestError: naming stage and key.
@@ -126,7 +127,7 @@ def check_stages(recipe: PipelineRecipe, values: Mapping[str, dict[str, Any]]) -
     from smolmoe.train.arguments import check_trainer
 
     for stage in recipe.stages:
-        if stage.report is not None:
+        if stage.report is not None or stage.name in done:
             continue
         parsed = parse(_OPTIONS[stage.kind], values[stage.name])
         with _naming(stage):
@@ -246,7 +247,8 @@ class _Pipeline:
         trainings = [parse(TrainRecipe, self.values[stage.name]) for stage in self.recipe.stages if stage.train]
         if trainings:
             join(trainings[0])
-        check_stages(self.recipe, self.values)
+        kept = self.names if start is None else self.names[: self.names.index(start)]
+        check_stages(self.recipe, self.values, done=[name for name in kept if self._record(name).is_file()])
         with held_by_main(self.out):
             on_main(lambda: self._open_folder(start))
             records = {}

@@ -90,18 +90,24 @@ def train(
 
 
 def estimate(recipe: TrainRecipe) -> Estimate:
-    """What a run will cost, and what the doctor would say of its routers: from configs, no weight is read.
+    """What a run will cost, and what the doctor would say of its routers: from configs.
+
+    The weights are read once, to find NaN and infinity.
 
     Raises:
         SmolmoeError: as `train`, for what can be seen beforehand. The number of steps must be given.
     """
+    from smolmoe.files import place
+    from smolmoe.moe.loading import Skeleton
     from smolmoe.train.estimate import estimate as cost
     from smolmoe.train.estimate import skeleton
     from smolmoe.train.models import granularity_of, model_folder, parent_provenance
 
-    costs = cost(recipe)
-    granularity = granularity_of(parent_provenance(model_folder(recipe.model)))
-    return replace(costs, findings=router_findings(recipe, skeleton(recipe), granularity))
+    place(recipe.out, "growing folder")
+    costs, folder = cost(recipe), model_folder(recipe.model)
+    if folder is not None:
+        Skeleton(folder).check_finite()
+    return replace(costs, findings=router_findings(recipe, skeleton(recipe), granularity_of(parent_provenance(folder))))
 
 
 def router_findings(recipe: TrainRecipe, model: Any, granularity: int) -> tuple[Finding, ...]:

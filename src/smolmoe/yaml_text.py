@@ -60,7 +60,7 @@ def _count(node: yaml.Node, known: dict[int, int]) -> int:
             raise ValueError(f"an alias stands for what it is in{_place(node)}")
         return found
     if node.tag not in _KINDS:
-        raise ValueError(f"{node.tag} is no kind of value here{_place(node)}")
+        raise ValueError(f"{node.tag} is not a kind of value that a recipe can have{_place(node)}")
     known[id(node)] = 0
     inner: list[yaml.Node] = []
     if isinstance(node, yaml.MappingNode):

@@ -6,13 +6,14 @@ holds one of these tokens.
 
 from __future__ import annotations
 
-import json
+import copy
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from smolmoe.errors import DataError
+from smolmoe.json_text import read_json
 
 _EXCERPT = 24  # characters on each side of a token that is named
 
@@ -24,7 +25,7 @@ class UnknownTokenError(DataError):
         index: of the text among those that were tokenised together.
     """
 
-    def __init__(self, message: str, index: int, *, field: str = "text", value: object = None):
+    def __init__(self, message: str, index: int = 0, *, field: str = "text", value: object = None):
         super().__init__(message, field=field, value=value, fix="Take the token out of the text.")
         self.index = index
 
@@ -60,6 +61,12 @@ def _bounded(kind: type[Any]) -> type[Any]:
 
         def unchecked(self, *args: Any, **options: Any) -> Any:
             return super().__call__(*args, **options)
+
+        def __reduce__(self) -> Any:
+            """Other processes get the plain tokenizer and bind it again: they cannot look this class up by its name."""
+            plain = copy.copy(self)
+            plain.__class__ = kind
+            return within_vocabulary, (plain, self.model_vocabulary)
 
     # Saved files name the class.
     Bounded.__name__, Bounded.__qualname__, Bounded.__module__ = kind.__name__, kind.__qualname__, kind.__module__
@@ -117,7 +124,17 @@ def _excerpt(text: Any, token: str) -> str:
 
 
 def spare_tokens(folder: Path, size: int) -> list[str]:
-    """The tokens of a folder's tokenizer past a vocabulary of `size`, from its files alone, without transformers."""
+    """The tokens of a folder's tokenizer past a vocabulary of `size`, from its files alone, without transformers.
+
+    Of files that no tokenizer can be read from there are none: whoever loads it says what is wrong with them.
+    """
+    try:
+        return _spare_tokens(folder, size)
+    except (AttributeError, KeyError, OSError, TypeError, ValueError):
+        return []
+
+
+def _spare_tokens(folder: Path, size: int) -> list[str]:
     found: dict[int, str] = {}
     whole = _read(folder / "tokenizer.json")
     vocabulary = (whole.get("model") or {}).get("vocab") or _read(folder / "vocab.json")
@@ -133,4 +150,4 @@ def spare_tokens(folder: Path, size: int) -> list[str]:
 
 
 def _read(path: Path) -> dict[str, Any]:
-    return dict(json.loads(path.read_text(encoding="utf-8"))) if path.is_file() else {}
+    return dict(read_json(path)) if path.is_file() else {}

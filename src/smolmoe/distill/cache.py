@@ -268,7 +268,4 @@ def _teacher(teacher: str, options: CacheOptions) -> tuple[Checkpoint, Any, int]
 
 def _dtype(checkpoint: Checkpoint) -> str:
     """The type that most of the numbers are stored in."""
-    sizes: dict[str, int] = {}
-    for name, info in checkpoint.tensors.items():
-        sizes[checkpoint.dtype(name)] = sizes.get(checkpoint.dtype(name), 0) + info.nbytes
-    return max(sizes, key=lambda dtype: sizes[dtype])
+    return str(Skeleton(checkpoint.folder).stored_dtype()).removeprefix("torch.")

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from smolmoe.files import write_json
 from smolmoe.json_text import read_object
 from smolmoe.stages import RunFolder
 from smolmoe.sweeping.plan import Plan, Start
@@ -90,8 +91,7 @@ class Runs:
             origin = self._before(start, seed, "tokens", steps) if self.plan.rate.kind == "constant" else None
             self._train(start, seed, steps, folder, title, origin=origin)
         if self.plan.rate.kind != "constant":  # nobody goes on from here
-            for name in ("checkpoints", BEST):
-                on_main(lambda name=name: shutil.rmtree(folder / name, ignore_errors=True))  # type: ignore[misc]
+            on_main(lambda: _keep_the_last_alone(folder))
         return on_main(lambda: _read(steps, seed, folder))
 
     def _trunk(self, start: Start, seed: int, steps: int, title: str) -> Path:
@@ -184,6 +184,15 @@ def _held_out_rows(path: Path) -> list[dict[str, Any]]:
     from smolmoe.train.metrics import read_metrics
 
     return [row for row in read_metrics(path) if row["kind"] == "held_out"] if path.is_file() else []
+
+
+def _keep_the_last_alone(folder: Path) -> None:
+    """Delete a run's checkpoints and its best one's model, which its summary then does not name."""
+    for name in ("checkpoints", BEST):
+        shutil.rmtree(folder / name, ignore_errors=True)
+    summary = read_object(folder / SUMMARY)
+    if (summary.get("best") or {}).get("model") is not None:
+        write_json(folder / SUMMARY, {**summary, "best": {**summary["best"], "model": None}})
 
 
 def _read(steps: int, seed: int, folder: Path) -> Trained:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import json
+import logging
 import os
 import shutil
 from collections.abc import Mapping
@@ -10,6 +10,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from smolmoe.files import write_json
+from smolmoe.folders import move_into_place
+from smolmoe.json_text import read_json
 from smolmoe.train.checkpoints import FOLDER, PREFIX, problem_of
 from smolmoe.train.folder import BEST, HELD_OUT_BEFORE, MODEL
 from smolmoe.train.metrics import FILE, read_metrics
@@ -17,6 +19,8 @@ from smolmoe.train.saved_state import MANIFEST, NAMES, RUN, STATE, TRAINING_STAT
 
 if TYPE_CHECKING:
     from smolmoe.evaluate.held_out import DocumentLosses
+
+logger = logging.getLogger(__name__)
 
 # Of a checkpoint, what only resuming needs.
 _OF_TRAINING = {
@@ -42,7 +46,11 @@ def losses_before(run: Path, last: DocumentLosses) -> DocumentLosses | None:
     file = run / HELD_OUT_BEFORE
     if not file.is_file():
         return None
-    found = type(last).from_json(json.loads(file.read_text(encoding="utf-8")))
+    try:
+        found = type(last).from_json(read_json(file))
+    except (OSError, ValueError, TypeError, KeyError) as error:
+        logger.warning("%s cannot be read (%s): what the loss was before the first step is not known.", file, error)
+        return None
     return found if found.tokens == last.tokens else None
 
 
@@ -86,8 +94,7 @@ def write_best(run: Path, step: int, last: int, provenance: Mapping[str, Any]) -
         if path.is_file() and path.name not in _OF_TRAINING | _OF_ONE_FOLDER and not path.name.startswith("rng_state"):
             _link_or_copy(path, partial / path.name)
     write_json(partial / "smolmoe.json", {**provenance, "checkpoint": step})
-    shutil.rmtree(run / BEST, ignore_errors=True)
-    partial.rename(run / BEST)
+    move_into_place(partial, run / BEST)
     return run / BEST
 
 

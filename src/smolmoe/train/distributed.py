@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager, redirect_stderr, redirect_stdout
@@ -16,6 +17,8 @@ from smolmoe.files import growing
 
 if TYPE_CHECKING:
     from smolmoe.recipe import TrainRecipe
+
+logger = logging.getLogger(__name__)
 
 Result = TypeVar("Result")
 # How long processes wait for the one that tokenises or downloads; a hang in training is found much sooner.
@@ -109,10 +112,16 @@ def only_main_speaks() -> Iterator[None]:
 
 
 def _outcome(work: Callable[[], Any]) -> tuple[Any, SmolmoeError | None]:
+    """What comes of work, or the error that all processes raise: one that failed alone would let the others wait."""
     try:
         return work(), None
     except SmolmoeError as error:
         return None, error
+    except Exception as error:
+        if world_size() == 1:
+            raise
+        logger.exception("A process failed.")
+        return None, TrainingError(f"{type(error).__name__}: {error}")
 
 
 @cache

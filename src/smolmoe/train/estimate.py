@@ -210,9 +210,7 @@ def skeleton(recipe: TrainRecipe) -> Any:
     """The recipe's model without its weights."""
     folder = model_folder(recipe.model)
     if folder is not None:
-        found = Skeleton(folder)
-        found.check_finite()
-        return found.model
+        return Skeleton(folder).model
     tokenizer = range(recipe.tokenizer) if isinstance(recipe.tokenizer, int) else find_tokenizer(recipe, None)
     config = new_config(recipe.model, tokenizer, recipe.data.length)
     check_fit(config.get_text_config(), tokenizer, recipe.data.length)

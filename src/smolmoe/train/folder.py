@@ -14,7 +14,7 @@ import yaml
 from smolmoe.data.same_tokenizer import tokenizer_hash
 from smolmoe.devices import facts, pick_device
 from smolmoe.errors import OutputError, RequestError, SourceError
-from smolmoe.files import remove, write_json
+from smolmoe.files import remove, write_json, write_text
 from smolmoe.moe.loading import load_tokenizer
 from smolmoe.provenance import SCHEMA_VERSION
 from smolmoe.recipe import AlignRecipe, TrainRecipe
@@ -151,7 +151,7 @@ def begin(
     Path(os.path.realpath(out)).mkdir(parents=True, exist_ok=True)  # a link may lead to a folder that is not there yet
     (out / SUMMARY).unlink(missing_ok=True)
     write_json(out / RUN, record)  # first: it says whose folder this is
-    (out / RECIPE).write_text(yaml.safe_dump(asked, sort_keys=False, allow_unicode=True), encoding="utf-8")
+    write_text(out / RECIPE, yaml.safe_dump(asked, sort_keys=False, allow_unicode=True))
     tokenizer.save_pretrained(out / TOKENIZER)
 
 
@@ -169,7 +169,8 @@ def check_step(checkpoint: Path | None, steps: int) -> None:
 def _clear(out: Path) -> None:
     """Delete what a run has written, and nothing else; `run.json` stays until another takes its place."""
     remove_all(out)
-    remove(out, *_WRITTEN, *(f".{name}.partial" for name in _WRITTEN), f"{TENSORBOARD}/*/events.out.tfevents.*")
+    unfinished = (f".{name}.{suffix}" for name in _WRITTEN for suffix in ("partial", "smolmoe"))
+    remove(out, *_WRITTEN, *unfinished, f"{TENSORBOARD}/*/events.out.tfevents.*")
     for folder in (*(out / TENSORBOARD).glob("*"), out / TENSORBOARD):
         remove_empty(folder)
 

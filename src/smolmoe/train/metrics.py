@@ -80,7 +80,7 @@ def _rows_until(path: Path, step: int) -> list[dict[str, Any]]:
             if number == len(lines):
                 break
             raise CheckpointError(
-                f"line {number} is no row of measurements.",
+                f"line {number} is not a row of measurements.",
                 field="metrics",
                 value=str(path),
                 fix="Restore the file, or delete the line: what it says is then missing from the run's curves.",

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections import Counter
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import IO, Any
 
@@ -15,7 +15,7 @@ from smolmoe.data.teaching.journal import Journal
 from smolmoe.data.teaching.logprobs import Mismatch, StudentTokens, Targets
 from smolmoe.data.teaching.prompts import Prompt, digest_of, identity
 from smolmoe.data.teaching.targets import TargetWriter
-from smolmoe.files import write_json
+from smolmoe.files import replacing, write_json
 from smolmoe.provenance import versions
 from smolmoe.recipe.teach import TeachRecipe
 
@@ -188,15 +188,9 @@ def fit(student: StudentTokens, response: str, logprobs: list[list[Any]] | None,
 @contextmanager
 def _written(files: dict[str, Path]) -> Iterator[Mapping[str, IO[bytes]]]:
     """Files beside their places, renamed into them at the end."""
-    partial = {name: path.with_name(f".{path.name}.partial") for name, path in files.items()}
-    streams = {name: path.open("wb") for name, path in partial.items()}
-    try:
-        yield streams
-    finally:
-        for stream in streams.values():
-            stream.close()
-    for name, path in files.items():
-        partial[name].replace(path)
+    with ExitStack() as places, ExitStack() as opened:
+        partial = {name: places.enter_context(replacing(path)) for name, path in files.items()}
+        yield {name: opened.enter_context(path.open("wb")) for name, path in partial.items()}
 
 
 def _line(stream: IO[bytes], row: dict[str, Any]) -> None:
