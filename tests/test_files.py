@@ -164,3 +164,8 @@ def _rust(text: str) -> Exception:
 def test_only_what_the_system_refuses_is_an_output_s(error: Any, says: str | None) -> None:
     with pytest.raises(type(error) if says is None else OutputError, match=says), writing("/out/model"):
         raise error
+
+
+def test_what_is_no_fault_of_the_place_is_not_said_to_be_one(tmp_path: Path) -> None:
+    with pytest.raises(OSError, match="Too many open files"), writing(tmp_path / "out"):
+        raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))

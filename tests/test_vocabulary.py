@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import pickle
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -128,3 +129,17 @@ def test_selection_names_the_row(moe: Path, text: Path, tmp_path: Path) -> None:
     recipe = {"sources": [{"path": str(text)}], "score": "perplexity", "model": str(moe), "min_characters": 5}
     with pytest.raises(DataError, match=f"row 8: {NAMED}"):
         run_select(parse(SelectRecipe, recipe | {"budget": 4}), tmp_path / "chosen")
+
+
+def test_other_processes_get_the_tokenizer_and_its_error(dense: Path) -> None:
+    tokenizer = pickle.loads(pickle.dumps(load_tokenizer(dense)))
+    with pytest.raises(UnknownTokenError, match=NAMED) as found:
+        tokenizer(["the sum", "a <FIM>"])
+    again = pickle.loads(pickle.dumps(found.value))
+    assert (str(again), again.index) == (str(found.value), 1)
+
+
+@pytest.mark.parametrize("content", ["[1]", "{", '{"model": [1]}', '{"added_tokens": 5}'])
+def test_files_that_no_tokenizer_can_be_read_from_have_no_spare_tokens(tmp_path: Path, content: str) -> None:
+    (tmp_path / "tokenizer.json").write_text(content)
+    assert spare_tokens(tmp_path, 10) == []

@@ -6,7 +6,6 @@ holds one of these tokens.
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -64,8 +63,8 @@ def _bounded(kind: type[Any]) -> type[Any]:
 
         def __reduce__(self) -> Any:
             """Other processes get the plain tokenizer and bind it again: they cannot look this class up by its name."""
-            plain = copy.copy(self)
-            plain.__class__ = kind
+            plain = kind.__new__(kind)
+            plain.__dict__.update(self.__dict__)
             return within_vocabulary, (plain, self.model_vocabulary)
 
     # Saved files name the class.
