@@ -70,7 +70,7 @@ def _upcycle(folder: str, *_: Any) -> None:
 
 
 def _moe(folder: Path) -> None:
-    align_runs.moe_folder(folder / "moe", "qwen3_moe")
+    align_runs.moe_folder(folder / "moe")
 
 
 def _export(folder: str, *_: Any) -> None:
