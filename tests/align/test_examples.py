@@ -110,6 +110,8 @@ def test_what_is_held_out_is_not_trained_on(tmp_path: Path) -> None:
         ({"prompt": 3, "completion": "b"}, {}, "the prompt is a int"),
         ({"instruction": "a", "input": 3, "output": "b"}, {}, "the context is a int"),
         ({"prompt": "a", "completion": "b", "label": False}, {}, "(as of KTO) are not supported"),
+        ({"prompt": "a", "completion": "b", "kto_tag": False}, {}, "a `kto_tag` of true or false"),
+        ({"prompt": "a", "completion": ["b"]}, {"chat": True}, "a str where a message with role and content"),
         ({"messages": "hello"}, {"chat": True}, "a str where messages should be"),
         ({"messages": [{"role": "user", "content": 3}]}, {"chat": True}, "whose content is a int"),
         ({"chosen": 3, "rejected": "a"}, {"pairs": True}, "chosen is a int"),
@@ -254,6 +256,7 @@ SCHEMAS: dict[str, tuple[dict[str, Any], bool, str, str, str | None]] = {
     "dolly": ({"instruction": "q", "context": "c", "response": "a", "category": ""}, False, "q\nc\n", "a", None),
     "gsm8k": ({"question": "q", "answer": "a"}, False, "q\n", "a", None),
     "orca pairs": ({"system": "s", "question": "q", "chosen": "a", "rejected": "b"}, True, "s\n\nq\n", "a", "b"),
+    "input pairs": ({"system": "s", "input": "q", "chosen": "a", "rejected": "b"}, True, "s\n\nq\n", "a", "b"),
     "mbpp": ({"text": "q", "code": "a"}, False, "q\n", "a", None),
     "prompt and response": ({"prompt": "q", "response": "a"}, False, "q\n", "a", None),
     "json as the answer": ({"prompt": "q", "completion": '[{"role": "x"}]'}, False, "q\n", '[{"role": "x"}]', None),
@@ -267,6 +270,17 @@ def test_common_schemas(tmp_path: Path, name: str) -> None:
     (one,) = found.train
     assert (one.prompt, one.chosen, one.rejected, one.left_out) == (prompt, chosen, rejected, None)
     assert found.ignored == {}
+
+
+def test_a_chat_whose_prompt_is_repeated_in_a_column(tmp_path: Path) -> None:
+    """As in HuggingFaceH4/ultrachat_200k."""
+    row = {"prompt": "q", "prompt_id": "1", "messages": [user("q"), bot("a"), user("r"), bot("b")]}
+    found = read_all(tmp_path, [row], chat=True)
+    assert [(one.prompt, one.chosen) for one in found.train] == [
+        (ASKED, "a</>"),
+        ("<user>q</><assistant>a</><user>r</><assistant>", "b</>"),
+    ]
+    assert found.ignored == {'column "prompt"': 1, 'column "prompt_id"': 1}
 
 
 def test_the_real_schemas_on_disk(tmp_path: Path, shared: Path) -> None:
@@ -288,12 +302,13 @@ def test_trees_are_read_along_their_best_replies(tmp_path: Path) -> None:
         message("worse", "q", "assistant", 1),
         message("a", "q", "assistant", 0),
         message("alone", None, "prompter"),
+        message("orphan", "nowhere", "assistant"),
     ]
     (tmp_path / "o.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     found = read_all(tmp_path, [{"prompt": "x", "completion": "y"}], chat=True, validation=[str(tmp_path / "o.jsonl")])
-    first, second = found.validation
+    first, *others = found.validation
     assert (first.prompt, first.chosen) == (ASKED, "a</>")
-    assert second.left_out == "no_answer"
+    assert [other.left_out for other in others] == ["no_answer", "empty"]
     assert found.ignored == {"replies that are not the best-ranked": 1}
 
 
@@ -306,6 +321,7 @@ def test_trees_are_read_along_their_best_replies(tmp_path: Path) -> None:
         ({}, False, "empty"),
         ({"prompt": None, "completion": "a"}, False, "empty"),
         ({"prompt": "q", "completion": None}, False, "empty"),
+        ({"prompt": "q", "completion": float("nan")}, False, "empty"),
         ({"prompt": "q", "chosen": "a", "rejected": None}, True, "empty"),
         ({"messages": []}, False, "empty"),
         ({"messages": None}, False, "empty"),
@@ -315,6 +331,7 @@ def test_trees_are_read_along_their_best_replies(tmp_path: Path) -> None:
         ({"messages": [user("q"), bot(None, tool_calls=[CALL])]}, False, "empty"),
         ({"messages": [user("q"), bot("a", weight=0)]}, False, "weight_0"),
         ({"messages": [user("q"), {"role": "chatgpt", "content": "a"}]}, False, "unknown_role"),
+        ({"messages": [user("q"), {"role": None, "content": "a"}]}, False, "unknown_role"),
         ({"messages": [user([{"type": "image_url", "image_url": "x"}]), bot("a")]}, False, "not_text"),
         ({"prompt": [user("q")], "chosen": [user("q")], "rejected": [bot("b")]}, True, "no_answer"),
         ({"chosen": [user("q"), bot("a")], "rejected": [user("q"), bot("a")]}, True, "equal"),

@@ -280,8 +280,9 @@ def test_rows_of_a_preset_have_the_columns_of_its_data_set(shared: Path) -> None
 
 
 def test_groups_are_values_of_columns() -> None:
-    row = Row("f", 3, {"a": 1, "b": None, "c": [1]}, "text")
+    row = Row("f", 3, {"a": 1, "b": None, "c": [1], "nan": float("nan")}, "text")
     assert group_of(row, ("a", "b")) == ("1", "")
+    assert (group_of(row, ("nan",)), row.string("nan")) == (("",), None)
     assert group_of(row, ()) == ()
     with pytest.raises(DataError, match='row 3: no "d" among its columns'):
         group_of(row, ("a", "d"))

@@ -323,9 +323,9 @@ def test_foreign_folders_and_schemas_are_refused(tmp_path: Path) -> None:
         report([tmp_path / "nowhere"], page)
     (tmp_path / "foreign").mkdir()
     (tmp_path / "foreign" / "notes.json").write_text("{}")
-    with pytest.raises(DataError, match="nothing in it that smolmoe wrote"):
+    with pytest.raises(DataError, match="nothing in it that a report shows"):
         report([tmp_path / "foreign"], page)
-    with pytest.raises(DataError, match="nothing in it that smolmoe wrote"):
+    with pytest.raises(DataError, match="nothing in it that a report shows"):
         report([tmp_path / "foreign" / "notes.json"], page)
     write_model(tmp_path / "newer", schema_version=2)
     with pytest.raises(CheckpointError, match=r"is of schema 2; this smolmoe \([\w.]+\) reads schema 1"):

@@ -93,11 +93,16 @@ def messages_of(value: Any, where: str, unused: Unused) -> list[Message]:
 
 
 def _message(item: Any, where: str, unused: Unused) -> Message:
-    role = item.get("role") or item.get("from") if isinstance(item, dict) else None
-    further = {} if not isinstance(item, dict) else {k: v for k, v in item.items() if k not in _OWN and v is not None}
-    there = isinstance(item, dict) and ("content" in item or "value" in item or "tool_calls" in further)
+    if not isinstance(item, dict):
+        raise bad(where, f"a {type(item).__name__} where a message with role and content should be")
+    role = item.get("role") or item.get("from")
+    if not role and ("role" in item or "from" in item):
+        role = "null"
+    further = {k: v for k, v in item.items() if k not in _OWN and v is not None}
+    there = "content" in item or "value" in item or "tool_calls" in further
     if not isinstance(role, str) or not there:
-        raise bad(where, "a message that has no role and content (or from and value)")
+        keys = ", ".join(map(str, item)) or "none"
+        raise bad(where, f"a message that has no role and content (or from and value); its keys: {keys}")
     role = _ROLES.get(role, role)
     content = item.get("content")
     text = _text(item.get("value") if content is None else content, where, unused)

@@ -139,7 +139,9 @@ class _Reader:
         if kind == "oasst":
             yield from self._trees(file)
             return
-        for where, row in rows_of(file, (), None):
+        for where, values in rows_of(file, (), None):
+            # NaN is how tables without types hold nothing.
+            row = {column: None if value != value else value for column, value in values.items()}
             if all(value is None for value in row.values()):
                 yield _nothing("empty")
                 continue

@@ -20,25 +20,27 @@ COLUMNS: dict[str, dict[str, str]] = {
     "oasst": {"messages": "text"},
     "dolly": {"prompt": "instruction", "context": "context", "completion": "response"},
     "alpaca": {"prompt": "instruction", "context": "input", "completion": "output", **_PAIR},
-    "nemotron": {"messages": "input", "completion": "output", "system": "system_prompt", **_PAIR},
+    "nemotron": {"messages": "input", "completion": "output", **_PAIR},
     "question": {"prompt": "question", "context": "context", "completion": "answer", **_PAIR},
     "mbpp": {"prompt": "text", "completion": "code"},
     "pairs": _PAIR,
 }
-_TELLING: dict[str, tuple[str, ...]] = {
-    "coedit": ("src",),
-    "prompt": ("prompt",),
-    "messages": ("messages",),
-    "sharegpt": ("conversations",),
-    "oasst": PRESETS["oasst1"].columns,
-    "dolly": ("instruction", "response"),
-    "alpaca": ("instruction",),
-    "nemotron": ("input", "output"),
-    "question": ("question",),
-    "mbpp": ("text", "code"),
-    "pairs": ("chosen", "rejected"),
-}
+_TELLING: tuple[tuple[str, tuple[str, ...]], ...] = (
+    ("coedit", ("src",)),
+    ("prompt", ("prompt",)),
+    ("messages", ("messages",)),
+    ("sharegpt", ("conversations",)),
+    ("oasst", PRESETS["oasst1"].columns),
+    ("dolly", ("instruction", "response")),
+    ("alpaca", ("instruction",)),
+    ("nemotron", ("input", "output")),
+    ("nemotron", ("input", "chosen", "rejected")),
+    ("question", ("question",)),
+    ("mbpp", ("text", "code")),
+    ("pairs", ("chosen", "rejected")),
+)
 _OTHER_NAMES = ("response", "answer", "output")  # of a completion, where there is no column of that name
+_ANSWERS = {"completion", "chosen", *_OTHER_NAMES}
 
 
 def format_of(recipe: AlignDataRecipe, columns: Sequence[str], file: Path) -> str:
@@ -51,7 +53,10 @@ def format_of(recipe: AlignDataRecipe, columns: Sequence[str], file: Path) -> st
         return recipe.format
     if recipe.columns:
         return "messages" if "messages" in recipe.columns else "prompt"
-    found = next((kind for kind, telling in _TELLING.items() if {*telling} <= {*columns}), None)
+    kinds = [kind for kind, telling in _TELLING if {*telling} <= {*columns}]
+    if kinds[:1] == ["prompt"] and kinds[1:] and not _ANSWERS & {*columns}:
+        kinds = kinds[1:]  # the prompt is a copy of the chat's first message (HuggingFaceH4/ultrachat_200k)
+    found = next(iter(kinds), None)
     if found is None:
         raise DataError(
             f"its columns ({', '.join(columns) or 'none'}) are of no format that is known.",
@@ -88,11 +93,12 @@ def check_label(row: Mapping[str, Any], file: Path) -> None:
     Raises:
         DataError: the row has such a label.
     """
-    if isinstance(row.get("label"), bool) or str(row.get("label")).lower() in ("true", "false"):
+    column = next((name for name in ("label", "kto_tag") if str(row.get(name)).lower() in ("true", "false")), None)
+    if column is not None:
         raise DataError(
-            'answers with a `label` of true or false (as of KTO) are not supported: "label" would not be used.',
+            f"answers with a `{column}` of true or false (as of KTO) are not supported: it would not be used.",
             field="data.format",
             value=str(file),
-            fix="Keep the rows whose label is true and leave the column out, or make pairs of a better and a worse "
+            fix=f"Keep the rows whose {column} is true and leave the column out, or make pairs of a better and a worse "
             "answer to the same prompt.",
         )

@@ -254,10 +254,15 @@ def _oasst(rows: Iterable[Row]) -> Iterator[Conversation]:
             roots.append(message)
         else:
             replies.setdefault(str(row["parent_id"]), []).append(message)
+    reached = 0
     for root in roots:
         thread = _best_thread(root, replies)
         turns = tuple((message.role, message.text) for message in thread)
-        yield Conversation(turns, "chat", unused=_size(root, replies) - len(thread))
+        size = _size(root, replies)
+        reached += size
+        yield Conversation(turns, "chat", unused=size - len(thread))
+    for _ in range(len(roots) + sum(map(len, replies.values())) - reached):
+        yield Conversation((), "chat")  # a reply to a message that is not there
 
 
 def _size(root: _Message, replies: Mapping[str, Sequence[_Message]]) -> int:

@@ -91,12 +91,7 @@ class RoutingCapture:
     def __init__(self, model: nn.Module):
         self._found = _find(model)
         if not self._found:
-            raise SourceError(
-                "the model has no router that transformers knows of, it is dense.",
-                field="model",
-                value=type(model).__name__,
-                fix="Name a mixture of experts.",
-            )
+            raise _no_router(model)
         self.layers = [found.layer for found in self._found]
         self.keep: torch.Tensor | None = None
         self._calls: dict[int, list[Routing]] = {layer: [] for layer in self.layers}
@@ -269,6 +264,19 @@ def _as_routing(router: Any, output: Any, logits_at: int) -> Routing | torch.Ten
     if len(indices) != 1 or not gates:
         raise _unreadable(router)
     return Routing(logits, gates[0].flatten(0, -2), indices[0].flatten(0, -2), _selection_scores(router, logits))
+
+
+def _no_router(model: nn.Module) -> SourceError:
+    kinds = {type(module).__name__ for module in model.modules() if _ROUTER_NAME.search(type(module).__name__)}
+    if kinds:
+        problem = "of none of its routers does transformers record the decisions, so they cannot be read."
+        return SourceError(problem, field="router", value=", ".join(sorted(kinds)))
+    return SourceError(
+        "the model has no router that transformers knows of, it is dense.",
+        field="model",
+        value=type(model).__name__,
+        fix="Name a mixture of experts.",
+    )
 
 
 def _unreadable(router: nn.Module) -> SourceError:

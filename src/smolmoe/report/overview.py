@@ -157,7 +157,7 @@ def find(paths: Sequence[Path]) -> Overview:
         here = [path] if path.is_file() else list(_folders(path))
         if not any(_holds(place) for place in here):
             raise DataError(
-                "there is nothing in it that smolmoe wrote.",
+                "there is nothing in it that a report shows.",
                 field="run",
                 value=str(path),
                 fix="Name the folder of a run, a pipeline, a model, a probe, or a compare.json.",

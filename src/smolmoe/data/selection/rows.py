@@ -40,6 +40,8 @@ class Row:
             DataError: it holds something else.
         """
         value = self.values.get(column)
+        if value != value:  # NaN is how tables without types hold nothing
+            return None
         if value is not None and not isinstance(value, str):
             raise DataError(f'"{column}" is a {type(value).__name__}, not a string.', field="data", value=self.place)
         return value
@@ -47,7 +49,7 @@ class Row:
     @property
     def is_nothing(self) -> bool:
         """Whether no column holds anything."""
-        return all(value is None for value in self.values.values())
+        return all(value is None or value != value for value in self.values.values())
 
     @property
     def place(self) -> str:
@@ -197,4 +199,4 @@ def _label(row: Row, column: str) -> str:
         raise DataError(
             f'"{column}" is a {type(value).__name__}, by which nothing can be grouped.', field="by", value=row.place
         )
-    return "" if value is None else str(value)
+    return "" if value is None or value != value else str(value)
