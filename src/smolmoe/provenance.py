@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from smolmoe.errors import CheckpointError
-from smolmoe.files import write_json
+from smolmoe.files import expanded, write_json
 from smolmoe.json_text import read_object
 from smolmoe.links import leads_out
 
@@ -139,7 +139,7 @@ def origin(name: str, folder: Path) -> dict[str, Any]:
         folder: where its files are.
     """
     found: dict[str, Any] = dict(read_provenance(folder).get("origin") or {})
-    return found or {"model": None if Path(name).expanduser().exists() else name, **_card(folder / "README.md")}
+    return found or {"model": None if expanded(name).exists() else name, **_card(folder / "README.md")}
 
 
 def _card(path: Path) -> dict[str, Any]:
