@@ -146,7 +146,7 @@ def _card(path: Path) -> dict[str, Any]:
     """The metadata of a model card, as far as they stay true of what is made of the model; empty where it has none."""
     from smolmoe.yaml_text import MOST_BYTES, parse_yaml
 
-    if leads_out(path, path.parent):
+    if leads_out(path, path.parent) or not path.is_file():  # a pipe would be waited for
         return {}
     try:
         with path.open(encoding="utf-8") as file:
