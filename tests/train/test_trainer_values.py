@@ -201,3 +201,9 @@ def test_a_dry_run_holds_the_recipe_against_the_model(
     with pytest.raises(RequestError) as caught:
         estimate(parse(TrainRecipe, values))
     assert caught.value.field == field
+
+
+def test_no_logger_is_null_or_none(tmp_path: Path) -> None:
+    for value in (None, "none"):
+        values = recipe(tmp_path, tmp_path, trainer=trainer(report_to=value))
+        assert parse(TrainRecipe, values).trainer["report_to"] == "none"  # transformers refuses None after tokenising
