@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import json
+import logging
 import os
 import shutil
 from collections.abc import Mapping
@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from smolmoe.files import write_json
+from smolmoe.json_text import BAD_FILE, read_json
 from smolmoe.train.checkpoints import FOLDER, PREFIX, problem_of
 from smolmoe.train.folder import BEST, HELD_OUT_BEFORE, MODEL
 from smolmoe.train.metrics import FILE, read_metrics
@@ -17,6 +18,8 @@ from smolmoe.train.saved_state import MANIFEST, NAMES, RUN, STATE, TRAINING_STAT
 
 if TYPE_CHECKING:
     from smolmoe.evaluate.held_out import DocumentLosses
+
+logger = logging.getLogger(__name__)
 
 # Of a checkpoint, what only resuming needs.
 _OF_TRAINING = {
@@ -36,13 +39,19 @@ _OF_ONE_FOLDER = {"README.md", "smolmoe.json"}  # written for each
 def losses_before(run: Path, last: DocumentLosses) -> DocumentLosses | None:
     """The losses before the first step; None where the run began elsewhere, or measured other documents then.
 
+    A file that says nothing of use is none: a run that is trained must not fail by it.
+
     Args:
         last: those at the end.
     """
     file = run / HELD_OUT_BEFORE
-    if not file.is_file():
+    try:
+        found = type(last).from_json(read_json(file))
+    except FileNotFoundError:
         return None
-    found = type(last).from_json(json.loads(file.read_text(encoding="utf-8")))
+    except (*BAD_FILE, KeyError, TypeError) as error:
+        logger.warning("%s cannot be read (%s), so what the loss was before is not shown.", file, error)
+        return None
     return found if found.tokens == last.tokens else None
 
 
