@@ -159,6 +159,7 @@ BAD_SETTINGS: list[tuple[str, object]] = [
     ("auto_map", 5),
     ("sliding_window", "wide"),
     ("quantization_config", 4),
+    ("quantization_config", {}),
 ]
 
 

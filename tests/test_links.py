@@ -151,3 +151,6 @@ def test_a_card_elsewhere_says_nothing_of_the_model(models: Path, tmp_path: Path
     (tmp_path / "card.md").write_text("---\nlicense: mit\n---\n")
     folder = linked(models / "dense", "README.md", "../card.md", tmp_path)
     assert "license" not in origin("x", folder)
+    (folder / "README.md").unlink()
+    os.mkfifo(folder / "README.md")  # reading it would never end
+    assert "license" not in origin("x", folder)

@@ -100,6 +100,20 @@ def test_a_dry_run_writes_nothing(moe: Path, tmp_path: Path) -> None:
     assert json.loads(json.dumps(result.to_json()))["dry_run"] is True
 
 
+def test_weights_that_are_no_numbers_are_not_published(moe: Path, tmp_path: Path) -> None:
+    from safetensors.torch import load_file, save_file
+
+    folder = Path(shutil.copytree(moe, tmp_path / "moe", symlinks=True))
+    weights = load_file(folder / "model.safetensors")
+    weights["model.norm.weight"][0] = float("nan")
+    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+    for dry_run in (True, False):
+        with pytest.raises(CheckpointError, match="NaN") as caught:
+            push(folder, f"file:{tmp_path}/out", dry_run=dry_run)
+        assert caught.value.value == "model.norm.weight"
+    assert not (tmp_path / "out").exists()
+
+
 def test_what_is_there_is_kept(moe: Path, tmp_path: Path) -> None:
     push(moe, str(tmp_path / "out"))
     with pytest.raises(OutputError, match="exists"):

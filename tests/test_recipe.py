@@ -7,11 +7,13 @@ import math
 import subprocess
 import sys
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any, get_args, get_origin
 
 import pytest
 
 from smolmoe.errors import RequestError
+from smolmoe.files import expanded
 from smolmoe.recipe import (
     AlignRecipe,
     PairsRecipe,
@@ -138,3 +140,16 @@ def _is_flag(model: type[Recipe], path: tuple[str, ...]) -> bool:
 LEFT_TO_THE_PLAN = {
     (UpcycleRecipe, (name,)) for name in ("experts", "top_k", "granularity", "shared", "noise_std", "drop_ratio")
 }
+
+
+def test_paths_are_understood_as_commands_do(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.chdir(tmp_path)
+    asked = {"model": {"path": "a"}, "data": {"sources": [{"path": "b"}]}}
+    assert parse(TrainRecipe, {**asked, "out": "~/runs/x"}).out == tmp_path / "runs" / "x"
+    assert parse(TrainRecipe, {**asked, "out": "new/../x"}).out == tmp_path / "x"
+    assert parse(TrainRecipe, {**asked, "out": "runs/x"}).out == Path("runs/x")
+    assert expanded("~/m") == tmp_path / "m"
+    assert expanded("~nobody-of-that-name/m") == Path("~nobody-of-that-name/m")
+    (tmp_path / "~" / "m").mkdir(parents=True)
+    assert expanded("~/m") == Path("~/m")  # which is there as it is written

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from smolmoe.errors import CheckpointError, HubError, SourceError
+from smolmoe.files import expanded
 from smolmoe.hub_access import why_not
 from smolmoe.json_text import read_object
 from smolmoe.links import check_files
@@ -145,7 +146,7 @@ def open_checkpoint(source: str | Path, *, revision: str | None = None, field: s
 
 
 def _locate(source: str, revision: str | None, field: str) -> tuple[Path, str | None]:
-    path = Path(source).expanduser()
+    path = expanded(source)
     if path.is_dir():
         return path.resolve(), None
     if path.is_file():

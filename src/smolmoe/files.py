@@ -110,6 +110,11 @@ def followed(out: str | Path, *, field: str = "out") -> Path:
     return target
 
 
+def expanded(path: str | Path) -> Path:
+    """A path with its leading `~` written out, as a shell does; as it is where that is there, or nobody's home."""
+    return Path(path if os.path.exists(path) else os.path.expanduser(path))
+
+
 def nearest(path: Path) -> Path:
     """The first of a path and the folders around it that exists."""
     for found in (path, *path.parents):

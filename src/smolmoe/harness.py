@@ -12,6 +12,7 @@ from typing import Any
 
 from smolmoe.errors import DataError, RequestError
 from smolmoe.evaluate.comparison import Score
+from smolmoe.files import expanded
 
 BATCH = 16
 DRAWS = 1000  # of the errors of metrics that are no means
@@ -42,7 +43,7 @@ def load_tasks(path: str | Path) -> dict[str, Any]:
         )
     from lm_eval.tasks import TaskManager
 
-    place = Path(path).expanduser()
+    place = expanded(path)
     if not place.exists():
         raise DataError("there is no such file or folder.", field="tasks", value=str(path), fix="Name a task's .yaml.")
     with _quietly():

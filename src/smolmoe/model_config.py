@@ -194,7 +194,6 @@ _KINDS: dict[str, _Kind] = {
         ),
         *("torch_dtype", "dtype"),
     ),
-    **_kinds(
-        _Kind("an object", lambda value: isinstance(value, dict)), "auto_map", "text_config", "quantization_config"
-    ),
+    **_kinds(_Kind("an object", lambda value: isinstance(value, dict)), "auto_map", "text_config"),
+    "quantization_config": _Kind("an object that is not empty", lambda value: isinstance(value, dict) and bool(value)),
 }

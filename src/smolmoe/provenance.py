@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from smolmoe.errors import CheckpointError
-from smolmoe.files import write_json
+from smolmoe.files import expanded, write_json
 from smolmoe.json_text import read_object
 from smolmoe.links import leads_out
 
@@ -139,14 +139,14 @@ def origin(name: str, folder: Path) -> dict[str, Any]:
         folder: where its files are.
     """
     found: dict[str, Any] = dict(read_provenance(folder).get("origin") or {})
-    return found or {"model": None if Path(name).expanduser().exists() else name, **_card(folder / "README.md")}
+    return found or {"model": None if expanded(name).exists() else name, **_card(folder / "README.md")}
 
 
 def _card(path: Path) -> dict[str, Any]:
     """The metadata of a model card, as far as they stay true of what is made of the model; empty where it has none."""
     from smolmoe.yaml_text import MOST_BYTES, parse_yaml
 
-    if leads_out(path, path.parent):
+    if leads_out(path, path.parent) or not path.is_file():  # a pipe would be waited for
         return {}
     try:
         with path.open(encoding="utf-8") as file:

@@ -14,6 +14,7 @@ from typing import Any
 
 from smolmoe.checkpoint import open_checkpoint
 from smolmoe.errors import HubError, RequestError, SourceError
+from smolmoe.files import expanded
 from smolmoe.hub_access import why_not
 from smolmoe.json_text import read_object
 from smolmoe.links import TEMPLATES, leads_out
@@ -105,12 +106,12 @@ def push(
         overwrite: replace a model folder that is there.
 
     Raises:
-        SourceError, CheckpointError: MODEL is no checkpoint with safetensors.
+        SourceError, CheckpointError: MODEL is no checkpoint with safetensors, or has weights that are NaN or infinite.
         RequestError: REPO is neither an id nor a folder, or `private` was asked of a folder.
         OutputError: there is something in the folder.
         HubError: the hub refuses, or cannot be reached.
     """
-    folder = Path(model).expanduser()
+    folder = expanded(model)
     _check_model(folder)
     local = _local(repo)
     if local is not None and private:
@@ -138,7 +139,7 @@ def _check_model(folder: Path) -> None:
         raise SourceError(
             "is the folder of a run.", field="model", value=str(folder), fix=f"Push its model: {folder / 'model'}."
         )
-    open_checkpoint(folder, field="model")
+    open_checkpoint(folder, field="model").check_finite()  # what is published is used
 
 
 def _local(repo: str) -> Path | None:
@@ -148,9 +149,9 @@ def _local(repo: str) -> Path | None:
         RequestError: neither.
     """
     if repo.startswith(LOCAL):
-        return Path(repo.removeprefix(LOCAL)).expanduser()
+        return expanded(repo.removeprefix(LOCAL))
     if repo.startswith((".", "/", "~")):
-        return Path(repo).expanduser()
+        return expanded(repo)
     if re.fullmatch(r"(?:[A-Za-z0-9][\w.-]*/)?[A-Za-z0-9][\w.-]*", repo) and "--" not in repo and ".." not in repo:
         return None
     raise RequestError(

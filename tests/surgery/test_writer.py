@@ -143,6 +143,22 @@ def test_out_is_refused_where_it_must_not_be(tmp_path: Path) -> None:
     assert (tmp_path / "mine" / "diary.txt").read_text() == "dear"
 
 
+@pytest.mark.parametrize("name", ["notes.txt", "results.json", "eval/scores.csv"])
+def test_overwrite_loses_no_file_of_the_users(tmp_path: Path, name: str) -> None:
+    mine = written(plan(), tmp_path / "moe") / name
+    mine.parent.mkdir(exist_ok=True)
+    mine.write_text("mine")
+    with pytest.raises(OutputError, match=rf"holds {name.partition('/')[0]}, which is no part of a model"):
+        written(plan(overwrite=True), tmp_path / "moe")
+    assert mine.read_text() == "mine"
+
+
+def test_overwrite_takes_no_folder_for_a_model_that_has_no_weights(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text("{}")
+    with pytest.raises(OutputError, match="not a model folder"):
+        written(plan(overwrite=True), tmp_path)
+
+
 def test_overwrite_replaces_whole(tmp_path: Path) -> None:
     out = written(plan(max_shard_size="30KB"), tmp_path / "moe")
     written(plan(overwrite=True), out)

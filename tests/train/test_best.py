@@ -116,3 +116,18 @@ def test_the_report_shows_a_run_once(tmp_path: Path, moe: Path) -> None:
     assert result.best is not None
     assert len(report([result.out], tmp_path / "page.html").models) == 1
     assert (result.best / "README.md").read_text() != (result.model / "README.md").read_text()
+
+
+@pytest.mark.parametrize("text", ["null", "{}", "{", "\udcff", '{"nll": 1, "tokens": 2, "domains": 3}'])
+def test_damaged_losses_from_before_do_not_fail_a_run(
+    text: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    from smolmoe.evaluate.held_out import DocumentLosses
+    from smolmoe.train.best import losses_before
+
+    last = DocumentLosses((1.0,), (2,), ("text",))
+    assert losses_before(tmp_path, last) is None
+    assert not caplog.messages
+    (tmp_path / "held_out_before.json").write_text(text, errors="surrogateescape")
+    assert losses_before(tmp_path, last) is None
+    assert "cannot be read" in caplog.text

@@ -51,14 +51,16 @@ TAKEN: dict[str, tuple[Any, ...]] = {
     "cpo_alpha": (*PART, 0),
     "simpo_gamma": (*PART, 0),
     "alpha": (-5, 10**30, 0.5, -0.5, 0),
-    **dict.fromkeys(("fp16", "use_liger_kernel", "tf32", "dataloader_persistent_workers"), (0,)),  # True: not here
+    **dict.fromkeys(  # True: not here
+        ("fp16", "use_liger_kernel", "tf32", "dataloader_persistent_workers", "activation_offloading"), (0,)
+    ),
     **dict.fromkeys(
         (
             *("average_tokens_across_devices", "bf16", "activation_checkpointing", "gradient_checkpointing"),
             *("torch_compile", "logging_first_step", "log_on_each_node", "include_num_input_tokens_seen"),
             *("disable_tqdm", "save_on_each_node", "full_determinism", "dataloader_drop_last"),
             *("dataloader_pin_memory", "ddp_find_unused_parameters", "ddp_broadcast_buffers", "ddp_static_graph"),
-            *("activation_offloading", "disable_dropout", "precompute_ref_log_probs", "use_weighting"),
+            *("disable_dropout", "precompute_ref_log_probs", "use_weighting"),
         ),
         FLAG,
     ),
@@ -201,3 +203,17 @@ def test_a_dry_run_holds_the_recipe_against_the_model(
     with pytest.raises(RequestError) as caught:
         estimate(parse(TrainRecipe, values))
     assert caught.value.field == field
+
+
+def test_no_logger_is_null_or_none(tmp_path: Path) -> None:
+    for value in (None, "none"):
+        values = recipe(tmp_path, tmp_path, trainer=trainer(report_to=value))
+        assert parse(TrainRecipe, values).trainer["report_to"] == "none"  # transformers refuses None after tokenising
+
+
+def test_offloading_needs_a_gpu() -> None:
+    from smolmoe.train.checks import check_combinations
+
+    given = {"activation_offloading": True}
+    with pytest.raises(RequestError, match="offloads from a GPU"):
+        check_combinations(given, {"optim": "adamw_torch", **given}, "cpu")

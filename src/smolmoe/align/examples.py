@@ -35,6 +35,7 @@ from smolmoe.data.sources import first_columns
 from smolmoe.data.tally import whole_text
 from smolmoe.data.text import is_empty
 from smolmoe.errors import DataError
+from smolmoe.files import expanded
 from smolmoe.recipe.align import AlignDataRecipe
 
 _ASSISTANT = "\n\nAssistant:"  # ends the prompt in texts that hold a whole dialogue (Anthropic/hh-rlhf)
@@ -126,7 +127,8 @@ class _Reader:
 
     def read(self, paths: Sequence[str]) -> Iterator[Example]:
         for path in paths:
-            found = find_files(Path(path).expanduser()) if os.path.exists(path) else None
+            place = expanded(path)
+            found = find_files(place) if os.path.exists(place) else None
             if found is None:
                 raise DataError("there is no such file.", field="data", value=path, fix="Give the path of a file.")
             say_unread(found)

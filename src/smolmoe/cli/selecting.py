@@ -188,11 +188,12 @@ def _is_rows(data: str) -> bool:
     """A name without spaces that ends like a file is meant as one, whether or not it is there."""
     from smolmoe.data.formats import suffix_of
     from smolmoe.data.presets import EMBEDDED, PRESETS
+    from smolmoe.files import expanded
 
     if data in {*PRESETS, EMBEDDED} or (suffix_of(data) is not None and not any(map(str.isspace, data))):
         return True
     try:
-        return bool(data.strip()) and Path(data).expanduser().exists()
+        return bool(data.strip()) and expanded(data).exists()
     except (OSError, RuntimeError, ValueError):  # too long for a path, or not one
         return False
 

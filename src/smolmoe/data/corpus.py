@@ -26,7 +26,7 @@ from smolmoe.data.tally import HALF_PAIR, NO_TEXT, Tally
 from smolmoe.data.text import Document
 from smolmoe.data.tokens import StoreWriter, TokenStore, encode_documents, end_of_text, id_type, open_store
 from smolmoe.errors import DataError, OutputError
-from smolmoe.files import locked, write_json
+from smolmoe.files import expanded, locked, write_json
 from smolmoe.json_text import read_json
 from smolmoe.recipe.data import DataRecipe
 
@@ -159,10 +159,10 @@ def _limits(recipe: DataRecipe, sources: Sequence[Source], tokens: int | None) -
 
 def _cache_folder(recipe: DataRecipe) -> Path:
     if recipe.cache is not None:
-        return recipe.cache.expanduser()
+        return recipe.cache
     if named := os.environ.get("SMOLMOE_CACHE"):
-        return Path(named).expanduser()
-    return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "smolmoe"
+        return expanded(named)
+    return expanded(os.environ.get("XDG_CACHE_HOME") or "~/.cache") / "smolmoe"
 
 
 def _digest(content: dict[str, Any]) -> str:

@@ -19,6 +19,7 @@ from smolmoe.data.presets import EMBEDDED, Preset, documents_of, find_preset, pr
 from smolmoe.data.tally import NO_TEXT, Tally, whole
 from smolmoe.data.text import Document, is_empty
 from smolmoe.errors import DataError, HubError, SmolmoeError
+from smolmoe.files import expanded
 from smolmoe.hub_access import why_not
 from smolmoe.recipe.data import SourceRecipe
 
@@ -85,7 +86,7 @@ def open_source(recipe: SourceRecipe, *, quiet: bool = False) -> Source:
         preset = find_preset(recipe.preset)
         source = _data_set(recipe, preset.path, recipe.name or preset.name, recipe.split or preset.split, preset)
     else:
-        path = Path(recipe.path).expanduser()
+        path = expanded(recipe.path)
         if path.exists():
             source = _local(recipe, path, quiet)
         elif _looks_like_a_file(recipe.path):
@@ -106,7 +107,7 @@ def look_at(recipe: SourceRecipe) -> None:
         find_preset(recipe.preset)
     if recipe.path is None:
         return
-    path = Path(recipe.path).expanduser()
+    path = expanded(recipe.path)
     if path.exists():
         _files(recipe, path, quiet=False)
     elif _looks_like_a_file(recipe.path):

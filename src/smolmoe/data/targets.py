@@ -29,6 +29,7 @@ from numpy.typing import NDArray
 
 from smolmoe.data.tokens import TokenStore
 from smolmoe.errors import DataError
+from smolmoe.files import expanded
 from smolmoe.json_text import read_json
 
 FORMAT = 1
@@ -196,7 +197,7 @@ def open_cache(folder: str | Path) -> TargetCache:
     Raises:
         DataError: there is none, it is not finished, of another version, or its files are not those that were written.
     """
-    path = Path(folder).expanduser()
+    path = expanded(folder)
     about_file = path / ABOUT
     if not about_file.is_file():
         unfinished = (path / REQUEST).is_file()

@@ -13,6 +13,7 @@ from typing import Any
 from smolmoe.data.formats import Rows, rows_of
 from smolmoe.data.vocabulary import naming_rows
 from smolmoe.errors import DataError
+from smolmoe.files import expanded
 
 
 @dataclass(frozen=True)
@@ -37,7 +38,7 @@ def read_documents(path: str | Path) -> list[Document]:
     from smolmoe.data.sources import open_source
     from smolmoe.recipe.data import SourceRecipe
 
-    if not Path(path).expanduser().exists():
+    if not expanded(path).exists():
         raise DataError("there is no such file.", field="data", value=str(path), fix="Give the path of a text file.")
     documents = list(open_source(SourceRecipe.model_validate({"path": str(path)})).documents())
     if not documents:

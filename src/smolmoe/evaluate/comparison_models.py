@@ -12,6 +12,7 @@ from smolmoe.data.same_tokenizer import tokenizer_hash
 from smolmoe.data.tokens import end_of_text
 from smolmoe.errors import RequestError, SourceError
 from smolmoe.evaluate.comparison_text import RUN
+from smolmoe.files import expanded
 from smolmoe.moe.loading import load_config, load_tokenizer
 
 MODEL = "model"  # a run's folder within its own
@@ -68,7 +69,7 @@ def open_contenders(models: Mapping[str, Paths]) -> list[Contender]:
             fix="Name two models at least: the base first.",
         )
     _check_seeds(asked)
-    _check_once(asked, {name: [str(Path(path).expanduser().resolve()) for path in asked[name]] for name in asked})
+    _check_once(asked, {name: [str(expanded(path).resolve()) for path in asked[name]] for name in asked})
     contenders = [_open(name, paths) for name, paths in asked.items()]
     _check_once(asked, {contender.name: contender.sha256 for contender in contenders})
     return contenders
@@ -131,6 +132,6 @@ def _open(name: str, paths: tuple[str, ...]) -> Contender:
 
 
 def _model_of(path: str) -> str:
-    folder = Path(path).expanduser()
+    folder = expanded(path)
     is_run = (folder / RUN).is_file() and not (folder / "config.json").is_file()
     return str(folder / MODEL) if is_run else path

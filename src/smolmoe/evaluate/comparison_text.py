@@ -21,6 +21,7 @@ from smolmoe.data.vocabulary import naming_rows
 from smolmoe.errors import DataError, RequestError
 from smolmoe.evaluate.comparison import TextFacts
 from smolmoe.evaluate.held_out import HeldOut, cut_windows
+from smolmoe.files import expanded
 from smolmoe.json_text import read_json, read_object
 from smolmoe.recipe.data import DataRecipe, SourceRecipe
 
@@ -104,7 +105,7 @@ def find_documents(data: str, by: str | None) -> Iterator[Document]:
     Raises:
         DataError: it cannot be read, or a document has no domain; HubError: a data set cannot be had.
     """
-    recipe = run_data(Path(data).expanduser())
+    recipe = run_data(expanded(data))
     if recipe is None:
         found = open_source(SourceRecipe.model_validate({"path": data, "domain_column": by or "domain"})).documents()
     elif by in (None, "domain"):
@@ -130,7 +131,7 @@ def find_documents(data: str, by: str | None) -> Iterator[Document]:
 
 def run_limits(data: str) -> Limits:
     """How a training run measures its held-out loss; the default for other text."""
-    folder = Path(data).expanduser()
+    folder = expanded(data)
     if run_data(folder) is None:
         return Limits(TOKENS, DOCUMENT_TOKENS, LENGTH)
     recipe = read_object(folder / RUN)["recipe"]
@@ -162,7 +163,7 @@ def run_data(folder: Path) -> DataRecipe | None:
 
 def nearby(name: str, folder: Path) -> Path | None:
     """A file or folder on record: where it says, or, of a relative path, seen from a folder above `folder`."""
-    path = Path(name).expanduser()
+    path = expanded(name)
     places = [path] if path.is_absolute() else [path, *(above / path for above in folder.parents)]
     return next((place for place in places if place.exists()), None)
 

@@ -12,6 +12,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 from smolmoe.errors import RequestError
+from smolmoe.files import expanded
 from smolmoe.gguf.vocabulary import Vocabulary
 
 ENVIRONMENT = "SMOLMOE_LLAMA_CPP"
@@ -38,7 +39,7 @@ def find_converter(path: str | Path | None) -> Path:
     )
     if not named:
         raise RequestError("GGUF files are written by llama.cpp's own converter.", field="llama_cpp", fix=fix)
-    root = Path(named).expanduser()
+    root = expanded(named)
     if root.name == SCRIPT and root.is_file():
         return root.resolve().parent
     for place in _PLACES:

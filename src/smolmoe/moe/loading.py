@@ -16,6 +16,7 @@ import torch
 from smolmoe.checkpoint import FLOAT_DTYPES, READABLE, Checkpoint, open_checkpoint
 from smolmoe.data.vocabulary import within_vocabulary
 from smolmoe.errors import CheckpointError, HubError, SmolmoeError, SourceError
+from smolmoe.files import expanded
 from smolmoe.hub_access import why_not
 from smolmoe.links import check_files
 from smolmoe.model_code import NAMING_CODE
@@ -133,7 +134,7 @@ def find_tokenizer(name: str, field: str = "tokenizer") -> Any:
     Raises:
         SourceError: the folder holds none, or none that can be read; HubError: the hub does not give it.
     """
-    folder = Path(name).expanduser()
+    folder = expanded(name)
     if folder.is_dir():
         found = load_tokenizer(folder, alone=True)
         if found is None:

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import difflib
+import os
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Annotated, Any, TypeVar, get_args, get_origin
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator
 
 from smolmoe.errors import RequestError
+from smolmoe.files import expanded
 
 
 class Recipe(BaseModel):
@@ -29,6 +32,15 @@ class Recipe(BaseModel):
             if isinstance(part, int) and abs(part) >= 2**63:
                 raise ValueError("is too large a number")
         return value
+
+    @field_validator("*")
+    @classmethod
+    def _written_out(cls, value: Any) -> Any:
+        """A path as every command understands it: no shell writes out the `~` of a recipe, and `new/..` is nowhere."""
+        if not isinstance(value, Path):
+            return value
+        path = expanded(value)
+        return Path(os.path.realpath(path)) if ".." in path.parts else path
 
 
 R = TypeVar("R", bound=Recipe)

@@ -43,6 +43,8 @@ NotNegative = Annotated[Float, Field(ge=0)]
 Momentum = Annotated[float, BeforeValidator(_number), Field(ge=0, lt=1)]  # torch takes no whole number here
 Share = Annotated[Float, Field(ge=0, le=1)]
 Name = Annotated[str, Field(min_length=1)]
+# Without any, transformers wants the word; YAML's own is null.
+Loggers = Annotated[Name | list[Name], BeforeValidator(lambda value: "none" if value is None else value)]
 Level = Literal["detail", "debug", "info", "warning", "error", "critical", "passive"]
 Options = dict[str, Any] | Annotated[str, Field(pattern=r"^\{")]  # transformers reads JSON in a string
 
@@ -92,7 +94,7 @@ class _Values(TypedDict, total=False):
     log_level_replica: Level
     include_num_input_tokens_seen: Literal["no", "all", "non_padding"] | bool
     disable_tqdm: bool | None
-    report_to: Name | list[Name] | None
+    report_to: Loggers
     run_name: Name | None
     project: Name
     trackio_space_id: Name | None

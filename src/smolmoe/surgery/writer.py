@@ -14,6 +14,7 @@ import os
 import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
+from fnmatch import fnmatch
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -23,6 +24,7 @@ from smolmoe import units
 from smolmoe.checkpoint import DTYPE_CODES, INDEX_FILE, SINGLE_FILE, Checkpoint
 from smolmoe.errors import OutputError, RequestError
 from smolmoe.files import followed, nearest, place
+from smolmoe.links import TEMPLATES
 from smolmoe.surgery.evaluate import block_values, filled
 from smolmoe.surgery.initialisers import Values
 from smolmoe.surgery.program import Block, OutTensor
@@ -31,6 +33,13 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 CHUNK = 1 << 24  # bytes; bounds the memory of copies and of casts
+# What a model folder that is replaced may hold, those of a hub among them; anything else is the user's.
+_OF_A_MODEL = (
+    *("config.json", "generation_config.json", "smolmoe.json", "*.safetensors", "*.safetensors.index.json"),
+    *("tokenizer*", "special_tokens_map.json", "added_tokens.json", "vocab.*", "merges.txt", "*.jinja", TEMPLATES),
+    *("modeling_*.py", "configuration_*.py", "tokenization_*.py", "__pycache__"),
+    *("README.md", "LICENSE*", "NOTICE*", ".gitattributes", ".cache"),
+)
 Progress = Callable[[int], None]
 
 
@@ -271,10 +280,19 @@ def check_replaceable(out: Path, *, overwrite: bool) -> None:
         return
     if not overwrite:
         raise OutputError("exists.", field="out", value=str(out), fix="Use --overwrite to replace it.")
-    if not (target / "config.json").is_file():
+    if not (target / "config.json").is_file() or not any(target.glob("*.safetensors")):
         raise OutputError(
             "exists and is not a model folder, so it is not replaced.",
             field="out",
             value=str(out),
             fix="Choose another folder.",
+        )
+    others = sorted(path.name for path in target.iterdir() if not any(fnmatch(path.name, one) for one in _OF_A_MODEL))
+    if others:
+        raise OutputError(
+            f"the folder holds {', '.join(others[:3])}{' and more' if others[3:] else ''}, which is no part of a model "
+            "and would be lost.",
+            field="out",
+            value=str(out),
+            fix="Move it away, or choose another folder.",
         )

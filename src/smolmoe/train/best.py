@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from smolmoe.files import write_json
 from smolmoe.folders import move_into_place
-from smolmoe.json_text import read_json
+from smolmoe.json_text import BAD_FILE, read_json
 from smolmoe.train.checkpoints import FOLDER, PREFIX, problem_of
 from smolmoe.train.folder import BEST, HELD_OUT_BEFORE, MODEL
 from smolmoe.train.metrics import FILE, read_metrics
@@ -40,16 +40,18 @@ _OF_ONE_FOLDER = {"README.md", "smolmoe.json"}  # written for each
 def losses_before(run: Path, last: DocumentLosses) -> DocumentLosses | None:
     """The losses before the first step; None where the run began elsewhere, or measured other documents then.
 
+    A file that says nothing of use is none: a run that is trained must not fail by it.
+
     Args:
         last: those at the end.
     """
     file = run / HELD_OUT_BEFORE
-    if not file.is_file():
-        return None
     try:
         found = type(last).from_json(read_json(file))
-    except (OSError, ValueError, TypeError, KeyError) as error:
-        logger.warning("%s cannot be read (%s): what the loss was before the first step is not known.", file, error)
+    except FileNotFoundError:
+        return None
+    except (*BAD_FILE, KeyError, TypeError) as error:
+        logger.warning("%s cannot be read (%s), so what the loss was before is not shown.", file, error)
         return None
     return found if found.tokens == last.tokens else None
 

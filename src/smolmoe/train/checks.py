@@ -67,6 +67,8 @@ def check_combinations(given: Mapping[str, Any], values: Mapping[str, Any], devi
     _check_kernels(given, device)
     if values.get("fp16") and device.partition(":")[0] == "cpu":
         raise _refused("fp16", True, "fp16 needs a GPU", "Use bf16: true, or leave it out.")
+    if values.get("activation_offloading") and device.partition(":")[0] == "cpu":
+        raise _refused("activation_offloading", True, "it offloads from a GPU to the CPU", "Leave it out.")
     for name in _CHECKPOINTING:
         options = given.get(name)
         if not isinstance(options, Mapping):

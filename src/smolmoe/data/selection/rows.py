@@ -14,6 +14,7 @@ from smolmoe.data.formats import check_columns, rows_of
 from smolmoe.data.presets import EMBEDDED, Preset, documents_of, find_preset
 from smolmoe.data.sources import Source, local_files, open_source, text_column
 from smolmoe.errors import DataError, HubError
+from smolmoe.files import expanded
 from smolmoe.recipe.data import SourceRecipe
 
 
@@ -80,7 +81,7 @@ def open_rows(recipe: SourceRecipe, *, quiet: bool = False) -> RowSource:
         DataError, HubError: as `open_source` does; a row lacks the text's column.
     """
     source = open_source(recipe, quiet=quiet)
-    path = Path(str(recipe.path)).expanduser()
+    path = expanded(str(recipe.path))
     if recipe.path is not None and path.exists():
         rows = _file_rows(recipe, path)
     elif recipe.preset is not None:

@@ -52,7 +52,7 @@ def read_prompts(recipe: TeachRecipe, tally: Tally | None = None) -> list[Prompt
     Raises:
         DataError: no such file or column, a prompt that is no text, no prompts.
     """
-    path = recipe.prompts.expanduser()
+    path = recipe.prompts
     own = tally if tally is not None else Tally()
     prompts: list[Prompt] = []
     for where, text, row in _rows(path, recipe.prompt_column):
