@@ -63,7 +63,7 @@ def _bounded(kind: type[Any]) -> type[Any]:
 
         def __reduce__(self) -> Any:
             """Other processes get the plain tokenizer and bind it again: they cannot look this class up by its name."""
-            plain = kind.__new__(kind)
+            plain = object.__new__(kind)
             plain.__dict__.update(self.__dict__)
             return within_vocabulary, (plain, self.model_vocabulary)
 
