@@ -165,14 +165,15 @@ def commands() -> dict[str, tuple[Callable[[Path, Path], object], str]]:
     from smolmoe.moe.loading import load_model
     from smolmoe.proof.verify import verify
     from smolmoe.recipe import TrainRecipe, parse
-    from smolmoe.train.estimate import skeleton
+    from smolmoe.training import estimate
     from smolmoe.upcycling import upcycle
 
     size = {"experts": 4, "top_k": 2, "verify": False}
 
     def train(work: Path, out: Path) -> object:
         data = {"sources": [{"preset": "embedded"}], "length": 32}
-        return skeleton(parse(TrainRecipe, {"out": out, "model": {"path": str(work / "dense")}, "data": data}))
+        values = {"out": out, "model": {"path": str(work / "dense")}, "data": data, "trainer": {"max_steps": 1}}
+        return estimate(parse(TrainRecipe, values))
 
     return {
         "upcycle": (lambda work, out: upcycle(work / "dense", out, **size), DENSE),

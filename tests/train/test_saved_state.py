@@ -187,7 +187,7 @@ def test_rows_of_measurements_that_are_none_are_named(run: Any) -> None:
     file = Path(values["out"]) / "metrics.jsonl"
     lines = file.read_text().splitlines()
     file.write_text("\n".join(["null", *lines]))
-    with pytest.raises(CheckpointError, match="line 1 is no row"):
+    with pytest.raises(CheckpointError, match="line 1 is not a row"):
         train(values, resume=str(checkpoint))
     file.write_text("\n".join([*lines[:-1], lines[-1][:5]]))
     assert [row["step"] for row in rows(train(values, resume=str(checkpoint)).out, "step")] == [1, 2]
