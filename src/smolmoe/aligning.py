@@ -18,7 +18,7 @@ from smolmoe.proof.findings import Finding
 from smolmoe.recipe import parse
 from smolmoe.recipe.align import BETA, AlignRecipe
 from smolmoe.reporting import finish_model
-from smolmoe.train.folder import ADAPTERS, MODEL, SUMMARY, begin, check_step, open_folder
+from smolmoe.train.folder import ADAPTERS, MODEL, SUMMARY, begin, check_step, check_there, open_folder
 
 CHECKPOINTS = 5  # of a run whose recipe does not say
 
@@ -99,6 +99,7 @@ def align(
     if isinstance(recipe, dict):
         recipe = parse(AlignRecipe, recipe)
     run = _Run(recipe, report or (lambda stage, done, total: None))
+    check_there(recipe.out, resume)
     with quiet(), growing(recipe.out):
         return run.go(resume, overwrite)
 

@@ -18,7 +18,7 @@ from smolmoe.files import write_json
 from smolmoe.folders import move_into_place
 from smolmoe.recipe import TrainRecipe, parse
 from smolmoe.reporting import finish_model
-from smolmoe.train.folder import BEST, HELD_OUT, MODEL, SUMMARY, TOKENIZER, begin, check_step, open_folder
+from smolmoe.train.folder import BEST, HELD_OUT, MODEL, SUMMARY, TOKENIZER, begin, check_step, check_there, open_folder
 
 if TYPE_CHECKING:
     from smolmoe.data.corpus import TokenCorpus
@@ -82,9 +82,10 @@ def train(
     """
     if isinstance(recipe, dict):
         recipe = parse(TrainRecipe, recipe)
-    from smolmoe.train.distributed import held_by_main, join
+    from smolmoe.train.distributed import held_by_main, join, on_main
 
     join(recipe)
+    on_main(lambda: check_there(recipe.out, resume))
     with held_by_main(recipe.out):
         return _Run(recipe, resume, overwrite, report or (lambda stage, done, total: None)).go()
 

@@ -96,6 +96,11 @@ def test_killed_as_it_begins_it_can_be_started(
     assert train(values, resume=resume).summary["steps"] == 2
 
 
+def test_an_empty_folder_is_a_run_that_was_killed_at_once(values: Any) -> None:
+    Path(values["out"]).mkdir()
+    assert train(values, resume="latest").summary["steps"] == 2
+
+
 def test_what_earlier_versions_left_can_be_started(tmp_path: Path, values: Any) -> None:
     """They wrote the tokenizer first. Another one there is somebody's."""
     run = Path(values["out"])

@@ -68,6 +68,16 @@ _CHANGEABLE = (
 _PLACES = (".path", "tokenizer", "carry.optimizer", "distill.cache")
 
 
+def check_there(out: Path, resume: str | None) -> None:
+    """See that there is a folder to resume in, before one is made for the lock: an empty one is a run killed early.
+
+    Raises:
+        CheckpointError: there is none.
+    """
+    if resume is not None and not out.exists():
+        find_checkpoint(out, resume)
+
+
 def open_folder(
     recipe: TrainRecipe | AlignRecipe, resume: str | None, *, overwrite: bool, blocks_a_step: int
 ) -> Path | None:
@@ -90,8 +100,7 @@ def open_folder(
 
 def _find(out: Path, resume: str | None, *, overwrite: bool) -> Path | None:
     if resume is not None:
-        begun = _is_ours(out) and any(out.iterdir())
-        if resume == "latest" and begun and not has_checkpoints(out) and not (out / SUMMARY).is_file():
+        if resume == "latest" and _is_ours(out) and not has_checkpoints(out) and not (out / SUMMARY).is_file():
             logger.warning("%s: the run was stopped before its first checkpoint, so it starts again.", out)
             return None
         return find_checkpoint(out, resume)
