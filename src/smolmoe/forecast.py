@@ -112,7 +112,7 @@ def _alignment(recipe: AlignRecipe) -> dict[str, Any]:
 
     folder = model_folder(recipe.model)
     assert folder is not None  # the recipe has a path
-    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    config = read_config(folder, "model")
     _write(recipe.out / "model", config, {name: info.shape for name, info in open_checkpoint(folder).tensors.items()})
     return {"warnings": tuple(map(str, router_findings(recipe, Skeleton(folder).model, 1)))}
 

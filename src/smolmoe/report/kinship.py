@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -12,6 +11,7 @@ from smolmoe.errors import SmolmoeError
 from smolmoe.evaluate.comparison_lineage import ancestry
 from smolmoe.evaluate.comparison_text import nearby
 from smolmoe.evaluate.held_out import same_text
+from smolmoe.json_text import read_json
 from smolmoe.provenance import read_provenance
 
 NO_KIN = "no common ancestor is on record"
@@ -91,7 +91,7 @@ def _of_run(run: Path) -> frozenset[str]:
 
 def _json(file: Path) -> Mapping[str, Any]:
     try:
-        found = json.loads(file.read_text(encoding="utf-8"))
+        found = read_json(file)
     except (OSError, ValueError):
         return {}
     return found if isinstance(found, dict) else {}
