@@ -13,7 +13,8 @@ from tests import zoo
 
 from smolmoe import upcycle
 from smolmoe.checkpoint import open_checkpoint
-from smolmoe.errors import CheckpointError, SmolmoeError, SourceError
+from smolmoe.errors import CheckpointError, OutputError, SmolmoeError, SourceError
+from smolmoe.export_gguf import _check_out
 from smolmoe.generation import generate
 from smolmoe.json_text import parse_json
 from smolmoe.model_config import check_counts
@@ -339,6 +340,22 @@ def test_a_broken_row_of_a_run_is_named(line: str, says: str, copy: Callable[[st
     for call in (lambda: finish_model(folder / "model", {}), lambda: report([folder], tmp_path / "page.html")):
         with pytest.raises(SmolmoeError, match=says):
             call()
+
+
+def test_an_adapter_whose_settings_cannot_be_read_is_one_all_the_same(copy: Callable[[str], Path]) -> None:
+    folder = copy("dense")
+    (folder / "model.safetensors").rename(folder / "adapter_model.safetensors")
+    (folder / "adapter_config.json").write_text('{"peft_type": "LORA", "peft_type": "LORA"}')
+    with pytest.raises(SourceError, match="a PEFT adapter, not a model"):
+        open_checkpoint(folder)
+
+
+@pytest.mark.parametrize("text", TEXTS)
+def test_a_file_beside_an_export_that_nobody_can_read_is_not_replaced(text: str, tmp_path: Path) -> None:
+    (tmp_path / "out.json").write_bytes(TEXTS[text])
+    with pytest.raises(OutputError, match="was not written by an export"):
+        _check_out(tmp_path / "out.gguf", overwrite=True)
+    assert (tmp_path / "out.json").read_bytes() == TEXTS[text]
 
 
 def test_push_names_what_it_cannot_read(copy: Callable[[str], Path], tmp_path: Path) -> None:
