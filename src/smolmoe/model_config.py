@@ -26,6 +26,7 @@ _TOKENS_USED = ("eos_token_id", "pad_token_id")
 _ACTIVATIONS = ("silu", "gelu", "gelu_new", "gelu_pytorch_tanh", "relu")
 # "mrope" and "su" are names that classes of transformers replace by others.
 _ROPE_TYPES = ("default", "linear", "dynamic", "yarn", "longrope", "llama3", "mrope", "su")
+_UNATTENDING = {"linear_attention", "conv"}
 _FIX = "Set it to what the model has, or download config.json again."
 _DTYPE = re.compile(r"(torch\.)?(half|float|double|bool|bfloat16|float(16|32|64|[48]_\w+)|u?int(4|8|16|32|64))")
 
@@ -82,6 +83,24 @@ def check_counts(config: Mapping[str, Any]) -> None:
         raise _contradiction("n_group", groups, f"must divide the number of experts ({experts})")
     if chosen is not None and chosen > groups:
         raise _contradiction("topk_group", chosen, f"must be at most n_group ({groups})")
+
+
+def check_decodes(folder: Path, field: str = "source") -> None:
+    """See that a layer attends to earlier tokens, without which transformers generates nothing: it counts them there.
+
+    Raises:
+        SourceError
+    """
+    config = read_config(folder, field)
+    text = config.get("text_config") or {}
+    kinds = text.get("layer_types") or config.get("layer_types")
+    if kinds and {*kinds} <= _UNATTENDING:
+        raise SourceError(
+            f"in {CONFIG}: no layer has attention, and transformers generates with a cache only where one has.",
+            field="layer_types",
+            value=", ".join(sorted({*kinds})),
+            fix="Take a model that has such a layer; --no-verify converts one without, since it decodes nothing.",
+        )
 
 
 def _contradiction(key: str, value: object, reason: str) -> SourceError:
