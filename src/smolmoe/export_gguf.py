@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -13,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from smolmoe.errors import OutputError, RequestError, SourceError, TargetError, VerificationError
 from smolmoe.files import place, write_json, writing
 from smolmoe.folders import workshop
+from smolmoe.json_text import BAD_FILE, read_json
 from smolmoe.provenance import command, versions
 
 if TYPE_CHECKING:
@@ -219,8 +219,8 @@ def _check_out(out: Path, *, overwrite: bool) -> None:
 
 def _kind(path: Path) -> Any:
     try:
-        values = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+        values = read_json(path)
+    except BAD_FILE:
         return None
     return values.get("kind") if isinstance(values, dict) else None
 

@@ -89,6 +89,8 @@ def followed(out: str | Path, *, field: str = "out") -> Path:
     Raises:
         OutputError: a path that the system cannot have, or a link to nowhere.
     """
+    if not os.fspath(out):  # which realpath takes for the current folder
+        raise OutputError("is empty.", field=field, value=str(out), fix="Name a place; . is the current folder.")
     try:
         target = Path(os.path.realpath(out))
         longest = max(len(os.fsencode(name)) for name in target.parts)

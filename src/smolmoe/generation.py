@@ -110,9 +110,11 @@ def generate_all(
     _check_experts(prompts, experts, offload_experts, expert_memory)
     from smolmoe.checkpoint import open_checkpoint
     from smolmoe.data.vocabulary import naming_rows
+    from smolmoe.model_config import check_decodes
     from smolmoe.moe.loading import load_config, load_tokenizer
 
     folder = open_checkpoint(model, field="model").folder
+    check_decodes(folder, "model")
     tokenizer = load_tokenizer(folder)
     if tokenizer is None:
         raise SourceError("the model has no tokenizer.", field="model", value=str(model), fix="Put its files there.")

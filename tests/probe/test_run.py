@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -271,3 +272,17 @@ def test_options_out_of_range(field: str) -> None:
     with pytest.raises(RequestError) as caught:
         ProbeOptions(**{field: 0})
     assert caught.value.field == field
+
+
+def test_layers_whose_routers_cannot_be_read_are_named(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    from helpers import hash_routed
+    from tests import zoo
+
+    from smolmoe.probe.subject import open_subject
+
+    folder = tmp_path / "moe"
+    hash_routed("hash_moe", "moe").save_pretrained(folder)
+    for file in zoo.folder("llama").glob("tokenizer*"):
+        shutil.copy(file, folder)
+    assert open_subject(folder, QUICK, "cpu").layers == [1]
+    assert "Layer 0 is left out: of its DeepseekV4HashRouter" in caplog.text

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -11,6 +10,7 @@ from smolmoe.checkpoint import fingerprint
 from smolmoe.claim import Claim
 from smolmoe.files import write_json
 from smolmoe.folders import whole_or_nothing
+from smolmoe.json_text import read_object
 from smolmoe.links import check_files, copy_files
 from smolmoe.model_code import put_code
 from smolmoe.provenance import PROVENANCE_FILE, SCHEMA_VERSION, command, read_provenance, versions
@@ -86,7 +86,7 @@ def write_program(
 
 def _carry(folder: Path, work: Path, *, same_class: bool) -> None:
     copy_files(folder, work, CARRIED, field="model")
-    is_generic = json.loads((work / "config.json").read_text(encoding="utf-8"))["model_type"] == "smolmoe"
+    is_generic = read_object(work / "config.json")["model_type"] == "smolmoe"
     drop_code(work)
     if not same_class:
         keep_tokenizer(folder, work, None, native=not is_generic)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import shutil
 from collections.abc import Iterator
@@ -223,7 +222,7 @@ class AtomicCheckpoints:
 
     def _finish(self, written: Path, place: Path) -> None:
         (written / "training_args.bin").unlink(missing_ok=True)  # pickled code; the recipe says the same
-        state = json.loads((written / STATE).read_text(encoding="utf-8"))
+        state = read_json(written / STATE, dict)
         if state["best_global_step"] == self.state.global_step:  # said to be where it was written
             write_json(written / STATE, state | {"best_model_checkpoint": str(place)})
         write_json(written / NAMES, optimizer_names(self.model, self.optimizer))
@@ -261,11 +260,11 @@ def read_adam(run: Path) -> dict[str, dict[str, Any]]:
         run: a run folder, or one of its checkpoints.
 
     Raises:
-        CheckpointError: there is none, or its optimiser was no Adam.
+        CheckpointError: there is none, a file of it is not what was written, or its optimiser was no Adam.
     """
     import torch
 
-    folder = run if (run / NAMES).is_file() else find_checkpoint(run, "latest")
+    folder = find_checkpoint(run, str(run) if (run / NAMES).is_file() else "latest")
     names = read_json(folder / NAMES, list)
     with using(folder / OPTIMIZER):
         state = torch.load(folder / OPTIMIZER, map_location="cpu", weights_only=True)["state"]
