@@ -128,6 +128,8 @@ def _check_kind(target: Path, kind: Kind, field: str) -> None:
     mode = os.stat(target).st_mode
     if kind == "file" and stat.S_ISDIR(mode):
         raise OutputError("is a folder.", field=field, value=str(target), fix="Name a file in it.")
+    if kind == "growing folder" and stat.S_ISREG(mode):
+        raise OutputError("is a file, not a folder.", field=field, value=str(target), fix="Name a folder.")
     if not stat.S_ISREG(mode) and not stat.S_ISDIR(mode):
         raise OutputError(
             "is neither a file nor a folder.", field=field, value=str(target), fix="Name a file or a folder."
