@@ -316,6 +316,26 @@ def emptied(folder: Path) -> None:
             path.unlink()
 
 
+def others(folder: Path, *names: str) -> list[Path]:
+    """The files, and links, in a folder and below that are not called so, nor lie in a folder that is; sorted."""
+    ours = {path for name in (*names, ".*.partial", ".*.smolmoe") for path in folder.glob(name)}
+    found = (path for path in folder.rglob("*") if path.is_symlink() or not path.is_dir())
+    return sorted(path for path in found if ours.isdisjoint((path, *path.parents)))
+
+
+def check_no_others(folder: Path, *names: str, field: str, value: object) -> None:
+    """Raises OutputError where a folder that is to be emptied holds more than what is called so."""
+    found = [path.relative_to(folder).as_posix() for path in others(folder, *names)]
+    if found:
+        raise OutputError(
+            f"{folder} holds {', '.join(found[:3])}{' and more' if found[3:] else ''}, which smolmoe did not write "
+            "there and which would be lost.",
+            field=field,
+            value=value,
+            fix="Move it away first.",
+        )
+
+
 # -- files -----------------------------------------------------------------------------------------------------------
 
 
