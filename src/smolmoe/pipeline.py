@@ -227,16 +227,19 @@ def _blocks(name: str, stage: _Known) -> int:
 def _written(kind: str) -> tuple[str, ...]:
     """What a stage of a kind writes into its folder; everything else there is the user's."""
     if kind in ("train", "align"):
-        from smolmoe.train.folder import ALL as written
-    elif kind == "upcycle":
-        from smolmoe.surgery.writer import OF_A_MODEL as written
-    elif kind == "select":
-        from smolmoe.data.selection.results import WRITTEN as written
-    elif kind == "pairs":
-        from smolmoe.align.pairs import WRITTEN as written
-    else:
-        written = _SHOWN.get(kind, ())
-    return written
+        from smolmoe.train.folder import ALL
+
+        return ALL
+    if kind == "upcycle":
+        from smolmoe.surgery.writer import OF_A_MODEL
+
+        return OF_A_MODEL
+    if kind in ("select", "pairs"):
+        from smolmoe.align import pairs
+        from smolmoe.data.selection import results
+
+        return results.WRITTEN if kind == "select" else pairs.WRITTEN
+    return _SHOWN.get(kind, ())
 
 
 def with_matched_steps(values: dict[str, Any], flops: float) -> dict[str, Any]:

@@ -101,9 +101,9 @@ def check_label(row: Mapping[str, Any], where: str, file: Path) -> None:
     if column is not None:
         bad, good = ("0", "1") if str(row[column])[0].isdigit() else ("false", "true")
         raise DataError(
-            f"{where}: answers with a `{column}` of {good} or {bad} (as of KTO) are not supported: it would not be used.",
+            f"{where}: answers with a `{column}` of {good} or {bad} (as of KTO) are not supported.",
             field="data.format",
             value=str(file),
             fix=f"Keep the rows whose {column} is {good} and leave the column out, or make pairs of a better and a "
-            "worse answer to the same prompt. Where it means something else, name the format, e.g. --set data.format=prompt.",
+            "worse answer to the same prompt. Where it means something else, say data.format.",
         )
