@@ -120,7 +120,7 @@ def generate_all(
         raise SourceError("the model has no tokenizer.", field="model", value=str(model), fix="Put its files there.")
     encoded = []
     for number, prompt in enumerate(prompts):
-        with naming_rows(prompt, number, field="prompt", what="prompt"):
+        with naming_rows(prompt, first=number, field="prompt", what="prompt"):
             encoded.append(_encode(tokenizer, prompt))
     context = getattr(load_config(folder).get_text_config(), "max_position_embeddings", None)
     _check_room(max(map(len, encoded)), max_new_tokens, context)

@@ -14,7 +14,7 @@ from smolmoe.data.same_tokenizer import tokenizer_hash
 from smolmoe.data.selection.explain import RowScores, TextScore, extremes, part_score, score_table
 from smolmoe.data.selection.pool import Pool, scan
 from smolmoe.data.selection.quotas import Choice, rank_correlation
-from smolmoe.data.selection.results import INDEX, REPORT, Selection, group_results, relative_length
+from smolmoe.data.selection.results import INDEX, REPORT, WRITTEN, Selection, group_results, relative_length
 from smolmoe.data.selection.rows import RowSource, open_rows
 from smolmoe.data.selection.scores import DrawScorer, EntropyScorer, LossScorer, token_ids
 from smolmoe.data.selection.sieve import Candidate, Sieve
@@ -24,7 +24,7 @@ from smolmoe.data.text import Document, default_documents
 from smolmoe.data.tokens import end_of_text
 from smolmoe.data.vocabulary import within_vocabulary
 from smolmoe.errors import DataError, OutputError, RequestError
-from smolmoe.files import write_json
+from smolmoe.files import check_no_others, write_json
 from smolmoe.folders import whole_or_nothing
 from smolmoe.recipe.base import parse
 from smolmoe.recipe.data import SourceRecipe
@@ -83,6 +83,7 @@ def _check_free(out: Path, overwrite: bool) -> None:
         raise OutputError(
             "the folder holds a choice already.", field="out", value=str(out), fix="Name another, or use --overwrite."
         )
+    check_no_others(out, *WRITTEN, field="out", value=str(out))
 
 
 # -- tokenizers, models ----------------------------------------------------------------------------------------------

@@ -207,7 +207,7 @@ def test_command(tmp_path: Path, text: Path, capsys: pytest.CaptureFixture[str])
 
 
 def untagged(path: Path) -> None:
-    write_documents(path, [Document("one", "a"), Document("two")])
+    write_documents(path, [Document("one"), Document("two")])
 
 
 def one_domain(path: Path) -> None:
@@ -220,7 +220,7 @@ def one_document(path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("write", "message"),
-    [(untagged, "document 2 has no domain"), (one_domain, "of one domain"), (one_document, "fewer than two documents")],
+    [(untagged, "no row has a domain"), (one_domain, "of one domain"), (one_document, "fewer than two documents")],
 )
 def test_text_that_tells_nothing(write: Callable[[Path], None], message: str, tmp_path: Path) -> None:
     folder = save(random_moe("mixtral"), tmp_path / "moe")
@@ -228,6 +228,17 @@ def test_text_that_tells_nothing(write: Callable[[Path], None], message: str, tm
     with pytest.raises(DataError, match=message):
         probe(folder, tmp_path / "text.jsonl", options=QUICK)
     assert not (tmp_path / "out").exists()
+
+
+def test_rows_without_a_domain_are_left_out_and_counted(
+    tmp_path: Path, text: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    folder = save(random_moe("mixtral"), tmp_path / "moe")
+    data = tmp_path / "text.jsonl"
+    data.write_text('{"text": "", "domain": "a"}\n{"text": "one", "domain": null}\n' + text.read_text())
+    whole, found = (probe(folder, path, options=QUICK) for path in (text, data))
+    assert found.documents == whole.documents
+    assert f"rows without a domain left out: 1 (the first: {data}, line 2)" in caplog.text
 
 
 def test_another_column_by(tmp_path: Path) -> None:

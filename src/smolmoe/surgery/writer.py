@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 
 CHUNK = 1 << 24  # bytes; bounds the memory of copies and of casts
 # What a model folder that is replaced may hold, those of a hub among them; anything else is the user's.
-_OF_A_MODEL = (
+OF_A_MODEL = (
     *("config.json", "generation_config.json", "smolmoe.json", "*.safetensors", "*.safetensors.index.json"),
     *("tokenizer*", "special_tokens_map.json", "added_tokens.json", "vocab.*", "merges.txt", "*.jinja", TEMPLATES),
     *("modeling_*.py", "configuration_*.py", "tokenization_*.py", "__pycache__"),
@@ -287,7 +287,7 @@ def check_replaceable(out: Path, *, overwrite: bool) -> None:
             value=str(out),
             fix="Choose another folder.",
         )
-    others = sorted(path.name for path in target.iterdir() if not any(fnmatch(path.name, one) for one in _OF_A_MODEL))
+    others = sorted(path.name for path in target.iterdir() if not any(fnmatch(path.name, one) for one in OF_A_MODEL))
     if others:
         raise OutputError(
             f"the folder holds {', '.join(others[:3])}{' and more' if others[3:] else ''}, which is no part of a model "

@@ -121,6 +121,13 @@ def _find(run: Path, which: str) -> Path:
     if which == "latest":
         return found[-1]
     best = best_step(found[-1])
+    if best is None:
+        raise CheckpointError(
+            f"none is known as the best: up to {found[-1].name} the run measured no held-out loss between its steps.",
+            field="resume",
+            value=which,
+            fix="Use --resume latest, or name a checkpoint's folder.",
+        )
     chosen = next((path for path in found if step_of(path) == best), None)
     if chosen is None:
         raise CheckpointError(
