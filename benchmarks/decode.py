@@ -117,7 +117,7 @@ def measure(case: Case, dense: Any, moe: Any, rounds: int) -> dict[str, Any]:
     """Median seconds a step of each contender, dense over smolmoe of each round, the parameters a token reads."""
     import torch
 
-    from smolmoe.train.estimate import size_of
+    from smolmoe.moe.size import size_of
 
     torch.set_num_threads(case.threads)
     clock = time.process_time if case.threads == 1 else time.perf_counter

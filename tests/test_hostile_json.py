@@ -20,7 +20,8 @@ from smolmoe.moe.loading import Skeleton, load_tokenizer
 from smolmoe.proof.doctor import doctor
 from smolmoe.provenance import read_provenance
 from smolmoe.pushing import push
-from smolmoe.reporting import finish_model, report
+from smolmoe.report.card_writer import finish_model
+from smolmoe.reporting import report
 from smolmoe.surgery.inspection import inspect
 from smolmoe.surgery.moe_files import read_moe
 

@@ -18,7 +18,7 @@ from huggingface_hub import ModelCard
 from smolmoe.errors import CheckpointError, HubError, OutputError, RequestError, SourceError
 from smolmoe.provenance import PROVENANCE_FILE, read_provenance
 from smolmoe.pushing import push
-from smolmoe.reporting import write_card
+from smolmoe.report.card_writer import write_card
 
 
 @pytest.fixture(scope="module")

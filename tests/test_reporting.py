@@ -18,8 +18,8 @@ from smolmoe.errors import CheckpointError
 from smolmoe.families import MOE_TARGETS
 from smolmoe.provenance import PROVENANCE_FILE, read_provenance
 from smolmoe.report.card import MARK
+from smolmoe.report.card_writer import card_text, finish_model, write_card
 from smolmoe.report.model_facts import ModelFacts, places, without_places
-from smolmoe.reporting import card_text, finish_model, write_card
 from smolmoe.upcycling import upcycle
 
 SOURCE_CARD = """---

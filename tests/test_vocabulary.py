@@ -15,7 +15,6 @@ from smolmoe.comparing import compare
 from smolmoe.data.prompts import CorrectionRow
 from smolmoe.data.same_tokenizer import tokenizer_hash
 from smolmoe.data.selection.scores import token_ids
-from smolmoe.data.vocabulary import UnknownTokenError, spare_tokens, within_vocabulary
 from smolmoe.errors import DataError
 from smolmoe.evaluate.correction import score_checkpoint
 from smolmoe.generation import generate, generate_all
@@ -26,6 +25,7 @@ from smolmoe.proof.doctor import doctor
 from smolmoe.proof.verify import verify
 from smolmoe.secretary import route_prompt
 from smolmoe.surgery.inspection import inspect
+from smolmoe.vocabulary import UnknownTokenError, spare_tokens, within_vocabulary
 
 NAMED = r"token '<FIM>' has id 300, the model's vocabulary ends at 299"
 

@@ -17,7 +17,7 @@ from smolmoe.folders import move_into_place
 from smolmoe.proof.findings import Finding
 from smolmoe.recipe import parse
 from smolmoe.recipe.align import BETA, AlignRecipe
-from smolmoe.reporting import finish_model
+from smolmoe.report.card_writer import finish_model
 from smolmoe.train.folder import ADAPTERS, MODEL, SUMMARY, begin, check_step, check_there, open_folder
 
 CHECKPOINTS = 5  # of a run whose recipe does not say
@@ -235,7 +235,7 @@ class _Run(AlignJob):
         from smolmoe.align.measure import drift
         from smolmoe.evaluate.held_out import change
         from smolmoe.moe.balance import routing_statistics
-        from smolmoe.train.estimate import size_of
+        from smolmoe.moe.size import size_of
 
         after_model = self.load(self.recipe.out / MODEL)
         after = self.measured(after_model, "after")

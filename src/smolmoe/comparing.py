@@ -47,8 +47,8 @@ from smolmoe.files import growing, json_text, place, write_together
 from smolmoe.moe.gating import gate_spec
 from smolmoe.moe.loading import Skeleton, load_model, load_tokenizer
 from smolmoe.moe.routing import find_routers
+from smolmoe.moe.size import ModelSize, size_of
 from smolmoe.provenance import command, versions
-from smolmoe.train.estimate import ModelSize, size_of
 
 Report = Callable[[str, int, int], None]
 FLOP_LENGTH = 128

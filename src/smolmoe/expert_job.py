@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from smolmoe.claim import Claim
 from smolmoe.files import locked
 from smolmoe.proof.results import failure
-from smolmoe.reporting import finish_model
+from smolmoe.report.card_writer import finish_model
 
 if TYPE_CHECKING:
     from smolmoe.expert_checks import Losses, Measured, Split
@@ -102,9 +102,9 @@ class Job:
     ) -> Job:
         from smolmoe.devices import pick_device
         from smolmoe.links import check_files
+        from smolmoe.model_folder import check_output
         from smolmoe.surgery.convert import CARRIED
         from smolmoe.surgery.moe_files import read_moe
-        from smolmoe.surgery.writer import check_output
 
         start = time.monotonic()
         report = report or (lambda stage, done, total: None)

@@ -109,8 +109,8 @@ def generate_all(
     _check_values(max_new_tokens, temperature, top_p, repetition_penalty, num, batch_size)
     _check_experts(prompts, experts, offload_experts, expert_memory)
     from smolmoe.checkpoint import open_checkpoint
-    from smolmoe.data.vocabulary import naming_rows
     from smolmoe.moe.loading import load_config, load_tokenizer
+    from smolmoe.vocabulary import naming_rows
 
     folder = open_checkpoint(model, field="model").folder
     tokenizer = load_tokenizer(folder)
@@ -240,7 +240,7 @@ def _check_values(
 
 
 def _encode(tokenizer: Any, prompt: str) -> list[int]:
-    from smolmoe.data.vocabulary import check_token
+    from smolmoe.vocabulary import check_token
 
     ids = list(tokenizer(prompt)["input_ids"])
     if not ids and tokenizer.bos_token_id is not None:

@@ -20,7 +20,7 @@ from smolmoe.json_text import read_object
 from smolmoe.links import TEMPLATES, leads_out
 from smolmoe.model_code import CODE_FILE, OURS, TOKENIZER_FILES, without_code
 from smolmoe.provenance import PROVENANCE_FILE
-from smolmoe.reporting import CARD
+from smolmoe.report.card_writer import CARD
 
 LOCAL = "file:"
 _SENT = (
@@ -187,8 +187,8 @@ def _refusal(name: str) -> str | None:
 def _contents(folder: Path, sent: Sequence[str], name: str) -> tuple[dict[str, bytes], dict[str, list[str]]]:
     """Files that are sent otherwise than they are here: the card, and what names places on this machine."""
     from smolmoe.report.card import MARK
+    from smolmoe.report.card_writer import card_text
     from smolmoe.report.model_facts import places, without_places
-    from smolmoe.reporting import card_text
 
     contents: dict[str, bytes] = {}
     redacted: dict[str, list[str]] = {}
@@ -225,7 +225,7 @@ def _write(
     folder: Path, out: Path, names: dict[str, int], contents: dict[str, bytes], *, overwrite: bool, dry_run: bool
 ) -> None:
     from smolmoe.folders import whole_or_nothing
-    from smolmoe.surgery.writer import check_output, check_replaceable
+    from smolmoe.model_folder import check_output, check_replaceable
 
     out = out.absolute()
     check_output(out, sum(names.values()), [folder], overwrite=overwrite)

@@ -203,8 +203,8 @@ class _Walk:
 
     def encode(self, prompt: str) -> list[int]:
         """The start token and the prompt's last tokens: as a document begins in training."""
-        from smolmoe.data.vocabulary import check_token, naming_rows
         from smolmoe.moe.loading import load_tokenizer
+        from smolmoe.vocabulary import check_token, naming_rows
 
         selective = self._selective
         tokenizer = load_tokenizer(selective.folder)

@@ -22,13 +22,13 @@ from smolmoe.data.selection.writing import added_columns, write_choice
 from smolmoe.data.tally import Tally, whole
 from smolmoe.data.text import Document, default_documents
 from smolmoe.data.tokens import end_of_text
-from smolmoe.data.vocabulary import within_vocabulary
 from smolmoe.errors import DataError, OutputError, RequestError
 from smolmoe.files import write_json
 from smolmoe.folders import whole_or_nothing
 from smolmoe.recipe.base import parse
 from smolmoe.recipe.data import SourceRecipe
 from smolmoe.recipe.select import SelectRecipe
+from smolmoe.vocabulary import within_vocabulary
 
 if TYPE_CHECKING:
     from smolmoe.data.selection.scores import Losses, Scorer

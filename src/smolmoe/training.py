@@ -17,7 +17,7 @@ from smolmoe.errors import RequestError
 from smolmoe.files import write_json
 from smolmoe.folders import move_into_place
 from smolmoe.recipe import TrainRecipe, parse
-from smolmoe.reporting import finish_model
+from smolmoe.report.card_writer import finish_model
 from smolmoe.train.folder import BEST, HELD_OUT, MODEL, SUMMARY, TOKENIZER, begin, check_step, check_there, open_folder
 
 if TYPE_CHECKING:
@@ -367,10 +367,10 @@ class _Run:
     # -- what is left --------------------------------------------------------------------------------------------
 
     def _finish(self, trainer: MoeTrainer, corpus: TokenCorpus, held_out: HeldOut, steps: int) -> TrainResult:
+        from smolmoe.moe.size import size_of
         from smolmoe.train.best import losses_before
         from smolmoe.train.checkpoints import room_for
         from smolmoe.train.distributed import on_main
-        from smolmoe.train.estimate import size_of
 
         out = self.recipe.out
         self.report("Writing the model", 0, 0)
@@ -441,7 +441,7 @@ class _Run:
             return {"router_flips": measure_flips(self.model, batches)}
 
     def _flops(self, steps: int) -> float:
-        from smolmoe.train.estimate import size_of
+        from smolmoe.moe.size import size_of
 
         length = self.recipe.data.length
         return steps * self._blocks_a_step() * length * size_of(self.model).flops_per_token(length)

@@ -13,7 +13,7 @@ from smolmoe.devices import pick_device
 from smolmoe.errors import VerificationError
 from smolmoe.files import locked
 from smolmoe.recipe import UpcycleRecipe, parse
-from smolmoe.reporting import write_card
+from smolmoe.report.card_writer import write_card
 
 if TYPE_CHECKING:
     from smolmoe.claim import Claim

@@ -12,9 +12,10 @@ import torch
 from helpers import dense_llama, random_moe
 
 from smolmoe.benching.bench import batch_ratios
+from smolmoe.benching.results import Times
 from smolmoe.errors import RequestError
 from smolmoe.evaluate.memory import PeakMemory
-from smolmoe.evaluate.speed import Reading, Times, read_speed, summarise, times
+from smolmoe.evaluate.speed import Reading, read_speed, summarise, times
 from smolmoe.moe.loading import load_model
 
 MB = 10**6

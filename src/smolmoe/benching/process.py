@@ -85,7 +85,7 @@ def _load(name: str, settings: BenchSettings) -> tuple[Any, ModelFacts]:
     from smolmoe.moe.gating import gate_spec
     from smolmoe.moe.loading import Skeleton, load_model
     from smolmoe.moe.routing import find_routers
-    from smolmoe.train.estimate import size_of
+    from smolmoe.moe.size import size_of
 
     if settings.threads is not None:
         torch.set_num_threads(settings.threads)

@@ -3,13 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from smolmoe.errors import RequestError
 from smolmoe.provenance import command, versions
-
-if TYPE_CHECKING:
-    from smolmoe.evaluate.speed import BatchSpeed
 
 SCHEMA_VERSION = 1
 BATCH_SIZES = (1, 4, 16)
@@ -52,6 +49,39 @@ class BenchSettings:
             raise RequestError(
                 "no such number type.", field="dtype", value=self.dtype, fix=f"Use one of {', '.join(DTYPES)}."
             )
+
+
+@dataclass(frozen=True)
+class Times:
+    """Seconds: the median, and what nine of ten took at most."""
+
+    median: float
+    p90: float
+
+
+@dataclass(frozen=True)
+class BatchSpeed:
+    """What several readings of one batch size come to.
+
+    Attributes:
+        first_token: seconds to the first token: the prefill of the whole batch.
+        token: seconds a further token of each prompt takes.
+        prefill_tokens_per_second, decode_tokens_per_second: over the whole batch.
+        peak_bytes: the most held at a time, the model included.
+        sample_bytes: of it beside what was held before, for each prompt.
+    """
+
+    batch_size: int
+    prompt_tokens: int
+    first_token: Times
+    token: Times
+    prefill_tokens_per_second: float
+    decode_tokens_per_second: float
+    peak_bytes: int
+    sample_bytes: int
+
+    def to_json(self) -> dict[str, Any]:
+        return asdict(self)
 
 
 @dataclass(frozen=True)

@@ -12,8 +12,7 @@ from smolmoe.cli.output import Json, print_json, print_rows, progress, quiet_lib
 from smolmoe.errors import RequestError
 
 if TYPE_CHECKING:
-    from smolmoe.benching.results import BenchResult, ModelBench, Ratio
-    from smolmoe.evaluate.speed import BatchSpeed
+    from smolmoe.benching.results import BatchSpeed, BenchResult, ModelBench, Ratio
 
 
 def add_to(app: typer.Typer) -> None:

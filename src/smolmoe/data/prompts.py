@@ -13,8 +13,8 @@ from typing import Any
 
 from smolmoe.data.tally import Tally, whole_text
 from smolmoe.data.text import is_empty, read_rows
-from smolmoe.data.vocabulary import UnknownTokenError
 from smolmoe.errors import DataError, RequestError, SourceError
+from smolmoe.vocabulary import UnknownTokenError
 
 Messages = list[dict[str, str]]
 PLACE = "{prompt}"

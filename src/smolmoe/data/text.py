@@ -11,9 +11,9 @@ from pathlib import Path
 from typing import Any
 
 from smolmoe.data.formats import Rows, rows_of
-from smolmoe.data.vocabulary import naming_rows
 from smolmoe.errors import DataError
 from smolmoe.files import expanded
+from smolmoe.vocabulary import naming_rows
 
 
 @dataclass(frozen=True)

@@ -17,13 +17,13 @@ from smolmoe.data.embedded import is_held_out
 from smolmoe.data.sources import open_source
 from smolmoe.data.text import Document
 from smolmoe.data.tokens import encode_documents, end_of_text
-from smolmoe.data.vocabulary import naming_rows
 from smolmoe.errors import DataError, RequestError
 from smolmoe.evaluate.comparison import TextFacts
 from smolmoe.evaluate.held_out import HeldOut, cut_windows
 from smolmoe.files import expanded
 from smolmoe.json_text import read_json, read_object
 from smolmoe.recipe.data import DataRecipe, SourceRecipe
+from smolmoe.vocabulary import naming_rows
 
 RUN = "run.json"  # of a training run's folder
 SIDES = ("sources", "validation")

@@ -5,11 +5,12 @@ from __future__ import annotations
 import statistics
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 
+from smolmoe.benching.results import BatchSpeed, Times
 from smolmoe.errors import RequestError
 from smolmoe.evaluate.memory import PeakMemory
 
@@ -28,39 +29,6 @@ class Reading:
     tokens: tuple[float, ...]
     held_bytes: int
     peak_bytes: int
-
-
-@dataclass(frozen=True)
-class Times:
-    """Seconds: the median, and what nine of ten took at most."""
-
-    median: float
-    p90: float
-
-
-@dataclass(frozen=True)
-class BatchSpeed:
-    """What several readings of one batch size come to.
-
-    Attributes:
-        first_token: seconds to the first token: the prefill of the whole batch.
-        token: seconds a further token of each prompt takes.
-        prefill_tokens_per_second, decode_tokens_per_second: over the whole batch.
-        peak_bytes: the most held at a time, the model included.
-        sample_bytes: of it beside what was held before, for each prompt.
-    """
-
-    batch_size: int
-    prompt_tokens: int
-    first_token: Times
-    token: Times
-    prefill_tokens_per_second: float
-    decode_tokens_per_second: float
-    peak_bytes: int
-    sample_bytes: int
-
-    def to_json(self) -> dict[str, Any]:
-        return asdict(self)
 
 
 def read_speed(

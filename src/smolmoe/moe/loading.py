@@ -14,7 +14,6 @@ from typing import Any
 import torch
 
 from smolmoe.checkpoint import FLOAT_DTYPES, READABLE, Checkpoint, open_checkpoint
-from smolmoe.data.vocabulary import within_vocabulary
 from smolmoe.errors import CheckpointError, HubError, SmolmoeError, SourceError
 from smolmoe.files import expanded
 from smolmoe.hub_access import why_not
@@ -23,6 +22,7 @@ from smolmoe.model_code import NAMING_CODE
 from smolmoe.model_config import check_counts, read_config
 from smolmoe.tensor_names import LEFTOVERS, explain_names
 from smolmoe.tied_head import has_own_head
+from smolmoe.vocabulary import within_vocabulary
 
 GENERIC_TYPE = "smolmoe"
 _TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json", "tokenizer_config.json")

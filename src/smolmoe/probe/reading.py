@@ -15,9 +15,9 @@ import torch
 from smolmoe.data.sources import open_source
 from smolmoe.data.text import Document
 from smolmoe.data.tokens import end_of_text
-from smolmoe.data.vocabulary import naming_rows
 from smolmoe.errors import DataError
 from smolmoe.recipe.data import SourceRecipe
+from smolmoe.vocabulary import naming_rows
 
 CHUNK = 256  # documents tokenised, and sorted by length, together
 

@@ -17,6 +17,7 @@ from smolmoe.provenance import PROVENANCE_FILE, check_schema
 from smolmoe.report.kinship import Kinship
 from smolmoe.report.model_facts import ModelFacts
 from smolmoe.report.names import Looks
+from smolmoe.report.renaming import under_names
 from smolmoe.report.results import Comparison, read_comparison, read_result
 from smolmoe.report.specialisation_data import Probed, why_not_comparable
 from smolmoe.report.training_curves import History
@@ -346,7 +347,7 @@ def _named(found: Comparison, label: Callable[[Path], str]) -> Comparison:
             names[str(model["name"])] = label(place)
     others = {str(model["name"]) for model in found.values.get("models") or ()} - set(names)
     clash = len(set(names.values())) < len(names) or others & set(names.values())
-    return found if clash else found.under(names)
+    return found if clash else under_names(found, names)
 
 
 def _is_named(place: Path) -> bool:

@@ -24,24 +24,6 @@ class Comparison:
         """Who wins at what; the first sentence is about the loss."""
         return [str(sentence) for sentence in self.values.get("verdict") or ()]
 
-    def under(self, names: Mapping[str, str]) -> Comparison:
-        """The same with its models under other names, and its sentences made of these."""
-        if all(key == value for key, value in names.items()):
-            return self
-        from pydantic import TypeAdapter, ValidationError
-
-        from smolmoe.evaluate.comparison import Comparison as Compared
-        from smolmoe.evaluate.comparison_verdict import verdict, warnings
-        from smolmoe.report.names import renamed
-
-        values = renamed(self.values, names)
-        try:
-            found = TypeAdapter(Compared).validate_python(values)
-        except ValidationError:  # of an earlier version: it stays as it was written
-            return self
-        said = verdict(found.models, found.pairs, found.unit), warnings(found.models, found.text, found.unit)
-        return Comparison(self.path, {**values, "verdict": list(said[0]), "warnings": list(said[1])})
-
     @property
     def checkpoints(self) -> list[tuple[str, str | None]]:
         """(path, hash) of all that were compared; None where the hash is not on record."""

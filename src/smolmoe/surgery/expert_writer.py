@@ -13,6 +13,7 @@ from smolmoe.files import write_json
 from smolmoe.folders import whole_or_nothing
 from smolmoe.links import check_files, copy_files
 from smolmoe.model_code import put_code
+from smolmoe.model_folder import check_output, check_replaceable
 from smolmoe.provenance import PROVENANCE_FILE, SCHEMA_VERSION, command, read_provenance, versions
 from smolmoe.surgery.convert import CARRIED
 from smolmoe.surgery.moe_files import MoeFiles
@@ -20,8 +21,6 @@ from smolmoe.surgery.subset import Program
 from smolmoe.surgery.tokenizer import drop_code, keep_tokenizer
 from smolmoe.surgery.writer import (
     Progress,
-    check_output,
-    check_replaceable,
     parse_size,
     write_tensors,
 )

@@ -16,9 +16,9 @@ from smolmoe.data.selection.quotas import Choice, choose, preference
 from smolmoe.data.selection.rows import Row, RowSource, group_of
 from smolmoe.data.selection.scores import Scorer
 from smolmoe.data.selection.sieve import Candidate, Sieve
-from smolmoe.data.vocabulary import UnknownTokenError
 from smolmoe.errors import DataError
 from smolmoe.recipe.select import SelectRecipe
+from smolmoe.vocabulary import UnknownTokenError
 
 Report = Callable[[str, int, int], None]
 
