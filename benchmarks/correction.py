@@ -38,7 +38,7 @@ def run(arguments: argparse.Namespace) -> None:
     import torch
 
     from smolmoe import upcycle
-    from smolmoe.pipeline import run as run_pipeline
+    from smolmoe.pipeline.run import run as run_pipeline
     from smolmoe.recipe import PipelineRecipe, parse
 
     torch.set_num_threads(1)

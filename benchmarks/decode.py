@@ -166,8 +166,8 @@ def decode(
     model: Any, experts: str | None, fast: bool, options: dict[str, Any], *, batch: int, new: int, clock: Any
 ) -> list[float]:
     """Seconds of each step after the first."""
-    from smolmoe.evaluate.speed import read_speed
-    from smolmoe.moe.decoding import fast_decoding
+    from smolmoe.evaluation.speed import read_speed
+    from smolmoe.inference.decoding import fast_decoding
 
     if experts is not None:
         model.set_experts_implementation(experts)

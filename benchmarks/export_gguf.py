@@ -17,7 +17,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTra
 
 from machine import describe, in_words, put_between
 from smolmoe import upcycle
-from smolmoe.exporting import export
+from smolmoe.surgery.export.run import export
 
 ROOT = Path(__file__).resolve().parents[1]
 QUANTS = ("f16", "q8_0")

@@ -10,8 +10,8 @@ from pathlib import Path
 
 from continued_table import interval, machine_line, read_arm
 from machine import describe, put_between
-from smolmoe.evaluate.held_out import DocumentLosses
-from smolmoe.report.growth import Run
+from smolmoe.evaluation.held_out import DocumentLosses
+from smolmoe.reports.growth import Run
 
 BASE = "random"
 Runs = dict[int, Run]

@@ -214,12 +214,12 @@ def plain(model: Any, data: list[Any], arguments: argparse.Namespace, folder: st
 
 
 def ours(model: Any, data: list[Any], arguments: argparse.Namespace, folder: str) -> Any:
-    from smolmoe.moe.experts import set_experts
+    from smolmoe.moe.kernels.register import set_experts
     from smolmoe.recipe import TrainRecipe, parse
-    from smolmoe.train.arguments import training_arguments
-    from smolmoe.train.metrics import MetricsFile
-    from smolmoe.train.objective import Objective
-    from smolmoe.train.trainer import MoeTrainer
+    from smolmoe.training.arguments import training_arguments
+    from smolmoe.training.metrics import MetricsFile
+    from smolmoe.training.objective import Objective
+    from smolmoe.training.trainer import MoeTrainer
 
     recipe = parse(
         TrainRecipe,

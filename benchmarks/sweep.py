@@ -21,9 +21,9 @@ from typing import TYPE_CHECKING, Any
 from machine import describe, put_between
 
 if TYPE_CHECKING:
-    from smolmoe.evaluate.scaling_law import Fit
-    from smolmoe.evaluate.scaling_law_results import Sweep
-    from smolmoe.interval import Interval
+    from smolmoe.core.interval import Interval
+    from smolmoe.results.scaling_law import Sweep
+    from smolmoe.scaling.law import Fit
 
 ARMS = ("moe", "dense")  # the longer first, so that the workers end together
 TOKENS = (51_200, 102_400, 204_800, 409_600, 819_200)
@@ -91,8 +91,8 @@ def start(job: str) -> None:
 
 def make_starts(arguments: argparse.Namespace) -> None:
     """The dense model, trained where it is not there, and its MoE of copies."""
-    from smolmoe.training import train
-    from smolmoe.upcycling import upcycle
+    from smolmoe.surgery.run import upcycle
+    from smolmoe.training.run import train
 
     dense, moe = (start_of(arguments, arm) for arm in ("dense", "moe"))
     if not (dense / "smolmoe.json").is_file():
@@ -134,8 +134,8 @@ def request(arguments: argparse.Namespace, arm: str, seeds: tuple[int, ...]) -> 
 
 def begin(arguments: argparse.Namespace, arm: str) -> None:
     """The sweep's folder, before several processes write into it."""
-    from smolmoe.sweeping.plan import make_plan
-    from smolmoe.sweeping.runs import Runs
+    from smolmoe.scaling.plan import make_plan
+    from smolmoe.scaling.runs import Runs
 
     plan = make_plan(arm, recipe(arguments, arm), request(arguments, arm, (0,)))
     Runs(plan, lambda what, done, total: None).open(overwrite=False)
@@ -144,7 +144,7 @@ def begin(arguments: argparse.Namespace, arm: str) -> None:
 def run(arguments: argparse.Namespace, arm: str, seeds: tuple[int, ...]) -> Sweep:
     import torch
 
-    from smolmoe.sweeping.sweep import sweep
+    from smolmoe.scaling.run import sweep
 
     torch.set_num_threads(1)
     return sweep(arm, recipe(arguments, arm), request(arguments, arm, seeds))
@@ -180,8 +180,8 @@ def fitted(sweeps: dict[str, Sweep], root: Path) -> dict[str, Fit]:
 
     import numpy as np
 
-    from smolmoe.evaluate.scaling_law import fit_curves
-    from smolmoe.evaluate.scaling_law_noise import Observed
+    from smolmoe.scaling.law import fit_curves
+    from smolmoe.scaling.law_noise import Observed
 
     observed, starts = [], []
     for arm, sweep in sweeps.items():
@@ -198,7 +198,7 @@ def fitted(sweeps: dict[str, Sweep], root: Path) -> dict[str, Fit]:
 
 
 def _losses(sweeps: dict[str, Sweep], fits: dict[str, Fit]) -> list[str]:
-    from smolmoe.evaluate.scaling_law import interval
+    from smolmoe.scaling.law import interval
 
     dense, moe = (fits[arm] for arm in ("dense", "moe"))
     means = {arm: fit.observed.losses.mean(axis=1) for arm, fit in fits.items()}
@@ -234,7 +234,7 @@ def _further(sweeps: dict[str, Sweep], fits: dict[str, Fit]) -> list[str]:
     """The difference of the laws, within the budgets and ten times beyond."""
     import numpy as np
 
-    from smolmoe.evaluate.scaling_law import interval
+    from smolmoe.scaling.law import interval
 
     if any(fit.best is None for fit in fits.values()):
         return []
@@ -249,8 +249,8 @@ def _further(sweeps: dict[str, Sweep], fits: dict[str, Fit]) -> list[str]:
 
 
 def draw(sweeps: dict[str, Sweep], path: Path) -> None:
-    from smolmoe.report.drawing import look, save_png
-    from smolmoe.report.scaling import curves_figure
+    from smolmoe.reports.drawing import look, save_png
+    from smolmoe.reports.scaling import curves_figure
 
     values = [sweep.to_json() for sweep in sweeps.values()]
     first = values[0]

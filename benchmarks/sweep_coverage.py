@@ -13,9 +13,9 @@ from pathlib import Path
 import numpy as np
 
 from machine import put_between
-from smolmoe.evaluate.scaling_law import fit_curves, interval, law_of
-from smolmoe.evaluate.scaling_law_noise import Observed
-from smolmoe.interval import Interval
+from smolmoe.core.interval import Interval
+from smolmoe.scaling.law import fit_curves, interval, law_of
+from smolmoe.scaling.law_noise import Observed
 
 CURVES, DRAWS = 100, 300
 FIRST = 500_000

@@ -8,43 +8,43 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
-    from smolmoe.benching.bench import bench
-    from smolmoe.comparing import compare
     from smolmoe.demo.run import quickstart
     from smolmoe.errors import SmolmoeError
-    from smolmoe.experts import extract
-    from smolmoe.exporting import export
-    from smolmoe.generation import generate
+    from smolmoe.evaluation.bench.run import bench
+    from smolmoe.evaluation.compare.run import compare
+    from smolmoe.hub.push import push
+    from smolmoe.inference.decoding import fast_decoding
+    from smolmoe.inference.expert_choice import route_prompt
+    from smolmoe.inference.generate import generate
     from smolmoe.moe import register
-    from smolmoe.moe.decoding import fast_decoding
-    from smolmoe.proof.doctor import doctor
-    from smolmoe.proof.verify import verify
-    from smolmoe.pushing import push
     from smolmoe.recipe import UpcycleRecipe
-    from smolmoe.secretary import route_prompt
+    from smolmoe.scaling.run import sweep
+    from smolmoe.surgery.experts.run import extract
+    from smolmoe.surgery.export.run import export
     from smolmoe.surgery.inspection import inspect
-    from smolmoe.sweeping.sweep import sweep
-    from smolmoe.upcycling import upcycle
+    from smolmoe.surgery.run import upcycle
+    from smolmoe.verification.doctor import doctor
+    from smolmoe.verification.verify import verify
 
 # Imported on first use: `import smolmoe` costs nothing, and the recipes never need torch.
 _HOME = {
     "SmolmoeError": "smolmoe.errors",
     "UpcycleRecipe": "smolmoe.recipe",
-    "bench": "smolmoe.benching.bench",
-    "compare": "smolmoe.comparing",
-    "doctor": "smolmoe.proof.doctor",
-    "export": "smolmoe.exporting",
-    "extract": "smolmoe.experts",
-    "fast_decoding": "smolmoe.moe.decoding",
-    "generate": "smolmoe.generation",
+    "bench": "smolmoe.evaluation.bench.run",
+    "compare": "smolmoe.evaluation.compare.run",
+    "doctor": "smolmoe.verification.doctor",
+    "export": "smolmoe.surgery.export.run",
+    "extract": "smolmoe.surgery.experts.run",
+    "fast_decoding": "smolmoe.inference.decoding",
+    "generate": "smolmoe.inference.generate",
     "inspect": "smolmoe.surgery.inspection",
-    "push": "smolmoe.pushing",
+    "push": "smolmoe.hub.push",
     "quickstart": "smolmoe.demo.run",
     "register": "smolmoe.moe",
-    "route_prompt": "smolmoe.secretary",
-    "sweep": "smolmoe.sweeping.sweep",
-    "upcycle": "smolmoe.upcycling",
-    "verify": "smolmoe.proof.verify",
+    "route_prompt": "smolmoe.inference.expert_choice",
+    "sweep": "smolmoe.scaling.run",
+    "upcycle": "smolmoe.surgery.run",
+    "verify": "smolmoe.verification.verify",
 }
 
 __all__ = [

@@ -9,10 +9,10 @@ import pytest
 from helpers import dense_llama, moe_of, save
 from typer.testing import CliRunner
 
-from smolmoe.benching.bench import bench
-from smolmoe.benching.results import BenchSettings
 from smolmoe.cli import app
 from smolmoe.errors import RequestError, SmolmoeError, SourceError
+from smolmoe.evaluation.bench.run import bench
+from smolmoe.results.bench import BenchSettings
 
 
 @pytest.fixture(scope="module")

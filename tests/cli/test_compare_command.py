@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import typer
 from tests.helpers import dense_llama, random_moe, save
-from tests.train.runs import write_text
+from tests.training.runs import write_text
 from typer.testing import CliRunner, Result
 
 from smolmoe.cli import comparing

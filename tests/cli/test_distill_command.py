@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 import typer
-from tests.train.runs import dense_folder, write_text
+from tests.training.runs import dense_folder, write_text
 
 from smolmoe.cli import distilling
 from smolmoe.errors import RequestError

@@ -8,13 +8,13 @@ from pathlib import Path
 import pytest
 import typer
 from tests.helpers import dense_llama, random_moe, save
-from tests.train.runs import recipe
+from tests.training.runs import recipe
 from typer.testing import CliRunner, Result
 
 from smolmoe.cli import pushing, reporting
 from smolmoe.errors import DataError, OutputError
-from smolmoe.training import train
-from smolmoe.upcycling import upcycle
+from smolmoe.surgery.run import upcycle
+from smolmoe.training.run import train
 
 
 def run(*arguments: object) -> Result:

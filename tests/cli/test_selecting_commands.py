@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from helpers import tiny_tokenizer
 from tests.cli.calls import Call
-from tests.train.runs import write_text
+from tests.training.runs import write_text
 
 
 @pytest.fixture

@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 import yaml
 from tests.cli.calls import Call
-from tests.train.runs import dense_folder, recipe
+from tests.training.runs import dense_folder, recipe
 
-from smolmoe.evaluate.scaling_law_results import read_sweep
+from smolmoe.results.scaling_law import read_sweep
 
 
 @pytest.fixture

@@ -193,10 +193,10 @@ def test_the_key_is_sent_and_written_nowhere(tmp_path):
 
 
 def test_no_exception_holds_the_key(tmp_path, monkeypatch):
-    from smolmoe.data.teaching.job import teach
     from smolmoe.errors import EndpointError, RequestError
     from smolmoe.recipe.base import parse
     from smolmoe.recipe.teach import TeachRecipe
+    from smolmoe.teacher.job import teach
 
     (tmp_path / "p.jsonl").write_text('{"prompt": "a"}\n')
     with serving(lambda p, n: error(401, f"no: {KEY}")) as server:
@@ -238,10 +238,10 @@ def test_the_list_of_presets_and_what_cannot_be_fetched(tmp_path):
 
 
 def test_without_the_openai_package_it_says_what_to_install(tmp_path, monkeypatch):
-    from smolmoe.data.teaching.job import plan, teach
     from smolmoe.errors import RequestError
     from smolmoe.recipe.base import parse
     from smolmoe.recipe.teach import TeachRecipe
+    from smolmoe.teacher.job import plan, teach
 
     (tmp_path / "p.jsonl").write_text('{"prompt": "a"}\n')
     values = {"prompts": tmp_path / "p.jsonl", "out": tmp_path / "out", "base_url": "http://h/v1", "model": "m"}

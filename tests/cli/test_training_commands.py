@@ -12,7 +12,7 @@ import pytest
 import yaml
 from helpers import tiny_tokenizer
 from tests.cli.calls import Call
-from tests.train.runs import write_text
+from tests.training.runs import write_text
 
 HEAVY = """
 import sys

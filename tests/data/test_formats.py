@@ -15,11 +15,11 @@ from pyarrow import parquet
 from smolmoe.data.corpus import load_corpus
 from smolmoe.data.folders import find_files
 from smolmoe.data.formats import rows_of
-from smolmoe.data.selection.rows import open_rows
 from smolmoe.data.sources import open_source
 from smolmoe.data.text import Document, read_documents
 from smolmoe.errors import DataError
 from smolmoe.recipe.data import DataRecipe, SourceRecipe
+from smolmoe.selection.rows import open_rows
 
 ROWS = [{"text": f'caf\u00e9 "{number}",\nand\ttab', "domain": str(number % 2)} for number in range(5)]
 LINES = "".join(json.dumps(row) + "\n" for row in ROWS).encode()

@@ -11,11 +11,11 @@ from pyarrow import parquet
 
 from smolmoe.data import sources
 from smolmoe.data.presets import PRESETS
-from smolmoe.data.selection.rows import open_rows
 from smolmoe.data.sources import look_at, open_source
 from smolmoe.data.text import Document
 from smolmoe.errors import DataError, HubError
 from smolmoe.recipe.data import SourceRecipe
+from smolmoe.selection.rows import open_rows
 
 
 @pytest.fixture(autouse=True)

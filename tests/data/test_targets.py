@@ -11,13 +11,13 @@ import numpy as np
 import pytest
 import torch
 from helpers import dense_llama, tiny_tokenizer
-from tests.train.runs import dense_folder, write_text
+from tests.training.runs import dense_folder, write_text
 
 from smolmoe.data.blocks import Blocks
 from smolmoe.data.corpus import load_corpus
 from smolmoe.data.targets import TargetCache, digest_documents, open_cache, pack_ids, text_hash, unpack_ids
 from smolmoe.data.tokens import TokenStore
-from smolmoe.distilling import cache_teacher
+from smolmoe.distillation.run import cache_teacher
 from smolmoe.errors import DataError
 from smolmoe.recipe import DataRecipe, parse
 

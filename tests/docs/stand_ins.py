@@ -140,7 +140,7 @@ def dense(path: Path) -> None:
 
 def mixture(path: Path) -> None:
     """Copies of a random dense model, through the product's own door."""
-    from smolmoe.upcycling import upcycle
+    from smolmoe.surgery.run import upcycle
 
     source = path.parent / f"{path.name}-source"
     dense(source)
@@ -148,7 +148,7 @@ def mixture(path: Path) -> None:
 
 
 def generic(path: Path) -> None:
-    from smolmoe.upcycling import upcycle
+    from smolmoe.surgery.run import upcycle
 
     source = path.parent / f"{path.name}-source"
     helpers.save(helpers.dense_gpt2(), source)
@@ -157,7 +157,7 @@ def generic(path: Path) -> None:
 
 def sweep(path: Path) -> None:
     """A sweep of one curve without a law."""
-    from smolmoe.evaluate.scaling_law_results import (
+    from smolmoe.results.scaling_law import (
         FILE,
         Curve,
         Gain,

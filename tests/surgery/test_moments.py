@@ -17,8 +17,8 @@ from tests.surgery.test_request import plan
 from smolmoe.errors import CheckpointError, RequestError
 from smolmoe.moe.loading import load_model, load_tokenizer
 from smolmoe.surgery.convert import convert
-from smolmoe.surgery.evaluate import fresh_neurons
 from smolmoe.surgery.moments import Moments, carry_moments, learning_rate_scales, plan_of
+from smolmoe.surgery.tensors.values import fresh_neurons
 
 ADAMW = {"lr": 3e-3, "betas": (0.9, 0.999), "eps": 1e-16, "weight_decay": 0.1}
 

@@ -12,10 +12,10 @@ from tests.helpers import VOCABULARY, dense_gpt2, edit_tensors, random_moe, save
 
 from smolmoe.errors import TargetError
 from smolmoe.moe.loading import load_model
-from smolmoe.surgery.expert_writer import write_program
-from smolmoe.surgery.moe_files import read_moe
-from smolmoe.surgery.native_export import native_export
-from smolmoe.surgery.native_forms import able, subject_of
+from smolmoe.surgery.experts.moe_files import read_moe
+from smolmoe.surgery.experts.writer import write_program
+from smolmoe.surgery.export.native import native_export
+from smolmoe.surgery.export.native_forms import able, subject_of
 
 WHOLE_HEADS = {"rope_parameters": {"rope_type": "default", "rope_theta": 10000.0, "partial_rotary_factor": 1.0}}
 PLAIN_GRANITE = {

@@ -15,7 +15,7 @@ from smolmoe.surgery.request import parse_layers
 
 
 def plan(name: str = "llama", **options: Any) -> Any:
-    from smolmoe.checkpoint import open_checkpoint
+    from smolmoe.core.checkpoint import open_checkpoint
     from smolmoe.surgery.plan import make_plan
 
     recipe = parse(

@@ -15,9 +15,9 @@ from tests.helpers import edit_tensors, random_moe, save
 from tests.surgery.test_request import plan
 
 from smolmoe.errors import RequestError, SmolmoeError
-from smolmoe.experts import prune
-from smolmoe.exporting import export
 from smolmoe.surgery.convert import convert
+from smolmoe.surgery.experts.run import prune
+from smolmoe.surgery.export.run import export
 from smolmoe.surgery.inspection import inspect
 
 HEAD = "lm_head.weight"
@@ -163,7 +163,7 @@ def test_the_class_follows_from_the_model_type(source: Any, name: str, change: A
 
 
 def test_a_mixture_without_a_class_is_pruned_and_reported(tmp_path: Path) -> None:
-    from smolmoe.report.model_facts import ModelFacts
+    from smolmoe.hub.model_facts import ModelFacts
 
     folder = changed(save(random_moe("mixtral"), tmp_path / "moe"), drop=("architectures",))
     assert prune(folder, tmp_path / "pruned", keep=[0, 1]).architecture == "MixtralForCausalLM"

@@ -17,9 +17,9 @@ from smolmoe.errors import RequestError, SourceError
 from smolmoe.moe.loading import load_model
 from smolmoe.moe.restrict import only_experts
 from smolmoe.surgery.convert import convert
-from smolmoe.surgery.moe_files import MoeFiles, read_moe
-from smolmoe.surgery.subset import Subset, subset_of
-from smolmoe.surgery.writer import write_tensors
+from smolmoe.surgery.experts.moe_files import MoeFiles, read_moe
+from smolmoe.surgery.experts.subset import Subset, subset_of
+from smolmoe.surgery.tensors.writer import write_tensors
 
 KINDS = [*MOE_CONFIGS, "generic"]
 TOLERANCE = 1e-5  # of the largest logit

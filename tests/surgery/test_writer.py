@@ -18,12 +18,12 @@ from tests import zoo
 from tests.processes import Child, wait_until
 from tests.surgery.test_request import plan
 
-from smolmoe.checkpoint import open_checkpoint
+from smolmoe.core.checkpoint import open_checkpoint
 from smolmoe.errors import OutputError, RequestError
-from smolmoe.surgery import writer
 from smolmoe.surgery.convert import convert
-from smolmoe.surgery.evaluate import block_values
-from smolmoe.surgery.program import Block, OutTensor, Read
+from smolmoe.surgery.tensors import writer
+from smolmoe.surgery.tensors.program import Block, OutTensor, Read
+from smolmoe.surgery.tensors.values import block_values
 
 
 def written(made: Any, out: Path) -> Path:

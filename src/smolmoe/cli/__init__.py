@@ -26,7 +26,7 @@ from smolmoe.cli import (
 )
 from smolmoe.cli.output import print_error
 from smolmoe.errors import SmolmoeError, TrainingError, VerificationError
-from smolmoe.train.distributed import only_main_speaks
+from smolmoe.training.distributed import only_main_speaks
 
 FAILED = 1  # a check was made and failed, or training could not go on
 BAD_INPUT = 2  # the request, the source or the output is at fault

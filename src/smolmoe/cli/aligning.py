@@ -6,11 +6,11 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from smolmoe import units
 from smolmoe.cli.output import BestDevice, Json, print_json, print_rows, progress, quiet_libraries, table, tell
+from smolmoe.core import units
 
 if TYPE_CHECKING:
-    from smolmoe.aligning import AlignEstimate, AlignResult
+    from smolmoe.alignment.run import AlignEstimate, AlignResult
 
 RecipeFile = Annotated[str, typer.Argument(metavar="RECIPE", help="YAML file, or the name of a shipped recipe.")]
 Changes = Annotated[
@@ -91,7 +91,7 @@ def _align(
     if device is not None:
         values["device"] = device
     parsed = parse(AlignRecipe, values)
-    from smolmoe import aligning
+    from smolmoe.alignment import run as aligning
 
     if dry_run:
         costs = aligning.estimate(parsed)
@@ -127,8 +127,8 @@ def _show_estimate(out: str, costs: AlignEstimate) -> None:
 
 
 def _show_result(result: AlignResult) -> None:
-    from smolmoe.evaluate.held_out import Change
-    from smolmoe.proof.findings import Finding
+    from smolmoe.evaluation.held_out import Change
+    from smolmoe.verification.findings import Finding
 
     summary = result.summary
     sizes, rows = summary["parameters"], summary["rows"]

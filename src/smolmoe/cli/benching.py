@@ -7,12 +7,12 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from smolmoe import units
 from smolmoe.cli.output import Json, print_json, print_rows, progress, quiet_libraries, table
+from smolmoe.core import units
 from smolmoe.errors import RequestError
 
 if TYPE_CHECKING:
-    from smolmoe.benching.results import BatchSpeed, BenchResult, ModelBench, Ratio
+    from smolmoe.results.bench import BatchSpeed, BenchResult, ModelBench, Ratio
 
 
 def add_to(app: typer.Typer) -> None:
@@ -45,9 +45,9 @@ def bench(
 ) -> None:
     """Measure what a model costs: parameters, FLOPs, latency, tokens a second, memory."""
     quiet_libraries()
-    from smolmoe.benching.bench import bench as run
-    from smolmoe.benching.results import BenchSettings
-    from smolmoe.files import write_json
+    from smolmoe.core.files import write_json
+    from smolmoe.evaluation.bench.run import bench as run
+    from smolmoe.results.bench import BenchSettings
 
     _check_out(out)
     settings = BenchSettings(
@@ -65,7 +65,7 @@ def bench(
 
 
 def _check_out(out: Path | None) -> None:
-    from smolmoe.files import place
+    from smolmoe.core.files import place
 
     if out is not None and not place(out, "file").parent.is_dir():
         raise RequestError("there is no such folder.", field="out", value=str(out.parent), fix="Make it first.")

@@ -12,8 +12,8 @@ from smolmoe.cli.output import Json, print_json, progress, quiet_libraries
 from smolmoe.errors import RequestError
 
 if TYPE_CHECKING:
-    from smolmoe.evaluate.comparison import Comparison
-    from smolmoe.evaluate.comparison_table import Table
+    from smolmoe.evaluation.compare.table import Table
+    from smolmoe.results.comparison import Comparison
 
 PLAIN_WIDTH = 200
 
@@ -57,7 +57,7 @@ def compare(
 ) -> None:
     """Compare models on the same held-out text: losses with their intervals, cost, speed, and who wins at what."""
     quiet_libraries()
-    from smolmoe.comparing import compare as compare_models
+    from smolmoe.evaluation.compare.run import compare as compare_models
 
     with progress(not as_json) as report:
         found = compare_models(
@@ -101,7 +101,7 @@ def _named(pairs: list[str]) -> dict[str, list[str]]:
 
 def show_comparison(found: Comparison, out: Path | None) -> None:
     """The verdict, what speaks against it, and the tables."""
-    from smolmoe.evaluate.comparison_table import notes, tables
+    from smolmoe.evaluation.compare.table import notes, tables
 
     for sentence in found.verdict:
         print(sentence)
@@ -124,7 +124,7 @@ def _show_table(table: Table) -> None:
     from rich.table import Table as Grid
     from rich.text import Text
 
-    from smolmoe.evaluate.comparison_table import BEST
+    from smolmoe.evaluation.compare.table import BEST
 
     grid = Grid(title=table.title, title_justify="left", title_style="bold", box=box.SIMPLE_HEAD, pad_edge=False)
     grid.add_column("")

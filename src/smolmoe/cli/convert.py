@@ -7,13 +7,13 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from smolmoe import units
 from smolmoe.cli.output import Json, named_paths, print_json, print_rows, progress, quiet_libraries, table
 from smolmoe.cli.proofs import show_verification
+from smolmoe.core import units
 
 if TYPE_CHECKING:
     from smolmoe.surgery.inspection import Inspection
-    from smolmoe.upcycling import UpcycleResult
+    from smolmoe.surgery.run import UpcycleResult
 
 
 def add_to(app: typer.Typer) -> None:
@@ -126,7 +126,7 @@ def upcycle(
 ) -> None:
     """Turn a dense model into a Mixture-of-Experts and verify the written files."""
     quiet_libraries()
-    from smolmoe.upcycling import upcycle as run
+    from smolmoe.surgery.run import upcycle as run
 
     given: dict[str, Any] = {
         "experts": experts,
@@ -166,7 +166,7 @@ def _shared(text: str | None) -> str | int | None:
 
 
 def _show_upcycled(result: UpcycleResult) -> None:
-    from smolmoe.upcycling import estimate
+    from smolmoe.surgery.run import estimate
 
     plan = result.plan
     layout, moe, dense = plan.layout, plan.parameters, plan.dense_parameters

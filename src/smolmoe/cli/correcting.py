@@ -8,14 +8,14 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from smolmoe import units
 from smolmoe.cli.output import Json, print_json, print_rows, progress, quiet_libraries, table, tell
+from smolmoe.core import units
 from smolmoe.recipe.pairs import BATCH_SIZE, MAX_NEW_TOKENS, PROMPTS, TEMPERATURES, TEMPLATE
 
 if TYPE_CHECKING:
-    from smolmoe.align.pairs import PairsReport
-    from smolmoe.evaluate.correction import CorrectionScores, Prediction, SystemScores
-    from smolmoe.interval import Interval
+    from smolmoe.alignment.pairs import PairsReport
+    from smolmoe.core.interval import Interval
+    from smolmoe.evaluation.correction import CorrectionScores, Prediction, SystemScores
 
 SHOWN = 3  # corrections, of the worst and of the best
 _NAMES = {"bleu": "BLEU", "gleu": "GLEU", "sari": "SARI", "exact_match": "exact match"}
@@ -63,7 +63,7 @@ def pairs(
 ) -> None:
     """Sample two answers to each text; the one nearer to a reference, by edit distance, is preferred."""
     quiet_libraries()
-    from smolmoe.pairing import make_pairs
+    from smolmoe.alignment.pairs_run import make_pairs
     from smolmoe.recipe.base import parse
     from smolmoe.recipe.pairs import PairsRecipe
 
@@ -107,7 +107,7 @@ def score(
     """Correct texts greedily, and score that beside leaving them as they are."""
     quiet_libraries()
     from smolmoe.data.prompts import CorrectionPrompt, read_corrections
-    from smolmoe.evaluate.correction import score_checkpoint
+    from smolmoe.evaluation.correction import score_checkpoint
 
     prompt = CorrectionPrompt(_unescaped(prompt_template), chat)
     found = read_corrections(

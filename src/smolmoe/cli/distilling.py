@@ -7,11 +7,11 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from smolmoe import units
 from smolmoe.cli.output import BestDevice, Json, print_json, print_rows, progress, quiet_libraries
+from smolmoe.core import units
 
 if TYPE_CHECKING:
-    from smolmoe.distill.results import CacheForecast, CacheResult
+    from smolmoe.results.distillation import CacheForecast, CacheResult
 
 distill_app = typer.Typer(
     help="Learn from a teacher: what it says of each token, kept on disk.", add_completion=False, rich_markup_mode=None
@@ -51,7 +51,7 @@ def cache(
 ) -> None:
     """Keep what a teacher says of every token of a text. Under `accelerate launch` the work is shared."""
     quiet_libraries()
-    from smolmoe.distilling import cache_teacher, forecast_cache
+    from smolmoe.distillation.run import cache_teacher, forecast_cache
 
     with progress(not as_json) as report:
         if dry_run:

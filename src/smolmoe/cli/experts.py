@@ -7,12 +7,12 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from smolmoe import units
 from smolmoe.cli.output import Json, print_json, print_rows, progress, quiet_libraries, table
+from smolmoe.core import units
 
 if TYPE_CHECKING:
-    from smolmoe.expert_checks import Losses, Measured
-    from smolmoe.expert_job import ExpertResult
+    from smolmoe.surgery.experts.job import ExpertResult
+    from smolmoe.surgery.experts.measure import Losses, Measured
 
 Model = Annotated[str, typer.Argument(metavar="MODEL", help="Folder or hub id of an MoE.")]
 Out = Annotated[Path, typer.Argument(metavar="OUT", help="Folder to write.")]
@@ -43,7 +43,7 @@ def extract(
 ) -> None:
     """Take one expert out as a dense model, or several as a smaller MoE, and verify the written files."""
     quiet_libraries()
-    from smolmoe.experts import extract as run
+    from smolmoe.surgery.experts.run import extract as run
 
     with progress(show=not as_json) as report:
         result = run(model, out, expert, device=device, overwrite=overwrite, dry_run=dry_run, report=report)
@@ -63,7 +63,7 @@ def prune(
 ) -> None:
     """Fewer experts: those named, or those used most, with the held-out loss before and after."""
     quiet_libraries()
-    from smolmoe.experts import prune as run
+    from smolmoe.surgery.experts.run import prune as run
 
     with progress(show=not as_json) as report:
         result = run(
@@ -97,7 +97,7 @@ def merge_experts(
 ) -> None:
     """Fewer experts: groups of them averaged, weighted by use where there are data, with the loss before and after."""
     quiet_libraries()
-    from smolmoe.experts import merge_experts as run
+    from smolmoe.surgery.experts.run import merge_experts as run
 
     with progress(show=not as_json) as report:
         result = run(
@@ -129,7 +129,7 @@ def add_expert(
 ) -> None:
     """One more expert, keeping the function wherever some class of MoE can."""
     quiet_libraries()
-    from smolmoe.experts import add_expert as run
+    from smolmoe.surgery.experts.run import add_expert as run
 
     with progress(show=not as_json) as report:
         result = run(

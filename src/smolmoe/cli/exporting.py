@@ -7,13 +7,13 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from smolmoe import units
 from smolmoe.cli.output import Json, print_json, print_rows, progress, quiet_libraries
+from smolmoe.core import units
 
 if TYPE_CHECKING:
-    from smolmoe.export_gguf import GgufExport
-    from smolmoe.exporting import NativeExport
-    from smolmoe.gguf_checks import GgufMeasured
+    from smolmoe.surgery.export.gguf.checks import GgufMeasured
+    from smolmoe.surgery.export.gguf.run import GgufExport
+    from smolmoe.surgery.export.run import NativeExport
 
 
 def add_to(app: typer.Typer) -> None:
@@ -44,8 +44,8 @@ def export(
 ) -> None:
     """Write an MoE as another class that computes the same, or as a GGUF file for llama.cpp, and verify the result."""
     quiet_libraries()
-    from smolmoe.exporting import NativeExport
-    from smolmoe.exporting import export as run
+    from smolmoe.surgery.export.run import NativeExport
+    from smolmoe.surgery.export.run import export as run
 
     with progress(show=not as_json) as report:
         result = run(

@@ -9,13 +9,13 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from smolmoe import units
 from smolmoe.cli.output import Json, print_json, print_rows, progress, quiet_libraries
+from smolmoe.core import units
 from smolmoe.errors import DataError
 
 if TYPE_CHECKING:
-    from smolmoe.generation import LoadedExperts
-    from smolmoe.moe.offload import Traffic
+    from smolmoe.inference.generate import LoadedExperts
+    from smolmoe.inference.offload import Traffic
 
 MEGABYTE = 10**6
 
@@ -58,8 +58,8 @@ def generate(
 ) -> None:
     """Continue texts with a dense or MoE model, or with some experts of one."""
     quiet_libraries()
-    from smolmoe.devices import device_name
-    from smolmoe.generation import generate_all
+    from smolmoe.core.devices import device_name
+    from smolmoe.inference.generate import generate_all
 
     results = generate_all(
         model,
@@ -117,7 +117,7 @@ def route(
 ) -> None:
     """Say which named expert a prompt calls for, reading no more of the model than that takes."""
     quiet_libraries()
-    from smolmoe.secretary import route_prompt
+    from smolmoe.inference.expert_choice import route_prompt
 
     choice = route_prompt(model, prompt)
     if as_json:

@@ -12,7 +12,7 @@ from typing import Annotated, Any
 
 import typer
 
-from smolmoe import units
+from smolmoe.core import units
 from smolmoe.errors import RequestError, SmolmoeError
 
 Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]

@@ -7,12 +7,12 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from smolmoe import units
 from smolmoe.cli.output import Json, named_paths, print_json, print_rows, progress, quiet_libraries, table
-from smolmoe.interval import signed
+from smolmoe.core import units
+from smolmoe.core.interval import signed
 
 if TYPE_CHECKING:
-    from smolmoe.probe.results import Baseline, Losses, ProbeResult
+    from smolmoe.results.probe import Baseline, Losses, ProbeResult
 
 
 def add_to(app: typer.Typer) -> None:
@@ -58,8 +58,8 @@ def probe(
 ) -> None:
     """Look at what the experts of an MoE do on text of several domains, and whether it pays."""
     quiet_libraries()
-    from smolmoe.probe.subject import ProbeOptions
-    from smolmoe.probing import probe as probe_and_show
+    from smolmoe.probing.run import probe as probe_and_show
+    from smolmoe.probing.setup import ProbeOptions
 
     options = ProbeOptions(
         by=by,

@@ -10,8 +10,8 @@ import typer
 from smolmoe.cli.output import Json, print_json, print_rows, quiet_libraries
 
 if TYPE_CHECKING:
-    from smolmoe.proof.doctor import Diagnosis
-    from smolmoe.proof.verify import Verification
+    from smolmoe.verification.doctor import Diagnosis
+    from smolmoe.verification.verify import Verification
 
 
 def add_to(app: typer.Typer) -> None:
@@ -31,7 +31,7 @@ def verify(
 ) -> None:
     """Measure an MoE's files against the dense model and the claim that was made of them."""
     quiet_libraries()
-    from smolmoe.proof.verify import verify as run
+    from smolmoe.verification.verify import verify as run
 
     result = run(dense, moe, text=text, device=device, seed=seed)
     if as_json:
@@ -98,7 +98,7 @@ def doctor(
     Exits with 1 where an error was found, with 0 where there is nothing, or warnings and information only.
     """
     quiet_libraries()
-    from smolmoe.proof.doctor import doctor as run
+    from smolmoe.verification.doctor import doctor as run
 
     diagnosis = run(moe, data=data, device=device, seed=seed)
     if as_json:

@@ -7,11 +7,11 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from smolmoe import units
 from smolmoe.cli.output import Json, print_json, print_rows, quiet_libraries
+from smolmoe.core import units
 
 if TYPE_CHECKING:
-    from smolmoe.pushing import Push
+    from smolmoe.hub.push import Push
 
 
 def add_to(app: typer.Typer) -> None:
@@ -30,7 +30,7 @@ def push(
 ) -> None:
     """Send a checkpoint with its model card to the hub: weights, config, tokenizer and provenance, nothing else."""
     quiet_libraries()
-    from smolmoe.pushing import push as send
+    from smolmoe.hub.push import push as send
 
     result = send(model, repo, private=private, dry_run=dry_run, overwrite=overwrite)
     if as_json:

@@ -7,8 +7,8 @@ from typing import Annotated
 
 import typer
 
-from smolmoe import units
 from smolmoe.cli.output import Json, print_json, print_rows, quiet_libraries
+from smolmoe.core import units
 
 
 def add_to(app: typer.Typer) -> None:
@@ -29,9 +29,9 @@ def report(
 ) -> None:
     """Write one page that opens offline on what these folders hold: what was made, what it costs, whether it wins."""
     quiet_libraries()
-    from smolmoe.report.overview_sections import sections
-    from smolmoe.report.overview_summary import answers
-    from smolmoe.reporting import report as write
+    from smolmoe.reports.overview_sections import sections
+    from smolmoe.reports.overview_summary import answers
+    from smolmoe.reports.run import report as write
 
     found = write(runs, out, overwrite=overwrite)
     parts = sections(found)

@@ -7,12 +7,12 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from smolmoe import units
 from smolmoe.cli.output import Json, print_json, print_rows, progress, quiet_libraries, table
+from smolmoe.core import units
 
 if TYPE_CHECKING:
-    from smolmoe.data.selection.explain import PartScore, RowScores, ScoreTable, TextScore
-    from smolmoe.data.selection.results import GroupResult, Selection
+    from smolmoe.selection.explain import PartScore, RowScores, ScoreTable, TextScore
+    from smolmoe.selection.results import GroupResult, Selection
 
 By = Annotated[str, typer.Option(help="Columns whose values make the groups, with commas between them.")]
 Text = Annotated[str, typer.Option(help="Column that holds the text.")]
@@ -61,7 +61,7 @@ def select(
 ) -> None:
     """Choose rows to train on, by score, in groups, without repetitions."""
     quiet_libraries()
-    from smolmoe.selecting import run_select
+    from smolmoe.selection.run import run_select
 
     recipe = _recipe(
         data,
@@ -159,7 +159,7 @@ def score(
 ) -> None:
     """Explain what the scores see in a text, or which rows of a file they put first and last."""
     quiet_libraries()
-    from smolmoe.selecting import score_rows, score_text
+    from smolmoe.selection.run import score_rows, score_text
 
     whole = {"min_characters": 0, "min_prompt_characters": 0, "near_duplicates": 0.0, "by": by}
     shared = {"tokenizer": tokenizer, "prompt_column": prompt_column}
@@ -186,9 +186,9 @@ def score(
 
 def _is_rows(data: str) -> bool:
     """A name without spaces that ends like a file is meant as one, whether or not it is there."""
+    from smolmoe.core.files import expanded
     from smolmoe.data.formats import suffix_of
     from smolmoe.data.presets import EMBEDDED, PRESETS
-    from smolmoe.files import expanded
 
     if data in {*PRESETS, EMBEDDED} or (suffix_of(data) is not None and not any(map(str.isspace, data))):
         return True

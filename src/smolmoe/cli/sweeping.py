@@ -8,15 +8,15 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from smolmoe import units
 from smolmoe.cli.output import Json, print_json, print_rows, progress, quiet_libraries, table, tell
 from smolmoe.cli.training import Changes, DryRun, Overwrite
+from smolmoe.core import units
 from smolmoe.errors import RequestError
 
 if TYPE_CHECKING:
-    from smolmoe.evaluate.scaling_law_results import Curve, Gain, JointLaw, Sweep
-    from smolmoe.interval import Interval
-    from smolmoe.sweeping.forecast import SweepForecast
+    from smolmoe.core.interval import Interval
+    from smolmoe.results.scaling_law import Curve, Gain, JointLaw, Sweep
+    from smolmoe.scaling.forecast import SweepForecast
 
 _UNITS = {"": 1, "K": 1e3, "M": 1e6, "B": 1e9}
 _REACH = {"measured": "", "extrapolated": " (extrapolated)", "far": " (beyond 10x the largest budget: a guess)"}
@@ -73,13 +73,13 @@ def sweep(
         },
     )
     if dry_run:
-        from smolmoe.sweeping.forecast import forecast_sweep
-        from smolmoe.sweeping.plan import make_plan
+        from smolmoe.scaling.forecast import forecast_sweep
+        from smolmoe.scaling.plan import make_plan
 
         found = forecast_sweep(make_plan(Path(recipe).stem, values, request))
         print_json(found.to_json()) if as_json else _show_forecast(found)
         return
-    from smolmoe.sweeping.sweep import sweep as start
+    from smolmoe.scaling.run import sweep as start
 
     with tell(show=not as_json), progress(show=not as_json) as report:
         result = start(Path(recipe).stem, values, request, overwrite=overwrite, report=report)

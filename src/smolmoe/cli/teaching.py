@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from smolmoe import units
 from smolmoe.cli.output import Json, print_json, print_rows, progress, quiet_libraries, table, tell
+from smolmoe.core import units
 
 if TYPE_CHECKING:
     from smolmoe.recipe.teach import TeachRecipe
@@ -52,10 +52,10 @@ def teach(
 ) -> None:
     """Have a model behind an OpenAI-compatible endpoint answer prompts, and write rows to train on."""
     quiet_libraries()
-    from smolmoe.data.teaching.job import plan
-    from smolmoe.data.teaching.job import teach as ask
     from smolmoe.recipe.base import parse
     from smolmoe.recipe.teach import TeachRecipe
+    from smolmoe.teacher.job import plan
+    from smolmoe.teacher.job import teach as ask
 
     options = {
         "prompts": prompts,

@@ -7,14 +7,14 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from smolmoe import units
 from smolmoe.cli.output import BestDevice, Json, print_json, print_rows, progress, quiet_libraries, table, tell
+from smolmoe.core import units
 
 if TYPE_CHECKING:
-    from smolmoe.forecast import StageForecast
-    from smolmoe.pipeline import PipelineResult
-    from smolmoe.train.estimate import Estimate
-    from smolmoe.training import TrainResult
+    from smolmoe.pipeline.forecast import StageForecast
+    from smolmoe.pipeline.run import PipelineResult
+    from smolmoe.training.estimate import Estimate
+    from smolmoe.training.run import TrainResult
 
 recipes_app = typer.Typer(help="The recipes that come with smolmoe.", add_completion=False, rich_markup_mode=None)
 
@@ -53,12 +53,12 @@ def train(
         values["device"] = device
     parsed = parse(TrainRecipe, values)
     if dry_run:
-        from smolmoe.training import estimate
+        from smolmoe.training.run import estimate
 
         costs = estimate(parsed)
         print_json(costs.to_json()) if as_json else _show_estimate(str(parsed.out), costs)
         return
-    from smolmoe.training import train as start
+    from smolmoe.training.run import train as start
 
     with tell(show=not as_json), progress(show=not as_json) as report:
         result = start(parsed, resume=resume, overwrite=overwrite, report=report)
@@ -86,7 +86,7 @@ def _show_estimate(out: str, costs: Estimate) -> None:
 
 
 def _show_trained(result: TrainResult) -> None:
-    from smolmoe.proof.findings import Finding
+    from smolmoe.verification.findings import Finding
 
     summary = result.summary
     held_out, best = summary["held_out"], summary["best"]
@@ -115,7 +115,7 @@ def _change_rows(summary: dict[str, Any]) -> list[tuple[str, object]]:
     """What became of the held-out loss, where it was measured on the same documents before."""
     if "change" not in summary:
         return []
-    from smolmoe.evaluate.held_out import Change
+    from smolmoe.evaluation.held_out import Change
 
     change = Change.from_json(summary["change"])
     return [("before", f"{change.before:.4f} nats a token"), ("change", change)]
@@ -137,13 +137,13 @@ def run(
 
     recipe = parse(PipelineRecipe, load(pipeline, changes or (), kind="pipeline"))
     if dry_run:
-        from smolmoe.forecast import forecast
+        from smolmoe.pipeline.forecast import forecast
 
         stages = forecast(recipe)
         data = {"out": str(recipe.out), "stages": [stage.to_json() for stage in stages]}
         print_json(data) if as_json else _show_forecast(str(recipe.out), stages)
         return
-    from smolmoe.pipeline import run as start_pipeline
+    from smolmoe.pipeline.run import run as start_pipeline
 
     with tell(show=not as_json), progress(show=not as_json) as report:
         result = start_pipeline(recipe, start=start, report=report)

@@ -19,6 +19,8 @@ from typing import Any
 
 import numpy as np
 
+from smolmoe.core.files import expanded, locked, write_json
+from smolmoe.core.json_text import read_json
 from smolmoe.data.embedded import is_held_out
 from smolmoe.data.same_tokenizer import tokenizer_hash
 from smolmoe.data.sources import Source, open_source
@@ -26,8 +28,6 @@ from smolmoe.data.tally import HALF_PAIR, NO_TEXT, Tally
 from smolmoe.data.text import Document
 from smolmoe.data.tokens import StoreWriter, TokenStore, encode_documents, end_of_text, id_type, open_store
 from smolmoe.errors import DataError, OutputError
-from smolmoe.files import expanded, locked, write_json
-from smolmoe.json_text import read_json
 from smolmoe.recipe.data import DataRecipe
 
 logger = logging.getLogger(__name__)

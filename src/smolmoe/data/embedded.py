@@ -2,7 +2,7 @@
 
 - code: the sources of the standard library, whole files, without their long docstrings;
 - prose: the language reference (`pydoc_data.topics`), by section, and those long docstrings;
-- math: worked problems made on the spot (`smolmoe.data.maths`).
+- math: worked problems made on the spot (`smolmoe.data.word_problems`).
 
 The code and the prose never share a text, and no long paragraph of prose occurs in two documents, so that what is held
 out for validation is not met in training.
@@ -24,7 +24,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from smolmoe.data import maths
+from smolmoe.data import word_problems
 from smolmoe.data.text import Document
 from smolmoe.errors import DataError
 
@@ -227,7 +227,7 @@ def _math_documents(seed: int, budget: int) -> list[Document]:
     texts: dict[str, None] = {}
     characters = 0
     while characters < budget:
-        text = maths.worked_problem(rng).text
+        text = word_problems.worked_problem(rng).text
         if text not in texts:
             texts[text] = None
             characters += len(text)

@@ -12,13 +12,13 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
+from smolmoe.core.files import growing, write_json
+from smolmoe.core.json_text import read_json
 from smolmoe.data.formats import check_columns
 from smolmoe.data.presets import EMBEDDED, PRESETS, Preset, documents_of, find_preset
 from smolmoe.data.sources import open_data_set, with_hub_errors
 from smolmoe.data.tally import Tally
 from smolmoe.errors import DataError, OutputError, RequestError
-from smolmoe.files import growing, write_json
-from smolmoe.json_text import read_json
 from smolmoe.recipe.base import parse
 from smolmoe.recipe.data import SourceRecipe
 

@@ -11,10 +11,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from smolmoe.core.vocabulary import UnknownTokenError
 from smolmoe.data.tally import Tally, whole_text
 from smolmoe.data.text import is_empty, read_rows
 from smolmoe.errors import DataError, RequestError, SourceError
-from smolmoe.vocabulary import UnknownTokenError
 
 Messages = list[dict[str, str]]
 PLACE = "{prompt}"

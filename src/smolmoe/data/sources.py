@@ -12,6 +12,8 @@ from itertools import groupby, islice
 from pathlib import Path
 from typing import Any
 
+from smolmoe.core.files import expanded
+from smolmoe.core.hub_access import why_not
 from smolmoe.data.embedded import embedded_corpus
 from smolmoe.data.folders import NAMED, DataFiles, find_files, say_unread
 from smolmoe.data.formats import FORM, check_columns, rows_of, suffix_of
@@ -19,8 +21,6 @@ from smolmoe.data.presets import EMBEDDED, Preset, documents_of, find_preset, pr
 from smolmoe.data.tally import NO_TEXT, Tally, whole
 from smolmoe.data.text import Document, is_empty
 from smolmoe.errors import DataError, HubError, SmolmoeError
-from smolmoe.files import expanded
-from smolmoe.hub_access import why_not
 from smolmoe.recipe.data import SourceRecipe
 
 logger = logging.getLogger(__name__)

@@ -27,10 +27,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from smolmoe.core.files import expanded
+from smolmoe.core.json_text import read_json
 from smolmoe.data.tokens import TokenStore
 from smolmoe.errors import DataError
-from smolmoe.files import expanded
-from smolmoe.json_text import read_json
 
 FORMAT = 1
 ABOUT = "cache.json"

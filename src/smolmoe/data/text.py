@@ -10,10 +10,10 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
+from smolmoe.core.files import expanded
+from smolmoe.core.vocabulary import naming_rows
 from smolmoe.data.formats import Rows, rows_of
 from smolmoe.errors import DataError
-from smolmoe.files import expanded
-from smolmoe.vocabulary import naming_rows
 
 
 @dataclass(frozen=True)

@@ -12,8 +12,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from smolmoe.core.vocabulary import check_token
 from smolmoe.errors import DataError
-from smolmoe.vocabulary import check_token
 
 
 @dataclass(frozen=True)

@@ -13,15 +13,15 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from smolmoe.core.files import growing, write_json, write_text
+from smolmoe.core.run_folder import RunFolder
 from smolmoe.demo.settings import PROMPTS, QuickstartSettings
-from smolmoe.files import growing, write_json, write_text
-from smolmoe.stages import RunFolder
 
 if TYPE_CHECKING:
     from smolmoe.data.text import Document
-    from smolmoe.evaluate.held_out import HeldOut
-    from smolmoe.report.boundary import BoundaryReport
-    from smolmoe.upcycling import Report
+    from smolmoe.evaluation.held_out import HeldOut
+    from smolmoe.reports.boundary import BoundaryReport
+    from smolmoe.surgery.run import Report
 
 logger = logging.getLogger(__name__)
 
@@ -169,7 +169,7 @@ class _Quickstart:
     @cached_property
     def held_out(self) -> HeldOut:
         from smolmoe.data.tokens import encode_documents
-        from smolmoe.evaluate.held_out import cut_windows
+        from smolmoe.evaluation.held_out import cut_windows
 
         documents = self.documents("validation")
         return cut_windows(
@@ -204,7 +204,7 @@ class _Quickstart:
         return self.train("dense", "Training the dense model", self.affordable(wanted, s.dense_seconds, warm=True))
 
     def upcycle(self) -> dict[str, Any]:
-        from smolmoe.upcycling import upcycle
+        from smolmoe.surgery.run import upcycle
 
         s = self.settings
         result = upcycle(
@@ -219,7 +219,7 @@ class _Quickstart:
         return result.to_json()
 
     def doctor(self) -> dict[str, Any]:
-        from smolmoe.proof.doctor import doctor
+        from smolmoe.verification.doctor import doctor
 
         self.report("Looking for what would waste the training", 0, 0)
         data = self.path / "corpus" / "validation.jsonl"
@@ -277,8 +277,8 @@ class _Quickstart:
 
         The trial's folder is hidden and goes when it is over: it is no training of the quickstart.
         """
-        from smolmoe.train.metrics import read_metrics
-        from smolmoe.training import train
+        from smolmoe.training.metrics import read_metrics
+        from smolmoe.training.run import train
 
         self.report("Timing this machine", 0, 0)
         trial = json.loads(json.dumps(wanted))
@@ -301,9 +301,9 @@ class _Quickstart:
 
     def train(self, name: str, title: str, recipe: dict[str, Any]) -> dict[str, Any]:
         """Train, put the model into its place, and say what was measured."""
-        from smolmoe.train.checkpoints import whole_checkpoints
-        from smolmoe.train.metrics import read_metrics
-        from smolmoe.training import train
+        from smolmoe.training.checkpoints import whole_checkpoints
+        from smolmoe.training.metrics import read_metrics
+        from smolmoe.training.run import train
 
         steps = recipe["trainer"]["max_steps"]
         measured = [round(steps * (i + 1) / (INTERIM + 1)) for i in range(INTERIM)]
@@ -331,8 +331,8 @@ class _Quickstart:
 
     def measure(self, name: str) -> dict[str, Any]:
         """The held-out losses of a checkpoint as written, in fp32; of an MoE, where its tokens go as well."""
-        from smolmoe.evaluate.held_out import document_losses
-        from smolmoe.evaluate.load import domain_load
+        from smolmoe.evaluation.held_out import document_losses
+        from smolmoe.evaluation.load import domain_load
         from smolmoe.moe.loading import load_model
 
         self.report("Measuring held-out losses", 0, 0)
@@ -344,7 +344,7 @@ class _Quickstart:
         return record
 
     def samples(self) -> dict[str, Any]:
-        from smolmoe.generation import generate
+        from smolmoe.inference.generate import generate
 
         self.report("Writing samples", 0, 0)
         found: dict[str, Any] = {}
@@ -366,9 +366,9 @@ class _Quickstart:
 
     def finish(self) -> QuickstartResult:
         """Put the stages' records together: `metrics.jsonl`, `boundary.png`, `report.json`."""
+        from smolmoe.core.provenance import versions
         from smolmoe.demo import summary
-        from smolmoe.provenance import versions
-        from smolmoe.report.boundary import plot_boundary
+        from smolmoe.reports.boundary import plot_boundary
 
         self.report("Writing the report", 0, 0)
         records = self.records

@@ -6,9 +6,17 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from smolmoe import units
-from smolmoe.interval import Interval
-from smolmoe.report.boundary import DENSE, DENSE_TRAINED, MOE_TRAINED, BoundaryReport, Curve, HeldOutLoss, boundary_text
+from smolmoe.core import units
+from smolmoe.core.interval import Interval
+from smolmoe.reports.boundary import (
+    DENSE,
+    DENSE_TRAINED,
+    MOE_TRAINED,
+    BoundaryReport,
+    Curve,
+    HeldOutLoss,
+    boundary_text,
+)
 
 TRAINED = (DENSE, MOE_TRAINED, DENSE_TRAINED)
 BULK = ("points", "held_out")  # kept in the stage's own record; the curves in metrics.jsonl as well
@@ -18,7 +26,7 @@ Record = dict[str, Any]
 
 def boundary(records: dict[str, Record]) -> BoundaryReport:
     """The held-out losses of the four checkpoints (three where no dense model was trained on)."""
-    from smolmoe.evaluate.held_out import DocumentLosses, paired_difference
+    from smolmoe.evaluation.held_out import DocumentLosses, paired_difference
 
     losses = {
         name: DocumentLosses.from_json(record["held_out"]) for name, record in records.items() if "held_out" in record

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+from smolmoe.core.model_code import AUTO_MAP
 from smolmoe.families.types import DenseSpec, ExpertNames, MoeNames, MoeSizes, MoeTarget
-from smolmoe.model_code import AUTO_MAP
 
 
 def _config(spec: DenseSpec, sizes: MoeSizes) -> dict[str, Any]:

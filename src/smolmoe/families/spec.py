@@ -6,12 +6,12 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+from smolmoe.core.model_config import check_counts, read_config
 from smolmoe.errors import SourceError
 from smolmoe.families import DENSE_FAMILIES
 from smolmoe.families.architecture import architecture_of
 from smolmoe.families.settings import known_settings
 from smolmoe.families.types import DenseFamily, DenseSpec, MlpLayout
-from smolmoe.model_config import check_counts, read_config
 
 _MOE_KEYS = ("num_local_experts", "num_experts", "n_routed_experts", "moe_num_experts", "moe_layers")
 

@@ -11,8 +11,8 @@ def register() -> None:
     """
     from transformers import AutoConfig, AutoModelForCausalLM
 
-    from smolmoe.moe.experts import register_experts
     from smolmoe.moe.generic import SmolMoeConfig, SmolMoeForCausalLM
+    from smolmoe.moe.kernels.register import register_experts
 
     AutoConfig.register(SmolMoeConfig.model_type, SmolMoeConfig, exist_ok=True)
     AutoModelForCausalLM.register(SmolMoeConfig, SmolMoeForCausalLM, exist_ok=True)

@@ -13,16 +13,16 @@ from typing import Any
 
 import torch
 
-from smolmoe.checkpoint import FLOAT_DTYPES, READABLE, Checkpoint, open_checkpoint
+from smolmoe.core.checkpoint import FLOAT_DTYPES, READABLE, Checkpoint, open_checkpoint
+from smolmoe.core.files import expanded
+from smolmoe.core.hub_access import why_not
+from smolmoe.core.links import check_files
+from smolmoe.core.model_code import NAMING_CODE
+from smolmoe.core.model_config import check_counts, read_config
+from smolmoe.core.tensor_names import LEFTOVERS, explain_names
+from smolmoe.core.tied_head import has_own_head
+from smolmoe.core.vocabulary import within_vocabulary
 from smolmoe.errors import CheckpointError, HubError, SmolmoeError, SourceError
-from smolmoe.files import expanded
-from smolmoe.hub_access import why_not
-from smolmoe.links import check_files
-from smolmoe.model_code import NAMING_CODE
-from smolmoe.model_config import check_counts, read_config
-from smolmoe.tensor_names import LEFTOVERS, explain_names
-from smolmoe.tied_head import has_own_head
-from smolmoe.vocabulary import within_vocabulary
 
 GENERIC_TYPE = "smolmoe"
 _TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json", "tokenizer_config.json")

@@ -10,8 +10,8 @@ from typing import Annotated, Any, TypeVar, get_args, get_origin
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator
 
+from smolmoe.core.files import expanded
 from smolmoe.errors import RequestError
-from smolmoe.files import expanded
 
 
 class Recipe(BaseModel):

@@ -9,11 +9,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from smolmoe.core.files import place, replacing
+from smolmoe.core.yaml_text import MOST_BYTES, parse_yaml
 from smolmoe.errors import OutputError, RequestError
-from smolmoe.files import place, replacing
-from smolmoe.yaml_text import MOST_BYTES, parse_yaml
 
-SHIPPED = Path(__file__).parents[1] / "recipes"
+SHIPPED = Path(__file__).with_name("shipped")
 COMMANDS = {"train": "smolmoe train", "pipeline": "smolmoe run"}  # what runs a recipe of a kind
 
 

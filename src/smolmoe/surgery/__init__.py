@@ -1,0 +1,1 @@
+"""From a dense checkpoint to an MoE, from file to file: plan, program, writer."""

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import math
 
-from smolmoe.claim import Claim
+from smolmoe.core.claim import Claim
 from smolmoe.families import DenseSpec, MoeTarget
 from smolmoe.recipe import UpcycleRecipe
-from smolmoe.surgery.program import OutTensor
 from smolmoe.surgery.request import Layout
+from smolmoe.surgery.tensors.program import OutTensor
 
 # Rounding to nearest errs by at most half a unit in the last place, uniformly spread: sqrt(1/3) of that on average.
 _ROUNDING = {"bfloat16": 2.0**-9 / math.sqrt(3), "float16": 2.0**-12 / math.sqrt(3)}

@@ -8,17 +8,17 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from smolmoe.checkpoint import fingerprint
-from smolmoe.files import write_json
-from smolmoe.folders import whole_or_nothing
-from smolmoe.links import check_files, copy_files
-from smolmoe.model_code import TOKENIZER_FILES, put_code
-from smolmoe.model_folder import check_output, check_replaceable
-from smolmoe.provenance import PROVENANCE_FILE, SCHEMA_VERSION, command, origin, read_provenance, versions
+from smolmoe.core.checkpoint import fingerprint
+from smolmoe.core.files import write_json
+from smolmoe.core.folders import whole_or_nothing
+from smolmoe.core.links import check_files, copy_files
+from smolmoe.core.model_code import TOKENIZER_FILES, put_code
+from smolmoe.core.model_folder import check_output, check_replaceable
+from smolmoe.core.provenance import PROVENANCE_FILE, SCHEMA_VERSION, command, origin, read_provenance, versions
 from smolmoe.surgery.plan import Plan
 from smolmoe.surgery.sources import BASE
-from smolmoe.surgery.tokenizer import keep_tokenizer
-from smolmoe.surgery.writer import Progress, parse_size, write_tensors
+from smolmoe.surgery.tensors.tokenizer import keep_tokenizer
+from smolmoe.surgery.tensors.writer import Progress, parse_size, write_tensors
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -21,9 +21,9 @@ from dataclasses import dataclass, replace
 
 from smolmoe.families import DenseSpec, ExpertNames, MoeTarget, Slot
 from smolmoe.recipe import UpcycleRecipe
-from smolmoe.surgery.program import Block, OutTensor, Perturb, Read, Region, Role
 from smolmoe.surgery.request import Layout
 from smolmoe.surgery.sources import BASE, Source
+from smolmoe.surgery.tensors.program import Block, OutTensor, Perturb, Read, Region, Role
 
 ROUTER_STD = 0.02
 RESIDUAL_DROP = 0.5

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from smolmoe.checkpoint import open_checkpoint
+from smolmoe.core.checkpoint import open_checkpoint
 from smolmoe.families import MOE_TARGETS, DenseSpec, MoeTarget
 from smolmoe.families.resolve import candidates, refusals, source_refusals
 from smolmoe.families.spec import read_spec

@@ -18,14 +18,14 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from smolmoe.checkpoint import fingerprint, open_checkpoint
+from smolmoe.core.checkpoint import fingerprint, open_checkpoint
+from smolmoe.core.provenance import PROVENANCE_FILE, read_provenance
 from smolmoe.errors import CheckpointError, RequestError
-from smolmoe.provenance import PROVENANCE_FILE, read_provenance
 from smolmoe.recipe import UpcycleRecipe, parse
-from smolmoe.surgery.evaluate import fresh_neurons, gathered
 from smolmoe.surgery.plan import Plan, make_plan
-from smolmoe.surgery.program import Block, OutTensor, Role
 from smolmoe.surgery.sources import BASE
+from smolmoe.surgery.tensors.program import Block, OutTensor, Role
+from smolmoe.surgery.tensors.values import fresh_neurons, gathered
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
-from smolmoe.checkpoint import Checkpoint
-from smolmoe.claim import Claim
+from smolmoe.core.checkpoint import Checkpoint
+from smolmoe.core.claim import Claim
 from smolmoe.errors import CheckpointError, SourceError
 from smolmoe.families import DenseSpec, MoeTarget
 from smolmoe.families.resolve import resolve
@@ -17,10 +17,10 @@ from smolmoe.recipe import UpcycleRecipe
 from smolmoe.surgery.claim import make_claim
 from smolmoe.surgery.configs import moe_config
 from smolmoe.surgery.ffn import MoeLayer
-from smolmoe.surgery.program import Block, OutTensor, Read
 from smolmoe.surgery.request import Layout, check_kernel, lay_out
 from smolmoe.surgery.sources import BASE, Source, SourceTensor, source_tensors, source_warnings, specialist_tensors
-from smolmoe.surgery.tokenizer import same_tokenizer
+from smolmoe.surgery.tensors.program import Block, OutTensor, Read
+from smolmoe.surgery.tensors.tokenizer import same_tokenizer
 
 
 @dataclass(frozen=True)

@@ -9,11 +9,11 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-from smolmoe.surgery.evaluate import block_values
 from smolmoe.surgery.ffn import MoeLayer
 from smolmoe.surgery.ffn_inputs import each_layers_inputs
 from smolmoe.surgery.plan import Plan
 from smolmoe.surgery.sources import BASE
+from smolmoe.surgery.tensors.values import block_values
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence

@@ -15,9 +15,9 @@ from typing import TYPE_CHECKING, Any
 from smolmoe.errors import DataError
 from smolmoe.surgery.ffn import MoeLayer
 from smolmoe.surgery.ffn_inputs import each_layers_inputs
-from smolmoe.surgery.initialisers import generator
 from smolmoe.surgery.plan import Plan
 from smolmoe.surgery.sources import BASE
+from smolmoe.surgery.tensors.initialisers import generator
 
 if TYPE_CHECKING:
     from torch import Tensor

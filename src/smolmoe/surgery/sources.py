@@ -6,13 +6,13 @@ import math
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
-from smolmoe.checkpoint import FLOAT_DTYPES, Checkpoint
+from smolmoe.core.checkpoint import FLOAT_DTYPES, Checkpoint
+from smolmoe.core.tensor_names import LEFTOVERS, explain_names
+from smolmoe.core.tied_head import embedding_name, has_own_head, head_name
+from smolmoe.core.vocabulary import spare_tokens
 from smolmoe.errors import CheckpointError, RequestError, SourceError
 from smolmoe.families import DenseSpec, Slot
 from smolmoe.families.spec import read_spec
-from smolmoe.tensor_names import LEFTOVERS, explain_names
-from smolmoe.tied_head import embedding_name, has_own_head, head_name
-from smolmoe.vocabulary import spare_tokens
 
 BASE = "base"
 

@@ -1,0 +1,103 @@
+"""A run folder: stages that are done are not done again, and one run does not write into another's folder."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from smolmoe.core.files import followed, remove, write_json, writing
+from smolmoe.core.folders import move_into_place
+from smolmoe.core.json_text import read_object
+from smolmoe.errors import OutputError
+
+SETTINGS = "settings.json"
+RECORDS = "stages"
+
+
+class RunFolder:
+    """The folder of one run: its settings, the records of its finished stages, and what they wrote.
+
+    Attributes:
+        path: the folder.
+    """
+
+    def __init__(
+        self, path: str | Path, settings: dict[str, Any], *, made: Sequence[str] = (), overwrite: bool = False
+    ):
+        """Open the folder of a run with these settings, or begin one.
+
+        Args:
+            settings: whatever decides what the stages do, as plain data.
+            made: names, with wildcards, of what the stages write there: all that starting over deletes.
+            overwrite: start over where the folder holds a run, of whatever settings.
+
+        Raises:
+            OutputError: the folder holds a run with other settings, or something else.
+        """
+        self.path = Path(path)
+        settings = json.loads(json.dumps(settings))
+        found = self._settings()
+        if found is not None and overwrite:
+            remove(self.path, RECORDS, *made, ".*.partial")
+            found = None
+        if found is not None and found != settings:
+            raise OutputError(
+                f"the folder holds a run with other settings ({_differences(found, settings)}).",
+                field="out",
+                value=str(self.path),
+                fix="Name another folder, or use --overwrite to start over.",
+            )
+        if found is None:
+            followed(self.path).mkdir(parents=True, exist_ok=True)
+            write_json(self.path / SETTINGS, settings)  # first: it says whose folder this is
+        (self.path / RECORDS).mkdir(exist_ok=True)
+
+    def stage(self, name: str, make: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+        """The record of a stage: read where the stage is finished, else made, timed and written."""
+        file = self.path / RECORDS / f"{name}.json"
+        if file.is_file():
+            record: dict[str, Any] = read_object(file, fix="Delete it: the stage is then done again.")
+            return record
+        start = time.perf_counter()
+        record = make()
+        write_json(file, {**record, "wall_seconds": round(time.perf_counter() - start, 2)})
+        return self.stage(name, make)
+
+    @contextmanager
+    def folder(self, name: str) -> Iterator[Path]:
+        """A folder to write into, which gets its `name` when all is written."""
+        partial = self.path / f".{name}.partial"
+        shutil.rmtree(partial, ignore_errors=True)
+        partial.mkdir(parents=True)
+        try:
+            with writing(self.path):
+                yield partial
+            move_into_place(partial, self.path / name)
+        finally:
+            shutil.rmtree(partial, ignore_errors=True)
+
+    def _settings(self) -> dict[str, Any] | None:
+        """The settings of the run that the folder holds, or None where there is no folder or an empty one."""
+        file = self.path / SETTINGS
+        if file.is_file():
+            settings: dict[str, Any] = read_object(file, fix="Restore it, or name another folder.")
+            return settings
+        begun = {f".{SETTINGS}.partial"}  # all that a run leaves that is killed before its settings are written
+        if self.path.exists() and not (self.path.is_dir() and {path.name for path in self.path.iterdir()} <= begun):
+            raise OutputError(
+                f"there is something else than a run (no {SETTINGS} in it).",
+                field="out",
+                value=str(self.path),
+                fix="Name a new folder.",
+            )
+        return None
+
+
+def _differences(found: dict[str, Any], asked: dict[str, Any]) -> str:
+    names = [name for name in sorted({*found, *asked}) if found.get(name) != asked.get(name)]
+    return ", ".join(f"{name}: {found.get(name)} there, {asked.get(name)} here" for name in names)

@@ -1,0 +1,1 @@
+"""Experts taken out of an MoE, put in, and merged: `extract`, `prune`, `merge-experts`, `add-expert`."""

@@ -1,0 +1,368 @@
+"""Taking experts out of an MoE and putting them in, end to end: plan, write, reload, measure."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from types import SimpleNamespace
+from typing import TYPE_CHECKING, Any
+
+from smolmoe.core.claim import Claim
+from smolmoe.errors import RequestError
+from smolmoe.surgery.experts.job import Available, ExpertResult, Job, Report
+
+if TYPE_CHECKING:
+    from smolmoe.surgery.experts.measure import Split
+    from smolmoe.surgery.experts.merge import Groups
+    from smolmoe.surgery.experts.moe_files import MoeFiles
+    from smolmoe.surgery.experts.subset import Program
+
+Asked = Sequence[str | int]
+COUNTING = "Counting how much each expert is used"
+
+
+def _find(files: MoeFiles, asked: Asked) -> tuple[int, ...]:
+    from smolmoe.moe.names import find_experts
+
+    return find_experts(SimpleNamespace(expert_names=files.names), asked, files.experts)
+
+
+def _named(files: MoeFiles, experts: Sequence[int]) -> str:
+    names = files.names or (None,) * files.experts
+    listed = ", ".join(f"{e} ({names[e]})" if names[e] else str(e) for e in experts)
+    return f"expert{'s' * (len(experts) > 1)} {listed}"
+
+
+def _whole_groups(files: MoeFiles, experts: Sequence[int]) -> bool:
+    size = files.granularity
+    return all(sum(e // size == other // size for other in experts) == size for e in experts)
+
+
+# -- extract ---------------------------------------------------------------------------------------------------------
+
+
+def extract(
+    model: str | Path,
+    out: str | Path,
+    experts: Asked,
+    *,
+    device: str = "cpu",
+    overwrite: bool = False,
+    dry_run: bool = False,
+    report: Report | None = None,
+) -> ExpertResult:
+    """Write one expert of an MoE as a dense model, or several as a smaller MoE of the same class.
+
+    Shards of one split FFN, asked for together, are one expert.
+
+    Args:
+        model: folder or hub id of the MoE.
+        out: folder to write.
+        experts: names or indices.
+        device: where the measurement runs.
+        dry_run: plan, but write nothing.
+
+    Raises:
+        SmolmoeError: a subclass naming the field, the value and the fix. Nothing is left half-written.
+        VerificationError: the files do not do what is claimed; they are left for inspection.
+    """
+    job = Job.begin("extract", model, out, device, overwrite, dry_run, report)
+    files, chosen = job.files, _find(job.files, experts)
+    one_ffn = len(chosen) == 1 or (len(chosen) == files.granularity and _whole_groups(files, chosen))
+    available = dict.fromkeys(files.layers, chosen)
+    made = {"chosen": list(chosen)}
+    if one_ffn and files.kind != "olmoe":
+        program, claim = _dense(job, chosen)
+        return job.finish(program, claim, _named(files, chosen), available=available, made=made)
+    return _smaller(job, available, _named(files, chosen), None)
+
+
+def _dense(job: Job, chosen: tuple[int, ...]) -> tuple[Program, Claim]:
+    from smolmoe.surgery.experts.extract import Factors, constant_factors, dense_of
+
+    files = job.files
+    factors = constant_factors(files)
+    if factors is not None:
+        return (program := dense_of(files, chosen, factors)), _dense_claim(files, chosen, factors, program)
+    what = "the expert's gate" if files.sigmoid else "the shared expert's gate"
+    reason = (
+        f"An approximation: {what} depends on the token, a dense FFN has none. Its mean on text stands in its place"
+    )
+    if job.dry_run:
+        return dense_of(files, chosen, dict.fromkeys(files.layers, Factors())), Claim("none", f"{reason}.")
+    from smolmoe.surgery.experts.measure import mean_factors
+
+    job.report("Reading what the gates come to on text", 0, 0)
+    factors = mean_factors(files, chosen, job.device)
+    shown = [factor.routed if files.sigmoid else factor.shared for factor in factors.values()]
+    layers = f"{min(shown):.3f} to {max(shown):.3f} over the layers"
+    claim = Claim("none", f"{reason} ({layers}); the deviation is measured and not predicted.")
+    return dense_of(files, chosen, factors), claim
+
+
+def _dense_claim(files: MoeFiles, chosen: Sequence[int], factors: Mapping[int, Any], program: Program) -> Claim:
+    if len(chosen) > 1 and not all(files.same_rows(layer, chosen) for layer in files.layers):
+        return Claim(
+            "none",
+            f"An approximation: the router rows of the {len(chosen)} shards differ, so their gates depend on the "
+            f"token; here each counts 1/{len(chosen)}. The deviation is measured and not predicted.",
+        )
+    scales = {scale for f in factors.values() for scale in (f.routed / len(chosen), f.shared)}
+    dtypes = {tensor.dtype for tensor in program.tensors} - {"float32"}
+    if dtypes and any(math.frexp(scale)[0] != 0.5 for scale in scales):
+        return Claim("rounded", f"Down projections are scaled and rounded to {', '.join(sorted(dtypes))} once more.")
+    shared = (
+        ", and the shared expert stands beside it in one wider FFN" if next(iter(files.layers.values())).shared else ""
+    )
+    if len(chosen) > 1:
+        return Claim("exact", f"The {len(chosen)} shards share a router row, so each gate is 1/{len(chosen)}{shared}.")
+    because = "gates sum to 1" if files.renormalises else "a softmax over the one expert that may be chosen is 1"
+    return Claim("exact", f"The expert's gate is constant ({because}){shared}.")
+
+
+def _smaller(job: Job, available: Available, said: str, split: Split | None) -> ExpertResult:
+    """The experts of each layer as a smaller MoE of the same class."""
+    from smolmoe.surgery.experts.subset import subset_of
+
+    files = job.files
+    groups = all(_whole_groups(files, experts) for experts in available.values())
+    claim = Claim(
+        "exact",
+        "The function of the MoE whose routers may choose no other experts. What the model loses by that is no part of "
+        "this claim.",
+    )
+    return job.finish(
+        subset_of(files, available),
+        claim,
+        said,
+        available=available,
+        split=split,
+        granularity=files.granularity if groups else 1,
+        made={"chosen": {str(layer): list(experts) for layer, experts in available.items()}},
+    )
+
+
+# -- prune -----------------------------------------------------------------------------------------------------------
+
+
+def prune(
+    model: str | Path,
+    out: str | Path,
+    *,
+    keep: Asked | None = None,
+    experts: int | None = None,
+    data: str | Path | None = None,
+    device: str = "cpu",
+    overwrite: bool = False,
+    dry_run: bool = False,
+    report: Report | None = None,
+) -> ExpertResult:
+    """Write an MoE with fewer experts: those named, or those that text uses most, by summed gate weight.
+
+    Each layer keeps its own most used experts, unless experts have names: then all layers keep the same ones. Of a
+    split FFN all shards are kept or none.
+
+    Args:
+        model: folder or hub id of the MoE.
+        keep: names or indices of the experts to keep.
+        experts: how many to keep instead.
+        data: text (.jsonl, .txt, .parquet); half of each domain's documents choose, the others measure the loss.
+
+    Raises:
+        SmolmoeError, VerificationError: as `extract` does.
+    """
+    if (keep is None) == (experts is None):
+        raise RequestError(
+            "say which experts to keep, or how many.",
+            field="keep",
+            value=keep,
+            fix="Use --keep, or --experts N --data.",
+        )
+    job = Job.begin("prune", model, out, device, overwrite, dry_run, report)
+    split = job.split(data)
+    if keep is not None:
+        chosen = _find(job.files, keep)
+        return _smaller(job, dict.fromkeys(job.files.layers, chosen), _named(job.files, chosen), split)
+    count = _check_count(job.files, experts or 0, job.files.granularity)
+    available = _most_used(job, count, split)
+    sets = set(available.values())
+    said = _named(job.files, sets.pop()) if len(sets) == 1 else f"the {count} most used of each layer"
+    return _smaller(job, available, said, split)
+
+
+def _check_count(files: MoeFiles, count: int, multiple: int = 1) -> int:
+    if not 1 <= count < files.experts or count % multiple:
+        of = f" and a multiple of {multiple}, the shards of one FFN" if multiple > 1 else ""
+        raise RequestError(f"must be from 1 to {files.experts - 1}{of}.", field="experts", value=count)
+    return count
+
+
+def _need(split: Split | None) -> Split:
+    if split is None:
+        raise RequestError(
+            "how much experts are used is counted on text.", field="data", value=None, fix="Give --data FILE."
+        )
+    return split
+
+
+def _most_used(job: Job, count: int, split: Split | None) -> dict[int, tuple[int, ...]]:
+    from smolmoe.surgery.experts.measure import expert_use
+
+    files, split = job.files, _need(split)
+    if job.dry_run:  # which ones they are changes no size
+        return dict.fromkeys(files.layers, tuple(range(count)))
+    job.report(COUNTING, 0, 0)
+    use = expert_use(files.folder, split.choice, job.device).gates
+    if files.names is not None:
+        shares = sum(gates / gates.sum() for gates in use.values())
+        use = dict.fromkeys(use, shares)  # type: ignore[arg-type]
+    size = files.granularity
+    chosen = {}
+    for layer, gates in use.items():
+        best = gates.unflatten(0, (-1, size)).sum(1).topk(count // size).indices.tolist()
+        chosen[layer] = tuple(sorted(group * size + shard for group in best for shard in range(size)))
+    return chosen
+
+
+# -- merge-experts ----------------------------------------------------------------------------------------------------
+
+
+def merge_experts(
+    model: str | Path,
+    out: str | Path,
+    *,
+    groups: Sequence[Asked] | None = None,
+    experts: int | None = None,
+    data: str | Path | None = None,
+    device: str = "cpu",
+    overwrite: bool = False,
+    dry_run: bool = False,
+    report: Report | None = None,
+) -> ExpertResult:
+    """Write an MoE in which the experts of each group are averaged into one (arXiv 2310.01334, without alignment).
+
+    Where data are given the averages, router rows included, are weighted by how much each expert is used.
+
+    Args:
+        model: folder or hub id of the MoE.
+        groups: names or indices; experts in no group stay alone.
+        experts: how many to leave instead: the most used of each layer, joined by those with similar router logits.
+        data: text (.jsonl, .txt, .parquet); half of each domain's documents choose, the others measure the loss.
+
+    Raises:
+        SmolmoeError, VerificationError: as `extract` does.
+    """
+    from smolmoe.surgery.experts.merge import check_groups, merge_claim, merged, refuse_split
+
+    if (groups is None) == (experts is None):
+        raise RequestError(
+            "say which experts to merge, or how many to leave.",
+            field="groups",
+            value=groups,
+            fix="Use --groups 0,1 --groups 2,3, or --experts N --data.",
+        )
+    job = Job.begin("merge-experts", model, out, device, overwrite, dry_run, report)
+    files, split = job.files, job.split(data)
+    refuse_split(files, "merged with another")
+    weights = None
+    if groups is not None:
+        by_layer = dict.fromkeys(files.layers, check_groups(files, [_find(files, group) for group in groups]))
+        if split is not None and not dry_run:
+            weights = _use_by_layer(job, split)
+    else:
+        by_layer, weights = _similar(job, _check_count(files, experts or 0), split)
+    sets = set(by_layer.values())
+    said = _joined_groups(sets.pop()) if len(sets) == 1 else f"{experts} groups, other ones in each layer"
+    made = {"groups": {str(layer): found for layer, found in by_layer.items()}, "weights": weights}
+    return job.finish(merged(files, by_layer, weights), merge_claim(files, by_layer), said, split=split, made=made)
+
+
+def _joined_groups(groups: Groups) -> str:
+    return "experts " + ", ".join("+".join(map(str, group)) for group in groups)
+
+
+def _use_by_layer(job: Job, split: Split) -> dict[int, list[float]]:
+    from smolmoe.surgery.experts.measure import expert_use
+
+    job.report(COUNTING, 0, 0)
+    gates = expert_use(job.files.folder, split.choice, job.device).gates
+    return {layer: use.tolist() for layer, use in gates.items()}
+
+
+def _similar(job: Job, count: int, split: Split | None) -> tuple[dict[int, Groups], dict[int, list[float]] | None]:
+    from smolmoe.surgery.experts.measure import expert_use
+    from smolmoe.surgery.experts.merge import merge_by_use
+
+    files, split = job.files, _need(split)
+    if job.dry_run:  # which ones they are changes no size
+        alone = tuple((e,) for e in range(count - 1))
+        return dict.fromkeys(files.layers, (*alone, tuple(range(count - 1, files.experts)))), None
+    job.report(COUNTING, 0, 0)
+    use = expert_use(files.folder, split.choice, job.device)
+    gates, similarity = use.gates, use.similarity
+    if files.names is not None:
+        shares = sum(found / found.sum() for found in gates.values())
+        mean = sum(similarity.values()) / len(similarity)
+        same = merge_by_use(shares.tolist(), mean, count)  # type: ignore[union-attr, arg-type]
+        groups = dict.fromkeys(files.layers, same)
+    else:
+        groups = {layer: merge_by_use(gates[layer].tolist(), similarity[layer], count) for layer in files.layers}
+    return groups, {layer: found.tolist() for layer, found in gates.items()}
+
+
+# -- add-expert -------------------------------------------------------------------------------------------------------
+
+
+def add_expert(
+    model: str | Path,
+    out: str | Path,
+    *,
+    copy_of: str | int | None = None,
+    dense: str | Path | None = None,
+    name: str | None = None,
+    device: str = "cpu",
+    overwrite: bool = False,
+    dry_run: bool = False,
+    report: Report | None = None,
+) -> ExpertResult:
+    """Write an MoE with one more expert, keeping the function wherever some class of MoE can.
+
+    Args:
+        model: folder or hub id of the MoE.
+        copy_of: the expert that the new one is a copy of, by name or index; 0 where neither this nor `dense` is given.
+        dense: a dense model of the same shape, whose FFNs the new expert gets.
+        name: of the new expert; free where not given.
+
+    Raises:
+        SmolmoeError, VerificationError: as `extract` does.
+    """
+    from smolmoe.surgery.experts.add import add_claim, added, choose_method, copied, from_dense
+
+    if copy_of is not None and dense is not None:
+        raise RequestError("a copy or a dense model's FFNs, not both.", field="from", value=copy_of)
+    job = Job.begin("add-expert", model, out, device, overwrite, dry_run, report)
+    files = job.files
+    if dense is not None:
+        new, origin = from_dense(files, dense), f"from {dense}"
+    else:
+        experts = _find(files, [0 if copy_of is None else copy_of])
+        if len(experts) > 1:
+            raise RequestError(
+                f"several experts have this name: {', '.join(map(str, experts))}.",
+                field="from",
+                value=copy_of,
+                fix="Give an index.",
+            )
+        new, origin = copied(files, experts[0]), f"a copy of {_named(files, experts)}"
+    method = choose_method(files, new)
+    away = _away(job) if method == "away" else None
+    program = added(files, new, method, name=name, away=away)
+    said = f"expert {files.experts}{f' ({name})' if name else ''}, {origin}"
+    return job.finish(program, add_claim(method), said, made={"method": method})
+
+
+def _away(job: Job) -> dict[int, Any]:
+    from smolmoe.surgery.experts.measure import rows_away
+
+    return {} if job.dry_run else rows_away(job.files, job.device)

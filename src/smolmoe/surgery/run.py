@@ -1,0 +1,216 @@
+"""Stages put together: what one command does from end to end."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from smolmoe.core.checkpoint import open_checkpoint
+from smolmoe.core.devices import pick_device
+from smolmoe.core.files import locked
+from smolmoe.errors import VerificationError
+from smolmoe.hub.card_writer import write_card
+from smolmoe.recipe import UpcycleRecipe, parse
+
+if TYPE_CHECKING:
+    from smolmoe.core.claim import Claim
+    from smolmoe.surgery.plan import Plan
+    from smolmoe.surgery.router_init import RouterRows
+    from smolmoe.verification.verify import Verification
+
+Report = Callable[[str, int, int], None]  # stage, done, total (bytes, or 0 of 0 where it cannot be said)
+
+
+@dataclass(frozen=True)
+class UpcycleResult:
+    """What `upcycle` did.
+
+    Attributes:
+        out: the folder written (or that would be, with dry_run).
+        plan: the conversion, its claim with predictions.
+        router: rows and predicted load, where the router was made from domains.
+        verification: what was measured on the written files; None with dry_run or verify=False.
+        seconds: wall time.
+        dry_run: nothing was written.
+    """
+
+    out: Path
+    plan: Plan
+    router: RouterRows | None
+    verification: Verification | None
+    seconds: float
+    dry_run: bool
+
+    @property
+    def target(self) -> str:
+        return self.plan.target.name
+
+    @property
+    def claim(self) -> Claim:
+        return self.plan.claim
+
+    def to_json(self) -> dict[str, Any]:
+        plan = self.plan
+        return {
+            "out": str(self.out),
+            "dry_run": self.dry_run,
+            "target": plan.target.name,
+            "architecture": plan.target.architecture,
+            "claim": plan.claim.to_json(),
+            "parameters": {"dense": plan.dense_parameters.to_json(), "moe": plan.parameters.to_json()},
+            "bytes": plan.nbytes,
+            "estimate": estimate(plan),
+            "warnings": list(plan.warnings),
+            "router": None if self.router is None else self.router.to_json(),
+            "verification": None if self.verification is None else self.verification.to_json(),
+            "seconds": round(self.seconds, 2),
+        }
+
+
+def upcycle(
+    source: str | Path, out: str | Path, *, dry_run: bool = False, report: Report | None = None, **options: Any
+) -> UpcycleResult:
+    """Turn a dense causal language model into a Mixture-of-Experts.
+
+    Args:
+        source: local folder or hub id.
+        out: folder to write.
+        dry_run: plan, check and predict, but write nothing.
+        report: called as the work goes on.
+        **options: every other field of `UpcycleRecipe`.
+
+    Raises:
+        SmolmoeError: a subclass naming the field, the value and the fix. Nothing is left half-written.
+        VerificationError: the files do not do what was claimed; they are left for inspection.
+    """
+    recipe = parse(UpcycleRecipe, {"source": str(source), "out": out, **options})
+    return run_upcycle(recipe, dry_run=dry_run, report=report)
+
+
+def run_upcycle(recipe: UpcycleRecipe, *, dry_run: bool = False, report: Report | None = None) -> UpcycleResult:
+    """`upcycle` for a recipe that has been parsed."""
+    from smolmoe.surgery.convert import check_room, convert
+    from smolmoe.surgery.plan import make_plan
+    from smolmoe.surgery.tensors.writer import check_sources
+
+    report = report or (lambda stage, done, total: None)
+    start = time.monotonic()
+    report("plan", 0, 0)
+    if "device" in recipe.model_fields_set:  # what is left out stays left out in the record
+        recipe = recipe.model_copy(update={"device": pick_device(recipe.device)})
+    base = open_checkpoint(recipe.source, revision=recipe.revision)
+    specialists = {name: open_checkpoint(path, field=f"expert {name}") for name, path in recipe.expert.items()}
+    plan = make_plan(recipe, base, specialists)
+    check_room(plan)
+    if dry_run:  # writing looks at them itself
+        check_sources(plan.tensors, {name: source.checkpoint for name, source in plan.sources.items()})
+    router = _router_rows(plan, report)
+    if recipe.verify:
+        plan = _predict(plan, router, report)
+    if dry_run:
+        return UpcycleResult(recipe.out, plan, router, None, time.monotonic() - start, True)
+    done = 0
+
+    def progress(nbytes: int) -> None:
+        nonlocal done
+        done += nbytes
+        report("write", done, plan.nbytes)
+
+    rows = router.rows if router else None
+    out = convert(plan, rows=rows, router=router.to_json() if router else None, progress=progress)
+    with locked(out):  # what is measured is what was written
+        write_card(out)
+        verification = _verify(plan, out, report) if recipe.verify else None
+    return UpcycleResult(recipe.out, plan, router, verification, time.monotonic() - start, False)
+
+
+def _router_rows(plan: Plan, report: Report) -> RouterRows | None:
+    if plan.recipe.router != "domains":
+        return None
+    from smolmoe.surgery.router_init import domain_rows
+
+    report("router", 0, 0)
+    return domain_rows(plan, _tokenizer(plan, "--router domains reads text"))
+
+
+def _predict(plan: Plan, router: RouterRows | None, report: Report) -> Plan:
+    if plan.claim.kind != "deviates":
+        return plan
+    from smolmoe.data.text import default_documents, encode
+    from smolmoe.surgery.predict import with_predictions
+
+    report("predict", 0, 0)
+    tokenizer = _tokenizer(plan, "errors are predicted on text")
+    sequences = encode(tokenizer, default_documents(), length=128, count=4, seed=plan.recipe.seed)
+    return with_predictions(plan, sequences, router.rows if router else None)
+
+
+def _tokenizer(plan: Plan, why: str) -> Any:
+    from smolmoe.errors import SourceError
+    from smolmoe.moe.loading import load_tokenizer
+    from smolmoe.surgery.sources import BASE
+
+    folder = plan.sources[BASE].checkpoint.folder
+    tokenizer = load_tokenizer(folder)
+    if tokenizer is None:
+        raise SourceError(
+            f"has no tokenizer, and {why}.",
+            field="source",
+            value=str(folder),
+            fix="Put the tokenizer's files into the folder, or use --no-verify with another router.",
+        )
+    return tokenizer
+
+
+def _verify(plan: Plan, out: Path, report: Report) -> Verification:
+    from smolmoe.surgery.convert import record_verification
+    from smolmoe.surgery.sources import BASE
+    from smolmoe.verification.verify import verify
+
+    report("verify", 0, 0)
+    verification = verify(plan.sources[BASE].checkpoint.folder, out, device=plan.recipe.device, seed=plan.recipe.seed)
+    record_verification(out, verification.to_json())
+    write_card(out)
+    if not verification.passed:
+        failed = [check for check in verification.checks if not check.passed]
+        raise VerificationError(
+            "; ".join(f"{check.name}: measured {check.measured:.3g}, limit {check.limit:.3g}" for check in failed),
+            field="out",
+            value=str(out),
+            fix="The files are left for inspection; `smolmoe verify` measures them again.",
+        )
+    return verification
+
+
+# Rough rates of a small machine: bytes a second that the kernel moves and flushes, and that are computed.
+_MOVED_RATE, _COMPUTED_RATE = 6e8, 1e8
+_BARE_MEMORY, _TORCH_MEMORY = 70_000_000, 400_000_000
+
+
+def estimate(plan: Plan) -> dict[str, Any]:
+    """What a conversion costs: bytes on disk, peak memory of the process and time without verification, roughly.
+
+    Blocks that only move never enter the process. The others are held in float32 one at a time, in up to four copies
+    while they are drawn, scaled and cast.
+    """
+    from smolmoe.surgery.tensors.writer import moved_range
+
+    sources = {name: source.checkpoint for name, source in plan.sources.items()}
+    computed = [
+        (block.size, block.size * tensor.nbytes // tensor.size, bool(block.reads))
+        for tensor in plan.tensors
+        for block in tensor.blocks
+        if moved_range(block, tensor.dtype, sources) is None
+    ]
+    with_torch = any(reads for _, _, reads in computed)
+    nbytes = sum(size for _, size, _ in computed)
+    largest = max((count for count, _, reads in computed if reads), default=0)
+    seconds = (5 if with_torch else 0.5) + (plan.nbytes - nbytes) / _MOVED_RATE + nbytes / _COMPUTED_RATE
+    return {
+        "disk_bytes": plan.nbytes,
+        "memory_bytes": (_TORCH_MEMORY if with_torch else _BARE_MEMORY) + 16 * largest,
+        "seconds": round(seconds, 1),
+    }
