@@ -47,9 +47,10 @@ test: $(READY) ## run the tests, in parallel
 test-slow: $(READY) ## run the slow tests
 	$(BIN)/python -m pytest -m slow
 
-lint: $(READY) ## check the code's rules and format
+lint: $(READY) ## check the code's rules and format, and that packages import downwards only
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	$(BIN)/lint-imports --no-logo
 
 test-newest: ## run the tests with the newest versions of everything, upper bounds ignored (TORCH=2.13.0 keeps a torch)
 	$(PYTHON) -m venv --clear $(NEWEST)
