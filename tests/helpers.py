@@ -183,3 +183,13 @@ def edit_tensors(folder: Path, edit: Any) -> None:
     tensors = load_file(folder / "model.safetensors")
     edit(tensors)
     save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+
+
+def hash_routed(*kinds: str) -> Any:
+    """A DeepSeek-V4, whose layers are `hash_moe`, which choose by a table of tokens, or `moe`."""
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    sizes = {**SIZES, "num_key_value_heads": 4, "num_local_experts": 4, "num_experts_per_tok": 2, "n_group": 1}
+    latent = {"q_lora_rank": 16, "qk_rope_head_dim": 8, "moe_intermediate_size": 24, "intermediate_size": 48}
+    config = AutoConfig.for_model("deepseek_v4", **sizes, **latent, mlp_layer_types=list(kinds))
+    return AutoModelForCausalLM.from_config(config)

@@ -110,6 +110,8 @@ def test_what_is_held_out_is_not_trained_on(tmp_path: Path) -> None:
         ({"prompt": 3, "completion": "b"}, {}, "the prompt is a int"),
         ({"instruction": "a", "input": 3, "output": "b"}, {}, "the context is a int"),
         ({"prompt": "a", "completion": "b", "label": False}, {}, "(as of KTO) are not supported"),
+        ({"prompt": "a", "completion": "b", "label": 1}, {}, "line 1: answers with a `label` of 1 or 0 (as of KTO)"),
+        ({"prompt": "a", "completion": "b", "label": "0"}, {}, "or make pairs"),
         ({"prompt": "a", "completion": "b", "kto_tag": False}, {}, "a `kto_tag` of true or false"),
         ({"prompt": "a", "completion": ["b"]}, {"chat": True}, "a str where a message with role and content"),
         ({"messages": "hello"}, {"chat": True}, "a str where messages should be"),

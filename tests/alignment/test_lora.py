@@ -53,6 +53,13 @@ def test_all_linear_of_a_dense_model_is_every_linear_module_of_its_layers() -> N
     ]
 
 
+@pytest.mark.parametrize("train_routers", [True, False])
+def test_routers_that_train_are_kept_whole_beside_the_adapters(train_routers: bool) -> None:
+    config = lora_config(LoraRecipe(rank=2), random_moe("mixtral"), train_routers=train_routers)
+    routers = [f"model.layers.{layer}.mlp.gate" for layer in range(2)]
+    assert config.modules_to_save == (routers if train_routers else None)
+
+
 @pytest.mark.parametrize("run", [align, estimate])
 def test_the_targets_are_looked_at_before_rows_and_weights(tmp_path: Path, run: Any) -> None:
     moe = moe_folder(tmp_path / "moe")

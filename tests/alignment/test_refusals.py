@@ -14,7 +14,7 @@ from tests.alignment.runs import data, moe_folder, recipe, trainer, write_correc
 from transformers import AutoModelForCausalLM
 
 from smolmoe.alignment.run import align, estimate
-from smolmoe.errors import DataError, OutputError, RequestError, SourceError, TrainingError
+from smolmoe.errors import CheckpointError, DataError, OutputError, RequestError, SourceError, TrainingError
 
 
 @pytest.fixture(scope="module")
@@ -54,6 +54,8 @@ def test_equal_pairs_are_left_out_and_counted(tmp_path: Path, moe: Path) -> None
         ({"trainer": {"router_aux_loss_coef": 0.1}}, RequestError, "trainer.router_aux_loss_coef", "load_balance"),
         ({"trainer": {"beta": 0.1}}, RequestError, "trainer.beta", "Use beta"),
         ({"trainer": {"loss_type": "nonsense"}}, RequestError, "trainer.loss_type", "Unknown loss type"),
+        ({"method": "cpo", "trainer": {"alpha": 0.25}}, RequestError, "trainer.alpha", "Add loss_type: alphapo or"),
+        ({"method": "cpo", "trainer": {"alpha": 1, "loss_type": "hinge"}}, RequestError, "trainer.alpha", "hinge"),
         ({"router": "free", "objective": {"load_balance": 0.1}}, RequestError, "AlignRecipe", "exclude each other"),
         ({"method": "sft", "beta": 0.1}, RequestError, "AlignRecipe", "preference loss"),
         ({"lora": {"rank": 2, "targets": ["q_prj"]}}, RequestError, "lora.targets", "q_proj"),
@@ -137,6 +139,8 @@ def test_nothing_is_overwritten_unasked(tmp_path: Path, moe: Path) -> None:
         align(values)
     with pytest.raises(OutputError, match="another recipe"):
         align({**values, "seed": 1}, resume="latest")
+    with pytest.raises(CheckpointError, match="none is known as the best: up to checkpoint-1 the run measured no"):
+        align(values, resume="best")
     align({**values, "seed": 1}, overwrite=True)
 
 

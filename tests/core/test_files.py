@@ -169,3 +169,8 @@ def test_only_what_the_system_refuses_is_an_output_s(error: Any, says: str | Non
 def test_what_is_no_fault_of_the_place_is_not_said_to_be_one(tmp_path: Path) -> None:
     with pytest.raises(OSError, match="Too many open files"), writing(tmp_path / "out"):
         raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
+
+
+def test_an_empty_path_is_no_place() -> None:
+    with pytest.raises(OutputError, match="is empty"):
+        place("", "growing folder")

@@ -14,14 +14,16 @@ from tests import zoo
 from smolmoe import upcycle
 from smolmoe.core.checkpoint import open_checkpoint
 from smolmoe.core.json_text import parse_json
+from smolmoe.core.model_config import check_counts
 from smolmoe.core.provenance import read_provenance
-from smolmoe.errors import CheckpointError, SmolmoeError, SourceError
+from smolmoe.errors import CheckpointError, OutputError, SmolmoeError, SourceError
 from smolmoe.hub.card_writer import finish_model
 from smolmoe.hub.push import push
 from smolmoe.inference.generate import generate
 from smolmoe.moe.loading import Skeleton, load_tokenizer
 from smolmoe.reports.run import report
 from smolmoe.surgery.experts.moe_files import read_moe
+from smolmoe.surgery.export.gguf.run import _check_out
 from smolmoe.surgery.inspection import inspect
 from smolmoe.verification.doctor import doctor
 
@@ -99,6 +101,8 @@ def test_a_file_that_is_no_object_is_named(file: str, text: str, copy: Callable[
         ("tokenizer_config.json", "chat_template", 5),
         ("tokenizer_config.json", "padding_side", 1),
         ("generation_config.json", "eos_token_id", "</s>"),
+        ("generation_config.json", "eos_token_id", [300]),
+        ("generation_config.json", "repetition_penalty", 0.0),
         ("generation_config.json", "temperature", "hot"),
         ("generation_config.json", "do_sample", "yes"),
     ],
@@ -139,18 +143,32 @@ BAD_SETTINGS: list[tuple[str, object]] = [
     ("max_position_embeddings", "long"),
     ("rms_norm_eps", "small"),
     ("rms_norm_eps", float("nan")),
+    ("rms_norm_eps", 0.0),
+    ("rms_norm_eps", -1e-5),
+    ("head_dim", 0),
+    ("initializer_range", -1.0),
+    ("attention_dropout", 1.5),
+    ("partial_rotary_factor", -0.5),
     ("rope_parameters", "default"),
     ("rope_parameters", {"rope_type": "default", "rope_theta": "big"}),
     ("rope_parameters", {"rope_type": "default", "rope_theta": 0}),
+    ("rope_parameters", {"rope_type": "banana", "rope_theta": 1e4}),
     ("rope_scaling", [8]),
     ("rope_theta", "x"),
+    ("rope_theta", 0),
+    ("rope_theta", -1.0),
     ("eos_token_id", "</s>"),
     ("eos_token_id", [None]),
+    ("eos_token_id", 300),
+    ("eos_token_id", [1, 300]),
+    ("pad_token_id", 300),
     ("bos_token_id", {}),
     ("tie_word_embeddings", "yes"),
     ("attention_bias", 1),
     ("hidden_act", 5),
+    ("hidden_act", "banana"),
     ("dtype", "float99x"),
+    ("dtype", "auto"),
     ("torch_dtype", 16),
     ("layer_types", ["full_attention"]),
     ("layer_types", "full_attention"),
@@ -178,6 +196,28 @@ def test_a_setting_of_another_kind_is_named(key: str, value: object, copy: Calla
             call()
         assert caught.value.field == key
     assert not (folder.parent / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("key", "value"), [("hidden_act", None), ("attention_bias", None), ("layer_types", ["banana"] * 3)]
+)
+def test_what_only_the_class_can_refuse_is_refused_before_a_conversion(
+    key: str, value: object, copy: Callable[[str], Path]
+) -> None:
+    folder = copy("dense")
+    change(folder / "config.json", **{key: value})
+    with pytest.raises(SourceError, match=r"cannot be used: .*: \w"):
+        upcycle(folder, folder.parent / "out", verify=False)
+    assert not (folder.parent / "out").exists()
+
+
+@pytest.mark.parametrize(("key", "value"), [("n_group", 3), ("topk_group", 2)])
+def test_groups_that_do_not_fit_the_experts_are_named(key: str, value: int) -> None:
+    settings = {"n_routed_experts": 4, "num_experts_per_tok": 2, "n_group": 1, "topk_group": 1}
+    check_counts(settings)
+    check_counts({**settings, "topk_method": "greedy", key: value})
+    with pytest.raises(SourceError, match=key):
+        check_counts({**settings, key: value})
 
 
 @pytest.mark.parametrize(
@@ -301,6 +341,22 @@ def test_a_broken_row_of_a_run_is_named(line: str, says: str, copy: Callable[[st
     for call in (lambda: finish_model(folder / "model", {}), lambda: report([folder], tmp_path / "page.html")):
         with pytest.raises(SmolmoeError, match=says):
             call()
+
+
+def test_an_adapter_whose_settings_cannot_be_read_is_one_all_the_same(copy: Callable[[str], Path]) -> None:
+    folder = copy("dense")
+    (folder / "model.safetensors").rename(folder / "adapter_model.safetensors")
+    (folder / "adapter_config.json").write_text('{"peft_type": "LORA", "peft_type": "LORA"}')
+    with pytest.raises(SourceError, match="a PEFT adapter, not a model"):
+        open_checkpoint(folder)
+
+
+@pytest.mark.parametrize("text", TEXTS)
+def test_a_file_beside_an_export_that_nobody_can_read_is_not_replaced(text: str, tmp_path: Path) -> None:
+    (tmp_path / "out.json").write_bytes(TEXTS[text])
+    with pytest.raises(OutputError, match="was not written by an export"):
+        _check_out(tmp_path / "out.gguf", overwrite=True)
+    assert (tmp_path / "out.json").read_bytes() == TEXTS[text]
 
 
 def test_push_names_what_it_cannot_read(copy: Callable[[str], Path], tmp_path: Path) -> None:

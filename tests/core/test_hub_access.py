@@ -65,3 +65,18 @@ def test_another_reason_is_not_taken_for_the_network(monkeypatch: pytest.MonkeyP
     problem = RuntimeError("outer")
     problem.__cause__ = TimeoutError("no answer")
     assert "cannot be reached" in why_not(problem)[0]
+
+
+def test_the_network_is_found_behind_an_error_raised_while_handling_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("HF_HUB_OFFLINE")
+    problem = RuntimeError("outer")
+    problem.__context__ = ConnectionError("refused")
+    assert "cannot be reached" in why_not(problem)[0]
+
+
+def test_the_endpoint_and_the_setting_are_those_of_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("HF_HUB_OFFLINE")
+    monkeypatch.setenv("HF_ENDPOINT", "https://mirror.example")
+    assert "https://mirror.example cannot be reached" in why_not(TimeoutError("no answer"))[0]
+    monkeypatch.setenv("TRANSFORMERS_OFFLINE", "true")
+    assert why_not(TimeoutError("no answer"))[1] == "Unset TRANSFORMERS_OFFLINE."

@@ -9,7 +9,6 @@ from smolmoe.core.interval import (
     Interval,
     above_chance,
     enough_tokens,
-    is_finding,
     least_share,
     no_finding,
     side,
@@ -31,7 +30,6 @@ from smolmoe.core.interval import (
 )
 def test_sides(gap: Interval, documents: int, expected: str) -> None:
     assert side(gap, documents) == expected
-    assert is_finding(gap, documents) == (expected in ("lower", "higher"))
     assert (no_finding(gap, documents) is None) == (expected in ("lower", "higher"))
 
 

@@ -12,6 +12,7 @@ from helpers import dense_llama, moe_of, save
 from tests.test_files import another_process, small_files
 
 from smolmoe.alignment.pairs_run import make_pairs
+from smolmoe.alignment.run import align
 from smolmoe.core.files import growing
 from smolmoe.core.run_folder import RunFolder
 from smolmoe.data.fetch import fetch
@@ -33,6 +34,7 @@ from smolmoe.surgery.experts.run import add_expert, extract, merge_experts, prun
 from smolmoe.surgery.export.run import export
 from smolmoe.surgery.run import upcycle
 from smolmoe.teacher.job import plan, teach
+from smolmoe.training.run import train
 
 
 @pytest.fixture(scope="module")
@@ -124,6 +126,30 @@ def test_a_bad_place_is_refused_before_the_work(
     assert caught.value.field == "out"
     assert str(caught.value.value).startswith(str(tmp_path / name))
     assert os.listdir(tmp_path) == ["file.txt"]
+
+
+@pytest.mark.parametrize("command", FOLDERS)
+def test_a_file_in_the_place_of_a_folder_is_said_plainly_before_the_work(
+    command: str, inputs: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "out"
+    out.write_text("mine")
+    with pytest.raises(OutputError, match=r"is a file|something else than|exists") as caught:
+        FOLDERS[command](inputs, out)
+    assert "(File exists)" not in str(caught.value)
+    assert out.read_text() == "mine"
+
+
+def test_training_and_alignment_say_that_out_is_a_file(inputs: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    out.write_text("mine")
+    data = {"train": [str(inputs / "rows.jsonl")]}
+    for begin in (
+        lambda: train({"data": {"sources": [{"preset": "embedded"}]}, "out": str(out), "model": {"path": "x"}}),
+        lambda: align({"method": "sft", "model": {"path": "x"}, "data": data, "out": str(out)}),
+    ):
+        with pytest.raises(OutputError, match="is a file, not a folder"):
+            begin()
 
 
 @pytest.mark.parametrize("command", FOLDERS)

@@ -52,6 +52,7 @@ def dense(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def text(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("spare") / "text.jsonl"
     rows = [{"text": f"The sum of {n} and four." + " <FIM> end" * (n == 7), "domain": "ab"[n % 2]} for n in range(20)]
+    rows.insert(0, {"text": " ", "domain": "a"})  # left out, and counted among the lines
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
     return path
 
@@ -59,10 +60,10 @@ def text(tmp_path_factory: pytest.TempPathFactory) -> Path:
 ASKED: dict[str, Callable[[Path, Path, Path], Any]] = {
     "prompt 1": lambda moe, dense, text: generate(moe, "a <FIM> b", max_new_tokens=2),
     "prompt 2": lambda moe, dense, text: generate_all(moe, ["a", "b<FIM>"], max_new_tokens=2),
-    "document 8": lambda moe, dense, text: verify(dense, moe, text=text, sequences=20, length=64),
-    " document 8": lambda moe, dense, text: doctor(moe, data=text, sequences=20, length=64),
-    "row 8": lambda moe, dense, text: probe(moe, text, options=ProbeOptions(length=64)),
-    " row 8": lambda moe, dense, text: compare({"dense": dense, "moe": moe}, text),
+    "line 9": lambda moe, dense, text: verify(dense, moe, text=text, sequences=20, length=64),
+    " line 9": lambda moe, dense, text: doctor(moe, data=text, sequences=20, length=64),
+    "  line 9": lambda moe, dense, text: probe(moe, text, options=ProbeOptions(length=64)),
+    "   line 9": lambda moe, dense, text: compare({"dense": dense, "moe": moe}, text),
     "prompt 1 ": lambda moe, dense, text: route_prompt(moe, "a <FIM> b"),
     "line 3": lambda moe, dense, text: score_checkpoint(
         moe, [CorrectionRow("a <FIM>", "a", ("b",), "line 3")], max_new_tokens=2
@@ -127,7 +128,7 @@ def test_selection_names_the_row(moe: Path, text: Path, tmp_path: Path) -> None:
     from smolmoe.selection.run import run_select
 
     recipe = {"sources": [{"path": str(text)}], "score": "perplexity", "model": str(moe), "min_characters": 5}
-    with pytest.raises(DataError, match=f"row 8: {NAMED}"):
+    with pytest.raises(DataError, match=f"row 9: {NAMED}"):
         run_select(parse(SelectRecipe, recipe | {"budget": 4}), tmp_path / "chosen")
 
 

@@ -103,6 +103,9 @@ def test_text_is_cut_at_blank_lines_whatever_it_is_packed_in(tmp_path):
         ("a.json", b'{"data": []\n}', r"one JSON dict with the keys data, not rows"),
         ("a.json", b"[{}, 3]", "row 2: a JSON int, not an object"),
         ("a.json", b"[\n{]", "not JSON .*line 2, column 2"),
+        ("a.jsonl", LINES + b'{"text": "a", "text": "b"}', "line 6: the key 'text' stands twice"),
+        ("a.jsonl", b'{"text": "a", "about": {"x": 1, "x": 2}}', "line 1: the key 'x' stands twice"),
+        ("a.json", b'[\n{"text": "a"},\n{"text": "a", "text": "b"}]', "row 2: the key 'text' stands twice"),
         ("a.parquet", b"PAR1", "not a readable parquet file"),
         ("a.arrow", b"ARROW1 and nothing", "not a readable arrow file"),
     ],
@@ -112,6 +115,14 @@ def test_what_is_wrong_is_named_with_its_place(tmp_path, name, content, said):
     with pytest.raises(DataError, match=said) as caught:
         list(rows_of(tmp_path / name, ("text",), ()))
     assert caught.value.value == str(tmp_path / name)
+
+
+def test_a_table_with_two_columns_of_one_name_is_refused(tmp_path):
+    pa = pytest.importorskip("pyarrow")
+    table = pa.table([["a"], ["b"]], names=["text", "text"])
+    pa.parquet.write_table(table, tmp_path / "a.parquet")
+    with pytest.raises(DataError, match="two columns are called 'text'"):
+        list(rows_of(tmp_path / "a.parquet", ("text",), ()))
 
 
 def test_a_folder_reads_what_it_can_and_names_the_rest(tmp_path, caplog):

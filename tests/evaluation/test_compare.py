@@ -311,7 +311,7 @@ def test_text_that_cannot_be_used(runs: Runs, tmp_path: Path) -> None:
         return path
 
     plain = written("plain.jsonl", "one two", "three four")
-    with pytest.raises(DataError, match=r'document 1 has no domain \(no "domain"\)'):
+    with pytest.raises(DataError, match=r'no row has a domain \(no "domain"\)'):
         compare(models, plain, by="domain", speed=False)
     with pytest.raises(DataError, match="holds no text"):
         compare(models, written("empty.jsonl", "", "  "), speed=False)

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from helpers import dense_llama, moe_of, random_moe, save, tiny_tokenizer
+from helpers import SIZES, dense_llama, moe_of, random_moe, save, tiny_tokenizer
 
 from smolmoe.errors import RequestError, SourceError
 from smolmoe.inference.generate import generate, generate_all
@@ -267,3 +267,21 @@ def test_the_command_takes_several_prompts_and_a_file(moe: Path, tmp_path: Path)
     assert json.loads(one.stdout)["texts"] == found[0]["texts"]
     missing = CliRunner().invoke(app, ["generate", str(moe), "--prompts", str(tmp_path / "none"), *options])
     assert isinstance(missing.exception, DataError)
+
+
+def test_a_model_without_attention_is_refused_by_its_cause(tmp_path: Path) -> None:
+    """transformers' cache counts tokens in layers with attention, and raises where there is none."""
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    from smolmoe import upcycle, verify
+
+    sizes = {"linear_num_key_heads": 2, "linear_num_value_heads": 4, "linear_key_head_dim": 8}
+    sizes |= {"linear_value_head_dim": 8, "intermediate_size": 48, "layer_types": ["linear_attention"] * 2}
+    config = AutoConfig.for_model("qwen3_5_text", **SIZES, **sizes)
+    dense, moe = tmp_path / "dense", tmp_path / "moe"
+    AutoModelForCausalLM.from_config(config).save_pretrained(dense)
+    upcycle(dense, moe, verify=False)
+    for call in (lambda: upcycle(dense, tmp_path / "new"), lambda: verify(dense, moe), lambda: generate(dense, "a")):
+        with pytest.raises(SourceError, match="no layer has attention"):
+            call()
+    assert not (tmp_path / "new").exists()

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 import torch
-from helpers import MOE_CONFIGS, SIZES, dense_llama, moe_of, random_moe
+from helpers import MOE_CONFIGS, dense_llama, hash_routed, moe_of, random_moe
 
 from smolmoe.errors import SourceError
 from smolmoe.moe.routing import (
@@ -19,6 +19,7 @@ from smolmoe.moe.routing import (
     incomplete_groups,
     margin,
     tied,
+    unread_routers,
 )
 
 IDS = torch.arange(10, 34).view(2, 12)
@@ -110,13 +111,12 @@ def test_a_dense_model_has_no_routers() -> None:
 
 def test_routers_that_are_not_recorded_are_named() -> None:
     """DeepSeek V4's first layers choose by a table of tokens, of which its class records nothing."""
-    from transformers import AutoConfig, AutoModelForCausalLM
-
-    sizes = {**SIZES, "num_key_value_heads": 4, "num_local_experts": 4, "num_experts_per_tok": 2, "n_group": 1}
-    latent = {"q_lora_rank": 16, "qk_rope_head_dim": 8, "moe_intermediate_size": 24, "intermediate_size": 48}
-    config = AutoConfig.for_model("deepseek_v4", **sizes, **latent, mlp_layer_types=["hash_moe"] * 2)
     with pytest.raises(SourceError, match="DeepseekV4HashRouter"):
-        RoutingCapture(AutoModelForCausalLM.from_config(config))
+        RoutingCapture(hash_routed("hash_moe", "hash_moe"))
+    mixed = hash_routed("hash_moe", "moe")
+    assert [layer for layer, _ in find_routers(mixed)] == [1]
+    assert unread_routers(mixed) == {0: "DeepseekV4HashRouter"}
+    assert unread_routers(random_moe("mixtral")) == unread_routers(dense_llama()) == {}
 
 
 def test_a_router_that_returns_something_else_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:

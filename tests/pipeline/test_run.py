@@ -91,6 +91,24 @@ def test_from_a_stage_on_all_is_done_again(tmp_path: Path) -> None:
         go(values, start="moee")
 
 
+def test_doing_a_stage_again_loses_no_file_of_the_users(tmp_path: Path) -> None:
+    values = pipeline(tmp_path, upcycle())
+    go(values)
+    out = tmp_path / "run"
+    mine = [out / "moe" / "notes.txt", out / "dense" / "checkpoints" / "mine" / "model.safetensors"]
+    for path in mine:
+        path.parent.mkdir(exist_ok=True)
+        path.write_text("mine")
+        there = {file: file.stat().st_mtime_ns for file in out.rglob("*") if file.is_file()}
+        with pytest.raises(OutputError, match=f"{path.name}.*did not write there") as caught:
+            go(values, start=path.relative_to(out).parts[0])
+        assert "Move it away" in (caught.value.fix or "")
+        assert {file: file.stat().st_mtime_ns for file in out.rglob("*") if file.is_file()} == there
+        path.unlink()
+    (out / "stages" / "moe.json").write_text("{")  # a damaged record is no reason not to do it again
+    assert made(go(values, start="dense")) == ["dense", "moe"]
+
+
 def test_a_killed_training_goes_on_from_its_checkpoint(tmp_path: Path) -> None:
     values = pipeline(tmp_path, upcycle(), trained("moe-trained", "{moe}"))
     values["defaults"]["trainer"] |= {"max_steps": 25, "save_steps": 5, "save_total_limit": 20}

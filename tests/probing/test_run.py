@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -206,7 +207,7 @@ def test_command(tmp_path: Path, text: Path, capsys: pytest.CaptureFixture[str])
 
 
 def untagged(path: Path) -> None:
-    write_documents(path, [Document("one", "a"), Document("two")])
+    write_documents(path, [Document("one"), Document("two")])
 
 
 def one_domain(path: Path) -> None:
@@ -219,7 +220,7 @@ def one_document(path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("write", "message"),
-    [(untagged, "document 2 has no domain"), (one_domain, "of one domain"), (one_document, "fewer than two documents")],
+    [(untagged, "no row has a domain"), (one_domain, "of one domain"), (one_document, "fewer than two documents")],
 )
 def test_text_that_tells_nothing(write: Callable[[Path], None], message: str, tmp_path: Path) -> None:
     folder = save(random_moe("mixtral"), tmp_path / "moe")
@@ -227,6 +228,17 @@ def test_text_that_tells_nothing(write: Callable[[Path], None], message: str, tm
     with pytest.raises(DataError, match=message):
         probe(folder, tmp_path / "text.jsonl", options=QUICK)
     assert not (tmp_path / "out").exists()
+
+
+def test_rows_without_a_domain_are_left_out_and_counted(
+    tmp_path: Path, text: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    folder = save(random_moe("mixtral"), tmp_path / "moe")
+    data = tmp_path / "text.jsonl"
+    data.write_text('{"text": "", "domain": "a"}\n{"text": "one", "domain": null}\n' + text.read_text())
+    whole, found = (probe(folder, path, options=QUICK) for path in (text, data))
+    assert found.documents == whole.documents
+    assert f"rows without a domain left out: 1 (the first: {data}, line 2)" in caplog.text
 
 
 def test_another_column_by(tmp_path: Path) -> None:
@@ -271,3 +283,17 @@ def test_options_out_of_range(field: str) -> None:
     with pytest.raises(RequestError) as caught:
         ProbeOptions(**{field: 0})
     assert caught.value.field == field
+
+
+def test_layers_whose_routers_cannot_be_read_are_named(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    from helpers import hash_routed
+    from tests import zoo
+
+    from smolmoe.probing.setup import open_subject
+
+    folder = tmp_path / "moe"
+    hash_routed("hash_moe", "moe").save_pretrained(folder)
+    for file in zoo.folder("llama").glob("tokenizer*"):
+        shutil.copy(file, folder)
+    assert open_subject(folder, QUICK, "cpu").layers == [1]
+    assert "Layer 0 is left out: of its DeepseekV4HashRouter" in caplog.text

@@ -215,6 +215,20 @@ def test_runs_that_do_not_belong_together_are_not_compared(tmp_path: Path, other
     assert training.count("Loss over training</h3>") == 2
 
 
+def test_the_summary_says_what_runs_of_one_base_were_measured_at(tmp_path: Path) -> None:
+    for seed, (name, nll) in enumerate({"one": 93.0, "two": 90.0}.items()):
+        write_run(tmp_path / name, seed=seed)
+        file = tmp_path / name / "held_out.json"
+        file.write_text(json.dumps(json.loads(file.read_text()) | {"nll": [nll] * 30}))
+    wins = answers(find([tmp_path]))[2]
+    assert wins.headline == "One run ends lower"
+    assert "“two” has the lowest held-out loss, the next is “one” after 123 K and 123 K of" in wins.sentence
+    assert "+0.1000 nats per token, 95% interval [+0.1000, +0.1000] over 30 documents" in wins.sentence
+    model = write_model(tmp_path / "stranger", **upcycled() | {"sources": {}})
+    assert answers(find([tmp_path]))[2].headline == "Not measured"  # of that model
+    assert model.is_dir()
+
+
 def test_an_moe_is_measured_by_the_dense_model_that_it_was_made_of(tmp_path: Path) -> None:
     """Not by whatever dense model is in the folder: that once made "3.72 times" of 1.65."""
     stranger = write_dense(tmp_path / "a-stranger", width=4)

@@ -249,6 +249,10 @@ def test_nothing_is_overwritten_unasked(place: Path, tmp_path: Path) -> None:
     assert run_select(again, tmp_path / "out", overwrite=True).columns["score"] == "selection_score_"
     assert len(texts(tmp_path / "out") & before) == 5
     assert [path.name for path in tmp_path.iterdir() if path.name.startswith(".")] == []
+    (tmp_path / "out/notes.txt").write_text("mine")
+    with pytest.raises(OutputError, match=r"holds notes\.txt, which smolmoe did not write"):
+        run_select(again, tmp_path / "out", overwrite=True)
+    assert (tmp_path / "out/notes.txt").read_text() == "mine"
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ from tests.training.runs import dense_folder, recipe, rows, trainer
 
 from smolmoe.errors import CheckpointError, RequestError
 from smolmoe.surgery.run import upcycle
+from smolmoe.training.checkpoints import find_checkpoint, read_adam
 from smolmoe.training.run import train
 
 CONSTANT = {"lr_scheduler_type": "constant", "warmup_steps": 0, "bf16": False, "max_grad_norm": 0.0}
@@ -103,6 +105,17 @@ def test_state_of_another_model(trained: Path, tmp_path: Path) -> None:
     other = dense_folder(tmp_path / "other")
     with pytest.raises(RequestError, match="of another model"):
         train(recipe(tmp_path, other, carry={"optimizer": str(go_on(trained, tmp_path / "moe-run", "copy", 1))}))
+
+
+def test_state_of_a_checkpoint_folder_is_checked_as_that_of_a_run(trained: Path, tmp_path: Path) -> None:
+    whole = find_checkpoint(trained / "dense-run", "latest")
+    expected = read_adam(trained / "dense-run")
+    assert read_adam(whole).keys() == expected.keys()
+    for file in ("optimizer.pt", "scheduler.pt"):
+        folder = Path(shutil.copytree(whole, tmp_path / file))
+        (folder / file).write_bytes((folder / file).read_bytes()[:-1] + b"x")
+        with pytest.raises(CheckpointError, match=f"{file}.*checksum"):
+            read_adam(folder)
 
 
 def test_state_of_no_adam(trained: Path, tmp_path: Path) -> None:

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from helpers import dense_llama, moe_of, random_moe, save
+from helpers import dense_llama, hash_routed, moe_of, random_moe, save
 from tests.alignment.runs import recipe as alignment
 from tests.training.runs import dense_folder, recipe, trainer
 
@@ -138,3 +138,10 @@ def test_without_weights_only_the_config_speaks(tmp_path: Path) -> None:
     found = findings_at_start(Skeleton(folder).model, ObjectiveRecipe(), RoutingRecipe())
     assert [finding.code for finding in found] == ["top-1"]
     assert parse(AlignRecipe, alignment(tmp_path, folder, "sft")).router is None
+
+
+def test_layers_whose_routers_cannot_be_read_are_named(tmp_path: Path) -> None:
+    findings = doctor(save(hash_routed("hash_moe", "moe"), tmp_path / "moe")).findings
+    found = next(finding for finding in findings if finding.code == "unread-routers")
+    assert found.layers == (0,)
+    assert "DeepseekV4HashRouter" in found.message

@@ -91,6 +91,7 @@ _LOSSES = {
     "cpo": ("sigmoid", "hinge", "ipo", "simpo", "alphapo"),
 }
 
+_AVERAGING = ("alphapo", "simpo", "ipo")  # of CPO, those by the probability of a mean token
 _DIVERGING = {"sigmoid", "sigmoid_norm", "hinge", "ipo", "exo_pair", "robust", "discopop", "sft"}
 
 
@@ -131,6 +132,10 @@ def _check_losses(recipe: AlignRecipe) -> None:
     for name in losses:
         if name not in known:
             raise _refused("loss_type", name, f"Unknown loss type {name}", f"Use {', '.join(known)}.")
+    if recipe.method == "cpo" and given.get("alpha") and not {*losses} & {*_AVERAGING}:
+        loss, fix = ", ".join(losses) or "sigmoid", f"Add loss_type: {' or '.join(_AVERAGING)}, or leave alpha out."
+        message = f"{loss} raises an answer's whole probability to the power of it, which is 0 for any but short ones"
+        raise RequestError(f"{message}: the loss is no number.", field="trainer.alpha", value=given["alpha"], fix=fix)
     smoothing = given.get("label_smoothing", 0)
     if ("exo_pair" in losses and smoothing == 0) or ("robust" in losses and smoothing >= 0.5):
         raise _refused("label_smoothing", smoothing, f"{', '.join(losses)} needs one above 0 and below 0.5")
@@ -165,9 +170,8 @@ def trainer_arguments(recipe: AlignRecipe, *, length: int, save_steps: int, devi
         save_steps: steps between checkpoints where the recipe does not say.
 
     Raises:
-        RequestError: a key or a value that TRL does not take.
+        RequestError: a value that TRL does not take; keys are `check_trainer`'s to look at.
     """
-    _check_keys(recipe)
     return refused_by("TRL", _builder(recipe, length=length, save_steps=save_steps, device=device), recipe.trainer)
 
 

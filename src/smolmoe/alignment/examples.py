@@ -151,7 +151,7 @@ class _Reader:
             required = required_columns(kind, row, named, pairs=self.pairs)
             check_columns(tuple(row), required, "columns", file, where=f"{where}: ")
             if self.recipe.format is None:
-                check_label(row, file)
+                check_label(row, where, file)
             values = {role: row.get(column) for role, column in named.items()} | {"task": row.get("task")}
             if kind == "coedit":  # the answer of a correction is a reference
                 values["references"] = [values["completion"], *(values["references"] or ())]

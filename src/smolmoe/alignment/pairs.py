@@ -17,6 +17,7 @@ PAIRS = "pairs.jsonl"
 REPORT = "report.json"
 ASKED = "run.json"  # what decides the samples: a resumed run must agree
 SAMPLES = "samples"  # a file for each shard of prompts, written whole
+WRITTEN = (PAIRS, REPORT, ASKED, SAMPLES)
 
 
 @dataclass(frozen=True)

@@ -40,6 +40,7 @@ _TELLING: tuple[tuple[str, tuple[str, ...]], ...] = (
     ("pairs", ("chosen", "rejected")),
 )
 _OTHER_NAMES = ("response", "answer", "output")  # of a completion, where there is no column of that name
+_VERDICTS = ("true", "false", "0", "1", "0.0", "1.0")  # of KTO, as JSON, CSV and tables have them
 _ANSWERS = {"completion", "chosen", *_OTHER_NAMES}
 
 
@@ -87,18 +88,22 @@ def required_columns(kind: str, row: Mapping[str, Any], named: Mapping[str, str]
     return [named[first], named["completion"]]
 
 
-def check_label(row: Mapping[str, Any], file: Path) -> None:
+def check_label(row: Mapping[str, Any], where: str, file: Path) -> None:
     """Answers that a label calls good or bad (KTO) are no examples: half of them are to be unlearned.
+
+    Of pairs the numbers 0 and 1 may mean anything; they have a better and a worse answer already.
 
     Raises:
         DataError: the row has such a label.
     """
-    column = next((name for name in ("label", "kto_tag") if str(row.get(name)).lower() in ("true", "false")), None)
+    verdicts = ("true", "false") if "rejected" in row else _VERDICTS
+    column = next((name for name in ("label", "kto_tag") if str(row.get(name)).lower() in verdicts), None)
     if column is not None:
+        bad, good = ("0", "1") if str(row[column])[0].isdigit() else ("false", "true")
         raise DataError(
-            f"answers with a `{column}` of true or false (as of KTO) are not supported: it would not be used.",
+            f"{where}: answers with a `{column}` of {good} or {bad} (as of KTO) are not supported.",
             field="data.format",
             value=str(file),
-            fix=f"Keep the rows whose {column} is true and leave the column out, or make pairs of a better and a worse "
-            "answer to the same prompt.",
+            fix=f"Keep the rows whose {column} is {good} and leave the column out, or make pairs of a better and a "
+            "worse answer to the same prompt. Where it means something else, say data.format.",
         )

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import signal
 import sys
+from collections.abc import Sequence
+from itertools import pairwise
 from types import FrameType
 
 import typer
@@ -25,11 +27,12 @@ from smolmoe.cli import (
     training,
 )
 from smolmoe.cli.output import print_error
-from smolmoe.errors import SmolmoeError, TrainingError, VerificationError
+from smolmoe.errors import RequestError, SmolmoeError, TrainingError, VerificationError
 from smolmoe.training.distributed import only_main_speaks
 
 FAILED = 1  # a check was made and failed, or training could not go on
 BAD_INPUT = 2  # the request, the source or the output is at fault
+_MAY_BE_EMPTY = ("--prompt", "--system")  # texts; everything else that is empty came of a variable that is not set
 
 app = typer.Typer(
     name="smolmoe",
@@ -61,6 +64,7 @@ def main() -> None:
     signal.signal(signal.SIGTERM, _terminate)
     with only_main_speaks():
         try:
+            _refuse_empty(sys.argv[1:])
             app()
         except SmolmoeError as error:
             print_error(error, as_json="--json" in sys.argv)
@@ -71,6 +75,17 @@ def main() -> None:
             refused = SmolmoeError(f"{error.strerror or error}.", field="file", value=error.filename or "unknown")
             print_error(refused, as_json="--json" in sys.argv)
             sys.exit(BAD_INPUT)
+
+
+def _refuse_empty(arguments: Sequence[str]) -> None:
+    """Before they are parsed: an empty path would be the current folder from then on, and be written into."""
+    for before, argument in pairwise(["", *arguments]):
+        option, separator, value = argument.partition("=")
+        name = option if option.startswith("--") and separator else before
+        is_empty = not argument or (name == option and not value)
+        if is_empty and name not in _MAY_BE_EMPTY:
+            field = name.removeprefix("--") if name.startswith("--") else "argument"
+            raise RequestError("is empty.", field=field, value=repr(""), fix="Give a value; . is the current folder.")
 
 
 def _terminate(number: int, frame: FrameType | None) -> None:

@@ -132,7 +132,7 @@ def open_checkpoint(source: str | Path, *, revision: str | None = None, field: s
     check_files(folder, field=field)
     check_format(folder, field)
     config = read_config(folder, field)
-    check_other_files(folder)
+    check_other_files(folder, config)
     tensors = _read_tensors(folder)
     layers = config.get("num_hidden_layers", config.get("n_layer", 0))
     if layers > len(tensors):  # building so many would take for ever

@@ -89,6 +89,8 @@ def followed(out: str | Path, *, field: str = "out") -> Path:
     Raises:
         OutputError: a path that the system cannot have, or a link to nowhere.
     """
+    if not os.fspath(out):  # which realpath takes for the current folder
+        raise OutputError("is empty.", field=field, value=str(out), fix="Name a place; . is the current folder.")
     try:
         target = Path(os.path.realpath(out))
         longest = max(len(os.fsencode(name)) for name in target.parts)
@@ -128,6 +130,8 @@ def _check_kind(target: Path, kind: Kind, field: str) -> None:
     mode = os.stat(target).st_mode
     if kind == "file" and stat.S_ISDIR(mode):
         raise OutputError("is a folder.", field=field, value=str(target), fix="Name a file in it.")
+    if kind == "growing folder" and stat.S_ISREG(mode):
+        raise OutputError("is a file, not a folder.", field=field, value=str(target), fix="Name a folder.")
     if not stat.S_ISREG(mode) and not stat.S_ISDIR(mode):
         raise OutputError(
             "is neither a file nor a folder.", field=field, value=str(target), fix="Name a file or a folder."
@@ -312,6 +316,26 @@ def emptied(folder: Path) -> None:
             shutil.rmtree(path)
         else:
             path.unlink()
+
+
+def others(folder: Path, *names: str) -> list[Path]:
+    """The files, and links, in a folder and below that are not called so, nor lie in a folder that is; sorted."""
+    ours = {path for name in (*names, ".*.partial", ".*.smolmoe") for path in folder.glob(name)}
+    found = (path for path in folder.rglob("*") if path.is_symlink() or not path.is_dir())
+    return sorted(path for path in found if ours.isdisjoint((path, *path.parents)))
+
+
+def check_no_others(folder: Path, *names: str, field: str, value: object) -> None:
+    """Raises OutputError where a folder that is to be emptied holds more than what is called so."""
+    found = [path.relative_to(folder).as_posix() for path in others(folder, *names)]
+    if found:
+        raise OutputError(
+            f"{folder} holds {', '.join(found[:3])}{' and more' if found[3:] else ''}, which smolmoe did not write "
+            "there and which would be lost.",
+            field=field,
+            value=value,
+            fix="Move it away first.",
+        )
 
 
 # -- files -----------------------------------------------------------------------------------------------------------

@@ -57,11 +57,6 @@ def side(gap: Interval, documents: int) -> Side:
     return "lower" if gap.high < 0 else "higher"
 
 
-def is_finding(gap: Interval, documents: int) -> bool:
-    """Whether a difference over documents is told from 0."""
-    return side(gap, documents) in ("lower", "higher")
-
-
 def evidence(gap: Interval, documents: int, unit: str = "nats per token") -> str:
     """A difference with its interval and the number of documents behind it."""
     return f"{signed(gap.value)} {unit}, 95% interval [{signed(gap.low)}, {signed(gap.high)}] over {many(documents)}"

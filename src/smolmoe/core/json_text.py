@@ -13,6 +13,10 @@ TYPES: dict[type, str] = {dict: "an object", list: "a list", str: "a text", int:
 BAD_FILE = (OSError, ValueError)  # what `read_json` and `parse_json` raise
 
 
+class DuplicateKeyError(ValueError):
+    """A key stands twice in one object: which of the values is meant, nobody can say."""
+
+
 def read_json(path: Path) -> Any:
     """What a JSON file holds.
 
@@ -28,7 +32,7 @@ def parse_json(text: str | bytes) -> Any:
     if isinstance(text, bytes):
         text = text.decode("utf-8")
     try:
-        value = json.loads(text, object_pairs_hook=_unique)
+        value = json.loads(text, object_pairs_hook=unique)
     except RecursionError:
         raise ValueError("nested too deeply") from None
     if "\\ud" in text.lower():  # an escape of half a pair is JSON, but no file and no terminal takes it
@@ -36,12 +40,13 @@ def parse_json(text: str | bytes) -> Any:
     return value
 
 
-def _unique(pairs: Sequence[tuple[str, Any]]) -> dict[str, Any]:
+def unique(pairs: Sequence[tuple[str, Any]]) -> dict[str, Any]:
+    """The object of these pairs, for `json`; raises DuplicateKeyError."""
     values = dict(pairs)
     if len(values) < len(pairs):
         seen: set[str] = set()
         twice = next(key for key, _ in pairs if key in seen or seen.add(key))  # type: ignore[func-returns-value]
-        raise ValueError(f"the key {twice!r} stands twice in one object")
+        raise DuplicateKeyError(f"the key {twice!r} stands twice in one object")
     return values
 
 

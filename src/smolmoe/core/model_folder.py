@@ -14,7 +14,7 @@ from smolmoe.core.links import TEMPLATES
 from smolmoe.errors import OutputError
 
 # What a model folder that is replaced may hold, those of a hub among them; anything else is the user's.
-_OF_A_MODEL = (
+OF_A_MODEL = (
     *("config.json", "generation_config.json", "smolmoe.json", "*.safetensors", "*.safetensors.index.json"),
     *("tokenizer*", "special_tokens_map.json", "added_tokens.json", "vocab.*", "merges.txt", "*.jinja", TEMPLATES),
     *("modeling_*.py", "configuration_*.py", "tokenization_*.py", "__pycache__"),
@@ -64,7 +64,7 @@ def check_replaceable(out: Path, *, overwrite: bool) -> None:
             value=str(out),
             fix="Choose another folder.",
         )
-    others = sorted(path.name for path in target.iterdir() if not any(fnmatch(path.name, one) for one in _OF_A_MODEL))
+    others = sorted(path.name for path in target.iterdir() if not any(fnmatch(path.name, one) for one in OF_A_MODEL))
     if others:
         raise OutputError(
             f"the folder holds {', '.join(others[:3])}{' and more' if others[3:] else ''}, which is no part of a model "

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import NoReturn
 
+from smolmoe.core.json_text import BAD_FILE, read_json
 from smolmoe.errors import CheckpointError, SourceError
 
 ADAPTER_CONFIG = "adapter_config.json"
@@ -31,9 +31,9 @@ def check_format(folder: Path, field: str) -> None:
     if has_model or not any((folder / name).is_file() for name in (ADAPTER_CONFIG, *_ADAPTER_WEIGHTS)):
         return
     try:
-        settings = json.loads((folder / ADAPTER_CONFIG).read_text(encoding="utf-8"))
+        settings = read_json(folder / ADAPTER_CONFIG)
         base, kind = settings.get("base_model_name_or_path"), settings.get("peft_type")
-    except (OSError, ValueError, AttributeError, RecursionError):
+    except (*BAD_FILE, AttributeError):
         base = kind = None
     raise SourceError(
         f"a PEFT adapter{f' ({kind})' if kind else ''}, not a model: its weights are changes to another model's.",

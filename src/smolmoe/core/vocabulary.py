@@ -6,7 +6,7 @@ holds one of these tokens.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -91,12 +91,19 @@ def check_token(tokenizer: Any, token: int, what: str) -> int:
 
 
 @contextmanager
-def naming_rows(data: object, first: int = 0, *, field: str = "data", what: str = "row") -> Iterator[None]:
-    """Within, a text with an unknown token is named as a row of `data`, of which the first text is number `first`."""
+def naming_rows(
+    data: object, places: Sequence[str] = (), *, field: str = "data", what: str = "row", first: int = 0
+) -> Iterator[None]:
+    """Within, a text with an unknown token is named by its place in `data`.
+
+    Args:
+        places: of the texts; without them they are numbered, the one before them being number `first`.
+    """
     try:
         yield
     except UnknownTokenError as error:
-        raise error.at(f"{what} {first + error.index + 1}", field, data) from None
+        place = places[error.index] if places else f"{what} {first + error.index + 1}"
+        raise error.at(place, field, data) from None
 
 
 def _check(tokenizer: Any, ids: Any, text: Any) -> None:

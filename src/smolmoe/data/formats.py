@@ -7,20 +7,24 @@ import difflib
 import io
 import json
 import lzma
+import re
 import sys
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from importlib import import_module
 from itertools import chain
 from pathlib import Path
 from typing import Any
 
+from smolmoe.core.json_text import DuplicateKeyError, unique
 from smolmoe.errors import DataError
 
 Rows = Iterator[tuple[str, dict[str, Any]]]
 
 FORM = 'Each one must be {"text": "...", "domain": "..."}, the domain being optional.'
+_WHOLE = "the file"  # where the whole of it is one value
+_BETWEEN = re.compile(r"[\s,]*")  # elements of an array
 _TEXT = (".jsonl", ".ndjson", ".json", ".csv", ".tsv", ".txt")
 _COMPRESSIONS = (".gz", ".zst", ".bz2", ".xz")
 _TABLES = (".parquet", ".arrow")
@@ -165,7 +169,11 @@ def _json_lines(file: Path, required: Sequence[str]) -> Rows:
 
 def _parsed(file: Path, where: str, text: str) -> Any:
     try:
-        return json.loads(text)
+        return json.loads(text, object_pairs_hook=unique)
+    except DuplicateKeyError as error:
+        place = where if where != _WHOLE else f"row {_row_of_duplicate(text)}"
+        fix = "Keep one of the two, or give the other a name of its own."
+        raise DataError(f"{place}: {error}.", field="data", value=str(file), fix=fix) from error
     except (ValueError, RecursionError) as error:
         problem = "nested too deeply"
         if isinstance(error, json.JSONDecodeError):
@@ -174,6 +182,17 @@ def _parsed(file: Path, where: str, text: str) -> Any:
         elif isinstance(error, ValueError):
             problem = str(error)  # a number of too many digits
         raise _bad_row(file, where, f"not JSON ({problem})") from error
+
+
+def _row_of_duplicate(text: str) -> int:
+    """Number of the first element with a key twice, in an array that is JSON otherwise; 1 where there is no array."""
+    decoder, at, number = json.JSONDecoder(object_pairs_hook=unique), text.find("[") + 1, 0
+    with suppress(ValueError):
+        while True:
+            number += 1
+            at = _BETWEEN.match(text, at).end()  # type: ignore[union-attr]  # matches nothing, too
+            at = decoder.raw_decode(text, at)[1]
+    return number
 
 
 def _row(file: Path, where: str, row: Any, required: Sequence[str]) -> dict[str, Any]:
@@ -195,7 +214,7 @@ def _json_rows(file: Path, required: Sequence[str]) -> Rows:
     if is_lines or not first:
         yield from _json_lines(file, required)
         return
-    found = _parsed(file, "the file", "".join(_lines(file)))
+    found = _parsed(file, _WHOLE, "".join(_lines(file)))
     if not isinstance(found, list):
         keys = f" with the keys {', '.join(found)}" if isinstance(found, dict) else ""
         raise DataError(
@@ -219,9 +238,7 @@ def _separated(separator: str) -> Callable[[Path, Sequence[str]], Rows]:
             if header is None:
                 return
             check_columns(header, required, "columns", file)
-            twice = next((name for name in header if header.count(name) > 1), None)
-            if twice is not None:
-                raise _bad_row(file, "line 1", f"two columns are called {twice!r}")
+            _check_unique(file, header, "line 1: ")
             for cells in reader:
                 if not cells:
                     continue
@@ -238,6 +255,13 @@ def _separated(separator: str) -> Callable[[Path, Sequence[str]], Rows]:
             ) from error
 
     return rows
+
+
+def _check_unique(file: Path, names: Sequence[str], where: str) -> None:
+    twice = next((name for name in names if names.count(name) > 1), None)
+    if twice is not None:
+        fix = "Keep one of the two, or give the other a name of its own."
+        raise DataError(f"{where}two columns are called {twice!r}.", field="data", value=str(file), fix=fix)
 
 
 def _bad_row(file: Path, where: str, problem: str) -> DataError:
@@ -275,6 +299,7 @@ def _parts(batch: Any) -> Iterator[Any]:
 
 def _chosen(file: Path, names: Sequence[str], required: Sequence[str], optional: Sequence[str] | None) -> list[str]:
     check_columns(names, required, "columns", file)
+    _check_unique(file, names, "")
     wanted = names if optional is None else (*required, *optional)
     return [name for name in dict.fromkeys(wanted) if name in names]
 

@@ -42,6 +42,7 @@ class Conversation:
 
 Conversations = Callable[[Iterable[Row]], Iterator[Conversation]]
 Documents = Callable[[Iterable[Row]], Iterator[Document | None]]
+Shown = Callable[[Conversations], Documents]
 
 
 @dataclass(frozen=True)
@@ -290,16 +291,28 @@ _COEDIT = _answered(("src",), "tgt", "correction")
 _GSM8K = _answered(("question",), "answer", "math")
 _MBPP = _answered(("text",), "code", "code")
 
+
+def _asked(
+    path: str, columns: tuple[str, ...], conversations: Conversations, shown: Shown = _dialogues, **about: Any
+) -> Preset:
+    """A data set of questions and answers.
+
+    Args:
+        shown: how its conversations become documents: `_dialogues` or `_plainly`.
+        about: the preset's other attributes.
+    """
+    return Preset(path, columns, shown(conversations), conversations=conversations, **about)
+
+
 FREE = ("apache-2.0", "cc-by-4.0", "cc-by-sa-3.0", "cdla-sharing-1.0", "mit")
 PRESETS: dict[str, Preset] = {
-    "alpaca": Preset(
+    "alpaca": _asked(
         "tatsu-lab/alpaca",
         ("instruction", "output"),
-        _dialogues(_ALPACA),
+        _ALPACA,
         licence="cc-by-nc-4.0",
         size=52_002,
         optional=("input", "system"),
-        conversations=_ALPACA,
     ),
     "codeparrot": Preset(
         "codeparrot/codeparrot-clean-valid",
@@ -309,8 +322,13 @@ PRESETS: dict[str, Preset] = {
         size=61_373,
         telling=(),
     ),
-    "coedit": Preset(
-        "grammarly/coedit", ("src", "tgt"), _plainly(_COEDIT), licence="apache-2.0", size=69_071, conversations=_COEDIT
+    "coedit": _asked(
+        "grammarly/coedit",
+        ("src", "tgt"),
+        _COEDIT,
+        _plainly,
+        licence="apache-2.0",
+        size=69_071,
     ),
     "cosmopedia-100k": Preset(
         "HuggingFaceTB/cosmopedia-100k",
@@ -320,53 +338,50 @@ PRESETS: dict[str, Preset] = {
         size=100_000,
         telling=(),
     ),
-    "dolly": Preset(
+    "dolly": _asked(
         "databricks/databricks-dolly-15k",
         ("instruction", "context", "response"),
-        _dialogues(_DOLLY),
+        _DOLLY,
         licence="cc-by-sa-3.0",
         size=15_011,
-        conversations=_DOLLY,
     ),
-    "gsm8k": Preset(
+    "gsm8k": _asked(
         "openai/gsm8k",
         ("question", "answer"),
-        _plainly(_GSM8K),
+        _GSM8K,
+        _plainly,
         licence="mit",
         size=7_473,
         name="main",
-        conversations=_GSM8K,
     ),
-    "llama-nemotron": Preset(
+    "llama-nemotron": _asked(
         "nvidia/Llama-Nemotron-Post-Training-Dataset",
         ("input", "output"),
-        _dialogues(_nemotron),
+        _nemotron,
         licence="cc-by-4.0",
         size=39_792,
         name="SFT",
         split="chat",  # its splits are code, math, science, chat and safety, the first two of millions of rows
         optional=("category", "system_prompt"),
-        conversations=_nemotron,
     ),
-    "mbpp": Preset(
+    "mbpp": _asked(
         "google-research-datasets/mbpp",
         ("text", "code"),
-        _plainly(_MBPP),
+        _MBPP,
+        _plainly,
         licence="cc-by-4.0",
         size=374,
         name="full",
-        conversations=_MBPP,
         telling=("text", "code", "test_list"),
     ),
-    "oasst1": Preset(
+    "oasst1": _asked(
         "OpenAssistant/oasst1",
         ("message_id", "parent_id", "text", "role"),
-        _dialogues(_oasst),
+        _oasst,
         licence="apache-2.0",
         size=84_437,
         optional=("rank", "deleted"),
         joins_rows=True,
-        conversations=_oasst,
     ),
     "tinystories": Preset(
         "roneneldan/TinyStories",

@@ -18,7 +18,7 @@ from smolmoe.data.embedded import embedded_corpus
 from smolmoe.data.folders import NAMED, DataFiles, find_files, say_unread
 from smolmoe.data.formats import FORM, check_columns, rows_of, suffix_of
 from smolmoe.data.presets import EMBEDDED, Preset, documents_of, find_preset, preset_of
-from smolmoe.data.tally import NO_TEXT, Tally, whole
+from smolmoe.data.tally import NO_DOMAIN, NO_TEXT, Tally, whole
 from smolmoe.data.text import Document, is_empty
 from smolmoe.errors import DataError, HubError, SmolmoeError
 from smolmoe.recipe.data import SourceRecipe
@@ -97,6 +97,33 @@ def open_source(recipe: SourceRecipe, *, quiet: bool = False) -> Source:
     return _limited(source, recipe)
 
 
+def with_domains(source: Source, by: str) -> Iterator[Document]:
+    """The documents of a source that have a domain, each with its place; the others are left out and counted.
+
+    Args:
+        by: the column of the domain, as it was asked for.
+
+    Raises:
+        DataError: none has.
+    """
+    tally, tagged = Tally(), False
+    for number, document in enumerate(source.documents(tally), 1):
+        place = document.place or f"document {number}"
+        if document.domain is None:
+            tally.add(NO_DOMAIN, place)
+        else:
+            tagged = True
+            yield replace(document, place=place)
+    if tally.counts[NO_DOMAIN] and not tagged:
+        raise DataError(
+            f'no row has a domain (no "{by}").',
+            field="data",
+            value=tally.first[NO_DOMAIN],
+            fix="Tag the rows, or name the column that holds the tag with --by.",
+        )
+    tally.log(source.label)
+
+
 def look_at(recipe: SourceRecipe) -> None:
     """Find the files of a local source and name those that are not read, without reading them through.
 
@@ -128,7 +155,7 @@ def _limited(source: Source, recipe: SourceRecipe) -> Source:
 
     def read(tally: Tally) -> Iterator[Document]:
         for document in islice(source.read(tally), recipe.rows):
-            yield Document(document.text, recipe.domain) if recipe.domain is not None else document
+            yield replace(document, domain=recipe.domain) if recipe.domain is not None else document
 
     known = [count for count in (source.expected, recipe.rows) if count is not None]
     identity = {**source.identity, "rows": recipe.rows, "domain": recipe.domain}
@@ -242,7 +269,8 @@ def _preset_documents(kind: str, files: Sequence[Path], tally: Tally) -> Iterato
             if document is None:
                 tally.add(NO_TEXT, place)
             else:
-                yield whole(document, tally, place)
+                # A document of several rows is made when the last was read, which says nothing of its place.
+                yield whole(document if preset.joins_rows else replace(document, place=place), tally, place)
     except DataError as error:
         if error.value in [str(file) for file in files]:
             raise
@@ -265,7 +293,8 @@ def _document(
     if not isinstance(text, str):
         problem = f'{where}: "{column}" is a {type(text).__name__}, not a string.'
         raise DataError(problem, field="data", value=str(origin), fix=FORM)
-    return whole(Document(text, label(domain, domain_column, where, origin)), tally, f"{origin}, {where}")
+    place = f"{origin}, {where}"
+    return whole(Document(text, label(domain, domain_column, where, origin), place), tally, place)
 
 
 def label(value: Any, column: str, where: str, origin: object) -> str | None:

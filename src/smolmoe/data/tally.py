@@ -4,15 +4,20 @@ from __future__ import annotations
 
 import logging
 from collections import Counter
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from smolmoe.data.text import Document
 
 logger = logging.getLogger(__name__)
 
 NO_TEXT = "no text"
+NO_DOMAIN = "no domain"
 HALF_PAIR = 'half a surrogate pair, read as "?"'
-_SAID = {NO_TEXT: "rows without text left out", HALF_PAIR: f"texts with {HALF_PAIR}"}
+_SAID = {
+    NO_TEXT: "rows without text left out",
+    NO_DOMAIN: "rows without a domain left out",
+    HALF_PAIR: f"texts with {HALF_PAIR}",
+}
 
 
 @dataclass
@@ -35,7 +40,7 @@ class Tally:
 
 def whole(document: Document, tally: Tally, where: str) -> Document:
     text = whole_text(document.text, tally, where)
-    return document if text is document.text else Document(text, document.domain)
+    return document if text is document.text else replace(document, text=text)
 
 
 def whole_text(text: str, tally: Tally, where: str) -> str:

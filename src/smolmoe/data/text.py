@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import random
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -18,10 +18,15 @@ from smolmoe.errors import DataError
 
 @dataclass(frozen=True)
 class Document:
-    """One text, and the domain that it belongs to where that is known."""
+    """One text, and the domain that it belongs to where that is known.
+
+    Attributes:
+        place: where it was read ("rows.jsonl, line 3"); None where several rows make one document, or none does.
+    """
 
     text: str
     domain: str | None = None
+    place: str | None = field(default=None, compare=False, repr=False)
 
 
 def is_empty(text: Any) -> bool:
@@ -122,7 +127,8 @@ def encode(
                 raise DataError("the documents hold no tokens.", field="data", value=f"{len(documents)} documents")
             # Sixteen characters a token is more than any tokenizer needs, and far less than a book.
             text = documents[order[position % len(order)]].text[: 16 * length]
-            with naming_rows(data, order[position % len(order)], what="document"):
+            at = order[position % len(order)]
+            with naming_rows(data, [documents[at].place or f"document {at + 1}"]):
                 new = list(tokenizer(text)["input_ids"])
             empty = 0 if new else empty + 1
             ids += new

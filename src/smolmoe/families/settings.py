@@ -32,6 +32,11 @@ def known_settings(config: dict[str, Any]) -> dict[str, Any] | None:
     if family is None or any(config.get(key) is None for key in _STATED):
         return None
     rope = _rope(config, family.defaults["rope_theta"])
+    # Only a class says whether it takes null for what it has a default for, and which kinds of layers there are.
+    if any(key in config and config[key] is None and value is not None for key, value in family.defaults.items()):
+        return None
+    if not {*(config.get("layer_types") or ())} <= {"full_attention", "sliding_attention"}:
+        return None
     if rope is None or _is_quantised(config) or (family.mlp_bias and config.get(family.mlp_bias)):
         return None
     settings = {"architectures": None, **family.defaults, **config, "rope_parameters": rope}

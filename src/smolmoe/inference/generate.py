@@ -109,16 +109,18 @@ def generate_all(
     _check_values(max_new_tokens, temperature, top_p, repetition_penalty, num, batch_size)
     _check_experts(prompts, experts, offload_experts, expert_memory)
     from smolmoe.core.checkpoint import open_checkpoint
+    from smolmoe.core.model_config import check_decodes
     from smolmoe.core.vocabulary import naming_rows
     from smolmoe.moe.loading import load_config, load_tokenizer
 
     folder = open_checkpoint(model, field="model").folder
+    check_decodes(folder, "model")
     tokenizer = load_tokenizer(folder)
     if tokenizer is None:
         raise SourceError("the model has no tokenizer.", field="model", value=str(model), fix="Put its files there.")
     encoded = []
     for number, prompt in enumerate(prompts):
-        with naming_rows(prompt, number, field="prompt", what="prompt"):
+        with naming_rows(prompt, first=number, field="prompt", what="prompt"):
             encoded.append(_encode(tokenizer, prompt))
     context = getattr(load_config(folder).get_text_config(), "max_position_embeddings", None)
     _check_room(max(map(len, encoded)), max_new_tokens, context)

@@ -389,5 +389,6 @@ def _shape_problem(name: str, found: Iterable[int], expected: Iterable[int]) -> 
 
 
 def _first_line(error: Exception) -> str:
-    lines = str(error).strip().splitlines()
-    return lines[0] if lines else type(error).__name__
+    """The next one as well, where the first only announces it, as of the configs' own validation."""
+    lines = [line.strip() for line in str(error).strip().splitlines()] or [type(error).__name__]
+    return " ".join(lines[:2]) if lines[0].endswith(":") else lines[0]

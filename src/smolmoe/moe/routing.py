@@ -68,6 +68,18 @@ def find_routers(model: nn.Module) -> list[tuple[int, nn.Module]]:
     return [(found.layer, found.module) for found in _find(model)]
 
 
+def unread_routers(model: nn.Module) -> dict[int, str]:
+    """Layer index -> class of its router, of those that `find_routers` leaves out: no decisions of theirs are recorded.
+
+    DeepSeek-V4's first layers are such: they choose by a table of tokens.
+    """
+    path, _ = find_layers(model)
+    read = {layer for layer, _ in find_routers(model)}
+    named = [(name.removeprefix(f"{path}."), type(m).__name__) for name, m in model.named_modules() if name != path]
+    routers = [(name.split(".")[0], kind) for name, kind in named if _ROUTER_NAME.search(kind)]
+    return {int(layer): kind for layer, kind in routers if layer.isdigit() and int(layer) not in read}
+
+
 class RoutingCapture:
     """Records what every router decides while it is active.
 

@@ -12,8 +12,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from smolmoe.core.files import emptied, write_json
-from smolmoe.core.json_text import read_object
+from smolmoe.core.files import check_no_others, emptied, write_json
+from smolmoe.core.json_text import BAD_FILE, read_json, read_object
 from smolmoe.errors import OutputError, RequestError
 from smolmoe.recipe import (
     AlignRecipe,
@@ -43,6 +43,10 @@ _OPTIONS: dict[str, type[Recipe]] = {
     "pairs": PairsRecipe,
 }
 _LEFT = {"train": "model", "upcycle": "", "select": "rows.jsonl", "align": "model", "pairs": "pairs.jsonl"}
+_SHOWN = {
+    "probe": ("text/held-out.jsonl", "text/training.jsonl", "probe/probe.json", "probe/index.html", "probe/*.png"),
+    "report": ("report.json", "growth.png"),
+}
 # Kinds of stages that a reference such as `{name.run}` may mean.
 _MEANT = {
     None: tuple(_LEFT),
@@ -220,6 +224,24 @@ def _blocks(name: str, stage: _Known) -> int:
     return recipe.data.skip + steps * blocks_a_step(recipe)
 
 
+def _written(kind: str) -> tuple[str, ...]:
+    """What a stage of a kind writes into its folder; everything else there is the user's."""
+    if kind in ("train", "align"):
+        from smolmoe.training.folder import ALL
+
+        return ALL
+    if kind == "upcycle":
+        from smolmoe.core.model_folder import OF_A_MODEL
+
+        return OF_A_MODEL
+    if kind in ("select", "pairs"):
+        from smolmoe.alignment import pairs
+        from smolmoe.selection import results
+
+        return results.WRITTEN if kind == "select" else pairs.WRITTEN
+    return _SHOWN.get(kind, ())
+
+
 def with_matched_steps(values: dict[str, Any], flops: float) -> dict[str, Any]:
     """The values of a training with as many steps as spend these FLOPs, to the nearest step."""
     from smolmoe.training.estimate import steps_for_flops
@@ -270,12 +292,22 @@ class _Pipeline:
                 fix="Name a new folder with --set out=...",
             )
         (self.out / RECORDS).mkdir(exist_ok=True)
+        for stage in self.recipe.stages[len(kept) :]:
+            written = _written(self._kind_there(stage))
+            check_no_others(self.out / stage.name, *written, field="from", value=start)
         for name in self.names[len(kept) :]:
             self._record(name).unlink(missing_ok=True)
             emptied(self.out / name)
 
     def _record(self, name: str) -> Path:
         return self.out / RECORDS / f"{name}.json"
+
+    def _kind_there(self, stage: StageRecipe) -> str:
+        """The kind by which a stage was done, which the recipe may have changed since."""
+        try:
+            return str(read_json(self._record(stage.name))["asked"]["kind"])
+        except (*BAD_FILE, KeyError, TypeError):  # it was not finished; a damaged record is what it is done again for
+            return stage.kind
 
     def _done(self, stage: StageRecipe) -> dict[str, Any] | None:
         """The record of a stage that is done.

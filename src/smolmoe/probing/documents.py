@@ -13,7 +13,7 @@ from typing import Any
 import torch
 
 from smolmoe.core.vocabulary import naming_rows
-from smolmoe.data.sources import open_source
+from smolmoe.data.sources import open_source, with_domains
 from smolmoe.data.text import Document
 from smolmoe.data.tokens import end_of_text
 from smolmoe.errors import DataError
@@ -49,7 +49,7 @@ class Batch:
 def read_tagged(
     data: str, tokenizer: Any, *, by: str, document_tokens: int, tokens: int | None = None, seed: int = 0
 ) -> Iterator[TaggedDocument]:
-    """The documents of a source, in its order, each up to `document_tokens`.
+    """The documents of a source, in its order, each up to `document_tokens`; those without a domain are left out.
 
     Args:
         data: a path or data set as in `open_source`.
@@ -58,17 +58,14 @@ def read_tagged(
         seed: of the documents' keys.
 
     Raises:
-        DataError: the source cannot be read, or a row has no domain.
+        DataError: the source cannot be read, or no row has a domain.
     """
     source = open_source(SourceRecipe.model_validate({"path": data, "domain_column": by}))
     spent: Counter[str] = Counter()
-    documents = source.documents()
-    number = 0
+    documents = with_domains(source, by)
     while chunk := list(islice(documents, CHUNK)):
-        _check_tags(chunk, number, data, by)
-        number += len(chunk)
         wanted = [document for document in chunk if tokens is None or spent[str(document.domain)] < tokens]
-        with naming_rows(data, number - len(chunk)):
+        with naming_rows(data, [str(document.place) for document in wanted]):
             encoded = _encoded(tokenizer, wanted, document_tokens)
         for document, ids in zip(wanted, encoded, strict=True):
             domain = str(document.domain)
@@ -155,14 +152,3 @@ def _encoded(tokenizer: Any, documents: Sequence[Document], most: int) -> list[l
     texts = [document.text[: 16 * most] for document in documents]
     ids = tokenizer(texts, add_special_tokens=False, return_attention_mask=False, verbose=False)["input_ids"]
     return [list(row[:most]) for row in ids]
-
-
-def _check_tags(documents: Sequence[Document], before: int, data: str, by: str) -> None:
-    untagged = next((index for index, document in enumerate(documents) if document.domain is None), None)
-    if untagged is not None:
-        raise DataError(
-            f'document {before + untagged + 1} has no domain (no "{by}").',
-            field="data",
-            value=data,
-            fix="Tag every row, or name the column that holds the tag with --by.",
-        )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,12 +14,15 @@ from smolmoe.data.same_tokenizer import tokenizer_difference
 from smolmoe.errors import RequestError, SourceError
 from smolmoe.moe.loading import Skeleton, load_model, load_tokenizer
 from smolmoe.moe.names import expert_names, named_layers
+from smolmoe.moe.routing import unread_routers
 from smolmoe.probing.counting import RoutingCounts, Runner, count_routing
 from smolmoe.probing.documents import TaggedDocument, read_tagged, start_token
 from smolmoe.probing.inputs import Windows
 from smolmoe.probing.separation import DRAWS
 from smolmoe.probing.token_types import token_types
 from smolmoe.results.probe import ModelFacts
+
+logger = logging.getLogger(__name__)
 
 Report = Callable[[str, int, int], None]
 
@@ -139,6 +143,8 @@ def open_subject(folder: str | Path, options: ProbeOptions, device: str) -> Subj
     """
     model, where = _load(folder, device)
     runner = Runner(model)
+    for layer, kind in unread_routers(model).items():
+        logger.warning("Layer %d is left out: of its %s transformers records no decisions.", layer, kind)
     tokenizer = _tokenizer(where, folder)
     context = getattr(model.config.get_text_config(), "max_position_embeddings", None)
     if context is not None and options.length > context:

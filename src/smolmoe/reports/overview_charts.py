@@ -113,7 +113,7 @@ def final_chart(done: Sequence[Training], name: str, looks: Looks) -> Chart | No
             "x": [None if (value := found[kind][place]) is None else value - best[kind] for kind in kinds],
             "y": [row + spread * (place - (len(done) - 1) / 2) for row in range(len(kinds))],
             "text": [f"{kind}: {show(found[kind][place])}" for kind in kinds],
-            "error_x": _spread([_above(run, kind, done) for kind in kinds], looks(run.label)),
+            "error_x": _spread([above(run, kind, done) for kind in kinds], looks(run.label)),
             "marker": _filled_where_enough(run, kinds, looks(run.label)),
             "hovertemplate": "%{text}, %{x:+.4f}<extra>%{fullData.name}</extra>",
         }
@@ -123,7 +123,7 @@ def final_chart(done: Sequence[Training], name: str, looks: Looks) -> Chart | No
     layout["yaxis"] |= {"tickvals": list(range(len(kinds))), "ticktext": [escape(kind) for kind in kinds]}
     head, rows = final_rows(done)
     head = [*head, "all, above the lowest"]
-    rows = [[*row, _said(_above(run, "all", done), run)] for row, run in zip(rows, done, strict=True)]
+    rows = [[*row, _said(above(run, "all", done), run)] for row, run in zip(rows, done, strict=True)]
     return Chart(
         name,
         f"Final held-out loss: {', '.join(run.label for run in done)}",
@@ -139,7 +139,7 @@ def final_chart(done: Sequence[Training], name: str, looks: Looks) -> Chart | No
     )
 
 
-def _above(run: Training, kind: str, others: Sequence[Training]) -> Interval | None:
+def above(run: Training, kind: str, others: Sequence[Training]) -> Interval | None:
     """How far a run's loss is above the lowest of them, with its interval over documents; None of the lowest."""
     losses = {other.label: loss for other in others if (loss := _loss(other, kind)) is not None}
     best = min(others, key=lambda other: losses.get(other.label, math.inf))

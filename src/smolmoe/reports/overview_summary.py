@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,7 +10,8 @@ from smolmoe.core import units
 from smolmoe.core.interval import Interval, evidence, no_finding, side
 from smolmoe.hub.model_facts import ModelFacts
 from smolmoe.reports.bench_view import bench_answer
-from smolmoe.reports.overview import Boundary, Overview
+from smolmoe.reports.overview import Boundary, Overview, Training
+from smolmoe.reports.overview_charts import above
 
 
 @dataclass(frozen=True)
@@ -126,6 +127,10 @@ def _wins(found: Overview) -> Answer:
     for boundary in found.boundaries:
         if boundary.reference and (main is None or _is_across(found, boundary, main[1])):
             return _of_boundary(question, boundary)
+    for group in found.groups:
+        done = [run for run in group if run.documents is not None and run.summary.get("held_out")]
+        if len(done) > 1 and (main is None or any(found.kin.together(run.folder, main[1].folder) for run in done)):
+            return _of_runs(question, done)
     others = "The comparisons below are of other models. " if found.comparisons or found.boundaries else ""
     return Answer(
         question,
@@ -178,6 +183,25 @@ def _of_boundary(question: str, boundary: Boundary) -> Answer:
         f"{label} {verdict} “{boundary.reference}” on held-out text after as many further tokens: {shown}, one seed"
         f"{_cost_of_winning(boundary, label)}.",
         tone,
+    )
+
+
+def _of_runs(question: str, runs: Sequence[Training]) -> Answer:
+    """Of runs that belong together: the lowest final loss beside the next one, of whatever models and budgets."""
+    best, second = sorted(runs, key=lambda run: run.summary["held_out"]["loss"])[:2]
+    gap = above(second, "all", (best, second))
+    if gap is None or best.documents is None:
+        return Answer(question, "Not measured", "The runs were not compared.", "open")
+    documents = len(best.documents.tokens)
+    headline = {"few": "Too few documents", "none": "No difference seen"}.get(side(gap, documents))
+    budgets = " and ".join(units.tokens(tokens) for run in (best, second) if (tokens := run.summary.get("tokens")))
+    trained = f" after {budgets} of training" if budgets else ""
+    return Answer(
+        question,
+        headline or "One run ends lower",
+        f"Of {len(runs)} runs with a common ancestor “{best.label}” has the lowest held-out loss, the next is "
+        f"“{second.label}”{trained}: {no_finding(gap, documents) or evidence(gap, documents)}, one seed each.",
+        "open" if headline else "",
     )
 
 

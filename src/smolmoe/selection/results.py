@@ -16,6 +16,7 @@ from smolmoe.selection.quotas import Choice
 
 SCHEMA_VERSION = 1
 ROWS, HELD_OUT, INDEX, REPORT = "rows.jsonl", "held-out.jsonl", "indices.json", "report.json"
+WRITTEN = (ROWS, HELD_OUT, INDEX, REPORT, "tokenizer")
 QUANTILES = (0.0, 0.05, 0.25, 0.5, 0.75, 0.95, 1.0)
 
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from smolmoe.core.files import write_json
+from smolmoe.core.files import check_no_others, write_json
 from smolmoe.core.folders import whole_or_nothing
 from smolmoe.core.vocabulary import within_vocabulary
 from smolmoe.data.same_tokenizer import tokenizer_hash
@@ -25,7 +25,7 @@ from smolmoe.selection.explain import RowScores, TextScore, extremes, part_score
 from smolmoe.selection.filters import Candidate, Sieve
 from smolmoe.selection.pool import Pool, scan
 from smolmoe.selection.quotas import Choice, rank_correlation
-from smolmoe.selection.results import INDEX, REPORT, Selection, group_results, relative_length
+from smolmoe.selection.results import INDEX, REPORT, WRITTEN, Selection, group_results, relative_length
 from smolmoe.selection.rows import RowSource, open_rows
 from smolmoe.selection.scores import DrawScorer, EntropyScorer, LossScorer, token_ids
 from smolmoe.selection.writing import added_columns, write_choice
@@ -83,6 +83,7 @@ def _check_free(out: Path, overwrite: bool) -> None:
         raise OutputError(
             "the folder holds a choice already.", field="out", value=str(out), fix="Name another, or use --overwrite."
         )
+    check_no_others(out, *WRITTEN, field="out", value=str(out))
 
 
 # -- tokenizers, models ----------------------------------------------------------------------------------------------

@@ -92,6 +92,7 @@ def upcycle(
 
 def run_upcycle(recipe: UpcycleRecipe, *, dry_run: bool = False, report: Report | None = None) -> UpcycleResult:
     """`upcycle` for a recipe that has been parsed."""
+    from smolmoe.core.model_config import check_decodes
     from smolmoe.surgery.convert import check_room, convert
     from smolmoe.surgery.plan import make_plan
     from smolmoe.surgery.tensors.writer import check_sources
@@ -102,6 +103,8 @@ def run_upcycle(recipe: UpcycleRecipe, *, dry_run: bool = False, report: Report 
     if "device" in recipe.model_fields_set:  # what is left out stays left out in the record
         recipe = recipe.model_copy(update={"device": pick_device(recipe.device)})
     base = open_checkpoint(recipe.source, revision=recipe.revision)
+    if recipe.verify:
+        check_decodes(base.folder)
     specialists = {name: open_checkpoint(path, field=f"expert {name}") for name, path in recipe.expert.items()}
     plan = make_plan(recipe, base, specialists)
     check_room(plan)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import shutil
 from collections.abc import Iterator
@@ -122,6 +121,13 @@ def _find(run: Path, which: str) -> Path:
     if which == "latest":
         return found[-1]
     best = best_step(found[-1])
+    if best is None:
+        raise CheckpointError(
+            f"none is known as the best: up to {found[-1].name} the run measured no held-out loss between its steps.",
+            field="resume",
+            value=which,
+            fix="Use --resume latest, or name a checkpoint's folder.",
+        )
     chosen = next((path for path in found if step_of(path) == best), None)
     if chosen is None:
         raise CheckpointError(
@@ -223,7 +229,7 @@ class AtomicCheckpoints:
 
     def _finish(self, written: Path, place: Path) -> None:
         (written / "training_args.bin").unlink(missing_ok=True)  # pickled code; the recipe says the same
-        state = json.loads((written / STATE).read_text(encoding="utf-8"))
+        state = read_json(written / STATE, dict)
         if state["best_global_step"] == self.state.global_step:  # said to be where it was written
             write_json(written / STATE, state | {"best_model_checkpoint": str(place)})
         write_json(written / NAMES, optimizer_names(self.model, self.optimizer))
@@ -261,11 +267,11 @@ def read_adam(run: Path) -> dict[str, dict[str, Any]]:
         run: a run folder, or one of its checkpoints.
 
     Raises:
-        CheckpointError: there is none, or its optimiser was no Adam.
+        CheckpointError: there is none, a file of it is not what was written, or its optimiser was no Adam.
     """
     import torch
 
-    folder = run if (run / NAMES).is_file() else find_checkpoint(run, "latest")
+    folder = find_checkpoint(run, str(run) if (run / NAMES).is_file() else "latest")
     names = read_json(folder / NAMES, list)
     with using(folder / OPTIMIZER):
         state = torch.load(folder / OPTIMIZER, map_location="cpu", weights_only=True)["state"]

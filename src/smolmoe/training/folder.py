@@ -19,7 +19,9 @@ from smolmoe.errors import OutputError, RequestError, SourceError
 from smolmoe.moe.loading import load_tokenizer
 from smolmoe.recipe import AlignRecipe, TrainRecipe
 from smolmoe.training.arguments import DEFAULTS
+from smolmoe.training.checkpoints import FOLDER as CHECKPOINTS
 from smolmoe.training.checkpoints import (
+    PREFIX,
     find_checkpoint,
     has_checkpoints,
     remove_all,
@@ -44,6 +46,8 @@ TENSORBOARD = "runs"  # of transformers, in the run's folder
 # What a run writes beside its checkpoints; everything else in its folder is the user's.
 _WRITTEN = (MODEL, ADAPTERS, BEST, TOKENIZER, SUMMARY, HELD_OUT, HELD_OUT_BEFORE, METRICS, RECIPE)
 _FIRST = {f".{RUN}.partial", TOKENIZER}  # all there may be before `run.json` is
+_EVENTS = f"{TENSORBOARD}/*/events.out.tfevents.*"
+ALL = (*_WRITTEN, RUN, _EVENTS, *(f"{CHECKPOINTS}/{name}" for name in (f"{PREFIX}*", f".{PREFIX}*.partial")))
 BLOCKS = "sequences of a step, over all processes"
 # What a resumed run may ask differently: it changes how long or how closely watched the run is, not what it does.
 _CHANGEABLE = (
@@ -179,7 +183,7 @@ def _clear(out: Path) -> None:
     """Delete what a run has written, and nothing else; `run.json` stays until another takes its place."""
     remove_all(out)
     unfinished = (f".{name}.{suffix}" for name in _WRITTEN for suffix in ("partial", "smolmoe"))
-    remove(out, *_WRITTEN, *unfinished, f"{TENSORBOARD}/*/events.out.tfevents.*")
+    remove(out, *_WRITTEN, *unfinished, _EVENTS)
     for folder in (*(out / TENSORBOARD).glob("*"), out / TENSORBOARD):
         remove_empty(folder)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,7 @@ from smolmoe.core.claim import read_claim
 from smolmoe.core.devices import pick_device
 from smolmoe.core.interval import enough_tokens, least_share
 from smolmoe.moe.loading import Skeleton, load_model, load_tokenizer
-from smolmoe.moe.routing import RoutingCapture
+from smolmoe.moe.routing import RoutingCapture, unread_routers
 from smolmoe.results.verification import as_json
 from smolmoe.verification.checks import SELF_TOLERANCE
 from smolmoe.verification.diagnostics import LayerVitals, Vitals, take_vitals
@@ -79,7 +80,8 @@ def doctor(
     if broken:  # in place of the parameters' names in memory: the files, and how much of them
         rest = [name for name in vitals.not_finite if name in ("logits", "gradients")]
         vitals = replace(vitals, not_finite=(*broken, *rest))
-    return Diagnosis(str(folder), sample.origin, diagnose(vitals, read_claim(folder).granularity), vitals)
+    findings = (*diagnose(vitals, read_claim(folder).granularity), *_not_read(model))
+    return Diagnosis(str(folder), sample.origin, _by_severity(findings), vitals)
 
 
 def diagnose(vitals: Vitals, granularity: int = 1) -> tuple[Finding, ...]:
@@ -96,6 +98,17 @@ def diagnose(vitals: Vitals, granularity: int = 1) -> tuple[Finding, ...]:
             by_code.setdefault(code, []).append(layer)
     findings = [_about_layers(code, layers, vitals.tokens) for code, layers in by_code.items()]
     findings += [*_aux(vitals), *_leaks(vitals)]
+    return _by_severity(findings)
+
+
+def _not_read(model: Any) -> tuple[Finding, ...]:
+    """The finding of the layers whose routers cannot be read, where others can."""
+    left_out = unread_routers(model)
+    names = ", ".join(sorted({*left_out.values()}))
+    return (finding("unread-routers", tuple(left_out), names=names),) if left_out else ()
+
+
+def _by_severity(findings: Iterable[Finding]) -> tuple[Finding, ...]:
     return tuple(sorted(findings, key=lambda found: SEVERITIES.index(found.severity)))
 
 

@@ -137,6 +137,12 @@ _WORDS: dict[str, tuple[Severity, str, str, str]] = {
         "The sample is too small to tell whether they are dead.",
         "Examine more text (--data).",
     ),
+    "unread-routers": (
+        "warning",
+        "Of these layers' routers ({names}) transformers records no decisions.",
+        "They are left out of all that is said and measured of routers here.",
+        "Nothing to do where they choose by a fixed table, as DeepSeek-V4's first layers do.",
+    ),
     "no-aux-loss": (
         "info",
         "The class computes no load-balancing loss of its own.",

@@ -13,6 +13,7 @@ import torch
 
 from smolmoe.core.claim import Claim, read_claim
 from smolmoe.core.devices import pick_device
+from smolmoe.core.model_config import check_decodes
 from smolmoe.errors import RequestError, SourceError
 from smolmoe.moe.loading import Skeleton
 from smolmoe.moe.routing import Routing, RoutingCapture, incomplete_groups
@@ -70,6 +71,7 @@ def verify(
         raise RequestError("at least one token must be decoded.", field="new_tokens", value=new_tokens)
     device = pick_device(device)
     pair = _Pair.open(dense, moe, device, resident_bytes)
+    check_decodes(pair.moe, "moe")
     if not isinstance(claim, Claim):
         claim = read_claim(pair.moe) if claim is None else Claim.from_json(claim)
     new_tokens = new_tokens if pair.fits else min(new_tokens, NEW_TOKENS_WHEN_STREAMED)

@@ -17,7 +17,7 @@ from smolmoe.core.json_text import read_json, read_object
 from smolmoe.core.vocabulary import naming_rows
 from smolmoe.data.corpus import UNKNOWN_DOMAIN
 from smolmoe.data.embedded import is_held_out
-from smolmoe.data.sources import open_source
+from smolmoe.data.sources import open_source, with_domains
 from smolmoe.data.text import Document
 from smolmoe.data.tokens import encode_documents, end_of_text
 from smolmoe.errors import DataError, RequestError
@@ -70,6 +70,7 @@ class JudgedText:
         texts: what is scored of each.
         ended: whether a text ends where its document does, so that the end is predicted, too.
         base_ids: the base's tokens of each text, the end of text among them where it is predicted.
+        places: where each was read; none where that is not known.
     """
 
     documents: tuple[str, ...]
@@ -77,6 +78,7 @@ class JudgedText:
     ended: tuple[bool, ...]
     domains: tuple[str, ...]
     base_ids: tuple[tuple[int, ...], ...]
+    places: tuple[str, ...] = ()
 
     @property
     def bytes(self) -> tuple[int, ...]:
@@ -100,14 +102,15 @@ def find_documents(data: str, by: str | None) -> Iterator[Document]:
 
     Args:
         data: a path or data set as `open_source` takes it, or the folder of a run.
-        by: column of the domain; None does not tell the text apart.
+        by: column of the domain, without which a document is left out; None does not tell the text apart.
 
     Raises:
-        DataError: it cannot be read, or a document has no domain; HubError: a data set cannot be had.
+        DataError: it cannot be read, or no document has a domain; HubError: a data set cannot be had.
     """
     recipe = run_data(expanded(data))
     if recipe is None:
-        found = open_source(SourceRecipe.model_validate({"path": data, "domain_column": by or "domain"})).documents()
+        source = open_source(SourceRecipe.model_validate({"path": data, "domain_column": by or "domain"}))
+        found = source.documents() if by is None else with_domains(source, by)
     elif by in (None, "domain"):
         found = held_out_documents(recipe)
     else:
@@ -117,16 +120,10 @@ def find_documents(data: str, by: str | None) -> Iterator[Document]:
     seen: set[str] = set()
     for number, document in enumerate(found, 1):
         text = document.text.encode("utf-8", "replace").decode()  # JSON can hold halves of surrogate pairs
-        if by is not None and recipe is None and document.domain is None:
-            raise DataError(
-                f'document {number} has no domain (no "{by}").',
-                field="data",
-                value=data,
-                fix="Tag every row, name the column that holds the tag with --by, or leave --by out.",
-            )
         if text not in seen:
             seen.add(text)
-            yield Document(text, UNKNOWN_DOMAIN if by is None else document.domain or UNKNOWN_DOMAIN)
+            domain = UNKNOWN_DOMAIN if by is None else document.domain or UNKNOWN_DOMAIN
+            yield Document(text, domain, document.place or f"document {number}")
 
 
 def run_limits(data: str) -> Limits:
@@ -195,19 +192,20 @@ def judge_by(documents: Iterable[Document], tokenizer: Any, limits: Limits, data
         DataError: there is no text, or a single document; the tokenizer has no end-of-text token.
     """
     spent: Counter[str] = Counter()
-    rows: list[tuple[str, str, bool, str, tuple[int, ...]]] = []
-    for number, document in enumerate(documents):
+    rows: list[tuple[str, str, bool, str, tuple[int, ...], str]] = []
+    for number, document in enumerate(documents, 1):
         domain = document.domain or UNKNOWN_DOMAIN
         if spent[domain] >= limits.tokens:
             continue
-        with naming_rows(data, number):
+        place = document.place or f"document {number}"
+        with naming_rows(data, [place]):
             ids = tuple(encode_documents(tokenizer, [document.text])[0])
         kept = ids[: limits.document_tokens]
         ended = len(kept) == len(ids)
         text = document.text if ended else tokenizer.decode(kept, clean_up_tokenization_spaces=False)
         if text:
             spent[domain] += len(kept)
-            rows.append((document.text, text, ended, domain, kept))
+            rows.append((document.text, text, ended, domain, kept, place))
     if len(rows) < FEWEST_DOCUMENTS:
         raise DataError(
             "it holds no text." if not rows else "a single document says nothing of how far documents differ.",
@@ -215,8 +213,8 @@ def judge_by(documents: Iterable[Document], tokenizer: Any, limits: Limits, data
             value=data,
             fix="Give several held-out documents.",
         )
-    whole, texts, ends, domains, base_ids = zip(*rows, strict=True)
-    return JudgedText(whole, texts, ends, domains, base_ids)
+    whole, texts, ends, domains, base_ids, places = zip(*rows, strict=True)
+    return JudgedText(whole, texts, ends, domains, base_ids, places)
 
 
 def windows_for(text: JudgedText, tokenizer: Any, length: int, *, is_base: bool) -> HeldOut:
@@ -232,6 +230,6 @@ def windows_for(text: JudgedText, tokenizer: Any, length: int, *, is_base: bool)
 
 
 def _encoded(text: JudgedText, tokenizer: Any) -> Sequence[Sequence[int]]:
-    with naming_rows(getattr(tokenizer, "name_or_path", ""), field="model", what="document"):
+    with naming_rows(getattr(tokenizer, "name_or_path", ""), text.places, field="model", what="document"):
         encoded = encode_documents(tokenizer, text.texts)
     return [ids if ended else ids[:-1] for ids, ended in zip(encoded, text.ended, strict=True)]

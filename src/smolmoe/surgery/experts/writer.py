@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -11,6 +10,7 @@ from smolmoe.core.checkpoint import fingerprint
 from smolmoe.core.claim import Claim
 from smolmoe.core.files import write_json
 from smolmoe.core.folders import whole_or_nothing
+from smolmoe.core.json_text import read_object
 from smolmoe.core.links import check_files, copy_files
 from smolmoe.core.model_code import put_code
 from smolmoe.core.model_folder import check_output, check_replaceable
@@ -85,7 +85,7 @@ def write_program(
 
 def _carry(folder: Path, work: Path, *, same_class: bool) -> None:
     copy_files(folder, work, CARRIED, field="model")
-    is_generic = json.loads((work / "config.json").read_text(encoding="utf-8"))["model_type"] == "smolmoe"
+    is_generic = read_object(work / "config.json")["model_type"] == "smolmoe"
     drop_code(work)
     if not same_class:
         keep_tokenizer(folder, work, None, native=not is_generic)

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING
 
 from smolmoe.core.checkpoint import Checkpoint
+from smolmoe.core.json_text import read_object
 from smolmoe.surgery.experts.moe_files import MoeFiles
 from smolmoe.surgery.experts.subset import SOURCE, Computed, Program, whole
 from smolmoe.surgery.tensors.program import Block, OutTensor, Read
@@ -57,7 +57,7 @@ def mended(files: MoeFiles, *, own_head: bool, tiny_gates: bool) -> tuple[Progra
 
 def _config_differences(files: MoeFiles) -> Iterator[str]:
     """What `read_moe` put right in the config, and the converter would read as it stands."""
-    raw = json.loads((files.folder / "config.json").read_text(encoding="utf-8"))
+    raw = read_object(files.folder / "config.json")
     if not raw.get("architectures"):
         yield "config.json, which names no class, names it"
     if files.config.get("tie_word_embeddings") is False and raw.get("tie_word_embeddings"):

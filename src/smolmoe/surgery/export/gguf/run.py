@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -12,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from smolmoe.core.files import place, write_json, writing
 from smolmoe.core.folders import workshop
+from smolmoe.core.json_text import BAD_FILE, read_json
 from smolmoe.core.provenance import command, versions
 from smolmoe.errors import OutputError, RequestError, SourceError, TargetError, VerificationError
 
@@ -219,8 +219,8 @@ def _check_out(out: Path, *, overwrite: bool) -> None:
 
 def _kind(path: Path) -> Any:
     try:
-        values = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+        values = read_json(path)
+    except BAD_FILE:
         return None
     return values.get("kind") if isinstance(values, dict) else None
 
