@@ -11,7 +11,7 @@ from smolmoe.surgery.request import Layout
 from smolmoe.surgery.tensors.program import OutTensor
 
 # Rounding to nearest errs by at most half a unit in the last place, uniformly spread: sqrt(1/3) of that on average.
-_ROUNDING = {"bfloat16": 2.0**-9 / math.sqrt(3), "float16": 2.0**-12 / math.sqrt(3)}
+ROUNDING = {"bfloat16": 2.0**-9 / math.sqrt(3), "float16": 2.0**-12 / math.sqrt(3)}
 
 
 def make_claim(
@@ -26,7 +26,7 @@ def make_claim(
         return Claim("deviates", _deviation_reason(recipe), dtypes, layout.granularity)
     rounded = {tensor.dtype for tensor in tensors if _rounds(tensor)}
     if rounded:
-        error = max(_ROUNDING[dtype] for dtype in rounded)
+        error = max(ROUNDING[dtype] for dtype in rounded)
         return Claim(
             "rounded",
             f"Down projections are scaled by {layout.granularity}, not a power of two, and rounded to "
@@ -41,7 +41,7 @@ def make_claim(
 def _rounds(tensor: OutTensor) -> bool:
     """Scaling by a power of two is exact in every float format."""
     inexact = any(block.reads and math.frexp(block.scale)[0] != 0.5 for block in tensor.blocks)
-    return tensor.dtype in _ROUNDING and inexact
+    return tensor.dtype in ROUNDING and inexact
 
 
 def _per_dtype(layout: Layout, target: MoeTarget) -> dict[str, str]:

@@ -12,7 +12,7 @@ from smolmoe.surgery.sources import Source
 
 # Copied with explicit None: several MoE classes have defaults of their own for these (pad and eos in FlexOlmo, bos
 # and eos in Mixtral and Granite).
-_COMMON = (
+COMMON = (
     "vocab_size",
     "hidden_size",
     "num_hidden_layers",
@@ -47,7 +47,7 @@ def moe_config(
             k: spec.config.get(k) for k in ("bos_token_id", "eos_token_id", "pad_token_id", "tie_word_embeddings")
         }
     else:
-        config |= {key: spec.config[key] for key in _COMMON}
+        config |= {key: spec.config[key] for key in COMMON}
         config |= {
             "num_key_value_heads": spec.kv_heads,
             "head_dim": spec.head_dim,

@@ -11,7 +11,7 @@ from typing import Any
 from smolmoe.errors import RequestError
 
 _NAMED = 5  # differing tokens to name
-_ROUNDING = 1e-2  # by how much probabilities that are sent as decimals may add up to more than 1
+ROUNDING = 1e-2  # by how much probabilities that are sent as decimals may add up to more than 1
 
 Token = list[Any]  # [token, bytes or None, log-probability]
 
@@ -114,7 +114,7 @@ class StudentTokens:
 
 def _checked(logprobs: list[float]) -> list[float]:
     total = math.fsum(math.exp(value) for value in logprobs)
-    if not total <= 1 + _ROUNDING:
+    if not total <= 1 + ROUNDING:
         raise Mismatch(f"the probabilities of one token's candidates add up to {total:.3g}")
     return logprobs
 

@@ -9,7 +9,7 @@ from typing import Any
 from smolmoe.errors import TargetError
 from smolmoe.families import DENSE_FAMILIES, MlpLayout
 from smolmoe.families.llama import LLAMA_MLP
-from smolmoe.surgery.configs import _COMMON
+from smolmoe.surgery.configs import COMMON
 from smolmoe.surgery.experts.moe_files import GENERIC, MoeFiles
 
 _QKV_BIASES = ("self_attn.q_proj.bias", "self_attn.k_proj.bias", "self_attn.v_proj.bias")
@@ -62,7 +62,7 @@ def _native(settings: dict[str, Any], model_type: str, **own: Any) -> dict[str, 
         "architectures": [f"{architecture[model_type]}ForCausalLM"],
         "model_type": model_type,
         "transformers_version": settings["transformers_version"],
-        **{key: settings[key] for key in _COMMON},
+        **{key: settings[key] for key in COMMON},
         "num_key_value_heads": settings["num_key_value_heads"],
         "head_dim": settings.get("head_dim") or settings["hidden_size"] // heads,
         "hidden_act": settings["hidden_act"],

@@ -13,8 +13,8 @@ from typing import Any
 
 from smolmoe.core.claim import Claim
 from smolmoe.families import ExpertNames, MoeTarget
-from smolmoe.surgery.claim import _ROUNDING
-from smolmoe.surgery.configs import _COMMON
+from smolmoe.surgery.claim import ROUNDING
+from smolmoe.surgery.configs import COMMON
 from smolmoe.surgery.experts.moe_files import GENERIC, Ffn, MoeFiles, MoeLayer
 from smolmoe.surgery.experts.subset import SOURCE, Program
 from smolmoe.surgery.export.native_forms import Subject, check_target, rounds, settings_of, sizes_as, subject_of
@@ -55,16 +55,16 @@ def _config(subject: Subject, target: MoeTarget) -> dict[str, Any]:
     if target.name == GENERIC:
         config |= {key: spec.config.get(key) for key in _TOKENS}
     else:
-        config |= {key: spec.config[key] for key in _COMMON}
+        config |= {key: spec.config[key] for key in COMMON}
         config |= {"num_key_value_heads": spec.kv_heads, "head_dim": spec.head_dim, "hidden_act": spec.mlp.activation}
     return config | settings_of(target, subject) | {key: files.config[key] for key in _CARRIED if key in files.config}
 
 
 def _claim(export: _Export) -> Claim:
     files, spec = export.subject.files, export.subject.spec
-    dtypes = {files.parts.dtype(layer.experts[0]["down"]) for layer in files.layers.values()} & set(_ROUNDING)
+    dtypes = {files.parts.dtype(layer.experts[0]["down"]) for layer in files.layers.values()} & set(ROUNDING)
     if dtypes and any(rounds(scale) for scale in (export.routed_scale, export.shared_scale)):
-        error = max(_ROUNDING[dtype] for dtype in dtypes)
+        error = max(ROUNDING[dtype] for dtype in dtypes)
         return Claim(
             "rounded",
             f"The scale of the gates goes into the down projections, which are rounded to {', '.join(sorted(dtypes))} "
