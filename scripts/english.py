@@ -107,7 +107,9 @@ def findings(text: str) -> Iterator[tuple[int, str, str]]:
 
 def pages() -> list[Path]:
     """What is checked without arguments."""
-    docs = [path for path in sorted((ROOT / "docs").rglob("*.md")) if path.relative_to(ROOT).as_posix() not in GENERATED]
+    docs = [
+        path for path in sorted((ROOT / "docs").rglob("*.md")) if path.relative_to(ROOT).as_posix() not in GENERATED
+    ]
     return [ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "benchmarks" / "README.md", *docs]
 
 
