@@ -74,6 +74,7 @@ bench: $(READY) ## measure time and memory, compared with mergekit-moe, and upda
 
 docs: $(READY) ## regenerate the generated pages of docs/ and build the site into site/
 	$(BIN)/python scripts/docs.py
+	$(BIN)/python scripts/package_order.py
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
 
 clean: ## remove what make and the tools made; runs/ is yours and stays

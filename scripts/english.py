@@ -28,7 +28,7 @@ PHRASES = {
     r"\bof (?:its|one's|your|our|their|his) own\b": "its own ..., a separate ...",
     r"\bthere (?:is|are) none\b|\bwhere none (?:is|are)\b": "no ... exists; if there is no ...",
     r"\bdrawn\b(?! (?:tokens|at))": "sampled; re-initialised; plotted",
-    r"\b(?:nats|bits|tokens|FLOPs|bytes|seconds|experts?|loss|sequences) an? (?:token|byte|second|step|parameter|document)\b": "per",
+    r"\b(?:nats|bits|tokens|FLOPs|bytes|experts?|loss|sequences) an? (?:token|byte|second|step|parameter)\b": "per",
     r"\bmany a\b": "many",
     r"\bof what is\b": "say which value",
     r"\b(?:for|of) ever\b": "permanently",
@@ -101,7 +101,7 @@ def findings(text: str) -> Iterator[tuple[int, str, str]]:
     joined = re.sub(r"\n[ \t]*(?=\S)", lambda match: "\n" + " " * (len(match[0]) - 1), text)
     flat = joined.replace("\n", " ")
     for pattern, plain in _PATTERNS.items():
-        for match in pattern.finditer(re.sub(r" ", " ", flat)):
+        for match in pattern.finditer(flat):
             yield joined.count("\n", 0, match.start()) + 1, match[0], plain
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import unicodedata
+from importlib.util import module_from_spec, spec_from_file_location
 from pathlib import Path
 from typing import Any
 
@@ -86,6 +87,26 @@ def test_the_paper_index_has_every_paper_and_no_file_that_is_not_there() -> None
     listed = re.findall(r"\[(\d{4}\.\d{5})\]\(https://arxiv\.org/abs/\1\)", index)
     assert sorted(listed) == sorted(cited)
     for file in re.findall(r"`([\w/]+\.py)`", index):
+        assert (ROOT / "src" / "smolmoe" / file).exists() or (ROOT / file).exists(), file
+
+
+def test_the_page_of_environment_variables_names_every_one() -> None:
+    page = (DOCS / "reference" / "environment.md").read_text(encoding="utf-8")
+    files = [*(ROOT / "src").rglob("*.py"), *(ROOT / "tests").rglob("*.py")]
+    named = {name for path in files for name in re.findall(r"\bSMOLMOE_[A-Z_]+", path.read_text(encoding="utf-8"))}
+    assert {name for name in named if not name.endswith("_")} == set(re.findall(r"\bSMOLMOE_[A-Z_]+", page))
+
+
+def test_the_architecture_page_has_todays_order_and_files() -> None:
+    spec = spec_from_file_location("package_order", ROOT / "scripts" / "package_order.py")
+    assert spec is not None
+    assert spec.loader is not None
+    order = module_from_spec(spec)
+    spec.loader.exec_module(order)
+    page = order.PAGE.read_text(encoding="utf-8")
+    assert page == order.listed(order.order(), page), "run `make docs`"
+    assert order.PICTURE.read_text(encoding="utf-8") == order.picture(order.order()), "run `make docs`"
+    for file in set(re.findall(r"`(\w+/[\w/]+\.py)`", page)) - {"families/NAME.py"}:
         assert (ROOT / "src" / "smolmoe" / file).exists() or (ROOT / file).exists(), file
 
 
