@@ -60,7 +60,7 @@ def main() -> None:
 
 
 def write_results() -> None:
-    """Put tables and curves into docs/results.md, between the markers there."""
+    """Put tables and curves into docs/reference/results.md, between the markers there."""
     from continued_table import machine_line, show
     from machine import describe, put_between
 
@@ -68,7 +68,7 @@ def write_results() -> None:
     text = show(ROOT, list(ARMS), list(EXPLORED), docs / "images" / "continued.png")
     where = describe()
     text += f"\n\nMeasured on {where['cpu']}, one thread a run; {machine_line(ROOT)}."
-    put_between(docs / "results.md", "continued", text)
+    put_between(docs / "reference" / "results.md", "continued", text)
     print(text)
 
 

@@ -7,7 +7,7 @@ SmolLM-135M's shape (hidden 576, FFN 1536, 30 layers, vocabulary 49152, tied), r
 top-2. Prompts of 32 tokens are continued greedily by `generate` of transformers; a token is the median step after the
 first. The contenders of a case take turns within one process, so that a slow moment of the machine hits all of them.
 Cases go to results/decode.json as they are done; those of the same commit are not measured again. The table goes to
-docs/speed.md.
+docs/reference/speed.md.
 
 - dense, smolmoe: as `smolmoe generate` runs them;
 - dense, stock; eager, grouped_mm, batched_mm: as transformers alone runs them, the last for single prompts only;

@@ -1,4 +1,4 @@
-"""On paper: a 7B model upcycled to 8x7B and trained on 64 GPUs. Prints the tables of docs/scale.md, measures nothing.
+"""On paper: a 7B model upcycled to 8x7B and trained on 64 GPUs: the tables of docs/how-to/scale.md, nothing measured.
 
     python benchmarks/scale.py
 

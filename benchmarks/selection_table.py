@@ -18,11 +18,11 @@ Runs = dict[int, Run]
 
 
 def write_results(root: Path, arms: Sequence[str]) -> None:
-    """Put the tables into docs/results.md, between the markers there."""
+    """Put the tables into docs/reference/results.md, between the markers there."""
     runs = {arm: found for arm in arms if (found := read_arm(root, arm))}
     text = "\n".join([*_losses(runs), "", *_choices(root, runs)])
     text += f"\n\nMeasured on {describe()['cpu']}, one thread a run; {machine_line(root)}."
-    put_between(Path(__file__).resolve().parents[1] / "docs" / "results.md", "select", text)
+    put_between(Path(__file__).resolve().parents[1] / "docs" / "reference" / "results.md", "select", text)
     print(text)
 
 

@@ -4,8 +4,8 @@
 
 A small Llama is trained first. From it go two sweeps, runs/sweep/dense and runs/sweep/moe, over text that it has not
 read: the same blocks, the same held-out text. What is trained already is not trained again. Each seed of each is a
-process of one thread, so many at once as there are workers. Writes the tables into docs/sweep.md and the figure beside
-it.
+process of one thread, so many at once as there are workers. Writes the tables into docs/how-to/sweep.md
+and the figure into docs/images.
 """
 
 from __future__ import annotations
@@ -63,7 +63,7 @@ def main() -> None:
         list(pool.map(start, jobs))
     text = tables({arm: run(arguments, arm, tuple(arguments.seeds)) for arm in ARMS[::-1]}, arguments)
     if arguments.write:
-        put_between(DOCS / "sweep.md", "sweep", text)
+        put_between(DOCS / "how-to" / "sweep.md", "sweep", text)
     print(text)
 
 

@@ -2,7 +2,7 @@
 
     python benchmarks/sweep_coverage.py
 
-Writes the table into docs/sweep.md; about a minute of one core.
+Writes the table into docs/how-to/sweep.md; about a minute of one core.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from smolmoe.scaling.law_noise import Observed
 
 CURVES, DRAWS = 100, 300
 FIRST = 500_000
-PAGE = Path(__file__).resolve().parents[1] / "docs" / "sweep.md"
+PAGE = Path(__file__).resolve().parents[1] / "docs" / "how-to" / "sweep.md"
 
 
 @dataclass(frozen=True)

@@ -1,7 +1,7 @@
 """Write the generated parts of the documentation, or with --check say which of them are out of date.
 
-Tables go between markers in README.md, docs/families.md and the guides of `KEYS`; docs/cli.md is the help of every
-command.
+Tables go between markers in README.md, docs/reference/families.md and the pages of `KEYS`; docs/reference/cli.md is
+the help of every command.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ ROOT = Path(__file__).resolve().parents[1]
 Keys = dict[str, tuple[tuple[str, type[Recipe]], ...]]
 # Page of docs/ -> its tables -> what their keys begin with, and the sections that have them.
 KEYS: dict[str, Keys] = {
-    "training.md": {
+    "reference/recipe.md": {
         "run": (
             ("", TrainRecipe),
             ("model.", ModelRecipe),
@@ -57,17 +57,13 @@ KEYS: dict[str, Keys] = {
         ),
         "data": (("data.", DataRecipe), ("data.sources[].", SourceRecipe)),
         "objective": (("objective.", ObjectiveRecipe), ("routing.", RoutingRecipe)),
-    },
-    "pipelines.md": {
-        "pipeline": (("", PipelineRecipe), ("stages[].", StageRecipe), ("stages[].report.", ReportRecipe)),
-    },
-    "specialise.md": {
         "guidance": (("guidance.", GuidanceRecipe),),
+        "distill": (("distill.", DistillRecipe),),
+        "pipeline": (("", PipelineRecipe), ("stages[].", StageRecipe), ("stages[].report.", ReportRecipe)),
         "probe": (("stages[].probe.", ProbeRecipe),),
+        "select": (("stages[].select.", SelectRecipe),),
+        "align": (("", AlignRecipe), ("data.", AlignDataRecipe), ("lora.", LoraRecipe)),
     },
-    "distill.md": {"distill": (("distill.", DistillRecipe),)},
-    "select.md": {"select": (("stages[].select.", SelectRecipe),)},
-    "align.md": {"align": (("", AlignRecipe), ("data.", AlignDataRecipe), ("lora.", LoraRecipe))},
 }
 
 # Keys whose sections have tables of their own, and what a pipeline fills in itself.
@@ -129,13 +125,13 @@ def _shown(default: Any) -> str:
 
 def pages() -> dict[Path, str]:
     """Path -> what the file should hold."""
-    readme, families = ROOT / "README.md", ROOT / "docs" / "families.md"
+    readme, families = ROOT / "README.md", ROOT / "docs" / "reference" / "families.md"
     return {
         readme: between(readme.read_text(encoding="utf-8"), "sources", sources_table()),
         families: between(
             between(families.read_text(encoding="utf-8"), "sources", sources_table()), "targets", targets_table()
         ),
-        ROOT / "docs" / "cli.md": cli_page(),
+        ROOT / "docs" / "reference" / "cli.md": cli_page(),
         **{ROOT / "docs" / name: guide(name, (ROOT / "docs" / name).read_text(encoding="utf-8")) for name in KEYS},
     }
 
@@ -151,8 +147,8 @@ def presets_table() -> str:
 
 
 def guide(name: str, text: str) -> str:
-    """The guide with the tables of today."""
-    if name == "training.md":
+    """The page with the tables of today."""
+    if name == "reference/recipe.md":
         text = between(text, "presets", presets_table())
     for table, sections in KEYS[name].items():
         text = between(text, f"keys of {table}", keys_table(sections))

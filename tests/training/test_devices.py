@@ -257,7 +257,7 @@ def test_the_command_speaks_once(tmp_path: Path) -> None:
 @pytest.mark.slow
 def test_the_page_on_scale(tmp_path: Path) -> None:
     """Its recipe is one, its script for expert parallelism runs, and its numbers are those of today."""
-    page = (ROOT / "docs" / "scale.md").read_text(encoding="utf-8")
+    page = (ROOT / "docs" / "how-to" / "scale.md").read_text(encoding="utf-8")
     parse(TrainRecipe, {**yaml.safe_load(block(page, "```yaml", "```")), "out": "runs/moe-8x7b"})
     scale = [sys.executable, str(ROOT / "benchmarks" / "scale.py")]
     printed = subprocess.run(scale, capture_output=True, text=True, check=True)
