@@ -340,7 +340,7 @@ def add_expert(
     from smolmoe.surgery.experts.add import add_claim, added, choose_method, copied, from_dense
 
     if copy_of is not None and dense is not None:
-        raise RequestError("a copy or a dense model's FFNs, not both.", field="from", value=copy_of)
+        raise RequestError("a copy or a dense model's FFNs, not both.", field="copy_of", value=copy_of)
     job = Job.begin("add-expert", model, out, device, overwrite, dry_run, report)
     files = job.files
     if dense is not None:
@@ -350,7 +350,7 @@ def add_expert(
         if len(experts) > 1:
             raise RequestError(
                 f"several experts have this name: {', '.join(map(str, experts))}.",
-                field="from",
+                field="copy_of",
                 value=copy_of,
                 fix="Give an index.",
             )
