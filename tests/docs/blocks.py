@@ -19,7 +19,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
 PAGES = (ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md")))
-GENERATED = {"cli.md"}  # help texts, written by scripts/docs.py and checked with it
+GENERATED = {"cli.md", "api.md"}  # help texts, written by scripts/docs.py and checked with it
 
 _FENCE = re.compile(r"^```(\S*)\s*$")
 _COMMENT = re.compile(r"^<!-- run: (.*) -->$")

@@ -82,7 +82,11 @@ def value_of(name: str, given: Any, field: FieldInfo) -> Any:
 def _numbers(name: str, parts: list[str], annotation: Any) -> Any:
     """Numbers are told from names here, since the recipe's error would name a place in a list that nobody wrote."""
     kinds = {part for part in _flat(annotation) if part in (int, float)}
-    if not kinds or any("Validator" in type(part).__name__ for part in _flat(annotation)):
+    if (
+        not kinds
+        or Ellipsis not in _flat(annotation)
+        or any("Validator" in type(part).__name__ for part in _flat(annotation))
+    ):
         return parts
     try:
         return tuple(kinds.copy().pop()(part) for part in parts)

@@ -8,6 +8,8 @@ import re
 from collections.abc import Sequence
 from typing import Any
 
+from typer.models import OptionInfo
+
 from smolmoe.errors import SmolmoeError
 
 _SPELLED = re.compile(r"`([a-z_][\w.]*)(?:=([^`]*))?`")
@@ -28,10 +30,10 @@ def _rewritten(text: str, known: dict[str, inspect.Parameter]) -> str:
 
 def _option(whole: str, name: str, value: str | None, known: dict[str, inspect.Parameter]) -> str:
     if name in known:
-        declared = getattr(known[name].annotation.__metadata__[0], "param_decls", None) or ()
-        if not declared:  # an argument
-            return name.upper() if value is None else value
-        names = declared[0].split("/")
+        info = known[name].annotation.__metadata__[0]
+        if not isinstance(info, OptionInfo):  # an argument
+            return name.upper() if value is None else _words(value)[0]
+        names = str(info.default).split("/")  # where typer keeps the first of the names it is given
         if value == "False" and len(names) > 1:
             return str(names[1])
         return str(names[0]) if value in (None, "True") else " ".join(f"{names[0]} {text}" for text in _words(value))
@@ -50,4 +52,4 @@ def _words(value: str | None) -> list[str]:
         return [f"{name}={path}" for name, path in found.items()]
     if isinstance(found, list) and found:
         return [",".join(map(str, part)) if isinstance(part, list) else str(part) for part in found]
-    return [str(found)]
+    return [str(found)] if isinstance(found, str | int | float) else [value or ""]

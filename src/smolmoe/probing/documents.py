@@ -95,7 +95,7 @@ def check_domains(domains: Iterable[str], data: str) -> list[str]:
             "what tells domains apart needs two.",
             field="data",
             value=data,
-            fix="Give text of several domains, or name the column that tells them apart with --by.",
+            fix="Give text of several domains, or name the column that tells them apart with `by`.",
         )
     return found
 
@@ -164,5 +164,5 @@ def _check_tags(documents: Sequence[Document], before: int, data: str, by: str) 
             f'document {before + untagged + 1} has no domain (no "{by}").',
             field="data",
             value=data,
-            fix="Tag every row, or name the column that holds the tag with --by.",
+            fix="Tag every row, or name the column that holds the tag with `by`.",
         )

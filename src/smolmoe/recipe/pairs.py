@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 from pydantic import Field, field_validator
 
@@ -36,6 +37,17 @@ class PairsRecipe(Recipe):
     device: str = Field(default="cpu", description="device: auto, cpu, cuda, cuda:N or mps")
     seed: Seed = Field(default=0, description="random seed")
     out: Path = Field(description="output folder for pairs.jsonl and report.json")
+
+    @field_validator("temperatures", mode="before")
+    @classmethod
+    def _are_two_numbers(cls, given: Any) -> Any:
+        try:
+            numbers = tuple(float(part) for part in given)
+        except (TypeError, ValueError):
+            numbers = ()
+        if len(numbers) != 2:
+            raise ValueError("must be two numbers, e.g. 1.0 and 0.5")
+        return numbers
 
     @field_validator("temperatures")
     @classmethod

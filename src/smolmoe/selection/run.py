@@ -81,7 +81,10 @@ def _check_free(out: Path, overwrite: bool) -> None:
         )
     if not overwrite:
         raise OutputError(
-            "the folder holds a choice already.", field="out", value=str(out), fix="Name another, or use --overwrite."
+            "the folder holds a choice already.",
+            field="out",
+            value=str(out),
+            fix="Name another, or use `overwrite=True`.",
         )
 
 

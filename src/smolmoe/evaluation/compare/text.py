@@ -112,7 +112,7 @@ def find_documents(data: str, by: str | None) -> Iterator[Document]:
         found = held_out_documents(recipe)
     else:
         raise RequestError(
-            "a run's text has the domains that its recipe gives it.", field="by", value=by, fix="Use --by domain."
+            "a run's text has the domains that its recipe gives it.", field="by", value=by, fix="Use `by='domain'`."
         )
     seen: set[str] = set()
     for number, document in enumerate(found, 1):
@@ -122,7 +122,7 @@ def find_documents(data: str, by: str | None) -> Iterator[Document]:
                 f'document {number} has no domain (no "{by}").',
                 field="data",
                 value=data,
-                fix="Tag every row, name the column that holds the tag with --by, or leave --by out.",
+                fix="Tag every row, name the column that holds the tag with `by`, or leave `by` out.",
             )
         if text not in seen:
             seen.add(text)

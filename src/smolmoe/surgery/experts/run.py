@@ -177,7 +177,7 @@ def prune(
             "say which experts to keep, or how many.",
             field="keep",
             value=keep,
-            fix="Use --keep, or --experts N --data.",
+            fix="Use `keep`, or `experts=N` with `data=FILE`.",
         )
     job = Job.begin("prune", model, out, device, overwrite, dry_run, report)
     split = job.split(data)
@@ -201,7 +201,7 @@ def _check_count(files: MoeFiles, count: int, multiple: int = 1) -> int:
 def _need(split: Split | None) -> Split:
     if split is None:
         raise RequestError(
-            "how much experts are used is counted on text.", field="data", value=None, fix="Give --data FILE."
+            "how much experts are used is counted on text.", field="data", value=None, fix="Give `data=FILE`."
         )
     return split
 
@@ -260,7 +260,7 @@ def merge_experts(
             "say which experts to merge, or how many to leave.",
             field="groups",
             value=groups,
-            fix="Use --groups 0,1 --groups 2,3, or --experts N --data.",
+            fix="Use `groups=[[0, 1], [2, 3]]`, or `experts=N` with `data=FILE`.",
         )
     job = Job.begin("merge-experts", model, out, device, overwrite, dry_run, report)
     files, split = job.files, job.split(data)

@@ -107,7 +107,7 @@ def export(
             report=report,
         )
     if quant is not None:
-        raise RequestError("only GGUF files are quantised.", field="quant", value=quant, fix="Use --to gguf.")
+        raise RequestError("only GGUF files are quantised.", field="quant", value=quant, fix="Use `to='gguf'`.")
     device = pick_device(device)
     return _native(files, Path(out), to, device, overwrite=overwrite, dry_run=dry_run, report=report)
 
