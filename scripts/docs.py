@@ -120,8 +120,8 @@ def api_page() -> str:
     }
     parts = [
         "# Python\n\nGenerated from the program by `make docs`. Every command is a function with the same options. "
-        "Where a recipe is taken, it\nmay be the name of a shipped recipe, a YAML file, a recipe object, or its fields as "
-        "keywords:\n",
+        "Where a recipe is taken, it\nmay be the name of a shipped recipe, a YAML file, a recipe object, or its "
+        "fields as keywords:\n",
         "```python\nimport smolmoe\n",
         'smolmoe.train("tinystories-moe", trainer={"max_steps": 10}, out="runs/short")\n```\n',
     ]

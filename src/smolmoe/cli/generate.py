@@ -49,8 +49,9 @@ def _say_where(results: tuple[Generation, ...]) -> None:
         print(line, file=sys.stderr)
 
 
-def _experts(text: str) -> str | list[str]:
-    return text if text == "auto" else [item.strip() for item in text.split(",")]
+def _experts(given: list[str]) -> str | list[str]:
+    names = [name.strip() for text in given for name in text.split(",")]
+    return "auto" if names == ["auto"] else names
 
 
 COMMAND = Command(
