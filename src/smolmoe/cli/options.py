@@ -73,20 +73,17 @@ def value_of(name: str, given: Any, field: FieldInfo) -> Any:
     if kind == "mapping":
         return _mapping(name, given, field.annotation)
     if kind == "tuple":
-        return _numbers(name, [part.strip() for part in given.split(",") if part.strip()], field.annotation)
+        return _numbers(name, [part.strip() for part in given.split(",") if part.strip()], field)
     if kind == "groups":
         return [[part.strip() for part in group.split(",")] for group in given]
     return given
 
 
-def _numbers(name: str, parts: list[str], annotation: Any) -> Any:
+def _numbers(name: str, parts: list[str], field: FieldInfo) -> Any:
     """Numbers are told from names here, since the recipe's error would name a place in a list that nobody wrote."""
-    kinds = {part for part in _flat(annotation) if part in (int, float)}
-    if (
-        not kinds
-        or Ellipsis not in _flat(annotation)
-        or any("Validator" in type(part).__name__ for part in _flat(annotation))
-    ):
+    inside = [*_flat(field.annotation), *field.metadata]
+    kinds = {part for part in inside if part in (int, float)}
+    if not kinds or Ellipsis not in inside or any("Validator" in type(part).__name__ for part in inside):
         return parts
     try:
         return tuple(kinds.copy().pop()(part) for part in parts)

@@ -60,5 +60,10 @@ def resolve(
     values = values_of(recipe, keywords, changes=changes, kind=kind)
     for name, value in (fixed or {}).items():
         if values.setdefault(name, value) != value:
-            raise RequestError(f"the recipe is for {name}={values[name]!r}.", field=name, value=values[name])
+            raise RequestError(
+                f"the recipe is for another {name} than {value!r}.",
+                field=name,
+                value=values[name],
+                fix=f"Use `smolmoe align {values[name]}`, or smolmoe.{values[name]} in Python.",
+            )
     return parse(model, values)

@@ -12,7 +12,8 @@ from smolmoe.recipe.bench import BenchRecipe
 from smolmoe.recipe.pairs import BATCH_SIZE, MAX_NEW_TOKENS, TEMPLATE, PairsRecipe
 from smolmoe.recipe.resolve import Given, values_of
 from smolmoe.recipe.sweep import SweepRecipe
-from smolmoe.verbs.signature import Device, DryRun, Overwrite, RecipeGiven, Report, Seed, Set, said, spells_out, takes
+from smolmoe.recipe.words import Device, DryRun, Overwrite, RecipeGiven, Seed, Set
+from smolmoe.verbs.signature import Report, said, spells_out, takes
 
 if TYPE_CHECKING:
     from smolmoe.evaluation.correction import CorrectionScores

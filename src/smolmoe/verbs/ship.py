@@ -8,37 +8,14 @@ from typing import TYPE_CHECKING, Annotated
 
 from pydantic import Field
 
-from smolmoe.verbs.signature import Device, DryRun, Overwrite, Report
+from smolmoe.recipe.words import DryRun, Overwrite
+from smolmoe.surgery.export.run import export
+
+__all__ = ["export", "push", "report"]
 
 if TYPE_CHECKING:
     from smolmoe.hub.push import Push
     from smolmoe.reports.overview import Overview
-    from smolmoe.surgery.export.gguf.run import GgufExport
-    from smolmoe.surgery.export.run import NativeExport
-
-
-def export(
-    model: Annotated[str | Path, Field(description="folder or hub id of an MoE")],
-    out: Annotated[str | Path, Field(description="output folder, or the output file for gguf")],
-    to: Annotated[
-        str,
-        Field(description="mixtral, granitemoeshared, qwen2_moe, qwen3_moe, glm4_moe, flex_olmo, generic or gguf"),
-    ],
-    *,
-    llama_cpp: Annotated[
-        str | Path | None, Field(description="checkout or installation of llama.cpp, for its converter (gguf)")
-    ] = None,
-    quant: Annotated[str | None, Field(description="weight type: f32, f16 or q8_0 (gguf; default: f32)")] = None,
-    device: Device = "cpu",
-    overwrite: Overwrite = False,
-    dry_run: DryRun = False,
-    report: Report | None = None,
-) -> NativeExport | GgufExport:
-    """Export an MoE to another class or to GGUF, and verify it."""
-    from smolmoe.surgery.export.run import export as run
-
-    options = {"device": device, "overwrite": overwrite, "dry_run": dry_run, "report": report}
-    return run(model, out, to, llama_cpp=llama_cpp, quant=quant, **options)  # type: ignore[arg-type]
 
 
 def report(

@@ -14,19 +14,11 @@ from pydantic.fields import FieldInfo
 
 from smolmoe.recipe.base import R, Recipe
 from smolmoe.recipe.resolve import resolve
+from smolmoe.recipe.words import RecipeGiven, Set
 
 T = TypeVar("T")
 POSITIONAL, KEYWORD = inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY
 
-RecipeGiven = Annotated[Any, Field(description="YAML file or name of a shipped recipe")]
-Set = Annotated[Sequence[str], Field(description="change to the recipe: a dotted key, and its value as YAML")]
-Resume = Annotated[str | None, Field(description="checkpoint to resume from: latest or its folder")]
-ResumeTraining = Annotated[str | None, Field(description="checkpoint to resume from: latest, best or its folder")]
-Continue = Annotated[bool, Field(description="resume an interrupted job in its folder")]
-Overwrite = Annotated[bool, Field(description="replace what the output folder holds")]
-DryRun = Annotated[bool, Field(description="estimate and check only; nothing is run or written")]
-Device = Annotated[str, Field(description="device: auto, cpu, cuda, cuda:N or mps")]
-Seed = Annotated[int, Field(description="random seed")]
 Report = Callable[[str, int, int], None]  # stage, done, total
 
 
@@ -38,6 +30,7 @@ def takes(
     fixed: Mapping[str, Any] | None = None,
     extra: type[Recipe] | None = None,
     prepare: Callable[[dict[str, Any]], dict[str, Any]] | None = None,
+    like: Callable[..., Any] | None = None,
 ) -> Callable[[Callable[..., T]], Callable[..., T]]:
     """Make a function of a parsed recipe one of a recipe or its fields.
 
@@ -48,10 +41,11 @@ def takes(
         kind: of the recipe, as `recipe.files.load` takes it.
         fixed: fields that this verb decides.
         extra, prepare: further fields, and what makes the recipe's own of them.
+        like: a verb of the same recipe, whose further options the function takes.
     """
 
     def decorate(run: Callable[..., T]) -> Callable[..., T]:
-        own = _own(run)
+        own = _own(like or run, list(model.model_fields) if like else ())
 
         @functools.wraps(run)
         def verb(*given: Any, **keywords: Any) -> T:
@@ -72,7 +66,7 @@ def takes(
         made = {name: _parameter(name, fields[name], name in arguments, file) for name in names}
         first = [_plain("recipe", RecipeGiven, POSITIONAL, None), _plain("set", Set, KEYWORD, ())] if file else []
         parameters = [*first, *made.values(), *own.values()]
-        returns = inspect.signature(run).return_annotation
+        returns = inspect.signature(like or run).return_annotation
         parameters.sort(key=lambda parameter: parameter.kind)
         verb.__annotations__ = {}
         verb.__signature__ = inspect.Signature(parameters, return_annotation=returns)  # type: ignore[attr-defined]
@@ -115,10 +109,11 @@ def said(model: type[Recipe], name: str) -> FieldInfo:
     return typing.cast(FieldInfo, Field(description=model.model_fields[name].description))
 
 
-def _own(run: Callable[..., Any]) -> dict[str, inspect.Parameter]:
+def _own(run: Callable[..., Any], fields: Sequence[str] = ()) -> dict[str, inspect.Parameter]:
+    """The parameters of a function that are no fields of its recipe."""
     hints = _hints(run)
-    _, *rest = inspect.signature(run).parameters.values()
-    return {one.name: one.replace(annotation=hints.get(one.name, one.annotation), kind=KEYWORD) for one in rest}
+    own = [one for one in inspect.signature(run).parameters.values() if one.name not in ("recipe", "set", *fields)]
+    return {one.name: one.replace(annotation=hints.get(one.name, one.annotation), kind=KEYWORD) for one in own}
 
 
 def _hints(function: Callable[..., Any]) -> dict[str, Any]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -17,7 +17,8 @@ from smolmoe.recipe.pipeline import PipelineRecipe
 from smolmoe.recipe.select import SelectRecipe
 from smolmoe.recipe.teach import TeachRecipe
 from smolmoe.recipe.train import TrainRecipe
-from smolmoe.verbs.signature import Continue, DryRun, Overwrite, Report, Resume, ResumeTraining, Seed, takes
+from smolmoe.recipe.words import Continue, DryRun, Overwrite, Resume, ResumeTraining, Seed
+from smolmoe.verbs.signature import Report, takes
 
 if TYPE_CHECKING:
     from smolmoe.alignment.pairs import PairsReport
@@ -119,43 +120,19 @@ def align(
     return alignment.align(recipe, resume=resume, overwrite=overwrite, report=report)
 
 
-@takes(AlignRecipe, file=True, kind="train", fixed={"method": "sft"})
-def sft(
-    recipe: AlignRecipe,
-    *,
-    resume: Resume = None,
-    overwrite: Overwrite = False,
-    dry_run: DryRun = False,
-    report: Report | None = None,
-) -> AlignResult | AlignEstimate:
-    """Fine-tune on answers (supervised fine-tuning)."""
-    return align(recipe, resume=resume, overwrite=overwrite, dry_run=dry_run, report=report)
+def _by(method: str, summary: str) -> Callable[..., AlignResult | AlignEstimate]:
+    """`align` with its method fixed."""
+
+    def aligned(recipe: AlignRecipe, **options: Any) -> AlignResult | AlignEstimate:
+        return align(recipe, **options)
+
+    aligned.__name__, aligned.__doc__ = method, summary
+    return takes(AlignRecipe, file=True, kind="train", fixed={"method": method}, like=align)(aligned)
 
 
-@takes(AlignRecipe, file=True, kind="train", fixed={"method": "dpo"})
-def dpo(
-    recipe: AlignRecipe,
-    *,
-    resume: Resume = None,
-    overwrite: Overwrite = False,
-    dry_run: DryRun = False,
-    report: Report | None = None,
-) -> AlignResult | AlignEstimate:
-    """Train on preference pairs against a reference model (DPO)."""
-    return align(recipe, resume=resume, overwrite=overwrite, dry_run=dry_run, report=report)
-
-
-@takes(AlignRecipe, file=True, kind="train", fixed={"method": "cpo"})
-def cpo(
-    recipe: AlignRecipe,
-    *,
-    resume: Resume = None,
-    overwrite: Overwrite = False,
-    dry_run: DryRun = False,
-    report: Report | None = None,
-) -> AlignResult | AlignEstimate:
-    """Train on preference pairs without a reference model (CPO)."""
-    return align(recipe, resume=resume, overwrite=overwrite, dry_run=dry_run, report=report)
+sft = _by("sft", "Fine-tune on answers (supervised fine-tuning).")
+dpo = _by("dpo", "Train on preference pairs against a reference model (DPO).")
+cpo = _by("cpo", "Train on preference pairs without a reference model (CPO).")
 
 
 @takes(PairsRecipe, "model")

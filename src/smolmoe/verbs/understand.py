@@ -10,7 +10,8 @@ from pydantic import Field
 
 from smolmoe.recipe.probe import ProbeTextRecipe
 from smolmoe.recipe.select import SelectRecipe
-from smolmoe.verbs.signature import Device, Overwrite, Report, Seed, said, takes
+from smolmoe.recipe.words import Device, Overwrite, Seed
+from smolmoe.verbs.signature import Report, said, takes
 
 if TYPE_CHECKING:
     from smolmoe.inference.expert_choice import Choice
