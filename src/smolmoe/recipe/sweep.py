@@ -29,7 +29,11 @@ def _seeds(value: Any) -> Any:
     """A number of seeds as that many."""
     if isinstance(value, list | tuple) and len(value) == 1 and isinstance(value[0], str):
         value = int(value[0]) if value[0].isdecimal() else value
-    return tuple(range(max(1, value))) if isinstance(value, int) and not isinstance(value, bool) else value
+    if not isinstance(value, int):
+        return value
+    if value < 1:
+        raise ValueError("must be at least 1")
+    return tuple(range(value))
 
 
 Count = Annotated[int, BeforeValidator(_count)]
