@@ -196,7 +196,7 @@ def test_a_disk_that_fills_up_leaves_nothing(tmp_path: Path, monkeypatch: pytest
 
 _STOPPING_RUN = """
 import sys, time
-from smolmoe.surgery import writer
+from smolmoe.surgery.tensors import writer
 real, calls = writer._copy_some, []
 def stopping(*args):
     calls.append(args)
