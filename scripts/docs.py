@@ -1,11 +1,13 @@
 """Write the generated parts of the documentation, or with --check say which of them are out of date.
 
 Tables go between markers in README.md, docs/reference/families.md and the pages of `KEYS`; docs/reference/cli.md is
-the help of every command.
+the help of every command, and docs/reference/api.md the signatures and docstrings of the public
+functions.
 """
 
 from __future__ import annotations
 
+import inspect
 import re
 import sys
 import typing
@@ -16,7 +18,9 @@ from typing import Any
 import typer.core
 import typer.main
 
+import smolmoe
 from smolmoe.cli import app
+from smolmoe.cli.options import help_of
 from smolmoe.data.presets import PRESETS
 from smolmoe.families.table import sources_table, targets_table
 from smolmoe.recipe import (
@@ -42,6 +46,7 @@ from smolmoe.recipe.train import (
     RoutingRecipe,
     SamplesRecipe,
 )
+from smolmoe.verbs.signature import fields_of
 
 ROOT = Path(__file__).resolve().parents[1]
 Keys = dict[str, tuple[tuple[str, type[Recipe]], ...]]
@@ -95,6 +100,52 @@ def _commands(group: Any, name: str) -> Iterator[tuple[str, Any]]:
             yield from _commands(command, f"{name} {own}")
 
 
+GROUPS = {
+    "Convert": "verbs.convert",
+    "Train": "verbs.train",
+    "Understand": "verbs.understand",
+    "Measure": "verbs.measure",
+    "Ship": "verbs.ship",
+}
+
+
+def api_page() -> str:
+    """Every public function: how it is called, what it takes, what it raises."""
+    commands = {
+        getattr(command.callback, "verb", None): name
+        for name, command in _commands(typer.main.get_command(app), "smolmoe")
+    }
+    parts = [
+        "# Python\n\nGenerated from the program by `make docs`. Every command is a function with the same options. "
+        "Where a recipe is taken, it\nmay be the name of a shipped recipe, a YAML file, a recipe object, or its "
+        "fields as keywords:\n",
+        "```python\nimport smolmoe\n",
+        'smolmoe.train("tinystories-moe", trainer={"max_steps": 10}, out="runs/short")\n```\n',
+    ]
+    names = {name: module.removeprefix("smolmoe.") for name, module in smolmoe._HOME.items()}
+    for heading, module in GROUPS.items():
+        functions = [getattr(smolmoe, name) for name in smolmoe.__all__ if names[name] == module]
+        parts += [f"## {heading}\n", *(_function(function, commands.get(function)) for function in functions)]
+    return "\n".join(parts)
+
+
+def _function(function: Any, command: str | None) -> str:
+    """One function: its call, its docstring, and a table of what it takes."""
+    signature = inspect.signature(function)
+    lines = [f"### smolmoe.{function.__name__}\n", inspect.getdoc(function) or ""]
+    summary, _, rest = lines[1].partition("\n\n")
+    sections = re.sub(r"^(Args|Raises|Returns):$", r"**\1**\n", rest, flags=re.MULTILINE)
+    sections = re.sub(r"^    (\S[^:]*): ", r"- `\1`: ", sections, flags=re.MULTILINE)
+    sections = re.sub(r"^        ", "  ", sections, flags=re.MULTILINE)
+    sections = re.sub(r"^    (?=\S)", "", sections, flags=re.MULTILINE)
+    also = f" On the command line: `{command}`." if command else ""
+    returns = signature.return_annotation
+    result = "" if returns is inspect.Signature.empty else f"Returns: `{returns}`.\n"
+    lines = [lines[0], f"{summary}{also}\n", *([sections.strip() + "\n"] if sections.strip() else []), result]
+    rows = [f"| `{name}` | {help_of(field)} |" for name, (_, field) in fields_of(function).items()]
+    return "\n".join([*lines, "| argument | meaning |", "| --- | --- |", *rows, ""]) if rows else "\n".join(lines)
+
+
 def keys_table(sections: Sequence[tuple[str, type[Recipe]]]) -> str:
     """The keys of recipe sections: name, default, meaning; sections that have rows of their own are left out."""
     own = {section for _, section in sections}
@@ -132,6 +183,7 @@ def pages() -> dict[Path, str]:
             between(families.read_text(encoding="utf-8"), "sources", sources_table()), "targets", targets_table()
         ),
         ROOT / "docs" / "reference" / "cli.md": cli_page(),
+        ROOT / "docs" / "reference" / "api.md": api_page(),
         **{ROOT / "docs" / name: guide(name, (ROOT / "docs" / name).read_text(encoding="utf-8")) for name in KEYS},
     }
 

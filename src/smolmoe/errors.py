@@ -10,7 +10,8 @@ class SmolmoeError(Exception):
         message: what is wrong, one sentence.
         field: the option, file or tensor at fault.
         value: its value.
-        fix: the nearest thing that works, one sentence.
+        fix: the nearest thing that works, one sentence. Options are written as Python keywords in backticks, as in
+            `overwrite=True`; the command line spells them as its own.
     """
 
     def __init__(self, message: str, *, field: str | None = None, value: object = None, fix: str | None = None):

@@ -11,7 +11,7 @@ from tests.helpers import dense_llama, random_moe, save
 from tests.training.runs import recipe
 from typer.testing import CliRunner, Result
 
-from smolmoe.cli import pushing, reporting
+from smolmoe.cli import push, report
 from smolmoe.errors import DataError, OutputError
 from smolmoe.surgery.run import upcycle
 from smolmoe.training.run import train
@@ -19,8 +19,8 @@ from smolmoe.training.run import train
 
 def run(*arguments: object) -> Result:
     app = typer.Typer(pretty_exceptions_enable=False)
-    reporting.add_to(app)
-    pushing.add_to(app)
+    report.COMMAND.add_to(app)
+    push.COMMAND.add_to(app)
     return CliRunner().invoke(app, [str(argument) for argument in arguments])
 
 

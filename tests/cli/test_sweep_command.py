@@ -52,7 +52,7 @@ def test_two_budgets_are_trained_and_fit_no_law(tiny: Path, smolmoe: Call) -> No
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        (("--tokens", "1Q"), "error: tokens = 1Q: is no number of tokens"),
+        (("--tokens", "1Q"), "error: tokens[0] = 1Q: must be a number of tokens"),
         (("--tokens", "1K,1K"), "twice"),
         (("--tokens", "1K", "--stage", "moe"), "one training, not a pipeline"),
     ],

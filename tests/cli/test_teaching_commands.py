@@ -18,13 +18,9 @@ pytest.importorskip("openai")
 # The two commands as `smolmoe data` has them, and errors as `smolmoe` reports them.
 PROGRAM = """
 import sys
-import typer
-from smolmoe.cli import teaching
+from smolmoe.cli import data_app as app
 from smolmoe.cli.output import print_error
 from smolmoe.errors import SmolmoeError
-app = typer.Typer(pretty_exceptions_enable=False)
-app.command()(teaching.teach)
-app.command()(teaching.fetch)
 try:
     app()
 except SmolmoeError as error:

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 from helpers import dense_llama, moe_of, save
-from tests.test_files import another_process, small_files
+from tests.core.test_files import another_process, small_files
 
 from smolmoe.alignment.pairs_run import make_pairs
 from smolmoe.alignment.run import align

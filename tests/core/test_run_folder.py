@@ -42,7 +42,7 @@ def _interrupted():
 
 def test_other_settings_are_refused_by_name(tmp_path):
     RunFolder(tmp_path / "run", {"seed": 1, "steps": 10})
-    with pytest.raises(OutputError, match=r"other settings \(steps: 10 there, 20 here\).*--overwrite"):
+    with pytest.raises(OutputError, match=r"other settings \(steps: 10 there, 20 here\).*overwrite=True"):
         RunFolder(tmp_path / "run", {"seed": 1, "steps": 20})
     RunFolder(tmp_path / "run", {"seed": 1, "steps": 20}, overwrite=True)
 

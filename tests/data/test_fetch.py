@@ -101,7 +101,7 @@ def test_more_rows_go_on_where_it_stopped(tmp_path, place, preset, rows):
     found = fetch(preset, parts, rows=7, shard_rows=4)
     assert [shard["rows"] for shard in found["shards"]] == [4, 3]
     assert not found["whole"]
-    with pytest.raises(OutputError, match=r"holds 7 fetched rows.*--resume"):
+    with pytest.raises(OutputError, match=r"holds 7 fetched rows.*resume=True"):
         fetch(preset, parts, rows=10)
     before = contents(parts)
     fetch(preset, parts, rows=10, resume=True, shard_rows=4)
@@ -158,7 +158,7 @@ def test_a_kill_loses_the_shard_in_hand_at_most(tmp_path, place):
 
 def test_a_licence_that_is_not_free_asks_for_consent(tmp_path, place):
     place("codeparrot", [{"content": "x = 1", "license": "gpl-3.0"}], files=1)
-    with pytest.raises(RequestError, match=r"licence is mixed .*--accept-licence mixed"):
+    with pytest.raises(RequestError, match=r"licence is mixed .*accept_licence='mixed'"):
         fetch("codeparrot", tmp_path / "out")
     with pytest.raises(RequestError, match="licence is mixed"):
         fetch("codeparrot", tmp_path / "out", accept_licence="yes")

@@ -132,7 +132,7 @@ def test_a_folder_without_a_cache_an_unfinished_one_and_a_damaged_one_are_told_a
     with pytest.raises(DataError, match="there is no cache"):
         open_cache(tmp_path)
     (tmp_path / "request.json").write_text("{}")
-    with pytest.raises(DataError, match=r"not finished.*--resume"):
+    with pytest.raises(DataError, match=r"not finished.*resume=True"):
         open_cache(tmp_path)
     (tmp_path / "cache.json").write_text("{")
     with pytest.raises(DataError, match="damaged"):

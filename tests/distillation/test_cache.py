@@ -157,7 +157,7 @@ def test_a_killed_run_goes_on_and_ends_with_the_same_files(asked: dict[str, Any]
     with Child(killed_in("smolmoe.distillation.cache:write_shard", 4) + WORKER, json.dumps(asked)) as process:
         assert process.wait() == -signal.SIGKILL, process.stderr
     assert not (out / "cache.json").exists()
-    with pytest.raises(OutputError, match=r"unfinished.*--resume"):
+    with pytest.raises(OutputError, match=r"unfinished.*resume=True"):
         cache_teacher(**asked)
     with pytest.raises(DataError, match="not finished"):
         open_cache(out)

@@ -135,7 +135,7 @@ def test_another_recipe_is_refused_before_anything_is_done(tmp_path: Path) -> No
     with pytest.raises(OutputError, match="experts: 4 there, 8 here") as caught:
         go(values)
     assert caught.value.value == "moe"
-    assert "--from moe" in (caught.value.fix or "")
+    assert "start='moe'" in (caught.value.fix or "")
     values["defaults"]["seed"] = 1
     with pytest.raises(OutputError, match="seed: None there, 1 here"):
         go(values)

@@ -16,7 +16,7 @@ from helpers import dense_llama, edit_tensors, moe_of, random_moe, save
 from tests.moe.other_moes import other_moe
 from typer.testing import CliRunner
 
-from smolmoe.cli import probing
+from smolmoe.cli import probe as probe_command
 from smolmoe.core.checkpoint import open_checkpoint
 from smolmoe.data.text import Document, read_documents, write_documents
 from smolmoe.errors import DataError, OutputError, RequestError, SmolmoeError, SourceError
@@ -182,7 +182,7 @@ def test_a_real_model_on_real_text(shared: Path, tmp_path: Path) -> None:
 
 def app() -> typer.Typer:
     app = typer.Typer()
-    probing.add_to(app)
+    probe_command.COMMAND.add_to(app)
     app.callback()(lambda: None)
     return app
 
@@ -200,7 +200,7 @@ def test_command(tmp_path: Path, text: Path, capsys: pytest.CaptureFixture[str])
     with pytest.raises(RequestError, match="there is no metrics"):
         CliRunner().invoke(app(), [*asked, "--run", f"training={tmp_path}"], catch_exceptions=False)
     capsys.readouterr()
-    probing.show_probe(result, out)
+    probe_command.show_probe(result, out)
     printed = capsys.readouterr().out
     for part in ("MixtralForCausalLM, 4 experts, top-2", "separation", "linear probe", "Does it pay?", "  ! "):
         assert part in printed

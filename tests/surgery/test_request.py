@@ -33,20 +33,20 @@ def plan(name: str = "llama", **options: Any) -> Any:
         ({"granularity": 0}, "granularity", "at least 1"),
         ({"top_k": 9}, "top_k", "at most 8"),
         ({"granularity": 5, "experts": 10, "top_k": 5}, "granularity", "does not divide the 48 neurons"),
-        ({"granularity": 4, "experts": 6, "top_k": 4}, "granularity", "--experts 8"),
-        ({"granularity": 4, "top_k": 2}, "granularity", "--top-k 4"),
+        ({"granularity": 4, "experts": 6, "top_k": 4}, "granularity", "experts=8"),
+        ({"granularity": 4, "top_k": 2}, "granularity", "top_k=4"),
         ({"granularity": 4, "top_k": 4, "shared": 10}, "granularity", "does not divide the 38 neurons"),
         ({"granularity": 2, "router": "zero"}, "router", "ties every expert"),
-        ({"shared": 48}, "shared", "--shared full"),
+        ({"shared": 48}, "shared", "shared='full'"),
         ({"shared": 0}, "shared", "between 1 and 47"),
         ({"shared": "half"}, "shared", "none, full, residual"),
-        ({"router": "domains"}, "router", "--router-data"),
-        ({"router_data": "x.jsonl"}, "router_data", "--router domains"),
-        ({"noise_std": 0.1}, "noise_std", "--diversify noise"),
-        ({"drop_ratio": 0.1}, "drop_ratio", "--diversify drop"),
+        ({"router": "domains"}, "router", "router_data="),
+        ({"router_data": "x.jsonl"}, "router_data", "router='domains'"),
+        ({"noise_std": 0.1}, "noise_std", "diversify='noise'"),
+        ({"drop_ratio": 0.1}, "drop_ratio", "diversify='drop'"),
         ({"diversify": "noise", "noise_std": 0.0}, "noise_std", "positive"),
         ({"diversify": "drop", "drop_ratio": 1.5}, "drop_ratio", "not above 1"),
-        ({"attention": "base"}, "attention", "--expert"),
+        ({"attention": "base"}, "attention", "expert="),
         ({"layers": "2-7"}, "layers", "layers 0 to 2"),
         ({"layers": "first"}, "layers", "every:2"),
         ({"layers": "every:0"}, "layers", "not understood"),
@@ -89,7 +89,7 @@ def test_target_refuses_with_the_nearest(name: str, options: dict[str, Any], say
     with pytest.raises(TargetError, match=says) as caught:
         plan(name, **options)
     assert caught.value.fix
-    nearest = caught.value.fix.split("--target ")[1].split()[0]
+    nearest = caught.value.fix.split("target='")[1].split("'")[0]
     assert plan(name, **{**options, "target": nearest}).target.name == nearest
 
 
@@ -126,8 +126,8 @@ def test_auto_prefers_native(name: str, options: dict[str, Any], target: str) ->
     ("options", "says"),
     [
         ({"shared": 18}, "another shared width"),
-        ({"granularity": 8, "top_k": 8}, "--granularity 1, 2, 3, 4, 6, 12"),
-        ({"granularity": 4, "top_k": 4, "dtype": "float16"}, "--dtype float32"),
+        ({"granularity": 8, "top_k": 8}, "granularity=1, 2, 3, 4, 6, 12"),
+        ({"granularity": 4, "top_k": 4, "dtype": "float16"}, "dtype='float32'"),
     ],
 )
 def test_widths_that_stock_kernels_cannot_run(options: dict[str, Any], says: str) -> None:

@@ -136,7 +136,7 @@ def test_out_is_refused_where_it_must_not_be(tmp_path: Path) -> None:
             written(plan(overwrite=True), out)
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "diary.txt").write_text("dear")
-    with pytest.raises(OutputError, match="--overwrite"):
+    with pytest.raises(OutputError, match="overwrite=True"):
         written(plan(), tmp_path / "mine")
     with pytest.raises(OutputError, match="not a model folder"):
         written(plan(overwrite=True), tmp_path / "mine")
@@ -196,7 +196,7 @@ def test_a_disk_that_fills_up_leaves_nothing(tmp_path: Path, monkeypatch: pytest
 
 _STOPPING_RUN = """
 import sys, time
-from smolmoe.surgery import writer
+from smolmoe.surgery.tensors import writer
 real, calls = writer._copy_some, []
 def stopping(*args):
     calls.append(args)

@@ -243,7 +243,7 @@ def test_another_tokenizer_ends_the_job_with_its_tokens_named(tmp_path, student,
         text = f"Once upon a time {prompt}"
         return answer(text, logprobs=said_by(stories, stories(text, add_special_tokens=False)["input_ids"]))
 
-    with serving(script) as server, pytest.raises(EndpointError, match=r"not the student's .*' Once'.*--student"):
+    with serving(script) as server, pytest.raises(EndpointError, match=r"not the student's .*' Once'.*`student`"):
         ask(tmp_path, server.url, [f"p{n}" for n in range(20)], student=student, concurrency=1)
     assert sum(server.asked.values()) == 3
 

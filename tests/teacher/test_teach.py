@@ -148,7 +148,7 @@ def test_a_pause_that_the_endpoint_asks_for_is_kept_by_all(tmp_path):
 
 
 def test_an_endpoint_that_asks_for_an_hour_ends_the_job(tmp_path):
-    ends = pytest.raises(EndpointError, match=r"asks to wait 3600 s .*daily limit.*--resume")
+    ends = pytest.raises(EndpointError, match=r"asks to wait 3600 s .*daily limit.*resume=True")
     with serving(lambda p, n: error(429, "daily limit", Retry_After="3600")) as server, ends:
         teach(recipe(tmp_path, server.url, ["a", "b"]))
     assert server.asked == {"a": 1}
@@ -160,7 +160,7 @@ def test_an_endpoint_that_asks_for_an_hour_ends_the_job(tmp_path):
         (error(400, "temperature is too high"), "temperature is too high"),
         (error(401, "Incorrect API key provided"), "Incorrect API key.*OPENAI_API_KEY"),
         (error(403, "not in your country"), "not in your country"),
-        (error(404, "The model `teacher` does not exist"), "does not exist.*--model"),
+        (error(404, "The model `teacher` does not exist"), "does not exist.*`model`"),
         (error(429, "You exceeded your quota", "insufficient_quota"), "exceeded your quota"),
         (Reply({"detail": "Unexpected fields"}, 422), "Unexpected fields"),
     ],
@@ -256,11 +256,11 @@ def test_an_endpoint_that_goes_down_ends_the_job_and_resume_goes_on(tmp_path):
 
     with serving(script) as server:
         asked = recipe(tmp_path, server.url, prompts, concurrency=1, retries=1)
-        with pytest.raises(EndpointError, match=r"10 prompts in a row got no answer.*gone.*--resume"):
+        with pytest.raises(EndpointError, match=r"10 prompts in a row got no answer.*gone.*resume=True"):
             teach(asked, first_wait=QUICK)
         assert sum(server.asked.values()) == 5 + 10 * 2
         up[0] = True
-        with pytest.raises(OutputError, match=r"holds 5 answers already.*--resume"):
+        with pytest.raises(OutputError, match=r"holds 5 answers already.*resume=True"):
             teach(asked)
         report = teach(asked, resume=True)
     assert report["rows"] == {"written": 40, "failed": 0, "left": 0}
@@ -404,7 +404,7 @@ def test_rows_without_a_prompt_are_left_out_and_counted(tmp_path, caplog):
     asked = recipe(tmp_path, "http://127.0.0.1:1/v1", rows)
     assert [prompt.text for prompt in read_prompts(asked)] == ["a", "half ?"]
     said = {
-        'rows have a column "system", which is not sent (see --system)': 1,
+        'rows have a column "system", which is not sent (see `system`)': 1,
         "rows without a prompt left out": 3,
         'half a surrogate pair, read as "?"': 1,
     }

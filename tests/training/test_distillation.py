@@ -214,7 +214,7 @@ def test_a_part_of_the_cached_text_in_another_mixture_is_found(place: Path, tmp_
 @pytest.mark.parametrize("dry", [False, True])
 def test_what_the_cache_does_not_have_is_refused_before_training(place: Path, tmp_path: Path, dry: bool) -> None:
     start = (lambda asked: estimate(parse(TrainRecipe, asked))) if dry else train
-    with pytest.raises(RequestError, match=r"temperature 1; others.*--temperature 2"):
+    with pytest.raises(RequestError, match=r"temperature 1; others.*temperature=2"):
         start(values(place, tmp_path / "run", distill={"temperature": 2.0}))
     with pytest.raises(RequestError, match="smoothed labels"):
         start(values(place, tmp_path / "run", trainer={"label_smoothing_factor": 0.1}))

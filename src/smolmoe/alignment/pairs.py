@@ -161,7 +161,7 @@ class PairsFolder:
             remove(path, SAMPLES, PAIRS, REPORT, ".*.partial")
         elif not is_empty and not resume:
             state = "finished" if (path / REPORT).is_file() else "unfinished"
-            fix = "Go on with --resume, start over with --overwrite, or name another folder."
+            fix = "Go on with `resume=True`, start over with `overwrite=True`, or name another folder."
             raise OutputError(f"the folder holds pairs ({state}).", field="out", value=str(path), fix=fix)
         elif not is_empty:
             self._check_same(asked)
@@ -170,7 +170,7 @@ class PairsFolder:
         (path / SAMPLES).mkdir(exist_ok=True)
 
     def _check_same(self, asked: dict[str, Any]) -> None:
-        found = read_object(self.path / ASKED, fix="Start over with --overwrite, or name another folder.")
+        found = read_object(self.path / ASKED, fix="Start over with `overwrite=True`, or name another folder.")
         changed = [key for key in sorted({*found, *asked}) if found.get(key) != asked.get(key)]
         if changed:
             said = ", ".join(f"{key}: {found.get(key)} there, {asked.get(key)} here" for key in changed)
@@ -178,7 +178,7 @@ class PairsFolder:
                 f"the pairs there were begun otherwise ({said}).",
                 field="out",
                 value=str(self.path),
-                fix="Resume as they were begun, start over with --overwrite, or name another folder.",
+                fix="Resume as they were begun, start over with `overwrite=True`, or name another folder.",
             )
 
     def has_shard(self, number: int) -> bool:
@@ -227,7 +227,7 @@ class PairsFolder:
                 f"none of {len(answered)} prompts gave a pair: both answers are always equally far from the reference.",
                 field="temperatures",
                 value=",".join(map(str, temperatures)),
-                fix="Raise a temperature, or --prompts, or --max-new-tokens if the answers are all cut short.",
+                fix="Raise a temperature, or `prompts`, or `max_new_tokens` if the answers are all cut short.",
             )
         report = _report(compared, shards, asked, temperatures, settings, self._write(pairs))
         write_json(self.path / REPORT, report.to_json())

@@ -57,6 +57,7 @@ class AlignEstimate:
         memory_bytes: at its peak.
         seconds: on this machine, without measuring.
         findings: what the doctor would say of its routers.
+        out: the run's folder.
     """
 
     total: int
@@ -72,9 +73,10 @@ class AlignEstimate:
     memory_bytes: int
     seconds: float
     findings: tuple[Finding, ...] = ()
+    out: Path | None = None
 
     def to_json(self) -> dict[str, Any]:
-        return asdict(self)
+        return {name: value for name, value in asdict(self).items() if name != "out"}
 
 
 def align(

@@ -63,8 +63,8 @@ def format_of(recipe: AlignDataRecipe, columns: Sequence[str], file: Path) -> st
             f"its columns ({', '.join(columns) or 'none'}) are of no format that is known.",
             field="data.format",
             value=str(file),
-            fix="Say which are which, e.g. --set data.columns='{prompt: question, context: passage, completion: "
-            "answer}'; a column that is not named is not used.",
+            fix="Say which are which, e.g. `data.columns={'prompt': 'question', 'context': 'passage', 'completion': "
+            "'answer'}`; a column that is not named is not used.",
         )
     return found
 

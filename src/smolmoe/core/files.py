@@ -112,6 +112,16 @@ def followed(out: str | Path, *, field: str = "out") -> Path:
     return target
 
 
+def check_parent(out: Path | None) -> None:
+    """See that the folder is there that a file is to go into.
+
+    Raises:
+        OutputError: it is not.
+    """
+    if out is not None and not place(out, "file").parent.is_dir():
+        raise OutputError("there is no such folder.", field="out", value=str(out.parent), fix="Make it first.")
+
+
 def expanded(path: str | Path) -> Path:
     """A path with its leading `~` written out, as a shell does; as it is where that is there, or nobody's home."""
     return Path(path if os.path.exists(path) else os.path.expanduser(path))

@@ -153,7 +153,7 @@ def _put(work: Path, target: Path, shown: Path, *, overwrite: bool) -> None:
             "came to be there while this was being written, and is not replaced.",
             field="out",
             value=str(shown),
-            fix="Choose another place, or use --overwrite.",
+            fix="Choose another place, or use `overwrite=True`.",
         ) from error
 
 

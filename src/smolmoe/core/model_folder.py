@@ -56,7 +56,7 @@ def check_replaceable(out: Path, *, overwrite: bool) -> None:
     if not os.path.lexists(target) or (target.is_dir() and not any(target.iterdir())):
         return
     if not overwrite:
-        raise OutputError("exists.", field="out", value=str(out), fix="Use --overwrite to replace it.")
+        raise OutputError("exists.", field="out", value=str(out), fix="Use `overwrite=True` to replace it.")
     if not (target / "config.json").is_file() or not any(target.glob("*.safetensors")):
         raise OutputError(
             "exists and is not a model folder, so it is not replaced.",

@@ -50,7 +50,7 @@ class RunFolder:
                 f"the folder holds a run with other settings ({_differences(found, settings)}).",
                 field="out",
                 value=str(self.path),
-                fix="Name another folder, or use --overwrite to start over.",
+                fix="Name another folder, or use `overwrite=True` to start over.",
             )
         if found is None:
             followed(self.path).mkdir(parents=True, exist_ok=True)

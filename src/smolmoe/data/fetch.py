@@ -102,7 +102,7 @@ def _check_licence(label: str, preset: Preset, accepted: str | None) -> None:
         f"{preset.path} is not free for every use: its licence is {preset.licence} ({kind}).",
         field="preset",
         value=label,
-        fix=f"If your use is allowed, say so: --accept-licence {preset.licence}",
+        fix=f"If your use is allowed, say so: `accept_licence={preset.licence!r}`",
     )
 
 
@@ -155,7 +155,7 @@ class _Writing:
                 f"the folder holds {sum(shard['rows'] for shard in found['shards'])} fetched rows.",
                 field="out",
                 value=str(self.out),
-                fix="Go on with --resume, or name another folder.",
+                fix="Go on with `resume=True`, or name another folder.",
             )
         return found if found["shards"] else None  # killed during the first shard: begun anew
 

@@ -205,7 +205,7 @@ def open_cache(folder: str | Path) -> TargetCache:
             "the cache is not finished." if unfinished else f"there is no cache of a teacher (no {ABOUT} in it).",
             field="distill.cache",
             value=str(folder),
-            fix="Give the command that began it again, with --resume."
+            fix="Give the command that began it again, with `resume=True`."
             if unfinished
             else "Make one with `smolmoe distill cache`.",
         )

@@ -51,6 +51,18 @@ def read_documents(path: str | Path) -> list[Document]:
     return documents
 
 
+def read_lines(path: Path, *, field: str) -> list[str]:
+    """The lines of a text file that are not empty.
+
+    Raises:
+        DataError: it cannot be read.
+    """
+    try:
+        return [line for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
+    except (OSError, UnicodeDecodeError) as error:
+        raise DataError("it is no text file that can be read.", field=field, value=str(path)) from error
+
+
 def read_rows(path: str | Path, required: Sequence[str], optional: Sequence[str] | None = ()) -> Rows:
     """The rows of a file one at a time, each after the place where it stands ("line 3", "row 3", "paragraph 3").
 

@@ -160,7 +160,7 @@ def finish(job: Job) -> None:
             f"{absent[0]} is not there." if absent else "the shards there are not of this text.",
             field="out",
             value=str(job.folder),
-            fix="Start over with --overwrite.",
+            fix="Start over with `overwrite=True`.",
         )
     shards = [_described(job.folder / name, job.options) for name in names]
     with writing(job.folder):
@@ -224,7 +224,7 @@ def _array(shard: Path, name: str) -> NDArray[Any]:
             f"{shard.name}/{file.name} cannot be read ({error}).",
             field="out",
             value=str(shard),
-            fix="Delete the shard, then go on with --resume: it is written again.",
+            fix="Delete the shard, then go on with `resume=True`: it is written again.",
         ) from error
     return found
 

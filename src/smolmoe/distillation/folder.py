@@ -36,7 +36,7 @@ def open_folder(out: Path, request: dict[str, Any], *, resume: bool, overwrite: 
     if overwrite:
         remove(out, ABOUT, TOKENIZER, "shard-*", TEXT, ".*.partial")  # the request goes last, when there is another
     elif resume:
-        _check_same(read_object(out / REQUEST, fix="Start over with --overwrite."), request, out)
+        _check_same(read_object(out / REQUEST, fix="Start over with `overwrite=True`."), request, out)
         for partial in out.glob(".*.partial"):
             shutil.rmtree(partial, ignore_errors=True)
     else:
@@ -45,7 +45,7 @@ def open_folder(out: Path, request: dict[str, Any], *, resume: bool, overwrite: 
             f"the folder holds a cache ({state}).",
             field="out",
             value=str(out),
-            fix="Go on with --resume, start over with --overwrite, or name another folder.",
+            fix="Go on with `resume=True`, start over with `overwrite=True`, or name another folder.",
         )
 
 
@@ -61,7 +61,7 @@ def _check_same(found: dict[str, Any], asked: dict[str, Any], out: Path) -> None
         f"the cache there was begun with another request: {said}.",
         field="out",
         value=str(out),
-        fix="Resume with the same one, start over with --overwrite, or name another folder.",
+        fix="Resume with the same one, start over with `overwrite=True`, or name another folder.",
     )
 
 
@@ -74,14 +74,14 @@ def check_room(out: Path, store: TokenStore, options: CacheOptions, vocabulary: 
             f"needs {units.size(needed)}, {units.size(free)} are free.",
             field="out",
             value=str(out),
-            fix="Free some space, name another disk, or keep fewer entries (--top-k, --sampled).",
+            fix="Free some space, name another disk, or keep fewer entries (`top_k`, `sampled`).",
         )
 
 
 @contextmanager
 def writing(folder: Path) -> Iterator[None]:
     """What the disk refuses within becomes an OutputError."""
-    fix = "Free some space, then go on with --resume."
+    fix = "Free some space, then go on with `resume=True`."
     with files.writing(folder, said="the cache cannot be written", fix=fix):
         yield
 

@@ -65,7 +65,7 @@ def cache_options(*, top_k: int | None, sampled: int | None, **others: Any) -> C
         RequestError: both kinds are asked, or a value that cannot be.
     """
     if top_k is not None and sampled is not None:
-        raise RequestError("a cache is of one kind.", field="sampled", value=sampled, fix="Leave --top-k out, or this.")
+        raise RequestError("a cache is of one kind.", field="sampled", value=sampled, fix="Leave `top_k` out, or this.")
     if sampled is not None:
         return CacheOptions("sampled", sampled, **others)
     return CacheOptions("top_k", TOP_K if top_k is None else top_k, **others)

@@ -148,7 +148,7 @@ def read_text(folder: Path, tokenizer: Any, *, check: bool = False) -> TokenStor
             f"the tokenised text is damaged ({error}).",
             field="out",
             value=str(folder),
-            fix="Delete it, then go on with --resume: the text is tokenised again.",
+            fix="Delete it, then go on with `resume=True`: the text is tokenised again.",
         ) from error
     return store
 

@@ -206,7 +206,7 @@ def _check_out(out: Path, overwrite: bool) -> None:
         raise OutputError("there is something else than scores.", field="out", value=str(out), fix="Name a new folder.")
     if not overwrite and out.exists() and any(out.iterdir()):
         raise OutputError(
-            "the folder holds scores.", field="out", value=str(out), fix="Use --overwrite, or name another folder."
+            "the folder holds scores.", field="out", value=str(out), fix="Use `overwrite=True`, or name another folder."
         )
 
 

@@ -46,7 +46,7 @@ def _request_refusals(target: MoeTarget, spec: DenseSpec, sizes: MoeSizes) -> li
     if sizes.shared_width and target.shared == "never":
         reasons.append("it has no shared expert")
     if not sizes.shared_width and target.shared == "required":
-        reasons.append("it always has a shared expert (--shared full, residual or a width)")
+        reasons.append("it always has a shared expert (shared: full, residual or a width)")
     if sizes.shared_width and target.shared_multiple and sizes.shared_width % sizes.width:
         reasons.append(
             f"its shared width must be a multiple of the expert width {sizes.width}, not {sizes.shared_width}"
@@ -79,6 +79,6 @@ def resolve(name: str, spec: DenseSpec, sizes: MoeSizes) -> MoeTarget:
             f"{target.name} cannot express this: {'; '.join(reasons)}.",
             field="target",
             value=name,
-            fix=f"Use --target {able[0].name} (or auto), which can.",
+            fix=f"Use `target={able[0].name!r}` (or auto), which can.",
         )
     return target

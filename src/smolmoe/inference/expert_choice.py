@@ -160,7 +160,7 @@ def choices(names: Sequence[str | None] | None, experts: int) -> dict[str, tuple
 def deciding_layers(layers: Sequence[int]) -> list[int]:
     """The last third of the layers, one at least: deeper routers know more.
 
-    Routers made from domains (`--router domains`) in a 6-layer Llama put held-out prompts of 16 tokens into the right
+    Routers made from domains (`router: domains`) in a 6-layer Llama put held-out prompts of 16 tokens into the right
     one of five domains in 72% of cases by the first layer, 85% by all layers, 90% by the last third.
     """
     return list(layers[-math.ceil(len(layers) / 3) :])

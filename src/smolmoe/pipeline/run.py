@@ -289,7 +289,7 @@ class _Pipeline:
                 f"there is something else than a pipeline's folders (no {RECORDS} in it).",
                 field="out",
                 value=str(self.out),
-                fix="Name a new folder with --set out=...",
+                fix="Name a new folder with `out=...`",
             )
         (self.out / RECORDS).mkdir(exist_ok=True)
         for stage in self.recipe.stages[len(kept) :]:
@@ -317,7 +317,7 @@ class _Pipeline:
         """
         if not self._record(stage.name).is_file():
             return None
-        again = f"Do the stage again with --from {stage.name}."
+        again = f"Do the stage again with `start={stage.name!r}`."
         record: dict[str, Any] = read_object(self._record(stage.name), fix=again)
         asked = self._asked(stage)
         if record.get("asked") == asked:
@@ -326,7 +326,7 @@ class _Pipeline:
             f"the stage was done with other values ({_differences(record.get('asked'), asked)}).",
             field="stage",
             value=stage.name,
-            fix=f"Do it again with --from {stage.name}, or name another folder with --set out=...",
+            fix=f"Do it again with `start={stage.name!r}`, or name another folder with `out=...`",
         )
 
     def _asked(self, stage: StageRecipe) -> dict[str, Any]:
@@ -361,7 +361,7 @@ class _Pipeline:
         folder = self.out / stage.name
         values = self.values[stage.name]
         if stage.match_flops is not None:
-            again = f"Do the stage again with --from {stage.match_flops}."
+            again = f"Do the stage again with `start={stage.match_flops!r}`."
             summary = read_object(self.out / stage.match_flops / "summary.json", fix=again)
             values = with_matched_steps(values, summary["flops"])
         resume = on_main(lambda: "latest" if folder.is_dir() and whole_checkpoints(folder) else None)

@@ -39,7 +39,7 @@ def split_documents(kept: KeptDocuments, domains: Sequence[str]) -> tuple[KeptDo
                 "the domain has fewer than two documents, one to learn from and another to judge on.",
                 field="domain",
                 value=domain,
-                fix="Give more text of it, read more of it (--tokens), or give text to learn from with --fit-data.",
+                fix="Give more text of it, read more of it (`tokens`), or give text to learn from with `fit_data`.",
             )
         own.sort(key=lambda index: kept.documents[index].key)
         for place, index in enumerate(own):

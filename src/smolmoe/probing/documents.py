@@ -92,7 +92,7 @@ def check_domains(domains: Iterable[str], data: str) -> list[str]:
             "what tells domains apart needs two.",
             field="data",
             value=data,
-            fix="Give text of several domains, or name the column that tells them apart with --by.",
+            fix="Give text of several domains, or name the column that tells them apart with `by`.",
         )
     return found
 

@@ -307,5 +307,8 @@ def _check_free(out: Path, overwrite: bool) -> None:
         )
     if not overwrite:
         raise OutputError(
-            "the folder holds a probe already.", field="out", value=str(out), fix="Name another, or use --overwrite."
+            "the folder holds a probe already.",
+            field="out",
+            value=str(out),
+            fix="Name another, or use `overwrite=True`.",
         )

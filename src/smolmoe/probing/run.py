@@ -7,13 +7,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from smolmoe.errors import RequestError
-from smolmoe.recipe.probe import ProbeRecipe
+from smolmoe.recipe.probe import ProbeRecipe, ProbeTextRecipe
 
 if TYPE_CHECKING:
     from smolmoe.results.probe import ProbeResult
 
 CHARACTERS_A_TOKEN = 8  # more than enough text for the tokens asked
-PROBE_TOKENS = 4096
 
 Report = Callable[[str, int, int], None]
 
@@ -47,6 +46,37 @@ def probe(
     return result
 
 
+def probe_text(recipe: ProbeTextRecipe, *, overwrite: bool = False, report: Report | None = None) -> ProbeResult:
+    """`probe` for a recipe that has been parsed."""
+    from smolmoe.probing.setup import ProbeOptions
+
+    names = (
+        "by",
+        "tokens",
+        "document_tokens",
+        "length",
+        "probe_tokens",
+        "losses",
+        "loss_tokens",
+        "permutations",
+        "seed",
+    )
+    return probe(
+        recipe.model,
+        recipe.data,
+        out=recipe.out,
+        before=None if recipe.before is None else Path(recipe.before),
+        runs={label: Path(folder) for label, folder in recipe.runs.items()},
+        fit_data=recipe.fit_data,
+        dense=recipe.dense,
+        against=recipe.against,
+        options=ProbeOptions(**recipe.model_dump(include=set(names))),
+        device=recipe.device,
+        overwrite=overwrite,
+        report=report,
+    )
+
+
 def _check_shown(field: str, folder: Path | None, file: str) -> None:
     """Before anything is measured: what the page is to show is there."""
     if folder is not None and not (folder / file).is_file():
@@ -58,7 +88,7 @@ def run_probe(recipe: ProbeRecipe, *, report: Report | None = None) -> dict[str,
     from smolmoe.data.rows import write_rows
     from smolmoe.probing.setup import ProbeOptions
 
-    characters = CHARACTERS_A_TOKEN * max(recipe.tokens, PROBE_TOKENS)
+    characters = CHARACTERS_A_TOKEN * max(recipe.tokens, recipe.probe_tokens)
     held_out, training = write_rows(recipe.data, recipe.out / "text", characters=characters)
     result = probe(
         recipe.model,
@@ -72,7 +102,9 @@ def run_probe(recipe: ProbeRecipe, *, report: Report | None = None) -> dict[str,
         options=ProbeOptions(
             tokens=recipe.tokens,
             length=recipe.data.length,
-            probe_tokens=PROBE_TOKENS,
+            document_tokens=recipe.document_tokens,
+            probe_tokens=recipe.probe_tokens,
+            permutations=recipe.permutations,
             losses=recipe.losses,
             loss_tokens=recipe.loss_tokens,
             seed=recipe.seed,

@@ -17,7 +17,8 @@ from smolmoe.errors import RequestError
 class Recipe(BaseModel):
     """Base of all recipes and of their sections."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+    # Validators are built when a recipe is first read: a command imports all recipes, for their help, and reads one.
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False, defer_build=True)
 
     @field_validator("*", mode="before")
     @classmethod

@@ -46,7 +46,7 @@ def check_page(out: Path, *, overwrite: bool) -> None:
     is_there = place(out, "file").exists()
     if is_there and not overwrite and MARK not in out.read_text(encoding="utf-8", errors="replace")[:4000]:
         raise OutputError(
-            "another file is there.", field="out", value=str(out), fix="Name a new file, or use --overwrite."
+            "another file is there.", field="out", value=str(out), fix="Name a new file, or use `overwrite=True`."
         )
 
 

@@ -212,7 +212,7 @@ def _dense_stage(recipe: PipelineRecipe) -> str:
             "the varied stage is not trained on from a conversion of a model that was trained before it.",
             field="dense_tokens",
             value=[stage.name for stage in recipe.stages],
-            fix="Name with --stage one that is, or leave dense tokens out.",
+            fix="Name with `stage` one that is, or leave dense tokens out.",
         )
     return trainings[-1]
 

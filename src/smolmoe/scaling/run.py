@@ -127,7 +127,7 @@ def _check_same_text(trained: Sequence[Sequence[Trained]]) -> None:
                 f"was measured on other held-out text than {every[0].folder}.",
                 field="held_out",
                 value=str(run.folder),
-                fix="Restore the text, or start over with --overwrite.",
+                fix="Restore the text, or start over with `overwrite=True`.",
             )
 
 

@@ -81,7 +81,10 @@ def _check_free(out: Path, overwrite: bool) -> None:
         )
     if not overwrite:
         raise OutputError(
-            "the folder holds a choice already.", field="out", value=str(out), fix="Name another, or use --overwrite."
+            "the folder holds a choice already.",
+            field="out",
+            value=str(out),
+            fix="Name another, or use `overwrite=True`.",
         )
     check_no_others(out, *WRITTEN, field="out", value=str(out))
 
@@ -102,6 +105,20 @@ class Tools:
     scorer: Scorer
     tokenizer: Any | None
     model: str | None = None
+
+
+def names_rows(data: str) -> bool:
+    """Whether rows are meant: a name without spaces that ends like a file is one, whether or not it is there."""
+    from smolmoe.core.files import expanded
+    from smolmoe.data.formats import suffix_of
+    from smolmoe.data.presets import EMBEDDED, PRESETS
+
+    if data in {*PRESETS, EMBEDDED} or (suffix_of(data) is not None and not any(map(str.isspace, data))):
+        return True
+    try:
+        return bool(data.strip()) and expanded(data).exists()
+    except (OSError, RuntimeError, ValueError):  # too long for a path, or not one
+        return False
 
 
 def open_tools(recipe: SelectRecipe) -> Tools:

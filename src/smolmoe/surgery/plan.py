@@ -180,12 +180,12 @@ def _warnings(recipe: UpcycleRecipe, layout: Layout) -> Iterator[str]:
     if recipe.router == "zero":
         yield (
             f"A zero router ties all {layout.experts} experts: every token goes to the same {layout.top_k}, and the "
-            f"other {layout.experts - layout.top_k} stay dead. Use --router random unless training breaks the tie."
+            f"other {layout.experts - layout.top_k} stay dead. Use a random router unless training breaks the tie."
         )
     if layout.top_k == 1:
         yield (
             "Top-1 with renormalised gates: the only gate is always 1, so the router gets no gradient from the "
-            "language-model loss. Use --top-k 2, or train with another router signal."
+            "language-model loss. Use top_k=2, or train with another router signal."
         )
     if recipe.shared == "residual" and recipe.diversify == "none":
         yield "Residual experts must differ to be of use: half of the gate and up neurons of each are drawn anew."

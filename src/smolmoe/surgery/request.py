@@ -84,8 +84,8 @@ def check_kernel(recipe: UpcycleRecipe, layout: Layout, base: Source) -> None:
         return
     start, stop = layout.routed_neurons
     good = [g for g in range(1, 65) if (stop - start) % (g * multiple) == 0]
-    ways = [f"--granularity {', '.join(map(str, good))}"] if good else []
-    ways += ["--dtype float32"] if multiple == 8 and layout.width % 4 == 0 else []
+    ways = [f"`granularity={', '.join(map(str, good))}`"] if good else []
+    ways += ["`dtype='float32'`"] if multiple == 8 and layout.width % 4 == 0 else []
     ways += ["another shared width"] if start else []
     raise RequestError(
         f"experts of width {layout.width} in {dtype} cannot run: transformers' kernel needs a multiple of {multiple}.",
@@ -97,12 +97,12 @@ def check_kernel(recipe: UpcycleRecipe, layout: Layout, base: Source) -> None:
 
 def _check_unused(recipe: UpcycleRecipe) -> None:
     needs = {
-        "noise_std": (recipe.diversify == "noise", "--diversify noise"),
-        "drop_ratio": (recipe.diversify == "drop", "--diversify drop"),
-        "drop_independent": (recipe.diversify == "drop", "--diversify drop"),
-        "router_data": (recipe.router == "domains", "--router domains"),
-        "router_centroids": (recipe.router == "domains", "--router domains"),
-        "attention": (bool(recipe.expert), "--expert NAME=PATH"),
+        "noise_std": (recipe.diversify == "noise", "`diversify='noise'`"),
+        "drop_ratio": (recipe.diversify == "drop", "`diversify='drop'`"),
+        "drop_independent": (recipe.diversify == "drop", "`diversify='drop'`"),
+        "router_data": (recipe.router == "domains", "`router='domains'`"),
+        "router_centroids": (recipe.router == "domains", "`router='domains'`"),
+        "attention": (bool(recipe.expert), "`expert={'NAME': 'PATH'}`"),
     }
     for field, (used, fix) in needs.items():
         if field in recipe.model_fields_set and not used:
@@ -125,7 +125,7 @@ def _experts(recipe: UpcycleRecipe) -> int:
             f"{len(recipe.expert)} specialists at granularity {recipe.granularity} need a multiple of {whole} experts.",
             field="experts",
             value=recipe.experts,
-            fix=f"Use --experts {whole}, or leave it out.",
+            fix=f"Use `experts={whole}`, or leave it out.",
         )
     return recipe.experts
 
@@ -147,14 +147,14 @@ def _check_counts(recipe: UpcycleRecipe, experts: int) -> None:
             f"does not divide the {experts} experts into whole groups.",
             field="granularity",
             value=g,
-            fix=f"Use --experts {-(-experts // g) * g}.",
+            fix=f"Use `experts={-(-experts // g) * g}`.",
         )
     if k % g and recipe.shared != "residual":
         raise RequestError(
             f"a token must get whole groups of {g} experts, so K must be a multiple of it (K is {k}).",
             field="granularity",
             value=g,
-            fix=f"Use --top-k {max(1, round(k / g)) * g}.",
+            fix=f"Use `top_k={max(1, round(k / g)) * g}`.",
         )
 
 
@@ -167,7 +167,7 @@ def _shared_width(recipe: UpcycleRecipe, spec: DenseSpec) -> int:
                 "residual zeroes the routed down projections, and the specialists' knowledge with them.",
                 field="shared",
                 value="residual",
-                fix="Use --shared full or none with --expert.",
+                fix="Use `shared='full'` or none with `expert`.",
             )
         return spec.ffn_size
     if not 0 < recipe.shared < spec.ffn_size:
@@ -175,7 +175,7 @@ def _shared_width(recipe: UpcycleRecipe, spec: DenseSpec) -> int:
             f"a shared width must lie between 1 and {spec.ffn_size - 1} (the FFN has {spec.ffn_size} neurons).",
             field="shared",
             value=recipe.shared,
-            fix="Use --shared full for all of them, none for no shared expert.",
+            fix="Use `shared='full'` for all of them, none for no shared expert.",
         )
     return recipe.shared
 
@@ -186,14 +186,14 @@ def _check_router(recipe: UpcycleRecipe) -> None:
             "a zero router ties every expert, so the chosen K are not whole groups and the function is lost.",
             field="router",
             value="zero",
-            fix="Use --router random or domains with --granularity above 1.",
+            fix="Use `router='random'` or domains with `granularity` above 1.",
         )
     if recipe.router == "domains" and recipe.router_data is None:
         raise RequestError(
             "needs text to take the domains from.",
             field="router",
             value="domains",
-            fix='Add --router-data FILE.jsonl with rows {"text": ..., "domain": ...}.',
+            fix='Add `router_data=FILE.jsonl` with rows {"text": ..., "domain": ...}.',
         )
 
 

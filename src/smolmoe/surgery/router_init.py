@@ -48,7 +48,7 @@ class RouterRows:
 
 
 def domain_rows(plan: Plan, tokenizer: Any) -> RouterRows:
-    """Rows for `--router domains`.
+    """Rows for `router: domains`.
 
     Raises:
         DataError: no domains in the data, or more of them than groups of experts.
@@ -98,7 +98,7 @@ def _owners(plan: Plan, domains: list[str]) -> list[int]:
             f"{len(domains)} domains, but only {count} groups of experts to give them to.",
             field="router_data",
             value=data,
-            fix="Use more experts, or --router-centroids kmeans.",
+            fix="Use more experts, or `router_centroids='kmeans'`.",
         )
     return [i % len(domains) for i in range(count)]
 

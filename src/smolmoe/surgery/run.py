@@ -136,7 +136,7 @@ def _router_rows(plan: Plan, report: Report) -> RouterRows | None:
     from smolmoe.surgery.router_init import domain_rows
 
     report("router", 0, 0)
-    return domain_rows(plan, _tokenizer(plan, "--router domains reads text"))
+    return domain_rows(plan, _tokenizer(plan, "a router from domains reads text"))
 
 
 def _predict(plan: Plan, router: RouterRows | None, report: Report) -> Plan:
@@ -163,7 +163,7 @@ def _tokenizer(plan: Plan, why: str) -> Any:
             f"has no tokenizer, and {why}.",
             field="source",
             value=str(folder),
-            fix="Put the tokenizer's files into the folder, or use --no-verify with another router.",
+            fix="Put the tokenizer's files into the folder, or use `verify=False` with another router.",
         )
     return tokenizer
 

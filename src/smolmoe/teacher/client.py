@@ -160,7 +160,7 @@ class Asking:
                     f"the endpoint asks to wait {problem.wait:.0f} s ({problem.reason}).",
                     field="base_url",
                     value=self._recipe.base_url,
-                    fix="Go on with --resume when it is ready again.",
+                    fix="Go on with `resume=True` when it is ready again.",
                 )
             # A little more than asked, and not all at once.
             wait = problem.wait + self._first_wait * random.uniform(0, 0.5)
@@ -212,7 +212,7 @@ class Asking:
             message,
             field="base_url",
             value=self._recipe.base_url,
-            fix="Check that it runs and takes these options; answers so far are kept, --resume goes on from them.",
+            fix="Check that it runs and takes these options; answers so far are kept, `resume=True` goes on from them.",
         )
 
     def _keep(self, entry: dict[str, Any]) -> None:

@@ -133,7 +133,7 @@ class Endpoint:
             f"the endpoint redirects to {self._hide(place)}, which would get the prompts; nothing was sent there.",
             field="base_url",
             value=self._recipe.base_url,
-            fix="If that is where they are to go, give its address as --base-url.",
+            fix="If that is where they are to go, give its address as `base_url`.",
         )
 
     def _status(self, error: Any) -> NoAnswer | EndpointError:
@@ -142,7 +142,7 @@ class Endpoint:
         if status in _STOPPING or code in _NO_CREDIT or status < 400:
             fixes = {
                 401: f"Set {self._recipe.api_key_env} to a key that this endpoint takes.",
-                404: "Check --model, and that --base-url ends where the endpoint's API begins (often in /v1).",
+                404: "Check `model`, and that `base_url` ends where the endpoint's API begins (often in /v1).",
             }
             fix = fixes.get(status)
             return EndpointError(
@@ -231,7 +231,7 @@ def check_address(url: str) -> None:
             "an address is written into reports, so it must hold no user, password or query.",
             field="base_url",
             value=f"{parts.scheme}://{parts.hostname}/...",
-            fix="Put the key into an environment variable and name that with --api-key-env.",
+            fix="Put the key into an environment variable and name that with `api_key_env`.",
         )
 
 

@@ -168,7 +168,7 @@ class _Examiner:
                     f"the teacher's tokenizer is not the student's ({mismatch}).",
                     field="student",
                     value=self._recipe.student,
-                    fix="Leave --student out to keep the text, or take a teacher with the student's tokenizer.",
+                    fix="Leave `student` out to keep the text, or take a teacher with the student's tokenizer.",
                 ) from None
 
     def _missing(self, what: str, field: str, fix: str) -> EndpointError:

@@ -89,7 +89,7 @@ class Journal:
                 f"the folder holds {len(self.answered)} answers already.",
                 field="out",
                 value=str(self.path.parent),
-                fix="Go on with --resume, or name another folder.",
+                fix="Go on with `resume=True`, or name another folder.",
             )
         elif begun != options:
             changed = sorted(key for key in {*begun, *options} if begun.get(key) != options.get(key))

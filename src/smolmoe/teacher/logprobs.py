@@ -132,7 +132,7 @@ def _contents(tokenizer: Any) -> Iterator[tuple[int, bytes]]:
             "its tokens cannot be compared with a teacher's: it is neither byte-level nor of SentencePiece.",
             field="student",
             value=type(tokenizer).__name__,
-            fix="Leave --student out: the log-probabilities are then kept with the teacher's own tokens.",
+            fix="Leave `student` out: the log-probabilities are then kept with the teacher's own tokens.",
         )
     for name in range(len(tokenizer)):
         piece = tokenizer.convert_ids_to_tokens(name)

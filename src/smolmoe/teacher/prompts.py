@@ -64,11 +64,11 @@ def read_prompts(recipe: TeachRecipe, tally: Tally | None = None) -> list[Prompt
                 f'{where}: "{recipe.prompt_column}" is a {type(text).__name__}, not text.',
                 field="prompts",
                 value=str(path),
-                fix="Take the row out, or name another column with --prompt-column.",
+                fix="Take the row out, or name another column with `prompt_column`.",
             )
         for name in _SYSTEM:
             if name in row and not is_empty(row[name]) and row[name] not in text:
-                own.add(f'rows have a column "{name}", which is not sent (see --system)', where)
+                own.add(f'rows have a column "{name}", which is not sent (see `system`)', where)
         prompts.append(Prompt(len(prompts), whole_text(text, own, where), row))
     if not prompts:
         raise DataError("there is no prompt in the file.", field="prompts", value=str(path))

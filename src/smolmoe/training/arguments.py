@@ -37,7 +37,7 @@ DECIDED: dict[str, str] = {
     "output_dir": "out",
     "seed": "seed",
     "use_cpu": "device",
-    "resume_from_checkpoint": "--resume",
+    "resume_from_checkpoint": "`resume`",
     "local_rank": "torchrun, which numbers the processes",
     "metric_for_best_model": "nothing: the held-out loss decides",
     "greater_is_better": "nothing: the held-out loss decides",
@@ -78,7 +78,7 @@ DECIDED: dict[str, str] = {
 _OURS = {
     **DECIDED,
     "data_seed": "data.seed",
-    "load_best_model_at_end": "best/, the checkpoint of the lowest held-out loss, or --resume best",
+    "load_best_model_at_end": "best/, the checkpoint of the lowest held-out loss, or `resume='best'`",
     "train_sampling_strategy": "data.seed",
     **dict.fromkeys(("fsdp", "fsdp_config", "deepspeed", "parallelism_config"), "parallel: fsdp"),
     **dict.fromkeys(("eval_strategy", "eval_steps", "eval_delay", "eval_on_start"), "evaluation.every, evaluation.at"),

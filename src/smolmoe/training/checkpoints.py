@@ -116,7 +116,7 @@ def _find(run: Path, which: str) -> Path:
             f"the run has no whole checkpoint{f' ({there})' if there else ''}.",
             field="resume",
             value=which,
-            fix="Start it without --resume.",
+            fix="Start it without `resume`.",
         )
     if which == "latest":
         return found[-1]
@@ -131,7 +131,10 @@ def _find(run: Path, which: str) -> Path:
     chosen = next((path for path in found if step_of(path) == best), None)
     if chosen is None:
         raise CheckpointError(
-            f"the best checkpoint (step {best}) is not there.", field="resume", value=which, fix="Use --resume latest."
+            f"the best checkpoint (step {best}) is not there.",
+            field="resume",
+            value=which,
+            fix="Use `resume='latest'`.",
         )
     return chosen
 
@@ -184,7 +187,7 @@ def room_for(what: str, folder: Path) -> Iterator[None]:
             "What was written before it is whole.",
             field="out",
             value=str(folder),
-            fix="Make room, then use --resume latest.",
+            fix="Make room, then use `resume='latest'`.",
         ) from error
 
 

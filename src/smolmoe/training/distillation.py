@@ -102,7 +102,7 @@ def open_distillation(recipe: TrainRecipe, tokenizer: Any = None) -> Distillatio
             "from a part of them.",
             field="distill.temperature",
             value=asked.temperature,
-            fix=f"Leave it out, or make a cache with --temperature {asked.temperature:g}.",
+            fix=f"Leave it out, or make a cache with `temperature={asked.temperature:g}`.",
         )
     if recipe.trainer.get("label_smoothing_factor"):
         raise RequestError(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from dataclasses import asdict, dataclass
 from functools import cache
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -52,6 +53,7 @@ class Estimate:
         memory_bytes: at its peak, of one process.
         seconds: on this machine, all processes like this one.
         findings: what the doctor would say of its routers.
+        out: the run's folder, where it is known.
     """
 
     size: ModelSize
@@ -61,9 +63,10 @@ class Estimate:
     memory_bytes: int
     seconds: float
     findings: tuple[Any, ...] = ()
+    out: Path | None = None
 
     def to_json(self) -> dict[str, Any]:
-        return asdict(self)
+        return {name: value for name, value in asdict(self).items() if name != "out"}
 
 
 def cost_of(

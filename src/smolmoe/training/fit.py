@@ -65,7 +65,7 @@ def check_terms(
             f"{type(model).__name__} has no selection bias to balance with.",
             field="objective.bias_rate",
             value=objective.bias_rate,
-            fix="Use objective.load_balance, or upcycle with --target glm4_moe or generic.",
+            fix="Use objective.load_balance, or upcycle with `target='glm4_moe'` or generic.",
         )
     if routing.tie_groups and granularity < 2:
         raise RequestError(

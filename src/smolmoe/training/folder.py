@@ -123,7 +123,7 @@ def _find(out: Path, resume: str | None, *, overwrite: bool) -> Path | None:
             f"the folder holds a run ({state}).",
             field="out",
             value=str(out),
-            fix="Go on with --resume latest, start over with --overwrite, or name another folder with --set out=...",
+            fix="Go on with `resume='latest'`, start over with `overwrite=True`, or name another folder with `out=...`",
         )
     return None
 

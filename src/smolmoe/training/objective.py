@@ -348,5 +348,5 @@ def _require_finite(value: Any, what: str, step: int) -> None:
             f"the {what} of step {step + 1} is {value.item():g}; the step was not taken.",
             field="step",
             value=step + 1,
-            fix="Lower trainer.learning_rate or look at the data there, then use --resume latest.",
+            fix="Lower trainer.learning_rate or look at the data there, then use `resume='latest'`.",
         )

@@ -20,7 +20,7 @@ NAMES = "optimizer_names.json"  # parameter names in the order of the optimiser'
 TRAINING_STATE = "routers.safetensors"  # what is trained and is no part of the model: learned noise
 OPTIMIZER = "optimizer.pt"
 SCHEDULER = "scheduler.pt"
-FIX = "Resume from another checkpoint of the run (--resume FOLDER), or start over with --overwrite."
+FIX = "Resume from another checkpoint of the run (`resume=FOLDER`), or start over with `overwrite=True`."
 _CHUNK = 1 << 24
 _WEIGHTS = ("model.safetensors", "model.safetensors.index.json", "adapter_model.safetensors")
 _NEEDED: tuple[tuple[str, ...], ...] = (

@@ -58,20 +58,20 @@ _WORDS: dict[str, tuple[Severity, str, str, str]] = {
         "The router gives all experts the same score, and they are copies: {top_k} of {experts} get every token.",
         "The router's gradient is zero as long as the experts are equal, and the others never get a token to become "
         "different by: they stay dead for good.",
-        "Initialise the router at random (--router random) or from domains, or make the experts differ "
-        "(--diversify noise or drop).",
+        "Initialise the router at random (router: random) or from domains, or make the experts differ "
+        "(diversify: noise or drop).",
     ),
     "same-experts": (
         "error",
         "The router gives all experts the same score, they are copies, and every token goes to all {experts}.",
         "All experts get the same gradient, so they stay equal for good and the router's gradient stays zero.",
-        "Make the experts differ (--diversify noise or drop), or initialise the router at random.",
+        "Make the experts differ (diversify: noise or drop), or initialise the router at random.",
     ),
     "tied-router": (
         "warning",
         "The router gives all experts the same score: {top_k} of {experts} get every token.",
         "Only their order decides until training moves the router; the others have nothing to learn from meanwhile.",
-        "Initialise the router at random (--router random) or from domains.",
+        "Initialise the router at random (router: random) or from domains.",
     ),
     "ties": (
         "warning",
@@ -110,7 +110,7 @@ _WORDS: dict[str, tuple[Severity, str, str, str]] = {
         "The experts are bit-identical copies; the router's gradient is {ratio}, which is rounding.",
         "As upcycling writes them. Different tokens reach them, so they part at the first step, and from then on the "
         "router learns.",
-        "Nothing to do; experts that differ from the start (--diversify) let the router learn at once.",
+        "Nothing to do; experts that differ from the start (diversify) let the router learn at once.",
     ),
     "shards": (
         "info",
@@ -129,13 +129,13 @@ _WORDS: dict[str, tuple[Severity, str, str, str]] = {
         "warning",
         "No token of {tokens} reaches {which}; balanced, each would get about {expected:.0f}.",
         "An expert without tokens gets no gradient. It costs memory and gives nothing.",
-        "Train with load balancing (auxiliary loss or selection bias), or examine more and other text (--data).",
+        "Train with load balancing (auxiliary loss or selection bias), or examine more and other text (`data`).",
     ),
     "small-sample": (
         "info",
         "No token of {tokens} reaches {which}.",
         "The sample is too small to tell whether they are dead.",
-        "Examine more text (--data).",
+        "Examine more text (`data`).",
     ),
     "unread-routers": (
         "warning",

@@ -339,5 +339,5 @@ def _check_out(out: Path, overwrite: bool) -> None:
             "the folder holds a comparison.",
             field="out",
             value=str(out),
-            fix="Use --overwrite, or name another folder.",
+            fix="Use `overwrite=True`, or name another folder.",
         )

@@ -115,7 +115,7 @@ def find_documents(data: str, by: str | None) -> Iterator[Document]:
         found = held_out_documents(recipe)
     else:
         raise RequestError(
-            "a run's text has the domains that its recipe gives it.", field="by", value=by, fix="Use --by domain."
+            "a run's text has the domains that its recipe gives it.", field="by", value=by, fix="Use `by='domain'`."
         )
     seen: set[str] = set()
     for number, document in enumerate(found, 1):

@@ -6,10 +6,13 @@ import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import SimpleNamespace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any
+
+from pydantic import Field
 
 from smolmoe.core.claim import Claim
 from smolmoe.errors import RequestError
+from smolmoe.recipe.words import Device, DryRun, Moe, Out, Overwrite
 from smolmoe.surgery.experts.job import Available, ExpertResult, Job, Report
 
 if TYPE_CHECKING:
@@ -18,7 +21,12 @@ if TYPE_CHECKING:
     from smolmoe.surgery.experts.moe_files import MoeFiles
     from smolmoe.surgery.experts.subset import Program
 
-Asked = Sequence[str | int]
+Name = str | int
+Asked = Sequence[Name]
+Data = Annotated[
+    str | Path | None,
+    Field(description="text with domains: half chooses the experts, half measures the loss (.jsonl, .txt, .parquet)"),
+]
 COUNTING = "Counting how much each expert is used"
 
 
@@ -43,32 +51,26 @@ def _whole_groups(files: MoeFiles, experts: Sequence[int]) -> bool:
 
 
 def extract(
-    model: str | Path,
-    out: str | Path,
-    experts: Asked,
+    model: Moe,
+    out: Out,
+    expert: Annotated[Asked | Name, Field(description="name or index of an expert; several make a smaller MoE")],
     *,
-    device: str = "cpu",
-    overwrite: bool = False,
-    dry_run: bool = False,
+    device: Device = "cpu",
+    overwrite: Overwrite = False,
+    dry_run: DryRun = False,
     report: Report | None = None,
 ) -> ExpertResult:
-    """Write one expert of an MoE as a dense model, or several as a smaller MoE of the same class.
+    """Extract one expert as a dense model, or several as an MoE.
 
     Shards of one split FFN, asked for together, are one expert.
-
-    Args:
-        model: folder or hub id of the MoE.
-        out: folder to write.
-        experts: names or indices.
-        device: where the measurement runs.
-        dry_run: plan, but write nothing.
 
     Raises:
         SmolmoeError: a subclass naming the field, the value and the fix. Nothing is left half-written.
         VerificationError: the files do not do what is claimed; they are left for inspection.
     """
     job = Job.begin("extract", model, out, device, overwrite, dry_run, report)
-    files, chosen = job.files, _find(job.files, experts)
+    files = job.files
+    chosen = _find(files, [expert] if isinstance(expert, str | int) else expert)
     one_ffn = len(chosen) == 1 or (len(chosen) == files.granularity and _whole_groups(files, chosen))
     available = dict.fromkeys(files.layers, chosen)
     made = {"chosen": list(chosen)}
@@ -147,27 +149,21 @@ def _smaller(job: Job, available: Available, said: str, split: Split | None) -> 
 
 
 def prune(
-    model: str | Path,
-    out: str | Path,
+    model: Moe,
+    out: Out,
     *,
-    keep: Asked | None = None,
-    experts: int | None = None,
-    data: str | Path | None = None,
-    device: str = "cpu",
-    overwrite: bool = False,
-    dry_run: bool = False,
+    keep: Annotated[Asked | None, Field(description="name or index of an expert to keep")] = None,
+    experts: Annotated[int | None, Field(description="number of experts to keep: the most used on the data")] = None,
+    data: Data = None,
+    device: Device = "cpu",
+    overwrite: Overwrite = False,
+    dry_run: DryRun = False,
     report: Report | None = None,
 ) -> ExpertResult:
-    """Write an MoE with fewer experts: those named, or those that text uses most, by summed gate weight.
+    """Remove experts: keep those named, or those used most.
 
-    Each layer keeps its own most used experts, unless experts have names: then all layers keep the same ones. Of a
-    split FFN all shards are kept or none.
-
-    Args:
-        model: folder or hub id of the MoE.
-        keep: names or indices of the experts to keep.
-        experts: how many to keep instead.
-        data: text (.jsonl, .txt, .parquet); half of each domain's documents choose, the others measure the loss.
+    Use is the summed gate weight on text. Each layer keeps its own most used experts, unless experts have names: then
+    all layers keep the same ones. Of a split FFN all shards are kept or none.
 
     Raises:
         SmolmoeError, VerificationError: as `extract` does.
@@ -177,7 +173,7 @@ def prune(
             "say which experts to keep, or how many.",
             field="keep",
             value=keep,
-            fix="Use --keep, or --experts N --data.",
+            fix="Use `keep`, or `experts=N` with `data=FILE`.",
         )
     job = Job.begin("prune", model, out, device, overwrite, dry_run, report)
     split = job.split(data)
@@ -201,7 +197,7 @@ def _check_count(files: MoeFiles, count: int, multiple: int = 1) -> int:
 def _need(split: Split | None) -> Split:
     if split is None:
         raise RequestError(
-            "how much experts are used is counted on text.", field="data", value=None, fix="Give --data FILE."
+            "how much experts are used is counted on text.", field="data", value=None, fix="Give `data=FILE`."
         )
     return split
 
@@ -229,26 +225,24 @@ def _most_used(job: Job, count: int, split: Split | None) -> dict[int, tuple[int
 
 
 def merge_experts(
-    model: str | Path,
-    out: str | Path,
+    model: Moe,
+    out: Out,
     *,
-    groups: Sequence[Asked] | None = None,
-    experts: int | None = None,
-    data: str | Path | None = None,
-    device: str = "cpu",
-    overwrite: bool = False,
-    dry_run: bool = False,
+    groups: Annotated[
+        Sequence[Asked] | None, Field(description="experts that are averaged into one: names or indices")
+    ] = None,
+    experts: Annotated[
+        int | None, Field(description="number of experts to leave: similar ones are merged into the most used")
+    ] = None,
+    data: Data = None,
+    device: Device = "cpu",
+    overwrite: Overwrite = False,
+    dry_run: DryRun = False,
     report: Report | None = None,
 ) -> ExpertResult:
-    """Write an MoE in which the experts of each group are averaged into one (arXiv 2310.01334, without alignment).
+    """Average groups of experts, weighted by use if data is given.
 
-    Where data are given the averages, router rows included, are weighted by how much each expert is used.
-
-    Args:
-        model: folder or hub id of the MoE.
-        groups: names or indices; experts in no group stay alone.
-        experts: how many to leave instead: the most used of each layer, joined by those with similar router logits.
-        data: text (.jsonl, .txt, .parquet); half of each domain's documents choose, the others measure the loss.
+    As in arXiv 2310.01334, without alignment. Router rows are averaged too; experts in no group stay as they are.
 
     Raises:
         SmolmoeError, VerificationError: as `extract` does.
@@ -260,7 +254,7 @@ def merge_experts(
             "say which experts to merge, or how many to leave.",
             field="groups",
             value=groups,
-            fix="Use --groups 0,1 --groups 2,3, or --experts N --data.",
+            fix="Use `groups=[[0, 1], [2, 3]]`, or `experts=N` with `data=FILE`.",
         )
     job = Job.begin("merge-experts", model, out, device, overwrite, dry_run, report)
     files, split = job.files, job.split(data)
@@ -315,24 +309,22 @@ def _similar(job: Job, count: int, split: Split | None) -> tuple[dict[int, Group
 
 
 def add_expert(
-    model: str | Path,
-    out: str | Path,
+    model: Moe,
+    out: Out,
     *,
-    copy_of: str | int | None = None,
-    dense: str | Path | None = None,
-    name: str | None = None,
-    device: str = "cpu",
-    overwrite: bool = False,
-    dry_run: bool = False,
+    copy_of: Annotated[Name | None, Field(description="name or index of the expert to copy (default: 0)")] = None,
+    dense: Annotated[
+        str | Path | None, Field(description="folder or hub id of a dense model whose FFNs become the expert")
+    ] = None,
+    name: Annotated[str | None, Field(description="name of the new expert (default: none)")] = None,
+    device: Device = "cpu",
+    overwrite: Overwrite = False,
+    dry_run: DryRun = False,
     report: Report | None = None,
 ) -> ExpertResult:
-    """Write an MoE with one more expert, keeping the function wherever some class of MoE can.
+    """Add an expert: a copy of one, or a dense model's FFNs.
 
-    Args:
-        model: folder or hub id of the MoE.
-        copy_of: the expert that the new one is a copy of, by name or index; 0 where neither this nor `dense` is given.
-        dense: a dense model of the same shape, whose FFNs the new expert gets.
-        name: of the new expert; free where not given.
+    The function is kept wherever some class of MoE can.
 
     Raises:
         SmolmoeError, VerificationError: as `extract` does.
@@ -340,7 +332,7 @@ def add_expert(
     from smolmoe.surgery.experts.add import add_claim, added, choose_method, copied, from_dense
 
     if copy_of is not None and dense is not None:
-        raise RequestError("a copy or a dense model's FFNs, not both.", field="from", value=copy_of)
+        raise RequestError("a copy or a dense model's FFNs, not both.", field="copy_of", value=copy_of)
     job = Job.begin("add-expert", model, out, device, overwrite, dry_run, report)
     files = job.files
     if dense is not None:
@@ -350,7 +342,7 @@ def add_expert(
         if len(experts) > 1:
             raise RequestError(
                 f"several experts have this name: {', '.join(map(str, experts))}.",
-                field="from",
+                field="copy_of",
                 value=copy_of,
                 fix="Give an index.",
             )

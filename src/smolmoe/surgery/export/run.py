@@ -6,11 +6,14 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any
+
+from pydantic import Field
 
 from smolmoe.core.devices import pick_device
 from smolmoe.core.files import locked
 from smolmoe.errors import RequestError
+from smolmoe.recipe.words import Device, DryRun, Overwrite
 from smolmoe.results.verification import failure
 
 if TYPE_CHECKING:
@@ -63,27 +66,23 @@ class NativeExport:
 
 
 def export(
-    model: str | Path,
-    out: str | Path,
-    to: str,
+    model: Annotated[str | Path, Field(description="folder or hub id of an MoE")],
+    out: Annotated[str | Path, Field(description="output folder, or the output file for gguf")],
+    to: Annotated[
+        str,
+        Field(description="mixtral, granitemoeshared, qwen2_moe, qwen3_moe, glm4_moe, flex_olmo, generic or gguf"),
+    ],
     *,
-    llama_cpp: str | Path | None = None,
-    quant: str | None = None,
-    device: str = "cpu",
-    overwrite: bool = False,
-    dry_run: bool = False,
+    llama_cpp: Annotated[
+        str | Path | None, Field(description="checkout or installation of llama.cpp, for its converter (gguf)")
+    ] = None,
+    quant: Annotated[str | None, Field(description="weight type: f32, f16 or q8_0 (gguf; default: f32)")] = None,
+    device: Device = "cpu",
+    overwrite: Overwrite = False,
+    dry_run: DryRun = False,
     report: Report | None = None,
 ) -> NativeExport | GgufExport:
-    """Write an MoE as another class of MoE, or as a GGUF file, and measure what was written against it.
-
-    Args:
-        model: folder or hub id of the MoE.
-        out: folder to write; a file for "gguf", whose name ends in .gguf.
-        to: a class ("mixtral", "qwen2_moe", ..., "generic") or "gguf".
-        llama_cpp: where llama.cpp's converter is; default what the environment variable SMOLMOE_LLAMA_CPP says.
-        quant: of a GGUF file: "f32" (default), "f16" or "q8_0".
-        device: where the measurement of a native class runs; llama.cpp's runs on the CPU.
-        dry_run: say what would be written, but write nothing.
+    """Export an MoE to another class or to GGUF, and verify it.
 
     Raises:
         SmolmoeError: a subclass naming the field, the value and the fix. Nothing is left half-written.
@@ -107,7 +106,7 @@ def export(
             report=report,
         )
     if quant is not None:
-        raise RequestError("only GGUF files are quantised.", field="quant", value=quant, fix="Use --to gguf.")
+        raise RequestError("only GGUF files are quantised.", field="quant", value=quant, fix="Use `to='gguf'`.")
     device = pick_device(device)
     return _native(files, Path(out), to, device, overwrite=overwrite, dry_run=dry_run, report=report)
 

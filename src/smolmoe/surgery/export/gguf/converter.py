@@ -34,7 +34,7 @@ def find_converter(path: str | Path | None) -> Path:
     """
     named = path or os.environ.get(ENVIRONMENT)
     fix = (
-        f"Give --llama-cpp PATH or set {ENVIRONMENT}: a checkout of llama.cpp, or the source package of "
+        f"Give `llama_cpp=PATH` or set {ENVIRONMENT}: a checkout of llama.cpp, or the source package of "
         "llama-cpp-python, unpacked (pip download --no-deps --no-binary :all: llama-cpp-python)."
     )
     if not named:

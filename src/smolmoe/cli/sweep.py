@@ -1,104 +1,22 @@
-"""sweep: the same training with several budgets of tokens, and the law of what more of them buys."""
+"""sweep: a training at several token budgets, and the scaling law."""
 
 from __future__ import annotations
 
-import re
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING
 
-import typer
-
-from smolmoe.cli.output import Json, print_json, print_rows, progress, quiet_libraries, table, tell
-from smolmoe.cli.training import Changes, DryRun, Overwrite
+from smolmoe.cli.command import Command, Given
+from smolmoe.cli.output import print_rows, table
 from smolmoe.core import units
-from smolmoe.errors import RequestError
+from smolmoe.recipe.resolve import values_of
+from smolmoe.verbs import measure
 
 if TYPE_CHECKING:
     from smolmoe.core.interval import Interval
     from smolmoe.results.scaling_law import Curve, Gain, JointLaw, Sweep
     from smolmoe.scaling.forecast import SweepForecast
 
-_UNITS = {"": 1, "K": 1e3, "M": 1e6, "B": 1e9}
 _REACH = {"measured": "", "extrapolated": " (extrapolated)", "far": " (beyond 10x the largest budget: a guess)"}
-_NUMBER = re.compile(r"(\d+\.?\d*|\.\d+)(?:[eE]\+?(\d+))?([KMB]?)", re.IGNORECASE)
-
-
-def add_to(app: typer.Typer) -> None:
-    app.command()(sweep)
-
-
-def sweep(
-    recipe: Annotated[
-        str, typer.Argument(metavar="RECIPE", help="A training or a pipeline: YAML file, or a shipped one's name.")
-    ],
-    tokens: Annotated[str, typer.Option(metavar="N,N,...", help="Budgets of training tokens, e.g. 0.5M,1M,2M,4M,8M.")],
-    dense_tokens: Annotated[
-        str | None,
-        typer.Option(metavar="N,N,...", help="Of a pipeline: budgets of the dense training before the conversion."),
-    ] = None,
-    seeds: Annotated[int, typer.Option(help="Trainings of each budget, each with another order of the text.")] = 1,
-    stage: Annotated[
-        str | None, typer.Option(help="Training of a pipeline whose tokens vary.  [default: the last]")
-    ] = None,
-    until: Annotated[
-        str | None, typer.Option(metavar="N", help="Draw the law to here.  [default: 10x the largest budget]")
-    ] = None,
-    start_tokens: Annotated[
-        str | None,
-        typer.Option(metavar="N", help="Tokens behind the starting model.  [default: what its folders say]"),
-    ] = None,
-    out: Annotated[Path | None, typer.Option(help="Folder of the sweep.  [default: the recipe's, with -sweep]")] = None,
-    changes: Changes = None,
-    overwrite: Overwrite = False,
-    dry_run: DryRun = False,
-    as_json: Json = False,
-) -> None:
-    """Train at several budgets of tokens, and fit the law of what more data buys, with its uncertainty."""
-    quiet_libraries()
-    from smolmoe.recipe import parse
-    from smolmoe.recipe.files import load
-    from smolmoe.recipe.sweep import SweepRecipe
-
-    values = load(recipe, changes or ())
-    request = parse(
-        SweepRecipe,
-        {
-            "tokens": _numbers("tokens", tokens),
-            "dense_tokens": () if dense_tokens is None else _numbers("dense-tokens", dense_tokens),
-            "seeds": tuple(range(max(1, seeds))),
-            "stage": stage,
-            "until": None if until is None else _number("until", until),
-            "start_tokens": None if start_tokens is None else _number("start-tokens", start_tokens),
-            "out": out or Path(f"{values['out']}-sweep"),
-        },
-    )
-    if dry_run:
-        from smolmoe.scaling.forecast import forecast_sweep
-        from smolmoe.scaling.plan import make_plan
-
-        found = forecast_sweep(make_plan(Path(recipe).stem, values, request))
-        print_json(found.to_json()) if as_json else _show_forecast(found)
-        return
-    from smolmoe.scaling.run import sweep as start
-
-    with tell(show=not as_json), progress(show=not as_json) as report:
-        result = start(Path(recipe).stem, values, request, overwrite=overwrite, report=report)
-    print_json(result.to_json()) if as_json else _show(result, request.out)
-
-
-def _numbers(option: str, text: str) -> tuple[int, ...]:
-    return tuple(_number(option, part) for part in text.split(","))
-
-
-def _number(option: str, text: str) -> int:
-    """1.5M as 1500000."""
-    match = _NUMBER.fullmatch(text.strip())
-    if match is None:
-        raise RequestError(
-            "is no number of tokens.", field=option, value=text, fix="Write it as 500000, 500K, 0.5M or 5e5."
-        )
-    digits, power, unit = match.groups()
-    return round(float(digits) * 10 ** int(power or 0) * _UNITS[unit.upper()])
 
 
 def _show_forecast(found: SweepForecast) -> None:
@@ -213,3 +131,19 @@ def _show_joint(law: JointLaw) -> None:
 
 def _ends(value: Interval, form: str = ".4f") -> str:
     return f"{value.value:{form}} [{value.low:{form}}, {value.high:{form}}]"
+
+
+def show_sweep(found: Sweep | SweepForecast, given: Given) -> None:
+    """What it would cost, or what was found."""
+    from smolmoe.results.scaling_law import Sweep
+
+    if isinstance(found, Sweep):
+        _show(
+            found,
+            Path(given.get("out") or f"{values_of(given['recipe'], {}, changes=given.get('set', ()))['out']}-sweep"),
+        )
+    else:
+        _show_forecast(found)
+
+
+COMMAND = Command(measure.sweep, show_sweep, group="Measure")

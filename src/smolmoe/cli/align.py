@@ -1,105 +1,16 @@
-"""align sft, align dpo, align cpo."""
+"""align sft, dpo, cpo: answers and preferences."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Any
 
-import typer
-
-from smolmoe.cli.output import BestDevice, Json, print_json, print_rows, progress, quiet_libraries, table, tell
+from smolmoe.cli.command import Command, Given
+from smolmoe.cli.output import print_rows, table
 from smolmoe.core import units
+from smolmoe.verbs import train
 
 if TYPE_CHECKING:
     from smolmoe.alignment.run import AlignEstimate, AlignResult
-
-RecipeFile = Annotated[str, typer.Argument(metavar="RECIPE", help="YAML file, or the name of a shipped recipe.")]
-Changes = Annotated[
-    list[str] | None,
-    typer.Option("--set", metavar="SECTION.KEY=VALUE", help="Change a value of the recipe; repeat it."),
-]
-Resume = Annotated[str | None, typer.Option(metavar="latest|PATH", help="Go on from a checkpoint of the run.")]
-Overwrite = Annotated[bool, typer.Option("--overwrite", help="Start over in a folder that has a run.")]
-DryRun = Annotated[bool, typer.Option("--dry-run", help="Say what it would cost; train nothing.")]
-
-
-def add_to(app: typer.Typer) -> None:
-    app.command()(sft)
-    app.command()(dpo)
-    app.command()(cpo)
-
-
-def sft(
-    recipe: RecipeFile,
-    changes: Changes = None,
-    resume: Resume = None,
-    device: BestDevice = None,
-    overwrite: Overwrite = False,
-    dry_run: DryRun = False,
-    as_json: Json = False,
-) -> None:
-    """Train a model on answers (supervised fine-tuning), its routers kept healthy."""
-    _align("sft", recipe, changes, resume, device, overwrite, dry_run, as_json)
-
-
-def dpo(
-    recipe: RecipeFile,
-    changes: Changes = None,
-    resume: Resume = None,
-    device: BestDevice = None,
-    overwrite: Overwrite = False,
-    dry_run: DryRun = False,
-    as_json: Json = False,
-) -> None:
-    """Train a model on pairs of answers, held close to what it was (direct preference optimisation)."""
-    _align("dpo", recipe, changes, resume, device, overwrite, dry_run, as_json)
-
-
-def cpo(
-    recipe: RecipeFile,
-    changes: Changes = None,
-    resume: Resume = None,
-    device: BestDevice = None,
-    overwrite: Overwrite = False,
-    dry_run: DryRun = False,
-    as_json: Json = False,
-) -> None:
-    """Train a model on pairs of answers without a reference model (contrastive preference optimisation)."""
-    _align("cpo", recipe, changes, resume, device, overwrite, dry_run, as_json)
-
-
-def _align(
-    method: str,
-    recipe: str,
-    changes: list[str] | None,
-    resume: str | None,
-    device: str | None,
-    overwrite: bool,
-    dry_run: bool,
-    as_json: bool,
-) -> None:
-    quiet_libraries()
-    from smolmoe.errors import RequestError
-    from smolmoe.recipe import parse
-    from smolmoe.recipe.align import AlignRecipe
-    from smolmoe.recipe.files import load
-
-    values = load(recipe, changes or (), kind="train")
-    if values.setdefault("method", method) != method:
-        raise RequestError(
-            f"the recipe is for `smolmoe align {values['method']}`.", field="method", value=values["method"]
-        )
-    if device is not None:
-        values["device"] = device
-    parsed = parse(AlignRecipe, values)
-    from smolmoe.alignment import run as aligning
-
-    if dry_run:
-        costs = aligning.estimate(parsed)
-        print_json(costs.to_json()) if as_json else _show_estimate(str(parsed.out), costs)
-        return
-    with tell(show=not as_json), progress(show=not as_json) as report:
-        result = aligning.align(parsed, resume=resume, overwrite=overwrite, report=report)
-    print_json(result.to_json()) if as_json else _show_result(result)
 
 
 def _show_estimate(out: str, costs: AlignEstimate) -> None:
@@ -194,3 +105,12 @@ def _show_corrections(scores: dict[str, Any]) -> None:
         for name in after["model"]["metrics"]
     ]
     table(f"Corrections of {after['model']['rows']} texts", ("percent", "left as it is", "before", "after"), rows)
+
+
+def show_aligned(found: AlignResult | AlignEstimate, given: Given) -> None:
+    """What it would cost, or what came out."""
+    _show_estimate(str(found.out), found) if given.get("dry_run") else _show_result(found)  # type: ignore[arg-type]
+
+
+OPTIONS = ("recipe", "set", "out", "device", "seed", "resume", "overwrite", "dry_run")
+COMMANDS = [Command(verb, show_aligned, only=OPTIONS) for verb in (train.sft, train.dpo, train.cpo)]

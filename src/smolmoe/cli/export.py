@@ -1,70 +1,18 @@
-"""export: and how what was written is shown."""
+"""export: an MoE as another class or as a GGUF file."""
 
 from __future__ import annotations
 
-from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING
 
-import typer
-
-from smolmoe.cli.output import Json, print_json, print_rows, progress, quiet_libraries
+from smolmoe.cli.command import Command, Given
+from smolmoe.cli.output import print_rows
 from smolmoe.core import units
+from smolmoe.verbs import ship
 
 if TYPE_CHECKING:
     from smolmoe.surgery.export.gguf.checks import GgufMeasured
     from smolmoe.surgery.export.gguf.run import GgufExport
     from smolmoe.surgery.export.run import NativeExport
-
-
-def add_to(app: typer.Typer) -> None:
-    app.command()(export)
-
-
-def export(
-    model: Annotated[str, typer.Argument(metavar="MODEL", help="Folder or hub id of an MoE.")],
-    out: Annotated[Path, typer.Argument(metavar="OUT", help="Folder to write; a file with --to gguf.")],
-    to: Annotated[
-        str,
-        typer.Option(help="mixtral, granitemoeshared, qwen2_moe, qwen3_moe, glm4_moe, flex_olmo, generic or gguf."),
-    ],
-    llama_cpp: Annotated[
-        Path | None,
-        typer.Option(
-            envvar="SMOLMOE_LLAMA_CPP",
-            help="With --to gguf: a checkout or installation of llama.cpp, for its converter.",
-        ),
-    ] = None,
-    quant: Annotated[
-        str | None, typer.Option(metavar="f32|f16|q8_0", help="With --to gguf: how weights are stored.  [default: f32]")
-    ] = None,
-    device: Annotated[str, typer.Option(help="Where to measure; llama.cpp's files on the CPU.")] = "cpu",
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace what is at OUT.")] = False,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would be written, but write nothing.")] = False,
-    as_json: Json = False,
-) -> None:
-    """Write an MoE as another class that computes the same, or as a GGUF file for llama.cpp, and verify the result."""
-    quiet_libraries()
-    from smolmoe.surgery.export.run import NativeExport
-    from smolmoe.surgery.export.run import export as run
-
-    with progress(show=not as_json) as report:
-        result = run(
-            model,
-            out,
-            to,
-            llama_cpp=llama_cpp,
-            quant=quant,
-            device=device,
-            overwrite=overwrite,
-            dry_run=dry_run,
-            report=report,
-        )
-    if as_json:
-        print_json(result.to_json())
-    elif isinstance(result, NativeExport):
-        _show_native(result)
-    else:
-        _show_gguf(result)
 
 
 def _show_native(result: NativeExport) -> None:
@@ -134,3 +82,15 @@ def _where(result: NativeExport | GgufExport) -> str:
 
 def _show_time(result: NativeExport | GgufExport) -> None:
     print(f"\n{'Planned' if result.dry_run else 'Done'} in {units.duration(result.seconds)}.")
+
+
+def show_export(result: NativeExport | GgufExport, given: Given) -> None:
+    """What was written, and how it measured."""
+    from smolmoe.surgery.export.run import NativeExport
+
+    _show_native(result) if isinstance(result, NativeExport) else _show_gguf(result)
+
+
+COMMAND = Command(
+    ship.export, show_export, as_options=("to",), envvars={"llama_cpp": "SMOLMOE_LLAMA_CPP"}, group="Ship"
+)

@@ -1,96 +1,18 @@
-"""probe: what the experts of a mixture do, and how that is shown."""
+"""probe: what the experts of a mixture do."""
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Any
 
-import typer
-
-from smolmoe.cli.output import Json, named_paths, print_json, print_rows, progress, quiet_libraries, table
+from smolmoe.cli.command import Command
+from smolmoe.cli.output import print_rows, table
 from smolmoe.core import units
 from smolmoe.core.interval import signed
+from smolmoe.verbs import understand
 
 if TYPE_CHECKING:
     from smolmoe.results.probe import Baseline, Losses, ProbeResult
-
-
-def add_to(app: typer.Typer) -> None:
-    app.command()(probe)
-
-
-def probe(
-    model: Annotated[Path, typer.Argument(metavar="MODEL", help="Folder of any transformers MoE.")],
-    data: Annotated[
-        str,
-        typer.Option(help="Text with a domain for each row: .jsonl, .parquet, a folder of them, or a hub data set."),
-    ],
-    out: Annotated[Path, typer.Option(help="Folder for probe.json, the page index.html, and its figures.")],
-    by: Annotated[str, typer.Option(help="Column of a row's domain.")] = "domain",
-    fit_data: Annotated[
-        str | None,
-        typer.Option(
-            help="Text to learn the experts' domains and linear probes on.  [default: one half of --data, by document]"
-        ),
-    ] = None,
-    dense: Annotated[Path | None, typer.Option(help="Folder of the dense model that it was made of.")] = None,
-    against: Annotated[
-        Path | None, typer.Option(help="Another checkpoint of the same MoE: how far have its choices settled?")
-    ] = None,
-    before: Annotated[
-        Path | None, typer.Option(help="Folder of an earlier probe, for the page to show beside this one.")
-    ] = None,
-    run: Annotated[
-        list[str] | None,
-        typer.Option(metavar="LABEL=DIR", help="A training run whose curves the page is to show; repeat it."),
-    ] = None,
-    tokens: Annotated[int | None, typer.Option(help="Tokens to read of each domain, at most.  [default: all]")] = None,
-    document_tokens: Annotated[int, typer.Option(help="Tokens to read of one document, at most.")] = 4096,
-    length: Annotated[int, typer.Option(help="Longest window that the model reads at a time.")] = 256,
-    probe_tokens: Annotated[int, typer.Option(help="Tokens of each domain to fit linear probes on.")] = 4096,
-    losses: Annotated[bool, typer.Option(help="Force experts, and take them out, and measure losses.")] = True,
-    loss_tokens: Annotated[int, typer.Option(help="Tokens of each domain for each of these losses.")] = 4096,
-    permutations: Annotated[int, typer.Option(help="Shuffles of the domains, for the baselines.")] = 200,
-    device: Annotated[str, typer.Option(help="Where to compute: auto, cpu, cuda, cuda:N or mps.")] = "cpu",
-    seed: Annotated[int, typer.Option(help="Of what is drawn.")] = 0,
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace a probe that is there.")] = False,
-    as_json: Json = False,
-) -> None:
-    """Look at what the experts of an MoE do on text of several domains, and whether it pays."""
-    quiet_libraries()
-    from smolmoe.probing.run import probe as probe_and_show
-    from smolmoe.probing.setup import ProbeOptions
-
-    options = ProbeOptions(
-        by=by,
-        tokens=tokens,
-        document_tokens=document_tokens,
-        length=length,
-        probe_tokens=probe_tokens,
-        losses=losses,
-        loss_tokens=loss_tokens,
-        permutations=permutations,
-        seed=seed,
-    )
-    with progress(not as_json) as report:
-        result = probe_and_show(
-            model,
-            data,
-            out=out,
-            before=before,
-            runs={label: Path(folder) for label, folder in named_paths("run", run).items()},
-            fit_data=fit_data,
-            dense=dense,
-            against=against,
-            options=options,
-            device=device,
-            overwrite=overwrite,
-            report=report,
-        )
-    if as_json:
-        print_json(result.to_json())
-    else:
-        show_probe(result, out)
 
 
 def show_probe(result: ProbeResult, out: Path) -> None:
@@ -207,3 +129,12 @@ def _show_losses(losses: Losses, domains: list[str]) -> None:
 
 def _change(value: float | None, base: float) -> str:
     return "-" if value is None else signed(value - base)
+
+
+COMMAND = Command(
+    understand.probe,
+    lambda result, given: show_probe(result, given["out"]),
+    as_options=("data", "out"),
+    names={"runs": ("--run",)},
+    group="Understand",
+)

@@ -3,81 +3,15 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Any
 
-import typer
-
-from smolmoe.cli.output import Json, print_json, print_rows, progress, quiet_libraries, table
+from smolmoe.cli.command import Command
+from smolmoe.cli.output import print_rows, table
 from smolmoe.core import units
-from smolmoe.errors import RequestError
+from smolmoe.verbs import measure
 
 if TYPE_CHECKING:
     from smolmoe.results.bench import BatchSpeed, BenchResult, ModelBench, Ratio
-
-
-def add_to(app: typer.Typer) -> None:
-    app.command()(bench)
-
-
-def bench(
-    model: Annotated[str, typer.Argument(metavar="MODEL", help="Folder or hub id of a dense or MoE model.")],
-    against: Annotated[str | None, typer.Option(help="Another model, measured in turns with it.")] = None,
-    batch_sizes: Annotated[str, typer.Option(metavar="N[,...]", help="Prompts answered at once.")] = "1,4,16",
-    prompt_tokens: Annotated[int, typer.Option(help="Length of a prompt.")] = 128,
-    new_tokens: Annotated[int, typer.Option(help="Tokens to answer with.")] = 16,
-    rounds: Annotated[int, typer.Option(help="How often each batch is answered.")] = 3,
-    dtype: Annotated[
-        str | None, typer.Option(help="float32, bfloat16 or float16.  [default: as the model is stored]")
-    ] = None,
-    experts: Annotated[
-        str | None,
-        typer.Option(
-            metavar="NAME",
-            help="Implementation of the experts: smolmoe, eager, grouped_mm, batched_mm, ...  [default: smolmoe]",
-        ),
-    ] = None,
-    train: Annotated[bool, typer.Option(help="Count the FLOPs of a backward pass, too.")] = True,
-    device: Annotated[str, typer.Option(help="Where to compute: auto, cpu, cuda, cuda:N or mps.")] = "cpu",
-    threads: Annotated[int | None, typer.Option(help="Threads of the CPU.  [default: torch's]")] = None,
-    seed: Annotated[int, typer.Option(help="Of the prompts.")] = 0,
-    out: Annotated[Path | None, typer.Option(help="Write the result to this JSON file, too.")] = None,
-    as_json: Json = False,
-) -> None:
-    """Measure what a model costs: parameters, FLOPs, latency, tokens a second, memory."""
-    quiet_libraries()
-    from smolmoe.core.files import write_json
-    from smolmoe.evaluation.bench.run import bench as run
-    from smolmoe.results.bench import BenchSettings
-
-    _check_out(out)
-    settings = BenchSettings(
-        _sizes(batch_sizes), prompt_tokens, new_tokens, rounds, dtype, device, threads, experts, train, seed
-    )
-    with progress(not as_json) as report:
-        result = run(model, against=against, settings=settings, report=report)
-    values = result.to_json()
-    if out is not None:
-        write_json(out, values)
-    if as_json:
-        print_json(values)
-    else:
-        show_bench(result)
-
-
-def _check_out(out: Path | None) -> None:
-    from smolmoe.core.files import place
-
-    if out is not None and not place(out, "file").parent.is_dir():
-        raise RequestError("there is no such folder.", field="out", value=str(out.parent), fix="Make it first.")
-
-
-def _sizes(given: str) -> tuple[int, ...]:
-    try:
-        return tuple(dict.fromkeys(int(item) for item in given.split(",")))
-    except ValueError as error:
-        raise RequestError(
-            "must be whole numbers, with commas between.", field="batch_sizes", value=given, fix="E.g. 1,4,16."
-        ) from error
 
 
 def show_bench(result: BenchResult) -> None:
@@ -197,3 +131,6 @@ def _show_ratios(result: BenchResult, names: list[str]) -> None:
 
 def _spread(ratio: Ratio | None) -> str:
     return "-" if ratio is None else f"{ratio.median:.2f} ({ratio.low:.2f} to {ratio.high:.2f})"
+
+
+COMMAND = Command(measure.bench, lambda result, given: show_bench(result), group="Measure")
