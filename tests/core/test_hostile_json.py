@@ -143,7 +143,6 @@ BAD_SETTINGS: list[tuple[str, object]] = [
     ("max_position_embeddings", "long"),
     ("rms_norm_eps", "small"),
     ("rms_norm_eps", float("nan")),
-    ("rms_norm_eps", 0.0),
     ("rms_norm_eps", -1e-5),
     ("head_dim", 0),
     ("initializer_range", -1.0),

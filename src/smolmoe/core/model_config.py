@@ -238,15 +238,17 @@ _KINDS: dict[str, _Kind] = {
     ),
     **_kinds(
         _Kind("a number above 0", _above_zero),
-        *("rms_norm_eps", "layer_norm_eps", "layer_norm_epsilon", "rope_theta", "logits_scaling"),
-        "repetition_penalty",
+        *("rope_theta", "logits_scaling", "repetition_penalty"),
+    ),
+    **_kinds(  # a norm without a constant fails on a row of zeros alone
+        _Kind("a number from 0 on", lambda value: _finite(value) and value >= 0),
+        *("rms_norm_eps", "layer_norm_eps", "layer_norm_epsilon", "initializer_range"),
     ),
     **_kinds(
         _Kind("a number from 0 to 1", _share),
         *("attention_dropout", "mlp_dropout", "attn_pdrop", "embd_pdrop", "resid_pdrop", "hidden_dropout"),
         *("partial_rotary_factor", "top_p"),
     ),
-    "initializer_range": _Kind("a number from 0 on", lambda value: _finite(value) and value >= 0),
     **_kinds(
         _Kind("a finite number", _finite),
         *("router_aux_loss_coef", "embedding_multiplier", "attention_multiplier", "residual_multiplier"),
