@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tests.test_files import another_process, small_files
+from tests.core.test_files import another_process, small_files
 
 from smolmoe.core import folders
 from smolmoe.core.folders import move_into_place, whole_or_nothing, workshop

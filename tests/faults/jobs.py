@@ -10,7 +10,7 @@ from typing import Any
 
 from safetensors.torch import load_file
 from tests.alignment import runs as align_runs
-from tests.train import runs as train_runs
+from tests.training import runs as train_runs
 
 from smolmoe.alignment.run import align
 from smolmoe.distillation.run import cache_teacher
