@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
-    from smolmoe.demo.run import quickstart
     from smolmoe.errors import SmolmoeError
     from smolmoe.evaluation.bench.run import bench
     from smolmoe.evaluation.compare.run import compare
@@ -17,6 +16,7 @@ if TYPE_CHECKING:
     from smolmoe.inference.expert_choice import route_prompt
     from smolmoe.inference.generate import generate
     from smolmoe.moe import register
+    from smolmoe.pipeline.quickstart import quickstart
     from smolmoe.recipe import UpcycleRecipe
     from smolmoe.scaling.run import sweep
     from smolmoe.surgery.experts.run import extract
@@ -39,7 +39,7 @@ _HOME = {
     "generate": "smolmoe.inference.generate",
     "inspect": "smolmoe.surgery.inspection",
     "push": "smolmoe.hub.push",
-    "quickstart": "smolmoe.demo.run",
+    "quickstart": "smolmoe.pipeline.quickstart",
     "register": "smolmoe.moe",
     "route_prompt": "smolmoe.inference.expert_choice",
     "sweep": "smolmoe.scaling.run",

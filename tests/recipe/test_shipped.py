@@ -17,7 +17,8 @@ from transformers import AutoModelForCausalLM
 from smolmoe.errors import OutputError, RequestError
 from smolmoe.moe import register
 from smolmoe.pipeline.forecast import forecast
-from smolmoe.pipeline.run import resolved, run
+from smolmoe.pipeline.resolve import resolved
+from smolmoe.pipeline.run import run
 from smolmoe.recipe import PipelineRecipe, TrainRecipe, parse
 from smolmoe.recipe.files import copy, load, merge, shipped
 from smolmoe.training.estimate import estimate

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from smolmoe.cli.output import Json, print_json, print_rows, progress, quiet_libraries
+from smolmoe.cli.output import Json, print_json, print_rows, progress, quiet_libraries, tell
 from smolmoe.core import units
 from smolmoe.errors import DataError
 
@@ -130,19 +130,19 @@ def route(
 
 
 def quickstart(
-    out: Annotated[Path, typer.Option(help="Run folder.")] = Path("runs/quickstart"),
-    seed: Annotated[int, typer.Option(help="Of everything random.")] = 0,
+    out: Annotated[Path, typer.Option(help="Folder of the pipeline.")] = Path("runs/quickstart"),
+    minutes: Annotated[
+        float | None, typer.Option(help="Most minutes of training, all together.  [default: the recipe's, 5]")
+    ] = None,
+    seed: Annotated[int, typer.Option(help="Random seed of text, weights and training.")] = 0,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Start over in a folder that has a run.")] = False,
     as_json: Json = False,
 ) -> None:
-    """The whole way on text of this Python installation: train dense, upcycle, verify, train on, report."""
+    """Run the pipeline `quickstart`: dense model, MoE, checks, report."""
     quiet_libraries()
-    from smolmoe.demo.run import quickstart as run
+    from smolmoe.cli.training import show_pipeline
+    from smolmoe.pipeline.quickstart import quickstart as run
 
-    with progress(show=not as_json) as report:
-        result = run(out, seed=seed, overwrite=overwrite, report=report)
-    if as_json:
-        print_json(result.to_json())
-    else:
-        print(result.text())
-    raise typer.Exit(0 if result.verified else 1)
+    with tell(show=not as_json), progress(show=not as_json) as report:
+        result = run(out, minutes=minutes, seed=seed, overwrite=overwrite, report=report)
+    print_json(result.to_json()) if as_json else show_pipeline(result)

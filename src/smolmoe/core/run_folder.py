@@ -47,7 +47,7 @@ class RunFolder:
             found = None
         if found is not None and found != settings:
             raise OutputError(
-                f"the folder holds a run with other settings ({_differences(found, settings)}).",
+                f"the folder holds a run with other settings ({differences(found, settings)}).",
                 field="out",
                 value=str(self.path),
                 fix="Name another folder, or use --overwrite to start over.",
@@ -89,15 +89,32 @@ class RunFolder:
             return settings
         begun = {f".{SETTINGS}.partial"}  # all that a run leaves that is killed before its settings are written
         if self.path.exists() and not (self.path.is_dir() and {path.name for path in self.path.iterdir()} <= begun):
-            raise OutputError(
-                f"there is something else than a run (no {SETTINGS} in it).",
-                field="out",
-                value=str(self.path),
-                fix="Name a new folder.",
-            )
+            raise foreign(self.path, "a run", SETTINGS)
         return None
 
 
-def _differences(found: dict[str, Any], asked: dict[str, Any]) -> str:
-    names = [name for name in sorted({*found, *asked}) if found.get(name) != asked.get(name)]
-    return ", ".join(f"{name}: {found.get(name)} there, {asked.get(name)} here" for name in names)
+def foreign(folder: Path, wanted: str, *marks: str, fix: str = "Name a new folder.") -> OutputError:
+    """The error where a folder to write into holds what is not ours.
+
+    Args:
+        wanted: what could be there.
+        marks: files by which that would be known.
+    """
+    lacks = f" (no {' and '.join(marks)} in it)" if marks else ""
+    return OutputError(f"there is something else than {wanted}{lacks}.", field="out", value=str(folder), fix=fix)
+
+
+def differences(found: Any, asked: Any, *, within: str = "", path: str = "") -> str:
+    """The keys of plain data that differ, with both values.
+
+    Args:
+        within: what to leave out where keys begin with it.
+    """
+    if not (isinstance(found, dict) and isinstance(asked, dict)):
+        return f"{path.removeprefix(within)}: {found} there, {asked} here"
+    keys = [key for key in {**found, **asked} if found.get(key) != asked.get(key)]
+    inner = (
+        differences(found.get(key), asked.get(key), within=within, path=f"{path}.{key}" if path else key)
+        for key in keys
+    )
+    return ", ".join(inner)
