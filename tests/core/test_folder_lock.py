@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tests.align import runs as align_runs
+from tests.alignment import runs as align_runs
 from tests.training.runs import recipe, write_text
 
 from smolmoe.alignment.pairs_run import make_pairs

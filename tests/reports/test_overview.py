@@ -12,8 +12,8 @@ import browser
 import pytest
 import torch
 from devtools import Reader
-from report.overview_folder import EXAMPLES, upcycled, write_all, write_model, write_run
 from safetensors.torch import save_file
+from tests.reports.overview_folder import EXAMPLES, upcycled, write_all, write_model, write_run
 
 from smolmoe.core.checkpoint import fingerprint, open_checkpoint
 from smolmoe.errors import CheckpointError, DataError, OutputError

@@ -12,6 +12,7 @@ import numpy as np
 
 from smolmoe.core.files import growing, json_text, place, write_together
 from smolmoe.core.interval import Interval
+from smolmoe.core.progress import Progress
 from smolmoe.data.prompts import CorrectionPrompt, CorrectionRow, prompt_ids
 from smolmoe.errors import DataError, OutputError
 from smolmoe.evaluation.text_metrics import (
@@ -24,7 +25,7 @@ from smolmoe.evaluation.text_metrics import (
     normalised,
     row_statistics,
 )
-from smolmoe.inference.sampling import Report, answering_model, answering_tokenizer, check_room, sample_answers
+from smolmoe.inference.sampling import answering_model, answering_tokenizer, check_room, sample_answers
 
 PREDICTIONS = "predictions.jsonl"
 SCORES = "scores.json"
@@ -115,7 +116,7 @@ def score_corrections(
     temperature: float = 0.0,
     seed: int = 0,
     prompt: CorrectionPrompt | None = None,
-    report: Report | None = None,
+    report: Progress | None = None,
 ) -> CorrectionScores:
     """Let the model correct each row once, and judge that.
 

@@ -83,7 +83,7 @@ def find_share(recipe: PipelineRecipe, first: str, values: Values, report: Progr
     costs = {stage.name: stage.costs for stage in foresee(recipe) if stage.costs is not None}
     predicted = sum(cost.seconds for cost in costs.values())
     needed = predicted * step / (costs[first].seconds / costs[first].steps)
-    share = min(1.0, 60 * recipe.budget.minutes / needed)
+    share = min(1.0, max(recipe.budget.least, 60 * recipe.budget.minutes / needed))
     share = on_main(lambda: share)  # processes measure differently
     if share < 1:
         logger.warning("The time budget leaves %.0f%% of the steps of each training.", 100 * share)

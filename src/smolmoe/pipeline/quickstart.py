@@ -29,7 +29,7 @@ def quickstart(
 
     Args:
         out: folder of the pipeline.
-        minutes: how long the trainings may take together; default the recipe's.
+        minutes: how long the trainings may take together; default the recipe's 5, or longer on a slow machine.
         seed: random seed of text, weights and training.
         overwrite: start over in a folder that holds a run.
         changes: `section.key=value` of the recipe.
@@ -41,7 +41,7 @@ def quickstart(
     """
     own = [f"out={out}", *(f"{key}={seed}" for key in _SEEDS)]
     if minutes is not None:
-        own.append(f"budget.minutes={minutes}")
+        own += [f"budget.minutes={minutes}", "budget.least=0"]
     values = load(NAME, [*own, *changes], kind="pipeline")
     values["out"] = str(out)  # as it is, not as YAML reads it
     recipe = parse(PipelineRecipe, values)

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from smolmoe.core.progress import Progress
 from smolmoe.data.same_tokenizer import tokenizer_difference
 from smolmoe.errors import RequestError, SourceError
 from smolmoe.moe.loading import Skeleton, load_model, load_tokenizer
@@ -19,8 +20,6 @@ from smolmoe.probing.inputs import Windows
 from smolmoe.probing.separation import DRAWS
 from smolmoe.probing.token_types import token_types
 from smolmoe.results.probe import ModelFacts
-
-Report = Callable[[str, int, int], None]
 
 
 @dataclass(frozen=True)
@@ -86,7 +85,7 @@ class Subject:
         """Indices of the MoE layers."""
         return self.runner.layers
 
-    def documents(self, data: str, report: Report | None, *, tokens: int | None = None) -> Iterator[TaggedDocument]:
+    def documents(self, data: str, report: Progress | None, *, tokens: int | None = None) -> Iterator[TaggedDocument]:
         """The tagged documents of a source, tokenised; `tokens` of each domain at most, where options allow more."""
         options = self.options
         limits = [limit for limit in (options.tokens, tokens) if limit is not None]
@@ -103,7 +102,7 @@ class Subject:
                 report("Routing the text", number, 0)
             yield document
 
-    def count(self, data: str, report: Report | None, *, tokens: int | None = None) -> RoutingCounts:
+    def count(self, data: str, report: Progress | None, *, tokens: int | None = None) -> RoutingCounts:
         """What the routers choose on a source; `tokens` as for `documents`."""
         windows = self.windows
         return count_routing(

@@ -18,6 +18,7 @@ class BudgetRecipe(Recipe):
         description="trainings that would take longer are all shortened to the same share of their max_steps, "
         "by a short timing trial of the first one",
     )
+    least: float = Field(0.0, ge=0, le=1, description="share of the steps that is trained however long it takes")
 
 
 class ReportRecipe(Recipe):

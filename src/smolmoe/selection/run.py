@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
@@ -12,6 +12,7 @@ import numpy as np
 
 from smolmoe.core.files import write_json
 from smolmoe.core.folders import whole_or_nothing
+from smolmoe.core.progress import Progress
 from smolmoe.core.vocabulary import within_vocabulary
 from smolmoe.data.same_tokenizer import tokenizer_hash
 from smolmoe.data.tally import Tally, whole
@@ -33,13 +34,14 @@ from smolmoe.selection.writing import added_columns, write_choice
 if TYPE_CHECKING:
     from smolmoe.selection.scores import Losses, Scorer
 
-Report = Callable[[str, int, int], None]
 
 LONGEST_WINDOW = 1024  # tokens that a model reads at a time
 TOKENIZER_CHARACTERS = 50_000_000  # more text makes no better tokenizer
 
 
-def run_select(recipe: SelectRecipe, out: Path, *, overwrite: bool = False, report: Report | None = None) -> Selection:
+def run_select(
+    recipe: SelectRecipe, out: Path, *, overwrite: bool = False, report: Progress | None = None
+) -> Selection:
     """Choose rows and write them to `out`: `rows.jsonl`, `indices.json`, `report.json`, and what is held out.
 
     The rows are read twice; of their texts no more than a batch is in memory. The same rows, recipe and tokenizer give
@@ -279,7 +281,7 @@ def score_text(
     )
 
 
-def score_rows(recipe: SelectRecipe, *, top: int = 5, report: Report | None = None) -> RowScores:
+def score_rows(recipe: SelectRecipe, *, top: int = 5, report: Progress | None = None) -> RowScores:
     """The rows of a file under the entropy scores and, where the recipe names a model, under its loss.
 
     Args:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import combinations
 from pathlib import Path
@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from smolmoe.core.devices import pick_device
 from smolmoe.core.files import growing, json_text, place, write_together
+from smolmoe.core.progress import Progress, silent
 from smolmoe.core.provenance import command, versions
 from smolmoe.errors import OutputError, RequestError
 from smolmoe.evaluation.compare.leaks import LeakSearch
@@ -50,7 +51,6 @@ from smolmoe.results.comparison import (
     Speed,
 )
 
-Report = Callable[[str, int, int], None]
 FLOP_LENGTH = 128
 BITS = 1 / math.log(2)  # of a nat
 
@@ -68,7 +68,7 @@ def compare(
     out: Path | None = None,
     overwrite: bool = False,
     device: str = "cpu",
-    report: Report | None = None,
+    report: Progress | None = None,
 ) -> Comparison:
     """Compare models on the same held-out text.
 
@@ -96,7 +96,7 @@ def compare(
         _check_out(out, overwrite)
     loaded = {} if tasks is None else _load_tasks(tasks)
     contenders = open_contenders(models)
-    job = _Job(contenders, str(data), by, device, report or (lambda stage, done, total: None))
+    job = _Job(contenders, str(data), by, device, report or silent)
     job.read_text(run_limits(str(data)).asked(tokens, document_tokens, length), length is not None)
     found = job.compare(speed=speed, tasks=loaded)
     if out is not None:
@@ -127,7 +127,7 @@ class _Facts:
 class _Job:
     """One comparison: the models found, the text they are judged by, and what came of it."""
 
-    def __init__(self, contenders: list[Contender], data: str, by: str | None, device: str, report: Report):
+    def __init__(self, contenders: list[Contender], data: str, by: str | None, device: str, report: Progress):
         self.contenders = contenders
         self.base = contenders[0]
         self.data = data

@@ -9,8 +9,9 @@ from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 from smolmoe.core.claim import Claim
+from smolmoe.core.progress import Progress
 from smolmoe.errors import RequestError
-from smolmoe.surgery.experts.job import Available, ExpertResult, Job, Report
+from smolmoe.surgery.experts.job import Available, ExpertResult, Job
 
 if TYPE_CHECKING:
     from smolmoe.surgery.experts.measure import Split
@@ -50,7 +51,7 @@ def extract(
     device: str = "cpu",
     overwrite: bool = False,
     dry_run: bool = False,
-    report: Report | None = None,
+    report: Progress | None = None,
 ) -> ExpertResult:
     """Write one expert of an MoE as a dense model, or several as a smaller MoE of the same class.
 
@@ -156,7 +157,7 @@ def prune(
     device: str = "cpu",
     overwrite: bool = False,
     dry_run: bool = False,
-    report: Report | None = None,
+    report: Progress | None = None,
 ) -> ExpertResult:
     """Write an MoE with fewer experts: those named, or those that text uses most, by summed gate weight.
 
@@ -238,7 +239,7 @@ def merge_experts(
     device: str = "cpu",
     overwrite: bool = False,
     dry_run: bool = False,
-    report: Report | None = None,
+    report: Progress | None = None,
 ) -> ExpertResult:
     """Write an MoE in which the experts of each group are averaged into one (arXiv 2310.01334, without alignment).
 
@@ -324,7 +325,7 @@ def add_expert(
     device: str = "cpu",
     overwrite: bool = False,
     dry_run: bool = False,
-    report: Report | None = None,
+    report: Progress | None = None,
 ) -> ExpertResult:
     """Write an MoE with one more expert, keeping the function wherever some class of MoE can.
 
