@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from safetensors.torch import load_file
-from tests.align import runs as align_runs
+from tests.alignment import runs as align_runs
 from tests.train import runs as train_runs
 
 from smolmoe.alignment.run import align

@@ -176,6 +176,10 @@ def test_a_shipped_pipeline_runs(name: str, place: Path, tmp_path: Path) -> None
         elif stage.kind == "align":
             assert found["after"]["loss"] != found["before"]["loss"]
             assert (recipe.out / stage.name / "model" / "config.json").is_file()
+        elif stage.kind == "corpus":
+            assert (recipe.out / stage.name / "train.jsonl").stat().st_size > 100_000
+        elif stage.kind == "doctor":
+            assert found["worst"] != "error"
         else:
             assert (recipe.out / stage.name / "growth.png").stat().st_size > 10_000
             jumps = [row["jump"] for row in found["after"].values() if row["jump"] is not None]

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 from helpers import tiny_tokenizer
-from tests.align import runs as align_runs
+from tests.alignment import runs as align_runs
 from tests.training.runs import dense_folder, recipe, rows, trainer
 
 from smolmoe.alignment.run import align

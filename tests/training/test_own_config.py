@@ -11,7 +11,7 @@ import pytest
 import torch
 from helpers import dense_llama, moe_of, save, tiny_tokenizer
 from safetensors.torch import load_file
-from tests.align import runs as align_runs
+from tests.alignment import runs as align_runs
 from tests.training.runs import recipe, rows, trainer
 
 from smolmoe.alignment.run import align

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -17,6 +17,7 @@ from smolmoe.errors import OutputError
 
 SETTINGS = "settings.json"
 RECORDS = "stages"
+RESUME_OR_OVERWRITE = "Use --resume, start over with --overwrite, or name another folder."
 
 
 class RunFolder:
@@ -87,10 +88,31 @@ class RunFolder:
         if file.is_file():
             settings: dict[str, Any] = read_object(file, fix="Restore it, or name another folder.")
             return settings
-        begun = {f".{SETTINGS}.partial"}  # all that a run leaves that is killed before its settings are written
-        if self.path.exists() and not (self.path.is_dir() and {path.name for path in self.path.iterdir()} <= begun):
-            raise foreign(self.path, "a run", SETTINGS)
+        is_ours(self.path, "a run", SETTINGS, leftovers=(f".{SETTINGS}.partial",))
         return None
+
+
+def is_ours(out: Path, what: str, *marks: str, leftovers: Collection[str] = ()) -> bool:
+    """Whether a folder to write into holds what we have written there; False where it is free.
+
+    Args:
+        what: is written there, for messages.
+        marks: files that are there then, all of them.
+        leftovers: names of all that a run leaves that is killed before the marks are written.
+
+    Raises:
+        OutputError: it holds something else.
+    """
+    if not out.exists() or (out.is_dir() and {path.name for path in out.iterdir()} <= set(leftovers)):
+        return False
+    if not all((out / mark).is_file() for mark in marks):
+        raise foreign(out, what, *marks)
+    return True
+
+
+def occupied(out: Path, what: str, fix: str) -> OutputError:
+    """The error where a folder holds what must not be lost."""
+    return OutputError(f"the folder holds {what}.", field="out", value=str(out), fix=fix)
 
 
 def foreign(folder: Path, wanted: str, *marks: str, fix: str = "Name a new folder.") -> OutputError:

@@ -15,6 +15,7 @@ from typing import Any
 from smolmoe.core.files import growing, write_json
 from smolmoe.core.json_text import read_json
 from smolmoe.core.progress import Progress
+from smolmoe.core.run_folder import is_ours
 from smolmoe.data.formats import check_columns
 from smolmoe.data.presets import EMBEDDED, PRESETS, Preset, documents_of, find_preset
 from smolmoe.data.sources import open_data_set, with_hub_errors
@@ -132,12 +133,8 @@ class _Writing:
         return sum(shard["rows"] for shard in self.state["shards"])
 
     def _found(self, resume: bool) -> dict[str, Any] | None:
-        if not self.out.exists() or (self.out.is_dir() and not any(self.out.iterdir())):
+        if not is_ours(self.out, "fetched rows", STATE):
             return None
-        if not self.out.is_dir() or not (self.out / STATE).is_file():
-            raise OutputError(
-                "there is something else than fetched rows.", field="out", value=str(self.out), fix="Name a new folder."
-            )
         try:
             found: dict[str, Any] = read_json(self.out / STATE)
             for shard in found["shards"]:

@@ -13,8 +13,9 @@ import numpy as np
 from smolmoe.core.files import growing, json_text, place, write_together
 from smolmoe.core.interval import Interval
 from smolmoe.core.progress import Progress
+from smolmoe.core.run_folder import foreign, occupied
 from smolmoe.data.prompts import CorrectionPrompt, CorrectionRow, prompt_ids
-from smolmoe.errors import DataError, OutputError
+from smolmoe.errors import DataError
 from smolmoe.evaluation.text_metrics import (
     METRICS,
     Corrected,
@@ -204,11 +205,9 @@ def write_scores(out: Path, scores: CorrectionScores, settings: dict[str, Any]) 
 
 def _check_out(out: Path, overwrite: bool) -> None:
     if out.exists() and (not out.is_dir() or any(file.name not in (PREDICTIONS, SCORES) for file in out.iterdir())):
-        raise OutputError("there is something else than scores.", field="out", value=str(out), fix="Name a new folder.")
+        raise foreign(out, "scores")
     if not overwrite and out.exists() and any(out.iterdir()):
-        raise OutputError(
-            "the folder holds scores.", field="out", value=str(out), fix="Use --overwrite, or name another folder."
-        )
+        raise occupied(out, "scores", "Use --overwrite, or name another folder.")
 
 
 def _prompts(

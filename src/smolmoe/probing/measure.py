@@ -15,7 +15,8 @@ from smolmoe.core.devices import device_name, pick_device
 from smolmoe.core.files import growing, place, write_json
 from smolmoe.core.progress import Progress
 from smolmoe.core.provenance import command, versions
-from smolmoe.errors import OutputError, RequestError
+from smolmoe.core.run_folder import is_ours, occupied
+from smolmoe.errors import RequestError
 from smolmoe.evaluation.held_out import cut_windows
 from smolmoe.moe.names import expert_names, named_layers
 from smolmoe.probing.ablation import MOST_SINGLE, Group, measure_losses, named_groups, owned_groups, single_groups
@@ -297,16 +298,5 @@ class _Clock:
 
 
 def _check_free(out: Path, overwrite: bool) -> None:
-    if not out.exists() or (out.is_dir() and not any(out.iterdir())):
-        return
-    if not (out / FILE).is_file():
-        raise OutputError(
-            f"there is something else than a probe (no {FILE} in it).",
-            field="out",
-            value=str(out),
-            fix="Name a new folder.",
-        )
-    if not overwrite:
-        raise OutputError(
-            "the folder holds a probe already.", field="out", value=str(out), fix="Name another, or use --overwrite."
-        )
+    if is_ours(out, "a probe", FILE) and not overwrite:
+        raise occupied(out, "a probe already", "Name another, or use --overwrite.")

@@ -17,7 +17,8 @@ from smolmoe.core.devices import pick_device
 from smolmoe.core.files import growing, json_text, place, write_together
 from smolmoe.core.progress import Progress, silent
 from smolmoe.core.provenance import command, versions
-from smolmoe.errors import OutputError, RequestError
+from smolmoe.core.run_folder import foreign, occupied
+from smolmoe.errors import RequestError
 from smolmoe.evaluation.compare.leaks import LeakSearch
 from smolmoe.evaluation.compare.lineage import read_lineage
 from smolmoe.evaluation.compare.losses import Reading, read_held_out
@@ -331,13 +332,6 @@ def _check_out(out: Path, overwrite: bool) -> None:
     """Before anything is measured: only an earlier comparison is replaced, and only where that is asked for."""
     there = {file.name for file in out.iterdir()} if out.is_dir() else set()
     if (out.exists() and not out.is_dir()) or there - {FILE, TABLE}:
-        raise OutputError(
-            "there is something else than a comparison.", field="out", value=str(out), fix="Name a new folder."
-        )
+        raise foreign(out, "a comparison")
     if there and not overwrite:
-        raise OutputError(
-            "the folder holds a comparison.",
-            field="out",
-            value=str(out),
-            fix="Use --overwrite, or name another folder.",
-        )
+        raise occupied(out, "a comparison", "Use --overwrite, or name another folder.")

@@ -65,12 +65,13 @@ def check(recipe: TrainRecipe) -> None:
 
 
 def row(result: Values, folder: Path) -> Row:
-    size = result["parameters"]
+    size, held_out = result["parameters"], result["held_out"]
+    samples = (f"{sample['prompt'].strip()}\n{sample['text'].strip()}" for sample in result["samples"])
     return Row(
-        result["held_out"]["loss"],
-        result["held_out"]["by_domain"],
+        held_out["loss"],
+        held_out["by_domain"],
         f"{units.model_size(size['total'], size['active'])}, {result['steps']:,} steps",
-        "\n".join(f"--- {folder.name}: {sample['prompt']}{sample['text']}" for sample in result["samples"]),
+        "\n".join(f"--- {folder.name}: {sample}" for sample in samples),
     )
 
 
