@@ -23,7 +23,7 @@ GROUPS = {
 }
 WORDS = {
     "cli": "parse, call one function, print",
-    "demo": "the quickstart",
+    "verbs": "one function per command, smolmoe.train(...)",
     "distillation": "a teacher's logits, cached",
     "teacher": "text from an HTTP endpoint",
     "scaling": "token budgets and the scaling law",

@@ -16,10 +16,9 @@ from tests.training.runs import recipe, write_text
 from smolmoe.alignment.pairs_run import make_pairs
 from smolmoe.alignment.run import align
 from smolmoe.core.files import growing
-from smolmoe.demo.run import quickstart
-from smolmoe.demo.settings import QuickstartSettings
 from smolmoe.distillation.run import cache_teacher
 from smolmoe.errors import OutputError
+from smolmoe.pipeline.quickstart import quickstart
 from smolmoe.pipeline.run import run as run_pipeline
 from smolmoe.recipe import PairsRecipe, PipelineRecipe, SelectRecipe, parse
 from smolmoe.recipe.sweep import SweepRecipe
@@ -103,7 +102,7 @@ COMMANDS: dict[str, Callable[[Path], Any]] = {
     "select": _select,
     "pairs": _pairs,
     "distill": lambda folder: cache_teacher("absent", "absent.jsonl", folder / "out", device="cpu"),
-    "quickstart": lambda folder: quickstart(folder / "out", settings=QuickstartSettings()),
+    "quickstart": lambda folder: quickstart(folder / "out"),
 }
 
 

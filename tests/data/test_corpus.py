@@ -14,8 +14,8 @@ import datasets
 import numpy as np
 import pytest
 from helpers import tiny_tokenizer
-from tests.processes import Child
 from tests.core.test_files import another_process
+from tests.processes import Child
 
 from smolmoe.data import corpus as corpus_module
 from smolmoe.data.blocks import WINDOW, Blocks, whole_windows

@@ -172,9 +172,9 @@ def test_a_killed_run_goes_on_and_ends_with_the_same_files(asked: dict[str, Any]
 def test_one_that_is_resumed_with_another_request_is_refused(asked: dict[str, Any], tmp_path: Path) -> None:
     cache_teacher(**asked)
     (Path(asked["out"]) / "cache.json").unlink()
-    with pytest.raises(OutputError, match=r"the options changed.*size 5 there, 6 here"):
+    with pytest.raises(OutputError, match=r"the options changed.*size: 5 there, 6 here"):
         cache_teacher(**asked | {"top_k": 6}, resume=True)
-    with pytest.raises(OutputError, match=r"temperature 1\.0 there, 2\.0 here"):
+    with pytest.raises(OutputError, match=r"temperature: 1\.0 there, 2\.0 here"):
         cache_teacher(**asked | {"temperature": 2.0}, resume=True)
     other = save(dense_llama(seed=1), tmp_path / "other")
     with pytest.raises(OutputError, match="the teacher changed"):

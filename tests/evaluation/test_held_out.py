@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import itertools
-import math
 
 import pytest
 import torch
-from transformers import LlamaConfig, LlamaForCausalLM, MixtralConfig, MixtralForCausalLM
+from transformers import LlamaConfig, LlamaForCausalLM
 
 from smolmoe.evaluation.held_out import DocumentLosses, cut_windows, document_losses, paired_difference
-from smolmoe.evaluation.load import domain_load
 
 SIZES = {
     "vocab_size": 64,
@@ -91,17 +89,3 @@ def test_paired_difference():
     assert paired_difference(a, c) == paired_difference(a, c)
     with pytest.raises(ValueError, match="same documents"):
         paired_difference(a, DocumentLosses((1.0,), (1,), ("a",)))
-
-
-def test_load_is_shared_out_within_each_domain():
-    torch.manual_seed(0)
-    moe = MixtralForCausalLM(MixtralConfig(**SIZES, num_local_experts=4, num_experts_per_tok=2)).eval()
-    load = domain_load(moe, windows(), tokens=1000)
-    assert set(load) == {"all", "code", "math"}
-    for layers in load.values():
-        assert len(layers) == 2
-        assert all(math.isclose(sum(layer), 1, abs_tol=1e-3) and max(layer) <= 0.5 for layer in layers)
-    assert load["code"] != load["math"]
-    for index, layer in enumerate(load["all"]):
-        both = zip(load["code"][index], load["math"][index], strict=True)
-        assert layer == pytest.approx([(x + y) / 2 for x, y in both], abs=1e-3)

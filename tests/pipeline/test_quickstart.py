@@ -2,41 +2,57 @@
 
 from __future__ import annotations
 
-import dataclasses
 import hashlib
 import json
 import math
 from pathlib import Path
+from typing import Any
 
 import pytest
+from tests.training.runs import rows
 
+from smolmoe.core.json_text import read_json
 from smolmoe.data.text import read_documents
-from smolmoe.demo import QuickstartResult, QuickstartSettings, quickstart
 from smolmoe.errors import OutputError
+from smolmoe.pipeline import summary
+from smolmoe.pipeline.quickstart import quickstart
+from smolmoe.pipeline.run import PipelineResult
+from smolmoe.reports.overview import find
 
-SETTINGS = QuickstartSettings(
-    megabytes=0.8,
-    vocabulary=512,
-    hidden=32,
-    layers=2,
-    intermediate=64,
-    heads=2,
-    kv_heads=1,
-    length=64,
-    dense_steps=30,
-    moe_steps=6,
-    held_out_tokens=600,
-    new_tokens=8,
-)
+DENSE, MOE = 30, 6
+CONFIG = {
+    "hidden_size": 32,
+    "num_hidden_layers": 2,
+    "intermediate_size": 64,
+    "num_attention_heads": 2,
+    "num_key_value_heads": 1,
+}
+CHANGES = [
+    "stages.corpus.corpus.megabytes=0.8",
+    "defaults.tokenizer=512",
+    "defaults.data.length=64",
+    "defaults.evaluation.tokens=600",
+    *(f"stages.dense.train.model.config.{key}={value}" for key, value in CONFIG.items()),
+    f"stages.dense.train.trainer.max_steps={DENSE}",
+    *(f"stages.{name}.train.trainer.max_steps={MOE}" for name in ("moe-trained", "dense-trained")),
+    *(f"stages.{name}.train.samples.new_tokens=8" for name in ("dense", "moe-trained")),
+    "stages.probe.probe.tokens=300",
+    "stages.probe.probe.loss_tokens=100",
+]
+
+
+def go(out: Path, **options: Any) -> PipelineResult:
+    return quickstart(out, **{"changes": CHANGES, "minutes": 100, **options})
 
 
 @pytest.fixture(scope="module")
-def run(tmp_path_factory) -> QuickstartResult:
-    return quickstart(tmp_path_factory.mktemp("quickstart") / "run", settings=SETTINGS)
+def run(tmp_path_factory: pytest.TempPathFactory) -> PipelineResult:
+    return go(tmp_path_factory.mktemp("quickstart") / "run")
 
 
-def rows(run: QuickstartResult) -> list[dict]:
-    return [json.loads(line) for line in (run.out / "metrics.jsonl").read_text().splitlines()]
+def result(run: PipelineResult, stage: str) -> dict[str, Any]:
+    found: dict[str, Any] = run.stages[stage]["result"]
+    return found
 
 
 def hashes(folder: Path) -> dict[str, tuple[str, int]]:
@@ -44,115 +60,93 @@ def hashes(folder: Path) -> dict[str, tuple[str, int]]:
     return {str(path): (hashlib.sha256(path.read_bytes()).hexdigest(), path.stat().st_mtime_ns) for path in files}
 
 
-def test_everything_is_in_the_folder(run):
-    for name in ("dense", "moe", "moe-trained", "dense-trained"):
+def test_everything_is_in_the_folder(run: PipelineResult) -> None:
+    for name in ("dense/model", "moe", "moe-trained/model", "dense-trained/model"):
         for file in ("config.json", "model.safetensors", "tokenizer.json"):
             assert (run.out / name / file).is_file(), (name, file)
-    for name in ("corpus/train.jsonl", "corpus/validation.jsonl", "tokenizer/tokenizer.json", "boundary.png"):
+    for name in ("corpus/train.jsonl", "corpus/validation.jsonl", "boundary/growth.png"):
         assert (run.out / name).is_file(), name
-    assert json.loads((run.out / "report.json").read_text()) == json.loads(json.dumps(run.to_json()))
+    assert Path(result(run, "probe")["page"]).is_file()
     assert not list(run.out.rglob("*.partial"))
 
 
-def test_the_conversion_is_verified_and_leaves_the_loss_alone(run):
-    assert run.verified
-    assert abs(run.boundary.jump) < 1e-5
-    assert run.report["stages"]["upcycle"]["target"] == "mixtral"
-    assert run.boundary.moe.by_domain == pytest.approx(run.boundary.dense.by_domain, abs=1e-5)
+def test_the_conversion_is_verified_and_leaves_the_loss_alone(run: PipelineResult) -> None:
+    assert result(run, "moe")["verification"]["passed"]
+    assert result(run, "moe")["target"] == "mixtral"
+    assert all(abs(row["jump"]) < 1e-5 for row in result(run, "boundary")["after"].values())
+    assert result(run, "doctor")["worst"] != "error"
 
 
-def test_training_lowers_the_held_out_loss(run):
-    assert run.boundary.dense.loss < math.log(512)
-    assert run.boundary.moe_trained.loss < run.boundary.moe.loss
-    assert run.boundary.dense_continued is not None
-    assert run.boundary.dense_continued.loss < run.boundary.dense.loss
-    assert run.boundary.difference is not None
-    gap = run.boundary.moe_trained.loss - run.boundary.dense_continued.loss
-    assert run.boundary.difference.value == pytest.approx(gap)
+def test_training_lowers_the_held_out_loss(run: PipelineResult) -> None:
+    loss = {name: result(run, name)["held_out"]["loss"] for name in ("dense", "moe-trained", "dense-trained")}
+    assert loss["dense"] < math.log(512)
+    assert max(loss["moe-trained"], loss["dense-trained"]) < loss["dense"]
+    difference = result(run, "boundary")["after"]["moe-trained"]["difference"]
+    assert difference["value"] == pytest.approx(loss["moe-trained"] - loss["dense-trained"])
 
 
-def test_no_held_out_document_was_trained_on(run):
+def test_no_held_out_document_was_trained_on(run: PipelineResult) -> None:
     train, validation = (read_documents(run.out / "corpus" / f"{side}.jsonl") for side in ("train", "validation"))
     assert len(validation) > 10
     assert not {document.text for document in train} & {document.text for document in validation}
 
 
-def test_both_models_went_on_with_the_same_batches(run):
-    found = rows(run)
-    first = {
-        stage: next(row for row in found if row["stage"] == stage and row["kind"] == "train")
-        for stage in ("moe-trained", "dense-trained")
-    }
+def test_both_models_were_trained_on_the_same_fresh_batches(run: PipelineResult) -> None:
     # Before their first step the two models are the same function: the same loss means the same batch.
-    assert first["moe-trained"]["loss"] == pytest.approx(first["dense-trained"]["loss"], abs=2e-2)
-    assert {row["tokens"] for row in first.values()} == {64 * (SETTINGS.batch * 30 + SETTINGS.moe_batch)}
+    moe, dense = (rows(run.out / name, "step")[0]["ce"] for name in ("moe-trained", "dense-trained"))
+    assert moe == pytest.approx(dense, abs=2e-2)
+    for name in ("moe-trained", "dense-trained"):
+        assert read_json(run.out / name / "run.json")["recipe"]["data"]["skip"] == 4 * DENSE
+        assert result(run, name)["steps"] == MOE
 
 
-def test_the_metrics_are_the_whole_curve(run):
-    found = rows(run)
-    for stage, steps in (("dense", 30), ("moe-trained", 6), ("dense-trained", 6)):
-        train = [row for row in found if row["stage"] == stage and row["kind"] == "train"]
-        held_out = [row for row in found if row["stage"] == stage and row["kind"] == "held_out"]
-        assert [row["step"] for row in train] == list(range(1, steps + 1))
-        assert len(held_out) == 5 if stage == "moe-trained" else 4
-        tokens = [row["tokens"] for row in held_out]
-        assert tokens == sorted(tokens)
-    boundary = [row for row in found if row["kind"] == "held_out" and row["tokens"] == 64 * SETTINGS.batch * 30]
-    assert [(row["stage"], row["loss"]) for row in boundary] == [
-        ("dense", run.boundary.dense.loss),
-        ("moe-trained", run.boundary.moe.loss),
-    ]
-
-
-def test_the_report_says_what_people_ask(run):
+def test_the_summary_says_what_people_ask(run: PipelineResult) -> None:
+    columns, table = summary.table(run.out, run.stages)
+    assert columns[2:6] == ["held-out loss", "code", "math", "prose"]
+    cells = {row[0]: row for row in table}
+    assert "verified (exact)" in cells["moe"][-2]
+    assert "active" in cells["moe-trained"][-2]
+    for name in ("dense", "moe-trained", "dense-trained"):
+        assert all(map(float, cells[name][2:6]))
     text = run.text()
-    for part in (
-        "verified",
-        "active",
-        "moe-trained",
-        "dense-trained",
-        "expert load",
-        "--- code",
-        "--- math",
-    ):
+    for part in ("--- dense: Problem", "--- moe-trained: The value", "separation", "dense-trained, "):
         assert part in text, part
-    stages = run.report["stages"]
-    assert stages["dense"]["parameters"] < stages["moe-trained"]["parameters"]
-    assert stages["samples"]["prose"]["dense"] == stages["samples"]["prose"]["moe"]
-    assert len(stages["moe-trained"]["load"]["all"]) == 2
-    assert stages["doctor"]["worst"] != "error"
 
 
-def test_the_trained_moe_is_a_stock_one(run):
-    config = json.loads((run.out / "moe-trained" / "config.json").read_text())
+def test_the_trained_moe_is_a_stock_one(run: PipelineResult) -> None:
+    config = read_json(run.out / "moe-trained" / "model" / "config.json")
     assert config["architectures"] == ["MixtralForCausalLM"]
     assert "auto_map" not in config
     assert not config.get("output_router_logits")  # on only while it was trained
 
 
-def test_a_second_run_does_nothing_again(run):
+def test_the_report_shows_its_trainings_and_not_the_trial(run: PipelineResult) -> None:
+    found = find([run.out])
+    assert [training.label for training in found.trainings] == ["dense", "dense-trained", "moe-trained"]
+    assert {path.name for path in run.out.iterdir()} == {*run.stages, "stages", "budget.json"}
+
+
+def test_a_second_run_does_nothing_again(run: PipelineResult) -> None:
     before = hashes(run.out)
-    again = quickstart(run.out, settings=SETTINGS)
-    assert again.report == run.report
-    changed = {path for path, value in hashes(run.out).items() if before[path] != value}
-    assert {Path(path).name for path in changed} <= {"metrics.jsonl", "boundary.png", "report.json"}
+    again = go(run.out)
+    assert not any(record["done"] for record in again.stages.values())
+    assert hashes(run.out) == before
 
 
-def test_an_interrupted_run_goes_on_where_it_was(run, monkeypatch, tmp_path):
-    import shutil
-
-    from smolmoe.demo import run as module
-
-    copy = tmp_path / "run"
-    shutil.copytree(run.out, copy)
-    for name in ("moe-trained", "dense-trained", "samples"):
-        (copy / "stages" / f"{name}.json").unlink()
-    monkeypatch.setattr(module._Quickstart, "train_dense", lambda self: pytest.fail("the dense model is finished"))
-    again = quickstart(copy, settings=SETTINGS)
-    assert again.boundary.dense == run.boundary.dense
-    assert again.boundary.moe_trained.loss == pytest.approx(run.boundary.moe_trained.loss, abs=1e-4)
-
-
-def test_other_settings_need_another_folder(run):
+def test_other_settings_need_another_folder(run: PipelineResult) -> None:
     with pytest.raises(OutputError, match="seed: 0 there, 1 here"):
-        quickstart(run.out, settings=dataclasses.replace(SETTINGS, seed=1))
+        go(run.out, seed=1)
+    with pytest.raises(OutputError, match=r"minutes: 100\.0 there, 50\.0 here"):
+        go(run.out, minutes=50)
+
+
+def test_a_budget_shortens_all_trainings_alike(tmp_path: Path) -> None:
+    found = go(tmp_path / "run", minutes=0.01)
+    share = json.loads((tmp_path / "run" / "budget.json").read_text())["share"]
+    assert share < 1
+    steps = {name: max(1, round(share * most)) for name, most in (("dense", DENSE), ("moe-trained", MOE))}
+    steps["dense-trained"] = steps["moe-trained"]
+    assert {name: result(found, name)["steps"] for name in steps} == steps
+    assert read_json(found.out / "moe-trained" / "run.json")["recipe"]["data"]["skip"] == 4 * steps["dense"]
+    again = go(tmp_path / "run", minutes=0.01)
+    assert not any(record["done"] for record in again.stages.values())

@@ -15,7 +15,8 @@ from tests.training.runs import rows, trainer, write_text
 
 from smolmoe.errors import OutputError, RequestError
 from smolmoe.pipeline.forecast import forecast
-from smolmoe.pipeline.run import PipelineResult, resolved, run
+from smolmoe.pipeline.resolve import resolved
+from smolmoe.pipeline.run import PipelineResult, run
 from smolmoe.recipe import PipelineRecipe, parse
 
 LLAMA = {

@@ -17,7 +17,8 @@ from transformers import AutoModelForCausalLM
 from smolmoe.errors import OutputError, RequestError
 from smolmoe.moe import register
 from smolmoe.pipeline.forecast import forecast
-from smolmoe.pipeline.run import resolved, run
+from smolmoe.pipeline.resolve import resolved
+from smolmoe.pipeline.run import run
 from smolmoe.recipe import PipelineRecipe, TrainRecipe, parse
 from smolmoe.recipe.files import copy, load, merge, shipped
 from smolmoe.training.estimate import estimate
@@ -175,6 +176,10 @@ def test_a_shipped_pipeline_runs(name: str, place: Path, tmp_path: Path) -> None
         elif stage.kind == "align":
             assert found["after"]["loss"] != found["before"]["loss"]
             assert (recipe.out / stage.name / "model" / "config.json").is_file()
+        elif stage.kind == "corpus":
+            assert (recipe.out / stage.name / "train.jsonl").stat().st_size > 100_000
+        elif stage.kind == "doctor":
+            assert found["worst"] != "error"
         else:
             assert (recipe.out / stage.name / "growth.png").stat().st_size > 10_000
             jumps = [row["jump"] for row in found["after"].values() if row["jump"] is not None]

@@ -267,16 +267,16 @@ def test_a_comparison_of_other_models_is_no_answer(tmp_path: Path, folder: Path)
     assert wins.sentence.startswith("The comparisons below are of other models.")
 
 
-def test_a_trial_and_the_points_of_a_sweep_are_no_runs(tmp_path: Path) -> None:
-    (tmp_path / "quickstart" / "stages").mkdir(parents=True)
-    (tmp_path / "quickstart" / "settings.json").write_text("{}")
-    for name in ("dense", "timing", "moe-trained"):
-        write_run(tmp_path / "quickstart" / "training" / name)
+def test_records_and_the_points_of_a_sweep_are_no_runs(tmp_path: Path) -> None:
+    (tmp_path / "line" / "stages").mkdir(parents=True)
+    (tmp_path / "line" / "stages" / "probe.json").write_text("{}")  # the record of a stage of that name
+    write_run(tmp_path / "line" / ".trial")
+    write_run(tmp_path / "line" / "dense")
     write_run(tmp_path / "sweep" / "seed-0" / "trunk-1000")
     write_run(tmp_path / "sweep" / "seed-0" / "tokens-2000")
-    write_run(tmp_path / "timing")  # a run of the user's with that name
     found = find([tmp_path])
-    assert [run.label for run in found.trainings] == ["quickstart/dense", "quickstart/moe-trained", "timing"]
+    assert [run.label for run in found.trainings] == ["line/dense"]
+    assert not found.probes
 
 
 def test_one_thing_has_one_name_and_one_colour(tmp_path: Path) -> None:

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from smolmoe.core.progress import Progress
 from smolmoe.errors import RequestError, SourceError
 from smolmoe.recipe.align import LENGTH, AlignRecipe
 
@@ -19,8 +19,6 @@ if TYPE_CHECKING:
     from smolmoe.verification.findings import Finding
 
 logger = logging.getLogger(__name__)
-
-Report = Callable[[str, int, int], None]
 
 
 def router_findings(recipe: AlignRecipe, model: Any, granularity: int) -> tuple[Finding, ...]:
@@ -70,7 +68,7 @@ class AlignJob:
     dropped: Dropped
     ignored: dict[str, int]
 
-    def __init__(self, recipe: AlignRecipe, report: Report):
+    def __init__(self, recipe: AlignRecipe, report: Progress):
         from smolmoe.alignment.arguments import DEFAULTS, check_trainer
         from smolmoe.core.devices import pick_device
         from smolmoe.training.distributed import world_size

@@ -11,6 +11,7 @@ from typing import Any
 
 from smolmoe.core.files import followed, remove, write_json, write_text
 from smolmoe.core.json_text import read_json, read_object
+from smolmoe.core.run_folder import RESUME_OR_OVERWRITE, differences, is_ours, occupied
 from smolmoe.errors import CheckpointError, DataError, OutputError
 
 PAIRS = "pairs.jsonl"
@@ -152,18 +153,13 @@ class PairsFolder:
         """
         self.path = path
         asked = json.loads(json.dumps(asked))
-        begun = {f".{ASKED}.partial"}  # all that a run leaves that is killed before it has written what it is
-        is_empty = not path.exists() or (path.is_dir() and {one.name for one in path.iterdir()} <= begun)
-        if not is_empty and not (path / ASKED).is_file():
-            problem = f"there is something else than pairs (no {ASKED} in it)."
-            raise OutputError(problem, field="out", value=str(path), fix="Name a new folder.")
-        if not is_empty and overwrite:
+        is_begun = is_ours(path, "pairs", ASKED, leftovers=(f".{ASKED}.partial",))
+        if is_begun and overwrite:
             remove(path, SAMPLES, PAIRS, REPORT, ".*.partial")
-        elif not is_empty and not resume:
+        elif is_begun and not resume:
             state = "finished" if (path / REPORT).is_file() else "unfinished"
-            fix = "Go on with `resume=True`, start over with `overwrite=True`, or name another folder."
-            raise OutputError(f"the folder holds pairs ({state}).", field="out", value=str(path), fix=fix)
-        elif not is_empty:
+            raise occupied(path, f"pairs ({state})", RESUME_OR_OVERWRITE)
+        elif is_begun:
             self._check_same(asked)
         followed(path).mkdir(parents=True, exist_ok=True)
         write_json(path / ASKED, asked)  # first: it says whose folder this is
@@ -171,11 +167,9 @@ class PairsFolder:
 
     def _check_same(self, asked: dict[str, Any]) -> None:
         found = read_object(self.path / ASKED, fix="Start over with `overwrite=True`, or name another folder.")
-        changed = [key for key in sorted({*found, *asked}) if found.get(key) != asked.get(key)]
-        if changed:
-            said = ", ".join(f"{key}: {found.get(key)} there, {asked.get(key)} here" for key in changed)
+        if found != asked:
             raise OutputError(
-                f"the pairs there were begun otherwise ({said}).",
+                f"the pairs there were begun otherwise ({differences(found, asked)}).",
                 field="out",
                 value=str(self.path),
                 fix="Resume as they were begun, start over with `overwrite=True`, or name another folder.",

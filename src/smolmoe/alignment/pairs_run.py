@@ -5,11 +5,12 @@ from __future__ import annotations
 import hashlib
 import logging
 import random
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from smolmoe.core.files import growing
+from smolmoe.core.progress import Progress
 from smolmoe.recipe.pairs import PairsRecipe
 
 if TYPE_CHECKING:
@@ -19,11 +20,9 @@ if TYPE_CHECKING:
 BATCHES = 4  # in a shard: what a kill can cost
 logger = logging.getLogger(__name__)
 
-Report = Callable[[str, int, int], None]
-
 
 def make_pairs(
-    recipe: PairsRecipe, *, resume: bool = False, overwrite: bool = False, report: Report | None = None
+    recipe: PairsRecipe, *, resume: bool = False, overwrite: bool = False, report: Progress | None = None
 ) -> PairsReport:
     """Answer each prompt at two temperatures, and prefer the answer nearer to a reference, by edit distance.
 
@@ -47,7 +46,7 @@ def make_pairs(
         return _make_pairs(recipe, resume, overwrite, report)
 
 
-def _make_pairs(recipe: PairsRecipe, resume: bool, overwrite: bool, report: Report | None) -> PairsReport:
+def _make_pairs(recipe: PairsRecipe, resume: bool, overwrite: bool, report: Progress | None) -> PairsReport:
     from smolmoe.alignment.pairs import PairsFolder
     from smolmoe.core.checkpoint import fingerprint, open_checkpoint
     from smolmoe.core.devices import pick_device
@@ -83,7 +82,7 @@ def _make_pairs(recipe: PairsRecipe, resume: bool, overwrite: bool, report: Repo
     return folder.finish(len(parts), asked=recipe.prompts, temperatures=recipe.temperatures, settings=asked)
 
 
-def run_pairs(recipe: PairsRecipe, *, report: Report | None = None) -> dict[str, Any]:
+def run_pairs(recipe: PairsRecipe, *, report: Progress | None = None) -> dict[str, Any]:
     """The pairs of a pipeline; returns what became of the prompts."""
     resume = recipe.out.is_dir() and any(recipe.out.iterdir())
     return make_pairs(recipe, resume=resume, report=report).to_json()

@@ -8,11 +8,12 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from smolmoe.alignment.job import AlignJob, Measured, Report, router_findings
+from smolmoe.alignment.job import AlignJob, Measured, router_findings
 from smolmoe.alignment.libraries import quiet
 from smolmoe.core.devices import facts
 from smolmoe.core.files import growing, place, write_json
 from smolmoe.core.folders import move_into_place
+from smolmoe.core.progress import Progress, silent
 from smolmoe.errors import RequestError
 from smolmoe.hub.card_writer import finish_model
 from smolmoe.recipe import parse
@@ -84,7 +85,7 @@ def align(
     *,
     resume: str | None = None,
     overwrite: bool = False,
-    report: Report | None = None,
+    report: Progress | None = None,
 ) -> AlignResult:
     """Align one model and write it, with what was measured before and after, into one folder.
 
@@ -100,7 +101,7 @@ def align(
     """
     if isinstance(recipe, dict):
         recipe = parse(AlignRecipe, recipe)
-    run = _Run(recipe, report or (lambda stage, done, total: None))
+    run = _Run(recipe, report or silent)
     check_there(recipe.out, resume)
     with quiet(), growing(recipe.out):
         return run.go(resume, overwrite)
@@ -116,7 +117,7 @@ def estimate(recipe: AlignRecipe | dict[str, Any]) -> AlignEstimate:
         recipe = parse(AlignRecipe, recipe)
     place(recipe.out, "growing folder")
     with quiet():
-        return _Run(recipe, lambda stage, done, total: None).estimate()
+        return _Run(recipe, silent).estimate()
 
 
 class _Run(AlignJob):

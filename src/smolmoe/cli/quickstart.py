@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from smolmoe.cli.command import Command
+from smolmoe.cli.run import show_run
 from smolmoe.verbs import train
 
 COMMAND = Command(
     train.quickstart,
-    lambda result, given: print(result.text()),
+    show_run,
+    only=("out", "minutes", "seed", "overwrite"),
     as_options=("out",),
-    exit_code=lambda result, given: 0 if result.verified else 1,
     group="Convert",
 )

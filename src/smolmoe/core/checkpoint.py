@@ -121,7 +121,7 @@ class Checkpoint:
 
 
 def open_checkpoint(source: str | Path, *, revision: str | None = None, field: str = "source") -> Checkpoint:
-    """Find a checkpoint (a local folder or a hub id) and read its headers.
+    """Find a checkpoint (a local folder, the folder of the run that wrote it, or a hub id) and read its headers.
 
     Raises:
         SourceError: no such folder, no config in it, or a link in it that leads out of it.
@@ -148,7 +148,8 @@ def open_checkpoint(source: str | Path, *, revision: str | None = None, field: s
 def _locate(source: str, revision: str | None, field: str) -> tuple[Path, str | None]:
     path = expanded(source)
     if path.is_dir():
-        return path.resolve(), None
+        is_run = (path / "run.json").is_file() and not (path / "config.json").is_file()
+        return (path / "model" if is_run and (path / "model").is_dir() else path).resolve(), None
     if path.is_file():
         raise SourceError(
             "a file, where a model's folder is expected.",

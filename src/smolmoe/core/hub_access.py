@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 
+from smolmoe.core.words import first_line
+
 # Names of classes, since the hub's client has changed the library that it speaks HTTP with: builtins, httpx, requests.
 _NETWORK = frozenset(("TransportError", "ConnectionError", "TimeoutError", "Timeout", "gaierror", "SSLError"))
 _ABSENT = frozenset(("OfflineModeIsEnabled", "LocalEntryNotFoundError"))
@@ -13,7 +15,7 @@ _OFFLINE = ("HF_HUB_OFFLINE", "HF_DATASETS_OFFLINE", "TRANSFORMERS_OFFLINE")
 
 def why_not(error: Exception) -> tuple[str, str]:
     """What went wrong (no full stop), and the first step to mend it (a sentence)."""
-    said = f"{type(error).__name__}: {_first_line(error)}"
+    said = f"{type(error).__name__}: {first_line(error)}"
     kinds = {kind.__name__ for one in _chain(error) for kind in type(one).__mro__}
     if kinds & (_NETWORK | _ABSENT):
         offline = (name for name in _OFFLINE if os.environ.get(name, "").upper() in ("1", "ON", "YES", "TRUE"))
@@ -28,7 +30,3 @@ def _chain(error: BaseException | None) -> Iterator[BaseException]:
     while error is not None:
         yield error
         error = error.__cause__ or error.__context__
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).strip().splitlines() or ["no message"])[0].rstrip(".")

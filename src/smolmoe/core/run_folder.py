@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -17,6 +17,7 @@ from smolmoe.errors import OutputError
 
 SETTINGS = "settings.json"
 RECORDS = "stages"
+RESUME_OR_OVERWRITE = "Use `resume=True`, start over with `overwrite=True`, or name another folder."
 
 
 class RunFolder:
@@ -47,7 +48,7 @@ class RunFolder:
             found = None
         if found is not None and found != settings:
             raise OutputError(
-                f"the folder holds a run with other settings ({_differences(found, settings)}).",
+                f"the folder holds a run with other settings ({differences(found, settings)}).",
                 field="out",
                 value=str(self.path),
                 fix="Name another folder, or use `overwrite=True` to start over.",
@@ -87,17 +88,55 @@ class RunFolder:
         if file.is_file():
             settings: dict[str, Any] = read_object(file, fix="Restore it, or name another folder.")
             return settings
-        begun = {f".{SETTINGS}.partial"}  # all that a run leaves that is killed before its settings are written
-        if self.path.exists() and not (self.path.is_dir() and {path.name for path in self.path.iterdir()} <= begun):
-            raise OutputError(
-                f"there is something else than a run (no {SETTINGS} in it).",
-                field="out",
-                value=str(self.path),
-                fix="Name a new folder.",
-            )
+        is_ours(self.path, "a run", SETTINGS, leftovers=(f".{SETTINGS}.partial",))
         return None
 
 
-def _differences(found: dict[str, Any], asked: dict[str, Any]) -> str:
-    names = [name for name in sorted({*found, *asked}) if found.get(name) != asked.get(name)]
-    return ", ".join(f"{name}: {found.get(name)} there, {asked.get(name)} here" for name in names)
+def is_ours(out: Path, what: str, *marks: str, leftovers: Collection[str] = ()) -> bool:
+    """Whether a folder to write into holds what we have written there; False where it is free.
+
+    Args:
+        what: is written there, for messages.
+        marks: files that are there then, all of them.
+        leftovers: names of all that a run leaves that is killed before the marks are written.
+
+    Raises:
+        OutputError: it holds something else.
+    """
+    if not out.exists() or (out.is_dir() and {path.name for path in out.iterdir()} <= set(leftovers)):
+        return False
+    if not all((out / mark).is_file() for mark in marks):
+        raise foreign(out, what, *marks)
+    return True
+
+
+def occupied(out: Path, what: str, fix: str) -> OutputError:
+    """The error where a folder holds what must not be lost."""
+    return OutputError(f"the folder holds {what}.", field="out", value=str(out), fix=fix)
+
+
+def foreign(folder: Path, wanted: str, *marks: str, fix: str = "Name a new folder.") -> OutputError:
+    """The error where a folder to write into holds what is not ours.
+
+    Args:
+        wanted: what could be there.
+        marks: files by which that would be known.
+    """
+    lacks = f" (no {' and '.join(marks)} in it)" if marks else ""
+    return OutputError(f"there is something else than {wanted}{lacks}.", field="out", value=str(folder), fix=fix)
+
+
+def differences(found: Any, asked: Any, *, within: str = "", path: str = "") -> str:
+    """The keys of plain data that differ, with both values.
+
+    Args:
+        within: what to leave out where keys begin with it.
+    """
+    if not (isinstance(found, dict) and isinstance(asked, dict)):
+        return f"{path.removeprefix(within)}: {found} there, {asked} here"
+    keys = [key for key in {**found, **asked} if found.get(key) != asked.get(key)]
+    inner = (
+        differences(found.get(key), asked.get(key), within=within, path=f"{path}.{key}" if path else key)
+        for key in keys
+    )
+    return ", ".join(inner)

@@ -17,6 +17,13 @@ def count(number: float) -> str:
 parameters = tokens = count
 
 
+def model_size(total: int | None, active: int | None) -> str:
+    """Parameters of a model: "4.85 M, 1.61 M active"; empty where there is none."""
+    if total is None or active is None:
+        return ""
+    return count(total) + (f", {count(active)} active" if active < total else "")
+
+
 def size(nbytes: float) -> str:
     """Bytes in powers of 1000: 1400000000 as "1.4 GB"."""
     return _scaled(nbytes, _BYTES)

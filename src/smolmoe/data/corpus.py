@@ -11,7 +11,7 @@ import tempfile
 import time
 import zipfile
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -19,8 +19,9 @@ from typing import Any
 
 import numpy as np
 
-from smolmoe.core.files import expanded, locked, write_json
+from smolmoe.core.files import expanded, locked, write_json, writing
 from smolmoe.core.json_text import read_json
+from smolmoe.core.progress import Progress
 from smolmoe.data.embedded import is_held_out
 from smolmoe.data.same_tokenizer import tokenizer_hash
 from smolmoe.data.sources import Source, open_source
@@ -32,7 +33,6 @@ from smolmoe.recipe.data import DataRecipe
 
 logger = logging.getLogger(__name__)
 
-Report = Callable[[str, int, int], None]
 
 FORMAT = 1  # of the cache; counts up when the same recipe would give other tokens
 UNKNOWN_DOMAIN = "text"
@@ -95,7 +95,7 @@ class TokenCorpus:
 
 
 def load_corpus(
-    recipe: DataRecipe, tokenizer: Any, *, tokens: int | None = None, report: Report | None = None
+    recipe: DataRecipe, tokenizer: Any, *, tokens: int | None = None, report: Progress | None = None
 ) -> TokenCorpus:
     """The corpus of a recipe, from the cache where it was tokenised before.
 
@@ -210,21 +210,15 @@ def _beside(folder: Path) -> Iterator[Path]:
 
 @contextmanager
 def _writing(folder: Path) -> Iterator[None]:
-    try:
+    fix = "Free some space, or name another folder with data.cache or SMOLMOE_CACHE."
+    with writing(folder, field="data.cache", said="tokenised text cannot be kept", fix=fix):
         yield
-    except OSError as error:
-        raise OutputError(
-            f"tokenised text cannot be kept ({error.strerror or error}).",
-            field="data.cache",
-            value=str(folder),
-            fix="Free some space, or name another folder with data.cache or SMOLMOE_CACHE.",
-        ) from error
 
 
 class _Build:
     """Goes through the sources once, and writes both sides as it goes."""
 
-    def __init__(self, recipe: DataRecipe, tokenizer: Any, folder: Path, report: Report | None):
+    def __init__(self, recipe: DataRecipe, tokenizer: Any, folder: Path, report: Progress | None):
         self.recipe = recipe
         self.tokenizer = tokenizer
         self.folder = folder

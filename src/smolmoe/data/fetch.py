@@ -6,7 +6,7 @@ import hashlib
 import json
 import os
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from importlib import import_module
 from itertools import islice
 from pathlib import Path
@@ -14,6 +14,8 @@ from typing import Any
 
 from smolmoe.core.files import growing, write_json
 from smolmoe.core.json_text import read_json
+from smolmoe.core.progress import Progress
+from smolmoe.core.run_folder import is_ours
 from smolmoe.data.formats import check_columns
 from smolmoe.data.presets import EMBEDDED, PRESETS, Preset, documents_of, find_preset
 from smolmoe.data.sources import open_data_set, with_hub_errors
@@ -22,7 +24,6 @@ from smolmoe.errors import DataError, OutputError, RequestError
 from smolmoe.recipe.base import parse
 from smolmoe.recipe.data import SourceRecipe
 
-Report = Callable[[str, int, int], None]
 STATE = "state.json"  # what is written so far, and where the stream stands
 PROVENANCE = "provenance.json"
 SHARD_ROWS = 10_000
@@ -55,7 +56,7 @@ def fetch(
     revision: str | None = None,
     accept_licence: str | None = None,
     resume: bool = False,
-    report: Report | None = None,
+    report: Progress | None = None,
     shard_rows: int = SHARD_ROWS,
 ) -> dict[str, Any]:
     """Write a preset's documents as rows (`text`, `domain`, and the columns they were made of) into JSONL shards.
@@ -132,12 +133,8 @@ class _Writing:
         return sum(shard["rows"] for shard in self.state["shards"])
 
     def _found(self, resume: bool) -> dict[str, Any] | None:
-        if not self.out.exists() or (self.out.is_dir() and not any(self.out.iterdir())):
+        if not is_ours(self.out, "fetched rows", STATE):
             return None
-        if not self.out.is_dir() or not (self.out / STATE).is_file():
-            raise OutputError(
-                "there is something else than fetched rows.", field="out", value=str(self.out), fix="Name a new folder."
-            )
         try:
             found: dict[str, Any] = read_json(self.out / STATE)
             for shard in found["shards"]:
@@ -167,7 +164,7 @@ class _Writing:
             fix="Resume with the same, or name another folder.",
         )
 
-    def run(self, label: str, preset: Preset, rows: int | None, shard_rows: int, report: Report | None) -> None:
+    def run(self, label: str, preset: Preset, rows: int | None, shard_rows: int, report: Progress | None) -> None:
         """Write shards until there are `rows` rows, or the data set ends."""
         if self.state["exhausted"] or (rows is not None and self.rows >= rows):
             return

@@ -14,6 +14,7 @@ from typing import Any
 
 from smolmoe.core.files import expanded
 from smolmoe.core.hub_access import why_not
+from smolmoe.core.words import first_line
 from smolmoe.data.embedded import embedded_corpus
 from smolmoe.data.folders import NAMED, DataFiles, find_files, say_unread
 from smolmoe.data.formats import FORM, check_columns, rows_of, suffix_of
@@ -352,14 +353,14 @@ def open_data_set(path: str, name: str | None, split: str, recipe: SourceRecipe)
         rows = datasets.load_dataset(path, name, split=split, revision=recipe.revision, streaming=recipe.streaming)
     except (datasets.exceptions.DatasetNotFoundError, datasets.exceptions.DataFilesNotFoundError) as error:
         raise HubError(
-            f"there is no such data set on the hub, or you may not read it ({_first_line(error)}).",
+            f"there is no such data set on the hub, or you may not read it ({first_line(error)}).",
             field="path",
             value=path,
             fix="Check the name (owner/name); for a private or gated data set log in with `hf auth login`.",
         ) from error
     except ValueError as error:  # says which splits or configurations there are
         raise DataError(
-            f"{_first_line(error)}",
+            f"{first_line(error)}",
             field="name" if "config" in str(error).lower() else "split",
             value=name if "config" in str(error).lower() else split,
             fix="Set `name` and `split` of this source to ones that the data set has.",
@@ -390,7 +391,3 @@ def _unreachable(path: str, error: Exception) -> HubError:
         value=path,
         fix=f"{fix} Or save the data as .jsonl or .parquet and give its path.",
     )
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).strip().splitlines() or ["no message"])[0].rstrip(".")

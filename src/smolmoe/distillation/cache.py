@@ -5,7 +5,7 @@ from __future__ import annotations
 import shutil
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from smolmoe.core.checkpoint import Checkpoint, fingerprint, open_checkpoint
 from smolmoe.core.files import place, write_json
 from smolmoe.core.json_text import read_object
+from smolmoe.core.progress import Progress
 from smolmoe.core.provenance import command, versions
 from smolmoe.data.same_tokenizer import tokenizer_hash
 from smolmoe.data.targets import (
@@ -38,8 +39,6 @@ from smolmoe.errors import CheckpointError, OutputError, SourceError
 from smolmoe.moe.loading import Skeleton, load_config, load_model, load_tokenizer
 from smolmoe.results.distillation import CacheForecast, CacheResult
 
-Report = Callable[[str, int, int], None]
-
 
 @dataclass(frozen=True)
 class Job:
@@ -52,7 +51,7 @@ class Job:
     finished: bool = False
 
 
-def forecast(teacher: str, data: Sequence[str], out: Path, options: CacheOptions, *, report: Report) -> CacheForecast:
+def forecast(teacher: str, data: Sequence[str], out: Path, options: CacheOptions, *, report: Progress) -> CacheForecast:
     """What `begin` and the rest would write: the text is tokenised, the teacher's weights are not read."""
     place(out, "growing folder")
     checkpoint, tokenizer, vocabulary = _teacher(teacher, options)
@@ -77,7 +76,7 @@ def begin(
     stored_dtype: bool,
     resume: bool,
     overwrite: bool,
-    report: Report,
+    report: Progress,
 ) -> Job:
     """Check what is asked, and make the folder with the tokenised text in it; one process does it.
 
@@ -112,7 +111,7 @@ def begin(
     return job
 
 
-def write_shards(job: Job, *, rank: int, ranks: int, device: str, report: Report) -> int:
+def write_shards(job: Job, *, rank: int, ranks: int, device: str, report: Progress) -> int:
     """Write those of this process's shards that are not there; returns how many were."""
     import torch
 

@@ -11,6 +11,7 @@ from typing import Any
 from smolmoe.core import files, units
 from smolmoe.core.files import emptied, remove
 from smolmoe.core.json_text import read_object
+from smolmoe.core.run_folder import RESUME_OR_OVERWRITE, differences, is_ours, occupied
 from smolmoe.data.targets import ABOUT, REQUEST, TOKENIZER, file_sizes
 from smolmoe.data.tokens import TokenStore
 from smolmoe.distillation.options import CacheOptions
@@ -26,13 +27,8 @@ def open_folder(out: Path, request: dict[str, Any], *, resume: bool, overwrite: 
     Raises:
         OutputError: it holds something else, a cache that could be lost, or one of another request.
     """
-    begun = {f".{REQUEST}.partial"}  # all that a cache leaves that is killed before its request is written
-    if not out.exists() or (out.is_dir() and {path.name for path in out.iterdir()} <= begun):
+    if not is_ours(out, "a teacher's cache", REQUEST, leftovers=(f".{REQUEST}.partial",)):
         return
-    if not (out / REQUEST).is_file():
-        raise OutputError(
-            "there is something else than a teacher's cache.", field="out", value=str(out), fix="Name a new folder."
-        )
     if overwrite:
         remove(out, ABOUT, TOKENIZER, "shard-*", TEXT, ".*.partial")  # the request goes last, when there is another
     elif resume:
@@ -41,12 +37,7 @@ def open_folder(out: Path, request: dict[str, Any], *, resume: bool, overwrite: 
             shutil.rmtree(partial, ignore_errors=True)
     else:
         state = "finished" if (out / ABOUT).is_file() else "unfinished"
-        raise OutputError(
-            f"the folder holds a cache ({state}).",
-            field="out",
-            value=str(out),
-            fix="Go on with `resume=True`, start over with `overwrite=True`, or name another folder.",
-        )
+        raise occupied(out, f"a cache ({state})", RESUME_OR_OVERWRITE)
 
 
 def _check_same(found: dict[str, Any], asked: dict[str, Any], out: Path) -> None:
@@ -55,8 +46,8 @@ def _check_same(found: dict[str, Any], asked: dict[str, Any], out: Path) -> None
         return
     before, now = found.get("options"), asked["options"]
     before = before if isinstance(before, dict) else {}
-    options = [f"{key} {before.get(key)} there, {now[key]} here" for key in now if before.get(key) != now[key]]
-    said = f"{' and '.join(changed)} changed" + (f" ({', '.join(options)})" if options else "")
+    options = differences(before, now)
+    said = f"{' and '.join(changed)} changed" + (f" ({options})" if options else "")
     raise OutputError(
         f"the cache there was begun with another request: {said}.",
         field="out",

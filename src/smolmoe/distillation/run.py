@@ -8,11 +8,11 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from smolmoe.core.progress import Progress, silent
+
 if TYPE_CHECKING:
     from smolmoe.distillation.cache import Job
     from smolmoe.results.distillation import CacheForecast, CacheResult
-
-Report = Callable[[str, int, int], None]
 
 
 def cache_teacher(
@@ -26,7 +26,7 @@ def cache_teacher(
     device: str | None = None,
     resume: bool = False,
     overwrite: bool = False,
-    report: Report | None = None,
+    report: Progress | None = None,
     **options: Any,
 ) -> CacheResult:
     """Write what a teacher says of every token of a text, for `distill` in a training recipe.
@@ -51,7 +51,7 @@ def cache_teacher(
     asked = cache_options(top_k=top_k, sampled=sampled, temperature=temperature, **options)
     place = pick_device(device)
     local = _join(place)
-    told = report or (lambda stage, done, total: None)
+    told = report or silent
     with held_by_main(Path(out)):
         return _write(
             lambda: begin(
@@ -69,7 +69,7 @@ def cache_teacher(
         )
 
 
-def _write(begin: Callable[[], Job], device: str, report: Report) -> CacheResult:
+def _write(begin: Callable[[], Job], device: str, report: Progress) -> CacheResult:
     from smolmoe.distillation.cache import describe, finish, write_shards
     from smolmoe.errors import SmolmoeError
     from smolmoe.training.distributed import in_turn, on_main, rank, world_size
@@ -97,7 +97,7 @@ def forecast_cache(
     top_k: int | None = None,
     sampled: int | None = None,
     temperature: float = 1.0,
-    report: Report | None = None,
+    report: Progress | None = None,
     **options: Any,
 ) -> CacheForecast:
     """What `cache_teacher` would write; nothing is.
@@ -109,7 +109,7 @@ def forecast_cache(
     from smolmoe.distillation.options import cache_options
 
     asked = cache_options(top_k=top_k, sampled=sampled, temperature=temperature, **options)
-    told = report or (lambda stage, done, total: None)
+    told = report or silent
     return forecast(str(teacher), _names(data), Path(out), asked, report=told)
 
 

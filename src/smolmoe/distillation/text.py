@@ -5,12 +5,13 @@ from __future__ import annotations
 import hashlib
 import shutil
 import zipfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 from typing import Any
 
+from smolmoe.core.progress import Progress
 from smolmoe.data.embedded import is_held_out
 from smolmoe.data.presets import EMBEDDED, PRESETS
 from smolmoe.data.sources import Source, open_source
@@ -18,8 +19,6 @@ from smolmoe.data.tokens import StoreWriter, TokenStore, encode_documents, id_ty
 from smolmoe.errors import CheckpointError, DataError, RequestError
 from smolmoe.recipe import DataRecipe, SourceRecipe, parse
 from smolmoe.recipe.files import load
-
-Report = Callable[[str, int, int], None]
 
 STORE = "tokens"
 CHUNK = 512  # documents tokenised together
@@ -106,7 +105,7 @@ def _ended(source: Source) -> Source:
     return source
 
 
-def write_text(text: Text, tokenizer: Any, folder: Path, report: Report) -> None:
+def write_text(text: Text, tokenizer: Any, folder: Path, report: Progress) -> None:
     """Tokenise a text into a store in `folder`, which comes into being when it is whole.
 
     Raises:

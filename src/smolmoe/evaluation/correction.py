@@ -12,8 +12,10 @@ import numpy as np
 
 from smolmoe.core.files import growing, json_text, place, write_together
 from smolmoe.core.interval import Interval
+from smolmoe.core.progress import Progress
+from smolmoe.core.run_folder import foreign, occupied
 from smolmoe.data.prompts import CorrectionPrompt, CorrectionRow, prompt_ids
-from smolmoe.errors import DataError, OutputError
+from smolmoe.errors import DataError
 from smolmoe.evaluation.text_metrics import (
     METRICS,
     Corrected,
@@ -24,7 +26,7 @@ from smolmoe.evaluation.text_metrics import (
     normalised,
     row_statistics,
 )
-from smolmoe.inference.sampling import Report, answering_model, answering_tokenizer, check_room, sample_answers
+from smolmoe.inference.sampling import answering_model, answering_tokenizer, check_room, sample_answers
 
 PREDICTIONS = "predictions.jsonl"
 SCORES = "scores.json"
@@ -115,7 +117,7 @@ def score_corrections(
     temperature: float = 0.0,
     seed: int = 0,
     prompt: CorrectionPrompt | None = None,
-    report: Report | None = None,
+    report: Progress | None = None,
 ) -> CorrectionScores:
     """Let the model correct each row once, and judge that.
 
@@ -203,11 +205,9 @@ def write_scores(out: Path, scores: CorrectionScores, settings: dict[str, Any]) 
 
 def _check_out(out: Path, overwrite: bool) -> None:
     if out.exists() and (not out.is_dir() or any(file.name not in (PREDICTIONS, SCORES) for file in out.iterdir())):
-        raise OutputError("there is something else than scores.", field="out", value=str(out), fix="Name a new folder.")
+        raise foreign(out, "scores")
     if not overwrite and out.exists() and any(out.iterdir()):
-        raise OutputError(
-            "the folder holds scores.", field="out", value=str(out), fix="Use `overwrite=True`, or name another folder."
-        )
+        raise occupied(out, "scores", "Use `overwrite=True`, or name another folder.")
 
 
 def _prompts(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,12 +12,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from smolmoe.core.progress import Progress
 from smolmoe.errors import DataError, RequestError, SourceError
 
 if TYPE_CHECKING:
     import torch
-
-Report = Callable[[str, int, int], None]
 
 
 def answering_tokenizer(folder: Path) -> Any:
@@ -79,7 +78,7 @@ def sample_answers(
     temperature: float = 0.0,
     seeds: Sequence[Sequence[int]] | None = None,
     device: str | None = None,
-    report: Report | None = None,
+    report: Progress | None = None,
 ) -> Samples:
     """Answer every prompt once, by `generate` of transformers on prompts of like length, filled up on the left.
 

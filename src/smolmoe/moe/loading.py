@@ -22,6 +22,7 @@ from smolmoe.core.model_config import check_counts, read_config
 from smolmoe.core.tensor_names import LEFTOVERS, explain_names
 from smolmoe.core.tied_head import has_own_head
 from smolmoe.core.vocabulary import within_vocabulary
+from smolmoe.core.words import first_line
 from smolmoe.errors import CheckpointError, HubError, SmolmoeError, SourceError
 
 GENERIC_TYPE = "smolmoe"
@@ -53,7 +54,7 @@ def load_config(folder: Path, *, as_files: bool = True) -> Any:
         raise
     except Exception as error:  # every class checks its settings in its own way
         raise SourceError(
-            f"the config cannot be used: {_first_line(error)}", field="config.json", value=str(folder)
+            f"the config cannot be used: {first_line(error)}", field="config.json", value=str(folder)
         ) from error
     if as_files and getattr(config, "tie_word_embeddings", False):
         # Else whatever goes by the config would tie the head again, and save a config that is not so.
@@ -107,7 +108,7 @@ def load_tokenizer(folder: Path, *, alone: bool = False) -> Any | None:
         tokenizer = _without_code(AutoTokenizer.from_pretrained(folder, trust_remote_code=False, **options))
     except Exception as error:  # the tokenizers library raises bare Exception on a corrupt file
         raise SourceError(
-            f"the tokenizer cannot be read: {_first_line(error)}", field="tokenizer", value=str(folder)
+            f"the tokenizer cannot be read: {first_line(error)}", field="tokenizer", value=str(folder)
         ) from error
     return tokenizer if alone else within_vocabulary(tokenizer, _vocabulary(folder))
 
@@ -224,7 +225,7 @@ class Skeleton:
                 self.model = kind._from_config(self.config, dtype=dtype)
         except Exception as error:  # whatever a model's own code raises, it is this config that it cannot use
             raise SourceError(
-                f"no {kind.__name__} can be made of the config ({type(error).__name__}: {_first_line(error)}).",
+                f"no {kind.__name__} can be made of the config ({type(error).__name__}: {first_line(error)}).",
                 field="config.json",
                 value=str(self.folder),
             ) from error
@@ -386,9 +387,3 @@ def _listed(names: Collection[str], most: int = 8) -> str:
 
 def _shape_problem(name: str, found: Iterable[int], expected: Iterable[int]) -> str:
     return f"{name} ({list(found)}, the config says {list(expected)})"
-
-
-def _first_line(error: Exception) -> str:
-    """The next one as well, where the first only announces it, as of the configs' own validation."""
-    lines = [line.strip() for line in str(error).strip().splitlines()] or [type(error).__name__]
-    return " ".join(lines[:2]) if lines[0].endswith(":") else lines[0]

@@ -13,8 +13,10 @@ import torch
 
 from smolmoe.core.devices import device_name, pick_device
 from smolmoe.core.files import growing, place, write_json
+from smolmoe.core.progress import Progress
 from smolmoe.core.provenance import command, versions
-from smolmoe.errors import OutputError, RequestError
+from smolmoe.core.run_folder import is_ours, occupied
+from smolmoe.errors import RequestError
 from smolmoe.evaluation.held_out import cut_windows
 from smolmoe.moe.names import expert_names, named_layers
 from smolmoe.probing.ablation import MOST_SINGLE, Group, measure_losses, named_groups, owned_groups, single_groups
@@ -34,7 +36,7 @@ from smolmoe.probing.routing_accuracy import (
     take_sides,
 )
 from smolmoe.probing.separation import permutation_baselines, shares, within_type_separation
-from smolmoe.probing.setup import ProbeOptions, Report, Subject, open_beside, open_subject
+from smolmoe.probing.setup import ProbeOptions, Subject, open_beside, open_subject
 from smolmoe.probing.similarity import expert_similarity
 from smolmoe.results.probe import FILE, LayerResult, Losses, ProbeResult, Similarity
 
@@ -52,7 +54,7 @@ def probe(
     options: ProbeOptions | None = None,
     device: str = "cpu",
     overwrite: bool = False,
-    report: Report | None = None,
+    report: Progress | None = None,
 ) -> ProbeResult:
     """Look at what the experts of any MoE of transformers do on text of several domains.
 
@@ -206,7 +208,7 @@ def _losses(
     owners: Owners,
     dense: Any | None,
     similarity: Similarity | None,
-    report: Report | None,
+    report: Progress | None,
 ) -> Losses:
     options, documents = subject.options, sides.judged.documents
     held_out = cut_windows(
@@ -282,7 +284,7 @@ def _few(documents: list[TaggedDocument], tokens: int) -> list[TaggedDocument]:
 class _Clock:
     """Tells of each stage as it begins, and keeps its seconds."""
 
-    def __init__(self, report: Report | None) -> None:
+    def __init__(self, report: Progress | None) -> None:
         self._report = report
         self.seconds: dict[str, float] = {}
 
@@ -296,19 +298,5 @@ class _Clock:
 
 
 def _check_free(out: Path, overwrite: bool) -> None:
-    if not out.exists() or (out.is_dir() and not any(out.iterdir())):
-        return
-    if not (out / FILE).is_file():
-        raise OutputError(
-            f"there is something else than a probe (no {FILE} in it).",
-            field="out",
-            value=str(out),
-            fix="Name a new folder.",
-        )
-    if not overwrite:
-        raise OutputError(
-            "the folder holds a probe already.",
-            field="out",
-            value=str(out),
-            fix="Name another, or use `overwrite=True`.",
-        )
+    if is_ours(out, "a probe", FILE) and not overwrite:
+        raise occupied(out, "a probe already", "Name another, or use `overwrite=True`.")

@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 import torch
 
 from smolmoe.core.interval import Interval
+from smolmoe.core.progress import Progress
 from smolmoe.errors import DataError
 from smolmoe.moe.names import expert_names, named_layers
 from smolmoe.probing.accuracy import (
@@ -23,7 +24,7 @@ from smolmoe.probing.accuracy import (
 from smolmoe.probing.counting import KeptDocuments, RoutingCounts
 from smolmoe.probing.inputs import CONTEXT, InputTap, Sample, fit_probes, judge_probes, sample_inputs
 from smolmoe.probing.linear import macro
-from smolmoe.probing.setup import Report, Subject
+from smolmoe.probing.setup import Subject
 from smolmoe.results.probe import Accuracy, Span
 
 DRAWS = 1000  # of documents, for the interval of the accuracy
@@ -47,7 +48,7 @@ class Sides:
 
 
 def take_sides(
-    subject: Subject, counts: RoutingCounts, domains: list[str], fit_data: str | None, report: Report | None
+    subject: Subject, counts: RoutingCounts, domains: list[str], fit_data: str | None, report: Progress | None
 ) -> Sides:
     """Halves of the documents counted, or with `fit_data` all of them to judge on.
 

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from smolmoe.core.progress import Progress
 from smolmoe.errors import RequestError
 from smolmoe.recipe.probe import ProbeRecipe, ProbeTextRecipe
 
@@ -13,8 +13,6 @@ if TYPE_CHECKING:
     from smolmoe.results.probe import ProbeResult
 
 CHARACTERS_A_TOKEN = 8  # more than enough text for the tokens asked
-
-Report = Callable[[str, int, int], None]
 
 
 def probe(
@@ -46,7 +44,7 @@ def probe(
     return result
 
 
-def probe_text(recipe: ProbeTextRecipe, *, overwrite: bool = False, report: Report | None = None) -> ProbeResult:
+def probe_text(recipe: ProbeTextRecipe, *, overwrite: bool = False, report: Progress | None = None) -> ProbeResult:
     """`probe` for a recipe that has been parsed."""
     from smolmoe.probing.setup import ProbeOptions
 
@@ -83,7 +81,7 @@ def _check_shown(field: str, folder: Path | None, file: str) -> None:
         raise RequestError(f"there is no {file} in this folder.", field=field, value=str(folder))
 
 
-def run_probe(recipe: ProbeRecipe, *, report: Report | None = None) -> dict[str, Any]:
+def run_probe(recipe: ProbeRecipe, *, report: Progress | None = None) -> dict[str, Any]:
     """The probe of a pipeline: on the held-out side of its data. Returns the headline figures."""
     from smolmoe.data.rows import write_rows
     from smolmoe.probing.setup import ProbeOptions

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from smolmoe.core.progress import Progress
 from smolmoe.data.same_tokenizer import tokenizer_difference
 from smolmoe.errors import RequestError, SourceError
 from smolmoe.moe.loading import Skeleton, load_model, load_tokenizer
@@ -23,8 +24,6 @@ from smolmoe.probing.token_types import token_types
 from smolmoe.results.probe import ModelFacts
 
 logger = logging.getLogger(__name__)
-
-Report = Callable[[str, int, int], None]
 
 
 @dataclass(frozen=True)
@@ -90,7 +89,7 @@ class Subject:
         """Indices of the MoE layers."""
         return self.runner.layers
 
-    def documents(self, data: str, report: Report | None, *, tokens: int | None = None) -> Iterator[TaggedDocument]:
+    def documents(self, data: str, report: Progress | None, *, tokens: int | None = None) -> Iterator[TaggedDocument]:
         """The tagged documents of a source, tokenised; `tokens` of each domain at most, where options allow more."""
         options = self.options
         limits = [limit for limit in (options.tokens, tokens) if limit is not None]
@@ -107,7 +106,7 @@ class Subject:
                 report("Routing the text", number, 0)
             yield document
 
-    def count(self, data: str, report: Report | None, *, tokens: int | None = None) -> RoutingCounts:
+    def count(self, data: str, report: Progress | None, *, tokens: int | None = None) -> RoutingCounts:
         """What the routers choose on a source; `tokens` as for `documents`."""
         windows = self.windows
         return count_routing(

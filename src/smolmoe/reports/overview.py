@@ -9,8 +9,9 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from smolmoe.core.json_text import read_json, read_rows
+from smolmoe.core.json_text import read_json
 from smolmoe.core.provenance import PROVENANCE_FILE, check_schema
+from smolmoe.core.run_folder import RECORDS
 from smolmoe.errors import DataError
 from smolmoe.evaluation.compare.text import nearby
 from smolmoe.evaluation.held_out import DocumentLosses
@@ -23,8 +24,7 @@ from smolmoe.reports.training_curves import History
 from smolmoe.results.files import Comparison, read_comparison, read_result
 
 DEPTH = 5
-_PASSED_OVER = {"checkpoints", "tokenizer", "corpus", "text", "runs", "adapters"}
-_TRAINING, _TIMING = "training", "timing"  # of a quickstart: its trainings, and the trial that earlier ones left there
+_PASSED_OVER = {"checkpoints", "tokenizer", "corpus", "text", "runs", "adapters", RECORDS}
 _POINT = re.compile(r"(tokens|trunk)-\d+")  # a training of a sweep, in a folder seed-N
 
 
@@ -64,7 +64,7 @@ class Boundary:
 
     Attributes:
         label: of the pipeline.
-        folder: of the pipeline, or of the quickstart.
+        folder: of the pipeline.
         runs: folders of the runs that are compared, where they are on record.
         curves: label -> (training tokens seen, held-out loss); the tokens of runs after the conversion count on.
         at: tokens at the conversion.
@@ -191,12 +191,10 @@ def find(paths: Sequence[Path]) -> Overview:
 def _folders(top: Path, depth: int = 0) -> Iterator[Path]:
     """A folder and those in it that may hold something.
 
-    A sweep's points are told by the sweep, finished or not; a trial that timed the machine is no training.
+    The sweep itself shows its points, finished or not.
     """
     point = _POINT.fullmatch(top.name) and top.parent.name.startswith("seed-")
-    if depth and (point or (top.name == _TIMING and _of_quickstart_training(top) is not None)):
-        return
-    if _is_copied(top):
+    if depth and point:
         return
     yield top
     if depth == DEPTH or (top / "sweep.json").is_file():
@@ -229,20 +227,6 @@ def _results(place: Path) -> list[Path]:
     return [file for name in ("compare.json", "sweep.json", "bench.json") if (file := place / name).is_file()]
 
 
-def _of_quickstart_training(folder: Path) -> Path | None:
-    """The quickstart's folder, of one of its trainings."""
-    top = folder.parent.parent
-    ours = folder.parent.name == _TRAINING and (top / "settings.json").is_file() and (top / "stages").is_dir()
-    return top if ours else None
-
-
-def _is_copied(folder: Path) -> bool:
-    """A model of a quickstart's training, which the quickstart has in a folder of its own."""
-    run = folder.parent
-    top = _of_quickstart_training(run) if folder.name == "model" else None
-    return top is not None and (top / run.name / "config.json").is_file()
-
-
 def _is_best(folder: Path) -> bool:
     """Whether it is a run's best checkpoint beside the run's model, which the page shows."""
     return folder.name == "best" and (folder.parent / "run.json").is_file() and (folder.parent / "model").is_dir()
@@ -259,7 +243,7 @@ def _is_training(folder: Path) -> bool:
 def _labels(paths: Sequence[Path]) -> Callable[[Path], str]:
     """Folder -> what it is called: its path in the folder that was named, with that one's name where there are several.
 
-    A model in a run is called as the run, a training of a quickstart as its model: it is one thing.
+    A model in a run is called as the run: it is one thing.
     """
     tops = [path.resolve() for path in paths if path.is_dir()]
     names = [top.name for top in tops]
@@ -268,8 +252,6 @@ def _labels(paths: Sequence[Path]) -> Callable[[Path], str]:
     def label(folder: Path) -> str:
         place = folder.resolve()
         place = place.parent if place.name == "model" and (place.parent / "run.json").is_file() else place
-        quickstart = _of_quickstart_training(place)
-        place = place if quickstart is None else quickstart / place.name
         top = next((top for top in tops if place.is_relative_to(top)), None)
         inside = place.relative_to(top).as_posix() if top else "."
         if top is None or inside == ".":
@@ -330,11 +312,10 @@ def _of_probe(folder: Path, probed: Probed, label: Callable[[Path], str]) -> str
 
 
 def _report(folder: Path) -> Mapping[str, Any] | None:
-    """A report.json of ours: of a pipeline's boundary (`after`) or of the quickstart (`boundary`)."""
+    """A report.json of ours, of a pipeline's boundary."""
     file = folder / "report.json"
     values = _json(file) if file.is_file() else None
-    ours = isinstance(values, dict) and (isinstance(values.get("after"), dict) or "boundary" in values)
-    return values if ours else None
+    return values if isinstance(values, dict) and isinstance(values.get("after"), dict) else None
 
 
 def _named(found: Comparison, label: Callable[[Path], str]) -> Comparison:
@@ -366,9 +347,7 @@ def _named_bench(file: Path, values: Mapping[str, Any], label: Callable[[Path], 
 
 def _boundaries(folder: Path, label: Callable[[Path], str]) -> list[Boundary]:
     values = _report(folder)
-    if values is None:
-        return []
-    return [_of_pipeline(folder, label, values) if "after" in values else _of_quickstart(folder, label, values)]
+    return [] if values is None else [_of_pipeline(folder, label, values)]
 
 
 def _of_pipeline(folder: Path, label: Callable[[Path], str], values: Mapping[str, Any]) -> Boundary:
@@ -394,38 +373,16 @@ def _of_pipeline(folder: Path, label: Callable[[Path], str], values: Mapping[str
     words = [*([before["label"]] if before else []), *values["after"]]
     runs = [run for each in words if _is_training(run := folder.parent / str(folders.get(each, each)))]
     named = None if reference is None else name(reference)
-    return Boundary(label(folder), folder.parent, runs, curves, at, rows, named, values["documents"], tokens, {})
+    domains = {name(each): _by_domain(folder.parent / str(folders.get(each, each))) for each in words}
+    by_domain = {label: found for label, found in domains.items() if len(found) > 2}  # `all`, and more than one domain
+    return Boundary(label(folder), folder.parent, runs, curves, at, rows, named, values["documents"], tokens, by_domain)
+
+
+def _by_domain(run: Path) -> dict[str, float]:
+    """The final held-out losses of a run: `all` first, then each domain."""
+    held_out = _json(run / "summary.json")["held_out"] if (run / "summary.json").is_file() else {}
+    return {"all": held_out["loss"], **held_out["by_domain"]} if "by_domain" in held_out else {}
 
 
 def _held_out(folder: Path) -> list[tuple[int, float]]:
     return History.read("run", folder).points("held_out", "loss") if (folder / "metrics.jsonl").is_file() else []
-
-
-_QUICK = {"dense": "dense", "moe": "moe", "moe_trained": "moe-trained", "dense_continued": "dense-trained"}
-
-
-def _of_quickstart(folder: Path, label: Callable[[Path], str], values: Mapping[str, Any]) -> Boundary:
-    found = values["boundary"]
-    names = {key: label(folder / name) for key, name in _QUICK.items()}
-    stages = {"dense": names["dense"], "moe-trained": names["moe_trained"], "dense-trained": names["dense_continued"]}
-    curves: dict[str, list[tuple[float, float]]] = {}
-    metrics = folder / "metrics.jsonl"
-    for row in read_rows(metrics) if metrics.is_file() else ():
-        if row.get("kind") == "held_out" and row.get("stage") in stages:
-            curves.setdefault(stages[row["stage"]], []).append((row["tokens"], row["loss"]))
-    at = curves[names["dense"]][-1][0] if curves.get(names["dense"]) else 0.0
-    for key, begin in (("moe_trained", "moe"), ("dense_continued", "dense")):
-        if names[key] in curves and curves[names[key]][0][0] > at:
-            curves[names[key]].insert(0, (at, found[begin]["loss"]))
-    rows: dict[str, dict[str, Any]] = {
-        names["moe_trained"]: {"final": found["moe_trained"]["loss"], "jump": found["jump"]}
-    }
-    if found.get("dense_continued"):
-        rows[names["dense_continued"]] = {"final": found["dense_continued"]["loss"]}
-        rows[names["moe_trained"]]["difference"] = found["difference"]
-    by_domain = {names[key]: {"all": found[key]["loss"], **found[key]["by_domain"]} for key in _QUICK if found.get(key)}
-    reference = names["dense_continued"] if found.get("dense_continued") else None
-    runs = [run for name in stages if _is_training(run := folder / _TRAINING / name)]
-    return Boundary(
-        label(folder), folder, runs, curves, at, rows, reference, found["documents"], found["tokens"], by_domain
-    )

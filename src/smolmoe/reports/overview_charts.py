@@ -375,6 +375,6 @@ def _number(values: np.ndarray, at: int) -> float | None:
 
 
 def by_domain_rows(boundary: Boundary) -> tuple[list[str], list[list[Any]]]:
-    """Losses of the quickstart's models in each domain."""
+    """Final held-out losses of the runs in each domain."""
     domains = list(next(iter(boundary.by_domain.values())))
     return ["model", *domains], [[label, *map(found.get, domains)] for label, found in boundary.by_domain.items()]

@@ -6,6 +6,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from smolmoe.core.interval import FEWEST_DOCUMENTS, NO_DIFFERENCE, Interval, evidence, shortly, side, too_few
+from smolmoe.core.words import listed
 from smolmoe.results.probe import Similarity
 
 NOBODYS = "No domain has experts of its own that could be knocked out."
@@ -85,10 +86,10 @@ def copies_said(cka: Sequence[Sequence[Sequence[float]]], layers: Sequence[int])
         if any(len(one) == experts for one in sets):
             all_alike.append(layer)
         elif sets:
-            some.append(f"layer {layer}: {'; '.join(_listed(sorted(one)) for one in sets)}")
+            some.append(f"layer {layer}: {'; '.join(listed(sorted(one)) for one in sets)}")
     said = []
     if all_alike:
-        where = "every layer" if len(all_alike) == len(layers) else f"layers {_listed(all_alike)}"
+        where = "every layer" if len(all_alike) == len(layers) else f"layers {listed(all_alike)}"
         said.append(f"in {where} all {experts} experts are copies of each other")
     if some:
         said.append(f"some experts are copies of each other ({', '.join(some)})")
@@ -143,7 +144,7 @@ def summary(found: Sequence[Paid]) -> list[str]:
     own = [one for one in found if one.knocked_out_gap is not None]
     copied = [one.domain for one in own if one.copies]
     told = _by_side([(one.domain, one.knocked_out_gap, one.documents) for one in own if not one.copies])
-    told += [f"not judged for {_listed(copied)}, whose own experts are copies of others"] if copied else []
+    told += [f"not judged for {listed(copied)}, whose own experts are copies of others"] if copied else []
     said = [f"Loss without a domain's own experts: {'; '.join(told)}." if told else NOBODYS]
     dense = _by_side([(one.domain, one.dense_gap, one.documents) for one in found])
     return [*said, *([f"Loss compared with the dense model: {'; '.join(dense)}."] if dense else [])]
@@ -158,10 +159,5 @@ def _by_side(gaps: Sequence[tuple[str, Interval | None, int]]) -> list[str]:
             for domain, gap, documents in gaps
             if gap is not None and side(gap, documents) == kind
         ]
-        said += [f"{words} for {_listed(of_kind)}"] if of_kind else []
+        said += [f"{words} for {listed(of_kind)}"] if of_kind else []
     return said
-
-
-def _listed(items: Sequence[object]) -> str:
-    names = list(map(str, items))
-    return " and ".join([", ".join(names[:-1]), names[-1]]) if len(names) > 1 else "".join(names)

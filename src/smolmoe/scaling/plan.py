@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from smolmoe.errors import RequestError
-from smolmoe.pipeline.run import resolved
+from smolmoe.pipeline.resolve import resolved
 from smolmoe.recipe import PipelineRecipe, TrainRecipe, parse
 from smolmoe.recipe.files import kind_of, merge
 from smolmoe.recipe.sweep import SweepRecipe

@@ -7,11 +7,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from smolmoe.core.files import write_json
+from smolmoe.core.progress import Progress, silent
 from smolmoe.core.provenance import command, versions
 from smolmoe.errors import DataError
 from smolmoe.recipe.sweep import SweepRecipe
 from smolmoe.scaling.plan import Plan, Start, make_plan
-from smolmoe.scaling.runs import Report, Runs, Trained, start_loss
+from smolmoe.scaling.runs import Runs, Trained, start_loss
 
 if TYPE_CHECKING:
     from smolmoe.results.scaling_law import Curve, JointLaw, Sweep
@@ -27,7 +28,7 @@ def sweep(
     request: SweepRecipe,
     *,
     overwrite: bool = False,
-    report: Report | None = None,
+    report: Progress | None = None,
 ) -> Sweep:
     """Train at every budget, fit the law, and write `sweep.json` and `sweep.png` beside the runs.
 
@@ -48,7 +49,7 @@ def sweep(
     """
     from smolmoe.training.distributed import held_by_main, on_main
 
-    report = report or (lambda stage, done, total: None)
+    report = report or silent
     plan = make_plan(name, values, request)
     runs = Runs(plan, report)
     runs.join()

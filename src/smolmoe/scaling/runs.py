@@ -5,13 +5,13 @@ from __future__ import annotations
 import logging
 import shutil
 import warnings
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from smolmoe.core.files import write_json
 from smolmoe.core.json_text import read_object
+from smolmoe.core.progress import Progress, silent
 from smolmoe.core.run_folder import RunFolder
 from smolmoe.scaling.plan import Plan, Start
 from smolmoe.training.folder import BEST, HELD_OUT, SUMMARY
@@ -20,7 +20,6 @@ logger = logging.getLogger(__name__)
 
 METRICS = "metrics.jsonl"
 MADE = ("start", "dense-*", "seed-*", "sweep.json", "sweep.png")  # in the folder of a sweep
-Report = Callable[[str, int, int], None]
 
 
 @dataclass(frozen=True)
@@ -44,7 +43,7 @@ class Trained:
 class Runs:
     """All trainings of a plan, in order."""
 
-    def __init__(self, plan: Plan, report: Report):
+    def __init__(self, plan: Plan, report: Progress):
         self.plan = plan
         self.report = report
 
@@ -160,7 +159,7 @@ def is_done(folder: Path) -> bool:
 
 def points_done(plan: Plan) -> int:
     """How many of a plan's budgets are trained already."""
-    runs = Runs(plan, lambda what, done, total: None)
+    runs = Runs(plan, silent)
     return sum(
         is_done(runs._folder(start, seed, "tokens", steps))
         for start in plan.starts

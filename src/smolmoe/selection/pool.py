@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from array import array
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import chain, islice
 
 import numpy as np
 from numpy.typing import NDArray
 
+from smolmoe.core.progress import Progress
 from smolmoe.core.vocabulary import UnknownTokenError
 from smolmoe.errors import DataError
 from smolmoe.recipe.select import SelectRecipe
@@ -19,8 +20,6 @@ from smolmoe.selection.filters import Candidate, Sieve
 from smolmoe.selection.quotas import Choice, choose, preference
 from smolmoe.selection.rows import Row, RowSource, group_of
 from smolmoe.selection.scores import Scorer
-
-Report = Callable[[str, int, int], None]
 
 BATCH = 256  # texts tokenised and scored together
 DIGEST = 32  # bytes
@@ -69,7 +68,7 @@ class Pool:
         return choose(wanted, self.group_ids, self.costs(recipe), recipe.budget, recipe.quota, len(self.groups))
 
 
-def scan(recipe: SelectRecipe, sources: Sequence[RowSource], scorer: Scorer, report: Report) -> Pool:
+def scan(recipe: SelectRecipe, sources: Sequence[RowSource], scorer: Scorer, report: Progress) -> Pool:
     """Read all rows, sieve and score them; of their texts no more than a batch is in memory.
 
     Raises:

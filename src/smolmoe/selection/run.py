@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
@@ -12,12 +12,14 @@ import numpy as np
 
 from smolmoe.core.files import check_no_others, write_json
 from smolmoe.core.folders import whole_or_nothing
+from smolmoe.core.progress import Progress, silent
+from smolmoe.core.run_folder import is_ours, occupied
 from smolmoe.core.vocabulary import within_vocabulary
 from smolmoe.data.same_tokenizer import tokenizer_hash
 from smolmoe.data.tally import Tally, whole
 from smolmoe.data.text import Document, default_documents
 from smolmoe.data.tokens import end_of_text
-from smolmoe.errors import DataError, OutputError, RequestError
+from smolmoe.errors import DataError, RequestError
 from smolmoe.recipe.base import parse
 from smolmoe.recipe.data import SourceRecipe
 from smolmoe.recipe.select import SelectRecipe
@@ -33,13 +35,14 @@ from smolmoe.selection.writing import added_columns, write_choice
 if TYPE_CHECKING:
     from smolmoe.selection.scores import Losses, Scorer
 
-Report = Callable[[str, int, int], None]
 
 LONGEST_WINDOW = 1024  # tokens that a model reads at a time
 TOKENIZER_CHARACTERS = 50_000_000  # more text makes no better tokenizer
 
 
-def run_select(recipe: SelectRecipe, out: Path, *, overwrite: bool = False, report: Report | None = None) -> Selection:
+def run_select(
+    recipe: SelectRecipe, out: Path, *, overwrite: bool = False, report: Progress | None = None
+) -> Selection:
     """Choose rows and write them to `out`: `rows.jsonl`, `indices.json`, `report.json`, and what is held out.
 
     The rows are read twice; of their texts no more than a batch is in memory. The same rows, recipe and tokenizer give
@@ -51,7 +54,7 @@ def run_select(recipe: SelectRecipe, out: Path, *, overwrite: bool = False, repo
         SourceError, CheckpointError, HubError: tokenizer or model cannot be had.
         OutputError: `out` is taken, or the disk is full.
     """
-    said = report or _silent
+    said = report or silent
     with whole_or_nothing(out, overwrite=overwrite, check=lambda: _check_free(out, overwrite)) as work:
         sources = [open_rows(source) for source in recipe.sources]
         tools = open_tools(recipe)
@@ -65,27 +68,9 @@ def run_select(recipe: SelectRecipe, out: Path, *, overwrite: bool = False, repo
     return selection
 
 
-def _silent(stage: str, done: int, total: int) -> None:
-    """Tells nobody."""
-
-
 def _check_free(out: Path, overwrite: bool) -> None:
-    if not out.exists() or (out.is_dir() and not any(out.iterdir())):
-        return
-    if not (out / REPORT).is_file() or not (out / INDEX).is_file():
-        raise OutputError(
-            f"there is something else than a choice of rows (no {REPORT} and {INDEX} in it).",
-            field="out",
-            value=str(out),
-            fix="Name a new folder.",
-        )
-    if not overwrite:
-        raise OutputError(
-            "the folder holds a choice already.",
-            field="out",
-            value=str(out),
-            fix="Name another, or use `overwrite=True`.",
-        )
+    if is_ours(out, "a choice of rows", REPORT, INDEX) and not overwrite:
+        raise occupied(out, "a choice already", "Name another, or use `overwrite=True`.")
     check_no_others(out, *WRITTEN, field="out", value=str(out))
 
 
@@ -274,7 +259,7 @@ def score_text(
         documents = default_documents()
         scorer.add([Candidate(document.text, None) for document in documents], [0] * len(documents))
     else:
-        scan(against, [open_rows(source) for source in against.sources], scorer, _silent)
+        scan(against, [open_rows(source) for source in against.sources], scorer, silent)
     ids, asked = (token_ids(found, [part or ""])[0] for part in (text, prompt))
     if not ids:
         raise DataError("the text holds no tokens.", field="text", value=text)
@@ -297,7 +282,7 @@ def score_text(
     )
 
 
-def score_rows(recipe: SelectRecipe, *, top: int = 5, report: Report | None = None) -> RowScores:
+def score_rows(recipe: SelectRecipe, *, top: int = 5, report: Progress | None = None) -> RowScores:
     """The rows of a file under the entropy scores and, where the recipe names a model, under its loss.
 
     Args:
@@ -307,7 +292,7 @@ def score_rows(recipe: SelectRecipe, *, top: int = 5, report: Report | None = No
     Raises:
         DataError, SourceError, CheckpointError, HubError: as `run_select` raises them.
     """
-    said = report or _silent
+    said = report or silent
     forms: dict[str, dict[str, Any]] = {"entropy": {"plain": False}, "entropy, plain": {"plain": True}}
     if recipe.model is not None:
         forms["loss"] = {"score": "perplexity", "plain": False, "tokenizer": None}

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from itertools import chain
 from pathlib import Path
 from typing import Any, TextIO
 
 import numpy as np
 
+from smolmoe.core.progress import Progress
 from smolmoe.errors import DataError
 from smolmoe.recipe.select import SelectRecipe
 from smolmoe.selection.duplicates import digest
@@ -18,8 +19,6 @@ from smolmoe.selection.pool import Pool
 from smolmoe.selection.quotas import Choice
 from smolmoe.selection.results import HELD_OUT, INDEX, ROWS
 from smolmoe.selection.rows import Row, RowSource
-
-Report = Callable[[str, int, int], None]
 
 
 def added_columns(pool: Pool) -> dict[str, str]:
@@ -34,7 +33,7 @@ def added_columns(pool: Pool) -> dict[str, str]:
 
 
 def write_choice(
-    recipe: SelectRecipe, sources: Sequence[RowSource], pool: Pool, choice: Choice, folder: Path, report: Report
+    recipe: SelectRecipe, sources: Sequence[RowSource], pool: Pool, choice: Choice, folder: Path, report: Progress
 ) -> None:
     """Go through the rows again and write the chosen ones in their order, where they stand, and what is held out.
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -11,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from smolmoe.core.checkpoint import open_checkpoint
 from smolmoe.core.devices import pick_device
 from smolmoe.core.files import locked
+from smolmoe.core.progress import Progress, silent
 from smolmoe.errors import VerificationError
 from smolmoe.hub.card_writer import write_card
 from smolmoe.recipe import UpcycleRecipe, parse
@@ -20,8 +20,6 @@ if TYPE_CHECKING:
     from smolmoe.surgery.plan import Plan
     from smolmoe.surgery.router_init import RouterRows
     from smolmoe.verification.verify import Verification
-
-Report = Callable[[str, int, int], None]  # stage, done, total (bytes, or 0 of 0 where it cannot be said)
 
 
 @dataclass(frozen=True)
@@ -71,7 +69,7 @@ class UpcycleResult:
 
 
 def upcycle(
-    source: str | Path, out: str | Path, *, dry_run: bool = False, report: Report | None = None, **options: Any
+    source: str | Path, out: str | Path, *, dry_run: bool = False, report: Progress | None = None, **options: Any
 ) -> UpcycleResult:
     """Turn a dense causal language model into a Mixture-of-Experts.
 
@@ -90,14 +88,14 @@ def upcycle(
     return run_upcycle(recipe, dry_run=dry_run, report=report)
 
 
-def run_upcycle(recipe: UpcycleRecipe, *, dry_run: bool = False, report: Report | None = None) -> UpcycleResult:
+def run_upcycle(recipe: UpcycleRecipe, *, dry_run: bool = False, report: Progress | None = None) -> UpcycleResult:
     """`upcycle` for a recipe that has been parsed."""
     from smolmoe.core.model_config import check_decodes
     from smolmoe.surgery.convert import check_room, convert
     from smolmoe.surgery.plan import make_plan
     from smolmoe.surgery.tensors.writer import check_sources
 
-    report = report or (lambda stage, done, total: None)
+    report = report or silent
     start = time.monotonic()
     report("plan", 0, 0)
     if "device" in recipe.model_fields_set:  # what is left out stays left out in the record
@@ -130,7 +128,7 @@ def run_upcycle(recipe: UpcycleRecipe, *, dry_run: bool = False, report: Report 
     return UpcycleResult(recipe.out, plan, router, verification, time.monotonic() - start, False)
 
 
-def _router_rows(plan: Plan, report: Report) -> RouterRows | None:
+def _router_rows(plan: Plan, report: Progress) -> RouterRows | None:
     if plan.recipe.router != "domains":
         return None
     from smolmoe.surgery.router_init import domain_rows
@@ -139,7 +137,7 @@ def _router_rows(plan: Plan, report: Report) -> RouterRows | None:
     return domain_rows(plan, _tokenizer(plan, "a router from domains reads text"))
 
 
-def _predict(plan: Plan, router: RouterRows | None, report: Report) -> Plan:
+def _predict(plan: Plan, router: RouterRows | None, report: Progress) -> Plan:
     if plan.claim.kind != "deviates":
         return plan
     from smolmoe.data.text import default_documents, encode
@@ -168,7 +166,7 @@ def _tokenizer(plan: Plan, why: str) -> Any:
     return tokenizer
 
 
-def _verify(plan: Plan, out: Path, report: Report) -> Verification:
+def _verify(plan: Plan, out: Path, report: Progress) -> Verification:
     from smolmoe.surgery.convert import record_verification
     from smolmoe.surgery.sources import BASE
     from smolmoe.verification.verify import verify

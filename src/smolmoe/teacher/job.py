@@ -11,6 +11,7 @@ from typing import Any
 
 from smolmoe.core.files import growing, place
 from smolmoe.core.json_text import read_json
+from smolmoe.core.progress import Progress
 from smolmoe.data.tally import Tally
 from smolmoe.data.tokens import end_of_text
 from smolmoe.errors import EndpointError, OutputError
@@ -23,7 +24,6 @@ from smolmoe.teacher.logprobs import Mismatch, StudentTokens
 from smolmoe.teacher.prompts import Prompt, Question, questions_of, read_prompts
 from smolmoe.teacher.results import REPORT, ROWS, fit, write_report, write_results
 
-Report = Callable[[str, int, int], None]
 STAGE = "Asking the teacher"
 REFUSALS = 3  # answers that do not fit the student, none fitting, before the job ends
 _CHARACTERS_A_TOKEN = 4  # of English text, roughly
@@ -32,7 +32,7 @@ logger = logging.getLogger(__name__)
 
 
 def teach(
-    recipe: TeachRecipe, *, resume: bool = False, report: Report | None = None, first_wait: float = client.FIRST_WAIT
+    recipe: TeachRecipe, *, resume: bool = False, report: Progress | None = None, first_wait: float = client.FIRST_WAIT
 ) -> dict[str, Any]:
     """Ask an endpoint every prompt of a file, and write rows to train on; returns the report that is written.
 
@@ -65,14 +65,11 @@ def _teach(
     student: StudentTokens | None,
     apart: dict[str, int],
     resume: bool,
-    report: Report | None,
+    report: Progress | None,
     first_wait: float,
 ) -> dict[str, Any]:
     started = time.monotonic()
-    try:
-        journal = Journal.open(recipe.out / FILE, recipe.sampling(), resume=resume)
-    except OSError as error:
-        raise _unwritable(recipe.out, error) from error
+    journal = Journal.open(recipe.out / FILE, recipe.sampling(), resume=resume)
     try:
         before = _seconds_before(recipe.out) if journal.totals.entries else 0.0
         left = [question for question in questions if question.id not in journal.answered]
@@ -90,8 +87,6 @@ def _teach(
             found = write_results(prompts, journal, recipe, tally, student)
             found["prompts"]["left_out"] = apart
             write_report({**found, "seconds": round(seconds, 3)}, recipe.out)
-    except OSError as error:
-        raise _unwritable(recipe.out, error) from error
     finally:
         journal.close()
     if job.error is not None:
@@ -200,7 +195,7 @@ def _check_folder(out: Path) -> None:
         )
 
 
-def _progress(report: Report | None, before: int, total: int) -> Callable[[int], None]:
+def _progress(report: Progress | None, before: int, total: int) -> Callable[[int], None]:
     if report is None:
         return lambda settled: None
     report(STAGE, 0, total)
@@ -213,7 +208,3 @@ def _seconds_before(out: Path) -> float:
         return float(read_json(out / REPORT)["seconds"])
     except (OSError, ValueError, KeyError, TypeError):
         return 0.0
-
-
-def _unwritable(out: Path, error: OSError) -> OutputError:
-    return OutputError(f"it cannot be written ({error.strerror or error}).", field="out", value=str(out))

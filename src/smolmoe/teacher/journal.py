@@ -11,6 +11,7 @@ from typing import Any, Self
 
 from smolmoe.core.files import followed
 from smolmoe.core.json_text import parse_json
+from smolmoe.core.run_folder import differences, occupied
 from smolmoe.errors import DataError, OutputError
 
 FORMAT = 1
@@ -85,17 +86,11 @@ class Journal:
             self._append({"format": FORMAT, "options": options})
             _sync_folder(self.path.parent)
         elif not resume:
-            raise OutputError(
-                f"the folder holds {len(self.answered)} answers already.",
-                field="out",
-                value=str(self.path.parent),
-                fix="Go on with `resume=True`, or name another folder.",
-            )
+            held = f"{len(self.answered)} answers already"
+            raise occupied(self.path.parent, held, "Use `resume=True`, or name another folder.")
         elif begun != options:
-            changed = sorted(key for key in {*begun, *options} if begun.get(key) != options.get(key))
-            said = ", ".join(f"{key}: {begun.get(key)!r} there, {options.get(key)!r} here" for key in changed)
             raise OutputError(
-                f"the answers there were asked for otherwise ({said}).",
+                f"the answers there were asked for otherwise ({differences(begun, options)}).",
                 field="out",
                 value=str(self.path.parent),
                 fix="Resume with the same options, or name another folder.",

@@ -14,6 +14,7 @@ import yaml
 from smolmoe.core.devices import facts, pick_device
 from smolmoe.core.files import remove, write_json, write_text
 from smolmoe.core.provenance import SCHEMA_VERSION
+from smolmoe.core.run_folder import is_ours, occupied
 from smolmoe.data.same_tokenizer import tokenizer_hash
 from smolmoe.errors import OutputError, RequestError, SourceError
 from smolmoe.moe.loading import load_tokenizer
@@ -104,31 +105,20 @@ def open_folder(
 
 def _find(out: Path, resume: str | None, *, overwrite: bool) -> Path | None:
     if resume is not None:
-        if resume == "latest" and _is_ours(out) and not has_checkpoints(out) and not (out / SUMMARY).is_file():
+        if resume == "latest" and _is_begun(out) and not has_checkpoints(out) and not (out / SUMMARY).is_file():
             logger.warning("%s: the run was stopped before its first checkpoint, so it starts again.", out)
             return None
         return find_checkpoint(out, resume)
-    if not out.exists() or (out.is_dir() and not any(out.iterdir())):
+    if not is_ours(out, "a run", RUN, leftovers=_FIRST):
         return None
-    if not _is_ours(out):
-        raise OutputError(
-            f"there is something else than a run (no {RUN} in it).",
-            field="out",
-            value=str(out),
-            fix="Name a new folder.",
-        )
     if not overwrite and ((out / SUMMARY).is_file() or whole_checkpoints(out)):
         state = "finished" if (out / SUMMARY).is_file() else "unfinished"
-        raise OutputError(
-            f"the folder holds a run ({state}).",
-            field="out",
-            value=str(out),
-            fix="Go on with `resume='latest'`, start over with `overwrite=True`, or name another folder with `out=...`",
-        )
+        fix = "Use `resume='latest'`, start over with `overwrite=True`, or name another folder with `out=...`"
+        raise occupied(out, f"a run ({state})", fix)
     return None
 
 
-def _is_ours(out: Path) -> bool:
+def _is_begun(out: Path) -> bool:
     """Whether a run is there, or what one left that was killed before it had written down what it is."""
     return out.is_dir() and ((out / RUN).is_file() or {path.name for path in out.iterdir()} <= _FIRST)
 

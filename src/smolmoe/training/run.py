@@ -8,16 +8,18 @@ import os
 import shutil
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
-from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from smolmoe.core.devices import facts
 from smolmoe.core.files import write_json
 from smolmoe.core.folders import move_into_place
-from smolmoe.errors import RequestError
+from smolmoe.core.progress import Progress, silent
 from smolmoe.hub.card_writer import finish_model
 from smolmoe.recipe import TrainRecipe, parse
+from smolmoe.training import text
+from smolmoe.training.estimate import blocks_a_step, skeleton
+from smolmoe.training.estimate import estimate as cost
 from smolmoe.training.folder import (
     BEST,
     HELD_OUT,
@@ -40,10 +42,7 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 FLIP_BLOCKS = 4  # training blocks on which routing in fp32 is compared with routing as served
-TOKENIZER_CHARACTERS = 50_000_000  # more text makes no better tokenizer
 MEASUREMENTS = 10  # held-out measurements of a run whose recipe does not say
-
-Report = Callable[[str, int, int], None]
 
 
 @dataclass(frozen=True)
@@ -76,7 +75,7 @@ def train(
     *,
     resume: str | None = None,
     overwrite: bool = False,
-    report: Report | None = None,
+    report: Progress | None = None,
 ) -> TrainResult:
     """Train one model and write it, with what was measured on the way, into one folder.
 
@@ -97,7 +96,7 @@ def train(
     join(recipe)
     on_main(lambda: check_there(recipe.out, resume))
     with held_by_main(recipe.out):
-        return _Run(recipe, resume, overwrite, report or (lambda stage, done, total: None)).go()
+        return _Run(recipe, resume, overwrite, report or silent).go()
 
 
 def estimate(recipe: TrainRecipe) -> Estimate:
@@ -110,8 +109,6 @@ def estimate(recipe: TrainRecipe) -> Estimate:
     """
     from smolmoe.core.files import place
     from smolmoe.moe.loading import Skeleton
-    from smolmoe.training.estimate import estimate as cost
-    from smolmoe.training.estimate import skeleton
     from smolmoe.training.models import granularity_of, model_folder, parent_provenance
 
     place(recipe.out, "growing folder")
@@ -132,7 +129,7 @@ def router_findings(recipe: TrainRecipe, model: Any, granularity: int) -> tuple[
 class _Run:
     """The parts of a run, made one after the other."""
 
-    def __init__(self, recipe: TrainRecipe, resume: str | None, overwrite: bool, report: Report):
+    def __init__(self, recipe: TrainRecipe, resume: str | None, overwrite: bool, report: Progress):
         from smolmoe.training.arguments import check_trainer
         from smolmoe.training.distributed import on_main
         from smolmoe.training.metrics import is_main_process
@@ -142,7 +139,7 @@ class _Run:
         self.writes = is_main_process()
         check_trainer(recipe)
         self.checkpoint = on_main(
-            lambda: open_folder(recipe, resume, overwrite=overwrite, blocks_a_step=self._blocks_a_step())
+            lambda: open_folder(recipe, resume, overwrite=overwrite, blocks_a_step=blocks_a_step(recipe))
         )
 
     def go(self) -> TrainResult:
@@ -166,9 +163,9 @@ class _Run:
         self.findings = router_findings(recipe, self.model, self.granularity)
         tell(self.findings)
         self.report("Tokenising", 0, 0)
-        corpus = in_turn(self._corpus)
-        held_out = self._held_out(corpus)
-        steps = self._steps(corpus)
+        corpus = in_turn(lambda: text.read_corpus(recipe, self.tokenizer, self.report))
+        held_out = text.held_out_windows(recipe, corpus, self.tokenizer)
+        steps = text.count_steps(recipe, corpus)
         check_step(self.checkpoint, steps)
         self.carried = self._carried()
         trainer = self._trainer(corpus, held_out, steps)
@@ -178,7 +175,7 @@ class _Run:
                 recipe,
                 self.tokenizer,
                 data=corpus.fingerprint + (self.distillation.cache.identity if self.distillation else ""),
-                blocks_a_step=self._blocks_a_step(),
+                blocks_a_step=blocks_a_step(recipe),
                 checkpoint=self.checkpoint,
             )
         )
@@ -195,77 +192,18 @@ class _Run:
             return build(self.recipe, self.tokenizer, self.source)
         return model_of(checkpoint, lambda: build(self.recipe, self.tokenizer, checkpoint))
 
-    # -- text ----------------------------------------------------------------------------------------------------
-
     def _tokenizer(self, find: Callable[[TrainRecipe, Path | None], Any]) -> Any:
         from smolmoe.moe.loading import load_tokenizer
 
         if self.checkpoint is not None and (self.recipe.out / TOKENIZER).is_dir():
             return load_tokenizer(self.recipe.out / TOKENIZER)
         if isinstance(self.recipe.tokenizer, int):
-            return self._learn_tokenizer(self.recipe.tokenizer)
+            return text.learn_tokenizer(self.recipe, self.recipe.tokenizer, self.report)
         return find(self.recipe, self.source)
 
-    def _learn_tokenizer(self, vocabulary: int) -> Any:
-        from smolmoe.data.embedded import is_held_out
-        from smolmoe.data.sources import open_source
-        from smolmoe.data.tally import Tally
-        from smolmoe.data.tokenizer import train_tokenizer
-
-        data = self.recipe.data
-        documents, characters = [], 0
-        sources = [open_source(source, quiet=True) for source in data.sources]  # what they leave out, the corpus says
-        for document in chain.from_iterable(source.documents(Tally()) for source in sources):
-            if not data.validation and is_held_out(document.text, data.held_out):
-                continue
-            documents.append(document)
-            characters += len(document.text)
-            if characters > TOKENIZER_CHARACTERS:
-                break
-        name = "Learning a tokenizer"
-        return train_tokenizer(documents, vocabulary, report=lambda done, total: self.report(name, done, total))
-
-    def _corpus(self) -> TokenCorpus:
-        from smolmoe.data.blocks import whole_windows
-        from smolmoe.data.corpus import load_corpus
-
-        steps = int(self.recipe.trainer.get("max_steps", -1))
-        blocks = whole_windows(self.recipe.data.skip + steps * self._blocks_a_step())
-        tokens = blocks * self.recipe.data.length if steps > 0 else None
-        return load_corpus(self.recipe.data, self.tokenizer, tokens=tokens, report=self.report)
-
-    def _held_out(self, corpus: TokenCorpus) -> HeldOut:
-        from smolmoe.evaluation.held_out import cut_windows
-
-        evaluation, store = self.recipe.evaluation, corpus.validation
-        return cut_windows(
-            [store.document(i).tolist() for i in range(len(store))],
-            [corpus.domains[i] for i in store.domain_ids],
-            length=self.recipe.data.length,
-            start=self.tokenizer.eos_token_id,
-            budget=evaluation.tokens,
-            per_document=evaluation.per_document,
-        )
-
-    def _blocks_a_step(self) -> int:
-        from smolmoe.training.estimate import blocks_a_step
-
-        return blocks_a_step(self.recipe)
-
-    def _steps(self, corpus: TokenCorpus) -> int:
-        trainer = self.recipe.trainer
-        steps = int(trainer.get("max_steps", -1))
-        if steps < 0:
-            tokens = float(trainer.get("num_train_epochs", 1)) * len(corpus.train.ids)
-            steps = int(tokens // (self._blocks_a_step() * self.recipe.data.length))
-        if steps < 1:
-            raise RequestError(
-                "the text does not fill one step.",
-                field="trainer.max_steps",
-                value=steps,
-                fix="Give more text, a smaller batch, or shorter blocks.",
-            )
-        return steps
+    def _blocks(self, corpus: TokenCorpus, count: int) -> Any:
+        targets = None if self.distillation is None else self.distillation.cache
+        return text.run_blocks(self.recipe, corpus, count, targets)
 
     # -- training ------------------------------------------------------------------------------------------------
 
@@ -286,7 +224,7 @@ class _Run:
         moments, scales = self.carried
         guidance = None
         if recipe.guidance is not None:
-            guidance = resolve(recipe.guidance, self.model, self._shares(corpus), recipe.routing.reserved)
+            guidance = resolve(recipe.guidance, self.model, text.domain_shares(recipe, corpus), recipe.routing.reserved)
         freeze(self.model, recipe.trainable)
         objective = Objective(self.model, recipe.objective, recipe.routing, self.granularity, guidance)
         if self.checkpoint is not None:
@@ -307,41 +245,8 @@ class _Run:
             model=self.model,
             args=arguments,
             processing_class=self.tokenizer,
-            train_dataset=self._blocks(corpus, steps * self._blocks_a_step()),
+            train_dataset=self._blocks(corpus, steps * blocks_a_step(recipe)),
         )
-
-    def _shares(self, corpus: TokenCorpus) -> dict[str, float]:
-        """Each domain's share of the tokens to train on."""
-        import numpy as np
-
-        store, weights = corpus.train, [source.weight for source in self.recipe.data.sources]
-        of_source = np.bincount(store.source_ids, weights=store.lengths, minlength=len(weights))
-        if weights[0] is None:
-            of_token = np.ones(len(weights))
-        else:
-            of_token = np.array(weights, dtype=float) / of_source.clip(1)
-        tokens = store.lengths * of_token[store.source_ids]
-        total = np.bincount(store.domain_ids, weights=tokens, minlength=len(corpus.domains))
-        return dict(zip(corpus.domains, (total / total.sum()).tolist(), strict=True))
-
-    def _blocks(self, corpus: TokenCorpus, count: int) -> Any:
-        """The run's blocks, in their order."""
-        from torch.utils.data import Subset
-
-        from smolmoe.data.blocks import Blocks
-
-        data = self.recipe.data
-        weights = [source.weight for source in data.sources]
-        blocks = Blocks(
-            corpus.train,
-            count=data.skip + count,
-            length=data.length,
-            seed=data.seed,
-            weights=None if weights[0] is None else [float(weight) for weight in weights if weight],
-            isolate=data.isolate,
-            targets=None if self.distillation is None else self.distillation.cache,
-        )
-        return Subset(blocks, range(data.skip, data.skip + count))
 
     def _carried(self) -> tuple[dict[str, Any], dict[str, float]]:
         """Adam moments of the dense source by the MoE's parameters, and learning-rate factors of scaled tensors."""
@@ -391,7 +296,7 @@ class _Run:
         start = losses_before(out, last)
         summary: dict[str, Any] = {
             "steps": steps,
-            "tokens": steps * self._blocks_a_step() * self.recipe.data.length,
+            "tokens": steps * blocks_a_step(self.recipe) * self.recipe.data.length,
             "flops": self._flops(steps),
             "parameters": size_of(self.model).to_json(),
             "held_out": {**last.to_json(), "documents": len(last.tokens)},
@@ -454,7 +359,7 @@ class _Run:
         from smolmoe.moe.size import size_of
 
         length = self.recipe.data.length
-        return steps * self._blocks_a_step() * length * size_of(self.model).flops_per_token(length)
+        return steps * blocks_a_step(self.recipe) * length * size_of(self.model).flops_per_token(length)
 
     def _write_model(self, trainer: MoeTrainer) -> None:
         partial = self.recipe.out / f".{MODEL}.partial"

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -23,7 +23,6 @@ from smolmoe.verbs.signature import Report, takes
 if TYPE_CHECKING:
     from smolmoe.alignment.pairs import PairsReport
     from smolmoe.alignment.run import AlignEstimate, AlignResult
-    from smolmoe.demo.run import QuickstartResult
     from smolmoe.pipeline.forecast import StageForecast
     from smolmoe.pipeline.run import PipelineResult
     from smolmoe.recipe.files import Shipped
@@ -36,15 +35,18 @@ if TYPE_CHECKING:
 def quickstart(
     out: Annotated[str | Path, Field(description="output folder of the run")] = Path("runs/quickstart"),
     *,
+    minutes: Annotated[
+        float | None, Field(description="most minutes of training in all (default: the recipe's, 5)")
+    ] = None,
     seed: Seed = 0,
     overwrite: Overwrite = False,
-    settings: Any = None,
+    changes: Sequence[str] = (),
     report: Report | None = None,
-) -> QuickstartResult:
+) -> PipelineResult:
     """Train, upcycle, verify and report on a small example."""
-    from smolmoe.demo.run import quickstart as run
+    from smolmoe.pipeline.quickstart import quickstart as run
 
-    return run(out, seed=seed, overwrite=overwrite, settings=settings, report=report)
+    return run(out, minutes=minutes, seed=seed, overwrite=overwrite, changes=changes, report=report)
 
 
 @takes(TrainRecipe, file=True, kind="train")
@@ -71,10 +73,11 @@ def train(
 
 @dataclass(frozen=True)
 class PipelineForecast:
-    """What a pipeline would cost, stage by stage."""
+    """What a pipeline would cost, stage by stage; `minutes` is its time budget."""
 
     out: Path
     stages: tuple[StageForecast, ...]
+    minutes: float | None = None
 
     def to_json(self) -> dict[str, Any]:
         return {"out": str(self.out), "stages": [stage.to_json() for stage in self.stages]}
@@ -92,7 +95,8 @@ def run(
     if dry_run:
         from smolmoe.pipeline.forecast import forecast
 
-        return PipelineForecast(recipe.out, tuple(forecast(recipe)))
+        minutes = None if recipe.budget is None else recipe.budget.minutes
+        return PipelineForecast(recipe.out, tuple(forecast(recipe)), minutes)
     from smolmoe.pipeline.run import run as start_pipeline
 
     return start_pipeline(recipe, start=start, report=report)

@@ -9,13 +9,14 @@ from __future__ import annotations
 import os
 import platform
 import statistics
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from smolmoe.core.checkpoint import open_checkpoint
 from smolmoe.core.devices import device_name, pick_device
+from smolmoe.core.progress import Progress
 from smolmoe.evaluation.bench.process import Worker
 from smolmoe.results.bench import BatchRatios, BenchResult, BenchSettings, ModelBench, ModelFacts, Ratio
 
@@ -24,15 +25,13 @@ if TYPE_CHECKING:
 
 WARM_UP_TOKENS = 3
 
-Report = Callable[[str, int, int], None]
-
 
 def bench(
     model: str | Path,
     *,
     against: str | Path | None = None,
     settings: BenchSettings | None = None,
-    report: Report | None = None,
+    report: Progress | None = None,
 ) -> BenchResult:
     """Measure one model, or two in turns.
 
@@ -66,7 +65,7 @@ def bench(
     return _result(settings, [worker.facts for worker in workers], flops, readings)
 
 
-def _say(report: Report | None, stage: str, done: int, total: int) -> None:
+def _say(report: Progress | None, stage: str, done: int, total: int) -> None:
     if report is not None:
         report(stage, done, total)
 
@@ -74,7 +73,7 @@ def _say(report: Report | None, stage: str, done: int, total: int) -> None:
 Readings = list[dict[int, list["Reading"]]]
 
 
-def _take_turns(workers: Sequence[Worker], settings: BenchSettings, report: Report | None) -> Readings:
+def _take_turns(workers: Sequence[Worker], settings: BenchSettings, report: Progress | None) -> Readings:
     """For each model the readings of each batch size, round by round; the first round warms up."""
     found: Readings = [{size: [] for size in settings.batch_sizes} for _ in workers]
     total = len(settings.batch_sizes) * (settings.rounds + 1)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,8 +20,6 @@ from smolmoe.results.comparison import Training
 SUMMARY = "summary.json"
 MODEL = "model"
 CHECKPOINT = "checkpoint-"
-QUICKSTART = "quickstart "  # before the name of the stage
-_QUICKSTART_SOURCES = {"dense-trained": "dense", "moe-trained": "moe"}
 
 TokenCost = Callable[[Path, int], float]  # training FLOPs a token of the model in a folder, in sequences of a length
 
@@ -144,8 +142,6 @@ def _ancestor(name: str, recorded: str | None, folder: Path) -> Path | None:
 def _read_stage(folder: Path, token_cost: TokenCost) -> _Stage:
     record = read_provenance(folder)
     stage = str(record.get("stage", ""))
-    if stage.startswith(QUICKSTART):
-        return _quickstart(folder, stage.removeprefix(QUICKSTART), token_cost)
     if stage in ("train", "align"):
         return _trained(folder, record, token_cost)
     sources = (record.get("sources") or {}).values()
@@ -182,25 +178,6 @@ def _text(folder: Path, data: object) -> TrainingText:
     except ValidationError:  # of an alignment: pairs, or chats
         return TrainingText(f"the data of {_name(folder)}", None, folder)
     return TrainingText(_name(folder), recipe, folder)
-
-
-def _quickstart(folder: Path, stage: str, token_cost: TokenCost) -> _Stage:
-    """A model of `smolmoe quickstart`, whose folder has its records and its text in common."""
-    record, corpus = _json(folder.parent / "stages" / f"{stage}.json"), folder.parent / "corpus"
-    length = record.get("block_tokens")
-    tokens = None if length is None else record["blocks"] * length
-    flops = None if tokens is None or length is None else tokens * token_cost(folder, length)
-    sides = {"sources": "train.jsonl", "validation": "validation.jsonl"}
-    recipe = DataRecipe.model_validate({side: [{"path": str(corpus / name)}] for side, name in sides.items()})
-    source = _QUICKSTART_SOURCES.get(stage)
-    sources = () if source is None else tuple(_as_found(folder.parent / source))
-    return _Stage(tokens, flops, TrainingText(_name(folder), recipe, folder), sources)
-
-
-def _as_found(folder: Path) -> Iterator[tuple[str, str]]:
-    """A folder beside that its successor names without a hash."""
-    if folder.is_dir():
-        yield str(folder), fingerprint(open_checkpoint(folder))
 
 
 def _json(path: Path) -> dict[str, Any]:

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from smolmoe.core.files import expanded
+from smolmoe.core.words import first_line
 from smolmoe.errors import DataError, RequestError
 from smolmoe.results.comparison import Score
 
@@ -73,7 +74,7 @@ def _load(manager: Any, file: Path) -> Mapping[str, Any]:
             found: Mapping[str, Any] = manager.load([str(where)])["tasks"]
     except Exception as error:  # yaml, datasets and the harness raise whatever they like; each means a bad file
         raise DataError(
-            f"the task cannot be loaded ({type(error).__name__}: {_first_line(error)}).",
+            f"the task cannot be loaded ({type(error).__name__}: {first_line(error)}).",
             field="tasks",
             value=str(file),
             fix="See lm-evaluation-harness's guide to task files; paths are seen from the file.",
@@ -114,7 +115,7 @@ def score_tasks(model: Any, tokenizer: Any, tasks: Mapping[str, Any]) -> dict[st
             )
         except Exception as error:  # templates and filters are the task's
             raise DataError(
-                f"the tasks cannot be scored ({type(error).__name__}: {_first_line(error)}).",
+                f"the tasks cannot be scored ({type(error).__name__}: {first_line(error)}).",
                 field="tasks",
                 value=", ".join(tasks),
             ) from error
@@ -162,7 +163,3 @@ def _quietly() -> Iterator[None]:
     finally:
         for logger, level in zip(loggers, levels, strict=True):
             logger.setLevel(level)
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).strip().splitlines() or ["no message"])[0].rstrip(".")

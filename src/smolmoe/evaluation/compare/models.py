@@ -12,7 +12,6 @@ from smolmoe.core.files import expanded
 from smolmoe.data.same_tokenizer import tokenizer_hash
 from smolmoe.data.tokens import end_of_text
 from smolmoe.errors import RequestError, SourceError
-from smolmoe.evaluation.compare.text import RUN
 from smolmoe.moe.loading import load_config, load_tokenizer
 
 MODEL = "model"  # a run's folder within its own
@@ -110,7 +109,7 @@ def _check_once(asked: Mapping[str, Sequence[str]], keys: Mapping[str, Sequence[
 
 
 def _open(name: str, paths: tuple[str, ...]) -> Contender:
-    checkpoints = tuple(open_checkpoint(_model_of(path), field=name) for path in paths)
+    checkpoints = tuple(open_checkpoint(path, field=name) for path in paths)
     found = [load_tokenizer(checkpoint.folder) for checkpoint in checkpoints]
     for path, tokenizer in zip(paths, found, strict=True):
         if tokenizer is None:
@@ -129,9 +128,3 @@ def _open(name: str, paths: tuple[str, ...]) -> Contender:
             )
     positions = getattr(load_config(checkpoints[0].folder).get_text_config(), "max_position_embeddings", None)
     return Contender(name, paths, checkpoints, tuple(map(fingerprint, checkpoints)), found[0], hashes[0], positions)
-
-
-def _model_of(path: str) -> str:
-    folder = expanded(path)
-    is_run = (folder / RUN).is_file() and not (folder / "config.json").is_file()
-    return str(folder / MODEL) if is_run else path

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import combinations
 from pathlib import Path
@@ -15,8 +15,10 @@ from numpy.typing import NDArray
 
 from smolmoe.core.devices import pick_device
 from smolmoe.core.files import growing, json_text, place, write_together
+from smolmoe.core.progress import Progress, silent
 from smolmoe.core.provenance import command, versions
-from smolmoe.errors import OutputError, RequestError
+from smolmoe.core.run_folder import foreign, occupied
+from smolmoe.errors import RequestError
 from smolmoe.evaluation.compare.leaks import LeakSearch
 from smolmoe.evaluation.compare.lineage import read_lineage
 from smolmoe.evaluation.compare.losses import Reading, read_held_out
@@ -50,7 +52,6 @@ from smolmoe.results.comparison import (
     Speed,
 )
 
-Report = Callable[[str, int, int], None]
 FLOP_LENGTH = 128
 BITS = 1 / math.log(2)  # of a nat
 
@@ -68,7 +69,7 @@ def compare(
     out: Path | None = None,
     overwrite: bool = False,
     device: str = "cpu",
-    report: Report | None = None,
+    report: Progress | None = None,
 ) -> Comparison:
     """Compare models on the same held-out text.
 
@@ -96,7 +97,7 @@ def compare(
         _check_out(out, overwrite)
     loaded = {} if tasks is None else _load_tasks(tasks)
     contenders = open_contenders(models)
-    job = _Job(contenders, str(data), by, device, report or (lambda stage, done, total: None))
+    job = _Job(contenders, str(data), by, device, report or silent)
     job.read_text(run_limits(str(data)).asked(tokens, document_tokens, length), length is not None)
     found = job.compare(speed=speed, tasks=loaded)
     if out is not None:
@@ -127,7 +128,7 @@ class _Facts:
 class _Job:
     """One comparison: the models found, the text they are judged by, and what came of it."""
 
-    def __init__(self, contenders: list[Contender], data: str, by: str | None, device: str, report: Report):
+    def __init__(self, contenders: list[Contender], data: str, by: str | None, device: str, report: Progress):
         self.contenders = contenders
         self.base = contenders[0]
         self.data = data
@@ -331,13 +332,6 @@ def _check_out(out: Path, overwrite: bool) -> None:
     """Before anything is measured: only an earlier comparison is replaced, and only where that is asked for."""
     there = {file.name for file in out.iterdir()} if out.is_dir() else set()
     if (out.exists() and not out.is_dir()) or there - {FILE, TABLE}:
-        raise OutputError(
-            "there is something else than a comparison.", field="out", value=str(out), fix="Name a new folder."
-        )
+        raise foreign(out, "a comparison")
     if there and not overwrite:
-        raise OutputError(
-            "the folder holds a comparison.",
-            field="out",
-            value=str(out),
-            fix="Use `overwrite=True`, or name another folder.",
-        )
+        raise occupied(out, "a comparison", "Use `overwrite=True`, or name another folder.")

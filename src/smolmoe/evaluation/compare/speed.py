@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 
+from smolmoe.core.progress import Progress
 from smolmoe.evaluation.compare.models import Contender
 from smolmoe.evaluation.speed import Reading, read_speed, summarise
 from smolmoe.inference.decoding import fast_decoding
@@ -18,10 +19,8 @@ PROMPT_TOKENS = 128
 NEW_TOKENS = 16
 TURNS = 3
 
-Report = Callable[[str, int, int], None]
 
-
-def measure_speeds(contenders: Sequence[Contender], device: str, report: Report) -> dict[str, Speed]:
+def measure_speeds(contenders: Sequence[Contender], device: str, report: Progress) -> dict[str, Speed]:
     """The speed of each model's first checkpoint, one prompt at a time, in the type that it is stored in.
 
     They run as `smolmoe generate` runs them. All are in memory and take turns, so that a slow moment of the machine

@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
 from smolmoe.core import units
 from smolmoe.core.interval import FEWEST_DOCUMENTS, NO_DIFFERENCE, SMALLEST, side
+from smolmoe.core.words import listed
 from smolmoe.results.comparison import Difference, Estimate, ModelResult, Pair, Span, TextFacts
 
 EQUAL = 0.02  # relative: trained as long, or costing as much
@@ -199,9 +200,9 @@ def _domain_sentence(one: ModelResult, other: ModelResult, pairs: Sequence[Pair]
     for domain in one.by_domain:
         found = gap(pairs, one.name, other.name, domain)
         sides["" if not found.is_decided else one.name if found.value < 0 else other.name].append(domain)
-    parts = [f"{name} is better at {_listed(domains)}" for name, domains in sides.items() if name and domains]
+    parts = [f"{name} is better at {listed(domains)}" for name, domains in sides.items() if name and domains]
     if sides[""] and parts:
-        parts.append(f"{NO_DIFFERENCE} at {_listed(sides[''])}")
+        parts.append(f"{NO_DIFFERENCE} at {listed(sides[''])}")
     if not parts and sides[""]:
         parts = [f"{NO_DIFFERENCE} in any"]
     return [f"By domain, {one.name} and {other.name}: {'; '.join(parts)}."] if parts else []
@@ -213,7 +214,7 @@ def _cost_sentences(matches: Sequence[tuple[ModelResult, ModelResult]]) -> Itera
     for one, other in matches:
         groups.setdefault((one.name, other.parameters, other.active), []).append((one, other))
     for group in groups.values():
-        yield _cost_sentence(*group[0], _listed([other.name for _, other in group]))
+        yield _cost_sentence(*group[0], listed([other.name for _, other in group]))
 
 
 def _cost_sentence(one: ModelResult, other: ModelResult, others: str) -> str:
@@ -243,13 +244,9 @@ def _task_sentences(models: Sequence[ModelResult]) -> list[str]:
     said = []
     for measure, best in _best_scores(models).items():
         tied = len(best) == len(models)
-        result = "no model is ahead by more than the standard errors" if tied else f"{_listed(best)} ahead"
+        result = "no model is ahead by more than the standard errors" if tied else f"{listed(best)} ahead"
         said.append(f"Task {measure}: {result}.")
     return said
-
-
-def _listed(names: Sequence[str]) -> str:
-    return " and ".join([", ".join(names[:-1]), names[-1]]) if len(names) > 1 else "".join(names)
 
 
 # -- what speaks against it ------------------------------------------------------------------------------------------
@@ -267,7 +264,7 @@ def warnings(models: Sequence[ModelResult], text: TextFacts, unit: str) -> tuple
     ]
     unknown = [model.name for model in models if any(one.leak.unchecked is None for one in model.checkpoints)]
     if unknown:
-        said.append(f"It is not on record what {_listed(unknown)} was trained on: perhaps this text was among it.")
+        said.append(f"It is not on record what {listed(unknown)} was trained on: perhaps this text was among it.")
     for name, places in _unread(models).items():
         said.append(f"Part of what {name} was trained on could not be searched for this text: {', '.join(places)}.")
     if unit == "byte":

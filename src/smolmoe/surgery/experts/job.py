@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from smolmoe.core.claim import Claim
 from smolmoe.core.files import locked
+from smolmoe.core.progress import Progress, silent
 from smolmoe.hub.card_writer import finish_model
 from smolmoe.results.verification import failure
 
@@ -18,7 +19,6 @@ if TYPE_CHECKING:
     from smolmoe.surgery.experts.moe_files import MoeFiles
     from smolmoe.surgery.experts.subset import Program
 
-Report = Callable[[str, int, int], None]  # stage, done, total
 Available = Mapping[int, tuple[int, ...]]
 
 
@@ -86,7 +86,7 @@ class Job:
     device: str
     overwrite: bool
     dry_run: bool
-    report: Report
+    report: Progress
     start: float
 
     @classmethod
@@ -98,7 +98,7 @@ class Job:
         device: str,
         overwrite: bool,
         dry_run: bool,
-        report: Report | None,
+        report: Progress | None,
     ) -> Job:
         from smolmoe.core.devices import pick_device
         from smolmoe.core.links import check_files
@@ -107,7 +107,7 @@ class Job:
         from smolmoe.surgery.experts.moe_files import read_moe
 
         start = time.monotonic()
-        report = report or (lambda stage, done, total: None)
+        report = report or silent
         report("plan", 0, 0)
         files = read_moe(model)
         check_files(files.folder, CARRIED, field="model")

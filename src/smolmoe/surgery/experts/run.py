@@ -11,9 +11,10 @@ from typing import TYPE_CHECKING, Annotated, Any
 from pydantic import Field
 
 from smolmoe.core.claim import Claim
+from smolmoe.core.progress import Progress
 from smolmoe.errors import RequestError
 from smolmoe.recipe.words import Device, DryRun, Moe, Out, Overwrite
-from smolmoe.surgery.experts.job import Available, ExpertResult, Job, Report
+from smolmoe.surgery.experts.job import Available, ExpertResult, Job
 
 if TYPE_CHECKING:
     from smolmoe.surgery.experts.measure import Split
@@ -58,7 +59,7 @@ def extract(
     device: Device = "cpu",
     overwrite: Overwrite = False,
     dry_run: DryRun = False,
-    report: Report | None = None,
+    report: Progress | None = None,
 ) -> ExpertResult:
     """Extract one expert as a dense model, or several as an MoE.
 
@@ -158,7 +159,7 @@ def prune(
     device: Device = "cpu",
     overwrite: Overwrite = False,
     dry_run: DryRun = False,
-    report: Report | None = None,
+    report: Progress | None = None,
 ) -> ExpertResult:
     """Remove experts: keep those named, or those used most.
 
@@ -238,7 +239,7 @@ def merge_experts(
     device: Device = "cpu",
     overwrite: Overwrite = False,
     dry_run: DryRun = False,
-    report: Report | None = None,
+    report: Progress | None = None,
 ) -> ExpertResult:
     """Average groups of experts, weighted by use if data is given.
 
@@ -320,7 +321,7 @@ def add_expert(
     device: Device = "cpu",
     overwrite: Overwrite = False,
     dry_run: DryRun = False,
-    report: Report | None = None,
+    report: Progress | None = None,
 ) -> ExpertResult:
     """Add an expert: a copy of one, or a dense model's FFNs.
 

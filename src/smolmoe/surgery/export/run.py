@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -12,6 +11,7 @@ from pydantic import Field
 
 from smolmoe.core.devices import pick_device
 from smolmoe.core.files import locked
+from smolmoe.core.progress import Progress, silent
 from smolmoe.errors import RequestError
 from smolmoe.recipe.words import Device, DryRun, Overwrite
 from smolmoe.results.verification import failure
@@ -22,7 +22,6 @@ if TYPE_CHECKING:
     from smolmoe.surgery.export.gguf.run import GgufExport
     from smolmoe.verification.verify import Verification
 
-Report = Callable[[str, int, int], None]
 GGUF = "gguf"
 KIND, SCHEMA = "native-export", 1
 
@@ -80,7 +79,7 @@ def export(
     device: Device = "cpu",
     overwrite: Overwrite = False,
     dry_run: DryRun = False,
-    report: Report | None = None,
+    report: Progress | None = None,
 ) -> NativeExport | GgufExport:
     """Export an MoE to another class or to GGUF, and verify it.
 
@@ -90,7 +89,7 @@ def export(
     """
     from smolmoe.surgery.experts.moe_files import read_moe
 
-    report = report or (lambda stage, done, total: None)
+    report = report or silent
     report("plan", 0, 0)
     files = read_moe(model)
     if to == GGUF:
@@ -112,7 +111,7 @@ def export(
 
 
 def _native(
-    files: MoeFiles, out: Path, to: str, device: str, *, overwrite: bool, dry_run: bool, report: Report
+    files: MoeFiles, out: Path, to: str, device: str, *, overwrite: bool, dry_run: bool, report: Progress
 ) -> NativeExport:
     from smolmoe.surgery.experts.writer import check_room
     from smolmoe.surgery.export.native import native_export
@@ -141,7 +140,7 @@ def _native(
 
 
 def _written(
-    files: MoeFiles, program: Any, claim: Claim, out: Path, device: str, *, overwrite: bool, report: Report
+    files: MoeFiles, program: Any, claim: Claim, out: Path, device: str, *, overwrite: bool, report: Progress
 ) -> Verification:
     """Write the program, verify the files, and say so in them."""
     from smolmoe.surgery.experts.writer import record, write_program

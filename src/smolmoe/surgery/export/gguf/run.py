@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from smolmoe.core.files import place, write_json, writing
 from smolmoe.core.folders import workshop
 from smolmoe.core.json_text import BAD_FILE, read_json
+from smolmoe.core.progress import Progress
 from smolmoe.core.provenance import command, versions
 from smolmoe.errors import OutputError, RequestError, SourceError, TargetError, VerificationError
 
@@ -22,7 +23,6 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-Report = Callable[[str, int, int], None]
 QUANTS = ("f32", "f16", "q8_0")
 KIND, SCHEMA = "gguf-export", 1
 
@@ -137,7 +137,7 @@ def export_gguf(
     quant: str | None,
     overwrite: bool,
     dry_run: bool,
-    report: Report,
+    report: Progress,
 ) -> GgufExport:
     """Write an MoE as a GGUF file, and measure it with llama.cpp where that is installed.
 
@@ -249,7 +249,7 @@ class _Job:
     vocabulary: Vocabulary
     converter: Path
     folder: Path
-    report: Report
+    report: Progress
 
     def stage(self) -> tuple[Path, list[str]]:
         """The folder that the converter is to read: the MoE's own, or a copy of another class, mended; and why."""
