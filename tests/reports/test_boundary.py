@@ -7,7 +7,7 @@ import struct
 
 import pytest
 
-from smolmoe.core.interval import Interval
+from smolmoe.core.statistics import Interval
 from smolmoe.reports.boundary import BoundaryReport, Curve, HeldOutLoss, boundary_text, plot_boundary
 
 DENSE = HeldOutLoss(3.5, {"code": 4.5, "math": 1.0})

@@ -14,7 +14,7 @@ from smolmoe.recipe.pairs import BATCH_SIZE, MAX_NEW_TOKENS, PROMPTS, TEMPERATUR
 
 if TYPE_CHECKING:
     from smolmoe.alignment.pairs import PairsReport
-    from smolmoe.core.interval import Interval
+    from smolmoe.core.statistics import Interval
     from smolmoe.evaluation.correction import CorrectionScores, Prediction, SystemScores
 
 SHOWN = 3  # corrections, of the worst and of the best

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -80,7 +81,7 @@ def cache(
                 report=report,
             )
     if as_json:
-        print_json(found.to_json() if dry_run else result.to_json())
+        print_json(asdict(found if dry_run else result))
     elif dry_run:
         _show_forecast(found)
     else:

@@ -9,7 +9,7 @@ import typer
 
 from smolmoe.cli.output import Json, named_paths, print_json, print_rows, progress, quiet_libraries, table
 from smolmoe.core import units
-from smolmoe.core.interval import signed
+from smolmoe.core.statistics import signed
 
 if TYPE_CHECKING:
     from smolmoe.results.probe import Baseline, Losses, ProbeResult

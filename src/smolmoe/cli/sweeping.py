@@ -14,7 +14,7 @@ from smolmoe.core import units
 from smolmoe.errors import RequestError
 
 if TYPE_CHECKING:
-    from smolmoe.core.interval import Interval
+    from smolmoe.core.statistics import Interval
     from smolmoe.results.scaling_law import Curve, Gain, JointLaw, Sweep
     from smolmoe.scaling.forecast import SweepForecast
 

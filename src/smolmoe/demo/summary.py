@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from smolmoe.core import units
-from smolmoe.core.interval import Interval
+from smolmoe.core.statistics import Interval
 from smolmoe.reports.boundary import (
     DENSE,
     DENSE_TRAINED,

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from smolmoe.core.files import growing, json_text, place, write_together
-from smolmoe.core.interval import Interval
+from smolmoe.core.statistics import Interval
 from smolmoe.data.prompts import CorrectionPrompt, CorrectionRow, prompt_ids
 from smolmoe.errors import DataError, OutputError
 from smolmoe.evaluation.text_metrics import (

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from smolmoe.core.interval import Interval
+from smolmoe.core.statistics import Interval
 from smolmoe.errors import RequestError
 
 METRICS = ("bleu", "gleu", "sari", "exact_match")

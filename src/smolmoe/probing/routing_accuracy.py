@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 
 import torch
 
-from smolmoe.core.interval import Interval
+from smolmoe.core.statistics import Interval
 from smolmoe.errors import DataError
 from smolmoe.moe.names import expert_names, named_layers
 from smolmoe.probing.accuracy import (

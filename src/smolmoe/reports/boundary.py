@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from smolmoe.core.files import replacing
-from smolmoe.core.interval import Interval, evidence, no_finding
+from smolmoe.core.statistics import Interval, evidence, no_finding
 from smolmoe.reports.names import Looks, style
 
 if TYPE_CHECKING:

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 from smolmoe.core import units
 from smolmoe.core.files import growing, replacing, write_json
-from smolmoe.core.interval import Interval, evidence, no_finding
 from smolmoe.core.json_text import read_json, read_object, read_rows
+from smolmoe.core.statistics import Interval, evidence, no_finding
 from smolmoe.errors import RequestError
 from smolmoe.evaluation.held_out import same_text
 from smolmoe.reports.names import Looks, style

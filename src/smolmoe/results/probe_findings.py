@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-from smolmoe.core.interval import FEWEST_DOCUMENTS, NO_DIFFERENCE, Interval, evidence, shortly, side, too_few
+from smolmoe.core.statistics import FEWEST_DOCUMENTS, NO_DIFFERENCE, Interval, evidence, shortly, side, too_few
 from smolmoe.results.probe import Similarity
 
 NOBODYS = "No domain has experts of its own that could be knocked out."

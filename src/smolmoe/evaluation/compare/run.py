@@ -175,17 +175,17 @@ class _Job:
         pairs = tuple(self._pair(second, first) for first, second in combinations(self.contenders, 2))
         best = winners(models, pairs)
         return Comparison(
-            verdict(models, pairs, self.unit),
-            warnings(models, facts, self.unit),
-            self.unit,
-            facts,
-            models,
-            pairs,
-            best,
-            self.seeds,
-            self.device,
-            versions(),
-            command(),
+            verdict=verdict(models, pairs, self.unit),
+            warnings=warnings(models, facts, self.unit),
+            unit=self.unit,
+            text=facts,
+            models=models,
+            pairs=pairs,
+            winners=best,
+            seeds=self.seeds,
+            device=self.device,
+            versions=versions(),
+            command=command(),
         )
 
     def _read_all(self) -> None:

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 from smolmoe.core import units
-from smolmoe.core.interval import NO_DIFFERENCE
+from smolmoe.core.statistics import NO_DIFFERENCE
 from smolmoe.results.comparison import Comparison, Difference, Estimate, ModelResult, Pair, Score, Training
 
 NONE = "-"

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
 from smolmoe.core import units
-from smolmoe.core.interval import FEWEST_DOCUMENTS, NO_DIFFERENCE, SMALLEST, side
+from smolmoe.core.statistics import FEWEST_DOCUMENTS, NO_DIFFERENCE, SMALLEST, side
 from smolmoe.results.comparison import Difference, Estimate, ModelResult, Pair, Span, TextFacts
 
 EQUAL = 0.02  # relative: trained as long, or costing as much
