@@ -138,7 +138,7 @@ def judge_routing(
 def _interval(
     accuracy: float, first: torch.Tensor, labels: Sequence[int], owners: Owners, positions: Sequence[int]
 ) -> Interval:
-    """Of the mean over domains and layers, with the documents of each domain drawn anew.
+    """Of the mean over domains and layers, with the documents of each domain resampled.
 
     Args:
         first: first choices of N documents in these layers, [N, L, E].

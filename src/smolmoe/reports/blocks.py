@@ -29,7 +29,7 @@ class Answer:
         question: what it answers.
         headline: a few words, large.
         sentence: the rest.
-        tone: "good", "bad", "open" (not told apart, not measured) or "".
+        tone: "good", "bad", "open" (no difference seen, not measured) or "".
     """
 
     question: str
@@ -87,7 +87,7 @@ class Chart:
         layers: labels of a slider; the traces' `z` are then lists with one matrix for each.
         start: the label shown first.
         height: in pixels.
-        png: file of the same figure beside the page.
+        png: file of the same figure in the page's folder.
     """
 
     shape: ClassVar[str] = "chart"

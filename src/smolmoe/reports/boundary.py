@@ -113,7 +113,7 @@ def _side(gap: Interval, documents: int) -> str:
 def plot_boundary(path: str | Path, report: BoundaryReport, dense: Curve, moe: Curve, continued: Curve | None) -> None:
     """Draw the loss across the boundary as a PNG: the whole run on the left, held-out losses near the end on the right.
 
-    Everything is told apart by marker, line style and label as well as by shade, for print in black and white.
+    Everything differs by marker, line style and label as well as by shade, for print in black and white.
 
     Args:
         dense: until the conversion.
@@ -149,7 +149,7 @@ def _draw_whole(axes: Axes, dense: Curve, moe: Curve) -> None:
     middle = sum(axes.get_ylim()) / 2
     axes.annotate("conversion", (moe.held_out[0][0] / 1000, middle), rotation=90, ha="right", va="center", fontsize=9)
     axes.set_title("The whole run", loc="left", fontsize=10)
-    axes.set_ylabel("loss (nats a token)")
+    axes.set_ylabel("loss (nats per token)")
 
 
 def _draw_near(axes: Axes, report: BoundaryReport, dense: Curve, moe: Curve, continued: Curve | None) -> None:
@@ -171,7 +171,7 @@ def _draw_near(axes: Axes, report: BoundaryReport, dense: Curve, moe: Curve, con
     )
     axes.margins(y=0.15)
     axes.set_title(f"Near the conversion, {report.tokens:,} held-out tokens", loc="left", fontsize=10)
-    axes.set_ylabel("held-out loss (nats a token)")
+    axes.set_ylabel("held-out loss (nats per token)")
 
 
 def _style(label: str) -> dict[str, Any]:

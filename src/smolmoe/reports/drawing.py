@@ -1,4 +1,4 @@
-"""Figures as PNG files: one look, heat maps with numbers, lines told apart without colour.
+"""Figures as PNG files: one look, heat maps with numbers, lines distinguishable without colour.
 
 Sequential maps only, monotone in lightness, so that darker is more on a screen and in print.
 """
@@ -164,7 +164,7 @@ def panels_in_a_row(count: int, most: int) -> int:
 
 
 def label_rows(axes: Axes, labels: Sequence[str]) -> None:
-    """Labels beside the rows, fewer where they are too many to read."""
+    """Labels of the rows, fewer where they are too many to read."""
     step = math.ceil(len(labels) / 40)
     places = range(0, len(labels), step)
     axes.set_yticks(list(places), [labels[place] for place in places])
@@ -224,7 +224,7 @@ def _below(panels: Sequence[Lines | Heat]) -> float:
 
 
 def _widths(panels: Sequence[Lines | Heat]) -> list[float]:
-    """A heat map needs more than the lines beside it."""
+    """A heat map needs more than the lines next to it."""
     mixed = len({type(panel) for panel in panels}) > 1
     return [1.7 if mixed and isinstance(panel, Heat) else 1.0 for panel in panels]
 

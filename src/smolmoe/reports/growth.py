@@ -1,4 +1,4 @@
-"""Across a conversion: what the held-out loss did before, at the boundary, and after, run beside run."""
+"""Across a conversion: what the held-out loss did before, at the boundary, and after, run by run."""
 
 from __future__ import annotations
 
@@ -240,7 +240,7 @@ def _by_tokens(run: Run, start: int) -> tuple[list[float], list[float]]:
 def _label(axes: Axes, title: str, x: str) -> None:
     axes.set_title(title, loc="left", fontsize=10)
     axes.set_xlabel(x)
-    axes.set_ylabel("held-out loss (nats a token)")
+    axes.set_ylabel("held-out loss (nats per token)")
     axes.grid(color="0.9", linewidth=0.6)
     axes.spines[["top", "right"]].set_visible(False)
 

@@ -55,7 +55,7 @@ class Training:
 
 @dataclass(frozen=True)
 class Probe:
-    """A probe, with the one before the training where there is one beside it."""
+    """A probe, with the one before the training where there is one."""
 
     label: str
     after: Probed
@@ -206,7 +206,7 @@ def find(paths: Sequence[Path]) -> Overview:
 def _folders(top: Path, depth: int = 0) -> Iterator[Path]:
     """A folder and those in it that may hold something.
 
-    A sweep's points are told by the sweep, finished or not; a trial that timed the machine is no training.
+    A sweep's points are shown by the sweep, finished or not; a trial that timed the machine is no training.
     """
     point = _POINT.fullmatch(top.name) and top.parent.name.startswith("seed-")
     if depth and (point or (top.name == _TIMING and _of_quickstart_training(top) is not None)):
@@ -259,7 +259,7 @@ def _is_copied(folder: Path) -> bool:
 
 
 def _is_best(folder: Path) -> bool:
-    """Whether it is a run's best checkpoint beside the run's model, which the page shows."""
+    """Whether it is a run's best checkpoint, next to the run's model, which the page shows."""
     return folder.name == "best" and (folder.parent / "run.json").is_file() and (folder.parent / "model").is_dir()
 
 
@@ -315,7 +315,7 @@ def _training(folder: Path, label: str) -> Training:
 
 
 def _probes(folders: Sequence[Path], label: Callable[[Path], str], kin: Kinship) -> list[Probe]:
-    """Every probe; one called `before` goes with those beside it that read the same text with a model of its kin."""
+    """Every probe; one called `before` goes with its neighbours that read the same text with a model of its kin."""
     read = {folder: Probed.read(folder) for folder in folders}
 
     def earlier(folder: Path) -> Probed | None:

@@ -1,4 +1,4 @@
-"""A page: sections of blocks, laid out by the templates, in one HTML file that needs nothing beside it.
+"""A page: sections of blocks, laid out by the templates, in one self-contained HTML file.
 
 Styles, scripts, figures and data are in the file, and its content security policy forbids it to load anything. The
 templates escape whatever is no `Markup`.

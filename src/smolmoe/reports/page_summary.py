@@ -146,7 +146,7 @@ def _accuracy(after: Probed) -> str:
 
 
 def _gap(after: Probed, ceiling: float) -> str:
-    """How the router does beside a ceiling, by the interval of its accuracy over documents."""
+    """How the router compares with a ceiling, by the interval of its accuracy over documents."""
     found = after.result.last_third.interval
     if found is None:
         return "a probe of an earlier version, without the interval that a finding needs"

@@ -21,7 +21,7 @@ def plot(figure: Figure, *, png: bool = False) -> Chart:
     """The figure with its words and numbers.
 
     Args:
-        png: there is a PNG of its name beside the page.
+        png: the page's folder has a PNG of its name.
     """
     panels = list(figure.panels)
     if figure.slides:
@@ -40,7 +40,7 @@ def plot(figure: Figure, *, png: bool = False) -> Chart:
             values = slides if figure.slides else [panel.values]
             trace = _heat(panel, values, at, scale=scales[at] not in scales[at + 1 :])
             trace["colorbar"] |= {"x": x["domain"][1] + 0.005, "xanchor": "left"}
-            if trace["showscale"] and (at + 1) % columns and at + 1 < len(panels):  # no room for words beside its scale
+            if trace["showscale"] and (at + 1) % columns and at + 1 < len(panels):  # no room for the title of its scale
                 trace["colorbar"]["title"] = {"text": ""}
                 layout["annotations"][at]["text"] = f"<b>{plotted(panel.title)}</b>, {plotted(panel.bar)}"
             traces.append(trace)
@@ -187,7 +187,7 @@ def _scales(panel: Lines, x: dict[str, Any], y: dict[str, Any], layout: dict[str
 
 
 def mark(layout: dict[str, Any], at: float, words: str, number: str = "", *, upright: bool = True) -> None:
-    """A dotted line across a panel, with words beside it."""
+    """A dotted line across a panel, with a label."""
     x, y = f"x{number}", f"y{number}"
     place, across, along = ("x", "y", f"{y} domain") if upright else ("y", "x", f"{x} domain")
     shape = {"type": "line", f"{place}0": at, f"{place}1": at, f"{across}0": 0, f"{across}1": 1}
@@ -208,7 +208,7 @@ def mark(layout: dict[str, Any], at: float, words: str, number: str = "", *, upr
 
 
 def line(name: str, points: Points, place: int, **more: Any) -> dict[str, Any]:
-    """A line told apart by colour, dash and marker: those of what it is about, by its place in the page's `Looks`."""
+    """A line with its own colour, dash and marker: those of what it is about, by its place in the page's `Looks`."""
     kept = thinned(points)
     return {
         "type": "scatter",

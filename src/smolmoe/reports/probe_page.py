@@ -1,4 +1,4 @@
-"""The report on one probe: `index.html`, with its figures beside it as PNG."""
+"""The report on one probe: `index.html`, with its figures as PNG files."""
 
 from __future__ import annotations
 

@@ -124,7 +124,7 @@ def _finish_losses(axes: Axes, curves: Sequence[Curve], largest: int) -> None:
     axes.xaxis.set_minor_formatter(NullFormatter())
     axes.tick_params(axis="x", labelrotation=45 if max(ends) > 300 * min(ends) else 0)
     axes.set_xlabel("training tokens")
-    axes.set_ylabel("held-out loss (nats a token)")
+    axes.set_ylabel("held-out loss (nats per token)")
     axes.grid(True)
     axes.legend(loc="lower left")
 
@@ -177,7 +177,7 @@ def _draw_gains(axes: Axes, gains: Sequence[tuple[Curve, Gain, int]], *, several
     axes.axvline(0, color=INK, linewidth=0.8)
     axes.set_yticks(range(len(gains)), [_row(curve, gain, several=several) for curve, gain, _ in gains])
     axes.set_ylim(len(gains) - 0.4, -0.7)
-    axes.set_xlabel("fall of the loss (nats a token); hollow: extrapolated")
+    axes.set_xlabel("fall of the loss (nats per token); hollow: extrapolated")
     tenfold = all(gain.end == 10 * gain.begin for _, gain, _ in gains)
     axes.set_title("What 10× the tokens buys" if tenfold else "What more tokens bought")
     axes.grid(True, axis="x")

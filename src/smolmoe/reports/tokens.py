@@ -12,7 +12,7 @@ from markupsafe import Markup, escape
 from smolmoe.reports.specialisation_data import Probed
 from smolmoe.results.probe import Excerpt
 
-# Pale enough for black text, told apart with any colour vision; the underline and the number tell them apart in print.
+# Pale enough for black text, distinguishable with any colour vision; in print by the underline and the number.
 COLOURS = ("#77aadd", "#ee8866", "#eedd88", "#99ddff", "#ffaabb", "#bbcc33", "#dddddd", "#44bb99")
 UNDERLINES = ("solid", "dotted", "double", "dashed", "wavy")
 # Characters that would not be seen, and what stands for them.

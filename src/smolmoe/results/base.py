@@ -50,7 +50,7 @@ class Result(BaseModel):
             DataError: it cannot be read, or is not a result of this kind.
             CheckpointError: it is of another schema.
         """
-        return cls.from_json(_read(path), path)
+        return cls.from_json(_read(path, cls._make()), path)
 
     @classmethod
     def from_json(cls, values: Any, path: Path | None = None) -> Self:
@@ -69,7 +69,7 @@ class Result(BaseModel):
                 f"is not the result of `smolmoe {cls.name()}`.",
                 field=cls.name(),
                 value=str(path),
-                fix=f"Run `smolmoe {cls.name()}` first.",
+                fix=cls._make(),
             )
         check_schema(values.get("schema_version", SCHEMA_VERSION), path)
         try:
@@ -87,16 +87,21 @@ class Result(BaseModel):
         return isinstance(values, dict) and values.get("kind") == cls.name() and "schema_version" in values
 
     @classmethod
+    def _make(cls) -> str:
+        """How to come by one."""
+        return f"Run `smolmoe {cls.name()}` first."
+
+    @classmethod
     def name(cls) -> str:
         """The kind of the class."""
         return str(cls.model_fields["kind"].default)
 
 
-def _read(path: Path) -> Any:
+def _read(path: Path, fix: str | None = None) -> Any:
     try:
         return read_json(path)
     except BAD_FILE as error:
-        raise DataError(f"cannot be read: {error}.", field=path.name, value=str(path)) from error
+        raise DataError(f"cannot be read: {error}.", field=path.name, value=str(path), fix=fix) from error
 
 
 def read_any(path: Path, kinds: tuple[type[Result], ...]) -> Result | None:

@@ -42,7 +42,7 @@ class Difference:
     """A figure of one model less that of another, on the same documents.
 
     Attributes:
-        documents: by a bootstrap over documents, each drawn for both models.
+        documents: by a bootstrap over documents, resampled together for both models.
         p: of a test that swaps the two models' losses of documents at random, two-sided.
         seeds: by Student's t over the seeds' differences; None where both models have one.
         over: documents; None where it is not on record.
@@ -84,7 +84,7 @@ class Pair:
 
     Attributes:
         loss: in nats, per what the comparison's `unit` says.
-        by_domain: the same of each domain; empty where the text is not told apart.
+        by_domain: the same of each domain; empty where the text has no domains.
     """
 
     first: str
@@ -242,7 +242,7 @@ class TextFacts:
     """The text that the models are judged by.
 
     Attributes:
-        documents, tokens, bytes: of each domain ("text" where it is not told apart); tokens are the base's.
+        documents, tokens, bytes: of each domain ("text" where it has none); tokens are the base's.
         sha256: of the documents as they were read.
     """
 

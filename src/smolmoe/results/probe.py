@@ -143,7 +143,7 @@ class Accuracy:
         owner: index of the domain that each expert counts for, None for a free one.
         owners_from: for each layer "names", or "learned" from the documents of the other side.
         documents, tokens: judged, of each domain.
-        per_token, document_majority, macro: share of tokens and of documents told right; `macro` over domains.
+        per_token, document_majority, macro: share of correct tokens and documents; `macro` over domains.
         linear_probe: per token, by logistic regression on the router's input; `dense_...` on the dense FFN's input.
     """
 

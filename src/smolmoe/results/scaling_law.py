@@ -222,7 +222,7 @@ class HeldOutFacts:
 
 @dataclass(frozen=True)
 class Uncertainty:
-    """What the intervals are of: `level` of the `draws`, over what was drawn anew, and in a sentence."""
+    """What the intervals are of: `level` of the `draws`, over what was resampled, and in a sentence."""
 
     level: float
     draws: int

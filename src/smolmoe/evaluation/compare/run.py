@@ -304,7 +304,7 @@ class _Job:
         }
 
     def _domains(self) -> dict[str, NDArray[np.bool_]]:
-        """Which documents are of each domain; empty where the text is not told apart."""
+        """Which documents are of each domain; empty where the text has no domains."""
         names = np.array(self.text.domains)
         return {} if self.by is None else {domain: names == domain for domain in sorted(set(self.text.domains))}
 
