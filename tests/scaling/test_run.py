@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tests.test_pipeline import pipeline, trained, upcycle
+from tests.pipeline.test_run import pipeline, trained, upcycle
 from tests.training.runs import dense_folder, recipe, trainer
 
 from smolmoe.errors import OutputError, RequestError

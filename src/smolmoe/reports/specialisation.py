@@ -45,7 +45,7 @@ def routing(after: Probed, before: Probed | None) -> Figure:
     return Figure(
         "routing",
         "Routing of each domain" + (", before and after" if before is not None else ""),
-        "Each row is one domain and adds up to 100%. A dark cell is an expert that takes much of the domain; an even "
+        "Each row is one domain and adds up to 100%. A strong cell is an expert that takes much of the domain; an even "
         "row is a domain that no expert specialises in.",
         _shares(panels, after.domains, "domain", after.labels),
         per_row=2 if after.experts <= 24 else 1,
@@ -63,7 +63,7 @@ def layer_maps(after: Probed, before: Probed | None) -> Figure:
     return Figure(
         "layers",
         "Routing of each domain by layer",
-        "Share of each domain's choices, in percent, all layers on one scale. A column that is dark in every layer is "
+        "Share of each domain's choices, in percent, all layers on one scale. A column that is strong in every layer is "
         "an expert with one task.",
         _shares(panels, after.domains, "domain", after.labels),
         per_row=panels_in_a_row(len(after.layers), 3 if after.experts <= 10 else 2 if after.experts <= 24 else 1),
@@ -208,7 +208,7 @@ def losses(after: Probed) -> Figure | None:
     return Figure(
         "losses",
         "Loss of each domain with one expert only, and without it",
-        "Change in held-out loss, darker is worse. A frame marks a domain's own specialist where its interval over "
+        "Change in held-out loss, a stronger colour is worse. A frame marks a domain's own specialist where its interval over "
         "documents supports it: forced, it beats those of the other domains; knocked out, its own domain loses most. "
         "Cells without a frame may be chance.",
         panels,

@@ -62,7 +62,7 @@ def coactivation(after: Probed) -> Figure | None:
         after,
         values,
         ("coactivation", "Experts chosen together"),
-        "Of the tokens that choose the row's expert, the share that also choose the column's. A dark cell is a pair "
+        "Of the tokens that choose the row's expert, the share that also choose the column's. A strong cell is a pair "
         "that works together, so that removing one also changes what the other does.",
         ("with expert", "chosen too (%)", PERCENT),
         (0.0, finite_range(values)[1] or 1.0),
@@ -78,7 +78,7 @@ def similarity(after: Probed) -> Figure:
         values,
         ("similarity", "Similarity of the experts"),
         "1 means that two experts do the same to the same tokens up to rotation and scale, so that one of them is "
-        "redundant; light cells are experts that differ.",
+        "redundant; pale cells are experts that differ.",
         ("expert", "CKA of the outputs", RATIO),
         (min(low, 0.0), max(high, 1.0)),
     )
