@@ -63,8 +63,8 @@ def layer_maps(after: Probed, before: Probed | None) -> Figure:
     return Figure(
         "layers",
         "Routing of each domain by layer",
-        "Share of each domain's choices, in percent, all layers on one scale. A column that is strong in every layer is "
-        "an expert with one task.",
+        "Share of each domain's choices, in percent, all layers on one scale. A column that is strong in every layer "
+        "is an expert with one task.",
         _shares(panels, after.domains, "domain", after.labels),
         per_row=panels_in_a_row(len(after.layers), 3 if after.experts <= 10 else 2 if after.experts <= 24 else 1),
         slides=after.layer_titles(),
@@ -208,9 +208,9 @@ def losses(after: Probed) -> Figure | None:
     return Figure(
         "losses",
         "Loss of each domain with one expert only, and without it",
-        "Change in held-out loss, a stronger colour is worse. A frame marks a domain's own specialist where its interval over "
-        "documents supports it: forced, it beats those of the other domains; knocked out, its own domain loses most. "
-        "Cells without a frame may be chance.",
+        "Change in held-out loss, a stronger colour is worse. A frame marks a domain's own specialist where its interval "
+        "over documents supports it: forced, it beats those of the other domains; knocked out, its own domain loses "
+        "most. Cells without a frame may be chance.",
         panels,
         per_row=2 if len(found.labels) <= 8 else 1,
     )
