@@ -208,7 +208,7 @@ def losses(after: Probed) -> Figure | None:
     return Figure(
         "losses",
         "Loss of each domain with one expert only, and without it",
-        "Change in held-out loss, a stronger colour is worse. A frame marks a domain's own specialist where its interval "
+        "Change in held-out loss; stronger is worse. A frame marks a domain's own specialist where its interval "
         "over documents supports it: forced, it beats those of the other domains; knocked out, its own domain loses "
         "most. Cells without a frame may be chance.",
         panels,
