@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any
 from machine import describe, put_between
 
 if TYPE_CHECKING:
-    from smolmoe.core.interval import Interval
+    from smolmoe.core.statistics import Interval
     from smolmoe.results.scaling_law import Sweep
     from smolmoe.scaling.law import Fit
 
@@ -252,15 +252,14 @@ def draw(sweeps: dict[str, Sweep], path: Path) -> None:
     from smolmoe.reports.drawing import look, save_png
     from smolmoe.reports.scaling import curves_figure
 
-    values = [sweep.to_json() for sweep in sweeps.values()]
-    first = values[0]
+    first = next(iter(sweeps.values()))
     with look():
         drawing = curves_figure(
-            [value["curves"][0] for value in values],
-            largest=first["largest"],
+            [sweep.curves[0] for sweep in sweeps.values()],
+            largest=first.largest,
             name="sweep",
             title="Held-out loss by training tokens, one start: the dense model, and its MoE of copies",
-            held_out=first["held_out"],
+            held_out=first.held_out,
         )
         save_png(drawing, path)
 

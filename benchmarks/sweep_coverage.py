@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 
 from machine import put_between
-from smolmoe.core.interval import Interval
+from smolmoe.core.statistics import Interval
 from smolmoe.scaling.law import fit_curves, interval, law_of
 from smolmoe.scaling.law_noise import Observed
 

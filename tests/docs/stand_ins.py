@@ -172,9 +172,25 @@ def sweep(path: Path) -> None:
     curve = Curve("moe", None, None, (), (), None, "too few points", (gain,), (gain,), ())
     facts = HeldOutFacts(10, 1_000, ("text",)), Uncertainty(0.95, 100, ("documents",), "of documents")
     schedule = Schedule("own", "cosine", 0, None, "each its own")
-    found = Sweep("r", None, "new", schedule, facts[0], 10, 10, 10, (curve,), None, None, facts[1], (), {}, None)
+    found = Sweep(
+        recipe="r",
+        stage=None,
+        model="new",
+        schedule=schedule,
+        held_out=facts[0],
+        training_tokens=10,
+        largest=10,
+        extrapolated_to=10,
+        curves=(curve,),
+        joint=None,
+        joint_reason=None,
+        uncertainty=facts[1],
+        warnings=(),
+        versions={},
+        command=None,
+    )
     path.mkdir(parents=True)
-    (path / FILE).write_text(json.dumps(found.to_json()), encoding="utf-8")
+    found.write(path / FILE)
 
 
 # What the pages name as the reader's own -> what makes it.

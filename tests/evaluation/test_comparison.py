@@ -233,7 +233,7 @@ def three(dense_loss: float, moe_loss: float, **options: Any) -> tuple[list[Any]
 def test_the_mixture_wins() -> None:
     models, pairs = three(3.9, 3.8)
     assert verdict(models, pairs, "token")[0] == (
-        "moe beats dense: its held-out loss is 0.1000 nats a token lower (3.8000 against 3.9000; difference in 95% "
+        "moe beats dense: its held-out loss is 0.1000 nats per token lower (3.8000 against 3.9000; difference in 95% "
         "over documents -0.1100 to -0.0900), after equal tokens and 1.50 times the FLOPs of training "
         "(1 M tokens since base)."
     )
@@ -243,7 +243,7 @@ def test_the_mixture_wins() -> None:
 def test_the_mixture_loses() -> None:
     models, pairs = three(3.8, 3.9)
     assert verdict(models, pairs, "token")[0].startswith(
-        "moe loses to dense: its held-out loss is 0.1000 nats a token higher"
+        "moe loses to dense: its held-out loss is 0.1000 nats per token higher"
     )
     assert winners(models, pairs)["loss"] == ("dense",)
 
@@ -291,8 +291,8 @@ def test_costs_and_scores() -> None:
     assert found["sums: acc"] == ("moe",)
     said = verdict(models, pairs, "token")
     assert (
-        "Beside dense, moe has 4.00 times the parameters, as many active ones, as many FLOPs a token, 4.00 times"
-        in said[1]
+        "Compared with dense, moe has 4.00 times the parameters, as many active parameters, "
+        "as many FLOPs per token, 4.00 times" in said[1]
     )
     assert said[-1] == "Task sums: acc: moe ahead."
 
@@ -304,7 +304,7 @@ def test_warnings() -> None:
     facts = TextFacts("data", None, {"text": 10}, {"text": 100}, {"text": 400}, 32, "0")
     said = warnings(models, facts, "byte")
     assert said[0].startswith("dense (runs/dense) was trained on 3 of the 10 documents (50.0% of the tokens)")
-    assert said[1].startswith("It is not on record what dense was trained on")
+    assert said[1].startswith("The training data of dense is not on record")
     assert any("tokenizers differ" in one for one in said)
-    assert any("nothing of another seed" in one for one in said)
+    assert any("Single seed per model" in one for one in said)
     assert any("Few documents (text 10)" in one for one in said)

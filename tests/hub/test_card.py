@@ -13,7 +13,9 @@ import yaml
 from helpers import dense_llama, save
 from huggingface_hub import ModelCard
 from markdown_it import MarkdownIt
+from reports.overview_folder import EXAMPLES
 
+from smolmoe.core.checkpoint import fingerprint, open_checkpoint
 from smolmoe.core.provenance import PROVENANCE_FILE, read_provenance
 from smolmoe.errors import CheckpointError
 from smolmoe.families import MOE_TARGETS
@@ -199,21 +201,18 @@ def test_a_training_says_where_it_began_and_ended(moe: Path, tmp_path: Path) -> 
 
 def test_a_comparison_beside_it_is_quoted(moe: Path, tmp_path: Path) -> None:
     folder = Path(shutil.copytree(moe, tmp_path / "moe"))
-    values = {
-        "schema_version": 1,
-        "kind": "compare",
-        "verdict": ["dense beats moe by 0.1."],
-        "models": [{"checkpoints": [{"path": str(folder)}]}],
-    }
+    values = json.loads((EXAMPLES / "compare.json").read_text()) | {"verdict": ["dense beats moe by 0.1."]}
+    checkpoint = values["models"][-1]["checkpoints"][0]
+    checkpoint |= {"path": str(folder), "sha256": fingerprint(open_checkpoint(folder))}
     (tmp_path / "verdict").mkdir()
     (tmp_path / "verdict" / "compare.json").write_text(json.dumps(values))
     write_card(folder)
     assert "- dense beats moe by 0.1." in (folder / "README.md").read_text()
-    values["models"] = [{"checkpoints": [{"path": str(folder), "sha256": "ab" * 32}]}]  # another model was there
+    checkpoint["sha256"] = "ab" * 32  # another model was there
     (tmp_path / "verdict" / "compare.json").write_text(json.dumps(values))
     write_card(folder)
     assert "beats" not in (folder / "README.md").read_text()
-    values["models"] = [{"checkpoints": [{"path": str(tmp_path / "other")}]}]
+    checkpoint |= {"path": str(tmp_path / "other"), "sha256": fingerprint(open_checkpoint(folder))}
     (tmp_path / "verdict" / "compare.json").write_text(json.dumps(values))
     write_card(folder)
     assert "beats" not in (folder / "README.md").read_text()

@@ -17,12 +17,13 @@ from tests.reports.overview_folder import EXAMPLES, upcycled, write_all, write_m
 
 from smolmoe.core.checkpoint import fingerprint, open_checkpoint
 from smolmoe.errors import CheckpointError, DataError, OutputError
-from smolmoe.reports.charts import show, thinned
+from smolmoe.reports.blocks import show
 from smolmoe.reports.names import COLOURS
 from smolmoe.reports.overview import Overview, find
 from smolmoe.reports.overview_sections import sections
 from smolmoe.reports.overview_summary import answers
 from smolmoe.reports.page import asset
+from smolmoe.reports.plot import thinned
 from smolmoe.reports.run import report
 from smolmoe.results.scaling_law import Sweep
 
@@ -68,7 +69,7 @@ def test_every_section_is_there_with_its_figures_drawn(reader: Reader) -> None:
     assert set(reader.js("Array.from(document.querySelectorAll('main > section')).map(s => s.id)")) == SECTIONS
     assert reader.js("document.body.dataset.ready") == "true"
     charts = "Array.from(document.querySelectorAll('.chart'))"
-    assert reader.js(f"{charts}.length") == 11
+    assert reader.js(f"{charts}.length") == 12
     assert reader.js(f"{charts}.every(c => c.dataset.drawn === 'light' && c.querySelector('svg.main-svg'))")
     assert reader.js(f"{charts}.every(c => c.querySelector('details.data table tbody tr'))")
     assert reader.js("Array.from(document.querySelectorAll('.plot')).every(p => p.ariaLabel.length > 40)")
@@ -169,15 +170,15 @@ def test_ten_seconds(folder: Path) -> None:
 
 def test_a_defeat_is_called_one(tmp_path: Path) -> None:
     values = json.loads((EXAMPLES / "compare.json").read_text())
-    for pair in values["pairs"]:
-        if pair["first"] == "moe" and pair["second"] == "dense":
-            pair["better"] = "dense"
+    pairs = [pair for pair in values["pairs"] if (pair["first"], pair["second"]) == ("moe", "dense")]
+    for pair in pairs:
+        pair["loss"] |= {"value": 0.1, "documents": {"low": 0.05, "high": 0.15}}
     values["verdict"][0] = "dense beats moe."
     (tmp_path / "compare.json").write_text(json.dumps(values))
     wins = answers(find([tmp_path]))[2]
     assert (wins.headline, wins.sentence, wins.tone) == ("No", "dense beats moe.", "bad")
-    for pair in values["pairs"]:
-        pair["better"] = None
+    for pair in pairs:
+        pair["loss"]["p"] = 0.5
     (tmp_path / "compare.json").write_text(json.dumps(values))
     assert answers(find([tmp_path]))[2].headline == "No difference seen"
 
@@ -303,8 +304,8 @@ def test_one_thing_has_one_name_and_one_colour(tmp_path: Path) -> None:
     (tmp_path / "compare" / "compare.json").write_text(json.dumps(values))
     found = find([tmp_path])
     assert list(found.boundaries[0].curves) == ["dense-long", "moe-long"]
-    said = found.comparisons[0]
-    assert [model["name"] for model in said.values["models"]] == ["dense-long", "moe-long", "moe"]
+    _, said = found.comparisons[0]
+    assert [model.name for model in said.models] == ["dense-long", "moe-long", "moe"]
     assert any("dense-long" in sentence for sentence in said.verdict)
     assert not any(re.search(r"\bbase\b", sentence) for sentence in said.verdict[:2])
     colours: dict[str, set[str]] = {}
@@ -318,7 +319,7 @@ def test_one_thing_has_one_name_and_one_colour(tmp_path: Path) -> None:
 
 
 def test_page_and_pictures_have_the_same_colours() -> None:
-    css = asset("report.css")
+    css = asset("page.css")
     for place, colour in enumerate(COLOURS, start=1):
         assert f"--c{place}: light-dark({colour}," in css
 

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
 from matplotlib.collections import PolyCollection
 from matplotlib.figure import Figure
+from pydantic import TypeAdapter
+from reports.overview_folder import EXAMPLES
 
 from smolmoe.reports.drawing import look, save_png
 from smolmoe.reports.scaling import curves_figure, sweep_figure
+from smolmoe.results.scaling_law import Curve, HeldOutFacts, Sweep
 
 BUDGETS = [500_000, 1_000_000, 2_000_000, 4_000_000, 8_000_000]
 
@@ -31,7 +35,9 @@ def places(tokens: list[int], half: float) -> list[dict[str, Any]]:
 
 
 def curve(name: str = "moe", *, until: int = 200_000_000, fitted: bool = True) -> dict[str, Any]:
-    points = [{"tokens": n, "seed": seed, "loss": loss(n) + 0.002 * seed} for n in BUDGETS for seed in (0, 1)]
+    cost = {"steps": 1, "by_domain": {}, "flops": 1e9, "seconds": 1.0, "run": "run"}
+    points = [{"tokens": n, "seed": seed, "loss": loss(n) + 0.002 * seed, **cost} for n in BUDGETS for seed in (0, 1)]
+    law = {"offset": ends(3.1, 0.1), "scale": ends(40, 3), "exponent": ends(0.33, 0.05), "start_tokens": 0}
     band = [n for n in (*BUDGETS, 20_000_000, 80_000_000, 200_000_000) if n <= until]
     gain = {"begin": 500_000, "end": 5_000_000, "drop": ends(0.28, 0.01), "reach": "measured"}
     far = {"begin": 8_000_000, "end": 80_000_000, "drop": ends(0.11, 0.04), "reach": "extrapolated"}
@@ -40,7 +46,9 @@ def curve(name: str = "moe", *, until: int = 200_000_000, fitted: bool = True) -
         "start_loss": 3.9,
         "points": points,
         "budgets": places(BUDGETS, 0.004),
-        "law": {"identified": True, "exponent": ends(0.33, 0.05)} if fitted else None,
+        "law": law | {"residual": 0.0, "identified": True, "notes": []} if fitted else None,
+        "reason": None,
+        "dense_tokens": None,
         "neighbours": [{**gain, "end": 1_000_000}],
         "tenfold": [gain, far] if fitted else [],
         "band": places(band, 0.01) if fitted else [],
@@ -49,8 +57,9 @@ def curve(name: str = "moe", *, until: int = 200_000_000, fitted: bool = True) -
 
 def draw(*curves: dict[str, Any], path: Path) -> Figure:
     with look():
-        sweep = {"recipe": "moe", "curves": list(curves), "largest": BUDGETS[-1]}
-        drawing = sweep_figure({**sweep, "held_out": {"documents": 180, "tokens": 30_000}})
+        values = json.loads((EXAMPLES / "sweep.json").read_text()) | {"curves": list(curves), "largest": BUDGETS[-1]}
+        values["held_out"] |= {"documents": 180, "tokens": 30_000}
+        drawing = sweep_figure(Sweep.from_json(values))
         save_png(drawing, path)
     assert path.stat().st_size > 10_000
     assert "30,000 held-out tokens of 180 documents" in drawing.caption
@@ -93,11 +102,11 @@ def test_several_curves_share_one_figure(tmp_path: Path) -> None:
     assert rows == [f"{name}\n{step}" for name in ("dense", "moe") for step in ("500 K → 5 M", "8 M → 80 M")]
     with look():
         joined = curves_figure(
-            [curve("a"), curve("b")],
+            [TypeAdapter(Curve).validate_python(curve(name)) for name in ("a", "b")],
             largest=BUDGETS[-1],
             name="two",
             title="Two",
-            held_out={"documents": 1, "tokens": 2},
+            held_out=HeldOutFacts(1, 2, ("text",)),
         )
     assert (joined.name, joined.title) == ("two", "Two")
 

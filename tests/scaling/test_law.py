@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from smolmoe.core.interval import Interval
+from smolmoe.core.statistics import Interval
 from smolmoe.errors import DataError
 from smolmoe.results.scaling_law import Law, Power
 from smolmoe.scaling.law import (

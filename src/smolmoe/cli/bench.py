@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from smolmoe.cli.command import Command
 from smolmoe.cli.output import print_rows, table
@@ -12,6 +12,7 @@ from smolmoe.verbs import measure
 
 if TYPE_CHECKING:
     from smolmoe.results.bench import BatchSpeed, BenchResult, ModelBench, Ratio
+    from smolmoe.results.flops import FlopCounts
 
 
 def show_bench(result: BenchResult) -> None:
@@ -24,7 +25,7 @@ def show_bench(result: BenchResult) -> None:
             ("asked", f"{settings.prompt_tokens} tokens in, {settings.new_tokens} out, {settings.rounds} rounds"),
         ]
     )
-    names = _short([model.facts.name for model in result.models])
+    names = _short([model.name for model in result.models])
     _show_models(result.models, names)
     _show_speed(result, names)
     if result.ratios:
@@ -39,18 +40,18 @@ def _short(names: list[str]) -> list[str]:
 
 def _show_models(models: tuple[ModelBench, ...], names: list[str]) -> None:
     rows: list[tuple[str, list[str]]] = [
-        ("class", [model.facts.class_name for model in models]),
-        ("numbers", [model.facts.dtype for model in models]),
+        ("class", [model.class_name for model in models]),
+        ("numbers", [model.dtype for model in models]),
         ("experts", [_experts(model) for model in models]),
         ("parameters", [_of(model, "total", "active") for model in models]),
         (
             "without embeddings",
             [_of(model, "total_without_embeddings", "active_without_embeddings") for model in models],
         ),
-        ("memory of weights", [units.size(model.facts.total_bytes) for model in models]),
-        ("read for a token", [units.size(model.facts.active_bytes) for model in models]),
-        ("FLOPs a token, prefill", [units.flops(model.flops["prefill"]["total"]) for model in models]),
-        ("FLOPs a token, decode", [units.flops(model.flops["decode"]["total"]) for model in models]),
+        ("memory of weights", [units.size(model.bytes.total) for model in models]),
+        ("read for a token", [units.size(model.bytes.active) for model in models]),
+        ("FLOPs a token, prefill", [units.flops(model.flops.prefill.total) for model in models]),
+        ("FLOPs a token, decode", [units.flops(model.flops.decode.total) for model in models]),
         ("FLOPs a token, training", [_training(model.flops) for model in models]),
         ("experts that computed", [_worked(model.flops) for model in models]),
     ]
@@ -58,32 +59,26 @@ def _show_models(models: tuple[ModelBench, ...], names: list[str]) -> None:
 
 
 def _experts(model: ModelBench) -> str:
-    facts = model.facts
-    return (
-        "-"
-        if facts.experts is None
-        else f"{facts.experts}, top-{facts.top_k}, by {facts.implementation or 'its class'}"
-    )
+    known = f"{model.experts}, top-{model.top_k}, by {model.implementation or 'its class'}"
+    return "-" if model.experts is None else known
 
 
 def _of(model: ModelBench, total: str, active: str) -> str:
-    values = model.to_json()["parameters"]
-    if values[total] == values[active]:
-        return units.parameters(values[total])
-    return f"{units.parameters(values[total])}, {units.parameters(values[active])} active"
+    every, used = getattr(model.parameters, total), getattr(model.parameters, active)
+    return units.parameters(every) + ("" if every == used else f", {units.parameters(used)} active")
 
 
-def _training(flops: dict[str, Any]) -> str:
-    return "-" if flops["train"] is None else units.flops(flops["train"]["total"])
+def _training(flops: FlopCounts) -> str:
+    return "-" if flops.train is None else units.flops(flops.train.total)
 
 
-def _worked(flops: dict[str, Any]) -> str:
-    work = flops["experts"]
+def _worked(flops: FlopCounts) -> str:
+    work = flops.experts
     if work is None:
         return "-"
-    told = "only the chosen" if work["only_chosen"] else f"NOT the {work['top_k']} chosen"
-    counted = [work["prefill"], work["decode"], *([] if work["train"] is None else [work["train"]])]
-    return f"{' / '.join(f'{value:.2f}' for value in counted)} of {work['experts']}: {told}"
+    told = "only the chosen" if work.only_chosen else f"NOT the {work.top_k} chosen"
+    counted = [work.prefill, work.decode, *([] if work.train is None else [work.train])]
+    return f"{' / '.join(f'{value:.2f}' for value in counted)} of {work.experts}: {told}"
 
 
 def _show_speed(result: BenchResult, names: list[str]) -> None:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from smolmoe.cli.command import Command
 from smolmoe.cli.output import print_rows, table
 from smolmoe.core import units
-from smolmoe.core.interval import signed
+from smolmoe.core.statistics import signed
 from smolmoe.verbs import understand
 
 if TYPE_CHECKING:

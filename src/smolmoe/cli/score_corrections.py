@@ -10,7 +10,7 @@ from smolmoe.cli.output import print_rows, table, unescaped
 from smolmoe.verbs import measure
 
 if TYPE_CHECKING:
-    from smolmoe.core.interval import Interval
+    from smolmoe.core.statistics import Interval
     from smolmoe.evaluation.correction import CorrectionScores, Prediction, SystemScores
 
 SHOWN = 3  # corrections, of the worst and of the best

@@ -12,7 +12,7 @@ from smolmoe.recipe.resolve import values_of
 from smolmoe.verbs import measure
 
 if TYPE_CHECKING:
-    from smolmoe.core.interval import Interval
+    from smolmoe.core.statistics import Interval
     from smolmoe.results.scaling_law import Curve, Gain, JointLaw, Sweep
     from smolmoe.scaling.forecast import SweepForecast
 

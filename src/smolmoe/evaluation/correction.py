@@ -11,9 +11,9 @@ from typing import Any
 import numpy as np
 
 from smolmoe.core.files import growing, json_text, place, write_together
-from smolmoe.core.interval import Interval
 from smolmoe.core.progress import Progress
 from smolmoe.core.run_folder import foreign, occupied
+from smolmoe.core.statistics import Interval
 from smolmoe.data.prompts import CorrectionPrompt, CorrectionRow, prompt_ids
 from smolmoe.errors import DataError
 from smolmoe.evaluation.text_metrics import (

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -19,87 +19,12 @@ from torch.utils import flop_counter
 from smolmoe.errors import RequestError, SourceError
 from smolmoe.moe.routing import RoutingCapture, find_routers
 from smolmoe.moe.structure import expert_parameters, ffn_parts, find_layers
+from smolmoe.results.flops import ExpertWork, FlopCounts, Flops, TrainFlops
 
 # What a model's FLOPs are of: projections around attention, attention itself, FFNs of layers without experts, the
 # output head; "rest" is what is in none of these modules.
 PARTS = ("attention", "scores", "router", "experts", "shared", "ffn", "head", "rest")
 _BACKWARD = {"scores": 2.5}  # of the forward pass; 2 where it is not named: it computes the scores once more
-
-
-@dataclass(frozen=True)
-class Flops:
-    """Of one pass, per token.
-
-    Attributes:
-        positions: of the sequence: of the prompt, or the one decoded and those before it.
-        parts: counted, by name from `PARTS`; those that the model does not have are left out.
-        expected: the same from the sizes of the matrices and K of E experts.
-    """
-
-    positions: int
-    parts: dict[str, float]
-    expected: dict[str, float]
-
-    @property
-    def total(self) -> float:
-        return sum(self.parts.values())
-
-    def to_json(self) -> dict[str, Any]:
-        return asdict(self) | {"total": self.total, "expected_total": sum(self.expected.values())}
-
-
-@dataclass(frozen=True)
-class TrainFlops:
-    """Of forward and backward pass, per token: counted, and expected of the forward pass as it was counted."""
-
-    positions: int
-    total: float
-    expected_total: float
-
-    def to_json(self) -> dict[str, Any]:
-        return asdict(self)
-
-
-@dataclass(frozen=True)
-class ExpertWork:
-    """How many experts computed for a token, by their FLOPs over those of one.
-
-    Attributes:
-        experts, top_k: E and K.
-        prefill, decode: counted; K where only the chosen experts compute, E where all do.
-        train: forward and backward; None where it was not counted.
-    """
-
-    experts: int
-    top_k: int
-    prefill: float
-    decode: float
-    train: float | None
-
-    @property
-    def only_chosen(self) -> bool:
-        """Whether K experts computed for every token; the weighted sum of their outputs may count as a bit of one."""
-        counted = [self.prefill, self.decode, *([] if self.train is None else [self.train])]
-        return all(round(value) == self.top_k for value in counted)
-
-
-@dataclass(frozen=True)
-class FlopCounts:
-    """What `count_flops` found; `experts` is None for a dense model, `train` where it was not asked for."""
-
-    prefill: Flops
-    decode: Flops
-    train: TrainFlops | None
-    experts: ExpertWork | None
-
-    def to_json(self) -> dict[str, Any]:
-        work = self.experts
-        return {
-            "prefill": self.prefill.to_json(),
-            "decode": self.decode.to_json(),
-            "train": None if self.train is None else self.train.to_json(),
-            "experts": None if work is None else asdict(work) | {"only_chosen": work.only_chosen},
-        }
 
 
 def count_flops(model: Any, *, length: int = 128, train: bool = True, seed: int = 0) -> FlopCounts:

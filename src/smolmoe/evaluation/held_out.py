@@ -282,14 +282,14 @@ def paired_difference(
 def difference_of_differences(
     a: tuple[DocumentLosses, DocumentLosses], b: tuple[DocumentLosses, DocumentLosses], *, draws: int = 1000
 ) -> tuple[float, float, float]:
-    """`paired_difference` of `a` less that of `b`, where these are on other documents; each is drawn by itself."""
+    """`paired_difference` of `a` less that of `b`, where these are on other documents; each is resampled separately."""
     (first, drawn), (second, others) = _drawn(*a, draws, 0), _drawn(*b, draws, 1)
     means = sorted(x - y for x, y in zip(drawn, others, strict=True))
     return first - second, means[int(0.025 * draws)], means[int(0.975 * draws) - 1]
 
 
 def _drawn(a: DocumentLosses, b: DocumentLosses, draws: int, seed: int) -> tuple[float, list[float]]:
-    """Loss of `a` minus loss of `b`, and the same on documents drawn anew."""
+    """Loss of `a` minus loss of `b`, and the same on resampled documents."""
     if a.tokens != b.tokens:
         raise ValueError("the losses are not of the same documents")
     count = len(a.tokens)

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from smolmoe.core.interval import Interval
+from smolmoe.core.statistics import Interval, ends, resample
 from smolmoe.errors import RequestError
 
 METRICS = ("bleu", "gleu", "sari", "exact_match")
@@ -78,12 +78,12 @@ def metrics_of(sums: Floats) -> Floats:
 
 def draw_rows(rows: int, *, draws: int = DRAWS, seed: int = 0) -> Floats:
     """How often each row is in each bootstrap sample, [draws, rows]."""
-    return np.random.default_rng(seed).multinomial(rows, np.full(rows, 1 / rows), size=draws).astype(np.float64)
+    return resample(rows, draws, np.random.default_rng(seed))
 
 
 def intervals(values: Floats, samples: Floats) -> dict[str, Interval]:
     """For each metric its value [4] with the 95% interval that its bootstrap samples [draws, 4] span."""
-    low, high = np.percentile(samples, [2.5, 97.5], axis=0)
+    low, high = ends(samples)
     return {
         name: Interval(*(round(float(number), 4) for number in (values[at], low[at], high[at])))
         for at, name in enumerate(METRICS)

@@ -12,7 +12,7 @@ from smolmoe.core.provenance import record_measured
 from smolmoe.errors import CheckpointError, DataError
 
 if TYPE_CHECKING:
-    from smolmoe.results.files import Comparison
+    from smolmoe.results.comparison import Comparison
 
 CARD = "README.md"
 # Of a training's summary, what its model's smolmoe.json keeps.
@@ -67,13 +67,13 @@ def _first_held_out(metrics: Path) -> dict[str, Any] | None:
 
 def _compared(folder: Path) -> list[str]:
     """What a `compare.json` near a checkpoint says of it: in the folders above it, or one beside them."""
-    from smolmoe.results.files import read_comparison
+    from smolmoe.results.comparison import Comparison
 
     place = folder.resolve()
     for above in list(place.parents)[:2]:
         for file in sorted({above / "compare.json", *above.glob("*/compare.json")}):
             try:
-                found = read_comparison(file) if file.is_file() else None
+                found = Comparison.read(file) if file.is_file() else None
             except (CheckpointError, DataError):  # a neighbour that nobody asked about
                 continue
             if found and _is_of(found, place):
@@ -85,5 +85,6 @@ def _is_of(found: Comparison, place: Path) -> bool:
     """Whether a checkpoint was compared, as it is now: at its path, and with the hash on record."""
     from smolmoe.core.checkpoint import fingerprint, open_checkpoint
 
-    hashes = {sha for path, sha in found.checkpoints if Path(path).resolve() in (place, place.parent)}
-    return bool(hashes) and (None in hashes or fingerprint(open_checkpoint(place)) in hashes)
+    checkpoints = [checkpoint for model in found.models for checkpoint in model.checkpoints]
+    hashes = {one.sha256 for one in checkpoints if Path(one.path).resolve() in (place, place.parent)}
+    return bool(hashes) and fingerprint(open_checkpoint(place)) in hashes

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 
 from smolmoe.core.devices import device_name, pick_device
-from smolmoe.core.files import growing, place, write_json
+from smolmoe.core.files import growing, place
 from smolmoe.core.progress import Progress
 from smolmoe.core.provenance import command, versions
 from smolmoe.core.run_folder import is_ours, occupied
@@ -125,7 +125,7 @@ def probe(
     )
     if out is not None:
         with growing(out, lambda: _check_free(out, overwrite)):
-            write_json(out / FILE, result.to_json())
+            result.write(out / FILE)
     return result
 
 

@@ -7,8 +7,8 @@ from dataclasses import dataclass, replace
 
 import torch
 
-from smolmoe.core.interval import Interval
 from smolmoe.core.progress import Progress
+from smolmoe.core.statistics import Interval
 from smolmoe.errors import DataError
 from smolmoe.moe.names import expert_names, named_layers
 from smolmoe.probing.accuracy import (
@@ -139,7 +139,7 @@ def judge_routing(
 def _interval(
     accuracy: float, first: torch.Tensor, labels: Sequence[int], owners: Owners, positions: Sequence[int]
 ) -> Interval:
-    """Of the mean over domains and layers, with the documents of each domain drawn anew.
+    """Of the mean over domains and layers, with the documents of each domain resampled.
 
     Args:
         first: first choices of N documents in these layers, [N, L, E].

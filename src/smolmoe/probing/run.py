@@ -32,7 +32,7 @@ def probe(
         **options: as `smolmoe.probing.measure.probe` takes them; it says what is raised, too.
     """
     from smolmoe.probing.measure import probe as measure
-    from smolmoe.reports.page import write_page
+    from smolmoe.reports.probe_page import write_page
 
     _check_shown("before", before, "probe.json")
     for run in (runs or {}).values():

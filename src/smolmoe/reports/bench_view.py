@@ -1,139 +1,124 @@
-"""The report's view of `bench.json`: sizes, FLOPs, latency, tokens a second and memory, by batch size."""
+"""The report's view of `bench.json`: sizes, FLOPs, latency, throughput and memory, by batch size."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from html import escape
 from typing import Any
 
 from smolmoe.core import units
-from smolmoe.reports.charts import Chart, beside, line, on, table
+from smolmoe.reports.blocks import Chart, Table
 from smolmoe.reports.names import Looks
+from smolmoe.reports.plot import beside, line, on
+from smolmoe.results.bench import BenchResult, ModelBench, Ratio
 
-Values = Mapping[str, Any]
-
-
-def bench_html(values: Values, name: str, looks: Looks) -> tuple[str, str]:
-    """(label, HTML) of one measurement of speed."""
-    models: Sequence[Values] = values.get("models") or ()
-    label = bench_label(values)
-    parts = [
-        _machine(values),
-        _chart(models, name, label, looks).html(),
-        _sizes(models),
-        _by_batch(models),
-        _ratios(values),
-    ]
-    return label, "\n".join(part for part in parts if part)
+_PANELS = (
+    ("prefill", "tokens/s", "prefill_tokens_per_second", 1.0),
+    ("decode", "tokens/s", "decode_tokens_per_second", 1.0),
+    ("peak memory", "GB", "peak_bytes", 1e9),
+)
 
 
-def bench_label(values: Values) -> str:
+def bench_label(found: BenchResult) -> str:
     """Its models."""
-    return " against ".join(str(model["name"]) for model in values.get("models") or ())
+    return " against ".join(model.name for model in found.models)
 
 
-def bench_answer(values: Values) -> str | None:
-    """Decoding beside the other model, in a sentence; None of one model alone."""
-    ratios, models = list(values.get("ratios") or ()), list(values.get("models") or ())
-    if not ratios or len(models) != 2:
+def bench_answer(found: BenchResult) -> str | None:
+    """Decoding speed compared with the other model, in a sentence; None of one model alone."""
+    if not found.ratios or len(found.models) != 2:
         return None
-    first = ratios[0]
+    first, (model, other) = found.ratios[0], found.models
     return (
-        f"At batch size {first['batch_size']} {models[0]['name']} writes {first['decode']['median']:.2f} times the "
-        f"tokens a second of {models[1]['name']}."
+        f"At batch size {first.batch_size}, {model.name} decodes {first.decode.median:.2f} times as many tokens per "
+        f"second as {other.name}."
     )
 
 
-def _machine(values: Values) -> str:
-    machine = values.get("machine") or {}
-    words = ", ".join(f"{key.replace('_', ' ')} {found}" for key, found in machine.items() if found not in (None, ""))
-    return f'<p class="hint">{escape(words)}</p>' if words else ""
+def bench_machine(found: BenchResult) -> str:
+    """What it was measured on."""
+    known = {key.replace("_", " "): value for key, value in found.machine.items() if value not in (None, "")}
+    return ", ".join(f"{key} {value}" for key, value in known.items())
 
 
-def _chart(models: Sequence[Values], name: str, label: str, looks: Looks) -> Chart:
-    panels = [
-        ("reading a prompt", "tokens a second", "prefill_tokens_per_second"),
-        ("writing", "tokens a second", "decode_tokens_per_second"),
-        ("peak memory", "GB", "peak_bytes"),
-    ]
-    traces, rows = [], []
-    for panel, (_, _, key) in enumerate(panels):
-        scale = 1e9 if key == "peak_bytes" else 1.0
-        for model in models:
-            points = [
-                (row["batch_size"], row[key] / scale) for row in model.get("speed") or () if row.get(key) is not None
-            ]
-            more = {"legendgroup": str(model["name"]), "showlegend": panel == 0, **on(panel)}
-            traces.append(line(str(model["name"]), points, looks(str(model["name"])), **more))
-    for model in models:
-        rows += [
-            [str(model["name"]), row["batch_size"], *(row.get(key) for _, _, key in panels)] for row in model["speed"]
-        ]
-    layout = beside(*((title, "batch size", unit) for title, unit, _ in panels))
+def bench_chart(found: BenchResult, name: str, looks: Looks) -> Chart:
+    """Throughput and memory by batch size."""
+    traces = []
+    for panel, (_, _, key, scale) in enumerate(_PANELS):
+        for model in found.models:
+            points = [(row.batch_size, getattr(row, key) / scale) for row in model.speed]
+            more = {"legendgroup": model.name, "showlegend": panel == 0, **on(panel)}
+            traces.append(line(model.name, points, looks(model.name), **more))
+    layout = beside(*((title, "batch size", unit) for title, unit, _, _ in _PANELS))
     for number in ("", "2", "3"):
         layout[f"xaxis{number}"] |= {"type": "category"}
         layout[f"yaxis{number}"] |= {"rangemode": "tozero"}
-    head = ["model", "batch size", *(f"{title}, {'bytes' if unit == 'GB' else unit}" for title, unit, _ in panels)]
-    caption = "Medians; more is better on the left and in the middle, less on the right."
-    return Chart(name, f"Speed: {label}", caption, traces, layout, head, rows, height=380)
-
-
-def _sizes(models: Sequence[Values]) -> str:
-    def flops(model: Values, part: str) -> Any:
-        return ((model.get("flops") or {}).get(part) or {}).get("total")
-
-    def said(form: Callable[[float], str], number: float | None) -> str | None:
-        return None if number is None else form(number)
-
-    rows = [
-        ["class", *(model.get("class_name") for model in models)],
-        ["weights in", *(model.get("dtype") for model in models)],
-        ["experts by", *(model.get("implementation") for model in models)],
-        ["parameters", *(said(units.parameters, m["parameters"].get("total")) for m in models)],
-        ["active for a token", *(said(units.parameters, m["parameters"].get("active")) for m in models)],
+    return Chart(
+        name,
+        f"Speed: {bench_label(found)}",
+        "Medians. Higher is better for prefill and decode, lower is better for memory.",
+        traces,
+        layout,
+        ["model", "batch size", "prefill (tokens/s)", "decode (tokens/s)", "peak memory (bytes)"],
         [
-            "active without embeddings",
-            *(said(units.parameters, m["parameters"].get("active_without_embeddings")) for m in models),
+            [m.name, row.batch_size, *(getattr(row, key) for _, _, key, _ in _PANELS)]
+            for m in found.models
+            for row in m.speed
         ],
-        ["size of the weights", *(said(units.size, m["bytes"].get("total")) for m in models)],
-        ["read for a written token", *(said(units.size, m["bytes"].get("active")) for m in models)],
-        ["FLOPs a token, reading", *(said(units.flops, flops(m, "prefill")) for m in models)],
-        ["FLOPs a token, writing", *(said(units.flops, flops(m, "decode")) for m in models)],
+        height=380,
+    )
+
+
+def bench_tables(found: BenchResult) -> list[Table]:
+    """Sizes, latency, and the ratios of two models."""
+    return [_sizes(found.models), _latency(found.models), *_ratios(found)]
+
+
+def _sizes(models: tuple[ModelBench, ...]) -> Table:
+    rows: list[list[Any]] = [
+        ["class", *(model.class_name for model in models)],
+        ["dtype", *(model.dtype for model in models)],
+        ["experts implementation", *(model.implementation for model in models)],
+        ["parameters", *(units.parameters(model.parameters.total) for model in models)],
+        ["active parameters per token", *(units.parameters(model.parameters.active) for model in models)],
+        ["… without embeddings", *(units.parameters(m.parameters.active_without_embeddings) for m in models)],
+        ["size of the weights", *(units.size(model.bytes.total) for model in models)],
+        ["weights read per decoded token", *(units.size(model.bytes.active) for model in models)],
+        ["prefill FLOPs per token", *(units.flops(model.flops.prefill.total) for model in models)],
+        ["decode FLOPs per token", *(units.flops(model.flops.decode.total) for model in models)],
     ]
-    return table(["", *(str(model["name"]) for model in models)], rows, caption="What a token costs")
+    return Table(["measure", *(model.name for model in models)], rows, "Cost per token")
 
 
-def _by_batch(models: Sequence[Values]) -> str:
-    rows = []
-    for model in models:
-        for row in model.get("speed") or ():
-            first, token = row.get("first_token") or {}, row.get("token") or {}
-            times = [_time(part.get(key)) for part in (first, token) for key in ("median", "p90")]
-            rows.append([str(model["name"]), row["batch_size"], *times, _size(row.get("sample_bytes"))])
-    head = ["model", "batch size", "first token", "p90", "a token", "p90", "memory of a sample"]
-    return table(head, rows, caption="Latency")
-
-
-def _ratios(values: Values) -> str:
-    ratios, models = list(values.get("ratios") or ()), list(values.get("models") or ())
-    if not ratios or len(models) != 2:
-        return ""
-    keys = ("first_token", "token", "prefill", "decode", "decode_for_bytes")
+def _latency(models: tuple[ModelBench, ...]) -> Table:
     rows = [
-        [f"batch size {row['batch_size']}", *(_ratio(row.get(key)) for key in keys), row.get("peak")] for row in ratios
+        [
+            model.name,
+            row.batch_size,
+            *(units.duration(time) for of in (row.first_token, row.token) for time in (of.median, of.p90)),
+            units.size(row.sample_bytes),
+        ]
+        for model in models
+        for row in model.speed
     ]
-    words = ("first token, time", "a token, time", "reading, tokens/s", "writing, tokens/s", "writing for its bytes")
-    caption = f"{models[0]['name']} over {models[1]['name']}, median [lowest, highest] over rounds"
-    return table(["", *words, "peak memory"], rows, caption=caption)
+    times = ["first token, median", "first token, p90", "next token, median", "next token, p90"]
+    return Table(["model", "batch size", *times, "memory per sample"], rows, "Latency")
 
 
-def _time(seconds: float | None) -> str | None:
-    return None if seconds is None else units.duration(seconds)
+def _ratios(found: BenchResult) -> list[Table]:
+    if not found.ratios or len(found.models) != 2:
+        return []
+    rows = [
+        [
+            f"batch size {row.batch_size}",
+            *map(_ratio, (row.first_token, row.token, row.prefill, row.decode, row.decode_for_bytes)),
+            row.peak,
+        ]
+        for row in found.ratios
+    ]
+    head = ["", "time to first token", "time per next token", "prefill (tokens/s)", "decode (tokens/s)"]
+    first, second = found.models
+    caption = f"{first.name} divided by {second.name}: median [lowest, highest] over rounds"
+    return [Table([*head, "decode relative to weights read", "peak memory"], rows, caption)]
 
 
-def _size(nbytes: float | None) -> str | None:
-    return None if nbytes is None else units.size(nbytes)
-
-
-def _ratio(found: Values | None) -> str | None:
-    return None if not found else f"{found['median']:.2f} [{found['low']:.2f}, {found['high']:.2f}]"
+def _ratio(found: Ratio | None) -> str | None:
+    return None if found is None else f"{found.median:.2f} [{found.low:.2f}, {found.high:.2f}]"

@@ -1,17 +1,14 @@
-"""What the figures of a page share: one look, heat maps with numbers, lines told apart without colour, SVG and PNG.
+"""Figures as PNG files: one look, heat maps with numbers, lines distinguishable without colour.
 
 Sequential maps only, monotone in lightness, so that darker is more on a screen and in print.
 """
 
 from __future__ import annotations
 
-import io
 import math
-import re
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from html import escape
 from pathlib import Path
 from typing import Any
 
@@ -19,13 +16,13 @@ import numpy as np
 from matplotlib import rc_context
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.backends.backend_svg import FigureCanvasSVG
-from matplotlib.figure import Figure
+from matplotlib.figure import Figure as MplFigure
 from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.patches import Rectangle
 from matplotlib.ticker import FuncFormatter, MaxNLocator
 
 from smolmoe.core.files import replacing
+from smolmoe.reports.figures import PERCENT, Figure, Heat, Lines, Series, written
 from smolmoe.reports.names import COLOURS, style
 
 WIDTH = 10.8  # inches of every figure
@@ -58,26 +55,18 @@ _LOOK: dict[str, Any] = {
     "lines.linewidth": 1.5,
     "text.color": INK,
     "text.parse_math": False,  # names of domains are text, dollars included
-    "svg.fonttype": "none",
-    "svg.hashsalt": "smolmoe",
 }
 _MOST_NUMBERS = 1000  # in the cells of one figure: more are neither read nor quick to draw
 
 
 @dataclass(frozen=True)
 class Drawing:
-    """A figure with its words.
-
-    Attributes:
-        name: its id in the page and the name of its PNG.
-        title: what it shows.
-        caption: a sentence on how to read it.
-    """
+    """A figure with its words, drawn."""
 
     name: str
     title: str
     caption: str
-    figure: Figure
+    figure: MplFigure
 
 
 @contextmanager
@@ -87,44 +76,17 @@ def look() -> Iterator[None]:
         yield
 
 
-def new_figure(height: float) -> Figure:
+def new_figure(height: float) -> MplFigure:
     """An empty figure, `height` in inches."""
-    figure = Figure(figsize=(WIDTH, height), dpi=DOTS, layout=ConstrainedLayoutEngine(h_pad=0.07, w_pad=0.05))
+    figure = MplFigure(figsize=(WIDTH, height), dpi=DOTS, layout=ConstrainedLayoutEngine(h_pad=0.07, w_pad=0.05))
     FigureCanvasAgg(figure)
     return figure
 
 
-def svg(drawing: Drawing) -> str:
-    """The figure as an `<svg>` element with an accessible title; its ids begin with its name: a page holds many."""
-    buffer = io.StringIO()
-    _settle(drawing.figure)
-    nothing = {"Creator": None, "Date": None, "Format": None, "Type": None}
-    FigureCanvasSVG(drawing.figure).print_svg(buffer, metadata=nothing)
-    text = buffer.getvalue()
-    text = re.sub(r"<!--.*?-->\s*", "", text[text.index("<svg") :], flags=re.DOTALL)
-    used = set(re.findall(r"(?:url\(#|xlink:href=\"#)([^)\"]+)", text))
-    text = re.sub(r' id="([^"]+)"', lambda found: f' id="{drawing.name}-{found[1]}"' if found[1] in used else "", text)
-    text = re.sub(r"(url\(#|xlink:href=\"#)", rf"\g<1>{drawing.name}-", text)
-    start = text.index(">")
-    # The page scales the figure to its width, so that its own size is taken out.
-    head = re.sub(r' (width|height)="[^"]*"', "", text[:start])
-    title = f'<title id="{drawing.name}-title">{escape(drawing.title)}</title>'
-    return f'{head} role="img" aria-labelledby="{drawing.name}-title">{title}{text[start + 1 :]}'
-
-
 def save_png(drawing: Drawing, path: Path) -> None:
     """Write the figure beside its place, then rename."""
-    _settle(drawing.figure)
     with replacing(path) as partial:
         FigureCanvasAgg(drawing.figure).print_png(partial)  # not `savefig`, which draws everything twice
-
-
-def _settle(figure: Figure) -> None:
-    """Lay the figure out once: it is drawn twice."""
-    engine = figure.get_layout_engine()
-    if engine is not None:
-        engine.execute(figure)
-        figure.set_layout_engine("none")
 
 
 def heat_map(
@@ -170,13 +132,7 @@ def frame_cells(axes: Axes, cells: Sequence[tuple[int, int]]) -> None:
             axes.add_patch(Rectangle(place, 0.94, 0.92, fill=False, edgecolor=colour, linewidth=width, zorder=3))
 
 
-def percent(value: float) -> str:
-    """A share as a whole percentage; what rounds to 0 but is something is `<1`."""
-    rounded = round(100 * value)
-    return "<1" if rounded == 0 and value > 0 else str(rounded)
-
-
-def colour_bar(figure: Figure, image: Any, axes: Any, label: str, *, in_percent: bool = False) -> None:
+def colour_bar(figure: MplFigure, image: Any, axes: Any, label: str, *, in_percent: bool = False) -> None:
     """A bar of at most three inches at the upper right of these axes.
 
     Args:
@@ -208,77 +164,134 @@ def panels_in_a_row(count: int, most: int) -> int:
 
 
 def label_rows(axes: Axes, labels: Sequence[str]) -> None:
-    """Labels beside the rows, fewer where they are too many to read."""
+    """Labels of the rows, fewer where they are too many to read."""
     step = math.ceil(len(labels) / 40)
     places = range(0, len(labels), step)
     axes.set_yticks(list(places), [labels[place] for place in places])
 
 
-@dataclass(frozen=True)
-class Panels:
-    """Heat maps of one kind side by side, all on one scale.
-
-    Attributes:
-        values: [panels, rows, columns].
-        titles: of the panels.
-        rows, columns: labels; a column label may have a name after its number, shown under the lowest panels.
-        row_axis, column_axis, bar: what they are, with units.
-        low, high: of the scale.
-        write: the number in a cell.
-        in_percent: whether the bar counts shares in percent.
-        per_row: panels side by side, as `panels_in_a_row` counts them.
-        cell: height of a cell in inches.
-    """
-
-    values: np.ndarray
-    titles: Sequence[str]
-    rows: Sequence[str]
-    columns: Sequence[str]
-    row_axis: str
-    column_axis: str
-    bar: str
-    low: float
-    high: float
-    write: Callable[[float], str]
-    per_row: int
-    cell: float = 0.24
-    in_percent: bool = True
-
-    def draw(self) -> Figure:
-        """All panels in one figure; numbers in the cells where they fit."""
-        count, rows, columns = self.values.shape
-        lines = math.ceil(count / self.per_row)
-        named = any(" " in label for label in self.columns)
-        height = lines * (rows * self.cell + 0.45) + (1.0 if named else 0.45)
-        width = (WIDTH - 1.6) / self.per_row
-        figure = new_figure(height)
-        grid = figure.subplots(lines, self.per_row, squeeze=False)
-        fits = width / columns >= 0.21 and self.cell >= 0.15
-        write = self.write if fits and self.values.size <= _MOST_NUMBERS else None
-        image: Any = None
-        for index, axes in enumerate(grid.flat):
-            if index >= count:
-                axes.set_visible(False)
-                continue
-            image = heat_map(axes, self.values[index], low=self.low, high=self.high, write=write, size=6.5)
-            axes.set_title(self.titles[index])
-            self._label(axes, index, width, lowest=index + self.per_row >= count)
-        colour_bar(figure, image, grid, self.bar, in_percent=self.in_percent)
-        return figure
-
-    def _label(self, axes: Axes, index: int, width: float, *, lowest: bool) -> None:
-        if lowest:
-            label_columns(axes, self.columns, width)
-            axes.set_xlabel(self.column_axis)
-        else:
-            label_columns(axes, [label.split(" ")[0] for label in self.columns], width)
-        if index % self.per_row == 0:
-            label_rows(axes, self.rows)
-            axes.set_ylabel(self.row_axis)
+def draw(figure: Figure) -> Drawing:
+    """The figure as matplotlib draws it; call it inside `look()`."""
+    panels = list(figure.panels[figure.states - 1 :: figure.states]) if figure.slides else list(figure.panels)
+    rows = math.ceil(len(panels) / figure.per_row)
+    heats = [panel for panel in panels if isinstance(panel, Heat)]
+    width = (WIDTH - 1.6) / figure.per_row
+    cell = 0.8 * (WIDTH - 1.4) / max(figure.per_row, 2) / len(panels[0].rows) if figure.square else 0.27
+    drawn = new_figure(rows * max([_height(panel, cell) for panel in heats] or [figure.inches]) + _below(panels))
+    grid = drawn.subplots(rows, figure.per_row, squeeze=False, width_ratios=_widths(panels[: figure.per_row]))
+    axes = list(grid.flat)
+    for one in axes[len(panels) :]:
+        one.set_visible(False)
+    shared = len(heats) == len(panels) and len({(heat.low, heat.high) for heat in heats}) == 1
+    fits = width / max((len(heat.columns) for heat in heats), default=1) >= 0.21 and cell >= 0.15
+    numbers = fits and sum(heat.values.size for heat in heats) <= _MOST_NUMBERS
+    image: Any = None
+    for at, (one, panel) in enumerate(zip(axes, panels, strict=False)):
+        if panel.title:
+            one.set_title(panel.title)
+        is_lowest, is_first = at + figure.per_row >= len(panels), at % figure.per_row == 0
+        if isinstance(panel, Lines):
+            _draw_lines(one, panel, alone=len(panels) == 1)
+            continue
+        write = (lambda value, form=panel.form: written(value, form)) if numbers else None
+        image = heat_map(one, panel.values, low=panel.low, high=panel.high, write=write, size=6.5)
+        frame_cells(one, panel.frames)
+        label_columns(one, panel.columns if is_lowest else [name.split(" ")[0] for name in panel.columns], width)
+        one.set_xlabel(panel.x if is_lowest else "")
+        if is_first or not shared:
+            label_rows(one, panel.rows)
+            one.set_ylabel(panel.y)
+        if not shared:
+            colour_bar(drawn, image, one, panel.bar, in_percent=panel.form == PERCENT)
+    if shared:
+        colour_bar(drawn, image, grid, heats[0].bar, in_percent=heats[0].form == PERCENT)
+    if not heats and len(panels) > 1:
+        _legend_below(drawn, axes[: len(panels)])
+    return Drawing(figure.name, figure.title, figure.caption, drawn)
 
 
-def finite_range(*values: np.ndarray) -> tuple[float, float]:
-    """The lowest and highest number of all, (0, 1) where there is none."""
-    joined = np.concatenate([np.ravel(part) for part in values])
-    joined = joined[np.isfinite(joined)]
-    return (float(joined.min()), float(joined.max())) if joined.size else (0.0, 1.0)
+def _height(panel: Heat, cell: float) -> float:
+    return max(len(panel.rows) * cell + 0.45, 1.2)
+
+
+def _below(panels: Sequence[Lines | Heat]) -> float:
+    """Room for the labels and the legend under the lowest panels."""
+    heat = next((panel for panel in panels if isinstance(panel, Heat)), None)
+    if heat is None:
+        return 0.35
+    longest = max(map(len, heat.columns), default=0)
+    return 0.45 + (0.07 * longest if longest > 4 else 0)
+
+
+def _widths(panels: Sequence[Lines | Heat]) -> list[float]:
+    """A heat map needs more than the lines next to it."""
+    mixed = len({type(panel) for panel in panels}) > 1
+    return [1.7 if mixed and isinstance(panel, Heat) else 1.0 for panel in panels]
+
+
+def _draw_lines(axes: Axes, panel: Lines, *, alone: bool) -> None:
+    for band in panel.bands:
+        grey = band.place is None
+        colour = BAND if band.place is None else style(band.place)["color"]
+        axes.fill_between(
+            band.x,
+            band.low,
+            band.high,
+            color=colour,
+            alpha=None if grey else 0.13,
+            lw=0,
+            label=band.name or None,
+            zorder=1,
+        )
+    for series in panel.series:
+        _draw_series(axes, series)
+    if panel.level is not None:
+        across = axes.axvline if panel.level.upright else axes.axhline
+        across(panel.level.at, color=PALE, linewidth=1, linestyle=(0, (1, 1.5)), label=panel.level.name, zorder=1)
+    if panel.shaded is not None:
+        axes.axvspan(*panel.shaded, color="#f1f1f1", zorder=0)
+    if panel.labels:
+        label_columns(axes, panel.labels)
+        axes.set_xlim(-0.5, len(panel.labels) - 0.5)
+    if panel.rows:
+        label_rows(axes, panel.rows)
+        axes.set_ylim(len(panel.rows) - 0.5, -0.5)
+    else:
+        axes.set_ylim(bottom=panel.bottom, top=panel.top)
+    axes.set_xlim(left=panel.left) if panel.left is not None else None
+    axes.set_xlabel(panel.x)
+    axes.set_ylabel(panel.y)
+    axes.grid(axis="y" if panel.labels or panel.rows else "both")
+    if alone or panel.rows:
+        axes.legend(loc="center left", bbox_to_anchor=(1.01, 0.5))
+
+
+def _draw_series(axes: Axes, series: Series) -> None:
+    if not series.points:
+        return
+    x, y = zip(*series.points, strict=True)
+    label = series.name or None
+    if series.alarm:
+        axes.plot(x, y, "^", color=INK, markersize=6, clip_on=False, label=label)
+    elif series.place is None:
+        axes.plot(x, y, color=GREY, linewidth=0.9, linestyle=(0, (1, 1.5)), zorder=1, label=label)
+    elif series.dots:
+        colour = style(series.place)["color"]
+        faces, edges = ("none", colour) if series.hollow else (colour, "white")
+        shape = "s" if series.hollow else "o"
+        axes.scatter(
+            x, y, s=20, marker=shape, facecolors=faces, edgecolors=edges, linewidths=0.7, label=label, zorder=2
+        )
+    else:
+        axes.plot(x, y, label=label, markevery=max(1, len(x) // 12), **style(series.place))
+        if series.spans:
+            axes.vlines(x, *zip(*series.spans, strict=True), color=style(series.place)["color"], linewidth=1)
+
+
+def _legend_below(figure: MplFigure, axes: Sequence[Axes]) -> None:
+    """One entry for each name, under all panels."""
+    entries: dict[str, Any] = {}
+    for one in axes:
+        for handle, label in zip(*one.get_legend_handles_labels(), strict=True):
+            entries.setdefault(label, handle)
+    figure.legend(entries.values(), entries, loc="outside lower center", ncols=min(4, len(entries)))

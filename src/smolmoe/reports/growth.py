@@ -1,4 +1,4 @@
-"""Across a conversion: what the held-out loss did before, at the boundary, and after, run beside run."""
+"""Across a conversion: what the held-out loss did before, at the boundary, and after, run by run."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 from smolmoe.core import units
 from smolmoe.core.files import growing, replacing, write_json
-from smolmoe.core.interval import Interval, evidence, no_finding
 from smolmoe.core.json_text import read_json, read_object, read_rows
+from smolmoe.core.statistics import Interval, evidence, no_finding
 from smolmoe.errors import RequestError
 from smolmoe.evaluation.held_out import same_text
 from smolmoe.reports.names import Looks, style
@@ -240,7 +240,7 @@ def _by_tokens(run: Run, start: int) -> tuple[list[float], list[float]]:
 def _label(axes: Axes, title: str, x: str) -> None:
     axes.set_title(title, loc="left", fontsize=10)
     axes.set_xlabel(x)
-    axes.set_ylabel("held-out loss (nats a token)")
+    axes.set_ylabel("held-out loss (nats per token)")
     axes.grid(color="0.9", linewidth=0.6)
     axes.spines[["top", "right"]].set_visible(False)
 

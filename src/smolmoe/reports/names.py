@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable
 from typing import Any
 
 # `report.css` has the same for the light theme, and lighter ones for the dark theme.
@@ -66,31 +66,3 @@ def style(place: int) -> dict[str, Any]:
     hollow = {"markerfacecolor": "white"} if form in _HOLLOW else {}
     line = {"color": COLOURS[place % len(COLOURS)], "linestyle": _LINES[dash(place)]}
     return {**line, "marker": form, "markersize": 4.5 if form == "D" else 5.5, **hollow}
-
-
-def renamed(values: Mapping[str, Any], names: Mapping[str, str]) -> dict[str, Any]:
-    """A comparison's JSON with its models under other names, wherever these stand but in its sentences."""
-
-    def of(name: str) -> str:
-        return names.get(name, name)
-
-    def pair(found: Mapping[str, Any]) -> dict[str, Any]:
-        better = found.get("better")
-        return {**found, "first": of(found["first"]), "second": of(found["second"]), "better": better and of(better)}
-
-    def checkpoint(found: Mapping[str, Any]) -> dict[str, Any]:
-        training = found.get("training")
-        since = training and training.get("since")
-        return {**found, "training": {**training, "since": of(since)}} if training and since else dict(found)
-
-    models: Sequence[Mapping[str, Any]] = values.get("models") or ()
-    return {
-        **values,
-        "models": [
-            {**model, "name": of(model["name"]), "checkpoints": [checkpoint(c) for c in model.get("checkpoints") or ()]}
-            for model in models
-        ],
-        "pairs": [pair(found) for found in values.get("pairs") or ()],
-        "winners": {key: [of(name) for name in won] for key, won in (values.get("winners") or {}).items()},
-        "base": of(values["base"]) if values.get("base") else None,
-    }

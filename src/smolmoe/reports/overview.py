@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -16,12 +16,16 @@ from smolmoe.errors import DataError
 from smolmoe.evaluation.compare.text import nearby
 from smolmoe.evaluation.held_out import DocumentLosses
 from smolmoe.hub.model_facts import ModelFacts
+from smolmoe.reports.figures import Points
 from smolmoe.reports.kinship import Kinship
 from smolmoe.reports.names import Looks
 from smolmoe.reports.renaming import under_names
 from smolmoe.reports.specialisation_data import Probed, why_not_comparable
 from smolmoe.reports.training_curves import History
-from smolmoe.results.files import Comparison, read_comparison, read_result
+from smolmoe.results.bench import BenchResult
+from smolmoe.results.comparison import Comparison, ModelResult
+from smolmoe.results.files import FILES, read_result
+from smolmoe.results.scaling_law import Sweep
 
 DEPTH = 5
 _PASSED_OVER = {"checkpoints", "tokenizer", "corpus", "text", "runs", "adapters", RECORDS}
@@ -51,7 +55,7 @@ class Training:
 
 @dataclass(frozen=True)
 class Probe:
-    """A probe, with the one before the training where there is one beside it."""
+    """A probe, with the one before the training where there is one."""
 
     label: str
     after: Probed
@@ -87,10 +91,19 @@ class Boundary:
 
 
 @dataclass(frozen=True)
+class Bench:
+    """A measurement of speed, and the folders of its models, as far as they are here."""
+
+    result: BenchResult
+    folders: Sequence[Path]
+
+
+@dataclass(frozen=True)
 class Overview:
     """What was found, each kind in order of its folder.
 
     Attributes:
+        comparisons: with the names of their folders.
         looks: of everything by its name, the same all over the page.
         kin: which of it belongs together.
     """
@@ -100,9 +113,9 @@ class Overview:
     trainings: Sequence[Training]
     probes: Sequence[Probe]
     boundaries: Sequence[Boundary]
-    comparisons: Sequence[Comparison]
-    sweeps: Sequence[Mapping[str, Any]]
-    benches: Sequence[Mapping[str, Any]]
+    comparisons: Sequence[tuple[str, Comparison]]
+    sweeps: Sequence[Sweep]
+    benches: Sequence[Bench]
     looks: Looks
     kin: Kinship
 
@@ -166,20 +179,22 @@ def find(paths: Sequence[Path]) -> Overview:
         folders += [place for place in here if place not in folders]
     label, kin = _labels(paths), Kinship()
     files = [file for folder in folders for file in _results(folder)]
+    results = [(file, result) for file in files if (result := read_result(file)) is not None]
     models = [
         (label(folder), ModelFacts.read(folder)) for folder in folders if _is_model(folder) and not _is_best(folder)
     ]
     trainings = [_training(folder, label(folder)) for folder in folders if _is_training(folder)]
-    benches = [(file, values) for file in files if (values := read_result(file, "bench")) is not None]
     return Overview(
         folders=list(paths),
         models=models,
         trainings=trainings,
         probes=_probes([folder for folder in folders if (folder / "probe.json").is_file()], label, kin),
         boundaries=[found for folder in folders for found in _boundaries(folder, label)],
-        comparisons=[_named(compared, label) for file in files if (compared := read_comparison(file)) is not None],
-        sweeps=[values for file in files if (values := read_result(file, "sweep")) is not None],
-        benches=[_named_bench(file, values, label) for file, values in benches],
+        comparisons=[
+            (file.parent.name, _named(file, found, label)) for file, found in results if isinstance(found, Comparison)
+        ],
+        sweeps=[found for _, found in results if isinstance(found, Sweep)],
+        benches=[_named_bench(file, found, label) for file, found in results if isinstance(found, BenchResult)],
         looks=Looks([*(name for name, _ in models), *(run.label for run in trainings)]),
         kin=kin,
     )
@@ -191,7 +206,7 @@ def find(paths: Sequence[Path]) -> Overview:
 def _folders(top: Path, depth: int = 0) -> Iterator[Path]:
     """A folder and those in it that may hold something.
 
-    The sweep itself shows its points, finished or not.
+    A sweep shows its own points, finished or not.
     """
     point = _POINT.fullmatch(top.name) and top.parent.name.startswith("seed-")
     if depth and point:
@@ -211,7 +226,7 @@ def _order(name: str) -> list[Any]:
 
 def _holds(place: Path) -> bool:
     if place.is_file():
-        return any(read_result(place, kind) is not None for kind in ("compare", "sweep", "bench"))
+        return read_result(place) is not None
     return (
         bool(_results(place))
         or _is_model(place)
@@ -224,11 +239,11 @@ def _holds(place: Path) -> bool:
 def _results(place: Path) -> list[Path]:
     if place.is_file():
         return [place]
-    return [file for name in ("compare.json", "sweep.json", "bench.json") if (file := place / name).is_file()]
+    return [file for name in FILES if (file := place / name).is_file()]
 
 
 def _is_best(folder: Path) -> bool:
-    """Whether it is a run's best checkpoint beside the run's model, which the page shows."""
+    """Whether it is a run's best checkpoint, next to the run's model, which the page shows."""
     return folder.name == "best" and (folder.parent / "run.json").is_file() and (folder.parent / "model").is_dir()
 
 
@@ -282,7 +297,7 @@ def _training(folder: Path, label: str) -> Training:
 
 
 def _probes(folders: Sequence[Path], label: Callable[[Path], str], kin: Kinship) -> list[Probe]:
-    """Every probe; one called `before` goes with those beside it that read the same text with a model of its kin."""
+    """Every probe; one called `before` goes with its neighbours that read the same text with a model of its kin."""
     read = {folder: Probed.read(folder) for folder in folders}
 
     def earlier(folder: Path) -> Probed | None:
@@ -291,7 +306,7 @@ def _probes(folders: Sequence[Path], label: Callable[[Path], str], kin: Kinship)
         found = next((read[place] for place in places if place in read and place != folder), None)
         if found is None or why_not_comparable(found, read[folder]) is not None:
             return None
-        models = [nearby(str(part.values["model"]["folder"]), here) for part in (found, read[folder])]
+        models = [nearby(part.result.model.folder, here) for part in (found, read[folder])]
         known = [model for model in models if model is not None and _is_model(model)]
         return found if len(known) < 2 or kin.together(*known) else None
 
@@ -307,7 +322,7 @@ def _probes(folders: Sequence[Path], label: Callable[[Path], str], kin: Kinship)
 
 def _of_probe(folder: Path, probed: Probed, label: Callable[[Path], str]) -> str:
     """What a probe is called: as its model, where that is here."""
-    place = nearby(str(probed.values["model"]["folder"]), folder.resolve())
+    place = nearby(probed.result.model.folder, folder.resolve())
     return label(place if place is not None and _is_model(place) else folder)
 
 
@@ -318,15 +333,15 @@ def _report(folder: Path) -> Mapping[str, Any] | None:
     return values if isinstance(values, dict) and isinstance(values.get("after"), dict) else None
 
 
-def _named(found: Comparison, label: Callable[[Path], str]) -> Comparison:
+def _named(file: Path, found: Comparison, label: Callable[[Path], str]) -> Comparison:
     """A comparison whose models are called as on the rest of the page, where they are found."""
-    names = {}
-    for model in found.values.get("models") or ():
-        paths = [str(checkpoint["path"]) for checkpoint in model.get("checkpoints") or ()]
-        place = nearby(paths[0], found.path.resolve()) if len(paths) == 1 else None
-        if place is not None and _is_named(place):
-            names[str(model["name"])] = label(place)
-    others = {str(model["name"]) for model in found.values.get("models") or ()} - set(names)
+
+    def place(model: ModelResult) -> Path | None:
+        return nearby(model.checkpoints[0].path, file.resolve()) if len(model.checkpoints) == 1 else None
+
+    places = {model.name: where for model in found.models if (where := place(model)) is not None}
+    names = {name: label(where) for name, where in places.items() if _is_named(where)}
+    others = {model.name for model in found.models} - set(names)
     clash = len(set(names.values())) < len(names) or others & set(names.values())
     return found if clash else under_names(found, names)
 
@@ -335,14 +350,16 @@ def _is_named(place: Path) -> bool:
     return _is_model(place) or _is_training(place)
 
 
-def _named_bench(file: Path, values: Mapping[str, Any], label: Callable[[Path], str]) -> Mapping[str, Any]:
-    """A measurement of speed whose models are called as on the rest of the page; `folder` is where each was found."""
-    models = []
-    for model in values.get("models") or ():
-        place = nearby(str(model["name"]), file.resolve())
-        known = place is not None and _is_named(place)
-        models.append({**model, "name": label(place), "folder": place} if known and place else model)
-    return {**values, "models": models}
+def _named_bench(file: Path, found: BenchResult, label: Callable[[Path], str]) -> Bench:
+    """A measurement of speed whose models are called as on the rest of the page."""
+    models, folders = [], []
+    for model in found.models:
+        place = nearby(model.name, file.resolve())
+        if place is not None and _is_named(place):
+            folders.append(place)
+            model = replace(model, name=label(place))
+        models.append(model)
+    return Bench(found.model_copy(update={"models": tuple(models)}), folders)
 
 
 def _boundaries(folder: Path, label: Callable[[Path], str]) -> list[Boundary]:
@@ -384,5 +401,5 @@ def _by_domain(run: Path) -> dict[str, float]:
     return {"all": held_out["loss"], **held_out["by_domain"]} if "by_domain" in held_out else {}
 
 
-def _held_out(folder: Path) -> list[tuple[int, float]]:
+def _held_out(folder: Path) -> Points:
     return History.read("run", folder).points("held_out", "loss") if (folder / "metrics.jsonl").is_file() else []

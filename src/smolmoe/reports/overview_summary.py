@@ -2,33 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Sequence
 
 from smolmoe.core import units
-from smolmoe.core.interval import Interval, evidence, no_finding, side
+from smolmoe.core.statistics import Interval, evidence, no_finding, side
 from smolmoe.hub.model_facts import ModelFacts
 from smolmoe.reports.bench_view import bench_answer
-from smolmoe.reports.overview import Boundary, Overview, Training
+from smolmoe.reports.blocks import Answer
+from smolmoe.reports.comparison_view import rivals
+from smolmoe.reports.overview import Bench, Boundary, Overview, Training
 from smolmoe.reports.overview_charts import above
-
-
-@dataclass(frozen=True)
-class Answer:
-    """One of the three answers.
-
-    Attributes:
-        question: what it answers.
-        headline: a few words, large.
-        sentence: the rest.
-        tone: "good", "bad", "open" (not told apart, not measured) or "".
-    """
-
-    question: str
-    headline: str
-    sentence: str
-    tone: str = ""
+from smolmoe.results.comparison import Comparison
 
 
 def answers(found: Overview) -> list[Answer]:
@@ -42,9 +26,9 @@ def _made(found: Overview) -> Answer:
     if main is None:
         probe = next(iter(found.probes), None)
         if probe is not None:
-            model = probe.after.values["model"]
-            headline = f"{model['experts']} experts, top-{model['top_k']}"
-            return Answer(question, headline, f"A probe of a {model.get('class_name', 'model')}.")
+            probed = probe.after.result.model
+            headline = f"{probed.experts} experts, top-{probed.top_k}"
+            return Answer(question, headline, f"A probe of a {probed.class_name}.")
         return Answer(question, "No model here", "None of these folders holds a model.", "open")
     label, model = main
     if not model.experts:
@@ -98,7 +82,7 @@ def _costs(found: Overview) -> Answer:
     if spent:
         tokens, flops = max(spent)
         sentence += f" Longest training of its kin here: {units.tokens(tokens)} tokens, {units.flops(flops)}."
-    speed = [said for values in found.benches if _is_about(found, model, values) and (said := bench_answer(values))]
+    speed = [said for one in found.benches if _is_about(found, model, one) and (said := bench_answer(one.result))]
     return Answer(question, headline, " ".join([sentence, *speed[:1]]))
 
 
@@ -112,17 +96,16 @@ def _against_dense(found: Overview, active: int) -> str:
     return "; no dense model here is on record as what it was made of, so none is compared" if others else ""
 
 
-def _is_about(found: Overview, model: ModelFacts, bench: Mapping[str, Any]) -> bool:
-    folders = [measured["folder"] for measured in bench.get("models") or () if measured.get("folder")]
-    return any(found.kin.together(folder, model.folder) for folder in folders) or len(found.moes) == 0
+def _is_about(found: Overview, model: ModelFacts, bench: Bench) -> bool:
+    return any(found.kin.together(folder, model.folder) for folder in bench.folders) or len(found.moes) == 0
 
 
 def _wins(found: Overview) -> Answer:
     question = "Does it win?"
     main = found.main
-    for comparison in found.comparisons:
+    for _, comparison in found.comparisons:
         if comparison.verdict and (main is None or comparison.hashes & found.kin.of(main[1].folder)):
-            headline, tone = _who(comparison.values)
+            headline, tone = _who(comparison)
             return Answer(question, headline, comparison.verdict[0], tone)
     for boundary in found.boundaries:
         if boundary.reference and (main is None or _is_across(found, boundary, main[1])):
@@ -148,20 +131,15 @@ def _is_across(found: Overview, boundary: Boundary, model: ModelFacts) -> bool:
     return model.folder.resolve().is_relative_to(boundary.folder.resolve())
 
 
-def _who(values: Mapping[str, Any]) -> tuple[str, str]:
-    """Of the pairs of an MoE and a dense model, the base left out where another dense one was continued."""
-    kinds = {model["name"]: model["kind"] for model in values.get("models") or ()}
-    pairs = [
-        p for p in values.get("pairs") or () if {kinds.get(p["first"]), kinds.get(p["second"])} == {"moe", "dense"}
-    ]
-    rivals = [p for p in pairs if values.get("base") not in (p["first"], p["second"])] or pairs
-    won = {kinds.get(pair["better"]) if pair["better"] else None for pair in rivals}
+def _who(found: Comparison) -> tuple[str, str]:
+    """Whether an MoE or a dense model wins."""
+    kinds = {model.name: model.kind for model in found.models}
+    won = {kinds[pair.better] if pair.better else None for pair in rivals(found)}
     if not won:
         return "Compared", ""
     if len(won) > 1:
         return "It depends", "open"
-    winner = won.pop()
-    return {"moe": ("Yes", "good"), "dense": ("No", "bad")}.get(winner or "", ("No difference seen", "open"))
+    return {"moe": ("Yes", "good"), "dense": ("No", "bad")}.get(won.pop() or "", ("No difference seen", "open"))
 
 
 def _of_boundary(question: str, boundary: Boundary) -> Answer:

@@ -1,17 +1,19 @@
-"""The words and tables of a page: what the numbers of a probe say, and no more than they say."""
+"""The words and tables on a probe: what its numbers show, and no more."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
-from html import escape
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
+from markupsafe import Markup
 
-from smolmoe.core.interval import NO_DIFFERENCE, Interval, above_chance, enough_tokens, side, signed, too_few
-from smolmoe.reports.page_tokens import visible
+from smolmoe.core.statistics import NO_DIFFERENCE, Interval, above_chance, enough_tokens, side, signed, too_few
+from smolmoe.reports.blocks import Fold, Table
 from smolmoe.reports.specialisation_data import Probed
+from smolmoe.reports.tokens import visible
+from smolmoe.results.probe import Baseline, LayerResult, Losses, TopToken
 from smolmoe.results.probe_findings import NOBODYS, copies_said
 
 
@@ -33,149 +35,136 @@ def headlines(after: Probed, before: Probed | None) -> list[str]:
 def flags(after: Probed) -> list[str]:
     """Where the specialisation makes a domain worse or does not matter to it; copies are in the headlines already."""
     said = _copies(after)
-    return [flag for flag in (after.values.get("losses") or {}).get("flags", ()) if flag != said]
+    return [flag for flag in (after.result.losses.flags if after.result.losses else ()) if flag != said]
 
 
-def layer_table(after: Probed) -> str:
-    """Every number of every layer, as an HTML table."""
-    columns: list[tuple[str, str, Any]] = [
-        ("load entropy", "1 is even", lambda row: f"{row['entropy']:.3f}"),
-        ("CV", "of the load", lambda row: f"{row['cv']:.2f}"),
-        ("MaxVio", "0 is even", lambda row: f"{row['max_vio']:.2f}"),
-        ("active", "% of experts", lambda row: f"{row['active_percent']:.0f}"),
-        ("dead", "experts", lambda row: ", ".join(map(str, row["dead"])) or "none"),
-        ("top gate", "mean", lambda row: f"{row['confidence']:.2f}"),
-        ("separation", "bits (95% chance)", lambda row: _over(row, "separation")),
-        ("mutual information", "bits (95% chance)", lambda row: _over(row, "mutual_information")),
-        ("… where the type is known", "bits", lambda row: f"{row['domain_within_type']:.3f}"),
-        ("of token type", "bits", lambda row: f"{row['token_type_information']:.3f}"),
-        ("contrast", "times (95% chance)", lambda row: _over(row, "contrast")),
-        ("where", "expert: domains", _where),
+def layer_table(after: Probed) -> Table:
+    """Every number of every layer."""
+    columns: list[tuple[str, str, Callable[[LayerResult], Any]]] = [
+        ("layer", "", lambda row: str(row.layer)),
+        ("load entropy", "1 is even", lambda row: f"{row.entropy:.3f}"),
+        ("CV of the load", "0 is even", lambda row: f"{row.cv:.2f}"),
+        ("MaxVio", "0 is even", lambda row: f"{row.max_vio:.2f}"),
+        ("active", "% of experts", lambda row: f"{row.active_percent:.0f}"),
+        ("dead", "experts", lambda row: ", ".join(map(str, row.dead)) or "none"),
+        ("top gate", "mean", lambda row: f"{row.confidence:.2f}"),
+        ("separation", "bits (95% chance)", lambda row: _over(row.separation, row.separation_baseline)),
+        (
+            "mutual information",
+            "bits (95% chance)",
+            lambda r: _over(r.mutual_information, r.mutual_information_baseline),
+        ),
+        ("… given the token type", "bits", lambda row: f"{row.domain_within_type:.3f}"),
+        ("… of the token type", "bits", lambda row: f"{row.token_type_information:.3f}"),
+        ("contrast", "times (95% chance)", lambda row: _over(row.contrast, row.contrast_baseline, 2)),
+        ("contrast of", "expert: domains", lambda row: f"{row.contrast_expert}: {' over '.join(row.contrast_domains)}"),
     ]
-    head = "".join(f"<th>{name}<br><small>{unit}</small></th>" for name, unit, _ in columns)
-    body = "".join(
-        f"<tr><th>{row['layer']}</th>" + "".join(f"<td>{escape(show(row))}</td>" for _, _, show in columns) + "</tr>"
-        for row in after.values["layers"]
-    )
-    table = f"<thead><tr><th>layer</th>{head}</tr></thead><tbody>{body}</tbody>"
-    return f'<div class="wide"><table class="numbers">{table}</table></div>'
+    head, units, _ = zip(*columns, strict=True)
+    rows = [[of(row) for _, _, of in columns] for row in after.result.layers]
+    return Table(head, rows, look="numbers", units=units)
 
 
-def vocabulary_tables(after: Probed) -> str:
+def vocabulary_tables(after: Probed) -> list[Fold]:
     """The top tokens of each expert, a table for each layer; the clearest layer's is open."""
-    found = after.values.get("vocabulary")
-    if not found:
-        return ""
-    parts = []
-    for place, layer in enumerate(after.layers):
-        rows = "".join(
-            f"<tr><th>{escape(label)}</th><td>{_tokens(found['top'][place][expert])}</td></tr>"
-            for expert, label in enumerate(after.labels)
+    found = after.result.vocabulary
+    head = ["expert", "tokens routed to it most (share of their occurrences, occurrences)"]
+    return [
+        Fold(
+            f"Layer {layer}: vocabulary specialisation {_share(found.specialisation[place])}",
+            [
+                Table(
+                    head,
+                    [[label, _tokens(top)] for label, top in zip(after.labels, found.top[place], strict=True)],
+                    "",
+                    "words",
+                )
+            ],
+            opened=place == after.clearest,
         )
-        opened = " open" if place == after.clearest else ""
-        parts.append(
-            f"<details{opened}><summary>Layer {layer}: vocabulary specialisation "
-            f"{_number(found['specialisation'][place], 'percent')}</summary>"
-            '<div class="wide"><table class="words"><thead><tr><th>expert</th><th>tokens it takes most of '
-            f"(share of their occurrences, occurrences)</th></tr></thead><tbody>{rows}</tbody></table></div></details>"
-        )
-    return "\n".join(parts)
+        for place, layer in enumerate(after.layers)
+    ]
 
 
-def loss_table(after: Probed) -> str:
+def loss_table(after: Probed) -> list[Table]:
     """Held-out loss of each domain as the model is, and of the dense model where it was measured."""
-    found = after.values.get("losses")
-    if not found:
-        return ""
-    dense = found.get("dense")
-    rows = "".join(_loss_row(after, found, dense, place) for place in range(len(after.domains)))
-    head = "<th>domain</th><th>tokens</th><th>loss</th>" + ("<th>dense model</th><th>difference</th>" if dense else "")
-    head += "<th>own experts</th><th>only them</th><th>without them</th>"
-    return (
-        f'<div class="wide"><table><caption>Held-out loss, nats a token</caption>'
-        f"<thead><tr>{head}</tr></thead><tbody>{rows}</tbody></table></div>"
-    )
+    found = after.result.losses
+    if found is None:
+        return []
+    dense = ["dense model", "difference"] if found.dense else []
+    head = ["domain", "tokens", "loss", *dense, "own experts", "change with only them", "change without them"]
+    rows = [_loss_row(found, domain, place) for place, domain in enumerate(after.domains)]
+    return [Table(head, rows, "Held-out loss (nats per token)")]
 
 
-def _loss_row(after: Probed, found: Mapping[str, Any], dense: Mapping[str, float] | None, place: int) -> str:
-    domain = after.domains[place]
-    base = found["base"][domain]
-    cells = [f"{found['tokens'][domain]:,}" if found.get("tokens") else "", f"{base:.4f}"]
-    if dense:
-        cells += [f"{dense[domain]:.4f}", _change(found, "dense_gap", place, base - dense[domain])]
-    own = found["own"][place] if found.get("own") else None
+def _loss_row(found: Losses, domain: str, place: int) -> list[Any]:
+    base, own = found.base[domain], found.own[place]
+    cells: list[Any] = [domain, found.tokens[domain], f"{base:.4f}"]
+    if found.dense:
+        cells += [f"{found.dense[domain]:.4f}", _change(found.dense_gap, place, base - found.dense[domain])]
     if own is None:
-        cells += ["none", "", ""]
-    else:
-        out = found["knocked_out"][place][own]
-        cells += [escape(found["labels"][own]), _signed(found["forced"][place][own] - base)]
-        cells.append("" if out is None else _change(found, "knocked_out_gap", place, out - base))
-    return f"<tr><th>{escape(domain)}</th>" + "".join(f"<td>{cell}</td>" for cell in cells) + "</tr>"
+        return [*cells, "none", "", ""]
+    out = found.knocked_out[place][own]
+    without = "" if out is None else _change(found.knocked_out_gap, place, out - base)
+    return [*cells, found.labels[own], _signed(found.forced[place][own] - base), without]
 
 
-def _change(found: Mapping[str, Any], key: str, place: int, value: float) -> str:
+def _change(gaps: Sequence[Interval | None], place: int, value: float) -> str:
     """A change with its interval, where that was measured."""
-    gap = (found.get(key) or {})[place] if found.get(key) else None
-    return _signed(value) + (f" [{_signed(gap['low'])}, {_signed(gap['high'])}]" if gap else "")
+    gap = gaps[place] if gaps else None
+    return _signed(value) + (f" [{_signed(gap.low)}, {_signed(gap.high)}]" if gap else "")
 
 
 def _what(after: Probed) -> str:
     named = sum(name is not None for name in after.names)
     names = f", {named} of them named" if named else ", none of them named"
-    tokens, documents = sum(after.values["tokens"].values()), sum(after.values["documents"].values())
+    tokens, documents = sum(after.result.tokens.values()), sum(after.result.documents.values())
     return (
         f"{len(after.domains)} domains ({', '.join(after.domains)}) and {after.experts} experts{names}, {after.top_k} "
-        f"a token in {len(after.layers)} layers; measured on {tokens:,} tokens of {documents:,} documents."
+        f"per token in {len(after.layers)} layers; measured on {tokens:,} tokens of {documents:,} documents."
     )
 
 
 def _copies(after: Probed) -> str:
     """Before anything is said of what experts specialise in."""
-    cka = (after.values.get("similarity") or {}).get("cka")
-    return (copies_said(cka, after.layers) or "") if cka else ""
+    return copies_said(after.result.similarity.cka, after.layers) or ""
 
 
 def _accuracy(after: Probed) -> str:
-    last = after.values.get("last_third")
-    if not last:
-        return ""
-    few = too_few(after.values["accuracy"]["documents"])
+    last = after.result.last_third
+    few = too_few(after.result.accuracy.documents)
     if few:
-        return f"How often routing tells the domain: {few}."
+        return f"Domain accuracy of the routing: {few}."
     sentence = (
-        f"In the last third of the layers the first expert tells a token's domain right {_share(last['accuracy'])} of "
-        f"the time, held out, mean over domains. Its ceiling, a linear probe on its input, reaches "
-        f"{_share(last['ceiling'])} ({_gap(after, last['ceiling'])})"
+        f"In the last third of the layers, the domain accuracy of the first-choice expert is {_share(last.accuracy)} "
+        f"(held out, mean over domains). Its ceiling, a linear probe on the router's input, reaches "
+        f"{_share(last.ceiling)} ({_gap(after, last.ceiling)})"
     )
-    dense = last.get("dense_ceiling")
+    dense = last.dense_ceiling
     if dense is None:
         return f"{sentence}."
     return f"{sentence}; on the dense model it reaches {_share(dense)} ({_gap(after, dense)})."
 
 
 def _gap(after: Probed, ceiling: float) -> str:
-    """How the router does beside a ceiling, by the interval of its accuracy over documents."""
-    last = after.values["last_third"]
-    found = last.get("interval")
-    if not found:
-        return "a probe of an earlier version, without the interval that a finding takes"
-    gap = Interval(*(100 * (found[end] - ceiling) for end in ("value", "low", "high")))
-    documents = sum(after.values["accuracy"]["documents"].values())
+    """How the router compares with a ceiling, by the interval of its accuracy over documents."""
+    found = after.result.last_third.interval
+    if found is None:
+        return "a probe of an earlier version, without the interval that a finding needs"
+    gap = Interval(*(100 * (end - ceiling) for end in (found.value, found.low, found.high)))
+    documents = sum(after.result.accuracy.documents.values())
     shown = f"{gap.value:+.1f} points, 95% interval [{gap.low:+.1f}, {gap.high:+.1f}] over {documents:,} documents"
     words = {"lower": "the router is below it", "higher": "the router is above it"}
     return f"{words.get(side(gap, documents), NO_DIFFERENCE)}: {shown}".replace("-", "−")
 
 
 def _documents(after: Probed) -> str:
-    last = after.values.get("last_third")
-    if not last or not last.get("document_majority") or too_few(after.values["accuracy"]["documents"]):
+    shares, documents = after.result.last_third.document_majority, after.result.accuracy.documents
+    if not shares or too_few(documents):
         return ""
-    shares = last["document_majority"]
     worst = int(np.argmin(shares))
     return (
-        f"By majority over a document's tokens in these layers, {_share(float(np.mean(shares)))} of the documents are "
-        f"told right; the lowest share is that of {after.domains[worst]}, {_share(shares[worst])} of "
-        f"{after.values['accuracy']['documents'][after.domains[worst]]:,}."
+        f"By majority over a document's tokens in these layers, document accuracy is {_share(float(np.mean(shares)))}; "
+        f"the lowest is that of {after.domains[worst]}, {_share(shares[worst])} of {documents[after.domains[worst]]:,}."
     )
 
 
@@ -190,7 +179,7 @@ def _above_chance(after: Probed, before: Probed | None, key: str, words: str, un
         sentence += f" (before, at its highest: {_number(float(np.nanmax(before.per_layer(key))), unit)})"
     if math.isnan(chance):
         return sentence + "."
-    few = too_few(after.values["documents"])
+    few = too_few(after.result.documents)
     if few:
         return f"{sentence}; {few}."
     limits = after.baseline(key, "p95")
@@ -203,60 +192,47 @@ def _above_chance(after: Probed, before: Probed | None, key: str, words: str, un
 
 
 def _load(after: Probed) -> str:
-    rows = after.values["layers"]
-    worst = max(rows, key=lambda row: row["max_vio"])
-    tokens = sum(after.values["tokens"].values())
+    rows = after.result.layers
+    worst = max(rows, key=lambda row: row.max_vio)
+    tokens = sum(after.result.tokens.values())
     if not enough_tokens(tokens, after.top_k, after.experts):
         return f"{tokens:,} tokens are too few to say how the load falls on {after.experts} experts."
-    dead = [f"{expert} at layer {row['layer']}" for row in rows for expert in row["dead"]]
+    dead = [f"{expert} at layer {row.layer}" for row in rows for expert in row.dead]
     few = ", ".join(dead[:6]) + (f" and {len(dead) - 6} more" if len(dead) > 6 else "")
+    entropy = float(np.mean([row.entropy for row in rows]))
     return (
-        f"The load is {_number(float(np.mean([row['entropy'] for row in rows])), '')} even on average (entropy, 1 is "
-        f"even). The busiest expert, at layer {worst['layer']}, takes {1 + worst['max_vio']:.1f} times the even share. "
+        f"The mean load entropy is {entropy:.2f} (1 is even). The busiest expert, at layer {worst.layer}, "
+        f"takes {1 + worst.max_vio:.1f} times the even share. "
         + (f"Dead experts, which no token reached: {few}." if dead else "No expert is dead.")
     )
 
 
 def _pays(after: Probed) -> list[str]:
-    found = after.values.get("losses")
-    if not found:
-        return ["Whether it pays was not measured: there are no losses with experts forced or knocked out."]
-    if not any(own is not None for own in found["own"]):
+    found = after.result.losses
+    if found is None:
+        return ["The effect on the loss was not measured: there are no losses with experts forced or knocked out."]
+    if not any(own is not None for own in found.own):
         return [NOBODYS]
-    said = found.get("summary") or ["Whether it pays: this probe is of an earlier version, without intervals."]
-    return [str(sentence) for sentence in said]
+    return found.summary or ["The effect on the loss: this probe is of an earlier version, without intervals."]
 
 
-def _tokens(top: list[Mapping[str, Any]]) -> str:
+def _tokens(top: Sequence[TopToken]) -> Markup:
     if not top:
-        return "none often enough"
-    return " ".join(
-        f'<span class="tok">{visible(item["token"])}</span>&nbsp;<span class="n">{_share(item["share"], 0)},'
-        f"&nbsp;{item['count']}</span>&ensp;"
-        for item in top
-    )
+        return Markup("none often enough")
+    form = Markup('<span class="tok">{}</span>&nbsp;<span class="n">{},&nbsp;{}</span>&ensp;')
+    return Markup(" ").join(form.format(visible(item.token), _share(item.share, 0), item.count) for item in top)
 
 
-def _over(row: Mapping[str, Any], key: str) -> str:
+def _over(value: float, chance: Baseline, digits: int = 3) -> str:
     """A number and, in brackets, what chance gives."""
-    digits = 2 if key == "contrast" else 3
-    chance = (row.get(f"{key}_baseline") or {}).get("p95")
-    return f"{row[key]:.{digits}f}" + ("" if chance is None else f" ({chance:.{digits}f})")
-
-
-def _where(row: Mapping[str, Any]) -> str:
-    return f"{row['contrast_expert']}: {' over '.join(row['contrast_domains'])}"
+    return f"{value:.{digits}f} ({chance.p95:.{digits}f})"
 
 
 def _share(value: float, digits: int = 1) -> str:
     return f"{100 * value:.{digits}f}%"
 
 
-def _number(value: float | None, unit: str) -> str:
-    if value is None:
-        return "not measured"
-    if unit == "percent":
-        return _share(value)
+def _number(value: float, unit: str) -> str:
     return f"{value:.2f}" + (f" {unit}" if unit else "")
 
 

@@ -19,7 +19,7 @@ def report(folders: Sequence[str | Path], out: str | Path, *, overwrite: bool = 
 
     Args:
         folders: of runs, pipelines, models, probes, or result files such as compare.json.
-        out: the page, an .html file that needs nothing beside it.
+        out: the page, a self-contained .html file.
         overwrite: replace a file there that is not a page of ours.
 
     Raises:

@@ -1,320 +1,242 @@
-"""Figures of what the experts do: who takes which domain, how far from chance, how often right, at what loss.
-
-Each function makes `Drawing`s from a probe's file; call them inside `drawing.look()`.
-"""
+"""Figures of what the experts do: who takes which domain, how far from chance, how accurate, at what loss."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Any
 
 import numpy as np
-from matplotlib.axes import Axes
 
-from smolmoe.core.interval import Interval, side
-from smolmoe.reports.drawing import (
-    BAND,
-    GREY,
-    PALE,
-    WIDTH,
-    Drawing,
-    Panels,
-    colour_bar,
-    finite_range,
-    frame_cells,
-    heat_map,
-    label_columns,
-    label_rows,
-    new_figure,
-    panels_in_a_row,
-    percent,
-)
-from smolmoe.reports.names import (
-    BEFORE,
-    CHANCE,
-    DENSE_PROBE,
-    DOCUMENTS,
-    LINEAR_PROBE,
-    OTHER,
-    PROBE_NAMES,
-    ROUTER,
-    style,
-)
+from smolmoe.core.statistics import Interval, side
+from smolmoe.reports.figures import CHANGE, Band, Figure, Heat, Level, Lines, Points, Series, finite_range
+from smolmoe.reports.names import BEFORE, CHANCE, DENSE_PROBE, DOCUMENTS, LINEAR_PROBE, OTHER, PROBE_NAMES, ROUTER
 from smolmoe.reports.specialisation_data import Probed, array
 
 SHARE = "share of choices (%)"
 
 
-def specialisation_figures(after: Probed, before: Probed | None) -> list[Drawing]:
+def specialisation_figures(after: Probed, before: Probed | None) -> list[Figure]:
     """All figures that a probe has the numbers for, in the order of the page; `before` is the same model earlier."""
     found = [
         routing(after, before),
-        layer_maps(after),
+        layer_maps(after, before),
         separation(after, before),
         accuracy(after, before),
         accuracy_by_domain(after),
         token_types(after),
     ]
-    return [drawing for drawing in found if drawing is not None]
+    return [figure for figure in found if figure is not None]
 
 
-def routing(after: Probed, before: Probed | None) -> Drawing:
+def _states(after: Probed, before: Probed | None) -> list[tuple[str, Probed]]:
+    """With what the titles say of each."""
+    return [(", before", before), (", after", after)] if before is not None else [("", after)]
+
+
+def routing(after: Probed, before: Probed | None) -> Figure:
     """Domain x expert at the clearest layer and on average, before above after."""
-    states = [("before", before), ("after", after)] if before is not None else [("", after)]
     chosen = after.clearest
-    tables = [part for _, probed in states if probed for part in (probed.matrix[chosen], probed.matrix.mean(0))]
-    titles = [
-        f"{kind}, {state}" if state else kind
-        for state, _ in states
-        for kind in (f"layer {after.layers[chosen]}, the clearest", f"mean over {len(after.layers)} layers")
+    clearest, mean = f"layer {after.layers[chosen]}, the clearest", f"mean over {len(after.layers)} layers"
+    panels = [
+        (f"{kind}{state}", values)
+        for state, probed in _states(after, before)
+        for kind, values in ((clearest, probed.matrix[chosen]), (mean, probed.matrix.mean(0)))
     ]
-    values = np.stack(tables)
-    panels = Panels(
-        values=values,
-        titles=titles,
-        rows=after.domains,
-        columns=after.labels,
-        row_axis="domain",
-        column_axis="expert",
-        bar=SHARE,
-        low=0,
-        high=_top(values),
-        write=percent,
+    return Figure(
+        "routing",
+        "Routing of each domain" + (", before and after" if before is not None else ""),
+        "Each row is one domain and adds up to 100%. A strong cell is an expert that takes much of the domain; an even "
+        "row is a domain that no expert specialises in.",
+        _shares(panels, after.domains, "domain", after.labels),
         per_row=2 if after.experts <= 24 else 1,
-        cell=0.3,
     )
-    caption = (
-        "Each row is one domain and adds up to 100%: a dark cell is an expert that takes much of the domain, an even "
-        "row a domain that no expert has made its own."
-    )
-    title = "Routing of each domain" + (", before and after" if before is not None else "")
-    return Drawing("routing", title, caption, panels.draw())
 
 
-def layer_maps(after: Probed) -> Drawing:
-    """Domain x expert of every layer."""
-    panels = Panels(
-        values=after.matrix,
-        titles=after.layer_titles(),
-        rows=after.domains,
-        columns=after.labels,
-        row_axis="domain",
-        column_axis="expert",
-        bar=SHARE,
-        low=0,
-        high=_top(after.matrix),
-        write=percent,
+def layer_maps(after: Probed, before: Probed | None) -> Figure:
+    """Domain x expert of every layer; on a page, before and after."""
+    states = _states(after, before)
+    panels = [
+        (f"{title}{state}" if before is not None else title, probed.matrix[place])
+        for place, title in enumerate(after.layer_titles())
+        for state, probed in states
+    ]
+    return Figure(
+        "layers",
+        "Routing of each domain by layer",
+        "Share of each domain's choices, in percent, all layers on one scale. A column that is strong in every layer "
+        "is an expert with one task.",
+        _shares(panels, after.domains, "domain", after.labels),
         per_row=panels_in_a_row(len(after.layers), 3 if after.experts <= 10 else 2 if after.experts <= 24 else 1),
+        slides=after.layer_titles(),
+        states=len(states),
+        start=after.clearest,
     )
-    caption = "As above, layer by layer on one scale: the same column dark in every layer is an expert with one job."
-    return Drawing("layers", "Routing of each domain, layer by layer", caption, panels.draw())
 
 
-def token_types(after: Probed) -> Drawing | None:
+def token_types(after: Probed) -> Figure | None:
     """Token type x expert at the clearest layer and on average: the other thing that experts may specialise in."""
-    types = after.values.get("token_types")
-    if not types or not any(types["tokens"]):
+    types = after.result.token_types
+    seen = [place for place, tokens in enumerate(types.tokens) if tokens]
+    if not seen:
         return None
-    seen = [place for place, tokens in enumerate(types["tokens"]) if tokens]
-    matrix = array(types["matrix"])[:, seen]
+    matrix = array(types.matrix)[:, seen]
     chosen = after.clearest
-    values = np.stack([matrix[chosen], matrix.mean(0)])
-    panels = Panels(
-        values=values,
-        titles=[f"layer {after.layers[chosen]}", f"mean over {len(after.layers)} layers"],
-        rows=[types["names"][place] for place in seen],
-        columns=after.labels,
-        row_axis="type of token",
-        column_axis="expert",
-        bar=SHARE,
-        low=0,
-        high=_top(values),
-        write=percent,
+    panels = [
+        (f"layer {after.layers[chosen]}", matrix[chosen]),
+        (f"mean over {len(after.layers)} layers", matrix.mean(0)),
+    ]
+    return Figure(
+        "token-types",
+        "Routing of each token type",
+        "Rows that differ here mean that experts also divide the text by token type. Compare with the domains above "
+        "before calling an expert a specialist of its domain.",
+        _shares(panels, [types.names[place] for place in seen], "token type", after.labels),
         per_row=2 if after.experts <= 24 else 1,
     )
-    caption = (
-        "Rows that differ here mean that experts also divide the text by kind of token; compare with the domains above "
-        "before calling an expert a specialist of its domain."
-    )
-    return Drawing("token-types", "Routing of each type of token", caption, panels.draw())
 
 
-def separation(after: Probed, before: Probed | None) -> Drawing:
+def _shares(
+    panels: Sequence[tuple[str, np.ndarray]], rows: Sequence[str], y: str, columns: Sequence[str]
+) -> list[Heat]:
+    """Heat maps of shares on one scale, whose end is the highest share, rounded up to a tenth."""
+    top = math.ceil(10 * finite_range(*(values for _, values in panels))[1]) / 10 or 1.0
+    return [Heat(title, values, rows, columns, "expert", y, SHARE, 0, top) for title, values in panels]
+
+
+def separation(after: Probed, before: Probed | None) -> Figure:
     """Separation, mutual information and contrast by layer, over what shuffled labels give."""
+    within, known = after.result.within_type_separation, after.per_layer("domain_within_type")
     kinds = (
-        ("separation", "domain separation (bits)", "Jensen-Shannon divergence"),
-        ("mutual_information", "mutual information (bits)", "Domain and first choice"),
-        ("contrast", "contrast (times)", "Routing contrast"),
+        ("separation", "domain separation (bits)", "Jensen-Shannon divergence", ("within one token type", within)),
+        ("mutual_information", "mutual information (bits)", "Domain and first choice", ("given the token type", known)),
+        ("contrast", "contrast (times)", "Routing contrast", None),
     )
-    figure = new_figure(3.3)
-    for axes, (key, unit, title) in zip(figure.subplots(1, 3), kinds, strict=True):
-        places = _layer_axis(axes, after.layers)
-        _baseline(axes, places, after, key)
-        axes.plot(places, after.per_layer(key), label=PROBE_NAMES[ROUTER], **style(ROUTER))
+    panels = []
+    for key, unit, title, extra in kinds:
+        series = [Series("", by_place(after.baseline(key, "p95")))]
+        series.append(Series(PROBE_NAMES[ROUTER], by_place(after.per_layer(key)), ROUTER))
         if before is not None:
-            axes.plot(places, before.per_layer(key), label=PROBE_NAMES[BEFORE], **style(BEFORE))
-        extra = {
-            "separation": ("within one type of token", after.values.get("within_type_separation")),
-            "mutual_information": ("where the token's type is known", after.per_layer("domain_within_type")),
-        }.get(key)
-        if extra is not None and extra[1] is not None and not np.isnan(array(extra[1])).all():
-            axes.plot(places, array(extra[1]), label=extra[0], **style(OTHER))
-        axes.set_ylim(bottom=1 if key == "contrast" else 0)
-        axes.set_ylabel(unit)
-        axes.set_title(title)
-        _legend_above(axes)
-    caption = (
-        "A layer tells domains apart where its line runs above the grey band, which is what shuffled labels give "
-        "(mean to 95th percentile)."
+            series.append(Series(PROBE_NAMES[BEFORE], by_place(before.per_layer(key)), BEFORE))
+        if extra is not None:
+            series.append(Series(extra[0], by_place(array(extra[1])), OTHER))
+        places = list(range(len(after.layers)))
+        mean, top = (after.baseline(key, part).tolist() for part in ("mean", "p95"))
+        band = Band(f"{CHANCE} (shuffled labels)", places, mean, top)
+        bottom = 1 if key == "contrast" else 0
+        panels.append(Lines(title, "layer", unit, series, [band], labels=after.layer_labels, bottom=bottom))
+    return Figure(
+        "separation",
+        "How much routing depends on the domain",
+        "A layer separates domains where its line is above the grey band, which is what shuffled labels give (mean to "
+        "95th percentile).",
+        panels,
+        per_row=3,
     )
-    return Drawing("separation", "How far routing depends on the domain", caption, figure)
 
 
-def _baseline(axes: Axes, places: np.ndarray, probed: Probed, key: str) -> None:
-    mean, top = probed.baseline(key, "mean"), probed.baseline(key, "p95")
-    if not np.isnan(top).all():
-        axes.fill_between(places, mean, top, color=BAND, label=f"{CHANCE} (shuffled labels)", zorder=1)
-        axes.plot(places, top, color=GREY, linewidth=0.9, linestyle=(0, (1, 1.5)), zorder=1)
-
-
-def accuracy(after: Probed, before: Probed | None) -> Drawing | None:
+def accuracy(after: Probed, before: Probed | None) -> Figure:
     """Held-out routing accuracy by layer under its ceiling."""
-    macro = after.accuracy("macro")
-    if macro is None:
-        return None
-    figure = new_figure(3.5)
-    axes = figure.subplots()
-    places = _layer_axis(axes, after.layers)
-    lines: dict[int, Any] = {
-        ROUTER: macro,
-        BEFORE: None if before is None else before.accuracy("macro"),
-        LINEAR_PROBE: after.accuracy("linear_probe_macro"),
-        DENSE_PROBE: after.accuracy("dense_linear_probe_macro"),
-        DOCUMENTS: _mean_over_domains(after.accuracy("document_majority")),
+    found = after.result.accuracy
+    lines = {
+        ROUTER: found.macro,
+        BEFORE: None if before is None else before.result.accuracy.macro,
+        LINEAR_PROBE: found.linear_probe_macro,
+        DENSE_PROBE: found.dense_linear_probe_macro,
+        DOCUMENTS: array(found.document_majority).mean(1),
     }
-    for place, values in lines.items():
-        if values is not None:
-            axes.plot(places, 100 * values, label=PROBE_NAMES[place], **style(place))
+    series = [
+        Series(PROBE_NAMES[place], by_place(100 * array(values)), place)
+        for place, values in lines.items()
+        if values is not None
+    ]
     chance = 100 / len(after.domains)
-    axes.axhline(chance, color=PALE, linewidth=1, linestyle=(0, (1, 1.5)), label=f"{CHANCE} ({chance:.0f}%)")
-    _mark_last_third(axes, after)
-    axes.set_ylim(0, 103)
-    axes.set_ylabel("domain accuracy (%), mean over domains")
-    axes.legend(loc="center left", bbox_to_anchor=(1.01, 0.5))
-    caption = (
-        "How often a token's first expert is one of its domain's, on documents that nothing was fitted to; a router "
-        "can hardly do better than the linear probe, and in the last third of the layers (shaded) it should reach it."
+    last = [place for place, layer in enumerate(after.layers) if layer in after.result.last_third.layers]
+    panel = Lines(
+        "",
+        "layer",
+        "domain accuracy (%), mean over domains",
+        series,
+        level=Level(f"{CHANCE} ({chance:.0f}%)", chance),
+        labels=after.layer_labels,
+        bottom=0,
+        top=103,
+        shaded=(min(last) - 0.5, max(last) + 0.5) if last else None,
     )
-    return Drawing("accuracy", "Routing accuracy, held out", caption, figure)
+    return Figure(
+        "accuracy",
+        "Routing accuracy, held out",
+        "How often a token's first-choice expert belongs to its domain, on documents that nothing was fitted to. The "
+        "linear probe is the practical ceiling; in the last third of the layers (shaded) the router should reach it.",
+        [panel],
+        inches=3.2,
+    )
 
 
-def accuracy_by_domain(after: Probed) -> Drawing | None:
+def accuracy_by_domain(after: Probed) -> Figure:
     """Accuracy of each domain by layer: per token, its ceiling, per document."""
-    kinds = (
-        ("per_token", PROBE_NAMES[ROUTER]),
-        ("linear_probe", PROBE_NAMES[LINEAR_PROBE]),
-        ("document_majority", PROBE_NAMES[DOCUMENTS]),
+    found = after.result.accuracy
+    tables = (
+        (PROBE_NAMES[ROUTER], found.per_token),
+        (PROBE_NAMES[LINEAR_PROBE], found.linear_probe),
+        (PROBE_NAMES[DOCUMENTS], found.document_majority),
     )
-    tables = [(title, table) for key, title in kinds if (table := after.accuracy(key)) is not None]
-    if not tables:
-        return None
-    columns = len(tables) if len(after.layers) <= 12 else 1
-    rows = math.ceil(len(tables) / columns)
-    figure = new_figure(rows * (len(after.domains) * 0.28 + 0.9))
-    grid = figure.subplots(rows, columns, squeeze=False)
-    for index, (axes, (title, table)) in enumerate(zip(grid.flat, tables, strict=True)):
-        image = heat_map(axes, table.T, low=0, high=1, write=percent)
-        axes.set_title(title)
-        axes.set_xlabel("layer")
-        label_columns(axes, [str(layer) for layer in after.layers])
-        if index % columns == 0:
-            label_rows(axes, after.domains)
-            axes.set_ylabel("domain")
-    colour_bar(figure, image, grid, "accuracy (%)", in_percent=True)
-    caption = "Each cell is the share of the domain's tokens (right: documents) whose first expert is one of its own."
-    return Drawing("accuracy-domains", "Routing accuracy of each domain", caption, figure)
+    return Figure(
+        "accuracy-domains",
+        "Routing accuracy of each domain",
+        "Each cell is the share of the domain's tokens (right: documents) whose first-choice expert belongs to it.",
+        [
+            Heat(title, array(table).T, after.domains, after.layer_labels, "layer", "domain", "accuracy (%)", 0, 1)
+            for title, table in tables
+        ],
+        per_row=len(tables) if len(after.layers) <= 12 else 1,
+    )
 
 
-def losses(after: Probed) -> Drawing | None:
+def losses(after: Probed) -> Figure | None:
     """What forcing and knocking out each expert does to each domain's loss."""
-    found = after.values.get("losses")
-    if not found:
+    found = after.result.losses
+    if found is None:
         return None
-    base = array([found["base"][domain] for domain in after.domains])[:, None]
-    labels = list(found["labels"])
-    kinds = [("forced", "change with this expert forced"), ("knocked_out", "change with it knocked out")]
-    columns = 2 if len(labels) <= 8 else 1
-    rows = 2 // columns
-    long = 0.075 * max(map(len, labels)) if len(labels) > 5 else 0.15
-    figure = new_figure(rows * (len(after.domains) * 0.34 + 0.75 + long))
-    grid = figure.subplots(rows, columns, squeeze=False)
-    for axes, (key, title) in zip(grid.flat, kinds, strict=True):
-        change = array(found[key]) - base
+    base = array([found.base[domain] for domain in after.domains])[:, None]
+    panels = []
+    for key, title in (("forced", "change with this expert forced"), ("knocked_out", "change with it knocked out")):
+        change = array(getattr(found, key)) - base
         low, high = finite_range(change)
-        image = heat_map(axes, change, low=min(low, 0), high=max(high, 1e-9), write=_change, size=7.5)
-        frame_cells(axes, _found(after, key))
-        axes.set_title(title)
-        label_columns(axes, labels, 0.8 * WIDTH / columns)
-        label_rows(axes, after.domains)
-        axes.set_ylabel("domain")
-        axes.set_xlabel("expert")
-        colour_bar(figure, image, axes, "nats a token")
-    caption = (
-        "Change in held-out loss, darker is worse. Framed is a domain's own specialist where its interval over "
-        "documents says so: forced, it beats those of the other domains; knocked out, its own domain loses most. What "
-        "is not framed may be chance."
+        ends = min(low, 0), max(high, 1e-9)
+        words = (after.domains, found.labels, "expert", "domain", "nats per token")
+        panels.append(Heat(title, change, *words, *ends, form=CHANGE, frames=_framed(after, key)))
+    return Figure(
+        "losses",
+        "Loss of each domain with one expert only, and without it",
+        "Change in held-out loss; stronger is worse. A frame marks a domain's own specialist where its interval "
+        "over documents supports it: forced, it beats those of the other domains; knocked out, its own domain loses "
+        "most. Cells without a frame may be chance.",
+        panels,
+        per_row=2 if len(found.labels) <= 8 else 1,
     )
-    return Drawing("losses", "The loss of each domain with one expert only, and without it", caption, figure)
 
 
-def _change(value: float) -> str:
-    text = f"{value:+.2f}" if abs(value) >= 0.095 else f"{value:+.3f}"
-    return "0" if float(text) == 0 else text.replace("-", "−")
-
-
-def _found(after: Probed, key: str) -> list[tuple[int, int]]:
+def _framed(after: Probed, key: str) -> list[tuple[int, int]]:
     """Cells of domains and their own experts that differ by more than chance; none of copies."""
-    found = after.values["losses"]
+    found = after.result.losses
+    assert found is not None
+    forced = [(found.forced_gap, "lower")]
+    wanted = forced if key == "forced" else [(found.knocked_out_gap, "higher"), (found.elsewhere_gap, "higher")]
     cells = []
-    for row, domain in enumerate(after.domains):
-        own = found["own"][row]
-        wanted = {"forced": {"forced_gap": "lower"}}.get(key, {"knocked_out_gap": "higher", "elsewhere_gap": "higher"})
-        gaps = {name: (found.get(name) or [None] * len(after.domains))[row] for name in wanted}
-        documents = (found.get("documents") or {}).get(domain, 0)
-        shown = all(gap and side(Interval(**gap), documents) == wanted[name] for name, gap in gaps.items())
-        if own is not None and shown and domain not in (found.get("copied") or ()):
+    for row, (domain, own) in enumerate(zip(after.domains, found.own, strict=True)):
+        documents = found.documents.get(domain, 0)
+        gaps: list[tuple[Interval | None, str]] = [(gap[row] if gap else None, word) for gap, word in wanted]
+        shown = all(gap is not None and side(gap, documents) == word for gap, word in gaps)
+        if own is not None and shown and domain not in found.copied:
             cells.append((row, own))
     return cells
 
 
-def _mark_last_third(axes: Axes, probed: Probed) -> None:
-    """A shade behind the last third of the layers."""
-    last = (probed.values.get("last_third") or {}).get("layers") or []
-    places = [place for place, layer in enumerate(probed.layers) if layer in last]
-    if places:
-        axes.axvspan(min(places) - 0.5, max(places) + 0.5, color="#f1f1f1", zorder=0)
+def by_place(values: np.ndarray | Sequence[float]) -> Points:
+    """(place, value) of what is known."""
+    return [(place, float(value)) for place, value in enumerate(values) if not math.isnan(value)]
 
 
-def _layer_axis(axes: Axes, layers: Sequence[int]) -> np.ndarray:
-    """A layer a tick, labelled with its index in the model; returns the places."""
-    label_columns(axes, [str(layer) for layer in layers])
-    axes.set_xlim(-0.5, len(layers) - 0.5)
-    axes.set_xlabel("layer")
-    axes.grid(axis="y")
-    return np.arange(len(layers))
-
-
-def _legend_above(axes: Axes) -> None:
-    low, high = axes.get_ylim()
-    axes.set_ylim(low, low + (high - low) * 1.32)  # room for the legend above the lines
-    axes.legend(loc="upper left", borderaxespad=0.2)
-
-
-def _mean_over_domains(table: np.ndarray | None) -> np.ndarray | None:
-    return None if table is None else table.mean(1)
-
-
-def _top(values: np.ndarray) -> float:
-    """The end of a scale of shares: the highest, rounded up to a tenth."""
-    return math.ceil(10 * finite_range(values)[1]) / 10 or 1.0
+def panels_in_a_row(count: int, most: int) -> int:
+    """As many rows as `most` panels in each would need, filled evenly."""
+    return math.ceil(count / math.ceil(count / most))

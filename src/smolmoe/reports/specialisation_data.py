@@ -1,25 +1,23 @@
-"""The `probe.json` of a probed MoE, read as plain data: shapes L layers, E experts, D domains."""
+"""A probe of an MoE for its figures, numbers as arrays: shapes L layers, E experts, D domains."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from smolmoe.core.json_text import read_json
-from smolmoe.errors import DataError, RequestError
-
-FORMAT = 1
+from smolmoe.errors import RequestError
+from smolmoe.results.probe import Baseline, ProbeResult, read_result
 
 
 @dataclass(frozen=True)
 class Probed:
-    """What a probe measured of one model; `values` are those of the file."""
+    """What a probe measured of one model."""
 
-    values: Mapping[str, Any]
+    result: ProbeResult
 
     @classmethod
     def read(cls, path: Path) -> Probed:
@@ -28,40 +26,35 @@ class Probed:
         Raises:
             DataError: there is none, or it is something else.
         """
-        file = path / "probe.json" if path.is_dir() else path
-        try:
-            values = read_json(file)
-        except (OSError, ValueError) as error:
-            raise DataError(f"cannot be read: {error}", field="probe", value=str(file)) from error
-        if not isinstance(values, dict) or values.get("format") != FORMAT or "matrix" not in values:
-            raise DataError(
-                "not the result of a probe.", field="probe", value=str(file), fix="Write one with smolmoe probe."
-            )
-        return cls(values)
+        return cls(read_result(path))
 
     @property
     def domains(self) -> list[str]:
-        return list(self.values["domains"])
+        return self.result.domains
 
     @property
     def experts(self) -> int:
         """E."""
-        return int(self.values["model"]["experts"])
+        return self.result.model.experts
 
     @property
     def top_k(self) -> int:
         """K."""
-        return int(self.values["model"]["top_k"])
+        return self.result.model.top_k
 
     @property
     def layers(self) -> list[int]:
         """Indices of the MoE layers, in the model."""
-        return list(self.values["model"]["layers"])
+        return self.result.model.layers
+
+    @property
+    def layer_labels(self) -> list[str]:
+        return [str(layer) for layer in self.layers]
 
     @property
     def names(self) -> list[str | None]:
         """A name or None for each expert."""
-        return list(self.values["model"].get("names") or [None] * self.experts)
+        return self.result.model.names or [None] * self.experts
 
     @property
     def labels(self) -> list[str]:
@@ -71,7 +64,7 @@ class Probed:
     @property
     def matrix(self) -> np.ndarray:
         """[L, D, E]: shares of each domain's choices."""
-        return array(self.values["matrix"])
+        return array(self.result.matrix)
 
     @property
     def clearest(self) -> int:
@@ -80,17 +73,13 @@ class Probed:
         return 0 if np.isnan(separation).all() else int(np.nanargmax(separation))
 
     def per_layer(self, key: str) -> np.ndarray:
-        """[L]: one number of each layer, NaN where there is none."""
-        return array([row.get(key) for row in self.values["layers"]])
+        """[L]: one number of each layer."""
+        return array([getattr(row, key) for row in self.result.layers])
 
     def baseline(self, key: str, part: str) -> np.ndarray:
         """[L]: `mean` or `p95` of a number's permutation baseline."""
-        return array([(row.get(f"{key}_baseline") or {}).get(part) for row in self.values["layers"]])
-
-    def accuracy(self, key: str) -> np.ndarray | None:
-        """A table of the held-out routing accuracy, None where it was not measured."""
-        found = (self.values.get("accuracy") or {}).get(key)
-        return None if found is None else array(found)
+        baselines: list[Baseline] = [getattr(row, f"{key}_baseline") for row in self.result.layers]
+        return array([getattr(baseline, part) for baseline in baselines])
 
     def layer_titles(self) -> list[str]:
         return [f"layer {layer}" for layer in self.layers]
@@ -101,30 +90,31 @@ def array(values: Any) -> np.ndarray:
     return np.array(values, dtype=float)
 
 
+_SAME: dict[str, Callable[[Probed], Any]] = {
+    "domains": lambda probed: probed.domains,
+    "layers": lambda probed: probed.layers,
+    "experts": lambda probed: probed.experts,
+    "documents": lambda probed: probed.result.documents,
+    "tokens": lambda probed: probed.result.tokens,
+}
+
+
 def why_not_comparable(before: Probed, after: Probed) -> str | None:
-    """What keeps two probes from being laid side by side: the field in which they differ; None where nothing does."""
-    fields: dict[str, Callable[[Probed], Any]] = {
-        "domains": lambda probed: probed.domains,
-        "layers": lambda probed: probed.layers,
-        "experts": lambda probed: probed.experts,
-        "documents": lambda probed: probed.values.get("documents"),
-        "tokens": lambda probed: probed.values.get("tokens"),
-    }
-    return next((field for field, of in fields.items() if of(before) != of(after)), None)
+    """The field in which two probes differ that must be equal to compare them; None where nothing does."""
+    return next((field for field, of in _SAME.items() if of(before) != of(after)), None)
 
 
 def check_comparable(before: Probed, after: Probed) -> None:
-    """See that two probes can be laid side by side.
+    """See that two probes can be compared.
 
     Raises:
         RequestError: they have other domains, layers or numbers of experts, or read other text.
     """
     field = why_not_comparable(before, after)
     if field is not None:
-        there, here = (probed.values.get(field) or getattr(probed, field) for probed in (before, after))
         raise RequestError(
-            f"has other {field} than the probe it is compared with: {here}.",
+            f"has other {field} than the probe it is compared with: {_SAME[field](after)}.",
             field="before",
-            value=there,
+            value=_SAME[field](before),
             fix="Probe both models on the same data.",
         )

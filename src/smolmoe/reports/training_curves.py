@@ -1,23 +1,19 @@
-"""Figures of training runs from their `metrics.jsonl`: loss, router terms, load balance and active experts over time.
-
-Call them inside `drawing.look()`.
-"""
+"""Figures of training runs from their `metrics.jsonl`: loss, router terms, load balance and active experts."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from smolmoe.core.json_text import read_rows
 from smolmoe.errors import DataError
-from smolmoe.reports.drawing import INK, Drawing, new_figure
-from smolmoe.reports.names import Looks, style
+from smolmoe.reports.figures import Band, Figure, Lines, Points, Series
+from smolmoe.reports.names import Looks
 
 Row = Mapping[str, Any]
-Points = list[tuple[int, float]]
 _TERMS = {"load_balance": "load balance", "z_loss": "router z", "guidance": "guidance"}
 
 
@@ -57,84 +53,77 @@ class History:
         return self.points("window", key) or self.points("held_out", key)
 
 
-def training_figures(histories: Sequence[History]) -> list[Drawing]:
+def training_figures(histories: Sequence[History], looks: Looks | None = None) -> list[Figure]:
     """What the runs' metrics have the numbers for; a run of a dense model has no part in the balance."""
-    looks = Looks(history.label for history in histories)
-    figures = (_losses, _domains, _terms, _balance) if histories else ()
-    return [drawing for figure in figures if (drawing := figure(histories, looks)) is not None]
+    looks = looks or Looks(history.label for history in histories)
+    figures = (loss_figure, _domains, _terms, balance_figure) if histories else ()
+    return [made for figure in figures if (made := figure(histories, looks)) is not None]
 
 
-def _losses(histories: Sequence[History], looks: Looks) -> Drawing | None:
+def loss_figure(histories: Sequence[History], looks: Looks) -> Figure | None:
+    """Loss on training batches and held out, over steps."""
     panels = [
-        ("on training batches, smoothed", "cross-entropy (nats a token)", smoothed_ce),
-        ("held out", "loss (nats a token)", lambda history: history.points("held_out", "loss")),
+        ("on training batches, smoothed", "cross-entropy (nats per token)", smoothed_ce),
+        ("held out", "loss (nats per token)", lambda history: history.points("held_out", "loss")),
     ]
     caption = "Lower is better; the right panel is on text that the model was not trained on."
     return _curves("training-loss", "Loss over training", caption, panels, histories, looks)
 
 
-def _domains(histories: Sequence[History], looks: Looks) -> Drawing | None:
+def _domains(histories: Sequence[History], looks: Looks) -> Figure | None:
     names = sorted(
         {name for history in histories for row in history.rows.get("held_out", ()) for name in row.get("by_domain", {})}
     )
     if len(names) < 2:
         return None
-    panels = [(name, "held-out loss (nats a token)", _domain(name)) for name in names]
+    panels = [(name, "held-out loss (nats per token)", _domain(name)) for name in names]
     caption = "A domain whose line rises while the others fall pays for their gain."
     return _curves("training-domains", "Held-out loss of each domain over training", caption, panels, histories, looks)
 
 
-def _terms(histories: Sequence[History], looks: Looks) -> Drawing | None:
+def _terms(histories: Sequence[History], looks: Looks) -> Figure | None:
     panels = [
         (words, f"{words} (weighted)", _value("step", key))
         for key, words in _TERMS.items()
         if any(history.points("step", key) for history in histories)
     ]
-    caption = "What each term on the routers adds to the loss, with its weight: beside a cross-entropy of a few nats."
-    return (
-        _curves("training-terms", "Router terms over training", caption, panels, histories, looks) if panels else None
-    )
+    caption = "What each router term adds to the loss, with its weight; the cross-entropy is a few nats."
+    return _curves("training-terms", "Router terms over training", caption, panels, histories, looks)
 
 
-def _balance(histories: Sequence[History], looks: Looks) -> Drawing | None:
+def balance_figure(histories: Sequence[History], looks: Looks) -> Figure | None:
+    """Load balance, its worst case and active experts, over steps."""
     moes = [history for history in histories if history.routing("balance")]
-    if not moes:
-        return None
     panels = [
         ("load balance", "entropy of the load (1 is even)", lambda history: history.routing("balance")),
         ("MaxVio", "highest load / mean load − 1", lambda history: history.routing("max_violation")),
         ("active experts", "experts reached, all layers", lambda history: history.routing("active_experts")),
     ]
-    drawing = _curves(
+    made = _curves(
         "training-balance",
         "Load balance and active experts over training",
-        "Even load is 1 on the left and 0 in the middle; the shade reaches from the least to the most even layer, and "
-        "a fall on the right is experts dying.",
+        "Even load is 1 on the left and 0 in the middle; the shade spans the least to the most even layer. A drop on "
+        "the right means that experts die.",
         panels,
         moes,
         looks,
     )
-    if drawing is not None:
-        _spread_and_alarms(drawing, moes, looks)
-    return drawing
+    return None if made is None else _with_spread_and_alarms(made, moes, looks)
 
 
-def _spread_and_alarms(drawing: Drawing, histories: Sequence[History], looks: Looks) -> None:
-    balance, _, active = drawing.figure.axes
+def _with_spread_and_alarms(made: Figure, histories: Sequence[History], looks: Looks) -> Figure:
+    balance, violation, active = (panel for panel in made.panels if isinstance(panel, Lines))
+    bands = []
     for history in histories:
         rows = [row for row in history.rows.get("window", ()) if row.get("balance_by_layer")]
         if rows:
-            low, high = zip(
-                *((min(row["balance_by_layer"]), max(row["balance_by_layer"])) for row in rows), strict=True
-            )
-            balance.fill_between(
-                [row["step"] for row in rows], low, high, color=style(looks(history.label))["color"], alpha=0.13, lw=0
-            )
-    alarms = [row["step"] for history in histories for row in history.rows.get("alarm", ())]
-    active.set_ylim(0, 1.08 * active.get_ylim()[1])
-    if alarms:
-        marks = active.plot(alarms, [0] * len(alarms), "^", color=INK, markersize=6, clip_on=False, label="alarm")
-        active.legend(handles=marks, loc="lower right")
+            layers = [row["balance_by_layer"] for row in rows]
+            low, high = [min(each) for each in layers], [max(each) for each in layers]
+            bands.append(Band("", [row["step"] for row in rows], low, high, looks(history.label)))
+    steps = [row["step"] for history in histories for row in history.rows.get("alarm", ())]
+    alarms = [Series("alarm", [(step, 0) for step in steps], alarm=True)] if steps else []
+    active = replace(active, series=[*active.series, *alarms], bottom=0)
+    return replace(made, panels=[replace(balance, bands=bands), violation, active])
 
 
 def _curves(
@@ -144,31 +133,20 @@ def _curves(
     panels: Sequence[tuple[str, str, Callable[[History], Points]]],
     histories: Sequence[History],
     looks: Looks,
-) -> Drawing | None:
+) -> Figure | None:
     """A panel for each quantity, a line for each run; None where no run has any."""
-    lines = [[(history, points(history)) for history in histories] for _, _, points in panels]
-    if not any(points for panel in lines for _, points in panel):
+    made = [
+        Lines(
+            heading,
+            "optimiser steps",
+            unit,
+            [Series(h.label, points, looks(h.label)) for h in histories if (points := of(h))],
+        )
+        for heading, unit, of in panels
+    ]
+    if not any(panel.series for panel in made):
         return None
-    per_row = 2 if len(panels) == 2 else 3
-    rows = math.ceil(len(panels) / per_row)
-    figure = new_figure(rows * 2.7 + 0.35)
-    grid = list(figure.subplots(rows, min(per_row, len(panels)), squeeze=False).flat)
-    for axes in grid[len(panels) :]:
-        axes.set_visible(False)
-    for axes, (heading, unit, _), panel in zip(grid, panels, lines, strict=False):
-        for history, points in panel:
-            if points:
-                every = max(1, len(points) // 12)
-                axes.plot(
-                    *zip(*points, strict=True), label=history.label, markevery=every, **style(looks(history.label))
-                )
-        axes.set_title(heading)
-        axes.set_xlabel("optimiser steps")
-        axes.set_ylabel(unit)
-        axes.grid(True)
-    handles, labels = max((axes.get_legend_handles_labels() for axes in grid), key=lambda found: len(found[0]))
-    figure.legend(handles, labels, loc="outside lower center", ncols=min(5, len(labels)))
-    return Drawing(name, title, caption, figure)
+    return Figure(name, title, caption, made, per_row=min(len(made), 2 if len(made) == 2 else 3), inches=2.7)
 
 
 def _value(kind: str, key: str) -> Callable[[History], Points]:

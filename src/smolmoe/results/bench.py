@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from pydantic import Field
 
 from smolmoe.core.provenance import command, versions
 from smolmoe.errors import RequestError
+from smolmoe.results.base import Result
+from smolmoe.results.flops import FlopCounts
 
-SCHEMA_VERSION = 1
 BATCH_SIZES = (1, 4, 16)
 DTYPES = ("float32", "bfloat16", "float16")
 
@@ -61,14 +64,14 @@ class Times:
 
 @dataclass(frozen=True)
 class BatchSpeed:
-    """What several readings of one batch size come to.
+    """The measurements of one batch size.
 
     Attributes:
         first_token: seconds to the first token: the prefill of the whole batch.
-        token: seconds a further token of each prompt takes.
+        token: seconds for a further token of each prompt.
         prefill_tokens_per_second, decode_tokens_per_second: over the whole batch.
         peak_bytes: the most held at a time, the model included.
-        sample_bytes: of it beside what was held before, for each prompt.
+        sample_bytes: of it, what each prompt added.
     """
 
     batch_size: int
@@ -80,8 +83,23 @@ class BatchSpeed:
     peak_bytes: int
     sample_bytes: int
 
-    def to_json(self) -> dict[str, Any]:
-        return asdict(self)
+
+@dataclass(frozen=True)
+class Sizes:
+    """Parameters: all, those that one token uses, and both without embeddings."""
+
+    total: int
+    active: int
+    total_without_embeddings: int
+    active_without_embeddings: int
+
+
+@dataclass(frozen=True)
+class Bytes:
+    """Of all weights, and of those in matrix products, which a decoded token has to read."""
+
+    total: int
+    active: int
 
 
 @dataclass(frozen=True)
@@ -90,9 +108,6 @@ class ModelFacts:
 
     Attributes:
         implementation, experts, top_k: of its experts; None for a dense model.
-        total, active: parameters, all and those that one token uses; `embedding` is in both.
-        multiplied: of the active ones those in matrix products, which a decoded token has to read.
-        total_bytes, active_bytes: of all, and of `multiplied`.
         process_bytes: resident before the model was loaded; `loaded_bytes`: what loading it added.
     """
 
@@ -102,43 +117,19 @@ class ModelFacts:
     implementation: str | None
     experts: int | None
     top_k: int | None
-    total: int
-    active: int
-    embedding: int
-    multiplied: int
-    total_bytes: int
-    active_bytes: int
+    parameters: Sizes
+    bytes: Bytes
     load_seconds: float
     process_bytes: int
     loaded_bytes: int
 
-    def to_json(self) -> dict[str, Any]:
-        kept = ("name", "class_name", "dtype", "implementation", "experts", "top_k")
-        after = ("load_seconds", "process_bytes", "loaded_bytes")
-        return {
-            **{name: getattr(self, name) for name in kept},
-            "parameters": {
-                "total": self.total,
-                "active": self.active,
-                "total_without_embeddings": self.total - self.embedding,
-                "active_without_embeddings": self.active - self.embedding,
-            },
-            "bytes": {"total": self.total_bytes, "active": self.active_bytes},
-            **{name: getattr(self, name) for name in after},
-        }
-
 
 @dataclass(frozen=True)
-class ModelBench:
-    """One model's figures; `flops` as `FlopCounts.to_json` has them."""
+class ModelBench(ModelFacts):
+    """A model's facts and figures."""
 
-    facts: ModelFacts
-    flops: dict[str, Any]
+    flops: FlopCounts
     speed: tuple[BatchSpeed, ...]
-
-    def to_json(self) -> dict[str, Any]:
-        speed = [batch.to_json() for batch in self.speed]
-        return self.facts.to_json() | {"flops": self.flops, "speed": speed}
 
 
 @dataclass(frozen=True)
@@ -152,7 +143,7 @@ class Ratio:
 
 @dataclass(frozen=True)
 class BatchRatios:
-    """The first model over the second, one batch size: seconds, tokens a second, memory.
+    """The first model over the second, one batch size: seconds, tokens per second, memory.
 
     `decode_for_bytes` is `decode` times the first's active bytes over the second's: 1 where both read their weights at
     the same speed. None for more than one prompt, which choose more experts.
@@ -167,23 +158,13 @@ class BatchRatios:
     peak: float
 
 
-@dataclass(frozen=True)
-class BenchResult:
+class BenchResult(Result):
     """One model's figures, or two models' and their ratios."""
 
+    kind: Literal["bench"] = "bench"
     settings: BenchSettings
+    machine: dict[str, Any]
+    versions: dict[str, str] = Field(default_factory=versions)
+    command: str | None = Field(default_factory=command)
     models: tuple[ModelBench, ...]
     ratios: tuple[BatchRatios, ...]
-    machine: dict[str, Any]
-
-    def to_json(self) -> dict[str, Any]:
-        return {
-            "schema_version": SCHEMA_VERSION,
-            "kind": "bench",
-            "settings": asdict(self.settings),
-            "machine": self.machine,
-            "versions": versions(),
-            "command": command(),
-            "models": [model.to_json() for model in self.models],
-            "ratios": [asdict(ratio) for ratio in self.ratios],
-        }

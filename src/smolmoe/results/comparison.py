@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, Literal
 
-from smolmoe.core.interval import FEWEST_DOCUMENTS, Interval, side
+from pydantic import computed_field
 
-SCHEMA_VERSION = 1
-KIND = "compare"
+from smolmoe.core.statistics import FEWEST_DOCUMENTS, Interval, side
+from smolmoe.results.base import Result
+
 FILE = "compare.json"
 TABLE = "table.md"
 SIGNIFICANT = 0.05
@@ -41,7 +42,7 @@ class Difference:
     """A figure of one model less that of another, on the same documents.
 
     Attributes:
-        documents: by a bootstrap over documents, each drawn for both models.
+        documents: by a bootstrap over documents, resampled together for both models.
         p: of a test that swaps the two models' losses of documents at random, two-sided.
         seeds: by Student's t over the seeds' differences; None where both models have one.
         over: documents; None where it is not on record.
@@ -63,6 +64,7 @@ class Difference:
         """Of documents, as many as a finding takes where it is not on record."""
         return FEWEST_DOCUMENTS if self.over is None else self.over
 
+    @computed_field  # type: ignore[prop-decorator]
     @property
     def is_decided(self) -> bool:
         """Whether it is a finding by every interval and by the test."""
@@ -75,9 +77,6 @@ class Difference:
         seeds = None if self.seeds is None else Span(-self.seeds.high, -self.seeds.low)
         return Difference(-self.value, Span(-self.documents.high, -self.documents.low), self.p, seeds, self.over)
 
-    def to_json(self) -> dict[str, Any]:
-        return asdict(self) | {"is_decided": self.is_decided}
-
 
 @dataclass(frozen=True)
 class Pair:
@@ -85,7 +84,7 @@ class Pair:
 
     Attributes:
         loss: in nats, per what the comparison's `unit` says.
-        by_domain: the same of each domain; empty where the text is not told apart.
+        by_domain: the same of each domain; empty where the text has no domains.
     """
 
     first: str
@@ -93,19 +92,11 @@ class Pair:
     loss: Difference
     by_domain: dict[str, Difference]
 
+    @computed_field  # type: ignore[prop-decorator]
     @property
     def better(self) -> str | None:
         """The one whose loss is lower; None where that is not decided."""
         return (self.first if self.loss.value < 0 else self.second) if self.loss.is_decided else None
-
-    def to_json(self) -> dict[str, Any]:
-        return {
-            "first": self.first,
-            "second": self.second,
-            "better": self.better,
-            "loss": self.loss.to_json(),
-            "by_domain": {domain: found.to_json() for domain, found in self.by_domain.items()},
-        }
 
 
 @dataclass(frozen=True)
@@ -251,7 +242,7 @@ class TextFacts:
     """The text that the models are judged by.
 
     Attributes:
-        documents, tokens, bytes: of each domain ("text" where it is not told apart); tokens are the base's.
+        documents, tokens, bytes: of each domain ("text" where it has none); tokens are the base's.
         sha256: of the documents as they were read.
     """
 
@@ -264,8 +255,7 @@ class TextFacts:
     sha256: str
 
 
-@dataclass(frozen=True)
-class Comparison:
+class Comparison(Result):
     """Models side by side on the same held-out text.
 
     Attributes:
@@ -278,6 +268,7 @@ class Comparison:
         seeds: checkpoints of the models that have several, 1 where none has.
     """
 
+    kind: Literal["compare"] = "compare"
     verdict: tuple[str, ...]
     warnings: tuple[str, ...]
     unit: str
@@ -290,11 +281,17 @@ class Comparison:
     versions: dict[str, str]
     command: str | None
 
+    @computed_field(alias="base")  # type: ignore[prop-decorator]
+    @property
+    def base_name(self) -> str:
+        """As the file has it."""
+        return self.base.name
+
     @property
     def base(self) -> ModelResult:
         return self.models[0]
 
-    def to_json(self) -> dict[str, Any]:
-        """What is written to `compare.json`."""
-        values = asdict(self) | {"pairs": [pair.to_json() for pair in self.pairs], "base": self.base.name}
-        return {"schema_version": SCHEMA_VERSION, "kind": KIND} | values
+    @property
+    def hashes(self) -> set[str]:
+        """Of all checkpoints that were compared."""
+        return {checkpoint.sha256 for model in self.models for checkpoint in model.checkpoints}

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 
 @dataclass(frozen=True)
@@ -37,9 +36,6 @@ class CacheResult:
     seconds: float
     device: str = "cpu"
 
-    def to_json(self) -> dict[str, Any]:
-        return asdict(self)
-
 
 @dataclass(frozen=True)
 class CacheForecast:
@@ -54,6 +50,3 @@ class CacheForecast:
     bytes_per_token: float
     bytes: int
     left_out: int
-
-    def to_json(self) -> dict[str, Any]:
-        return asdict(self)

@@ -5,15 +5,14 @@ D domains, L MoE layers, E experts, K experts a token, Y types of tokens. Nested
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
-from smolmoe.core.interval import Interval
-from smolmoe.core.json_text import read_json
-from smolmoe.errors import DataError
+from smolmoe.core.statistics import Interval
+from smolmoe.results.base import Result
 
-FORMAT = 1
+FORMAT = 1  # of the files that had no schema_version yet; it is still written
 FILE = "probe.json"
 
 
@@ -144,7 +143,7 @@ class Accuracy:
         owner: index of the domain that each expert counts for, None for a free one.
         owners_from: for each layer "names", or "learned" from the documents of the other side.
         documents, tokens: judged, of each domain.
-        per_token, document_majority, macro: share of tokens and of documents told right; `macro` over domains.
+        per_token, document_majority, macro: share of correct tokens and documents; `macro` over domains.
         linear_probe: per token, by logistic regression on the router's input; `dense_...` on the dense FFN's input.
     """
 
@@ -209,8 +208,7 @@ class Excerpt:
     gates: list[list[list[float]]]  # [L][S][K]
 
 
-@dataclass(frozen=True)
-class ProbeResult:
+class ProbeResult(Result):
     """All that was found.
 
     Attributes:
@@ -224,6 +222,7 @@ class ProbeResult:
         last_third: accuracy over the last third of the layers.
     """
 
+    kind: Literal["probe"] = "probe"
     model: ModelFacts
     data: dict[str, Any]
     domains: list[str]
@@ -247,23 +246,11 @@ class ProbeResult:
 
     def to_json(self) -> dict[str, Any]:
         """Plain data, numbers to six decimals."""
-        return _rounded(asdict(self))
+        return dict(_rounded(super().to_json()))
 
     @classmethod
-    def from_json(cls, values: dict[str, Any]) -> ProbeResult:
-        """What `to_json` gave.
-
-        Raises:
-            DataError: it is not of this form.
-        """
-        from pydantic import TypeAdapter, ValidationError
-
-        try:
-            return TypeAdapter(cls).validate_python(values)
-        except ValidationError as error:
-            first = error.errors()[0]
-            where = ".".join(map(str, first["loc"]))
-            raise DataError(f"not what `smolmoe probe` writes: {first['msg']}.", field="probe", value=where) from error
+    def is_one(cls, values: Any) -> bool:
+        return isinstance(values, dict) and values.get("format") == FORMAT and "matrix" in values
 
 
 def read_result(path: Path) -> ProbeResult:
@@ -272,15 +259,7 @@ def read_result(path: Path) -> ProbeResult:
     Raises:
         DataError: there is none, or it is not of this form.
     """
-
-    file = path / FILE if path.is_dir() else path
-    try:
-        values = read_json(file)
-    except (OSError, ValueError) as error:
-        raise DataError(
-            "there is no result of a probe.", field="probe", value=str(path), fix="Run `smolmoe probe` first."
-        ) from error
-    return ProbeResult.from_json(values)
+    return ProbeResult.read(path / FILE if path.is_dir() else path)
 
 
 def _rounded(values: Any) -> Any:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-from smolmoe.core.interval import FEWEST_DOCUMENTS, NO_DIFFERENCE, Interval, evidence, shortly, side, too_few
+from smolmoe.core.statistics import FEWEST_DOCUMENTS, NO_DIFFERENCE, Interval, evidence, shortly, side, too_few
 from smolmoe.core.words import listed
 from smolmoe.results.probe import Similarity
 
@@ -100,7 +100,7 @@ def copies_said(cka: Sequence[Sequence[Sequence[float]]], layers: Sequence[int])
 
 
 def flags(found: Sequence[Paid], copies: str | None) -> list[str]:
-    """The findings, what makes others impossible first."""
+    """The findings; what rules others out comes first."""
     few = too_few({one.domain: one.documents for one in found})
     first = [*([copies] if copies else []), *([f"{few[0].upper()}{few[1:]}."] if few else [])]
     return first + [flag for one in found for flag in (*_of_own(one), *_of_dense(one))]
@@ -140,7 +140,7 @@ def _of_dense(one: Paid) -> Iterator[str]:
 
 
 def summary(found: Sequence[Paid]) -> list[str]:
-    """For every domain what its own experts are worth to it, and how it does beside the dense model."""
+    """For every domain what its own experts are worth to it, and how its loss compares with the dense model's."""
     own = [one for one in found if one.knocked_out_gap is not None]
     copied = [one.domain for one in own if one.copies]
     told = _by_side([(one.domain, one.knocked_out_gap, one.documents) for one in own if not one.copies])

@@ -2,17 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Literal
 
-from smolmoe.core.interval import Interval
-from smolmoe.core.json_text import read_json
-from smolmoe.errors import DataError
+from smolmoe.core.statistics import Interval
+from smolmoe.results.base import Result
 
-SCHEMA_VERSION = 1
-KIND = "sweep"
 FILE = "sweep.json"
 
 
@@ -226,7 +222,7 @@ class HeldOutFacts:
 
 @dataclass(frozen=True)
 class Uncertainty:
-    """What the intervals are of: `level` of the `draws`, over what was drawn anew, and in a sentence."""
+    """What the intervals are of: `level` of the `draws`, over what was resampled, and in a sentence."""
 
     level: float
     draws: int
@@ -234,8 +230,7 @@ class Uncertainty:
     text: str
 
 
-@dataclass(frozen=True)
-class Sweep:
+class Sweep(Result):
     """A sweep: trainings at several budgets, and the laws through them.
 
     Attributes:
@@ -249,6 +244,7 @@ class Sweep:
         versions, command: what made it.
     """
 
+    kind: Literal["sweep"] = "sweep"
     recipe: str
     stage: str | None
     model: str
@@ -265,28 +261,6 @@ class Sweep:
     versions: dict[str, str]
     command: str | None
 
-    def to_json(self) -> dict[str, Any]:
-        return {"schema_version": SCHEMA_VERSION, "kind": KIND, **asdict(self)}
-
-    @classmethod
-    def from_json(cls, values: Mapping[str, Any]) -> Sweep:
-        """What `to_json` wrote.
-
-        Raises:
-            DataError: it is not of a sweep, or of another version.
-        """
-        if values.get("kind") != KIND or values.get("schema_version") != SCHEMA_VERSION:
-            raise DataError(
-                f"is no sweep of version {SCHEMA_VERSION}.",
-                field=FILE,
-                value=f"{values.get('kind')} {values.get('schema_version')}",
-                fix="Run `smolmoe sweep` again: trainings that are done are not done again.",
-            )
-        try:
-            return _sweep({key: value for key, value in values.items() if key not in ("schema_version", "kind")})
-        except (KeyError, TypeError) as error:
-            raise DataError(f"is incomplete ({error}).", field=FILE, value=values.get("recipe")) from error
-
 
 def read_sweep(folder: Path) -> Sweep:
     """The sweep in a folder.
@@ -294,64 +268,4 @@ def read_sweep(folder: Path) -> Sweep:
     Raises:
         DataError: there is none, or it cannot be read.
     """
-    path = folder / FILE
-    try:
-        values = read_json(path)
-    except (OSError, ValueError) as error:
-        raise DataError(f"cannot be read ({error}).", field=FILE, value=str(path)) from error
-    return Sweep.from_json(values)
-
-
-def _sweep(values: dict[str, Any]) -> Sweep:
-    held_out = values["held_out"]
-    uncertainty = values["uncertainty"]
-    return Sweep(
-        **{
-            **values,
-            "schedule": Schedule(**values["schedule"]),
-            "held_out": HeldOutFacts(**{**held_out, "domains": tuple(held_out["domains"])}),
-            "curves": tuple(map(_curve, values["curves"])),
-            "joint": None if values["joint"] is None else _joint(values["joint"]),
-            "uncertainty": Uncertainty(**{**uncertainty, "over": tuple(uncertainty["over"])}),
-            "warnings": tuple(values["warnings"]),
-        }
-    )
-
-
-def _curve(values: dict[str, Any]) -> Curve:
-    law = values["law"]
-    return Curve(
-        **{
-            **values,
-            "points": tuple(Point(**point) for point in values["points"]),
-            "budgets": tuple(Prediction(**_intervals(part, "loss")) for part in values["budgets"]),
-            "law": None if law is None else Law(**_intervals(law, "offset", "scale", "exponent")),
-            "neighbours": tuple(Gain(**_intervals(gain, "drop")) for gain in values["neighbours"]),
-            "tenfold": tuple(Gain(**_intervals(gain, "drop")) for gain in values["tenfold"]),
-            "band": tuple(Prediction(**_intervals(part, "loss")) for part in values["band"]),
-            "power": _power(values.get("power")),
-        }
-    )
-
-
-def _power(values: dict[str, Any] | None) -> Power | None:
-    """None of a sweep of an earlier version, too."""
-    if values is None:
-        return None
-    needs = []
-    for need in values["needs"]:
-        law = need["law_fold"]
-        needs.append(Need(**{**need, "fold": Fold(**need["fold"]), "law_fold": None if law is None else Fold(**law)}))
-    return Power(**_intervals(values, "exponent", "tenfold", "tenfold_share") | {"needs": tuple(needs)})
-
-
-def _joint(values: dict[str, Any]) -> JointLaw:
-    found = _intervals(values, "offset", "scale", "dense", "upcycled", "interaction")
-    exponents = tuple(DenseExponent(**_intervals(part, "exponent")) for part in values["exponents"])
-    return JointLaw(**{**found, "exponents": exponents})
-
-
-def _intervals(values: dict[str, Any], *names: str) -> dict[str, Any]:
-    """The values with these as intervals, and notes as a tuple."""
-    found = {**values, **{name: Interval(**values[name]) for name in names}}
-    return found | {"notes": tuple(values["notes"])} if "notes" in values else found
+    return Sweep.read(folder / FILE)

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from smolmoe.core.interval import Interval
+from smolmoe.core.statistics import Interval
 from smolmoe.results.scaling_law import Gain, Law, Prediction, Uncertainty
 from smolmoe.scaling.law_fit import EXPONENTS, PowerLaws, fit_power_laws
 from smolmoe.scaling.law_noise import Noise, Observed, draw_documents, draw_noise, noise_around, without_seeds

@@ -1,4 +1,4 @@
-"""What the points of a sweep could as well have been: other held-out documents, other seeds, other luck."""
+"""The uncertainty of a sweep's points: other held-out documents, other seeds, other noise."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from smolmoe.core.statistics import resample
 from smolmoe.errors import DataError
 
 Floats = NDArray[np.float64]
@@ -102,7 +103,7 @@ def without_seeds(losses: Floats) -> Floats:
 
 
 def draw_documents(observed: Sequence[Observed], draws: int, rng: np.random.Generator) -> list[Floats]:
-    """Losses [R, B, S] of each of these on documents drawn anew, the same ones for all of them.
+    """Losses [R, B, S] of each of these on resampled documents, the same ones for all of them.
 
     Raises:
         DataError: they were not measured on the same documents.
@@ -114,7 +115,7 @@ def draw_documents(observed: Sequence[Observed], draws: int, rng: np.random.Gene
     found = [np.empty((draws, *one.losses.shape)) for one in observed]
     for first in range(0, draws, _AT_ONCE):
         size = min(_AT_ONCE, draws - first)
-        times = rng.multinomial(documents, np.full(documents, 1 / documents), size=size).astype(np.float64)
+        times = resample(documents, size, rng)
         tokens = times @ counts
         for one, into in zip(observed, found, strict=True):
             sums = times @ one.nll.reshape(-1, documents).T

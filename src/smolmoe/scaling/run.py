@@ -6,7 +6,6 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from smolmoe.core.files import write_json
 from smolmoe.core.progress import Progress, silent
 from smolmoe.core.provenance import command, versions
 from smolmoe.errors import DataError
@@ -64,7 +63,7 @@ def _finished(plan: Plan, trained: Sequence[Sequence[Trained]]) -> Sweep:
     from smolmoe.results.scaling_law import FILE
 
     found = conclude(plan, trained)
-    write_json(plan.request.out / FILE, found.to_json())
+    found.write(plan.request.out / FILE)
     draw(found, plan.request.out / FIGURE)
     return found
 
@@ -75,7 +74,7 @@ def draw(found: Sweep, path: Path) -> None:
     from smolmoe.reports.scaling import sweep_figure
 
     with look():
-        save_png(sweep_figure(found.to_json()), path)
+        save_png(sweep_figure(found), path)
 
 
 def conclude(plan: Plan, trained: Sequence[Sequence[Trained]]) -> Sweep:

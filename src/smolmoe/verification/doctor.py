@@ -10,7 +10,7 @@ from typing import Any
 from smolmoe.core.checkpoint import open_checkpoint
 from smolmoe.core.claim import read_claim
 from smolmoe.core.devices import pick_device
-from smolmoe.core.interval import enough_tokens, least_share
+from smolmoe.core.statistics import enough_tokens, least_share
 from smolmoe.moe.loading import Skeleton, load_model, load_tokenizer
 from smolmoe.moe.routing import RoutingCapture, unread_routers
 from smolmoe.results.verification import as_json

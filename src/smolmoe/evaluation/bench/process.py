@@ -9,12 +9,13 @@ from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 from smolmoe.errors import RequestError, SmolmoeError
-from smolmoe.results.bench import BenchSettings, ModelFacts
+from smolmoe.results.bench import BenchSettings, Bytes, ModelFacts, Sizes
 
 if TYPE_CHECKING:
     from multiprocessing.connection import Connection
 
     from smolmoe.evaluation.speed import Reading
+    from smolmoe.results.flops import FlopCounts
 
 
 class Worker:
@@ -108,12 +109,8 @@ def _load(name: str, settings: BenchSettings) -> tuple[Any, ModelFacts]:
         implementation,
         None if spec is None else spec.experts,
         None if spec is None else spec.top_k,
-        size.total,
-        size.active,
-        size.embedding,
-        size.multiplied,
-        size.total * dtype.itemsize,
-        size.multiplied * dtype.itemsize,
+        Sizes(size.total, size.active, size.total - size.embedding, size.active - size.embedding),
+        Bytes(size.total * dtype.itemsize, size.multiplied * dtype.itemsize),
         seconds,
         before,
         memory.held - before,
@@ -141,10 +138,10 @@ def _read(model: Any, settings: BenchSettings, batch_size: int, new_tokens: int)
         )
 
 
-def _flops(model: Any, settings: BenchSettings) -> dict[str, Any]:
+def _flops(model: Any, settings: BenchSettings) -> FlopCounts:
     from smolmoe.evaluation.flops import count_flops
 
-    return count_flops(model, length=settings.prompt_tokens, train=settings.train, seed=settings.seed).to_json()
+    return count_flops(model, length=settings.prompt_tokens, train=settings.train, seed=settings.seed)
 
 
 _TASKS: dict[str, Callable[..., Any]] = {"check": _check, "read": _read, "flops": _flops}

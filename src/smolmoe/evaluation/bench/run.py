@@ -22,6 +22,7 @@ from smolmoe.results.bench import BatchRatios, BenchResult, BenchSettings, Model
 
 if TYPE_CHECKING:
     from smolmoe.evaluation.speed import Reading
+    from smolmoe.results.flops import FlopCounts
 
 WARM_UP_TOKENS = 3
 
@@ -92,23 +93,25 @@ def _take_turns(workers: Sequence[Worker], settings: BenchSettings, report: Prog
 
 
 def _result(
-    settings: BenchSettings, facts: list[ModelFacts], flops: list[dict[str, Any]], readings: Readings
+    settings: BenchSettings, facts: list[ModelFacts], flops: list[FlopCounts], readings: Readings
 ) -> BenchResult:
     from smolmoe.evaluation.speed import summarise
 
     models = tuple(
         ModelBench(
-            fact, count, tuple(summarise(size, settings.prompt_tokens, runs[size]) for size in settings.batch_sizes)
+            **vars(fact),
+            flops=count,
+            speed=tuple(summarise(size, settings.prompt_tokens, runs[size]) for size in settings.batch_sizes),
         )
         for fact, count, runs in zip(facts, flops, readings, strict=True)
     )
     ratios: tuple[BatchRatios, ...] = ()
     if len(models) == 2:
-        of_bytes = facts[0].active_bytes / facts[1].active_bytes
+        of_bytes = facts[0].bytes.active / facts[1].bytes.active
         ratios = tuple(
             batch_ratios(size, readings[0][size], readings[1][size], of_bytes) for size in settings.batch_sizes
         )
-    return BenchResult(settings, models, ratios, machine(settings))
+    return BenchResult(settings=settings, machine=machine(settings), models=models, ratios=ratios)
 
 
 def batch_ratios(size: int, first: Sequence[Reading], second: Sequence[Reading], of_bytes: float) -> BatchRatios:

@@ -176,17 +176,17 @@ class _Job:
         pairs = tuple(self._pair(second, first) for first, second in combinations(self.contenders, 2))
         best = winners(models, pairs)
         return Comparison(
-            verdict(models, pairs, self.unit),
-            warnings(models, facts, self.unit),
-            self.unit,
-            facts,
-            models,
-            pairs,
-            best,
-            self.seeds,
-            self.device,
-            versions(),
-            command(),
+            verdict=verdict(models, pairs, self.unit),
+            warnings=warnings(models, facts, self.unit),
+            unit=self.unit,
+            text=facts,
+            models=models,
+            pairs=pairs,
+            winners=best,
+            seeds=self.seeds,
+            device=self.device,
+            versions=versions(),
+            command=command(),
         )
 
     def _read_all(self) -> None:
@@ -305,7 +305,7 @@ class _Job:
         }
 
     def _domains(self) -> dict[str, NDArray[np.bool_]]:
-        """Which documents are of each domain; empty where the text is not told apart."""
+        """Which documents are of each domain; empty where the text has no domains."""
         names = np.array(self.text.domains)
         return {} if self.by is None else {domain: names == domain for domain in sorted(set(self.text.domains))}
 

@@ -9,8 +9,9 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.special import stdtrit
 
+from smolmoe.core.statistics import ends, resample
 from smolmoe.evaluation.held_out import DocumentLosses, paired_difference
-from smolmoe.evaluation.text_metrics import draw_rows
+from smolmoe.evaluation.text_metrics import DRAWS
 from smolmoe.results.comparison import Difference, Estimate, Span
 
 SWAPS = 9_999  # random ones, of the test
@@ -27,8 +28,8 @@ def estimate(sums: Floats, weights: Sequence[int]) -> Estimate:
     """
     held: Floats = np.asarray(weights, dtype=np.float64)
     each = sums.sum(axis=1) / held.sum()
-    draws = draw_rows(len(weights))
-    low, high = np.percentile(draws @ sums.mean(axis=0) / (draws @ held), [2.5, 97.5])
+    draws = resample(len(weights), DRAWS, np.random.default_rng(0))
+    low, high = ends(draws @ sums.mean(axis=0) / (draws @ held))
     return Estimate(float(each.mean()), Span(float(low), float(high)), over_seeds(each.tolist()))
 
 
@@ -36,7 +37,7 @@ def difference(first: Floats, second: Floats, weights: Sequence[int]) -> Differe
     """`first` less `second`, as sums over the same documents [S, D] and [S', D].
 
     Where both have several seeds, the same number, the n-th of one is compared with the n-th of the other. A model of
-    one seed stands beside all seeds of the other as it is.
+    one seed is compared with all seeds of the other.
     """
     per_document, names = tuple(map(int, weights)), ("",) * len(weights)
     a, b = (DocumentLosses(tuple(side.mean(axis=0).tolist()), per_document, names) for side in (first, second))

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 from smolmoe.core import units
-from smolmoe.core.interval import NO_DIFFERENCE
+from smolmoe.core.statistics import NO_DIFFERENCE
 from smolmoe.results.comparison import Comparison, Difference, Estimate, ModelResult, Pair, Score, Training
 
 NONE = "-"
@@ -45,7 +45,7 @@ def notes(found: Comparison) -> tuple[str, ...]:
     if found.seeds > 1:
         alone = [model.name for model in found.models if len(model.checkpoints) == 1]
         said.append(f"±, and over seeds: 95% by Student's t over {found.seeds} seeds.")
-        said += [f"{' and '.join(alone)}: one seed, beside all of the others'."] if alone else []
+        said += [f"{' and '.join(alone)}: one seed, compared with all of the others'."] if alone else []
     said.append("p: how often swapping the two models in random documents gives a difference as wide.")
     return tuple(said)
 
@@ -86,7 +86,7 @@ def _models(found: Comparison) -> Table:
     groups = [(f"held-out loss, nats a {unit}", _figures(found, "loss", "by_domain", "loss", 4))]
     groups.append((f"perplexity a {unit}", _figures(found, "perplexity", "perplexity_by_domain", None, 2)))
     groups.append(("bits a byte", _figures(found, "bits_per_byte", "bits_per_byte_by_domain", None, 4)[:1]))
-    groups.append((f"beside {found.base.name}", _agreement(found)))
+    groups.append((f"compared with {found.base.name}", _agreement(found)))
     groups.append(("cost", _costs(found)))
     groups.append(("speed", _speed(found)))
     groups.append(("training", _training(found)))

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
 from smolmoe.core import units
-from smolmoe.core.interval import FEWEST_DOCUMENTS, NO_DIFFERENCE, SMALLEST, side
+from smolmoe.core.statistics import FEWEST_DOCUMENTS, NO_DIFFERENCE, SMALLEST, side
 from smolmoe.core.words import listed
 from smolmoe.results.comparison import Difference, Estimate, ModelResult, Pair, Span, TextFacts
 
@@ -26,7 +26,7 @@ def gap(pairs: Iterable[Pair], first: str, second: str, domain: str | None = Non
 
 
 def winners(models: Sequence[ModelResult], pairs: Sequence[Pair]) -> dict[str, tuple[str, ...]]:
-    """Measure -> the models that no other beats: several where they cannot be told apart.
+    """Measure -> the models that no other beats: several where no difference is seen.
 
     A loss is decided by its intervals and its test, a task's score by the standard errors of both, agreement by
     intervals that do not touch; costs count as equal within 2%, timings within 5%.
@@ -109,7 +109,7 @@ def _best_scores(models: Sequence[ModelResult]) -> dict[str, tuple[str, ...]]:
 
 
 def verdict(models: Sequence[ModelResult], pairs: Sequence[Pair], unit: str) -> tuple[str, ...]:
-    """Who wins at what: each mixture beside each dense model but the base, or whatever there is to set side by side."""
+    """Who wins at what: each mixture compared with each dense model but the base, or with whatever there is."""
     sentences: list[str] = []
     base = models[0]
     matches = _matches(models)
@@ -120,16 +120,16 @@ def verdict(models: Sequence[ModelResult], pairs: Sequence[Pair], unit: str) -> 
     rest = [model for model in models[1:] if (model, base) not in matches]
     if rest:
         changes = ", ".join(_change(model.name, gap(pairs, model.name, base.name)) for model in rest)
-        sentences.append(f"Against {base.name}, in nats a {unit}: {changes}.")
+        sentences.append(f"Against {base.name}, in nats per {unit}: {changes}.")
     told = [model for model in models if model.agreement is not None]
     if told:
         shares = ", ".join(f"{model.agreement.top1.value:.1%} ({model.name})" for model in told if model.agreement)
-        sentences.append(f"The likeliest token is that of {base.name} in {shares} of all places.")
+        sentences.append(f"Top-1 agreement with {base.name}: {shares}.")
     return tuple(sentences + _task_sentences(models))
 
 
 def _matches(models: Sequence[ModelResult]) -> list[tuple[ModelResult, ModelResult]]:
-    """Who is set beside whom in words."""
+    """Which models the sentences compare."""
     base, others = models[0], models[1:]
     mixtures = [model for model in others if model.kind == "moe"]
     rivals = [model for model in others if model.kind == "dense"]
@@ -139,7 +139,7 @@ def _matches(models: Sequence[ModelResult]) -> list[tuple[ModelResult, ModelResu
 
 
 def _loss_sentence(one: ModelResult, other: ModelResult, base: ModelResult, found: Difference, unit: str) -> str:
-    size = f"{abs(found.value):.4f} nats a {unit} {'lower' if found.value < 0 else 'higher'}"
+    size = f"{abs(found.value):.4f} nats per {unit} {'lower' if found.value < 0 else 'higher'}"
     figures = f"{one.loss.value:.4f} against {other.loss.value:.4f}"
     effort = _effort(one, other, base)
     if found.is_decided:
@@ -209,7 +209,7 @@ def _domain_sentence(one: ModelResult, other: ModelResult, pairs: Sequence[Pair]
 
 
 def _cost_sentences(matches: Sequence[tuple[ModelResult, ModelResult]]) -> Iterator[str]:
-    """One for every model and all those beside it that are of the same size."""
+    """One for every model and all of its rivals that are of the same size."""
     groups: dict[tuple[str, int, int], list[tuple[ModelResult, ModelResult]]] = {}
     for one, other in matches:
         groups.setdefault((one.name, other.parameters, other.active), []).append((one, other))
@@ -220,15 +220,15 @@ def _cost_sentences(matches: Sequence[tuple[ModelResult, ModelResult]]) -> Itera
 def _cost_sentence(one: ModelResult, other: ModelResult, others: str) -> str:
     costs = [
         _ratio(one.parameters, other.parameters, "parameters"),
-        _ratio(one.active, other.active, "active ones"),
-        _ratio(one.flops, other.flops, "FLOPs a token"),
+        _ratio(one.active, other.active, "active parameters"),
+        _ratio(one.flops, other.flops, "FLOPs per token"),
         _ratio(one.disk, other.disk, "disk"),
     ]
-    said = f"Beside {others}, {one.name} has {', '.join(costs)}"
+    said = f"Compared with {others}, {one.name} has {', '.join(costs)}"
     if one.speed is not None and other.speed is not None:
-        said += f"; it reads at {one.speed.prefill / other.speed.prefill:.2f} and writes at "
-        said += f"{one.speed.decode / other.speed.decode:.2f} times the speed, in "
-        said += f"{one.speed.memory / other.speed.memory:.2f} times the memory"
+        said += f"; prefill runs at {one.speed.prefill / other.speed.prefill:.2f} and decode at "
+        said += f"{one.speed.decode / other.speed.decode:.2f} times the speed, with "
+        said += f"{one.speed.memory / other.speed.memory:.2f} times the peak memory"
     return f"{said}."
 
 
@@ -264,18 +264,16 @@ def warnings(models: Sequence[ModelResult], text: TextFacts, unit: str) -> tuple
     ]
     unknown = [model.name for model in models if any(one.leak.unchecked is None for one in model.checkpoints)]
     if unknown:
-        said.append(f"It is not on record what {listed(unknown)} was trained on: perhaps this text was among it.")
+        said.append(f"The training data of {listed(unknown)} is not on record: it may include this text.")
     for name, places in _unread(models).items():
-        said.append(f"Part of what {name} was trained on could not be searched for this text: {', '.join(places)}.")
+        said.append(f"Part of the training data of {name} could not be searched for this text: {', '.join(places)}.")
     if unit == "byte":
         said.append(
             "The tokenizers differ: losses are per byte of text. Windows hold as many tokens of each model's own, so "
-            "that one with longer tokens sees more text; agreement is told where the tokenizer is the base's."
+            "that one with longer tokens sees more text; agreement is given where the tokenizer is the base's."
         )
     if _seeds(*models) == 1:
-        said.append(
-            "One training of each: the intervals say how far the choice of documents matters, nothing of another seed."
-        )
+        said.append("Single seed per model: intervals cover document sampling only.")
     few = {domain: count for domain, count in text.documents.items() if count < FEW_DOCUMENTS}
     if few:
         counts = ", ".join(f"{domain} {count}" for domain, count in few.items())

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from smolmoe.core.interval import (
+from smolmoe.core.statistics import (
     FEWEST_DOCUMENTS,
     Interval,
     above_chance,

@@ -1,11 +1,17 @@
-"""An estimate, how far it is known, and whether it is a finding: the one rule for every sentence that says so."""
+"""An estimate, its interval, and whether it is a finding: the one rule for every sentence, and the one bootstrap."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+    Floats = NDArray[np.float64]
 
 # Documents below which nothing is a finding: even if all of them agree, chance alone does as much in 2 of 2^n cases.
 FEWEST_DOCUMENTS = 6
@@ -28,6 +34,20 @@ class Interval:
     def turned(self) -> Interval:
         """Of the difference the other way round."""
         return Interval(-self.value, -self.high, -self.low)
+
+
+def resample(count: int, draws: int, rng: np.random.Generator) -> Floats:
+    """How often each of `count` documents is in each bootstrap sample, [draws, count]."""
+    import numpy as np
+
+    return rng.multinomial(count, np.full(count, 1 / count), size=draws).astype(np.float64)
+
+
+def ends(samples: Floats) -> Floats:
+    """The ends of the 95% interval of bootstrap samples [draws, ...], as [2, ...]."""
+    import numpy as np
+
+    return np.asarray(np.percentile(samples, [2.5, 97.5], axis=0))
 
 
 def enough_tokens(tokens: float, top_k: int, experts: int) -> bool:
