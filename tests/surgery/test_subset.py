@@ -131,7 +131,7 @@ def test_what_cannot_be_kept_is_refused(work: Path, tmp_path: Path) -> None:
         subset_of(mixtral, {0: [0]})
     with pytest.raises(RequestError, match="at least 2 experts"):
         subset_of(glm, [1])
-    with pytest.raises(SourceError, match="is dense"):
+    with pytest.raises(SourceError, match="is a dense model"):
         subset_of(save(dense_llama(), tmp_path / "dense"), [0])
     grouped = rewrite(glm, tmp_path / "grouped", n_group=2, topk_group=1)
     with pytest.raises(RequestError, match="1 of 2 groups"):
