@@ -191,11 +191,11 @@ def test_bad_requests(tmp_path, place):
         fetch("dolly", tmp_path / "empty")
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine/notes.txt").write_text("mine")
-    with pytest.raises(OutputError, match="something else than fetched rows"):
+    with pytest.raises(OutputError, match="something other than fetched rows"):
         fetch("dolly", tmp_path / "mine", resume=True)
 
 
 def test_a_hub_that_cannot_be_reached(tmp_path):
-    with pytest.raises(HubError, match=r"cannot be read: HF_HUB_OFFLINE is set.*give its path"):
+    with pytest.raises(HubError, match=r"cannot be read: HF_HUB_OFFLINE is set.*use its path"):
         fetch("tinystories", tmp_path / "out", rows=1)
     assert not (tmp_path / "out").exists()

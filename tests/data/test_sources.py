@@ -71,9 +71,9 @@ def test_identity_is_of_the_contents_and_the_options(tmp_path):
         ("./absent", "no such file or folder"),
         ("/absent/folder", "no such file or folder"),
         ("a/b/c", "no such file or folder"),
-        ("{tmp}/empty", "no text file in this folder"),
+        ("{tmp}/empty", "this folder contains no text file"),
         ("{tmp}/a.doc", r"\.doc is not a text format"),
-        ("{tmp}/named", r"no text file in this folder \(not read: a\.doc \(no format that is read: \.doc\)\)"),
+        ("{tmp}/named", r"this folder contains no text file \(not read: a\.doc \(unsupported format: \.doc\)\)"),
         ("absent.csv.gz", "no such file or folder"),
     ],
 )
@@ -189,7 +189,7 @@ def test_rows_of_a_known_data_set_on_disk(tmp_path, name, caplog):
         assert list(open_source(again).documents()) == documents
         said = [record.message for record in caplog.records]
         assert any("by the columns, rows of " + name in line for line in said) == (recipe.preset is None)
-        assert any("rows without text left out: 1" in line for line in said)
+        assert any("rows without text skipped: 1" in line for line in said)
         found = list(open_rows(recipe, quiet=True).rows())
         assert [row.values["text"] for row in found if row.values["text"]] == [one.text for one in documents]
     assert open_source(SourceRecipe(path=path)).identity["presets"] == [name]

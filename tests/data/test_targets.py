@@ -129,7 +129,7 @@ def test_the_hash_of_a_text_is_of_its_documents_in_any_order() -> None:
 def test_a_folder_without_a_cache_an_unfinished_one_and_a_damaged_one_are_told_apart(
     place: Path, tmp_path: Path
 ) -> None:
-    with pytest.raises(DataError, match="there is no cache"):
+    with pytest.raises(DataError, match="not a teacher's cache"):
         open_cache(tmp_path)
     (tmp_path / "request.json").write_text("{}")
     with pytest.raises(DataError, match=r"not finished.*--resume"):

@@ -152,9 +152,9 @@ def test_what_does_not_fit_is_named(shared):
         StudentTokens(stories).match(text, compact(said_by(tiny, ids)))
     assert " thr" in caught.value.tokens
     letters = [tiny.convert_tokens_to_ids("Ġ" if letter == " " else letter) for letter in text]
-    with pytest.raises(Mismatch, match="cuts the response otherwise, first at: 'T', 'Th'"):
+    with pytest.raises(Mismatch, match="tokenizes the response differently, first at: 'T', 'Th'"):
         StudentTokens(tiny).match(text, compact(said_by(tiny, letters)))
-    with pytest.raises(Mismatch, match="cuts the response otherwise"):
+    with pytest.raises(Mismatch, match="tokenizes the response differently"):
         StudentTokens(tiny).match(text, compact(said_by(tiny, ids[:-1])))
     sure = compact(said_by(tiny, ids))
     sure[0][3][1][2] = -0.1
@@ -192,8 +192,8 @@ def test_rows_of_the_students_tokens_become_a_cache_and_others_are_refused_by_na
     assert (server.bodies[0]["logprobs"], server.bodies[0]["top_logprobs"]) == (True, 3)
     assert (report["student"]["fitting"], report["student"]["refused"]) == (2, 2)
     assert [reason.partition(" (")[0] for reason in report["student"]["reasons"]] == [
-        "the student cuts the response otherwise, first at: 'T', 'Th'",
-        "the answer did not end by itself",
+        "the student tokenizes the response differently, first at: 'T', 'Th'",
+        "the answer was truncated",
     ]
     out = tmp_path / "out"
     rows = [json.loads(line) for line in (out / "logprobs.ndjson").read_text().splitlines()]
@@ -269,5 +269,5 @@ def test_a_tokenizer_without_bytes_and_a_folder_without_tokenizer_are_refused(tm
     with pytest.raises(RequestError, match="neither byte-level nor of SentencePiece"):
         StudentTokens(words)
     bare = save(dense_llama(), tmp_path / "bare", tokenizer=False)
-    with pytest.raises(SourceError, match="no tokenizer files in the folder"):
+    with pytest.raises(SourceError, match="the folder has no tokenizer files"):
         ask(tmp_path, "http://127.0.0.1:1/v1", ["a"], student=str(bare))

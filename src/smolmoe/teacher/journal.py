@@ -40,10 +40,10 @@ class Totals:
 
 
 class Journal:
-    """What was asked and what came of it; of one question the last entry counts, and an answer is never replaced.
+    """The questions and their results; the last entry of a question counts, and an answer is never replaced.
 
-    A line is on the disk (fsync) when `add` returns. A last line that is half-written, by a kill or a full disk, is
-    cut off when the journal is opened again: its question counts as not asked.
+    A line is on disk (fsync) when `add` returns. An incomplete last line, after a kill or on a full disk, is
+    removed when the journal is opened again: its question counts as not asked.
     """
 
     def __init__(self, path: Path, fd: int):
@@ -86,28 +86,28 @@ class Journal:
             _sync_folder(self.path.parent)
         elif not resume:
             raise OutputError(
-                f"the folder holds {len(self.answered)} answers already.",
+                f"the folder already contains {len(self.answered)} answers.",
                 field="out",
                 value=str(self.path.parent),
-                fix="Go on with --resume, or name another folder.",
+                fix="Use --resume to resume, or choose another folder.",
             )
         elif begun != options:
             changed = sorted(key for key in {*begun, *options} if begun.get(key) != options.get(key))
             said = ", ".join(f"{key}: {begun.get(key)!r} there, {options.get(key)!r} here" for key in changed)
             raise OutputError(
-                f"the answers there were asked for otherwise ({said}).",
+                f"the answers there were requested with different options ({said}).",
                 field="out",
                 value=str(self.path.parent),
-                fix="Resume with the same options, or name another folder.",
+                fix="Resume with the same options, or choose another folder.",
             )
 
     def _read(self) -> dict[str, Any]:
-        """Take in what is there, cut off a half-written end, and return the options it was begun with."""
+        """Read the journal, remove an incomplete last line, and return the options it was started with."""
         options: dict[str, Any] = {}
         with self.path.open("rb") as file:
             for number, line in enumerate(file):
                 if not line.endswith(b"\n"):
-                    logger.warning("%s: cut off a half-written last line; what it answered is asked again", self.path)
+                    logger.warning("%s: removed an incomplete last line; its prompt is asked again", self.path)
                     os.ftruncate(self._fd, self._end)
                     break
                 try:
@@ -130,7 +130,7 @@ class Journal:
         name = entry["id"]
         if "answer" in entry:
             if not isinstance(entry["answer"]["text"], str) or not entry["answer"].keys() >= _ANSWER:
-                raise TypeError("an answer has a text and what the endpoint said of it")
+                raise TypeError("an answer has a text and the endpoint's metadata")
             self.answered[name] = self._end
             self.failed.pop(name, None)
         else:
