@@ -1,4 +1,4 @@
-"""smolmoe: turn a dense causal language model into a Mixture-of-Experts, and prove by measurement what came out."""
+"""smolmoe: convert a dense causal language model to a Mixture-of-Experts, and verify the result by measurement."""
 
 from __future__ import annotations
 

@@ -96,4 +96,4 @@ def test_scores_are_explained(data: Call) -> None:
     code, _, err = data("score", "absent.jsonl", "--tokenizer", "tokenizer")
     assert (code, "no such file" in err) == (2, True)
     code, _, err = data("score", "some text")
-    assert (code, "Name one, or a model" in err) == (2, True)
+    assert (code, "Name a tokenizer or a model" in err) == (2, True)

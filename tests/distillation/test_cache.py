@@ -212,7 +212,7 @@ def test_two_processes_write_what_one_writes(asked: dict[str, Any], tmp_path: Pa
 
 def test_a_teacher_that_does_not_fit_its_tokenizer_is_refused(asked: dict[str, Any], tmp_path: Path) -> None:
     small = save(dense_llama(vocab_size=200), tmp_path / "small")
-    with pytest.raises(RequestError, match="300 tokens, the model only 200"):
+    with pytest.raises(RequestError, match="300 tokens, but the model only 200"):
         cache_teacher(**asked | {"teacher": str(small)})
     bare = save(dense_llama(), tmp_path / "bare", tokenizer=False)
     with pytest.raises(SourceError, match="no tokenizer"):

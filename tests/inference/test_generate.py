@@ -212,7 +212,7 @@ def test_several_samples_of_several_prompts_come_in_order(moe: Path) -> None:
 def test_batches_that_cannot_be_are_refused(moe: Path) -> None:
     with pytest.raises(RequestError, match="there is none"):
         generate_all(moe, [])
-    with pytest.raises(RequestError, match="for one prompt"):
+    with pytest.raises(RequestError, match="for a single prompt"):
         generate_all(moe, ["a", "b"], experts="auto")
     with pytest.raises(RequestError, match="Use at most"):
         generate_all(moe, ["a", "The sum of three and four. " * 4], max_new_tokens=110)

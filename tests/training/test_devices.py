@@ -167,7 +167,7 @@ def test_fsdp_trains_as_one_process(tmp_path: Path) -> None:
 
     for process in told:
         assert process["jobs"][:4] == [None] * 4
-        assert "is not sharded over the processes" in process["jobs"][4]
+        assert "is not sharded across processes" in process["jobs"][4]
         assert process["jobs"][5].startswith("trainer.optim='adafactor'")
         assert process["parameters"] == ["DTensor"]
         assert process["wrapped"] == "FSDPMixtralForCausalLM"

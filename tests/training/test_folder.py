@@ -144,7 +144,7 @@ def test_another_run_may_branch_off_with_a_schedule_of_its_own(tmp_path: Path, v
 
 def test_a_run_does_not_end_before_its_checkpoint(tmp_path: Path, values: Any) -> None:
     train(values)
-    with pytest.raises(RequestError, match="is of step 2, and the run ends at step 1"):
+    with pytest.raises(RequestError, match="is at step 2, but the run ends at step 1"):
         train({**values, "trainer": {**values["trainer"], "max_steps": 1}}, resume="latest")
 
 

@@ -138,7 +138,7 @@ def test_resumed_as_another_run(tmp_path: Path, moe: Path) -> None:
     with pytest.raises(OutputError, match=r"objective\.z_loss: 0\.0 there, 0\.1 here"):
         train({**values, "objective": {"z_loss": 0.1}}, resume="latest")
     write_text(tmp_path / "text.jsonl", documents=61)
-    with pytest.raises(OutputError, match="not what the run began with"):
+    with pytest.raises(OutputError, match="has changed since the run started"):
         train(values, resume="latest")
 
 

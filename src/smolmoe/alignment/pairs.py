@@ -107,7 +107,7 @@ class Shard:
 
 @dataclass(frozen=True)
 class PairsReport:
-    """What became of the prompts.
+    """The outcome of the prompts.
 
     Attributes:
         asked: prompts that were asked for; fewer are in the data where `prompts` is smaller.
@@ -145,7 +145,7 @@ class PairsFolder:
     """The folder of one making of pairs: what was asked, the shards that are there, and the result."""
 
     def __init__(self, path: Path, asked: dict[str, Any], *, resume: bool, overwrite: bool):
-        """Open a folder for what is asked; nothing that is there is lost unless `overwrite` says so.
+        """Open a folder for a request; existing content is kept unless `overwrite` is set.
 
         Raises:
             OutputError: it holds pairs or something else, or those to resume were asked for otherwise.
@@ -155,14 +155,14 @@ class PairsFolder:
         begun = {f".{ASKED}.partial"}  # all that a run leaves that is killed before it has written what it is
         is_empty = not path.exists() or (path.is_dir() and {one.name for one in path.iterdir()} <= begun)
         if not is_empty and not (path / ASKED).is_file():
-            problem = f"there is something else than pairs (no {ASKED} in it)."
-            raise OutputError(problem, field="out", value=str(path), fix="Name a new folder.")
+            problem = f"contains something other than pairs (no {ASKED} in it)."
+            raise OutputError(problem, field="out", value=str(path), fix="Use a new folder.")
         if not is_empty and overwrite:
             remove(path, SAMPLES, PAIRS, REPORT, ".*.partial")
         elif not is_empty and not resume:
             state = "finished" if (path / REPORT).is_file() else "unfinished"
-            fix = "Go on with --resume, start over with --overwrite, or name another folder."
-            raise OutputError(f"the folder holds pairs ({state}).", field="out", value=str(path), fix=fix)
+            fix = "Use --resume to resume, --overwrite to start over, or another folder."
+            raise OutputError(f"the folder contains pairs ({state}).", field="out", value=str(path), fix=fix)
         elif not is_empty:
             self._check_same(asked)
         followed(path).mkdir(parents=True, exist_ok=True)
@@ -170,15 +170,15 @@ class PairsFolder:
         (path / SAMPLES).mkdir(exist_ok=True)
 
     def _check_same(self, asked: dict[str, Any]) -> None:
-        found = read_object(self.path / ASKED, fix="Start over with --overwrite, or name another folder.")
+        found = read_object(self.path / ASKED, fix="Start over with --overwrite, or use another folder.")
         changed = [key for key in sorted({*found, *asked}) if found.get(key) != asked.get(key)]
         if changed:
             said = ", ".join(f"{key}: {found.get(key)} there, {asked.get(key)} here" for key in changed)
             raise OutputError(
-                f"the pairs there were begun otherwise ({said}).",
+                f"the pairs there were started with different options ({said}).",
                 field="out",
                 value=str(self.path),
-                fix="Resume as they were begun, start over with --overwrite, or name another folder.",
+                fix="Resume with the same options, start over with --overwrite, or use another folder.",
             )
 
     def has_shard(self, number: int) -> bool:
@@ -227,7 +227,7 @@ class PairsFolder:
                 f"none of {len(answered)} prompts gave a pair: both answers are always equally far from the reference.",
                 field="temperatures",
                 value=",".join(map(str, temperatures)),
-                fix="Raise a temperature, or --prompts, or --max-new-tokens if the answers are all cut short.",
+                fix="Raise a temperature or --prompts, or --max-new-tokens if all answers are truncated.",
             )
         report = _report(compared, shards, asked, temperatures, settings, self._write(pairs))
         write_json(self.path / REPORT, report.to_json())

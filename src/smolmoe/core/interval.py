@@ -1,4 +1,4 @@
-"""An estimate, how far it is known, and whether it is a finding: the one rule for every sentence that says so."""
+"""An estimate, its interval, and whether it is a finding: the single rule for every statement of a finding."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import Literal
 FEWEST_DOCUMENTS = 6
 # Of a loss: what the four digits shown call 0 is rounding, however sure its sign is.
 SMALLEST = 5e-5
-# That an expert who should have got this many tokens got none is no chance; of fewer nothing is said of the load.
+# An expert that should have got this many tokens but got none is no accident; below, no load is reported.
 ENOUGH_TOKENS = 16
 NO_DIFFERENCE = "no difference seen"
 Side = Literal["lower", "higher", "none", "few"]

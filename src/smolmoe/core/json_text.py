@@ -46,7 +46,7 @@ def unique(pairs: Sequence[tuple[str, Any]]) -> dict[str, Any]:
     if len(values) < len(pairs):
         seen: set[str] = set()
         twice = next(key for key, _ in pairs if key in seen or seen.add(key))  # type: ignore[func-returns-value]
-        raise DuplicateKeyError(f"the key {twice!r} stands twice in one object")
+        raise DuplicateKeyError(f"the key {twice!r} is given twice in one object")
     return values
 
 

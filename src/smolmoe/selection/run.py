@@ -74,14 +74,14 @@ def _check_free(out: Path, overwrite: bool) -> None:
         return
     if not (out / REPORT).is_file() or not (out / INDEX).is_file():
         raise OutputError(
-            f"there is something else than a choice of rows (no {REPORT} and {INDEX} in it).",
+            f"contains something other than selected rows (no {REPORT} and {INDEX} in it).",
             field="out",
             value=str(out),
-            fix="Name a new folder.",
+            fix="Use a new folder.",
         )
     if not overwrite:
         raise OutputError(
-            "the folder holds a choice already.", field="out", value=str(out), fix="Name another, or use --overwrite."
+            "the folder already contains a selection.", field="out", value=str(out), fix="Use another, or --overwrite."
         )
     check_no_others(out, *WRITTEN, field="out", value=str(out))
 
@@ -157,7 +157,7 @@ def _learned(recipe: SelectRecipe, vocabulary: int) -> Any:
 
 
 def model_losses(name: str, tokenizer: Any, device: str) -> tuple[Losses, str]:
-    """What gives the nats a token of texts under a model, each read from its beginning; and the model's hash.
+    """A function for the loss of texts under a model, in nats per token, read from their start; and the model's hash.
 
     A text longer than the model's positions, or 1,024 tokens, is read in windows of as many.
 
@@ -251,7 +251,7 @@ def score_text(
     """
     found = find_tokenizer(tokenizer, model)
     if found is None:
-        raise RequestError("tokens are a tokenizer's.", field="tokenizer", value=None, fix="Name one, or a model.")
+        raise RequestError("a tokenizer is needed.", field="tokenizer", value=None, fix="Name a tokenizer or a model.")
     scorer = EntropyScorer(found, weights, plain=False)
     if against is None:
         documents = default_documents()
@@ -260,7 +260,7 @@ def score_text(
         scan(against, [open_rows(source) for source in against.sources], scorer, _silent)
     ids, asked = (token_ids(found, [part or ""])[0] for part in (text, prompt))
     if not ids:
-        raise DataError("the text holds no tokens.", field="text", value=text)
+        raise DataError("the text contains no tokens.", field="text", value=text)
 
     def decode(token: int) -> str:
         return str(found.decode([token]))
