@@ -326,7 +326,7 @@ def test_every_default_config_of_transformers_is_taken() -> None:
         ('{"kind": "step", "step": "one"}', "line 2.*step is 'one'"),
         ("[]", "line 2.*no object with a kind"),
         ('{"step": 1}', "line 2.*no object with a kind"),
-        ('{"kind": "step", "kind": "x"}', "line 2.*stands twice"),
+        ('{"kind": "step", "kind": "x"}', "line 2.*given twice"),
         ("[" * 100_000, "line 2.*deeply"),
         ("{", "line 2"),
     ],

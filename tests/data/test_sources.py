@@ -188,7 +188,7 @@ def test_rows_of_a_known_data_set_on_disk(tmp_path, name, caplog):
         again = SourceRecipe.model_validate(recipe.model_dump())  # as a run has it on record
         assert list(open_source(again).documents()) == documents
         said = [record.message for record in caplog.records]
-        assert any("by the columns, rows of " + name in line for line in said) == (recipe.preset is None)
+        assert any("judging by the columns, rows of " + name in line for line in said) == (recipe.preset is None)
         assert any("rows without text skipped: 1" in line for line in said)
         found = list(open_rows(recipe, quiet=True).rows())
         assert [row.values["text"] for row in found if row.values["text"]] == [one.text for one in documents]
@@ -200,7 +200,7 @@ def test_rows_of_a_known_data_set_on_disk(tmp_path, name, caplog):
 def test_a_known_data_set_is_named_with_the_columns_that_are_not_used(tmp_path, caplog):
     look_at(SourceRecipe(path=str(jsonl(tmp_path / "a.jsonl", [DOLLY]))))
     assert caplog.records[0].message == (
-        "a.jsonl: by the columns, rows of dolly (instruction, context, response); not used: category."
+        "a.jsonl: judging by the columns, rows of dolly (instruction, context, response); not used: category."
     )
 
 

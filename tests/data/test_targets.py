@@ -110,7 +110,7 @@ def test_documents_of_another_text_are_counted_and_both_texts_named(place: Path)
     here = text_hash(digest_documents(store.documents()))
     missing = len({s.tobytes() for s in digest_documents(store.documents())} - _keys(cache))
     assert 0 < missing < len(store)
-    with pytest.raises(DataError, match=f"{missing} of {len(store)} documents") as error:
+    with pytest.raises(DataError, match=f"{missing} of {len(store)} training documents") as error:
         cache.locate(store, documents)
     assert cache.text in str(error.value)
     assert here in str(error.value)
@@ -132,7 +132,7 @@ def test_a_folder_without_a_cache_an_unfinished_one_and_a_damaged_one_are_told_a
     with pytest.raises(DataError, match="not a teacher's cache"):
         open_cache(tmp_path)
     (tmp_path / "request.json").write_text("{}")
-    with pytest.raises(DataError, match=r"not finished.*--resume"):
+    with pytest.raises(DataError, match=r"is incomplete.*--resume"):
         open_cache(tmp_path)
     (tmp_path / "cache.json").write_text("{")
     with pytest.raises(DataError, match="damaged"):

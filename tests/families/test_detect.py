@@ -86,8 +86,8 @@ REFUSALS = [
     ("BartConfig", {}, "encoder-decoder"),
     ("BertConfig", {}, "encoder: a masked language model, not a causal one"),
     ("BertGenerationConfig", {"num_hidden_layers": 2}, "consists of just 2 or 3 projections"),
-    ("MixtralConfig", {"num_hidden_layers": 1}, "Mixture-of-Experts already"),
-    ("Qwen2MoeConfig", {"num_hidden_layers": 2, "mlp_only_layers": [0]}, "Mixture-of-Experts already"),
+    ("MixtralConfig", {"num_hidden_layers": 1}, "already a Mixture-of-Experts"),
+    ("Qwen2MoeConfig", {"num_hidden_layers": 2, "mlp_only_layers": [0]}, "already a Mixture-of-Experts"),
     ("ViTConfig", {}, "no causal language model"),
     ("LlavaConfig", {}, "composite"),
     ("MambaConfig", {"num_hidden_layers": 2}, "consists of just 2 or 3 projections"),
@@ -108,7 +108,7 @@ def test_refusals_give_the_reason(name: str, options: dict[str, Any], reason: st
 def test_a_generic_moe_is_refused() -> None:
     from smolmoe.moe.generic import SmolMoeConfig
 
-    with pytest.raises(SourceError, match="Mixture-of-Experts already"):
+    with pytest.raises(SourceError, match="already a Mixture-of-Experts"):
         find_mlp(SmolMoeConfig())
 
 

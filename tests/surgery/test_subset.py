@@ -139,7 +139,7 @@ def test_what_cannot_be_kept_is_refused(work: Path, tmp_path: Path) -> None:
     free = subset_of(rewrite(glm, tmp_path / "free", n_group=2, topk_group=2), [0, 1, 3])
     assert (free.config["n_group"], free.config["topk_group"]) == (1, 1)
     limited = rewrite(moe(work, "generic"), tmp_path / "limited", capacity_factor=1.0)
-    with pytest.raises(RequestError, match="limited share"):
+    with pytest.raises(RequestError, match="limited capacity"):
         subset_of(limited, [0, 1])
 
 

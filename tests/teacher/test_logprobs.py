@@ -243,7 +243,7 @@ def test_another_tokenizer_ends_the_job_with_its_tokens_named(tmp_path, student,
         text = f"Once upon a time {prompt}"
         return answer(text, logprobs=said_by(stories, stories(text, add_special_tokens=False)["input_ids"]))
 
-    with serving(script) as server, pytest.raises(EndpointError, match=r"not the student's .*' Once'.*--student"):
+    with serving(script) as server, pytest.raises(EndpointError, match=r"from the student's .*' Once'.*--student"):
         ask(tmp_path, server.url, [f"p{n}" for n in range(20)], student=student, concurrency=1)
     assert sum(server.asked.values()) == 3
 
@@ -256,7 +256,7 @@ def test_without_a_student_they_are_kept_as_they_came_and_an_endpoint_without_an
     row = json.loads((tmp_path / "out/logprobs.ndjson").read_text())
     assert [token[0] for token in row["tokens"]] == ["Th", "e", " sum"]
     with serving() as server:
-        with pytest.raises(EndpointError, match="gives no log-probabilities"):
+        with pytest.raises(EndpointError, match="returns no log-probabilities"):
             ask(tmp_path, server.url, ["a", "b"], out=tmp_path / "none")
         assert sum(server.asked.values()) == 1
 

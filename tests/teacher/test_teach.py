@@ -243,7 +243,7 @@ def test_a_key_that_is_withdrawn_ends_the_job_but_keeps_what_is_there(tmp_path):
 
 def test_an_endpoint_that_is_down_shows_after_three_tries(tmp_path):
     url = f"http://127.0.0.1:{free_port()}/v1"
-    with pytest.raises(EndpointError, match=r"no answer after 3 tries \(no connection"):
+    with pytest.raises(EndpointError, match=r"does not answer after 3 tries \(no connection"):
         teach(recipe(tmp_path, url, list("abc"), retries=50), first_wait=QUICK)
 
 
@@ -260,7 +260,7 @@ def test_an_endpoint_that_goes_down_ends_the_job_and_resume_goes_on(tmp_path):
             teach(asked, first_wait=QUICK)
         assert sum(server.asked.values()) == 5 + 10 * 2
         up[0] = True
-        with pytest.raises(OutputError, match=r"holds 5 answers already.*--resume"):
+        with pytest.raises(OutputError, match=r"already contains 5 answers.*--resume"):
             teach(asked)
         report = teach(asked, resume=True)
     assert report["rows"] == {"written": 40, "failed": 0, "left": 0}
@@ -320,7 +320,7 @@ def test_answers_without_usage_are_counted_and_cannot_keep_to_a_cost(tmp_path, c
     with serving(lambda p, n: answer(p, usage=False)) as server:
         report = teach(recipe(tmp_path, server.url, ["a", "b"], price_in=1.0, price_out=1.0))
         assert report["tokens"] == {"prompt": 0, "answer": 0, "answers_without_count": 2}
-        assert "2 answers came without a count of tokens" in caplog.text
+        assert "2 answers have no token count" in caplog.text
         assert rows_of(tmp_path / "out")[0]["answer_tokens"] is None
         elsewhere = {"price_in": 1.0, "price_out": 1.0, "max_cost": 1.0, "out": tmp_path / "b"}
         with pytest.raises(EndpointError, match="no token count"):
@@ -405,7 +405,7 @@ def test_rows_without_a_prompt_are_left_out_and_counted(tmp_path, caplog):
     assert [prompt.text for prompt in read_prompts(asked)] == ["a", "half ?"]
     said = {
         'rows have a column "system", which is not sent (see --system)': 1,
-        "rows without a prompt left out": 3,
+        "rows without a prompt skipped": 3,
         'half a surrogate pair, read as "?"': 1,
     }
     caplog.clear()

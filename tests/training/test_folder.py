@@ -113,7 +113,7 @@ def test_what_earlier_versions_left_can_be_started(tmp_path: Path, values: Any) 
     with pytest.raises(OutputError, match="another tokenizer"):
         train(values)
     (run / "notes.txt").write_text("mine")
-    with pytest.raises(OutputError, match="something else"):
+    with pytest.raises(OutputError, match="something other"):
         train(values)
 
 

@@ -127,7 +127,7 @@ def test_a_folder_with_a_run_is_not_written_over(tmp_path: Path, moe: Path) -> N
     train(values)  # nothing to lose there
     (tmp_path / "other").mkdir()
     (tmp_path / "other" / "mine.txt").write_text("mine")
-    with pytest.raises(OutputError, match="something else"):
+    with pytest.raises(OutputError, match="something other"):
         train({**values, "out": str(tmp_path / "other")}, overwrite=True)
     assert (tmp_path / "other" / "mine.txt").is_file()
 

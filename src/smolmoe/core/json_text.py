@@ -14,7 +14,7 @@ BAD_FILE = (OSError, ValueError)  # what `read_json` and `parse_json` raise
 
 
 class DuplicateKeyError(ValueError):
-    """A key stands twice in one object: which of the values is meant, nobody can say."""
+    """A key is given twice in one object: which value is meant is ambiguous."""
 
 
 def read_json(path: Path) -> Any:

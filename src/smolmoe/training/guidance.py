@@ -167,7 +167,7 @@ def _check_domains(named: Mapping[str, Sequence[int]], domains: Sequence[str]) -
         return
     if unnamed == [UNKNOWN_DOMAIN]:
         raise DataError(
-            "some rows have no domain, so they cannot be assigned to an expert.",
+            "there are rows without a domain, which cannot be assigned to an expert.",
             field="data.sources",
             value=UNKNOWN_DOMAIN,
             fix="Tag them: set the source's `domain`, or name the column in `domain_column`.",

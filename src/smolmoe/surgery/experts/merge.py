@@ -35,7 +35,7 @@ def check_groups(files: MoeFiles, groups: Sequence[Sequence[int]]) -> Groups:
     named = [e for group in groups for e in group]
     for e in named:
         if not 0 <= e < files.experts:
-            raise RequestError(f"no such expert; experts are 0 to {files.experts - 1}.", field="groups", value=e)
+            raise RequestError(f"no such expert; there are experts 0 to {files.experts - 1}.", field="groups", value=e)
         if named.count(e) > 1:
             raise RequestError("is given twice: in two groups, or twice in one.", field="groups", value=e)
     alone = [(e,) for e in range(files.experts) if e not in named]

@@ -121,7 +121,7 @@ def _chosen(files: MoeFiles, experts: Sequence[int] | Mapping[int, Sequence[int]
     wrong = [e for kept in chosen.values() for e in kept if not 0 <= e < files.experts]
     if wrong or counts == {0}:
         raise RequestError(
-            f"no such expert; experts are 0 to {files.experts - 1}.", field="experts", value=wrong[:1] or []
+            f"no such expert; there are experts 0 to {files.experts - 1}.", field="experts", value=wrong[:1] or []
         )
     least = MOE_TARGETS[files.kind].min_experts if files.kind in MOE_TARGETS else 1
     if min(counts) < least:
