@@ -95,7 +95,7 @@ def test_what_is_held_out_is_not_trained_on(tmp_path: Path) -> None:
     assert not train & held_out
     assert len(train) + len(held_out) == 50
     both = parse(AlignDataRecipe, {"train": [str(file)], "validation": [str(file)]})
-    with pytest.raises(DataError, match="none of .* is left for training"):
+    with pytest.raises(DataError, match=r"none of .* is left for training"):
         read_examples(both, tiny_tokenizer(), pairs=False)
 
 
