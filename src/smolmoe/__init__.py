@@ -1,4 +1,4 @@
-"""smolmoe: convert a dense language model into a Mixture-of-Experts, train it, and measure what came out."""
+"""smolmoe: convert a dense language model into a Mixture-of-Experts, train it, and verify the result by measurement."""
 
 from __future__ import annotations
 

@@ -95,7 +95,7 @@ def test_nothing_there_is_overwritten_unasked(tmp_path: Path) -> None:
     assert not PairsFolder(out, {"seed": 1}, resume=False, overwrite=True).has_shard(0)
     (tmp_path / "else").mkdir()
     (tmp_path / "else" / "file").touch()
-    with pytest.raises(OutputError, match="something else"):
+    with pytest.raises(OutputError, match="something other"):
         PairsFolder(tmp_path / "else", {}, resume=False, overwrite=True)
     assert (tmp_path / "else" / "file").exists()
 

@@ -139,7 +139,7 @@ def test_nothing_is_overwritten_unasked(tmp_path: Path, moe: Path) -> None:
         align(values)
     with pytest.raises(OutputError, match="another recipe"):
         align({**values, "seed": 1}, resume="latest")
-    with pytest.raises(CheckpointError, match="none is known as the best: up to checkpoint-1 the run measured no"):
+    with pytest.raises(CheckpointError, match="no best checkpoint is known: up to checkpoint-1 the run measured no"):
         align(values, resume="best")
     align({**values, "seed": 1}, overwrite=True)
 

@@ -55,7 +55,7 @@ def test_two_models_in_turns(models: tuple[Path, Path], tmp_path: Path) -> None:
 
 
 def test_what_a_model_cannot_do_is_refused(models: tuple[Path, Path], tmp_path: Path) -> None:
-    with pytest.raises(RequestError, match="no experts whose implementation") as caught:
+    with pytest.raises(RequestError, match="experts implementation of this model cannot be chosen") as caught:
         bench(models[1], settings=BenchSettings(experts="eager"))
     assert caught.value.field == "experts"
     with pytest.raises(SourceError, match="no such model folder") as missing:

@@ -50,7 +50,7 @@ def test_extract_by_name(moe: Path, tmp_path: Path) -> None:
     text = printed("extract", moe, tmp_path / "out", "--expert", "math")
     assert "LlamaForCausalLM, expert 1 (math)" in text
     assert "claim       exact. The expert's gate is constant (gates sum to 1)." in text
-    assert "against the MoE that may choose only expert 1" in text
+    assert "against the MoE restricted to expert 1" in text
     assert "3 of 3 checks hold." in text
     two = json.loads(printed("extract", moe, tmp_path / "two", "--expert", "code", "--expert", "2", "--json"))
     assert two["architecture"] == "MixtralForCausalLM"

@@ -84,7 +84,7 @@ def test_push_to_a_folder(tmp_path: Path) -> None:
     text = printed("push", model, f"file:{tmp_path}/out", "--dry-run")
     assert "files, " in text
     assert ", would be sent" in text
-    assert "not sent: optimizer.pt (state of a training" in text
+    assert "not sent: optimizer.pt (training state" in text
     assert not (tmp_path / "out").exists()
     found = json.loads(printed("push", model, f"file:{tmp_path}/out", "--json"))
     assert found["bytes"] == sum(path.stat().st_size for path in (tmp_path / "out").iterdir())

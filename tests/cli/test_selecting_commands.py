@@ -66,7 +66,7 @@ def test_every_option_reaches_the_recipe(data: Call) -> None:
     ("arguments", "said"),
     [
         (["--score", "perplexity"], "a perplexity is a model's"),
-        ([], "tokens are a tokenizer's"),
+        ([], "a tokenizer is needed"),
         (["--score", "longest"], "score = longest"),
         (["--tokenizer", "tokenizer", "--by", "domian"], "Did you mean 'domain'"),
         (["--tokenizer", "tokenizer", "--min-characters", 9999], "text too short: 60"),
@@ -96,4 +96,4 @@ def test_scores_are_explained(data: Call) -> None:
     code, _, err = data("score", "absent.jsonl", "--tokenizer", "tokenizer")
     assert (code, "no such file" in err) == (2, True)
     code, _, err = data("score", "some text")
-    assert (code, "Name one, or a model" in err) == (2, True)
+    assert (code, "Name a tokenizer or a model" in err) == (2, True)

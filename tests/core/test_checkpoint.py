@@ -224,8 +224,8 @@ def test_leftover_buffers_of_old_checkpoints_are_dropped(model: Path) -> None:
 @pytest.mark.parametrize(
     ("model_type", "sizes", "says"),
     [
-        ("mixtral", {"num_local_experts": 4, "intermediate_size": 16}, "mixture of experts already"),
-        ("qwen3_moe", {"num_experts": 4, "moe_intermediate_size": 16}, "mixture of experts already"),
+        ("mixtral", {"num_local_experts": 4, "intermediate_size": 16}, "already a mixture of experts"),
+        ("qwen3_moe", {"num_experts": 4, "moe_intermediate_size": 16}, "already a mixture of experts"),
         ("opt", {"ffn_dim": 32, "word_embed_proj_dim": 32}, "FFN|feed-forward"),
         ("bloom", {"n_head": 4, "n_layer": 2}, "FFN|feed-forward"),
         ("bert", {"intermediate_size": 32, "is_decoder": False}, "causal"),

@@ -49,7 +49,7 @@ def test_no_name_of_a_device(word: str) -> None:
 
 
 def test_what_is_not_here_is_refused_with_what_is() -> None:
-    with pytest.raises(RequestError, match="not there on this machine") as caught:
+    with pytest.raises(RequestError, match="not available on this machine") as caught:
         pick_device(ABSENT)
     assert caught.value.value == ABSENT
     assert "which this machine has" in str(caught.value.fix)
@@ -83,7 +83,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     ],
 )
 def test_every_command_refuses_what_is_not_here(place: Path, call: Any) -> None:
-    with pytest.raises(RequestError, match="not there on this machine") as caught:
+    with pytest.raises(RequestError, match="not available on this machine") as caught:
         call(place)
     assert caught.value.field == "device"
     assert not (place / "out").exists()

@@ -108,7 +108,7 @@ def between(out: Path, action: Callable[[], None], **options: Any) -> None:
 
 def test_the_first_of_two_processes_wins(tmp_path: Path) -> None:
     out = tmp_path / "moe"
-    with pytest.raises(OutputError, match="came to be there"):
+    with pytest.raises(OutputError, match="was created while"):
         between(out, lambda: fill(out, "mine"))
     assert contents(out) == {"mine"}
     for overwrite in (True, False):  # while another one works, the second is refused at its start

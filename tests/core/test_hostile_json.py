@@ -272,11 +272,11 @@ INDEXES: dict[str, tuple[Callable[[dict[str, Any]], Any], str]] = {
     "null byte": (lambda v: weight_map(v, **{"model.norm.weight": "a\0b"}), "missing"),
     "not there": (
         lambda v: weight_map(v, other=next(iter(v["weight_map"].values()))),
-        "holds tensor other, and it does",
+        "lists tensor other in ",
     ),
     "not named": (
         lambda v: {**v, "weight_map": {k: s for k, s in v["weight_map"].items() if k != "model.norm.weight"}},
-        "does not name tensor model.norm.weight",
+        "does not list tensor model.norm.weight",
     ),
     "metadata": (lambda v: {**v, "metadata": 5}, "metadata"),
 }
@@ -299,7 +299,7 @@ def test_a_tensor_in_two_shards_is_refused(copy: Callable[[str], Path]) -> None:
     first, second = sorted(folder.glob("model-*.safetensors"))[:2]
     name, tensor = next(iter(load_file(first).items()))
     save_file({**load_file(second), name: tensor}, second, metadata={"format": "pt"})
-    with pytest.raises(CheckpointError, match=f"{name} stands in two shards"):
+    with pytest.raises(CheckpointError, match=f"{name} is in two shards"):
         open_checkpoint(folder)
 
 
@@ -325,7 +325,7 @@ def test_every_default_config_of_transformers_is_taken() -> None:
         ('{"kind": "step", "step": "one"}', "line 2.*step is 'one'"),
         ("[]", "line 2.*no object with a kind"),
         ('{"step": 1}', "line 2.*no object with a kind"),
-        ('{"kind": "step", "kind": "x"}', "line 2.*stands twice"),
+        ('{"kind": "step", "kind": "x"}', "line 2.*given twice"),
         ("[" * 100_000, "line 2.*deeply"),
         ("{", "line 2"),
     ],

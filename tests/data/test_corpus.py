@@ -214,7 +214,7 @@ def test_a_damaged_cache_is_made_anew(tmp_path, tokenizer, caplog, damage):
 
 def test_a_cache_that_cannot_be_written(tmp_path, tokenizer, monkeypatch):
     recipe = recipe_of(jsonl(tmp_path / "a.jsonl", numbered(300)), cache=tmp_path / "a.jsonl")
-    with pytest.raises(OutputError, match=r"tokenised text cannot be kept .*data\.cache"):
+    with pytest.raises(OutputError, match=r"tokenised text cannot be stored .*data\.cache"):
         load_corpus(recipe, tokenizer)
 
     def full(*_):
@@ -233,11 +233,11 @@ def test_sides_without_documents(tmp_path, tokenizer):
     with pytest.raises(DataError, match="none of the 3 documents is held out") as caught:
         load_corpus(recipe_of(path, held_out=min(shares) - 1e-3), tokenizer)
     assert caught.value.field == "data.held_out"
-    with pytest.raises(DataError, match="all 3 documents are held out: none is left to train on"):
+    with pytest.raises(DataError, match="all 3 documents are held out: none remains for training"):
         load_corpus(recipe_of(path, held_out=max(shares)), tokenizer)
-    with pytest.raises(DataError, match="the sources hold no text"):
+    with pytest.raises(DataError, match="the sources contain no text"):
         load_corpus(recipe_of(empty), tokenizer)
-    with pytest.raises(DataError, match="its sources hold no text"):
+    with pytest.raises(DataError, match="its sources contain no text"):
         load_corpus(recipe_of(path, validation=[{"path": empty}]), tokenizer)
 
 

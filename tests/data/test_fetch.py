@@ -111,12 +111,12 @@ def test_more_rows_go_on_where_it_stopped(tmp_path, place, preset, rows):
     assert documents_in(parts) == documents_in(whole) == list(documents_of(preset, rows))
     assert before.items() <= contents(parts).items()
     assert found == fetch(preset, parts, resume=True)  # nothing more to do
-    with pytest.raises(OutputError, match="another split"):
+    with pytest.raises(OutputError, match="different split"):
         fetch(preset, parts, split="test", resume=True)
     (folder / "train-0.jsonl").write_text(json.dumps(rows[0]) + "\n")
     fetch(preset, tmp_path / "b", rows=1)
     (folder / "train-0.jsonl").write_text(json.dumps(rows[0] | {"other": 1}) + "\n")
-    with pytest.raises(OutputError, match="another content of the data set"):
+    with pytest.raises(OutputError, match="different content of the data set"):
         fetch(preset, tmp_path / "b", rows=5, resume=True)
 
 
@@ -187,15 +187,15 @@ def test_bad_requests(tmp_path, place):
         fetch("dolly", tmp_path / "out", split="nope")
     assert caught.value.field == "split"
     place("dolly", [{"instruction": "", "context": "", "response": ""}], files=1)
-    with pytest.raises(DataError, match="holds no text"):
+    with pytest.raises(DataError, match="contains no text"):
         fetch("dolly", tmp_path / "empty")
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine/notes.txt").write_text("mine")
-    with pytest.raises(OutputError, match="something else than fetched rows"):
+    with pytest.raises(OutputError, match="something other than fetched rows"):
         fetch("dolly", tmp_path / "mine", resume=True)
 
 
 def test_a_hub_that_cannot_be_reached(tmp_path):
-    with pytest.raises(HubError, match=r"cannot be read: HF_HUB_OFFLINE is set.*give its path"):
+    with pytest.raises(HubError, match=r"cannot be read: HF_HUB_OFFLINE is set.*use its path"):
         fetch("tinystories", tmp_path / "out", rows=1)
     assert not (tmp_path / "out").exists()

@@ -135,7 +135,7 @@ def test_the_text_of_a_recipe_is_what_its_training_trains_on(asked: dict[str, An
     every = forecast_cache(asked["teacher"], asked["data"], asked["out"])
     assert 0 < found.documents < every.documents == 30
     assert not Path(asked["out"]).exists()
-    with pytest.raises(RequestError, match="alone"):
+    with pytest.raises(RequestError, match="names all its text"):
         forecast_cache(asked["teacher"], [str(tmp_path / "training.yaml"), asked["data"]], asked["out"])
 
 
@@ -159,7 +159,7 @@ def test_a_killed_run_goes_on_and_ends_with_the_same_files(asked: dict[str, Any]
     assert not (out / "cache.json").exists()
     with pytest.raises(OutputError, match=r"unfinished.*resume=True"):
         cache_teacher(**asked)
-    with pytest.raises(DataError, match="not finished"):
+    with pytest.raises(DataError, match="is incomplete"):
         open_cache(out)
     (out / ".shard-00077.partial").mkdir(exist_ok=True)  # as a kill between two files leaves it
     resumed = cache_teacher(**asked, resume=True)
@@ -200,7 +200,7 @@ def test_what_is_there_stays_unless_it_is_to_be_replaced(asked: dict[str, Any]) 
 
 
 def test_two_processes_write_what_one_writes(asked: dict[str, Any], tmp_path: Path) -> None:
-    alone = cache_teacher(**asked | {"out": str(tmp_path / "alone")})
+    alone = cache_teacher(**asked | {"out": str(tmp_path / "names all its text")})
     told = [json.loads(printed.splitlines()[-1]) for printed in run_ranks(WORKER, json.dumps(asked))]
     assert [one["tokens"] for one in told] == [alone.tokens] * 2
     assert alone.shards > 2
@@ -212,7 +212,7 @@ def test_two_processes_write_what_one_writes(asked: dict[str, Any], tmp_path: Pa
 
 def test_a_teacher_that_does_not_fit_its_tokenizer_is_refused(asked: dict[str, Any], tmp_path: Path) -> None:
     small = save(dense_llama(vocab_size=200), tmp_path / "small")
-    with pytest.raises(RequestError, match="300 tokens, the model only 200"):
+    with pytest.raises(RequestError, match="300 tokens, but the model only 200"):
         cache_teacher(**asked | {"teacher": str(small)})
     bare = save(dense_llama(), tmp_path / "bare", tokenizer=False)
     with pytest.raises(SourceError, match="no tokenizer"):
@@ -224,7 +224,7 @@ def test_a_teacher_whose_logits_are_no_numbers_is_refused(asked: dict[str, Any],
     broken = dense_llama()
     with torch.no_grad():
         broken.model.norm.weight.fill_(3e38)  # a number, and its logits are none
-    with pytest.raises(SourceError, match="no numbers"):
+    with pytest.raises(SourceError, match="NaN or infinite"):
         cache_teacher(**asked | {"teacher": str(save(broken, tmp_path / "broken"))})
 
 

@@ -97,7 +97,7 @@ def test_a_hub_id_is_the_base_model_and_is_handed_on(moe: Path, tmp_path: Path) 
     data, text = card_of(tmp_path / "one")
     assert (data["base_model"], data["license"]) == ("HuggingFaceTB/SmolLM2-135M", "mit")
     assert data["tags"] == ["smolmoe"]
-    assert "an expert of an MoE as a model of its own" in text
+    assert "one expert of an MoE as a standalone model" in text
     assert (
         read_provenance(tmp_path / "one")["measured"]["parameters"]["total"] == ModelFacts.read(tmp_path / "one").total
     )
@@ -111,7 +111,7 @@ def test_no_licence_is_made_up(moe: Path, tmp_path: Path) -> None:
     write_card(folder)
     data, text = card_of(folder)
     assert "license" not in data
-    assert "state one before publishing" in text
+    assert "add one before publishing" in text
 
 
 @pytest.mark.parametrize("name", sorted(MOE_TARGETS))

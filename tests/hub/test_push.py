@@ -62,14 +62,14 @@ def test_a_folder_gets_the_model_and_nothing_else(moe: Path, tmp_path: Path) -> 
     assert {path.name for path in out.iterdir()} == KEPT == set(result.files)
     assert {name: (out / name).stat().st_size for name in KEPT} == result.files
     assert result.refused == {
-        ".env": "no file of a model that smolmoe knows",
+        ".env": "not a known file of a model",
         "LICENSE": "a link out of the folder",
-        "logs/": "a folder that no model has",
-        "notes.txt": "no file of a model that smolmoe knows",
-        "optimizer.pt": "state of a training, no part of the model",
+        "logs/": "not a folder of a model",
+        "notes.txt": "not a known file of a model",
+        "optimizer.pt": "training state, not part of the model",
         "pytorch_model.bin": "a pickle: loading it runs whatever code is in it",
-        "rng_state.pth": "state of a training, no part of the model",
-        "trainer_state.json": "state of a training, no part of the model",
+        "rng_state.pth": "training state, not part of the model",
+        "trainer_state.json": "training state, not part of the model",
     }
     assert result.redacted == {"config.json": ["_name_or_path"], PROVENANCE_FILE: ["sources.base.name", "command"]}
     for name in KEPT - {"model.safetensors"}:
@@ -142,7 +142,7 @@ def test_what_is_no_model_is_refused(moe: Path, tmp_path: Path) -> None:
     (tmp_path / "run" / "model" / "model.safetensors").unlink()
     with pytest.raises(CheckpointError, match="pickled"):
         push(tmp_path / "run" / "model", "me/x", dry_run=True)
-    with pytest.raises(RequestError, match="of no use for a folder"):
+    with pytest.raises(RequestError, match="has no effect for a folder"):
         push(moe, str(tmp_path / "out"), private=True)
     folder = Path(shutil.copytree(moe, tmp_path / "newer", symlinks=True))
     (folder / PROVENANCE_FILE).write_text('{"schema_version": 2}')
@@ -259,6 +259,6 @@ def test_the_hub_gets_what_a_folder_gets(hub: Hub, moe: Path, tmp_path: Path) ->
 
 def test_a_hub_that_refuses_is_named(hub: Hub, moe: Path) -> None:
     hub.refuse = True
-    with pytest.raises(HubError, match=r"repo='me/my-moe': could not be sent: .*403.*hf auth login"):
+    with pytest.raises(HubError, match=r"repo='me/my-moe': upload failed: .*403.*hf auth login"):
         push(moe, "me/my-moe")
     assert hub.files == {}

@@ -174,7 +174,7 @@ def test_experts_that_cannot_be_had_are_refused(moe: Path, tmp_path: Path) -> No
         generate(dense, "The", offload_experts=True)
     with pytest.raises(RequestError, match="no names and experts 0 to 3"):
         generate(moe, "The", experts=["code"])
-    with pytest.raises(RequestError, match="no budget"):
+    with pytest.raises(RequestError, match="a budget needs"):
         generate(moe, "The", expert_memory=10**6)
     with pytest.raises(RequestError, match="do not fit"):
         generate(moe, "The", offload_experts=True, expert_memory=10)
@@ -210,9 +210,9 @@ def test_several_samples_of_several_prompts_come_in_order(moe: Path) -> None:
 
 
 def test_batches_that_cannot_be_are_refused(moe: Path) -> None:
-    with pytest.raises(RequestError, match="there is none"):
+    with pytest.raises(RequestError, match="no prompt is given"):
         generate_all(moe, [])
-    with pytest.raises(RequestError, match="for one prompt"):
+    with pytest.raises(RequestError, match="for a single prompt"):
         generate_all(moe, ["a", "b"], experts="auto")
     with pytest.raises(RequestError, match="Use at most"):
         generate_all(moe, ["a", "The sum of three and four. " * 4], max_new_tokens=110)

@@ -238,7 +238,7 @@ def test_rows_without_a_domain_are_left_out_and_counted(
     data.write_text('{"text": "", "domain": "a"}\n{"text": "one", "domain": null}\n' + text.read_text())
     whole, found = (probe(folder, path, options=QUICK) for path in (text, data))
     assert found.documents == whole.documents
-    assert f"rows without a domain left out: 1 (the first: {data}, line 2)" in caplog.text
+    assert f"rows without a domain skipped: 1 (the first: {data}, line 2)" in caplog.text
 
 
 def test_another_column_by(tmp_path: Path) -> None:

@@ -239,11 +239,11 @@ def test_a_tokenizer_can_be_learned(tmp_path: Path) -> None:
 def test_nothing_is_overwritten_unasked(place: Path, tmp_path: Path) -> None:
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine/notes.txt").write_text("mine")
-    with pytest.raises(OutputError, match="something else"):
+    with pytest.raises(OutputError, match="something other"):
         run_select(recipe(place), tmp_path / "mine", overwrite=True)
     run_select(recipe(place), tmp_path / "out")
     before = texts(tmp_path / "out")
-    with pytest.raises(OutputError, match="holds a choice already"):
+    with pytest.raises(OutputError, match="already contains a selection"):
         run_select(recipe(place, score="random"), tmp_path / "out")
     again = recipe(place, tmp_path / "out/rows.jsonl", budget=5)
     assert run_select(again, tmp_path / "out", overwrite=True).columns["score"] == "selection_score_"
@@ -314,7 +314,7 @@ def test_tools_that_are_not_there(place: Path, tmp_path: Path) -> None:
         run_select(recipe(place, tokenizer=str(tmp_path / "empty")), tmp_path / "out")
     with pytest.raises(SourceError, match=r"no config\.json"):
         run_select(recipe(place, score="perplexity", model=str(tmp_path / "empty")), tmp_path / "out")
-    with pytest.raises(RequestError, match="tokens are a tokenizer's"):
+    with pytest.raises(RequestError, match="a tokenizer is needed"):
         score_text("some text")
 
 

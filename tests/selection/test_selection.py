@@ -286,7 +286,7 @@ def test_groups_are_values_of_columns() -> None:
     assert group_of(row, ()) == ()
     with pytest.raises(DataError, match='row 3: no "d" among its columns'):
         group_of(row, ("a", "d"))
-    with pytest.raises(DataError, match='"c" is a list, by which nothing can be grouped'):
+    with pytest.raises(DataError, match='"c" is a list, which cannot be used for grouping'):
         group_of(row, ("c",))
 
 

@@ -155,7 +155,7 @@ def test_text_is_split_as_it_was(tmp_path: Path, shared: Path) -> None:
     folder = _random("qwen2_moe", closed=True, vocab_size=vocabulary)(tmp_path / "moe")
     for path in source.glob("tokenizer*"):
         shutil.copyfile(path, folder / path.name)
-    with pytest.raises(VerificationError, match="The tokenizer gives the same tokens"):
+    with pytest.raises(VerificationError, match="The tokenizer produces the same tokens"):
         extract(folder, tmp_path / "qwen2", [0])
     edit_tensors(folder, lambda tensors: [tensors[name].zero_() for name in tensors if name.endswith("proj.bias")])
     result = extract(folder, tmp_path / "llama", [0])  # without biases Llama does, which leaves a tokenizer its rule
@@ -246,13 +246,13 @@ def test_a_class_without_a_dense_one_stays_itself(tmp_path: Path) -> None:
 
 def test_bad_requests_are_refused_before_anything_is_written(tmp_path: Path) -> None:
     folder = _random("mixtral")(tmp_path / "moe")
-    with pytest.raises(SourceError, match="is dense"):
+    with pytest.raises(SourceError, match="is a dense model"):
         extract(zoo.folder("llama"), tmp_path / "out", [0])
     with pytest.raises(RequestError, match="no such expert: the model has no names and experts 0 to 3"):
         extract(folder, tmp_path / "out", ["code"])
     with pytest.raises(RequestError, match="experts 0 to 3"):
         prune(folder, tmp_path / "out", keep=[4])
-    with pytest.raises(RequestError, match="which experts to keep, or how many"):
+    with pytest.raises(RequestError, match="neither the experts to keep nor their number"):
         prune(folder, tmp_path / "out")
     with pytest.raises(RequestError, match="from 1 to 3"):
         prune(folder, tmp_path / "out", experts=4)
@@ -266,7 +266,7 @@ def test_bad_requests_are_refused_before_anything_is_written(tmp_path: Path) -> 
     other = save(dense_llama(), tmp_path / "other")
     rules = json.loads((other / "tokenizer.json").read_text())
     (other / "tokenizer.json").write_text(json.dumps(rules | {"normalizer": {"type": "Lowercase"}}))
-    with pytest.raises(RequestError, match="tokenizer is not the MoE's"):
+    with pytest.raises(RequestError, match="tokenizer differs from the MoE's"):
         add_expert(folder, tmp_path / "out", dense=other)
     assert not (tmp_path / "out").exists()
     assert extract(folder, tmp_path / "out", [0], dry_run=True).measured is None
@@ -301,7 +301,7 @@ def test_prune_keeps_what_is_used(tmp_path: Path, data: Path) -> None:
 
     edit_tensors(folder, one_sided)
     result = prune(folder, tmp_path / "out", experts=2, data=data)
-    assert result.said == "the 2 most used of each layer"
+    assert result.said == "the 2 most used in each layer"
     chosen = json.loads((tmp_path / "out" / "smolmoe.json").read_text())["experts"]["chosen"]
     assert chosen == {"0": [0, 2], "1": [1, 3]}
     assert result.losses is not None

@@ -59,10 +59,10 @@ def test_bad_input(moe: Path, tmp_path: Path) -> None:
         export(moe, tmp_path / "there", "generic")
     with pytest.raises(OutputError, match="lies inside the source"):
         export(moe, moe / "inside", "generic")
-    with pytest.raises(RequestError, match="only GGUF files are quantised"):
+    with pytest.raises(RequestError, match="applies only to GGUF files"):
         export(moe, tmp_path / "out", "generic", quant="f16")
     with pytest.raises(TargetError, match="no such class"):
         export(moe, tmp_path / "out", "llama")
-    with pytest.raises(SourceError, match="is dense"):
+    with pytest.raises(SourceError, match="is a dense model"):
         export(save(dense_llama(), tmp_path / "dense"), tmp_path / "out", "generic")
     assert not (tmp_path / "out").exists()

@@ -45,23 +45,23 @@ def settings(model_type: str, **config: Any) -> dict[str, Any]:
         ("mixtral", {}, None),
         ("mixtral", {"sliding_window": 8}, "ignores this class's sliding window of 8"),
         ("mixtral", {"sliding_window": 128}, None),  # as long as the context
-        ("mixtral", {"hidden_act": "gelu"}, "experts have SiLU"),
+        ("mixtral", {"hidden_act": "gelu"}, "experts use SiLU"),
         ("mixtral", {"head_dim": 16}, None),
-        ("granitemoeshared", {"head_dim": 16}, "heads of width 8 only"),
+        ("granitemoeshared", {"head_dim": 16}, "only heads of width 8"),
         ("granitemoeshared", {}, None),
-        ("qwen2_moe", {}, "never makes the gates"),
+        ("qwen2_moe", {}, "never renormalises the chosen gates"),
         ("qwen2_moe", {"norm_topk_prob": False}, None),
         ("qwen2_moe", {"num_experts_per_tok": 4}, None),  # all experts: the softmax sums to 1
         ("qwen2_moe", {"norm_topk_prob": False, "mlp_only_layers": [0]}, "all layers of this class are MoE"),
         ("qwen3_moe", {}, None),
-        ("qwen3_moe", {"norm_topk_prob": False}, "always makes the gates"),
-        ("qwen3_moe", {"attention_bias": True}, "no biases"),
+        ("qwen3_moe", {"norm_topk_prob": False}, "always renormalises the chosen gates"),
+        ("qwen3_moe", {"attention_bias": True}, "not support attention biases"),
         ("glm4_moe", {"norm_topk_prob": False}, None),
-        ("glm4_moe", {"n_group": 2, "topk_group": 1}, "groups of experts"),
+        ("glm4_moe", {"n_group": 2, "topk_group": 1}, "group-limited routing"),
         ("olmoe", {"norm_topk_prob": False, "num_key_value_heads": 4}, None),
-        ("olmoe", {"norm_topk_prob": False}, "as many heads of keys"),
+        ("olmoe", {"norm_topk_prob": False}, "as many key heads"),
         ("olmoe", {"norm_topk_prob": False, "num_key_value_heads": 4, "rms_norm_eps": 1e-6}, "norms' epsilon"),
-        ("flex_olmo", {}, "no architecture of this kind"),
+        ("flex_olmo", {}, "no matching architecture"),
     ],
 )
 def test_what_llama_cpp_can_compute(model_type: str, config: Any, reason: str | None) -> None:
@@ -96,7 +96,7 @@ def test_a_class_that_computes_the_same_stands_in(tmp_path: Path) -> None:
     assert (own.kind, own.own, own.architecture) == ("mixtral", True, "llama")
     qwen = find_route(read_moe(zero_gates(random_moe("qwen2_moe"), tmp_path / "qwen2")))
     assert (qwen.kind, qwen.own, qwen.architecture) == ("granitemoeshared", False, "granitemoe")
-    with pytest.raises(TargetError, match="never makes the gates") as caught:
+    with pytest.raises(TargetError, match="never renormalises the chosen gates") as caught:
         find_route(read_moe(save(random_moe("qwen2_moe"), tmp_path / "trained")))
     assert "vLLM" in str(caught.value.fix)
 
@@ -161,9 +161,9 @@ def test_the_pre_tokenizer_is_known_by_what_it_does(rules: Any, name: str) -> No
 @pytest.mark.parametrize(
     ("rules", "what"),
     [
-        (sequence({"type": "Digits", "individual_digits": False}, BYTES), "splits unlike"),
-        ({"pre_tokenizer": BYTES | {"add_prefix_space": True}}, "splits unlike"),
-        ({"model": {"ignore_merges": True}}, "looks whole words up"),
+        (sequence({"type": "Digits", "individual_digits": False}, BYTES), "splits differently"),
+        ({"pre_tokenizer": BYTES | {"add_prefix_space": True}}, "splits differently"),
+        ({"model": {"ignore_merges": True}}, "looks up whole words"),
         ({"normalizer": {"type": "Lowercase"}}, "a normaliser"),
     ],
 )
@@ -185,7 +185,7 @@ def test_where_the_converter_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     monkeypatch.delenv(ENVIRONMENT, raising=False)
     with pytest.raises(RequestError, match=ENVIRONMENT):
         find_converter(None)
-    with pytest.raises(RequestError, match=r"no convert_hf_to_gguf\.py in it"):
+    with pytest.raises(RequestError, match=r"does not contain convert_hf_to_gguf\.py"):
         find_converter(tmp_path)
     script = tmp_path / "vendor" / "llama.cpp" / "convert_hf_to_gguf.py"
     script.parent.mkdir(parents=True)

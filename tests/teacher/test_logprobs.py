@@ -152,9 +152,9 @@ def test_what_does_not_fit_is_named(shared):
         StudentTokens(stories).match(text, compact(said_by(tiny, ids)))
     assert " thr" in caught.value.tokens
     letters = [tiny.convert_tokens_to_ids("Ġ" if letter == " " else letter) for letter in text]
-    with pytest.raises(Mismatch, match="cuts the response otherwise, first at: 'T', 'Th'"):
+    with pytest.raises(Mismatch, match="tokenizes the response differently, first at: 'T', 'Th'"):
         StudentTokens(tiny).match(text, compact(said_by(tiny, letters)))
-    with pytest.raises(Mismatch, match="cuts the response otherwise"):
+    with pytest.raises(Mismatch, match="tokenizes the response differently"):
         StudentTokens(tiny).match(text, compact(said_by(tiny, ids[:-1])))
     sure = compact(said_by(tiny, ids))
     sure[0][3][1][2] = -0.1
@@ -192,8 +192,8 @@ def test_rows_of_the_students_tokens_become_a_cache_and_others_are_refused_by_na
     assert (server.bodies[0]["logprobs"], server.bodies[0]["top_logprobs"]) == (True, 3)
     assert (report["student"]["fitting"], report["student"]["refused"]) == (2, 2)
     assert [reason.partition(" (")[0] for reason in report["student"]["reasons"]] == [
-        "the student cuts the response otherwise, first at: 'T', 'Th'",
-        "the answer did not end by itself",
+        "the student tokenizes the response differently, first at: 'T', 'Th'",
+        "the answer was truncated",
     ]
     out = tmp_path / "out"
     rows = [json.loads(line) for line in (out / "logprobs.ndjson").read_text().splitlines()]
@@ -243,7 +243,7 @@ def test_another_tokenizer_ends_the_job_with_its_tokens_named(tmp_path, student,
         text = f"Once upon a time {prompt}"
         return answer(text, logprobs=said_by(stories, stories(text, add_special_tokens=False)["input_ids"]))
 
-    with serving(script) as server, pytest.raises(EndpointError, match=r"not the student's .*' Once'.*`student`"):
+    with serving(script) as server, pytest.raises(EndpointError, match=r"from the student's .*' Once'.*`student`"):
         ask(tmp_path, server.url, [f"p{n}" for n in range(20)], student=student, concurrency=1)
     assert sum(server.asked.values()) == 3
 
@@ -256,7 +256,7 @@ def test_without_a_student_they_are_kept_as_they_came_and_an_endpoint_without_an
     row = json.loads((tmp_path / "out/logprobs.ndjson").read_text())
     assert [token[0] for token in row["tokens"]] == ["Th", "e", " sum"]
     with serving() as server:
-        with pytest.raises(EndpointError, match="gives no log-probabilities"):
+        with pytest.raises(EndpointError, match="returns no log-probabilities"):
             ask(tmp_path, server.url, ["a", "b"], out=tmp_path / "none")
         assert sum(server.asked.values()) == 1
 
@@ -269,5 +269,5 @@ def test_a_tokenizer_without_bytes_and_a_folder_without_tokenizer_are_refused(tm
     with pytest.raises(RequestError, match="neither byte-level nor of SentencePiece"):
         StudentTokens(words)
     bare = save(dense_llama(), tmp_path / "bare", tokenizer=False)
-    with pytest.raises(SourceError, match="no tokenizer files in the folder"):
+    with pytest.raises(SourceError, match="the folder has no tokenizer files"):
         ask(tmp_path, "http://127.0.0.1:1/v1", ["a"], student=str(bare))

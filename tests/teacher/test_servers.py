@@ -64,7 +64,7 @@ def test_transformers_serve(tmp_path):
         url, name = f"http://127.0.0.1:{port}/v1", str(model)
         prompts = ["The sum of three", "def add", "The sum of three"]
         report = ask(tmp_path, url, name, prompts, max_tokens=6, temperature=0.0, concurrency=2, system="Go on.")
-        with pytest.raises(EndpointError, match="gives no log-probabilities"):
+        with pytest.raises(EndpointError, match="returns no log-probabilities"):
             ask(tmp_path, url, name, ["a", "b"], max_tokens=4, top_logprobs=3, out=tmp_path / "logprobs")
         with pytest.raises(EndpointError, match="the endpoint"):
             ask(tmp_path, url, "another/model", ["a"], out=tmp_path / "other", retries=1)

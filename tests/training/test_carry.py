@@ -121,6 +121,6 @@ def test_state_of_a_checkpoint_folder_is_checked_as_that_of_a_run(trained: Path,
 def test_state_of_no_adam(trained: Path, tmp_path: Path) -> None:
     dense = trained / "dense-run" / "model"
     run = train(recipe(tmp_path, dense, trainer=trainer(optim="adafactor", max_steps=1), out=str(tmp_path / "ada"))).out
-    for optimizer, problem in ((run, "no state of Adam"), (tmp_path / "nowhere", "no whole checkpoint")):
+    for optimizer, problem in ((run, "no Adam state"), (tmp_path / "nowhere", "no complete checkpoint")):
         with pytest.raises(CheckpointError, match=problem):
             train(recipe(tmp_path, dense, carry={"optimizer": str(optimizer)}))

@@ -145,7 +145,7 @@ def test_ddp_trains_as_one_process(tmp_path: Path) -> None:
     # What one rank refuses, both do, with one message; a step that is no number is seen by both.
     for process in told:
         assert process["jobs"][:5] == [None] * 5
-        assert "the folder holds a run (finished)" in process["jobs"][5]
+        assert "the folder contains a run (finished)" in process["jobs"][5]
         assert "the gradient norm of step 2 is nan; the step was not taken" in process["jobs"][6]
 
 
@@ -167,7 +167,7 @@ def test_fsdp_trains_as_one_process(tmp_path: Path) -> None:
 
     for process in told:
         assert process["jobs"][:4] == [None] * 4
-        assert "is not sharded over the processes" in process["jobs"][4]
+        assert "is not sharded across processes" in process["jobs"][4]
         assert process["jobs"][5].startswith("trainer.optim='adafactor'")
         assert process["parameters"] == ["DTensor"]
         assert process["wrapped"] == "FSDPMixtralForCausalLM"

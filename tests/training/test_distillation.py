@@ -158,7 +158,7 @@ def test_a_run_cannot_go_on_with_another_cache(place: Path, tmp_path: Path) -> N
     moved.unlink()
     moved.symlink_to(place / "all")
     again = values(place, tmp_path / "run", trainer=steps | {"max_steps": 4}) | {"distill": {"cache": str(moved)}}
-    with pytest.raises(OutputError, match="data is not what the run began with"):
+    with pytest.raises(OutputError, match="data has changed since the run started"):
         train(again, resume="latest")
 
 
@@ -193,7 +193,7 @@ def test_another_text_is_refused(place: Path, tmp_path: Path) -> None:
     other = write_text(tmp_path / "other.jsonl", seed=7)
     asked = values(place, tmp_path / "run")
     asked["data"] = asked["data"] | {"sources": [{"path": str(other)}]}
-    with pytest.raises(DataError, match=r"documents to train on are not in it.*another text \(\w+ there, \w+ here\)"):
+    with pytest.raises(DataError, match=r"training documents are missing.*different text \(\w+ there, \w+ here\)"):
         train(asked)
     assert not (tmp_path / "run").exists()
 

@@ -113,7 +113,7 @@ def test_what_earlier_versions_left_can_be_started(tmp_path: Path, values: Any) 
     with pytest.raises(OutputError, match="another tokenizer"):
         train(values)
     (run / "notes.txt").write_text("mine")
-    with pytest.raises(OutputError, match="something else"):
+    with pytest.raises(OutputError, match="something other"):
         train(values)
 
 
@@ -144,7 +144,7 @@ def test_another_run_may_branch_off_with_a_schedule_of_its_own(tmp_path: Path, v
 
 def test_a_run_does_not_end_before_its_checkpoint(tmp_path: Path, values: Any) -> None:
     train(values)
-    with pytest.raises(RequestError, match="is of step 2, and the run ends at step 1"):
+    with pytest.raises(RequestError, match="is at step 2, but the run ends at step 1"):
         train({**values, "trainer": {**values["trainer"], "max_steps": 1}}, resume="latest")
 
 

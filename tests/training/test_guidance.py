@@ -156,7 +156,7 @@ def test_a_bias_is_held_against_experts_of_the_same_name() -> None:
         ({"experts": {"a": [0, 1], "b": [2, 7]}}, ["a", "b"], "guidance.experts", "0 to 3"),
         ({"experts": {k: [i] for i, k in enumerate("abcde")}}, list("abcde"), "guidance.experts", "more domains"),
         ({"experts": {"a": [0, 1], "b": [2, 3]}}, ["a"], "guidance.experts", "no rows"),
-        ({"experts": {"a": [0, 1, 2, 3]}}, ["a", "b"], "guidance.experts", "no expert is named"),
+        ({"experts": {"a": [0, 1, 2, 3]}}, ["a", "b"], "guidance.experts", "a domain without experts"),
         ({"experts": {"a": [0, 1, 2, 3]}}, ["a", "text"], "data.sources", "without a domain"),
         ({"experts": {"a": [0, 1], "b": [2, 3]}, "layers": [5]}, ["a", "b"], "guidance.layers", "0, 1"),
         ({"experts": {"a": [0, 1], "b": [2, 3]}, "floor": 0.5}, ["a", "b"], "guidance.floor", "leave nothing"),

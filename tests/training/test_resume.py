@@ -127,7 +127,7 @@ def test_a_folder_with_a_run_is_not_written_over(tmp_path: Path, moe: Path) -> N
     train(values)  # nothing to lose there
     (tmp_path / "other").mkdir()
     (tmp_path / "other" / "mine.txt").write_text("mine")
-    with pytest.raises(OutputError, match="something else"):
+    with pytest.raises(OutputError, match="something other"):
         train({**values, "out": str(tmp_path / "other")}, overwrite=True)
     assert (tmp_path / "other" / "mine.txt").is_file()
 
@@ -138,7 +138,7 @@ def test_resumed_as_another_run(tmp_path: Path, moe: Path) -> None:
     with pytest.raises(OutputError, match=r"objective\.z_loss: 0\.0 there, 0\.1 here"):
         train({**values, "objective": {"z_loss": 0.1}}, resume="latest")
     write_text(tmp_path / "text.jsonl", documents=61)
-    with pytest.raises(OutputError, match="not what the run began with"):
+    with pytest.raises(OutputError, match="has changed since the run started"):
         train(values, resume="latest")
 
 

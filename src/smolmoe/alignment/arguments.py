@@ -49,11 +49,11 @@ _OURS = {
     "beta": "beta",
     "max_length": "data.length",
     "max_completion_length": "data.length",
-    "truncation_mode": "data.length: what is longer is left out",
-    "router_aux_loss_coef": "objective.load_balance, which counts padding out and every layer alike",
+    "truncation_mode": "data.length: longer sequences are skipped",
+    "router_aux_loss_coef": "objective.load_balance, which ignores padding and weights all layers equally",
     "chat_template_path": "data.chat_template",
-    "completion_only_loss": "nothing: answers alone are trained on",
-    "assistant_only_loss": "nothing: answers alone are trained on",
+    "completion_only_loss": "nothing: only answers are trained on",
+    "assistant_only_loss": "nothing: only answers are trained on",
     "is_encoder_decoder": "nothing",
     "train_sampling_strategy": "seed",
     **dict.fromkeys(("model_init_kwargs", "trust_remote_code"), "nothing"),
@@ -78,7 +78,7 @@ _OURS = {
     **dict.fromkeys(("dataset_num_proc", "shuffle_dataset", "eos_token", "pad_token"), "nothing"),
     **dict.fromkeys(
         ("sync_ref_model", "ref_model_mixup_alpha", "ref_model_sync_steps"),
-        "nothing: the reference is the model as it was",
+        "nothing: the reference is the initial model",
     ),
 }
 # Losses that TRL looks at when training has begun only.
@@ -134,23 +134,23 @@ def _check_losses(recipe: AlignRecipe) -> None:
             raise _refused("loss_type", name, f"Unknown loss type {name}", f"Use {', '.join(known)}.")
     if recipe.method == "cpo" and given.get("alpha") and not {*losses} & {*_AVERAGING}:
         loss, fix = ", ".join(losses) or "sigmoid", f"Add loss_type: {' or '.join(_AVERAGING)}, or leave alpha out."
-        message = f"{loss} raises an answer's whole probability to the power of it, which is 0 for any but short ones"
-        raise RequestError(f"{message}: the loss is no number.", field="trainer.alpha", value=given["alpha"], fix=fix)
+        message = f"{loss} raises an answer's full probability to this power, which is 0 for all but short answers"
+        raise RequestError(f"{message}: the loss is NaN.", field="trainer.alpha", value=given["alpha"], fix=fix)
     smoothing = given.get("label_smoothing", 0)
     if ("exo_pair" in losses and smoothing == 0) or ("robust" in losses and smoothing >= 0.5):
         raise _refused("label_smoothing", smoothing, f"{', '.join(losses)} needs one above 0 and below 0.5")
     if given.get("use_weighting") and {"aot", "aot_unpaired"} & {*losses}:
-        raise _refused("use_weighting", True, f"{', '.join(losses)} takes no weights", "Leave it out.")
+        raise _refused("use_weighting", True, f"{', '.join(losses)} takes no weights", "Remove it.")
     divergence = given.get("f_divergence_type", "reverse_kl")
     if divergence != "reverse_kl" and not {*losses} <= _DIVERGING:
-        raise _refused("f_divergence_type", divergence, f"{', '.join(losses)} takes reverse_kl only", "Leave it out.")
+        raise _refused("f_divergence_type", divergence, f"{', '.join(losses)} takes only reverse_kl", "Remove it.")
     if recipe.method != "sft" and given.get("label_smoothing_factor"):
         value = given["label_smoothing_factor"]
         raise _refused(
-            "label_smoothing_factor", value, "a loss of pairs does not smooth tokens", "Use label_smoothing."
+            "label_smoothing_factor", value, "a preference loss does not smooth tokens", "Use label_smoothing."
         )
     if given.get("save_strategy") == "best":
-        raise _refused("save_strategy", "best", "nothing is measured between before and after", "Use steps.")
+        raise _refused("save_strategy", "best", "nothing is measured during training", "Use steps.")
 
 
 def _refused(field: str, value: object, message: str, fix: str | None = None) -> RequestError:

@@ -88,13 +88,13 @@ def messages_of(value: Any, where: str, unused: Unused) -> list[Message]:
         return [{"role": "assistant", "content": whole_text(value, unused.tally, where)}]
     items = [value] if isinstance(value, dict) else value
     if not isinstance(items, list):
-        raise bad(where, f"a {type(value).__name__} where messages should be")
+        raise bad(where, f"a {type(value).__name__} instead of messages")
     return [_message(item, where, unused) for item in items if item is not None]
 
 
 def _message(item: Any, where: str, unused: Unused) -> Message:
     if not isinstance(item, dict):
-        raise bad(where, f"a {type(item).__name__} where a message with role and content should be")
+        raise bad(where, f"a {type(item).__name__} instead of a message with role and content")
     role = item.get("role") or item.get("from")
     if not role and ("role" in item or "from" in item):
         role = "null"
@@ -102,19 +102,19 @@ def _message(item: Any, where: str, unused: Unused) -> Message:
     there = "content" in item or "value" in item or "tool_calls" in further
     if not isinstance(role, str) or not there:
         keys = ", ".join(map(str, item)) or "none"
-        raise bad(where, f"a message that has no role and content (or from and value); its keys: {keys}")
+        raise bad(where, f"a message without role and content (or from and value); its keys: {keys}")
     role = _ROLES.get(role, role)
     content = item.get("content")
     text = _text(item.get("value") if content is None else content, where, unused)
     if "tool_calls" in further:
         further["tool_calls"] = _calls(further["tool_calls"])
     if role not in KNOWN_ROLES:
-        unused.add(f'loss on turns of the role "{role}", which is not known')
+        unused.add(f'loss on turns of the unknown role "{role}"')
     return {"role": role, "content": whole_text(text, unused.tally, where), **further}
 
 
 def _text(content: Any, where: str, unused: Unused) -> str:
-    """Text, parts of text, or nothing, beside tool calls above all."""
+    """Text, parts of text, or nothing (mostly with tool calls)."""
     if content is None:
         return ""
     if isinstance(content, str):
@@ -187,10 +187,10 @@ class Renderer:
             end = self._rendered([*messages, message], tools, where, False)
             if not start.startswith(done) or not end.startswith(start):
                 raise RequestError(
-                    "it renders a prompt differently once it is answered.",
+                    "it renders a prompt differently when an answer follows.",
                     field="data.chat_template",
                     value=self.name,
-                    fix="Give a template in which what comes before an answer does not depend on it.",
+                    fix="Use a template in which the text before an answer does not depend on the answer.",
                 )
             if start != done:
                 parts.append((start[len(done) :], False))
@@ -206,7 +206,7 @@ class Renderer:
         return prompt.removeprefix(bos) if is_twice else prompt, tuple(parts)
 
     def _look_for_keys(self, messages: Sequence[Message], tools: Any, where: str) -> None:
-        """Note which keys beside role and content the template shows: without them it gives another text."""
+        """Record which keys other than role and content the template uses: without them its output changes."""
         keys = further_keys(messages) - self.shown
         if not keys and not tools:
             return
@@ -223,10 +223,10 @@ class Renderer:
 
         if self.template is None and not getattr(self.tokenizer, "chat_template", None):
             raise RequestError(
-                f"{where} is a chat, and the tokenizer has no template for one.",
+                f"{where} is a chat, but the tokenizer has no chat template.",
                 field="data.chat_template",
                 value=None,
-                fix="Give a file with a Jinja template, or prompts and completions as plain text.",
+                fix="Use a file with a Jinja template, or prompts and completions as plain text.",
             )
         plain = [{name: value for name, value in message.items() if name != "weight"} for message in messages]
         try:
@@ -241,7 +241,7 @@ class Renderer:
             )
         except (TemplateError, ValueError, TypeError) as error:
             raise RequestError(
-                f"it does not render {where}: {error}", field="data.chat_template", value=self.name
+                f"cannot render {where}: {error}", field="data.chat_template", value=self.name
             ) from error
 
 

@@ -81,7 +81,7 @@ class Examples:
 
 
 def read_examples(recipe: AlignDataRecipe, tokenizer: Any, *, pairs: bool) -> Examples:
-    """The rows of a recipe's data; of a row that nothing can be learned from, an example that says so.
+    """The rows of a recipe's data; a row without usable content becomes an example with the reason.
 
     A row of a chat without preferences gives one example for each turn of the assistant.
 
@@ -106,10 +106,10 @@ def read_examples(recipe: AlignDataRecipe, tokenizer: Any, *, pairs: bool) -> Ex
     for side, found in (("train", train), ("validation", validation)):
         if not found:
             raise DataError(
-                f"of {len(rows)} rows none is left for {'training' if side == 'train' else 'measuring'}.",
+                f"none of {len(rows)} rows is left for {'training' if side == 'train' else 'measuring'}.",
                 field=f"data.{side}",
                 value=", ".join(getattr(recipe, side) or recipe.train),
-                fix="Give more rows, or a file of its own as data.validation, or set data.held_out.",
+                fix="Use more rows, set data.validation to a separate file, or set data.held_out.",
             )
     return Examples(train, validation, reader.unused.to_json())
 
@@ -130,7 +130,7 @@ class _Reader:
             place = expanded(path)
             found = find_files(place) if os.path.exists(place) else None
             if found is None:
-                raise DataError("there is no such file.", field="data", value=path, fix="Give the path of a file.")
+                raise DataError("no such file.", field="data", value=path, fix="Use the path of a file.")
             say_unread(found)
             for file in found.files:
                 yield from self._file(file)
@@ -184,7 +184,7 @@ class _Reader:
             return
         if "messages" in values and "completion" not in values and chosen is None:
             if not is_chat(prompt):
-                raise bad(where, f"a {type(prompt).__name__} where messages should be")
+                raise bad(where, f"a {type(prompt).__name__} instead of messages")
             yield from self._turns(self._before(prompt, values, where), values, where)
             return
         if chosen is None or (isinstance(chosen, list) and not chosen):
@@ -212,7 +212,7 @@ class _Reader:
         asked = CorrectionPrompt(self.recipe.template, chat=self.recipe.chat).ask(prompt)
         if isinstance(asked, str):
             if not is_empty(values.get("tools")):
-                self.unused.add('column "tools" (plain prompts have no place for it)')
+                self.unused.add('column "tools" (plain prompts do not support it)')
             asked = self._with_system(asked, values, where)
             return Example(asked, chosen, rejected, prompt, references, task)
         before = self._before(list(asked), values, where)
@@ -237,7 +237,7 @@ class _Reader:
             return messages
         if messages and messages[0]["role"] == "system":
             if messages[0]["content"].strip() != system.strip():
-                self.unused.add("system prompts (their chats have one of their own)")
+                self.unused.add("system prompts (the chats already have one)")
             return messages
         return [{"role": "system", "content": system}, *messages]
 
@@ -354,9 +354,9 @@ class _Keys:
     def say(self) -> None:
         for key in sorted(further_keys(self.messages) - self.renderer.shown):
             count = sum(key in message for message in self.messages)
-            self.unused.add(f'"{key}" of messages (the chat template does not show it)', count)
+            self.unused.add(f'"{key}" of messages (the chat template does not use it)', count)
         if self.given and "tools" not in self.renderer.shown:
-            self.unused.add('column "tools" (the chat template does not show it)')
+            self.unused.add('column "tools" (the chat template does not use it)')
 
 
 def _apart(before: list[Message], answers: list[list[Message]]) -> tuple[list[Message], list[list[Message]]]:

@@ -94,7 +94,7 @@ class AlignJob:
         self.source, self.provenance = source, parent_provenance(source)
         self.tokenizer = load_tokenizer(source)
         if self.tokenizer is None:
-            raise SourceError("the model brings no tokenizer.", field="model.path", value=str(source))
+            raise SourceError("the model has no tokenizer.", field="model.path", value=str(source))
         self.pad_token = self.tokenizer.pad_token
         if self.pad_token is None:
             logger.info("The tokenizer has no padding token: the end-of-text token pads, and is masked there.")
@@ -110,13 +110,13 @@ class AlignJob:
         self.ignored = examples.ignored
         if self.ignored:
             said = ", ".join(f"{what}: {count}" for what, count in self.ignored.items())
-            logger.warning("Not used of the rows: %s.", said)
+            logger.warning("Ignored in the rows: %s.", said)
         self.rows, self.dropped = tokenised(examples.train, self.tokenizer, self.length)
         self.validation, unused = tokenised(examples.validation, self.tokenizer, self.length, field="data.validation")
         for what, dropped in (("training", self.dropped), ("validation", unused)):
             found = [f"{count} {reason.replace('_', ' ')}" for reason, count in dropped.to_json().items() if count]
             if found:
-                logger.warning("Left out of the %s rows: %s.", what, ", ".join(found))
+                logger.warning("Skipped of the %s rows: %s.", what, ", ".join(found))
         self.unused = unused
         self.corrections = self._corrections()
         if self.corrections:
@@ -135,7 +135,7 @@ class AlignJob:
         routers = [router for _, router in find_routers(model)]
         if recipe.router is not None and not routers:
             raise RequestError(
-                "the model is dense: it has no routers.", field="router", value=recipe.router, fix="Leave it out."
+                "the model is dense: it has no routers.", field="router", value=recipe.router, fix="Remove it."
             )
         check_terms(model, recipe.objective, recipe.routing, routers, self.granularity)
         set_attention(model, recipe.model.attention)
@@ -151,7 +151,7 @@ class AlignJob:
         return granularity_of(self.provenance)
 
     def _corrections(self) -> list[CorrectionRow]:
-        """Texts to correct: of their own file, else the held-out rows that have references."""
+        """Texts to correct: from their own file, otherwise the held-out rows with references."""
         from smolmoe.data.prompts import CorrectionRow, read_corrections, strip_instructions
 
         wanted, file = self.recipe.answers, self.recipe.data.corrections
@@ -209,7 +209,7 @@ class AlignJob:
         return Measured(answers, router_state(model, self.validation), self._scores(model, when))
 
     def _scores(self, model: Any, when: str) -> dict[str, Any] | None:
-        """How well the model corrects held-out texts, beside leaving them as they are."""
+        """How well the model corrects held-out texts, compared with leaving them unchanged."""
         if not self.corrections:
             return None
         from smolmoe.data.prompts import CorrectionPrompt, prompt_ids
@@ -226,7 +226,7 @@ class AlignJob:
         new = max(length(text) for row in self.corrections for text in (row.source, *row.references))
         rows = [row for row, given in zip(self.corrections, asked, strict=True) if given + new <= positions]
         if not rows:
-            logger.warning("No text to correct leaves room for an answer of %d tokens: none is scored.", new)
+            logger.warning("No text leaves room for a correction of %d tokens: none is scored.", new)
             return None
         scores = score_corrections(
             model,

@@ -28,7 +28,7 @@ def lora_config(recipe: LoraRecipe, model: nn.Module, *, train_routers: bool) ->
     """PEFT's config for a model that is not wrapped yet.
 
     A stacked expert tensor [E, out, in] gets E adapters, A [E * r, in] and B [out, E * r]; an expert that no token
-    reaches gives its own no gradient. Routers are small, so those that train are kept whole beside the adapters; the
+    reaches gives its own no gradient. Routers are small, so trained ones are stored in full next to the adapters; the
     reference pass of DPO, in which adapters are off, has the routers as they were.
 
     Raises:
@@ -38,9 +38,7 @@ def lora_config(recipe: LoraRecipe, model: nn.Module, *, train_routers: bool) ->
     peft = require("peft")
     routers = find_routers(model)
     if recipe.experts and not routers:
-        raise RequestError(
-            "the model is dense: it has no experts.", field="lora.experts", value=True, fix="Leave it out."
-        )
+        raise RequestError("the model is dense: it has no experts.", field="lora.experts", value=True, fix="Remove it.")
     names = _linear_names(model, recipe)
     kept = [_name_of(model, router) for _, router in routers] if train_routers else None
     return peft.LoraConfig(
@@ -72,25 +70,25 @@ def _linear_names(model: nn.Module, recipe: LoraRecipe) -> list[str]:
     words = _words_of_experts(model)
     if targets == "all-linear":
         if words and not recipe.experts:
-            raise _means_experts(targets, "the experts are stacked tensors, no linear modules")
+            raise _means_experts(targets, "the experts are stacked tensors, not linear modules")
         return linear
     for target in targets:
         found = [name for name in linear if _is_called(name, target)]
         if not found and target.rpartition(".")[2] in words:
             if recipe.experts:
                 continue  # has its adapters by `lora.experts`
-            raise _means_experts(target, "the experts have it within stacked tensors, no linear module is called so")
+            raise _means_experts(target, "in the experts it is part of stacked tensors; no linear module has this name")
         if not found:
             there = sorted({name.rpartition(".")[2] for name in linear})
             raise RequestError(
-                "no linear module of the model's layers is called so.",
+                "no linear module in the model's layers has this name.",
                 field="lora.targets",
                 value=target,
-                fix=f"There are {', '.join(there)}." + (" The experts' own: lora.experts: true." if words else ""),
+                fix=f"Modules: {', '.join(there)}." + (" The experts' own: lora.experts: true." if words else ""),
             )
         if target in words and not recipe.experts:
             logger.warning(
-                "lora.targets: %s is adapted in %s and others of that kind, not in the routed experts, which are "
+                "lora.targets: %s is adapted in %s and similar modules, not in the routed experts, which are "
                 "stacked tensors; lora.experts: true adapts those.",
                 target,
                 found[0],
@@ -107,7 +105,7 @@ def _means_experts(target: str, why: str) -> RequestError:
         f"{why}.",
         field="lora.targets",
         value=target,
-        fix="Use lora.experts: true, and name linear modules only as targets.",
+        fix="Use lora.experts: true, and only linear modules as targets.",
     )
 
 
@@ -138,7 +136,7 @@ def _expert_names(model: nn.Module) -> list[str]:
         stacked = [tensor for tensor in tensors.values() if tensor.ndim == 3 and id(tensor) in names]
         if not stacked:
             raise TargetError(
-                "its experts are not stacked tensors, which adapters could be put on.",
+                "its experts are not stacked tensors, so adapters cannot be added to them.",
                 field="lora.experts",
                 value=type(model).__name__,
                 fix="Name the experts' linear modules as lora.targets.",

@@ -36,7 +36,7 @@ class Answers:
 
     @property
     def loss(self) -> float:
-        """Nats a token of the chosen answers."""
+        """Loss on the chosen answers, in nats per token."""
         return -self.chosen.sum().item() / self.tokens
 
     def documents(self, rows: Sequence[Row]) -> DocumentLosses:
@@ -45,7 +45,7 @@ class Answers:
         return DocumentLosses(nll, tuple(len(row.chosen) for row in rows), ("",) * len(rows))
 
     def to_json(self, before: Answers | None = None, beta: float = 0.0) -> dict[str, float]:
-        """Loss; of pairs how often and by how much the chosen answer is likelier.
+        """Loss; for pairs, how often and by how much the chosen answer is more likely.
 
         Args:
             before: of the same answers under the reference; then also how often and by how much the margin has grown,

@@ -108,7 +108,7 @@ class Shard:
 
 @dataclass(frozen=True)
 class PairsReport:
-    """What became of the prompts.
+    """The outcome of the prompts.
 
     Attributes:
         asked: prompts that were asked for; fewer are in the data where `prompts` is smaller.
@@ -146,7 +146,7 @@ class PairsFolder:
     """The folder of one making of pairs: what was asked, the shards that are there, and the result."""
 
     def __init__(self, path: Path, asked: dict[str, Any], *, resume: bool, overwrite: bool):
-        """Open a folder for what is asked; nothing that is there is lost unless `overwrite` says so.
+        """Open a folder for a request; existing content is kept unless `overwrite` is set.
 
         Raises:
             OutputError: it holds pairs or something else, or those to resume were asked for otherwise.
@@ -166,13 +166,13 @@ class PairsFolder:
         (path / SAMPLES).mkdir(exist_ok=True)
 
     def _check_same(self, asked: dict[str, Any]) -> None:
-        found = read_object(self.path / ASKED, fix="Start over with `overwrite=True`, or name another folder.")
+        found = read_object(self.path / ASKED, fix="Start over with `overwrite=True`, or use another folder.")
         if found != asked:
             raise OutputError(
-                f"the pairs there were begun otherwise ({differences(found, asked)}).",
+                f"the pairs there were started with different options ({differences(found, asked)}).",
                 field="out",
                 value=str(self.path),
-                fix="Resume as they were begun, start over with `overwrite=True`, or name another folder.",
+                fix="Resume with the same options, start over with `overwrite=True`, or use another folder.",
             )
 
     def has_shard(self, number: int) -> bool:
@@ -221,7 +221,7 @@ class PairsFolder:
                 f"none of {len(answered)} prompts gave a pair: both answers are always equally far from the reference.",
                 field="temperatures",
                 value=",".join(map(str, temperatures)),
-                fix="Raise a temperature, or `prompts`, or `max_new_tokens` if the answers are all cut short.",
+                fix="Raise a temperature or `prompts`, or `max_new_tokens` if all answers are truncated.",
             )
         report = _report(compared, shards, asked, temperatures, settings, self._write(pairs))
         write_json(self.path / REPORT, report.to_json())

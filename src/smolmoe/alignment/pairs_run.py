@@ -28,11 +28,11 @@ def make_pairs(
 
     Writes `pairs.jsonl` (prompt, chosen, rejected, score_chosen, score_rejected; the prompt without the template,
     which the trainer is to put around it), `report.json`, and the samples in shards of `BATCHES` batches. A prompt's
-    answers are drawn by the seed and the prompt's place in the file. Shards and batches are the same in a resumed run:
-    on the same machine it writes the very pairs of one that was not cut off.
+    answers are sampled from the seed and the prompt's place in the file. Shards and batches are the same in a resumed
+    run: on the same machine it writes exactly the pairs of an uninterrupted run.
 
     Args:
-        resume: go on where a run of the same recipe stopped.
+        resume: continue a stopped run of the same recipe.
         overwrite: start over where the folder holds pairs.
 
     Raises:
@@ -83,7 +83,7 @@ def _make_pairs(recipe: PairsRecipe, resume: bool, overwrite: bool, report: Prog
 
 
 def run_pairs(recipe: PairsRecipe, *, report: Progress | None = None) -> dict[str, Any]:
-    """The pairs of a pipeline; returns what became of the prompts."""
+    """Write the pairs; returns the outcome of the prompts."""
     resume = recipe.out.is_dir() and any(recipe.out.iterdir())
     return make_pairs(recipe, resume=resume, report=report).to_json()
 

@@ -130,7 +130,7 @@ class _Aligned(RoutedTraining, AtomicCheckpoints):
         """Nothing: the model was loaded from there, by names that its class maps and a state dict does not."""
 
     def _save(self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None) -> None:
-        """The model as it would be served; what only training needs goes into a file of its own."""
+        """Save the model for inference; training-only state goes into a separate file."""
         with self.objective.as_served(), self.own_config.restored():
             state_dict = state_dict if state_dict is not None else self.model.state_dict()
             super()._save(output_dir, without_training_state(state_dict))  # type: ignore[misc]
@@ -222,7 +222,7 @@ def make_trainer(
 
     Args:
         rows: to train on.
-        reference: of DPO, a model of its own; None where `adapters` are switched off for it.
+        reference: for DPO, a separate model; None if `adapters` are switched off for it.
         adapters: PEFT's config, or None to train all weights.
         granularity: G of an upcycled model.
     """
@@ -269,12 +269,12 @@ def objective_of(recipe: AlignRecipe, model: Any) -> ObjectiveRecipe:
 
 
 def write_model(trainer: Any, folder: Any, adapters: Any | None, *, pad_token: str | None) -> None:
-    """The trained model as it is to be used, in its class's own format; adapters beside it and merged into it.
+    """The trained model in its class's format; adapters are saved next to it and merged into it.
 
     Args:
         folder: of the model.
         adapters: folder of the adapters, where there are any.
-        pad_token: of the model's tokenizer; the trainer's pads with another token where there is none.
+        pad_token: of the model's tokenizer; if it has none, the trainer's pads with another token.
     """
     trainer.objective.finish()
     model = trainer.accelerator.unwrap_model(trainer.model)

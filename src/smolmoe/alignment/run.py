@@ -91,9 +91,9 @@ def align(
 
     Args:
         recipe: which model, by which method, on what; a dict is parsed.
-        resume: latest, or a checkpoint's folder, to go on from there.
+        resume: latest, or a checkpoint's folder, to resume from.
         overwrite: start over where the folder holds a run.
-        report: called as the work goes on.
+        report: called as the work progresses.
 
     Raises:
         SmolmoeError: a subclass that names what is wrong. After TrainingError and OutputError the last whole checkpoint
@@ -304,7 +304,7 @@ class _Run(AlignJob):
         else:
             for name, parameter in model.named_parameters():
                 parameter.requires_grad_(name not in frozen)
-        factor = 4 / 3 if recipe.method == "dpo" else 1.0  # the reference's forward pass beside forward and backward
+        factor = 4 / 3 if recipe.method == "dpo" else 1.0  # the reference adds one forward pass
         size = costs.size
         return AlignEstimate(
             size.total,

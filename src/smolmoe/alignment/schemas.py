@@ -60,11 +60,11 @@ def format_of(recipe: AlignDataRecipe, columns: Sequence[str], file: Path) -> st
     found = next(iter(kinds), None)
     if found is None:
         raise DataError(
-            f"its columns ({', '.join(columns) or 'none'}) are of no format that is known.",
+            f"its columns ({', '.join(columns) or 'none'}) match no known format.",
             field="data.format",
             value=str(file),
-            fix="Say which are which, e.g. `data.columns={'prompt': 'question', 'context': 'passage', 'completion': "
-            "'answer'}`; a column that is not named is not used.",
+            fix="Map them, e.g. `data.columns={'prompt': 'question', 'context': 'passage', 'completion': "
+            "'answer'}`; other columns are ignored.",
         )
     return found
 
@@ -105,5 +105,5 @@ def check_label(row: Mapping[str, Any], where: str, file: Path) -> None:
             field="data.format",
             value=str(file),
             fix=f"Keep the rows whose {column} is {good} and leave the column out, or make pairs of a better and a "
-            "worse answer to the same prompt. Where it means something else, say data.format.",
+            "worse answer to the same prompt. If it means something else, set data.format.",
         )

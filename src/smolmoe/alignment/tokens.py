@@ -88,7 +88,7 @@ def tokenised(
     """
     if tokenizer.eos_token_id is None:
         raise RequestError(
-            "it has no end-of-text token, so no answer could end.", field="tokenizer", value=type(tokenizer).__name__
+            "has no end-of-text token, so no answer could end.", field="tokenizer", value=type(tokenizer).__name__
         )
     rows: list[Row] = []
     dropped = Dropped()
@@ -113,7 +113,7 @@ def tokenised(
 
 
 def fingerprint(rows: Iterable[Row]) -> str:
-    """A hash of what is trained on, in its order."""
+    """A hash of the training data, in order."""
     digest = hashlib.sha256()
     for row in rows:
         loss = [row.chosen_loss, row.rejected_loss] if row.chosen_loss or row.rejected_loss else []
@@ -174,14 +174,14 @@ def _none_left(dropped: Dropped, length: int, field: str) -> DataError:
         "are pairs of equal answers": dropped.equal,
         f"are longer than {length} tokens": dropped.too_long,
         "have no prompt or no answer": dropped.empty + dropped.no_answer + dropped.no_prompt,
-        "have no role that is known as the assistant's": dropped.unknown_role,
-        "hold something else than text": dropped.not_text,
-        "have answers of weight 0 alone": dropped.weight_0,
+        "have no known assistant role": dropped.unknown_role,
+        "contain something other than text": dropped.not_text,
+        "have only answers of weight 0": dropped.weight_0,
         "have answers to different prompts": dropped.prompts_differ,
     }
     said = ", ".join(f"{count} {what}" for what, count in reasons.items() if count)
     if dropped.too_long >= max(dropped.equal, dropped.empty):
-        fix = "Set a larger data.length, up to the model's positions, or give shorter rows."
+        fix = "Set a larger data.length, up to the model's context, or use shorter rows."
     else:
-        fix = "Give rows with two different answers." if dropped.equal else "Give rows with prompts and answers."
-    return DataError(f"no row is left to use: {said}.", field=field, value=sum(reasons.values()), fix=fix)
+        fix = "Use rows with two different answers." if dropped.equal else "Use rows with prompts and answers."
+    return DataError(f"no usable row: {said}.", field=field, value=sum(reasons.values()), fix=fix)

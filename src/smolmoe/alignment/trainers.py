@@ -57,7 +57,7 @@ class ContrastiveTrainer(ReadyRows, _CPO):
 
 
 def show_backbone(model: Any) -> None:
-    """Let TRL, which puts a head of its own on a model's backbone, find it in a model that is wrapped whole.
+    """Let TRL, which puts its own head on a model's backbone, find the backbone in a wrapped model.
 
     Our generic class keeps a causal LM inside and is its own `base_model`. Nothing is registered or saved.
     """

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 INDEX_FILE = "model.safetensors.index.json"
 SINGLE_FILE = "model.safetensors"
 FLOAT_DTYPES = {"F32": "float32", "F16": "float16", "BF16": "bfloat16", "F64": "float64"}
-# Some classes have tables of whole numbers among their tensors (DeepSeek-V4: which experts a token goes to).
+# Some classes have integer tables among their tensors (DeepSeek-V4: the experts of each token id).
 READABLE = FLOAT_DTYPES | {"I64": "int64", "I32": "int32", "I16": "int16", "I8": "int8", "U8": "uint8", "BOOL": "bool"}
 DTYPE_CODES = {name: code for code, name in FLOAT_DTYPES.items()}
 _PICKLES = ("pytorch_model*.bin", "*.pt", "*.pth", "*.pkl", "consolidated*.pth")
@@ -50,7 +50,7 @@ class Checkpoint:
     revision: str | None = None
 
     def read(self, name: str, rows: tuple[int, int] | None = None, *, finite: bool = True) -> torch.Tensor:
-        """The tensor as stored, or its rows (start, stop), in memory of its own (nothing stays mapped).
+        """The tensor as stored, or its rows (start, stop), in separate memory (nothing stays mapped).
 
         Raises:
             CheckpointError: the file ended, or what was read holds NaN or infinity and `finite` asks for neither.
@@ -103,7 +103,7 @@ class Checkpoint:
         return f"{count:,} of its {math.prod(info.shape):,} values in {info.file.name} are NaN or infinite"
 
     def _not_finite(self, name: str, count: int, others: int = 0) -> CheckpointError:
-        more = f" So are values of {others} other tensors." if others else ""
+        more = f" The same holds for {others} other tensors." if others else ""
         return CheckpointError(
             f"{self.describe_not_finite(name, count)}.{more}",
             field="tensor",
@@ -135,12 +135,12 @@ def open_checkpoint(source: str | Path, *, revision: str | None = None, field: s
     check_other_files(folder, config)
     tensors = _read_tensors(folder)
     layers = config.get("num_hidden_layers", config.get("n_layer", 0))
-    if layers > len(tensors):  # building so many would take for ever
+    if layers > len(tensors):  # building so many would take too long
         raise SourceError(
             f"in config.json: there are only {len(tensors)} tensors for all of them.",
             field="num_hidden_layers",
             value=layers,
-            fix="Weights and config.json are not of the same model.",
+            fix="Weights and config.json must come from the same model.",
         )
     return Checkpoint(folder, tensors, commit)
 
@@ -152,10 +152,10 @@ def _locate(source: str, revision: str | None, field: str) -> tuple[Path, str | 
         return (path / "model" if is_run and (path / "model").is_dir() else path).resolve(), None
     if path.is_file():
         raise SourceError(
-            "a file, where a model's folder is expected.",
+            "is a file, not a model folder.",
             field=field,
             value=source,
-            fix="Give the folder with config.json and *.safetensors.",
+            fix="Use the folder with config.json and *.safetensors.",
         )
     looks_local = source.startswith((".", "/", "~")) or source.count("/") != 1 or path.exists()
     if looks_local:
@@ -163,7 +163,7 @@ def _locate(source: str, revision: str | None, field: str) -> tuple[Path, str | 
             "no such model folder.",
             field=field,
             value=source,
-            fix="Give a folder with config.json and *.safetensors, or a hub id such as HuggingFaceTB/SmolLM2-135M.",
+            fix="Use a folder with config.json and *.safetensors, or a hub id such as HuggingFaceTB/SmolLM2-135M.",
         )
     return _download(source, revision, field)
 
@@ -176,10 +176,10 @@ def _download(repo: str, revision: str | None, field: str) -> tuple[Path, str | 
     except Exception as error:  # the hub client raises many kinds; each means that the model cannot be had
         reason, fix = why_not(error)
         raise HubError(
-            f"not a local folder, and not to be had from the hub: {reason}.",
+            f"not a local folder, and not available from the hub: {reason}.",
             field=field,
             value=repo,
-            fix=f"{fix} Or download the model elsewhere and give its folder: `hf download REPO --local-dir DIR`.",
+            fix=f"{fix} Or download the model elsewhere and use its folder: `hf download REPO --local-dir DIR`.",
         ) from error
     return folder, folder.name if folder.parent.name == "snapshots" else revision
 
@@ -193,7 +193,7 @@ def _read_tensors(folder: Path) -> dict[str, TensorInfo]:
     pickles = sorted(p.name for pattern in _PICKLES for p in folder.glob(pattern))
     if pickles:
         raise CheckpointError(
-            "the weights are pickled, and unpickling runs whatever code is in the file.",
+            "the weights are pickled, and unpickling can run arbitrary code.",
             field="weights",
             value=pickles[0],
             fix="Use the model's safetensors revision, or convert it once in a place you trust with save_pretrained.",
@@ -210,7 +210,7 @@ def _read_sharded(folder: Path, index: Path) -> dict[str, TensorInfo]:
             raise _bad_index(index, f"names the shard {name!r}, which lies outside the folder")
         if not (folder / name).is_file():
             raise CheckpointError(
-                "a shard that the index names is missing.",
+                "a shard listed in the index is missing.",
                 field="shard",
                 value=name,
                 fix="Download the checkpoint again.",
@@ -220,15 +220,15 @@ def _read_sharded(folder: Path, index: Path) -> dict[str, TensorInfo]:
     for shard, tensors in shards.items():
         for tensor in tensors:
             if tensor in owner:
-                raise _bad_index(index, f"tensor {tensor} stands in two shards, {owner[tensor]} and {shard}")
+                raise _bad_index(index, f"tensor {tensor} is in two shards, {owner[tensor]} and {shard}")
             owner[tensor] = shard
     # What transformers loads is all that the shards hold, whatever the index says: both must be the same.
     for tensor, shard in weight_map.items():
         if owner.get(tensor) != shard:
-            raise _bad_index(index, f"says that {shard} holds tensor {tensor}, and it does not")
+            raise _bad_index(index, f"lists tensor {tensor} in {shard}, which does not contain it")
     for tensor, shard in owner.items():
         if tensor not in weight_map:
-            raise _bad_index(index, f"does not name tensor {tensor}, which {shard} holds")
+            raise _bad_index(index, f"does not list tensor {tensor}, which {shard} contains")
     return {tensor: shards[shard][tensor] for tensor, shard in weight_map.items()}
 
 

@@ -58,9 +58,9 @@ class Claim:
                 granularity=int(values.get("granularity") or 1),
             )
         except (TypeError, ValueError) as error:
-            raise CheckpointError(f"not a claim ({error}).", field="claim", value=dict(values)) from error
+            raise CheckpointError(f"is not a claim ({error}).", field="claim", value=dict(values)) from error
         if claim.kind not in KINDS:
-            raise CheckpointError(f"not a kind of claim; there are {', '.join(KINDS)}.", field="kind", value=claim.kind)
+            raise CheckpointError(f"is not a kind of claim; known: {', '.join(KINDS)}.", field="kind", value=claim.kind)
         return claim
 
 

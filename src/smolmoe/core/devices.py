@@ -35,12 +35,12 @@ def pick_device(asked: str | None) -> str:
     if not _FORM.fullmatch(asked):
         raise RequestError(f"must be {_WORDS}.", field="device", value=asked, fix=_use(there, gpus))
     if kind(asked) not in there or (":" in asked and int(asked.partition(":")[2]) >= gpus):
-        raise RequestError("is not there on this machine.", field="device", value=asked, fix=_use(there, gpus))
+        raise RequestError("is not available on this machine.", field="device", value=asked, fix=_use(there, gpus))
     try:
         torch.empty(1, device=asked)
     except (RuntimeError, AssertionError) as error:  # there, and out of order or taken by somebody else
         said = str(error).partition("\n")[0].rstrip(".")
-        raise RequestError(f"it cannot be used: {said}.", field="device", value=asked, fix="Use cpu.") from error
+        raise RequestError(f"cannot be used: {said}.", field="device", value=asked, fix="Use cpu.") from error
     return asked
 
 

@@ -1,4 +1,4 @@
-"""Every output: checked before the work, written beside its place, and renamed into it when whole.
+"""Every output: checked before the work, written to a temporary place, and renamed when complete.
 
 `place` says where an output goes and refuses what cannot be written. `replacing` writes a file, `folders` has the same
 for a whole folder; `locked` keeps other processes out of a folder that grows. `writing` turns what the system refuses
@@ -90,7 +90,7 @@ def followed(out: str | Path, *, field: str = "out") -> Path:
         OutputError: a path that the system cannot have, or a link to nowhere.
     """
     if not os.fspath(out):  # which realpath takes for the current folder
-        raise OutputError("is empty.", field=field, value=str(out), fix="Name a place; . is the current folder.")
+        raise OutputError("is empty.", field=field, value=str(out), fix="Use a path; . is the current folder.")
     try:
         target = Path(os.path.realpath(out))
         longest = max(len(os.fsencode(name)) for name in target.parts)
@@ -107,7 +107,7 @@ def followed(out: str | Path, *, field: str = "out") -> Path:
             f"is a link to {target}, whose folder does not exist.",
             field=field,
             value=str(out),
-            fix="Make that folder, remove the link, or choose another place.",
+            fix="Create that folder, remove the link, or choose another place.",
         )
     return target
 
@@ -123,7 +123,7 @@ def check_parent(out: Path | None) -> None:
 
 
 def expanded(path: str | Path) -> Path:
-    """A path with its leading `~` written out, as a shell does; as it is where that is there, or nobody's home."""
+    """A path with its leading `~` expanded, as a shell does; unchanged if it exists literally or has no home."""
     return Path(path if os.path.exists(path) else os.path.expanduser(path))
 
 
@@ -139,19 +139,19 @@ def nearest(path: Path) -> Path:
 def _check_kind(target: Path, kind: Kind, field: str) -> None:
     mode = os.stat(target).st_mode
     if kind == "file" and stat.S_ISDIR(mode):
-        raise OutputError("is a folder.", field=field, value=str(target), fix="Name a file in it.")
+        raise OutputError("is a folder.", field=field, value=str(target), fix="Use a file in it.")
     if kind == "growing folder" and stat.S_ISREG(mode):
-        raise OutputError("is a file, not a folder.", field=field, value=str(target), fix="Name a folder.")
+        raise OutputError("is a file, not a folder.", field=field, value=str(target), fix="Use a folder.")
     if not stat.S_ISREG(mode) and not stat.S_ISDIR(mode):
         raise OutputError(
-            "is neither a file nor a folder.", field=field, value=str(target), fix="Name a file or a folder."
+            "is neither a file nor a folder.", field=field, value=str(target), fix="Use a file or a folder."
         )
     if kind == "folder" and os.path.ismount(target):
         raise OutputError(
             "is a mount point, which cannot be replaced as a whole.",
             field=field,
             value=str(target),
-            fix=f"Name a folder in it, such as {target / 'model'}.",
+            fix=f"Use a folder in it, such as {target / 'model'}.",
         )
 
 
@@ -222,7 +222,7 @@ def _fix(number: int | None) -> str:
         return f"Choose a name of at most {_LONGEST} bytes."
     if number in (errno.EFBIG, errno.ENOTDIR, errno.ELOOP):
         return "Choose another place."
-    return "Choose a place that can be written."
+    return "Choose a writable place."
 
 
 # -- locks -----------------------------------------------------------------------------------------------------------
@@ -383,7 +383,7 @@ def write_together(texts: Mapping[Path, str]) -> None:
 
 @contextmanager
 def replacing(path: Path, *, field: str = "out") -> Iterator[Path]:
-    """A file beside `path` to write to; renamed to `path` when the block ends well, removed when it does not.
+    """A temporary file next to `path`; renamed to `path` when the block succeeds, removed otherwise.
 
     Where `path` is a link, the file that it points to is replaced.
 

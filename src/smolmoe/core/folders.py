@@ -1,4 +1,4 @@
-"""A folder as an output: written beside its place by one process, and put there whole, in one step.
+"""A folder as an output: written to a temporary place by one process, and moved there atomically when complete.
 
 For `moe` that place is the folder `.moe.smolmoe`. The process that writes holds its lock, which a kill lets go of; so
 whoever gets the lock knows that all that is in there was abandoned.
@@ -28,10 +28,10 @@ _CAME_MEANWHILE = (errno.EEXIST, errno.ENOTEMPTY, errno.ENOTDIR, errno.EISDIR)
 def whole_or_nothing(
     out: Path, *, overwrite: bool = False, check: Callable[[], object] = lambda: None
 ) -> Iterator[Path]:
-    """A folder beside `out` to write into; it takes the place of `out` when the block ends well, else it is removed.
+    """A temporary folder next to `out`; it replaces `out` when the block succeeds, otherwise it is removed.
 
     At every moment `out` is either the old folder or the new one, whole, where the system can exchange two folders
-    (Linux, macOS). Elsewhere a kill between two renames is mended by the next call.
+    (Linux, macOS). Elsewhere a kill between two renames is repaired by the next call.
 
     Args:
         overwrite: a folder that has come to be at `out` is replaced.
@@ -75,7 +75,7 @@ def move_into_place(work: Path, out: Path) -> None:
 
 @contextmanager
 def workshop(target: Path, *, shown: str | Path | None = None) -> Iterator[Path]:
-    """A folder beside `target`, on the same disk, that this process alone works in; it goes with all that is in it.
+    """A folder next to `target`, on the same disk, for this process only; it is removed with its content.
 
     What a process that was killed left in it is cleared first; what it had moved aside is put back.
 
@@ -94,7 +94,7 @@ def workshop(target: Path, *, shown: str | Path | None = None) -> Iterator[Path]
                 _take_over(room, target)
                 yield room
                 _empty(room)
-            else:  # another process may be in there: work under a name of one's own, and clear nothing
+            else:  # another process may use it: work under a separate name, and clear nothing
                 with tempfile.TemporaryDirectory(prefix=f"{room.name}.", dir=room.parent) as own:
                     yield Path(own)
         except BaseException:
@@ -112,7 +112,7 @@ def _take_over(room: Path, target: Path) -> None:
     if not (room / MARKER).is_file():
         if any(room.iterdir()):
             raise OutputError(
-                f"{room} is in the way: smolmoe works there, and what is in it was not made by smolmoe.",
+                f"{room} is in the way: smolmoe needs this path, but its content was not made by smolmoe.",
                 field="out",
                 value=str(target),
                 fix="Move it away, or choose another place.",
@@ -150,7 +150,7 @@ def _put(work: Path, target: Path, shown: Path, *, overwrite: bool) -> None:
         if error.errno not in _CAME_MEANWHILE:
             raise
         raise OutputError(
-            "came to be there while this was being written, and is not replaced.",
+            "was created while this was being written, and is not replaced.",
             field="out",
             value=str(shown),
             fix="Choose another place, or use `overwrite=True`.",

@@ -14,7 +14,7 @@ BAD_FILE = (OSError, ValueError)  # what `read_json` and `parse_json` raise
 
 
 class DuplicateKeyError(ValueError):
-    """A key stands twice in one object: which of the values is meant, nobody can say."""
+    """A key is given twice in one object: which value is meant is ambiguous."""
 
 
 def read_json(path: Path) -> Any:
@@ -46,7 +46,7 @@ def unique(pairs: Sequence[tuple[str, Any]]) -> dict[str, Any]:
     if len(values) < len(pairs):
         seen: set[str] = set()
         twice = next(key for key, _ in pairs if key in seen or seen.add(key))  # type: ignore[func-returns-value]
-        raise DuplicateKeyError(f"the key {twice!r} stands twice in one object")
+        raise DuplicateKeyError(f"the key {twice!r} is given twice in one object")
     return values
 
 

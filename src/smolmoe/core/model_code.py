@@ -27,7 +27,7 @@ NAMING_CODE = ("auto_map", "custom_pipelines")
 
 
 def put_code(source: Path, out: Path) -> None:
-    """Write this version's code into a folder of the generic model; says so where the source carries another."""
+    """Write this version's code into a folder of the generic model; reports if the source has a different one."""
     carried = source / CODE_FILE
     if carried.is_file() and carried.read_bytes() != OURS.read_bytes():
         logger.warning(

@@ -44,7 +44,7 @@ _SHAPE: dict[str, Any] = {
     "command": str,
 }
 _KEYS = frozenset(("stage", "request", "target", "layout", "sources", "source", "claim", "router", "verification"))
-# What a model card on the hub says of a model that stays true of what is made of it.
+# Metadata of a model card on the hub that remain valid for models made from it.
 _KEPT = ("license", "license_name", "license_link", "language", "datasets")
 
 
@@ -143,7 +143,7 @@ def origin(name: str, folder: Path) -> dict[str, Any]:
 
 
 def _card(path: Path) -> dict[str, Any]:
-    """The metadata of a model card, as far as they stay true of what is made of the model; empty where it has none."""
+    """The metadata of a model card that remain valid for derived models; empty if it has none."""
     from smolmoe.core.yaml_text import MOST_BYTES, parse_yaml
 
     if leads_out(path, path.parent) or not path.is_file():  # a pipe would be waited for

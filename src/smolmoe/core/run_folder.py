@@ -112,10 +112,10 @@ def is_ours(out: Path, what: str, *marks: str, leftovers: Collection[str] = ()) 
 
 def occupied(out: Path, what: str, fix: str) -> OutputError:
     """The error where a folder holds what must not be lost."""
-    return OutputError(f"the folder holds {what}.", field="out", value=str(out), fix=fix)
+    return OutputError(f"the folder contains {what}.", field="out", value=str(out), fix=fix)
 
 
-def foreign(folder: Path, wanted: str, *marks: str, fix: str = "Name a new folder.") -> OutputError:
+def foreign(folder: Path, wanted: str, *marks: str, fix: str = "Use a new folder.") -> OutputError:
     """The error where a folder to write into holds what is not ours.
 
     Args:
@@ -123,7 +123,7 @@ def foreign(folder: Path, wanted: str, *marks: str, fix: str = "Name a new folde
         marks: files by which that would be known.
     """
     lacks = f" (no {' and '.join(marks)} in it)" if marks else ""
-    return OutputError(f"there is something else than {wanted}{lacks}.", field="out", value=str(folder), fix=fix)
+    return OutputError(f"contains something other than {wanted}{lacks}.", field="out", value=str(folder), fix=fix)
 
 
 def differences(found: Any, asked: Any, *, within: str = "", path: str = "") -> str:

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 FEWEST_DOCUMENTS = 6
 # Of a loss: what the four digits shown call 0 is rounding, however sure its sign is.
 SMALLEST = 5e-5
-# That an expert who should have got this many tokens got none is no chance; of fewer nothing is said of the load.
+# An expert that should have got this many tokens but got none is no accident; below, no load is reported.
 ENOUGH_TOKENS = 16
 NO_DIFFERENCE = "no difference seen"
 Side = Literal["lower", "higher", "none", "few"]

@@ -132,7 +132,7 @@ def _excerpt(text: Any, token: str) -> str:
 def spare_tokens(folder: Path, size: int) -> list[str]:
     """The tokens of a folder's tokenizer past a vocabulary of `size`, from its files alone, without transformers.
 
-    Of files that no tokenizer can be read from there are none: whoever loads it says what is wrong with them.
+    Empty if no tokenizer can be read from the files: the code that loads it reports the problem.
     """
     try:
         return _spare_tokens(folder, size)

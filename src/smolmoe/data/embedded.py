@@ -114,10 +114,10 @@ def _library_documents(seed: int, code_budget: int, prose_budget: int) -> list[D
             break
     if not code:
         raise DataError(
-            "this Python has no sources of its standard library to learn from.",
+            "this Python installation does not include its standard library's sources.",
             field="python",
             value=sys.prefix,
-            fix="Use a Python that has them (python.org, pyenv, conda and Linux distributions do).",
+            fix="Use a Python that includes them (python.org, pyenv, conda and Linux distributions do).",
         )
     return code + prose.documents
 
@@ -151,7 +151,7 @@ def _reference_sections() -> list[str]:
     try:
         topics: dict[str, str] = importlib.import_module("pydoc_data.topics").topics
     except (ImportError, AttributeError):
-        logger.info("this Python comes without pydoc_data.topics: the prose is docstrings alone")
+        logger.info("this Python has no pydoc_data.topics: the prose consists of docstrings only")
         return []
     sections = []
     for name in sorted(topics):

@@ -61,13 +61,13 @@ def fetch(
 ) -> dict[str, Any]:
     """Write a preset's documents as rows (`text`, `domain`, and the columns they were made of) into JSONL shards.
 
-    A shard appears when it is whole; a kill loses the one in hand. With `resume` the stream goes on from the last
-    whole one: at its place in the data set, or, where several rows make one document, by reading up to there again.
+    A shard appears when it is complete; a kill loses the current one. With `resume` the stream continues after the last
+    complete one: at its place in the data set, or, where several rows make one document, by reading up to there again.
 
     Args:
         rows: to write at most; a finished folder can be resumed with more.
         accept_licence: the licence of a preset that is not free for every use, named to take it nevertheless.
-        report: is told of the stage, the rows so far, and how many there may be.
+        report: called with the stage, the rows so far, and their maximum number.
         shard_rows: rows a file.
 
     Returns:
@@ -81,10 +81,10 @@ def fetch(
     """
     if label == EMBEDDED:
         raise DataError(
-            "it is made of this Python installation: there is nothing to fetch.",
+            "it is made from this Python installation: there is nothing to fetch.",
             field="preset",
             value=label,
-            fix="Use it as it is: data.sources: [{preset: embedded}].",
+            fix="Use it directly: data.sources: [{preset: embedded}].",
         )
     preset = find_preset(label)
     _check_licence(label, preset, accept_licence)
@@ -98,12 +98,12 @@ def fetch(
 def _check_licence(label: str, preset: Preset, accepted: str | None) -> None:
     if preset.free or accepted == preset.licence:
         return
-    kind = "each row is under a licence of its own" if preset.licence == "mixed" else "it does not allow every use"
+    kind = "each row has its own licence" if preset.licence == "mixed" else "it does not allow every use"
     raise RequestError(
         f"{preset.path} is not free for every use: its licence is {preset.licence} ({kind}).",
         field="preset",
         value=label,
-        fix=f"If your use is allowed, say so: `accept_licence={preset.licence!r}`",
+        fix=f"If your use is allowed, pass `accept_licence={preset.licence!r}`",
     )
 
 
@@ -149,19 +149,19 @@ class _Writing:
             ) from error
         if found["shards"] and not resume:
             raise OutputError(
-                f"the folder holds {sum(shard['rows'] for shard in found['shards'])} fetched rows.",
+                f"the folder contains {sum(shard['rows'] for shard in found['shards'])} fetched rows.",
                 field="out",
                 value=str(self.out),
-                fix="Go on with `resume=True`, or name another folder.",
+                fix="Use `resume=True` to resume, or choose another folder.",
             )
-        return found if found["shards"] else None  # killed during the first shard: begun anew
+        return found if found["shards"] else None  # killed during the first shard: starts over
 
     def _other(self, name: str, there: object, here: object) -> OutputError:
         return OutputError(
-            f"the rows there were fetched with another {name} ({there} there, {here} here).",
+            f"the rows there were fetched with a different {name} ({there} there, {here} here).",
             field="out",
             value=str(self.out),
-            fix="Resume with the same, or name another folder.",
+            fix="Resume with the same one, or choose another folder.",
         )
 
     def run(self, label: str, preset: Preset, rows: int | None, shard_rows: int, report: Progress | None) -> None:
@@ -231,7 +231,7 @@ class _Writing:
     def finish(self, preset: Preset) -> dict[str, Any]:
         """Write and return where the rows came from."""
         if not self.rows:
-            raise DataError("the data set holds no text.", field="preset", value=self.request["preset"])
+            raise DataError("the data set contains no text.", field="preset", value=self.request["preset"])
         digests = "".join(shard["sha256"] for shard in self.state["shards"])
         provenance = {
             "schema_version": SCHEMA_VERSION,

@@ -44,10 +44,10 @@ def read_documents(path: str | Path) -> list[Document]:
     from smolmoe.recipe.data import SourceRecipe
 
     if not expanded(path).exists():
-        raise DataError("there is no such file.", field="data", value=str(path), fix="Give the path of a text file.")
+        raise DataError("no such file.", field="data", value=str(path), fix="Use the path of a text file.")
     documents = list(open_source(SourceRecipe.model_validate({"path": str(path)})).documents())
     if not documents:
-        raise DataError("the file holds no text.", field="data", value=str(path))
+        raise DataError("the file contains no text.", field="data", value=str(path))
     return documents
 
 
@@ -77,8 +77,8 @@ def read_rows(path: str | Path, required: Sequence[str], optional: Sequence[str]
     """
     file = Path(path)
     if not file.is_file():
-        problem = "it is a folder; a file is wanted." if file.is_dir() else "there is no such file."
-        raise DataError(problem, field="data", value=str(path), fix="Give the path of a text file.")
+        problem = "is a folder, not a file." if file.is_dir() else "no such file."
+        raise DataError(problem, field="data", value=str(path), fix="Use the path of a text file.")
     yield from rows_of(file, required, optional)
 
 
@@ -125,7 +125,7 @@ def encode(
     """
     if length < 2 or count < 1:
         field, value = ("length", length) if length < 2 else ("count", count)
-        raise DataError("too small to make sequences of.", field=field, value=value, fix="length >= 2 and count >= 1.")
+        raise DataError("is too small for sequences.", field=field, value=value, fix="length >= 2 and count >= 1.")
     rng = random.Random(seed)
     lengths = _unequal(rng, range(max(1, length // 2), length + 1), count)
     order = rng.sample(range(len(documents)), len(documents))
@@ -136,7 +136,7 @@ def encode(
         empty = 0
         while len(ids) < wanted:
             if empty == len(order):
-                raise DataError("the documents hold no tokens.", field="data", value=f"{len(documents)} documents")
+                raise DataError("the documents contain no tokens.", field="data", value=f"{len(documents)} documents")
             # Sixteen characters a token is more than any tokenizer needs, and far less than a book.
             text = documents[order[position % len(order)]].text[: 16 * length]
             at = order[position % len(order)]

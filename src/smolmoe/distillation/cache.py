@@ -134,7 +134,7 @@ def write_shards(job: Job, *, rank: int, ranks: int, device: str, report: Progre
     def told(tokens: int) -> None:
         nonlocal done
         done += tokens
-        report("The teacher reads", done, total)
+        report("Running the teacher", done, total)
 
     for name, docs in missing:
         with writing(job.folder):
@@ -156,7 +156,7 @@ def finish(job: Job) -> None:
     text = text_hash(digest_documents(store.documents()))
     if absent or text_hash(np.concatenate(digests)) != text:
         raise OutputError(
-            f"{absent[0]} is not there." if absent else "the shards there are not of this text.",
+            f"{absent[0]} is missing." if absent else "the shards there are from a different text.",
             field="out",
             value=str(job.folder),
             fix="Start over with `overwrite=True`.",
@@ -223,7 +223,7 @@ def _array(shard: Path, name: str) -> NDArray[Any]:
             f"{shard.name}/{file.name} cannot be read ({error}).",
             field="out",
             value=str(shard),
-            fix="Delete the shard, then go on with `resume=True`: it is written again.",
+            fix="Delete the shard, then use `resume=True`: it is written again.",
         ) from error
     return found
 
@@ -251,10 +251,10 @@ def _teacher(teacher: str, options: CacheOptions) -> tuple[Checkpoint, Any, int]
     tokenizer = load_tokenizer(checkpoint.folder)
     if tokenizer is None:
         raise SourceError(
-            "the teacher brings no tokenizer.",
+            "the teacher has no tokenizer.",
             field="teacher",
             value=str(teacher),
-            fix="Put its tokenizer's files into its folder.",
+            fix="Add the tokenizer files to its folder.",
         )
     end_of_text(tokenizer)
     config = load_config(checkpoint.folder).get_text_config()

@@ -13,7 +13,7 @@ MOST_DRAWS = 2**16 - 1  # counts take at most two bytes
 
 @dataclass(frozen=True)
 class CacheOptions:
-    """What decides the content of a cache, beside text and teacher.
+    """The options that, with text and teacher, determine the content of a cache.
 
     Attributes:
         kind: `top_k` or `sampled`.
@@ -38,7 +38,7 @@ class CacheOptions:
         if not 0 < self.temperature < float("inf"):
             raise RequestError("must be above 0.", field="temperature", value=self.temperature)
         if self.kind == "sampled" and self.size > MOST_DRAWS:
-            raise RequestError(f"at most {MOST_DRAWS:,} draws a token.", field="sampled", value=self.size)
+            raise RequestError(f"at most {MOST_DRAWS:,} samples per token.", field="sampled", value=self.size)
 
     def check_vocabulary(self, vocabulary: int) -> None:
         """Raises RequestError where more is kept than there is."""
@@ -48,7 +48,7 @@ class CacheOptions:
             )
 
     def most_bytes(self, vocabulary: int) -> float:
-        """Bytes a token; of a sampled cache at most, with all draws on different tokens."""
+        """Bytes per token; for a sampled cache the maximum, with all samples distinct."""
         of_id = 2 if vocabulary <= 2**16 else 3
         if self.kind == "top_k":
             return self.size * (of_id + 2) + 2
@@ -59,13 +59,13 @@ class CacheOptions:
 
 
 def cache_options(*, top_k: int | None, sampled: int | None, **others: Any) -> CacheOptions:
-    """The options as a user names them; the 20 largest where nothing is said.
+    """The options as named by the user; by default the 20 largest.
 
     Raises:
         RequestError: both kinds are asked, or a value that cannot be.
     """
     if top_k is not None and sampled is not None:
-        raise RequestError("a cache is of one kind.", field="sampled", value=sampled, fix="Leave `top_k` out, or this.")
+        raise RequestError("a cache has only one kind.", field="sampled", value=sampled, fix="Remove `top_k`, or this.")
     if sampled is not None:
         return CacheOptions("sampled", sampled, **others)
     return CacheOptions("top_k", TOP_K if top_k is None else top_k, **others)

@@ -34,10 +34,10 @@ def cache_teacher(
     Args:
         teacher: folder or hub id of a causal LM of transformers, or of ours, dense or a mixture, with its tokenizer.
         data: files, folders, presets, hub data sets, or a training recipe (YAML), whose training text is read.
-        top_k: keep the k largest probabilities and the mass left over; 20 where nothing is said.
+        top_k: keep the k largest probabilities and the remaining mass; default 20.
         sampled: keep so many draws from each distribution instead (arXiv 2503.16870).
         temperature: logits are divided by it, as the student's will be.
-        resume: go on with a cache that was begun, with the same request; done is done.
+        resume: continue an incomplete cache, with the same request; a complete one is returned unchanged.
         **options: batch_tokens and shard_tokens of `CacheOptions`.
 
     Raises:
@@ -103,7 +103,7 @@ def forecast_cache(
     """What `cache_teacher` would write; nothing is.
 
     Raises:
-        SmolmoeError: as there, but for the folder.
+        SmolmoeError: as there, except for the folder.
     """
     from smolmoe.distillation.cache import forecast
     from smolmoe.distillation.options import cache_options

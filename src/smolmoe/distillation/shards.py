@@ -1,4 +1,4 @@
-"""Shards of a cache: runs of documents, each shard a folder that is there only when whole."""
+"""Shards of a cache: runs of documents, each shard a folder that exists only when complete."""
 
 from __future__ import annotations
 
@@ -87,10 +87,10 @@ def _joined(parts: list[tuple[NDArray[Any], ...]], tokens: int, options: CacheOp
     ends = np.cumsum(np.bincount(of_row, minlength=tokens))
     if ends[-1] >= 2**32:
         raise DataError(
-            "a document has too many tokens for a shard of so many draws.",
+            "a document has too many tokens for a shard with this many samples.",
             field="sampled",
             value=options.size,
-            fix="Draw fewer, or split the document.",
+            fix="Use fewer samples, or split the document.",
         )
     return {"ids": ids, "values": values, "ends": ends.astype("<u4")}
 

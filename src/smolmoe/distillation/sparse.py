@@ -1,4 +1,4 @@
-"""A distribution over the vocabulary as a few of its entries: the largest ones, or ones drawn from it."""
+"""A distribution over the vocabulary as a few of its entries: the largest ones, or sampled ones."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def largest(log_probabilities: torch.Tensor, k: int) -> Entries:
 
 
 def drawn(log_probabilities: torch.Tensor, draws: int, uniforms: torch.Tensor) -> Entries:
-    """Tokens drawn from each row's own distribution [M, V]: importance sampling whose weights are counts.
+    """Tokens sampled from each row's distribution [M, V]: importance sampling whose weights are counts.
 
     All draws of a row follow from one uniform number u, at (u + i) / draws of the cumulated probabilities.
     So a token's expected share of the draws is its probability, as with independent draws (arXiv 2503.16870), and its

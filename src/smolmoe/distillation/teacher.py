@@ -82,7 +82,7 @@ class Teacher:
         The row of a token holds what is expected in its place.
 
         Raises:
-            SourceError: the teacher computes something that is no number.
+            SourceError: the teacher computes NaN or infinite logits.
         """
         firsts = np.cumsum([0, *map(len, documents)])
         windows = [w for number, ids in enumerate(documents) for w in windows_of(number, len(ids), self.longest)]
@@ -110,10 +110,10 @@ class Teacher:
             log_probabilities = some.log_softmax(-1)
             if bool(log_probabilities.isnan().any()):
                 raise SourceError(
-                    "computes logits that are no numbers.",
+                    "computes NaN or infinite logits.",
                     field="teacher",
                     value=type(self.model).__name__,
-                    fix="Use a sound checkpoint, or one stored in another type.",
+                    fix="Use an intact checkpoint, or one stored in another dtype.",
                 )
             yield rows[first : first + at_once], log_probabilities
 
@@ -130,10 +130,10 @@ def vocabulary_of(tokenizer: Any, rows: int) -> int:
     size = 1 + max(end_of_text(tokenizer), *tokenizer.get_vocab().values())
     if size > rows:
         raise RequestError(
-            f"its tokenizer has {size:,} tokens, the model only {rows:,}: they do not belong together.",
+            f"its tokenizer has {size:,} tokens, but the model only {rows:,}: they do not match.",
             field="teacher",
             value=getattr(tokenizer, "name_or_path", ""),
-            fix="Put the model's own tokenizer into its folder.",
+            fix="Add the model's own tokenizer to its folder.",
         )
     return size
 
@@ -146,5 +146,5 @@ def longest_window(config: Any, batch_tokens: int) -> int:
     """
     longest = min(getattr(config, "max_position_embeddings", None) or batch_tokens, batch_tokens)
     if longest < 2:
-        raise RequestError("a window must hold two tokens.", field="batch_tokens", value=batch_tokens)
+        raise RequestError("a window must contain at least two tokens.", field="batch_tokens", value=batch_tokens)
     return int(longest)

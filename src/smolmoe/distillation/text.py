@@ -1,4 +1,4 @@
-"""The text that a teacher is shown: sources as everywhere, tokenised once into a store beside the cache."""
+"""The text that a teacher is shown: sources as everywhere, tokenised once into a store next to the cache."""
 
 from __future__ import annotations
 
@@ -72,7 +72,7 @@ def open_text(data: Sequence[str]) -> Text:
     """
     recipes = [name for name in data if name.endswith((".yaml", ".yml"))]
     if recipes and len(data) > 1:
-        raise RequestError("a recipe names all its text.", field="data", value=recipes[0], fix="Give it alone.")
+        raise RequestError("a recipe names all its text.", field="data", value=recipes[0], fix="Use only the recipe.")
     if recipes:
         return _of_recipe(recipes[0])
     return Text(tuple(_ended(open_source(_source(name))) for name in data))
@@ -82,7 +82,7 @@ def _of_recipe(name: str) -> Text:
     values = load(name)
     section = values.get("data") or values.get("defaults", {}).get("data")
     if section is None:
-        raise RequestError("the recipe has no `data`.", field="data", value=name, fix="Name the recipe of a training.")
+        raise RequestError("the recipe has no `data`.", field="data", value=name, fix="Use a training recipe.")
     recipe = parse(DataRecipe, section)
     sources = tuple(_ended(open_source(source)) for source in recipe.sources)
     validation = tuple(open_source(source) for source in recipe.validation)
@@ -97,16 +97,16 @@ def _source(name: str) -> SourceRecipe:
 def _ended(source: Source) -> Source:
     if source.streamed and source.expected is None:
         raise DataError(
-            "a streamed source has no end.",
+            "a streamed source is unlimited.",
             field="data",
             value=source.label,
-            fix="Say in the recipe how many documents to take, with `rows`.",
+            fix="Set `rows` in the recipe to the number of documents to take.",
         )
     return source
 
 
 def write_text(text: Text, tokenizer: Any, folder: Path, report: Progress) -> None:
-    """Tokenise a text into a store in `folder`, which comes into being when it is whole.
+    """Tokenise a text into a store in `folder`, which is created only when complete.
 
     Raises:
         DataError: it cannot be read, or is empty.
@@ -147,7 +147,7 @@ def read_text(folder: Path, tokenizer: Any, *, check: bool = False) -> TokenStor
             f"the tokenised text is damaged ({error}).",
             field="out",
             value=str(folder),
-            fix="Delete it, then go on with `resume=True`: the text is tokenised again.",
+            fix="Delete it, then use `resume=True`: the text is tokenised again.",
         ) from error
     return store
 

@@ -1,4 +1,4 @@
-"""The generic MoE: the dense class as it is, with our blocks in place of its FFNs. It expresses every request."""
+"""The generic MoE: the unchanged dense class, with our blocks in place of its FFNs. It expresses every request."""
 
 from __future__ import annotations
 

@@ -13,12 +13,12 @@ from smolmoe.core import units
 from smolmoe.hub.model_facts import ModelFacts, without_places
 
 MARK = "<!-- Written by smolmoe. Delete this line to keep your own changes. -->"
-_NO_DATA = "not known: smolmoe has no data on this class"
+_NO_DATA = "unknown: smolmoe has no data on this class"
 _STAGES = {
     "upcycle": "made from a dense model",
     "train": "trained",
     "align": "trained on answers or preferences",
-    "extract": "an expert of an MoE as a model of its own",
+    "extract": "one expert of an MoE as a standalone model",
     "prune": "an MoE with some of its experts",
     "merge-experts": "an MoE with experts merged",
     "add-expert": "an MoE with an expert added",
@@ -97,12 +97,12 @@ def _data_sets(request: Mapping[str, Any]) -> list[str]:
 def _what(facts: ModelFacts) -> str:
     shape = _code(facts.architecture)
     if facts.experts:
-        shape += f" with {facts.experts} experts, {facts.top_k} of them for a token"
+        shape += f" with {facts.experts} experts, {facts.top_k} of them active per token"
     how = _STAGES.get(facts.stage or "", "")
     base = f" of [{facts.base}](https://huggingface.co/{facts.base})" if facts.base else ""
     made = f", {how}{base if facts.stage == 'upcycle' else ''} by `smolmoe {facts.stage}`" if how else ""
     licence = (facts.provenance.get("origin") or {}).get("license")
-    note = "" if licence else "\n\nThe licence of what it was made from is not known here: state one before publishing."
+    note = "" if licence else "\n\nThe licence of its source is unknown: add one before publishing."
     return f"{shape}{made}.{note}"
 
 
@@ -110,7 +110,7 @@ def _sizes(facts: ModelFacts) -> str:
     known = {"total": facts.total, **({"active": facts.active} if facts.active else {}), **facts.parameters}
     words = {
         "total": "parameters",
-        "active": "active for a token",
+        "active": "active per token",
         "total_without_embeddings": "parameters without embeddings",
         "active_without_embeddings": "active without embeddings",
     }
@@ -132,10 +132,10 @@ def _claim(facts: ModelFacts) -> str:
         return "\n\n".join(lines)
     checks = verification.get("checks") or ()
     held = "holds" if verification.get("passed") else "**does not hold**"
-    against = "the dense model" if facts.stage == "upcycle" else "the MoE that it was made of"
-    said = f"the claim {held}" if claim.get("kind") != "none" else "of its function nothing is claimed"
+    against = "the dense model" if facts.stage == "upcycle" else "the MoE it was made from"
+    said = f"the claim {held}" if claim.get("kind") != "none" else "there is no claim about its function"
     lines.append(
-        f"Measured on the files as written, reloaded by transformers, in float32, against {against}: {said}, "
+        f"Measured on the written files, reloaded by transformers, in float32, against {against}: {said}, "
         f"{sum(bool(check['passed']) for check in checks)} of {len(checks)} checks passed."
     )
     rows = [
@@ -152,7 +152,7 @@ def _losses(facts: ModelFacts, comparison: Sequence[str]) -> str:
     if "dense_loss" in logits:
         text = _plain(str(facts.provenance["verification"].get("text", "sample text")))
         rows += [
-            ("dense model it was made of", f"{float(logits['dense_loss']):.4f}", text),
+            ("dense model it was made from", f"{float(logits['dense_loss']):.4f}", text),
             ("this model", f"{float(logits['loss']):.4f}", text),
         ]
     held, start = facts.measured.get("held_out") or {}, facts.measured.get("start") or {}
@@ -166,7 +166,7 @@ def _losses(facts: ModelFacts, comparison: Sequence[str]) -> str:
     said = "\n".join(f"- {_plain(sentence)}" for sentence in comparison)
     if not rows and not said:
         return ""
-    table = _table(("model", "loss, nats a token", "on"), rows) if rows else ""
+    table = _table(("model", "loss, nats per token", "on"), rows) if rows else ""
     return "\n\n".join(part for part in ("## Losses", table, said) if part)
 
 
@@ -184,7 +184,7 @@ def _use(facts: ModelFacts, name: str) -> str:
 def engines(facts: ModelFacts) -> dict[str, str]:
     """Engine -> what is known of the class there."""
     found = dict(facts.target.runs) if facts.target else {}
-    dense = "yes, where it runs this dense class" if not facts.experts else _NO_DATA
+    dense = "yes, if it runs this dense class" if not facts.experts else _NO_DATA
     return {"transformers": "yes", **dict.fromkeys(("vLLM", "SGLang", "llama.cpp"), dense), **found}
 
 
@@ -220,8 +220,8 @@ def _made(facts: ModelFacts) -> str:
         rows.append(("versions", _plain(", ".join(f"{key} {found}" for key, found in values["versions"].items()))))
     warnings = "\n".join(f"- {_plain(str(warning))}" for warning in values.get("warnings") or ())
     command = values.get("command")
-    again = f"To make it again:\n\n{_fence(command, 'sh')}" if command else ""
-    everything = "`smolmoe.json` has everything that was asked and measured."
+    again = f"To reproduce it:\n\n{_fence(command, 'sh')}" if command else ""
+    everything = "`smolmoe.json` records the full request and all measurements."
     return "\n\n".join(
         part
         for part in ("## How it was made", _table(("", ""), rows) if rows else "", warnings, again, everything)

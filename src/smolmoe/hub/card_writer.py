@@ -1,4 +1,4 @@
-"""The model card beside every checkpoint that is written."""
+"""The model card of every checkpoint that is written."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def finish_model(folder: Path, summary: Mapping[str, Any]) -> None:
     """Write down what was measured of a trained model in its smolmoe.json, and its card.
 
     Args:
-        folder: the run's `model`, beside which its metrics are.
+        folder: the run's `model`; its metrics are next to it.
         summary: of the run.
     """
     measured = {key: summary[key] for key in _KEPT if key in summary}
@@ -66,7 +66,7 @@ def _first_held_out(metrics: Path) -> dict[str, Any] | None:
 
 
 def _compared(folder: Path) -> list[str]:
-    """What a `compare.json` near a checkpoint says of it: in the folders above it, or one beside them."""
+    """The entry for a checkpoint in a nearby `compare.json`: in the folders above it, or one next to them."""
     from smolmoe.results.comparison import Comparison
 
     place = folder.resolve()

@@ -30,7 +30,7 @@ class ModelFacts:
         total: parameters in the files.
         nbytes: of the weight files.
         dtypes: of the weights, the most frequent first.
-        native_class: it loads without code of its own.
+        native_class: it loads without custom code.
     """
 
     folder: Path

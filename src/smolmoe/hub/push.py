@@ -45,7 +45,7 @@ _PLACES = ("_name_or_path", "name_or_path", "tokenizer_file", "vocab_file", "mer
 _REASONS = (
     (
         ("optimizer*", "scheduler*", "trainer_state*", "rng_state*", "training_args*"),
-        "state of a training, no part of the model",
+        "training state, not part of the model",
     ),
     (("*.bin", "*.pt", "*.pth", "*.pkl", "*.pickle", "*.ckpt"), "a pickle: loading it runs whatever code is in it"),
 )
@@ -96,8 +96,8 @@ def push(
 ) -> Push:
     """Send a checkpoint with its model card to the hub, or write the same files into a folder.
 
-    The card is written anew for the repository, unless it is not ours. Absolute paths of this machine are cut to their
-    last part in what is sent; the files here stay as they are.
+    The card is rewritten for the repository, unless it is not ours. Absolute paths of this machine are reduced to their
+    last part in uploaded files; local files are not changed.
 
     Args:
         model: a checkpoint folder.
@@ -115,7 +115,7 @@ def push(
     _check_model(folder)
     local = _local(repo)
     if local is not None and private:
-        raise RequestError("is of no use for a folder.", field="private", value=True, fix="Leave it out.")
+        raise RequestError("has no effect for a folder.", field="private", value=True, fix="Remove it.")
     sent, refused = _chosen(folder)
     contents, redacted = _contents(folder, sent, repo if local is None else local.name)
     replaced = _code(folder, sent, contents)
@@ -167,7 +167,7 @@ def _chosen(folder: Path) -> tuple[list[str], dict[str, str]]:
             inside = sorted(path.glob("*.jinja")) if path.name == TEMPLATES else []
             sent += [f"{path.name}/{template.name}" for template in inside if not leads_out(template, folder)]
             if not inside:
-                refused[f"{path.name}/"] = "a folder that no model has"
+                refused[f"{path.name}/"] = "not a folder of a model"
         elif leads_out(path, folder):
             refused[path.name] = "a link out of the folder"
         elif (reason := _refusal(path.name)) is not None:
@@ -180,7 +180,7 @@ def _chosen(folder: Path) -> tuple[list[str], dict[str, str]]:
 def _refusal(name: str) -> str | None:
     found = next((why for patterns, why in _REASONS if any(fnmatch(name, pattern) for pattern in patterns)), None)
     if found is None and not any(fnmatch(name, pattern) for pattern in _SENT):
-        found = "no file of a model that smolmoe knows"
+        found = "not a known file of a model"
     return found
 
 
@@ -207,17 +207,17 @@ def _contents(folder: Path, sent: Sequence[str], name: str) -> tuple[dict[str, b
 
 
 def _code(folder: Path, sent: Sequence[str], contents: dict[str, bytes]) -> dict[str, str]:
-    """Take out of what is sent, in `contents`, all code that this version did not write; why, by file."""
+    """Remove from `contents` all code that this version did not write; returns the reason by file."""
     replaced = {}
     for file in ("config.json", "tokenizer_config.json"):
         values = read_object(folder / file) if file in sent else {}
         if without_code(values) != values:
             now = without_code(json.loads(contents[file]) if file in contents else values)
             contents[file] = (json.dumps(now, indent=2, ensure_ascii=False) + "\n").encode()
-            replaced[file] = "it names code that smolmoe did not write"
+            replaced[file] = "it refers to code that smolmoe did not write"
     if CODE_FILE in sent and (folder / CODE_FILE).read_bytes() != OURS.read_bytes():
         contents[CODE_FILE] = OURS.read_bytes()
-        replaced[CODE_FILE] = "it is not the code of this version, which is sent in its place"
+        replaced[CODE_FILE] = "it is not this version's code, which is sent instead"
     return replaced
 
 
@@ -254,9 +254,9 @@ def _upload(folder: Path, repo: str, names: dict[str, int], contents: dict[str, 
     except Exception as error:  # the hub client raises many kinds; each means that the model was not sent
         reason, fix = why_not(error)
         raise HubError(
-            f"could not be sent: {reason}.",
+            f"upload failed: {reason}.",
             field="repo",
             value=repo,
-            fix=f"{fix} Nothing here was changed.",
+            fix=f"{fix} No local file was changed.",
         ) from error
     return str(commit.commit_url)

@@ -35,7 +35,7 @@ class LayerVote:
         layer: index of the decoder layer.
         counts: whether it takes part in the decision.
         shares: name -> probability, geometric mean over the prompt's tokens, summing to 1.
-        read: the name whose experts were read to go on to the next layer; None where it ended here.
+        read: the name whose experts were read to continue to the next layer; None if it ended here.
     """
 
     layer: int
@@ -213,7 +213,7 @@ class _Walk:
         with naming_rows(prompt, field="prompt", what="prompt"):
             ids = list(tokenizer(prompt, add_special_tokens=False, verbose=False)["input_ids"])
         if not prompt.strip() or not ids:
-            raise RequestError("the prompt holds no text.", field="prompt", value=prompt, fix="Give some text.")
+            raise RequestError("the prompt contains no text.", field="prompt", value=prompt, fix="Give some text.")
         start = tokenizer.eos_token_id if tokenizer.eos_token_id is not None else tokenizer.bos_token_id
         context = getattr(selective.config.get_text_config(), "max_position_embeddings", None) or MOST_TOKENS + 1
         most = min(MOST_TOKENS, context - 1)

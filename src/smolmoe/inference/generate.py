@@ -42,7 +42,7 @@ class Generation:
         texts: the continuations, without the prompt.
         new_tokens: tokens of each, an end-of-text token included.
         seconds: for all of its batch, loading excluded.
-        experts: those that alone were loaded; None where all were, or there are none.
+        experts: the only ones loaded; None if all were loaded or the model is dense.
         offload: what went to the device, where experts stayed on the CPU.
         device: that it was computed on.
     """
@@ -82,15 +82,15 @@ def generate_all(
 ) -> tuple[Generation, ...]:
     """Continue each prompt `num` times, in the dtype that the model is stored in.
 
-    Prompts are answered in batches, filled up on the left. Greedy texts are those of each prompt alone, but for
-    rounding; what is sampled depends on the batch.
+    Prompts are answered in batches, padded on the left. Greedy texts equal those of each prompt alone, up to
+    rounding; sampled texts depend on the batch.
 
     Args:
         model: folder or hub id of a dense model, a stock MoE or our generic one; no remote code is run.
         max_new_tokens: longest continuation, in tokens; it ends earlier at the model's end-of-text token.
-        temperature: 0 takes the likeliest token every time.
-        top_p: sample from the likeliest tokens that together have this probability.
-        repetition_penalty: above 1, what was said becomes less likely.
+        temperature: 0 always takes the most likely token.
+        top_p: sample from the most likely tokens that together have this probability.
+        repetition_penalty: above 1, repeated tokens become less likely.
         seed: of the sampling.
         batch_size: prompts at once.
         experts: names or indices of the experts to read and to hold, no others; or "auto" for those that the prompt
@@ -117,7 +117,7 @@ def generate_all(
     check_decodes(folder, "model")
     tokenizer = load_tokenizer(folder)
     if tokenizer is None:
-        raise SourceError("the model has no tokenizer.", field="model", value=str(model), fix="Put its files there.")
+        raise SourceError("the model has no tokenizer.", field="model", value=str(model), fix="Add its files.")
     encoded = []
     for number, prompt in enumerate(prompts):
         with naming_rows(prompt, first=number, field="prompt", what="prompt"):
@@ -202,19 +202,19 @@ def _check_experts(
 ) -> None:
     if memory is not None and not offload:
         raise RequestError(
-            "experts that are loaded whole have no budget.",
+            "a budget needs offloaded experts.",
             field="expert_memory",
             value=memory,
             fix="Set offload_experts, too.",
         )
     if not prompts:
-        raise RequestError("there is none.", field="prompts", value=0, fix="Give one at least.")
+        raise RequestError("no prompt is given.", field="prompts", value=0, fix="Give at least one.")
     if experts == "auto" and len(prompts) > 1:
         raise RequestError(
-            "they are chosen for one prompt, and there are several.",
+            "experts are chosen for a single prompt, but there are several.",
             field="experts",
             value=experts,
-            fix="Name the experts, or ask one prompt at a time.",
+            fix="Name the experts, or use one prompt at a time.",
         )
 
 
@@ -225,13 +225,13 @@ def _check_values(
         "max_new_tokens": (max_new_tokens, max_new_tokens >= 1, "at least 1"),
         "temperature": (temperature, 0 <= temperature < float("inf"), "0 (greedy) or above"),
         "top_p": (top_p, 0 < top_p <= 1, "above 0, at most 1"),
-        "repetition_penalty": (repetition_penalty, 0 < repetition_penalty < float("inf"), "above 0; 1 is none"),
+        "repetition_penalty": (repetition_penalty, 0 < repetition_penalty < float("inf"), "above 0; 1 means none"),
         "num": (num, num >= 1, "at least 1"),
         "batch_size": (batch_size, batch_size >= 1, "at least 1"),
     }
     for field, (value, is_valid, wanted) in valid.items():
         if not is_valid:
-            raise RequestError("out of range.", field=field, value=value, fix=f"Use a value {wanted}.")
+            raise RequestError("is out of range.", field=field, value=value, fix=f"Use a value {wanted}.")
     if num > 1 and temperature == 0:
         raise RequestError(
             "greedy decoding gives the same text every time.",
@@ -248,7 +248,7 @@ def _encode(tokenizer: Any, prompt: str) -> list[int]:
     if not ids and tokenizer.bos_token_id is not None:
         ids = [check_token(tokenizer, tokenizer.bos_token_id, "beginning-of-text token")]
     if not ids:
-        raise RequestError("the prompt holds no tokens.", field="prompt", value=prompt, fix="Give some text.")
+        raise RequestError("the prompt contains no tokens.", field="prompt", value=prompt, fix="Give some text.")
     return ids
 
 
@@ -257,7 +257,7 @@ def _check_room(given: int, new: int, context: int | None) -> None:
         return
     if given >= context:
         raise RequestError(
-            f"{given} tokens, the model's context holds {context}.",
+            f"{given} tokens exceed the model's context of {context}.",
             field="prompt",
             value=f"{given} tokens",
             fix="Shorten it.",

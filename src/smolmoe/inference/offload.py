@@ -54,7 +54,7 @@ def offload_experts(model: nn.Module, *, device: str | torch.device, expert_memo
             by default such a layer's, and in every layer those of one token: the next may well use the same.
 
     Returns:
-        The running count of what is moved and held.
+        Running counts of moved and held experts.
 
     Raises:
         RequestError: a dense model, or memory for less than one layer's experts.
@@ -74,13 +74,13 @@ def offload_experts(model: nn.Module, *, device: str | torch.device, expert_memo
             "a layer's experts do not fit.",
             field="expert_memory",
             value=expert_memory,
-            fix=f"Give {math.ceil(least / 10_000) / 100} MB at least.",
+            fix=f"Use at least {math.ceil(least / 10_000) / 100} MB.",
         )
     for module in model.modules():
         if id(module) not in kept:
             module._apply(lambda tensor: tensor.to(device), recurse=False)
     for layers in kinds.values():
-        # What remains beside one layer of each kind is divided by size.
+        # What remains after one layer of each kind is divided by size.
         own, size = _nbytes(modules[layers[0]]), sum(_nbytes(modules[layer]) for layer in layers)
         share = own + (traffic.budget_bytes - least) * size // traffic.experts_bytes
         cache = _Cache([modules[layer] for layer in layers], torch.device(device), share, traffic)
@@ -99,10 +99,10 @@ def experts_modules(model: nn.Module) -> dict[int, Any]:
     routers = find_routers(model)
     if not routers:
         raise RequestError(
-            "the model is dense, it has no experts.",
+            "the model is dense: it has no experts.",
             field="model",
             value=type(model).__name__,
-            fix="Name a mixture of experts.",
+            fix="Use an MoE.",
         )
     _, layers = find_layers(model)
     return {layer: _experts_module(layers[layer], router) for layer, router in routers}

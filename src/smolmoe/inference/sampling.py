@@ -23,13 +23,13 @@ def answering_tokenizer(folder: Path) -> Any:
     """The tokenizer of a model's folder.
 
     Raises:
-        SourceError: there is none, or it cannot be read.
+        SourceError: the tokenizer is missing or cannot be read.
     """
     from smolmoe.moe.loading import load_tokenizer
 
     tokenizer = load_tokenizer(folder)
     if tokenizer is None:
-        raise SourceError("the model has no tokenizer.", field="model", value=str(folder), fix="Put its files there.")
+        raise SourceError("the model has no tokenizer.", field="model", value=str(folder), fix="Add its files.")
     return tokenizer
 
 
@@ -82,14 +82,14 @@ def sample_answers(
 ) -> Samples:
     """Answer every prompt once, by `generate` of transformers on prompts of like length, filled up on the left.
 
-    Answers end at the model's or the tokenizer's end-of-text token. With a temperature a token is drawn by a number
-    that its prompt's seed and its position decide: what stands in the same batch changes an answer only where
+    Answers end at the model's or the tokenizer's end-of-text token. With a temperature a token is sampled with a random
+    number from its prompt's seed and its position: other rows of the batch change an answer only where
     rounding in the model's logits does.
 
     Args:
         model: in memory; left in the mode it was in.
         prompts: token ids of each.
-        temperature: 0 takes the likeliest token.
+        temperature: 0 takes the most likely token.
         seeds: of each prompt, integers >= 0; without them a prompt's index is its seed.
         device: to move the model to; None leaves it where it is.
 
@@ -208,7 +208,7 @@ def check_values(*, max_new_tokens: int, batch_size: int, temperature: float) ->
     }
     for field, (value, is_valid, wanted) in valid.items():
         if not is_valid:
-            raise RequestError("out of range.", field=field, value=value, fix=f"Use a value {wanted}.")
+            raise RequestError("is out of range.", field=field, value=value, fix=f"Use a value {wanted}.")
 
 
 def check_room(

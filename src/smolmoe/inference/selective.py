@@ -93,9 +93,7 @@ class SelectiveModel:
         self.folder, self.config = self._skeleton.folder, self._skeleton.config
         self.routers: dict[int, Any] = dict(find_routers(self.model))
         if not self.routers:
-            raise SourceError(
-                "is dense: it has no experts.", field="model", value=str(folder), fix="Name a mixture of experts."
-            )
+            raise SourceError("is dense: it has no experts.", field="model", value=str(folder), fix="Use an MoE.")
         self.layers = tuple(self.routers)
         self.experts = gate_spec(self.routers[self.layers[0]]).experts
         self.chosen: dict[int, tuple[int, ...]] = {}
@@ -134,7 +132,7 @@ class SelectiveModel:
             self.chosen[layer] = tuple(wanted)
 
     def release(self, layer: int) -> None:
-        """Gives back the memory of a decoder layer, its experts included."""
+        """Releases the memory of a decoder layer, its experts included."""
         self.decoder[layer].to("meta")
         self._loaded.discard(layer)
         self.chosen.pop(layer, None)
@@ -227,7 +225,7 @@ class _Skeleton(Skeleton):
         info = self._convert(dict(sources), "cpu")
         wrong = [str(entry) for entry in (*info.mismatched_keys, *info.conversion_errors)]
         if wrong:
-            raise CheckpointError("experts cannot be put together.", field="tensor", value=wrong[0])
+            raise CheckpointError("experts cannot be assembled.", field="tensor", value=wrong[0])
 
 
 class _Rows:

@@ -1,4 +1,4 @@
-"""What training adds to the cross-entropy, as pure functions of one layer's router logits [T, E].
+"""Additional loss terms, as pure functions of one layer's router logits [T, E].
 
 Layers may be stacked, [L, T, E]: each has its own value, [L], and all together cost as few kernels as one.
 
@@ -60,13 +60,13 @@ def z_loss(logits: torch.Tensor) -> torch.Tensor:
 
 
 def guidance_target(members: torch.Tensor, free: torch.Tensor, floor: float) -> torch.Tensor:
-    """What the router is to say of a token of each domain: [Dm, E], rows summing to 1, 0 for free experts.
+    """The router's target for a token of each domain: [Dm, E], rows summing to 1, 0 for free experts.
 
     Experts of another domain, or of none, get `floor`; a domain's own share the rest alike.
 
     Args:
         members: [Dm, E] bool, the experts of each domain.
-        free: [E] bool, experts that guidance says nothing of.
+        free: [E] bool, experts not covered by guidance.
         floor: probability of each expert that is not the token's domain's.
     """
     off = ~members & ~free
@@ -122,7 +122,7 @@ def domain_load_balance(
 
 
 def balanced_perplexity(cross_entropy: float, balance: float, beta: float = 1.0) -> float:
-    """exp(CE) * exp(beta * (1 - B)), CE in nats a token and B the evenness in [0, 1], both of the same tokens.
+    """exp(CE) * exp(beta * (1 - B)), CE in nats per token and B the evenness in [0, 1], both over the same tokens.
 
     The plain perplexity at perfect balance (B = 1), exp(beta) times that at collapse onto one expert (B = 0).
     """
@@ -158,7 +158,7 @@ class LoadCounter:
 
         Args:
             layer_counts: [L, E] int64, the choices of this rank.
-            tokens: how many tokens made them, for `rank_share`; leave it out where ranks have equally many.
+            tokens: how many tokens made them, for `rank_share`; omit it if ranks have equally many.
 
         Returns:
             [L, E] fp32, the load of the step so far over all ranks, each layer summing to 1.
@@ -172,7 +172,7 @@ class LoadCounter:
         return (self.totals / self.totals.sum(-1, keepdim=True).clamp_min(1)).float()
 
     def reset(self) -> None:
-        """Forget the counts: a new optimiser step begins."""
+        """Reset the counts at the start of a new optimiser step."""
         self.totals = None
 
 

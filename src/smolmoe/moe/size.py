@@ -1,4 +1,4 @@
-"""How large a model is: parameters, those that one token uses, and the FLOPs of training on it."""
+"""Model size: total and active parameters, and the FLOPs of training."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ from smolmoe.moe.structure import expert_parameters, find_layers
 
 @dataclass(frozen=True)
 class ModelSize:
-    """Parameters of a model, and what a token costs it.
+    """Parameters of a model, and its cost per token.
 
     Attributes:
-        total, active: all, and those that one token uses (K of E experts).
+        total, active: all parameters, and those used per token (K of E experts).
         embedding: of the input embedding (also in `active`).
         multiplied: active ones in matrix products: without the embedding's look-up, with the output head.
         layers, attention_width: of the attention: L, and heads times head size.

@@ -2,7 +2,7 @@
 
 The plain entropy of n tokens grows with n, so that long documents win. Formulas for n overshoot: no text comes near
 log2(n), the most that n tokens can have, and the less so the longer it is; nor does one have the entropy of n tokens
-drawn one by one from the corpus, since a text repeats its own words. Excerpts of n tokens are a fair measure only where
+sampled one by one from the corpus, since a text repeats its words. Excerpts of n tokens are a fair measure only where
 short and long texts are of one kind, which they often are not. So the measure is empirical: among the texts of its
 group that are nearest in length, how far a text is above the straight line through their entropies over log(n), in
 standard deviations from that line. Wherever on the scale of lengths a text is, it competes with its neighbours there.

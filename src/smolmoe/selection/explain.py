@@ -54,7 +54,7 @@ class PartScore:
 
 @dataclass(frozen=True)
 class TextScore:
-    """A text as the scores see it; `loss` in nats a token, where a model was asked.
+    """A text as seen by the scores; `loss` in nats per token, if a model was given.
 
     Attributes:
         against: what it is compared with.
@@ -79,7 +79,7 @@ class TextScore:
 
 
 def part_score(ids: Sequence[int], measured: Measured, decode: Callable[[int], str], top: int) -> PartScore:
-    """The entropy of token ids beside the texts that were measured, and its `top` most frequent tokens."""
+    """The entropy of token ids compared with the measured texts, and its `top` most frequent tokens."""
     counts = Counter(ids)
     bits = entropy(ids)
     place = measured.compare(ids)

@@ -120,7 +120,7 @@ def _batches(rows: Iterator[Row]) -> Iterator[list[Row]]:
 
 
 def _usable(pool: Pool) -> Pool:
-    """Without the rows that have no tokens, or a score that is no number.
+    """Without the rows that have no tokens, or a NaN or infinite score.
 
     Raises:
         DataError: nothing is left.
@@ -134,10 +134,10 @@ def _usable(pool: Pool) -> Pool:
         said = ", ".join(f"{reason}: {count}" for reason, count in dropped.most_common()) or "there are no rows"
         held = f", held out: {pool.held_out}" if pool.held_out else ""
         raise DataError(
-            f"nothing is left to choose from ({said}{held}).",
+            f"no row is left to choose from ({said}{held}).",
             field="data",
             value=f"{pool.read} rows",
-            fix="Lower what is asked of a text's length, or give other rows.",
+            fix="Relax the limits on text length, or use other rows.",
         )
     kept = np.flatnonzero(keep)
     digests = np.frombuffer(pool.digests, dtype=f"V{DIGEST}")[kept].tobytes()

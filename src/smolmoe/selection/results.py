@@ -109,7 +109,7 @@ def quantiles(scores: Floats) -> dict[str, float] | None:
 
 
 def group_results(recipe: SelectRecipe, pool: Pool, choice: Choice) -> tuple[GroupResult, ...]:
-    """What became of each group of the pool."""
+    """The outcome for each group of the pool."""
     costs = pool.costs(recipe)
     found = []
     for number, values in enumerate(pool.groups):

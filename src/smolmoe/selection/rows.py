@@ -178,7 +178,7 @@ def _hub_rows(
                 f"the data set cannot be read ({type(error).__name__}).",
                 field="path",
                 value=path,
-                fix="Check the connection to huggingface.co, or save the data as .jsonl or .parquet and give its path.",
+                fix="Check the connection to huggingface.co, or save the data as .jsonl or .parquet and use its path.",
             ) from error
 
     return rows
@@ -198,6 +198,6 @@ def _label(row: Row, column: str) -> str:
     value = row.values[column]
     if isinstance(value, list | Mapping):
         raise DataError(
-            f'"{column}" is a {type(value).__name__}, by which nothing can be grouped.', field="by", value=row.place
+            f'"{column}" is a {type(value).__name__}, which cannot be used for grouping.', field="by", value=row.place
         )
     return "" if value is None or value != value else str(value)

@@ -69,8 +69,8 @@ def run_select(
 
 
 def _check_free(out: Path, overwrite: bool) -> None:
-    if is_ours(out, "a choice of rows", REPORT, INDEX) and not overwrite:
-        raise occupied(out, "a choice already", "Name another, or use `overwrite=True`.")
+    if is_ours(out, "selected rows", REPORT, INDEX) and not overwrite:
+        raise occupied(out, "a selection already", "Use another, or `overwrite=True`.")
     check_no_others(out, *WRITTEN, field="out", value=str(out))
 
 
@@ -159,7 +159,7 @@ def _learned(recipe: SelectRecipe, vocabulary: int) -> Any:
 
 
 def model_losses(name: str, tokenizer: Any, device: str) -> tuple[Losses, str]:
-    """What gives the nats a token of texts under a model, each read from its beginning; and the model's hash.
+    """A function for the loss of texts under a model, in nats per token, read from their start; and the model's hash.
 
     A text longer than the model's positions, or 1,024 tokens, is read in windows of as many.
 
@@ -253,7 +253,7 @@ def score_text(
     """
     found = find_tokenizer(tokenizer, model)
     if found is None:
-        raise RequestError("tokens are a tokenizer's.", field="tokenizer", value=None, fix="Name one, or a model.")
+        raise RequestError("a tokenizer is needed.", field="tokenizer", value=None, fix="Name a tokenizer or a model.")
     scorer = EntropyScorer(found, weights, plain=False)
     if against is None:
         documents = default_documents()
@@ -262,7 +262,7 @@ def score_text(
         scan(against, [open_rows(source) for source in against.sources], scorer, silent)
     ids, asked = (token_ids(found, [part or ""])[0] for part in (text, prompt))
     if not ids:
-        raise DataError("the text holds no tokens.", field="text", value=text)
+        raise DataError("the text contains no tokens.", field="text", value=text)
 
     def decode(token: int) -> str:
         return str(found.decode([token]))

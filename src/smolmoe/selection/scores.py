@@ -75,7 +75,7 @@ class EntropyScorer:
 
 
 class LossScorer:
-    """The loss of each text under a model, in nats a token.
+    """The loss of each text under a model, in nats per token.
 
     Args:
         losses: of the token ids of texts.

@@ -79,7 +79,7 @@ def _check_same(row: Row, now: str, before: str) -> None:
 
 
 def _changed(where: str) -> DataError:
-    return DataError("the rows changed while they were read.", field="data", value=where, fix="Choose again.")
+    return DataError("the rows changed while they were read.", field="data", value=where, fix="Select again.")
 
 
 def _write(file: TextIO, values: dict[str, Any]) -> None:

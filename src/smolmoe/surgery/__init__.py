@@ -1,1 +1,1 @@
-"""From a dense checkpoint to an MoE, from file to file: plan, program, writer."""
+"""Convert a dense checkpoint to an MoE, file to file: plan, program, writer."""

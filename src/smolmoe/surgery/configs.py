@@ -1,4 +1,4 @@
-"""The output's config.json: every setting of the source that its attention, norms and vocabulary need, written out."""
+"""The output's config.json: every source setting that attention, norms and vocabulary need, made explicit."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from smolmoe.recipe import UpcycleRecipe
 from smolmoe.surgery.request import Layout
 from smolmoe.surgery.sources import Source
 
-# Copied with explicit None: several MoE classes have defaults of their own for these (pad and eos in FlexOlmo, bos
+# Copied with explicit None: several MoE classes have their own defaults for these (pad and eos in FlexOlmo, bos
 # and eos in Mixtral and Granite).
 COMMON = (
     "vocab_size",

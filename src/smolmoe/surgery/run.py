@@ -1,4 +1,4 @@
-"""Stages put together: what one command does from end to end."""
+"""The stages combined: one command end to end."""
 
 from __future__ import annotations
 
@@ -24,13 +24,13 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class UpcycleResult:
-    """What `upcycle` did.
+    """The result of `upcycle`.
 
     Attributes:
-        out: the folder written (or that would be, with dry_run).
+        out: the folder written (with dry_run: that would be written).
         plan: the conversion, its claim with predictions.
-        router: rows and predicted load, where the router was made from domains.
-        verification: what was measured on the written files; None with dry_run or verify=False.
+        router: rows and predicted load, if the router was made from domains.
+        verification: measurements on the written files; None with dry_run or verify=False.
         seconds: wall time.
         dry_run: nothing was written.
     """
@@ -71,25 +71,25 @@ class UpcycleResult:
 def upcycle(
     source: str | Path, out: str | Path, *, dry_run: bool = False, report: Progress | None = None, **options: Any
 ) -> UpcycleResult:
-    """Turn a dense causal language model into a Mixture-of-Experts.
+    """Convert a dense causal language model to a Mixture-of-Experts.
 
     Args:
         source: local folder or hub id.
         out: folder to write.
         dry_run: plan, check and predict, but write nothing.
-        report: called as the work goes on.
+        report: called as the work progresses.
         **options: every other field of `UpcycleRecipe`.
 
     Raises:
-        SmolmoeError: a subclass naming the field, the value and the fix. Nothing is left half-written.
-        VerificationError: the files do not do what was claimed; they are left for inspection.
+        SmolmoeError: a subclass naming the field, the value and the fix. No incomplete output is left.
+        VerificationError: the files do not satisfy the claim; they are kept for inspection.
     """
     recipe = parse(UpcycleRecipe, {"source": str(source), "out": out, **options})
     return run_upcycle(recipe, dry_run=dry_run, report=report)
 
 
 def run_upcycle(recipe: UpcycleRecipe, *, dry_run: bool = False, report: Progress | None = None) -> UpcycleResult:
-    """`upcycle` for a recipe that has been parsed."""
+    """`upcycle` for a parsed recipe."""
     from smolmoe.core.model_config import check_decodes
     from smolmoe.surgery.convert import check_room, convert
     from smolmoe.surgery.plan import make_plan
@@ -98,7 +98,7 @@ def run_upcycle(recipe: UpcycleRecipe, *, dry_run: bool = False, report: Progres
     report = report or silent
     start = time.monotonic()
     report("plan", 0, 0)
-    if "device" in recipe.model_fields_set:  # what is left out stays left out in the record
+    if "device" in recipe.model_fields_set:  # an omitted option stays omitted in the record
         recipe = recipe.model_copy(update={"device": pick_device(recipe.device)})
     base = open_checkpoint(recipe.source, revision=recipe.revision)
     if recipe.verify:
@@ -106,7 +106,7 @@ def run_upcycle(recipe: UpcycleRecipe, *, dry_run: bool = False, report: Progres
     specialists = {name: open_checkpoint(path, field=f"expert {name}") for name, path in recipe.expert.items()}
     plan = make_plan(recipe, base, specialists)
     check_room(plan)
-    if dry_run:  # writing looks at them itself
+    if dry_run:  # writing checks them itself
         check_sources(plan.tensors, {name: source.checkpoint for name, source in plan.sources.items()})
     router = _router_rows(plan, report)
     if recipe.verify:
@@ -122,7 +122,7 @@ def run_upcycle(recipe: UpcycleRecipe, *, dry_run: bool = False, report: Progres
 
     rows = router.rows if router else None
     out = convert(plan, rows=rows, router=router.to_json() if router else None, progress=progress)
-    with locked(out):  # what is measured is what was written
+    with locked(out):  # so that the measured files are the written ones
         write_card(out)
         verification = _verify(plan, out, report) if recipe.verify else None
     return UpcycleResult(recipe.out, plan, router, verification, time.monotonic() - start, False)
@@ -134,7 +134,7 @@ def _router_rows(plan: Plan, report: Progress) -> RouterRows | None:
     from smolmoe.surgery.router_init import domain_rows
 
     report("router", 0, 0)
-    return domain_rows(plan, _tokenizer(plan, "a router from domains reads text"))
+    return domain_rows(plan, _tokenizer(plan, "a router from domains needs text"))
 
 
 def _predict(plan: Plan, router: RouterRows | None, report: Progress) -> Plan:
@@ -161,7 +161,7 @@ def _tokenizer(plan: Plan, why: str) -> Any:
             f"has no tokenizer, and {why}.",
             field="source",
             value=str(folder),
-            fix="Put the tokenizer's files into the folder, or use `verify=False` with another router.",
+            fix="Add the tokenizer files to the folder, or use `verify=False` with another router.",
         )
     return tokenizer
 
@@ -181,21 +181,21 @@ def _verify(plan: Plan, out: Path, report: Progress) -> Verification:
             "; ".join(f"{check.name}: measured {check.measured:.3g}, limit {check.limit:.3g}" for check in failed),
             field="out",
             value=str(out),
-            fix="The files are left for inspection; `smolmoe verify` measures them again.",
+            fix="The files are kept for inspection; `smolmoe verify` measures them again.",
         )
     return verification
 
 
-# Rough rates of a small machine: bytes a second that the kernel moves and flushes, and that are computed.
+# Rough rates of a small machine: bytes per second moved and flushed by the kernel, and computed.
 _MOVED_RATE, _COMPUTED_RATE = 6e8, 1e8
 _BARE_MEMORY, _TORCH_MEMORY = 70_000_000, 400_000_000
 
 
 def estimate(plan: Plan) -> dict[str, Any]:
-    """What a conversion costs: bytes on disk, peak memory of the process and time without verification, roughly.
+    """Rough cost of a conversion: bytes on disk, peak memory of the process and time without verification.
 
-    Blocks that only move never enter the process. The others are held in float32 one at a time, in up to four copies
-    while they are drawn, scaled and cast.
+    Blocks that are only copied never enter the process. The others are held in float32 one at a time, in up to four
+    copies while they are sampled, scaled and cast.
     """
     from smolmoe.surgery.tensors.writer import moved_range
 

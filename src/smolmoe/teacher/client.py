@@ -60,7 +60,7 @@ class Asking:
 
     Args:
         examine: looks at each answer before it is kept, and raises EndpointError where further ones would be no use.
-        report: is told of the questions settled so far.
+        report: called with the number of questions settled so far.
         first_wait: seconds before the second try.
     """
 
@@ -85,7 +85,7 @@ class Asking:
         self._next_slot = 0.0
 
     async def run(self, questions: Sequence[Question]) -> Tally:
-        """Ask them; what is settled is in the journal. `error` says what ended the job, where it was no one's wish."""
+        """Send them; settled questions are in the journal. `error` is set if the job ended because of a problem."""
         waiting = iter(questions)
         with self._interruptible():
             try:
@@ -105,7 +105,7 @@ class Asking:
             pass
 
     async def _next(self, waiting: Iterator[Question]) -> bool:
-        """Settle one more; false where there is none, or the job is to end."""
+        """Settle one more; false if there are no more, or the job should end."""
         question = next(waiting, None)
         if question is None:
             return False
@@ -157,10 +157,10 @@ class Asking:
         if problem.wait is not None:
             if problem.wait > LONGEST_ASKED:
                 raise EndpointError(
-                    f"the endpoint asks to wait {problem.wait:.0f} s ({problem.reason}).",
+                    f"the endpoint asks for a wait of {problem.wait:.0f} s ({problem.reason}).",
                     field="base_url",
                     value=self._recipe.base_url,
-                    fix="Go on with `resume=True` when it is ready again.",
+                    fix="Use `resume=True` to resume when it is ready again.",
                 )
             # A little more than asked, and not all at once.
             wait = problem.wait + self._first_wait * random.uniform(0, 0.5)
@@ -195,7 +195,7 @@ class Asking:
         unproven = not self._journal.answered or problem.kind == SILENT[1]
         if unproven and not self.tally.answered and not problem.own:
             tries = f" after {entry['tries']} tries" if problem.again else ""
-            self._halt(ENDPOINT, self._no_use(f"the endpoint gives no answer{tries} ({problem.reason})."))
+            self._halt(ENDPOINT, self._no_use(f"the endpoint does not answer{tries} ({problem.reason})."))
             return
         self._keep({**entry, "failure": {"reason": problem.reason, "kind": problem.kind}})
         self.tally.failed += 1
@@ -204,7 +204,7 @@ class Asking:
             return
         self._given_up += 1
         if self._given_up >= max(GIVEN_UP_IN_A_ROW, self._recipe.concurrency):
-            said = f"{self._given_up} prompts in a row got no answer, the last one: {problem.reason}."
+            said = f"{self._given_up} prompts in a row got no answer; the last reason: {problem.reason}."
             self._halt(ENDPOINT, self._no_use(said))
 
     def _no_use(self, message: str) -> EndpointError:
@@ -212,7 +212,7 @@ class Asking:
             message,
             field="base_url",
             value=self._recipe.base_url,
-            fix="Check that it runs and takes these options; answers so far are kept, `resume=True` goes on from them.",
+            fix="Check that it runs and accepts these options; `resume=True` resumes from the answers so far.",
         )
 
     def _keep(self, entry: dict[str, Any]) -> None:
@@ -255,7 +255,7 @@ class Asking:
                 self.tally.stopped = INTERRUPTED
                 job.cancel()
             else:
-                logger.warning("stopping: waiting for %d requests under way (Ctrl-C again: not)", self._under_way)
+                logger.warning("stopping: waiting for %d requests (Ctrl-C again to abort)", self._under_way)
                 self._halt(INTERRUPTED)
 
         loop.add_signal_handler(signal.SIGINT, interrupt)

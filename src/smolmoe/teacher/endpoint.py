@@ -1,4 +1,4 @@
-"""One request to an OpenAI-compatible endpoint: an answer, or why there is none and whether to ask again.
+"""One request to an OpenAI-compatible endpoint: an answer, or the reason for its absence and whether to retry.
 
 This module alone holds the key, and takes it out of all that leaves it.
 """
@@ -24,7 +24,7 @@ DEFAULT_KEY = "OPENAI_API_KEY"
 _NO_KEY = "none"  # the client insists on one; endpoints without keys take any
 _SECRET_LENGTH = 8  # shorter "keys" are words such as EMPTY, which answers may hold
 _SAID = 500  # characters of an endpoint's message to pass on
-SILENT = ("timeout", "connection")  # kinds of NoAnswer where nothing was said
+SILENT = ("timeout", "connection")  # kinds of NoAnswer without any response
 _STOPPING = (401, 402, 403, 404)
 _AGAIN = (408, 409, 425, 429)
 _NO_CREDIT = ("insufficient_quota", "billing_hard_limit_reached")
@@ -48,7 +48,7 @@ class NoAnswer(Exception):  # noqa: N818 - what happens, not an error of the pro
 
     Attributes:
         reason: why, in words, and `kind` in one word or two.
-        again: another try may help, in `wait` seconds where the endpoint said so.
+        again: a retry may help, after `wait` seconds if the endpoint states a wait.
         own: it is the prompt's own fault, and other prompts may do.
         prompt_tokens, answer_tokens: what it cost all the same.
     """
@@ -117,7 +117,7 @@ class Endpoint:
         except self._openai.APIConnectionError as error:
             cause = error.__cause__
             said = f"{type(cause).__name__}: {cause}" if cause else str(error)
-            problem = NoAnswer(self._hide(f"no connection, or a cut one ({said})"), kind=SILENT[1], again=True)
+            problem = NoAnswer(self._hide(f"no connection, or it was lost ({said})"), kind=SILENT[1], again=True)
             if isinstance(cause, _Elsewhere):  # some versions of the client wrap whatever stops a request
                 problem = self._elsewhere(str(cause))
         else:
@@ -130,10 +130,10 @@ class Endpoint:
 
     def _elsewhere(self, place: str) -> EndpointError:
         return EndpointError(
-            f"the endpoint redirects to {self._hide(place)}, which would get the prompts; nothing was sent there.",
+            f"the endpoint redirects to {self._hide(place)}, which would receive the prompts; nothing was sent there.",
             field="base_url",
             value=self._recipe.base_url,
-            fix="If that is where they are to go, give its address as `base_url`.",
+            fix="If the prompts should go there, set `base_url` to its address.",
         )
 
     def _status(self, error: Any) -> NoAnswer | EndpointError:
@@ -141,12 +141,12 @@ class Endpoint:
         said = f"HTTP {status}: {self._hide(_message(error))}"
         if status in _STOPPING or code in _NO_CREDIT or status < 400:
             fixes = {
-                401: f"Set {self._recipe.api_key_env} to a key that this endpoint takes.",
+                401: f"Set {self._recipe.api_key_env} to a key that this endpoint accepts.",
                 404: "Check `model`, and that `base_url` ends where the endpoint's API begins (often in /v1).",
             }
             fix = fixes.get(status)
             return EndpointError(
-                f"the endpoint refuses ({said}).", field="base_url", value=self._recipe.base_url, fix=fix
+                f"the endpoint refuses the request ({said}).", field="base_url", value=self._recipe.base_url, fix=fix
             )
         kind = f"HTTP {status}"
         if status in _AGAIN or status >= 500:
@@ -162,7 +162,7 @@ class Endpoint:
         choice = _first_choice(data)
         if choice is None:
             said = f": {self._hide(json.dumps(data))[:_SAID]}" if isinstance(data, dict) and "error" in data else ""
-            raise NoAnswer(f"the answer holds no choice{said}", kind="malformed", again=True, tokens=tokens)
+            raise NoAnswer(f"the answer contains no choice{said}", kind="malformed", again=True, tokens=tokens)
         text, reason = choice["message"].get("content"), choice.get("finish_reason")
         if reason == "content_filter":
             raise NoAnswer("the endpoint filtered the answer", kind="content filter", own=True, tokens=tokens)
@@ -221,33 +221,33 @@ def check_address(url: str) -> None:
         usable = False
     if not usable:
         raise RequestError(
-            "not the address of an endpoint.",
+            "is not the address of an endpoint.",
             field="base_url",
             value=url.rpartition("@")[2],
-            fix="It begins with http:// or https:// and often ends in /v1.",
+            fix="It must begin with http:// or https:// and often ends in /v1.",
         )
     if parts.username is not None or parts.query or parts.fragment:
         raise RequestError(
-            "an address is written into reports, so it must hold no user, password or query.",
+            "the address is written into reports, so it must not contain a user, password or query.",
             field="base_url",
             value=f"{parts.scheme}://{parts.hostname}/...",
-            fix="Put the key into an environment variable and name that with `api_key_env`.",
+            fix="Put the key into an environment variable and set `api_key_env` to its name.",
         )
 
 
 def _key(variable: str) -> str:
-    """The key, empty where none is set; a name that was asked for must be set. The name is not repeated: it may be
+    """The key; empty if not set, but an explicit variable must be set. Its name is not repeated in errors: it may be
     the key, given by mistake."""
     key = os.environ.get(variable, "").strip()
     if not key and variable != DEFAULT_KEY:
         raise RequestError(
-            "there is no environment variable of this name, or it is empty.",
+            "no such environment variable, or it is empty.",
             field="api_key_env",
             fix="Give the variable's name, not the key.",
         )
     if not key.isascii() or not key.isprintable() or " " in key:
         raise RequestError(
-            "the key in this environment variable has characters that no key has.", field="api_key_env", value=variable
+            "the key in this environment variable has invalid characters.", field="api_key_env", value=variable
         )
     return key
 
@@ -262,7 +262,7 @@ def client_library() -> Any:
         return import_module("openai")
     except ImportError as error:
         raise RequestError(
-            "asking a teacher needs it, and it is not installed.",
+            "is needed to ask a teacher, but is not installed.",
             field="library",
             value="openai",
             fix="pip install 'smolmoe[teach]'",

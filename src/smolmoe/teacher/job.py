@@ -36,11 +36,11 @@ def teach(
 ) -> dict[str, Any]:
     """Ask an endpoint every prompt of a file, and write rows to train on; returns the report that is written.
 
-    Every answer is on the disk before it counts, so that a job that is killed goes on with `resume`: prompts that
-    were answered are not asked again; those under way at the kill, and those that failed, are.
+    Every answer is on disk before it counts, so that a killed job can continue with `resume`: answered prompts
+    are not asked again; those in progress at the kill, and those that failed, are.
 
     Args:
-        report: is told of the stage, the questions settled and their number.
+        report: called with the stage, the number of settled questions and their total.
         first_wait: seconds before the second try of a prompt, doubled before each further one.
 
     Raises:
@@ -94,7 +94,7 @@ def _teach(
     if not journal.totals.entries:
         raise KeyboardInterrupt  # before the first answer: there is nothing to tell
     if journal.totals.untold:
-        logger.warning("%d answers came without a count of tokens: the totals are too low", journal.totals.untold)
+        logger.warning("%d answers have no token count: the totals are too low", journal.totals.untold)
     return {**found, "seconds": round(seconds, 3)}
 
 
@@ -148,27 +148,27 @@ class _Examiner:
     def __call__(self, question: Question, answer: Answer) -> None:
         self._seen += 1
         if self._recipe.max_cost is not None and answer.answer_tokens is None:
-            raise self._missing("no count of tokens", "max_cost", "Without it no cost can be kept to: leave it out.")
+            raise self._missing("no token count", "max_cost", "Without it no cost limit can be enforced: remove it.")
         if self._recipe.top_logprobs is not None and answer.logprobs is None and self._seen == 1:
-            raise self._missing("no log-probabilities", "top_logprobs", "Leave it out, or ask another endpoint.")
+            raise self._missing("no log-probabilities", "top_logprobs", "Remove it, or use another endpoint.")
         if self._student is None:
             return
         try:
             fit(self._student, answer.text, answer.logprobs, self._recipe.top_logprobs or 0)
         except Mismatch as mismatch:
             self._refused += 1
-            logger.info("row %d: not the student's tokens (%s)", question.row, mismatch)
+            logger.info("row %d: tokens differ from the student's (%s)", question.row, mismatch)
             if self._refused == self._seen == REFUSALS:
                 raise EndpointError(
-                    f"the teacher's tokenizer is not the student's ({mismatch}).",
+                    f"the teacher's tokenizer differs from the student's ({mismatch}).",
                     field="student",
                     value=self._recipe.student,
-                    fix="Leave `student` out to keep the text, or take a teacher with the student's tokenizer.",
+                    fix="Omit `student` to keep the text, or use a teacher with the student's tokenizer.",
                 ) from None
 
     def _missing(self, what: str, field: str, fix: str) -> EndpointError:
         return EndpointError(
-            f"the endpoint gives {what} with its answers.", field=field, value=getattr(self._recipe, field), fix=fix
+            f"the endpoint returns {what} with its answers.", field=field, value=getattr(self._recipe, field), fix=fix
         )
 
 
@@ -185,13 +185,13 @@ def _check_folder(out: Path) -> None:
     """Rows that are there must be those of a journal, from which they can be written again."""
     place(out, "growing folder")
     if out.exists() and not out.is_dir():
-        raise OutputError("there is a file of that name.", field="out", value=str(out), fix="Name a new folder.")
+        raise OutputError("a file of that name exists.", field="out", value=str(out), fix="Use a new folder.")
     if not (out / FILE).is_file() and any((out / name).exists() for name in (ROWS, REPORT)):
         raise OutputError(
-            f"the folder holds rows, but not the journal ({FILE}) they came from.",
+            f"the folder contains rows, but not their journal ({FILE}).",
             field="out",
             value=str(out),
-            fix="Name another folder.",
+            fix="Use another folder.",
         )
 
 

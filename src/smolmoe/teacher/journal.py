@@ -41,10 +41,10 @@ class Totals:
 
 
 class Journal:
-    """What was asked and what came of it; of one question the last entry counts, and an answer is never replaced.
+    """The questions and their results; the last entry of a question counts, and an answer is never replaced.
 
-    A line is on the disk (fsync) when `add` returns. A last line that is half-written, by a kill or a full disk, is
-    cut off when the journal is opened again: its question counts as not asked.
+    A line is on disk (fsync) when `add` returns. An incomplete last line, after a kill or on a full disk, is
+    removed when the journal is opened again: its question counts as not asked.
     """
 
     def __init__(self, path: Path, fd: int):
@@ -90,19 +90,19 @@ class Journal:
             raise occupied(self.path.parent, held, "Use `resume=True`, or name another folder.")
         elif begun != options:
             raise OutputError(
-                f"the answers there were asked for otherwise ({differences(begun, options)}).",
+                f"the answers there were requested with different options ({differences(begun, options)}).",
                 field="out",
                 value=str(self.path.parent),
-                fix="Resume with the same options, or name another folder.",
+                fix="Resume with the same options, or choose another folder.",
             )
 
     def _read(self) -> dict[str, Any]:
-        """Take in what is there, cut off a half-written end, and return the options it was begun with."""
+        """Read the journal, remove an incomplete last line, and return the options it was started with."""
         options: dict[str, Any] = {}
         with self.path.open("rb") as file:
             for number, line in enumerate(file):
                 if not line.endswith(b"\n"):
-                    logger.warning("%s: cut off a half-written last line; what it answered is asked again", self.path)
+                    logger.warning("%s: removed an incomplete last line; its prompt is asked again", self.path)
                     os.ftruncate(self._fd, self._end)
                     break
                 try:
@@ -125,7 +125,7 @@ class Journal:
         name = entry["id"]
         if "answer" in entry:
             if not isinstance(entry["answer"]["text"], str) or not entry["answer"].keys() >= _ANSWER:
-                raise TypeError("an answer has a text and what the endpoint said of it")
+                raise TypeError("an answer has a text and the endpoint's metadata")
             self.answered[name] = self._end
             self.failed.pop(name, None)
         else:

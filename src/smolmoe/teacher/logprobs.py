@@ -79,7 +79,7 @@ class StudentTokens:
         kept = logprobs[: len(own)]
         candidates = [[self._id(candidate) for candidate in entry[3]] for entry in kept]
         if any(len(set(names)) < len(names) for names in candidates):
-            raise Mismatch("two candidates of one token are the same to the student")
+            raise Mismatch("two candidates of one token are the same token for the student")
         return Targets(
             text,
             own,
@@ -90,7 +90,7 @@ class StudentTokens:
     def _cut(self, response: str, ids: list[int]) -> tuple[str, list[int]]:
         """The response and its tokens, without the end of text, as the student cuts it.
 
-        Where an answer goes on after a space, a tokenizer that puts a space before every text has that space itself.
+        If an answer continues after a space, a tokenizer that prepends a space to every text already has that space.
         """
         differing: list[str] = []
         for text in (response, response[1:]) if response.startswith(" ") else (response,):
@@ -99,7 +99,7 @@ class StudentTokens:
             if spoken == own:
                 return text, own
             differing = differing or self._first_difference(spoken, own)
-        raise Mismatch("the student cuts the response otherwise, first at", differing)
+        raise Mismatch("the student tokenizes the response differently, first at", differing)
 
     def _id(self, token: Token) -> int:
         found = self._id_of[_bytes(token)]
@@ -132,7 +132,7 @@ def _contents(tokenizer: Any) -> Iterator[tuple[int, bytes]]:
             "its tokens cannot be compared with a teacher's: it is neither byte-level nor of SentencePiece.",
             field="student",
             value=type(tokenizer).__name__,
-            fix="Leave `student` out: the log-probabilities are then kept with the teacher's own tokens.",
+            fix="Omit `student`: the log-probabilities are then stored with the teacher's tokens.",
         )
     for name in range(len(tokenizer)):
         piece = tokenizer.convert_ids_to_tokens(name)

@@ -18,7 +18,7 @@ from smolmoe.data.text import is_empty
 from smolmoe.errors import DataError
 from smolmoe.recipe.teach import TeachRecipe
 
-NO_PROMPT = "rows without a prompt left out"
+NO_PROMPT = "rows without a prompt skipped"
 _SYSTEM = ("system", "system_prompt")
 
 
@@ -64,14 +64,14 @@ def read_prompts(recipe: TeachRecipe, tally: Tally | None = None) -> list[Prompt
                 f'{where}: "{recipe.prompt_column}" is a {type(text).__name__}, not text.',
                 field="prompts",
                 value=str(path),
-                fix="Take the row out, or name another column with `prompt_column`.",
+                fix="Remove the row, or set `prompt_column` to another column.",
             )
         for name in _SYSTEM:
             if name in row and not is_empty(row[name]) and row[name] not in text:
                 own.add(f'rows have a column "{name}", which is not sent (see `system`)', where)
         prompts.append(Prompt(len(prompts), whole_text(text, own, where), row))
     if not prompts:
-        raise DataError("there is no prompt in the file.", field="prompts", value=str(path))
+        raise DataError("the file contains no prompt.", field="prompts", value=str(path))
     if tally is None:
         own.log(str(path))
     return prompts
@@ -80,7 +80,7 @@ def read_prompts(recipe: TeachRecipe, tally: Tally | None = None) -> list[Prompt
 def _rows(path: Path, column: str) -> Iterator[tuple[str, Any, dict[str, Any]]]:
     """Where each row stands, its prompt, and all its columns."""
     if not path.exists():
-        raise DataError("there is no such file.", field="prompts", value=str(path), fix="Give the path of a file.")
+        raise DataError("no such file.", field="prompts", value=str(path), fix="Use the path of a file.")
     found = find_files(path)
     say_unread(found)
     for file in found.files:

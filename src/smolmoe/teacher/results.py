@@ -32,7 +32,7 @@ _SHOWN = 10  # failures and mismatches named in the report; all are in the files
 def write_results(
     prompts: list[Prompt], journal: Journal, recipe: TeachRecipe, tally: Tally, student: StudentTokens | None
 ) -> dict[str, Any]:
-    """Write the files into the recipe's folder, each renamed into place when whole; returns the report."""
+    """Write the files into the recipe's folder, each renamed into place when complete; returns the report."""
     results = _Results(journal, recipe, student, digest_of(prompts))
     files = [ROWS, FAILED, *([LOGPROBS] if recipe.top_logprobs is not None else [])]
     with _written({name: recipe.out / name for name in files}) as streams:
@@ -87,7 +87,7 @@ class _Results:
         self._distinct[state] += first
 
     def _fitting(self, answer: dict[str, Any]) -> dict[str, Any]:
-        """The student's ids for an answer's log-probabilities, or why there are none."""
+        """The student's ids for an answer's log-probabilities, or the reason for their absence."""
         if self._student is None or self.targets is None:
             return {}
         try:
@@ -179,15 +179,15 @@ def row_of(prompt: Prompt, sample: int, answer: dict[str, Any]) -> dict[str, Any
 def fit(student: StudentTokens, response: str, logprobs: list[list[Any]] | None, least: int) -> Targets:
     """`StudentTokens.match`; an answer must have log-probabilities, and `least` candidates for each token."""
     if logprobs is None:
-        raise Mismatch("the endpoint gave no log-probabilities")
+        raise Mismatch("the endpoint returned no log-probabilities")
     if (fewest := min((len(entry[3]) for entry in logprobs), default=0)) < least:
-        raise Mismatch(f"{fewest} candidates of a token where {least} were asked")
+        raise Mismatch(f"{fewest} candidates of a token instead of {least}")
     return student.match(response, logprobs)
 
 
 @contextmanager
 def _written(files: dict[str, Path]) -> Iterator[Mapping[str, IO[bytes]]]:
-    """Files beside their places, renamed into them at the end."""
+    """Temporary files, renamed into place at the end."""
     with ExitStack() as places, ExitStack() as opened:
         partial = {name: places.enter_context(replacing(path)) for name, path in files.items()}
         yield {name: opened.enter_context(path.open("wb")) for name, path in partial.items()}

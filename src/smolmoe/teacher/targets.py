@@ -27,7 +27,7 @@ Arrays = tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.float64]]  # doc
 
 
 class TargetWriter:
-    """Writes `FOLDER` beside its place in `out`, and renames it there at the end; a cache made before gives way.
+    """Writes `FOLDER` to a temporary place in `out` and renames it at the end, replacing an earlier cache.
 
     Args:
         k: candidates of each token to keep.
@@ -53,7 +53,7 @@ class TargetWriter:
             Mismatch: it did not end by itself.
         """
         if finish_reason != "stop":
-            raise Mismatch(f"the answer did not end by itself (finish_reason {finish_reason})")
+            raise Mismatch(f"the answer was truncated (finish_reason {finish_reason})")
         end = end_of_text(self._tokenizer)
         document = np.array([*targets.ids, end])
         if document.tobytes() in self._seen:
@@ -90,7 +90,7 @@ class TargetWriter:
         self._held = []
 
     def finish(self) -> dict[str, Any] | None:
-        """Put the cache in its place; returns what cache.json says, None where no answer fits and there is none."""
+        """Move the cache into place; returns the content of cache.json, or None if no answer fits."""
         if self._held:
             self._write_shard()
         shutil.rmtree(self._place, ignore_errors=True)
@@ -125,7 +125,7 @@ class TargetWriter:
 
 
 def _best(names: list[int], logprobs: list[float], k: int) -> tuple[list[int], list[float]]:
-    """The k likeliest candidates, filled up where there are fewer.
+    """The k most likely candidates, padded if there are fewer.
 
     Fillers weigh nothing; they must differ, since the student's probabilities of a row's ids are summed.
     """

@@ -32,7 +32,7 @@ DEFAULTS: dict[str, Any] = {
     "ddp_find_unused_parameters": False,  # every parameter is used: experts are stacked, idle ones among them
 }
 # What the engine or the command decides, of a training and of an alignment: the field, and where the user says it
-# instead; "nothing" and why where it is said nowhere.
+# instead; "nothing" and the reason if it cannot be set.
 DECIDED: dict[str, str] = {
     "output_dir": "out",
     "seed": "seed",
@@ -44,16 +44,16 @@ DECIDED: dict[str, str] = {
     "remove_unused_columns": "nothing",
     "use_cache": "nothing",
     "logging_nan_inf_filter": "nothing: a loss that is not a number stops the run",
-    "auto_find_batch_size": "per_device_train_batch_size: another batch would change what is trained",
+    "auto_find_batch_size": "per_device_train_batch_size: another batch size would change the training",
     "ignore_data_skip": "nothing: a resumed run continues where it was",
     "restore_callback_states_from_checkpoint": "nothing: a resumed run continues where it was",
     "enable_jit_checkpoint": "nothing: an interrupted run is resumed from its last checkpoint",
     "save_only_model": "nothing: a checkpoint without its optimiser could not be resumed exactly",
-    "accelerator_config": "nothing: batches, their order and their accumulation are the engine's",
-    "dataloader_in_order": "nothing: batches out of order could not be repeated",
+    "accelerator_config": "nothing: the engine controls batches, their order and their accumulation",
+    "dataloader_in_order": "nothing: batches out of order are not reproducible",
     "label_names": "nothing: every token of a block is a label, or every token of an answer",
     "length_column_name": "nothing: sequences are not grouped by length",
-    "skip_memory_metrics": "nothing: metrics.jsonl has the memory",
+    "skip_memory_metrics": "nothing: metrics.jsonl records memory",
     "push_to_hub": "smolmoe push, which uploads the finished model",
     **dict.fromkeys(
         ("hub_token", "hub_private_repo", "hub_model_id", "hub_strategy", "hub_always_push", "hub_revision"),
@@ -78,7 +78,7 @@ DECIDED: dict[str, str] = {
 _OURS = {
     **DECIDED,
     "data_seed": "data.seed",
-    "load_best_model_at_end": "best/, the checkpoint of the lowest held-out loss, or `resume='best'`",
+    "load_best_model_at_end": "best/, the checkpoint with the lowest held-out loss, or `resume='best'`",
     "train_sampling_strategy": "data.seed",
     **dict.fromkeys(("fsdp", "fsdp_config", "deepspeed", "parallelism_config"), "parallel: fsdp"),
     **dict.fromkeys(("eval_strategy", "eval_steps", "eval_delay", "eval_on_start"), "evaluation.every, evaluation.at"),

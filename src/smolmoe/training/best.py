@@ -51,7 +51,7 @@ def losses_before(run: Path, last: DocumentLosses) -> DocumentLosses | None:
     except FileNotFoundError:
         return None
     except (*BAD_FILE, KeyError, TypeError) as error:
-        logger.warning("%s cannot be read (%s), so what the loss was before is not shown.", file, error)
+        logger.warning("%s cannot be read (%s), so the loss before is not shown.", file, error)
         return None
     return found if found.tokens == last.tokens else None
 

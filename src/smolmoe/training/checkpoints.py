@@ -1,4 +1,4 @@
-"""Checkpoints that are whole or not there: written beside their place, listed in a manifest, renamed when complete."""
+"""Atomic checkpoints: written to a temporary place, listed in a manifest, renamed when complete."""
 
 from __future__ import annotations
 
@@ -95,7 +95,7 @@ def find_checkpoint(run: Path, which: str) -> Path:
         which: latest, best (lowest held-out loss), or a folder.
 
     Raises:
-        CheckpointError: there is none, the one named is not whole, or a file of it cannot be used.
+        CheckpointError: no checkpoint, the named one is incomplete, or one of its files is not usable.
     """
     found = _find(run, which)
     check_checkpoint(found)
@@ -105,7 +105,7 @@ def find_checkpoint(run: Path, which: str) -> Path:
 def _find(run: Path, which: str) -> Path:
     if which not in ("latest", "best"):
         folder = Path(which)
-        problem = problem_of(folder) if folder.is_dir() else "there is no such folder"
+        problem = problem_of(folder) if folder.is_dir() else "no such folder"
         if problem is not None:
             raise CheckpointError(f"cannot be resumed from: {problem}.", field="resume", value=which, fix=FIX)
         return folder
@@ -113,7 +113,7 @@ def _find(run: Path, which: str) -> Path:
     if not found:
         there = "; ".join(f"{path.name}: {problem_of(path)}" for path in _candidates(run))
         raise CheckpointError(
-            f"the run has no whole checkpoint{f' ({there})' if there else ''}.",
+            f"the run has no complete checkpoint{f' ({there})' if there else ''}.",
             field="resume",
             value=which,
             fix="Start it without `resume`.",
@@ -123,15 +123,15 @@ def _find(run: Path, which: str) -> Path:
     best = best_step(found[-1])
     if best is None:
         raise CheckpointError(
-            f"none is known as the best: up to {found[-1].name} the run measured no held-out loss between its steps.",
+            f"no best checkpoint is known: up to {found[-1].name} the run measured no held-out loss during training.",
             field="resume",
             value=which,
-            fix="Use --resume latest, or name a checkpoint's folder.",
+            fix="Use --resume latest, or a checkpoint's folder.",
         )
     chosen = next((path for path in found if step_of(path) == best), None)
     if chosen is None:
         raise CheckpointError(
-            f"the best checkpoint (step {best}) is not there.",
+            f"the best checkpoint (step {best}) is missing.",
             field="resume",
             value=which,
             fix="Use `resume='latest'`.",
@@ -184,15 +184,15 @@ def room_for(what: str, folder: Path) -> Iterator[None]:
         free = shutil.disk_usage(folder.parent if folder.parent.exists() else Path()).free
         raise OutputError(
             f"{what} could not be written ({error}); {units.size(free)} are free there. "
-            "What was written before it is whole.",
+            "Earlier checkpoints are complete.",
             field="out",
             value=str(folder),
-            fix="Make room, then use `resume='latest'`.",
+            fix="Free some space, then use `resume='latest'`.",
         ) from error
 
 
 class AtomicCheckpoints:
-    """For a Trainer: its checkpoints go beside their place and are renamed into it when whole.
+    """For a Trainer: its checkpoints go to a temporary place and are renamed when complete.
 
     Set `run_folder` before training, and `keep`: the number of last checkpoints that stay, None for all.
     """
@@ -270,7 +270,7 @@ def read_adam(run: Path) -> dict[str, dict[str, Any]]:
         run: a run folder, or one of its checkpoints.
 
     Raises:
-        CheckpointError: there is none, a file of it is not what was written, or its optimiser was no Adam.
+        CheckpointError: no checkpoint, one of its files was changed, or its optimiser was not Adam.
     """
     import torch
 
@@ -280,6 +280,6 @@ def read_adam(run: Path) -> dict[str, dict[str, Any]]:
         state = torch.load(folder / OPTIMIZER, map_location="cpu", weights_only=True)["state"]
     if not state or "exp_avg_sq" not in next(iter(state.values())):
         raise CheckpointError(
-            "holds no state of Adam.", field="carry.optimizer", value=str(run), fix="Train the dense model with AdamW."
+            "has no Adam state.", field="carry.optimizer", value=str(run), fix="Train the dense model with AdamW."
         )
     return {names[index]: entry for index, entry in state.items()}

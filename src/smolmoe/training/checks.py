@@ -29,12 +29,12 @@ _OPTIMISERS: dict[str, tuple[str, str]] = {
     "adamw_torch_npu": ("torch_npu", "torch_npu"),
 }
 # Optimisers that this engine cannot drive, by how their names begin or end, and why.
-_IN_BACKWARD = "it updates weights inside the backward pass, where router terms and gradient norms are not known yet"
+_IN_BACKWARD = "it updates weights inside the backward pass, before router terms and gradient norms are known"
 _UNFIT = {
     "lomo": _IN_BACKWARD,
     "adalomo": _IN_BACKWARD,
     "layerwise": _IN_BACKWARD,
-    "schedule_free": "it trains other weights than those to be used, and the former would be measured and saved",
+    "schedule_free": "it trains different weights from those used for inference, and would measure and save the former",
 }
 # What transformers reads of `optim_args`; it passes over the rest in silence.
 _ARGUMENTS: dict[str, tuple[str, ...]] = {
@@ -66,16 +66,16 @@ def check_combinations(given: Mapping[str, Any], values: Mapping[str, Any], devi
     _check_loggers(given, values.get("report_to"))
     _check_kernels(given, device)
     if values.get("fp16") and device.partition(":")[0] == "cpu":
-        raise _refused("fp16", True, "fp16 needs a GPU", "Use bf16: true, or leave it out.")
+        raise _refused("fp16", True, "fp16 needs a GPU", "Use bf16: true, or remove it.")
     if values.get("activation_offloading") and device.partition(":")[0] == "cpu":
-        raise _refused("activation_offloading", True, "it offloads from a GPU to the CPU", "Leave it out.")
+        raise _refused("activation_offloading", True, "it offloads from a GPU to the CPU", "Remove it.")
     for name in _CHECKPOINTING:
         options = given.get(name)
         if not isinstance(options, Mapping):
             continue
         unknown = next((key for key in options if key not in _CHECKPOINTING_OPTIONS), None)
         if unknown is not None:
-            fix = f"There are {', '.join(_CHECKPOINTING_OPTIONS)}."
+            fix = f"Options: {', '.join(_CHECKPOINTING_OPTIONS)}."
             raise _refused(f"{name}.{unknown}", options[unknown], "torch's checkpointing has no such option", fix)
         if options.get("use_reentrant"):
             raise _refused(
@@ -86,7 +86,7 @@ def check_combinations(given: Mapping[str, Any], values: Mapping[str, Any], devi
             raise _unused(name, given[name], "dataloader_num_workers of 1 or more")
     context = given.get("dataloader_multiprocessing_context")
     if context and context not in multiprocessing.get_all_start_methods():
-        raise _refused("dataloader_multiprocessing_context", context, "this system has no such way to start processes")
+        raise _refused("dataloader_multiprocessing_context", context, "this system does not support this start method")
 
 
 def _check_optimiser(given: Mapping[str, Any], name: str) -> None:
@@ -104,12 +104,10 @@ def _check_optimiser(given: Mapping[str, Any], name: str) -> None:
     for pair in str(given.get("optim_args") or "").replace(" ", "").split(","):
         key = pair.partition("=")[0]
         if key and known is not None and key not in known:
-            fix = f"It takes {', '.join(known)}." if known else "Leave it out."
-            raise _refused("optim_args", given["optim_args"], f"{name} takes no {key} there", fix)
+            fix = f"It takes {', '.join(known)}." if known else "Remove it."
+            raise _refused("optim_args", given["optim_args"], f"{name} takes no {key}", fix)
     if given.get("optim_target_modules") and not name.startswith(_LOW_RANK):
-        raise _unused(
-            "optim_target_modules", given["optim_target_modules"], "an optimiser of low rank (galore, apollo)"
-        )
+        raise _unused("optim_target_modules", given["optim_target_modules"], "a low-rank optimiser (galore, apollo)")
 
 
 def _check_loggers(given: Mapping[str, Any], asked: Any) -> None:
@@ -135,7 +133,7 @@ def _check_kernels(given: Mapping[str, Any], device: str) -> None:
     if given.get("use_liger_kernel"):
         _require("liger_kernel", "liger-kernel", "use_liger_kernel", True)
         if device == "cpu":
-            raise _refused("use_liger_kernel", True, "Liger's kernels need a GPU", "Leave it out.")
+            raise _refused("use_liger_kernel", True, "Liger's kernels need a GPU", "Remove it.")
     elif given.get("liger_kernel_config"):
         raise _unused("liger_kernel_config", given["liger_kernel_config"], "use_liger_kernel: true")
     backend, mode = (given.get(f"torch_compile_{name}") for name in ("backend", "mode"))
@@ -218,7 +216,7 @@ def _missing(module: str, package: str, field: str, value: object) -> RequestErr
 
 
 def _unused(field: str, value: object, needs: str) -> RequestError:
-    return _refused(field, value, f"it has no effect without {needs}", "Leave it out, or add that.")
+    return _refused(field, value, f"it has no effect without {needs}", "Remove it, or add that.")
 
 
 def _refused(field: str, value: object, message: str, fix: str | None = None) -> RequestError:

@@ -72,7 +72,7 @@ def head_loss(model: Any) -> HeadLoss | None:
     except Exception as error:  # of a class that cannot be called so
         reason = f"{type(error).__name__}: {error}"
     if reason is not None:
-        logger.info("The loss of %s is computed from whole logits: %s", type(model).__name__, reason)
+        logger.info("The loss of %s is computed from full logits: %s", type(model).__name__, reason)
         return None
     return found
 
@@ -110,7 +110,7 @@ def _difference(model: Any, found: HeadLoss, head: nn.Linear, owners: list[Any])
             if head.bias is not None and not torch.equal(given, seen[0]):
                 return "logits with a bias are changed after the head."
             if not torch.equal(FACTOR * given, pass_on(FACTOR)):
-                return "its logits are no linear function of what the head is given."
+                return "its logits are not a linear function of the head's input."
     finally:
         model.train(was_training)
     exact = head.weight.dtype in (torch.float32, torch.float64)

@@ -14,7 +14,7 @@ from smolmoe.errors import DataError, RequestError
 from smolmoe.recipe import TrainRecipe
 from smolmoe.training.distillation_losses import IGNORED, losses_of_rows, shifted
 
-INPUTS = ("target_ids", "target_values", "target_rest")  # of a batch, beside what the model takes
+INPUTS = ("target_ids", "target_values", "target_rest")  # of a batch, in addition to the model's inputs
 
 
 @dataclass(frozen=True)
@@ -30,10 +30,10 @@ class Distillation:
     weight: float
 
     def pack(self, inputs: dict[str, Any]) -> dict[str, Any]:
-        """The inputs with the targets put beside the labels, where no model sees them."""
+        """The inputs with the targets next to the labels, where the model does not see them."""
         absent = [name for name in (*INPUTS, "labels") if name not in inputs]
         if absent:
-            raise RequestError("the batches have no targets of a teacher.", field="distill", value=absent[0])
+            raise RequestError("the batches have no teacher targets.", field="distill", value=absent[0])
         packed = {name: inputs[name] for name in (*INPUTS, "labels")}
         return {name: value for name, value in inputs.items() if name not in INPUTS} | {"labels": packed}
 
@@ -70,15 +70,15 @@ class Distillation:
                 "the cache has no tokenizer.",
                 field="distill.cache",
                 value=str(self.cache.folder),
-                fix="Make the cache again.",
+                fix="Create the cache again.",
             )
         said = tokenizer_difference(theirs, tokenizer, names=("teacher", "student"))
         if said is not None:
             raise DataError(
-                f"the teacher has another tokenizer than the student: {said}.",
+                f"the teacher's tokenizer differs from the student's: {said}.",
                 field="distill.cache",
                 value=str(self.cache.folder),
-                fix="Take a teacher with the student's tokenizer, or give a new student the teacher's.",
+                fix="Use a teacher with the student's tokenizer, or the teacher's for a new student.",
             )
 
 
@@ -98,18 +98,18 @@ def open_distillation(recipe: TrainRecipe, tokenizer: Any = None) -> Distillatio
     cache = open_cache(asked.cache)
     if asked.temperature not in (None, cache.temperature):
         raise RequestError(
-            f"the cache holds the teacher's probabilities at temperature {cache.temperature:g}; others do not follow "
-            "from a part of them.",
+            f"the cache has the teacher's probabilities at temperature {cache.temperature:g}; others cannot "
+            "be derived from it.",
             field="distill.temperature",
             value=asked.temperature,
-            fix=f"Leave it out, or make a cache with `temperature={asked.temperature:g}`.",
+            fix=f"Remove it, or create a cache with `temperature={asked.temperature:g}`.",
         )
     if recipe.trainer.get("label_smoothing_factor"):
         raise RequestError(
-            "the teacher's probabilities take the place of smoothed labels.",
+            "the teacher's probabilities replace smoothed labels.",
             field="trainer.label_smoothing_factor",
             value=recipe.trainer["label_smoothing_factor"],
-            fix="Leave it out.",
+            fix="Remove it.",
         )
     found = Distillation(cache, asked.weight)
     if tokenizer is not None:

@@ -32,7 +32,7 @@ def top_k_divergence(said: torch.Tensor, target: torch.Tensor, tail: torch.Tenso
     Args:
         said: the student's log-probabilities at the entries [N, k].
         target: the teacher's [N, k]. Entries and tail are scaled to sum to 1, as float16 left them near it.
-        tail: log of the teacher's mass elsewhere [N], -inf where there is none.
+        tail: log of the teacher's remaining mass [N], -inf if it is zero.
     """
     wanted = torch.cat([target.float(), tail.float().unsqueeze(-1)], -1).log_softmax(-1)
     among = said.logsumexp(-1).clamp_max(-LEAST)

@@ -48,7 +48,7 @@ def join(recipe: TrainRecipe) -> None:
     device = pick_device(recipe.device)
     if ":" in device:
         raise RequestError(
-            "several processes take a GPU each.", field="device", value=device, fix=f"Use {kind(device)}."
+            "several processes use one GPU each.", field="device", value=device, fix=f"Use {kind(device)}."
         )
     timeout = timedelta(seconds=float(recipe.trainer.get("ddp_timeout", 1800)))
     backend = recipe.trainer.get("ddp_backend")
@@ -103,7 +103,7 @@ def held_by_main(folder: Path) -> Iterator[None]:
 
 @contextmanager
 def only_main_speaks() -> Iterator[None]:
-    """Within, ranks other than 0 print nothing. Tracebacks of what is raised out of it still come."""
+    """Inside the context, ranks other than 0 print nothing. Tracebacks of escaping exceptions are still shown."""
     if rank() == 0:
         yield
         return
@@ -243,7 +243,7 @@ def _check_sharded(model: Any) -> None:
     for name, parameter in model.named_parameters():
         if not isinstance(parameter, DTensor):
             raise TrainingError(
-                f"{name} is not sharded over the processes.", field="parallel", value="fsdp", fix="Use parallel: ddp."
+                f"{name} is not sharded across processes.", field="parallel", value="fsdp", fix="Use parallel: ddp."
             )
 
 

@@ -32,15 +32,15 @@ def check_fits(recipe: TrainRecipe, model: Any, granularity: int) -> None:
         check_named(recipe.guidance, model, recipe.routing.reserved)
     if recipe.carry is not None and recipe.model.path is None:
         raise RequestError(
-            "there is nothing to carry to a new model.",
+            "a new model has no state to carry.",
             field="carry",
             value=recipe.carry.optimizer,
-            fix="Leave it out.",
+            fix="Remove it.",
         )
     for name in ("activation_checkpointing", "gradient_checkpointing"):
         if recipe.trainer.get(name) and not model.supports_gradient_checkpointing:
             raise RequestError(
-                f"{type(model).__name__} has none.", field=f"trainer.{name}", value=True, fix="Leave it out."
+                f"{type(model).__name__} has none.", field=f"trainer.{name}", value=True, fix="Remove it."
             )
 
 
@@ -57,7 +57,7 @@ def check_terms(
         asked |= {f"routing.{name}": value for name, value in routing.model_dump(exclude_defaults=True).items()}
         for field, value in asked.items():
             raise RequestError(
-                "the model is dense: it has no routers.", field=field, value=value, fix="Leave it out, or name an MoE."
+                "the model is dense: it has no routers.", field=field, value=value, fix="Remove it, or use an MoE."
             )
         return
     if objective.bias_rate and not has_selection_bias(model):
@@ -72,16 +72,16 @@ def check_terms(
             "the experts form no groups (granularity 1).",
             field="routing.tie_groups",
             value=routing.tie_groups,
-            fix="Leave it out.",
+            fix="Remove it.",
         )
     experts = gate_spec(routers[0]).experts
     beyond = [expert for expert in routing.reserved if expert >= experts]
     if beyond or len({*routing.reserved}) >= experts:
         raise RequestError(
-            f"the model has experts 0 to {experts - 1}, and one at least must not be reserved.",
+            f"the model has experts 0 to {experts - 1}, and at least one must not be reserved.",
             field="routing.reserved",
             value=beyond or list(routing.reserved),
-            fix="Leave it out, or name fewer of them.",
+            fix="Remove it, or reserve fewer experts.",
         )
 
 
@@ -98,5 +98,5 @@ def check_balance(objective: ObjectiveRecipe, guidance: Guidance) -> None:
                 "every domain has one expert: there is nothing to balance.",
                 field=f"objective.{name}",
                 value=getattr(objective, name),
-                fix="Leave it out, or give a domain several experts.",
+                fix="Remove it, or give a domain several experts.",
             )

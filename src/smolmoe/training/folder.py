@@ -44,7 +44,7 @@ HELD_OUT = "held_out.json"  # the final losses, document by document
 HELD_OUT_BEFORE = "held_out_before.json"  # those before the first step
 ADAPTERS = "adapters"
 TENSORBOARD = "runs"  # of transformers, in the run's folder
-# What a run writes beside its checkpoints; everything else in its folder is the user's.
+# What a run writes in addition to its checkpoints; everything else in its folder is the user's.
 _WRITTEN = (MODEL, ADAPTERS, BEST, TOKENIZER, SUMMARY, HELD_OUT, HELD_OUT_BEFORE, METRICS, RECIPE)
 _FIRST = {f".{RUN}.partial", TOKENIZER}  # all there may be before `run.json` is
 _EVENTS = f"{TENSORBOARD}/*/events.out.tfevents.*"
@@ -62,7 +62,7 @@ _CHANGEABLE = (
     ),
     "trainer.disable_tqdm",
     "trainer.dataloader_",
-    # Other processes may go on, as long as the sequences of a step stay as many.
+    # The number of processes may change, as long as the number of sequences per step does not.
     "trainer.per_device_train_batch_size",
     "trainer.gradient_accumulation_steps",
     "trainer.ddp_",
@@ -77,7 +77,7 @@ def check_there(out: Path, resume: str | None) -> None:
     """See that there is a folder to resume in, before one is made for the lock: an empty one is a run killed early.
 
     Raises:
-        CheckpointError: there is none.
+        CheckpointError: no checkpoint.
     """
     if resume is not None and not out.exists():
         find_checkpoint(out, resume)
@@ -113,7 +113,7 @@ def _find(out: Path, resume: str | None, *, overwrite: bool) -> Path | None:
         return None
     if not overwrite and ((out / SUMMARY).is_file() or whole_checkpoints(out)):
         state = "finished" if (out / SUMMARY).is_file() else "unfinished"
-        fix = "Use `resume='latest'`, start over with `overwrite=True`, or name another folder with `out=...`"
+        fix = "Use `resume='latest'` to resume, `overwrite=True` to start over, or another folder with `out=...`"
         raise occupied(out, f"a run ({state})", fix)
     return None
 
@@ -146,7 +146,7 @@ def begin(
         for begun in _begun(out, checkpoint):
             if begun.record["data"] != data:
                 raise OutputError(
-                    "the data is not what the run began with.",
+                    "the data has changed since the run started.",
                     field="data",
                     value=data,
                     fix="Restore it, or start a new run in another folder.",
@@ -159,10 +159,10 @@ def begin(
 
 
 def check_step(checkpoint: Path | None, steps: int) -> None:
-    """Raises RequestError where a run of so many steps ends before the checkpoint that it is to go on from."""
+    """Raises RequestError if the run would end before the checkpoint to resume from."""
     if checkpoint is not None and step_of(checkpoint) > steps:
         raise RequestError(
-            f"the checkpoint is of step {step_of(checkpoint)}, and the run ends at step {steps}.",
+            f"the checkpoint is at step {step_of(checkpoint)}, but the run ends at step {steps}.",
             field="resume",
             value=str(checkpoint),
             fix="Resume from an earlier one, or raise trainer.max_steps.",
@@ -184,14 +184,14 @@ def _check_tokenizer(out: Path, tokenizer: Any) -> None:
         return
     try:
         found = load_tokenizer(out / TOKENIZER)
-    except SourceError:  # half-written
+    except SourceError:  # incomplete
         return
     if found is not None and tokenizer_hash(found) != tokenizer_hash(tokenizer):
         raise OutputError(
-            "there is another tokenizer, which would be overwritten.",
+            "contains a different tokenizer, which would be overwritten.",
             field="out",
             value=str(out / TOKENIZER),
-            fix="Name a new folder.",
+            fix="Use a new folder.",
         )
 
 
@@ -221,7 +221,7 @@ def _begun(out: Path, checkpoint: Path) -> Iterator[_Begun]:
         yield _Begun(read_record(out / RUN), "out", out)
     if (checkpoint / RUN).is_file():
         is_own = checkpoint.resolve().parent.parent == out.resolve()
-        # Another run may leave a checkpoint with a schedule of its own.
+        # Another run may leave a checkpoint with a different schedule.
         may_differ = _CHANGEABLE if is_own else (*_CHANGEABLE, "trainer.lr_scheduler_kwargs")
         yield _Begun(read_record(checkpoint / RUN), "resume", checkpoint, may_differ)
 
@@ -239,10 +239,10 @@ def _check_recipe(begun: _Begun, asked: dict[str, Any], blocks_a_step: int) -> N
     if changed:
         said = ", ".join(f"{key}: {before.get(key)} there, {now.get(key)} here" for key in changed)
         raise OutputError(
-            f"the run there was begun with another recipe ({said}).",
+            f"the run there was started with a different recipe ({said}).",
             field=begun.field,
             value=str(begun.place),
-            fix="Resume with the same recipe, or name another folder.",
+            fix="Resume with the same recipe, or use another folder.",
         )
 
 

@@ -55,7 +55,7 @@ class Guidance:
         return self.weight * per_layer.mean()
 
     def hits(self, logits: torch.Tensor, domain_ids: torch.Tensor) -> torch.Tensor:
-        """[guided layers] int64: tokens whose likeliest expert, free ones aside, is their domain's."""
+        """[guided layers] int64: tokens whose most likely expert, ignoring free ones, is their domain's."""
         first = logits[list(self.layers)].detach().masked_fill(self.free, float("-inf")).argmax(-1)
         return self.members[domain_ids].gather(1, first.T).sum(0)
 
@@ -74,7 +74,7 @@ def resolve(recipe: GuidanceRecipe, model: Any, shares: Mapping[str, float], res
         reserved: experts that stay idle.
 
     Raises:
-        RequestError: an expert or layer that is not there, one that nothing is said of, or a domain without rows.
+        RequestError: an expert or layer does not exist, an expert is not covered, or a domain has no rows.
         DataError: rows without a domain, or of a domain that has no expert.
     """
     found = find_routers(model)
@@ -146,10 +146,10 @@ def _check_experts(
     left = [expert for expert in range(experts) if expert not in given]
     if left:
         raise RequestError(
-            f"nothing is said of the experts {', '.join(map(str, left))}.",
+            f"no domain is given for the experts {', '.join(map(str, left))}.",
             field="guidance.experts",
             value=left,
-            fix="Give them to a domain, or name them under guidance.free or routing.reserved.",
+            fix="Assign them to a domain, or list them under guidance.free or routing.reserved.",
         )
 
 
@@ -157,26 +157,26 @@ def _check_domains(named: Mapping[str, Sequence[int]], domains: Sequence[str]) -
     absent = [name for name in named if name not in domains]
     if absent:
         raise RequestError(
-            f"the data has no rows of it; its domains are {', '.join(domains)}.",
+            f"the data has no rows of this domain; its domains are {', '.join(domains)}.",
             field="guidance.experts",
             value=absent[0],
-            fix="Add text of that domain, or leave it out.",
+            fix="Add text of that domain, or remove it.",
         )
     unnamed = [name for name in domains if name not in named]
     if not unnamed:
         return
     if unnamed == [UNKNOWN_DOMAIN]:
         raise DataError(
-            "there are rows without a domain, so nothing says which expert they go to.",
+            "there are rows without a domain, which cannot be assigned to an expert.",
             field="data.sources",
             value=UNKNOWN_DOMAIN,
             fix="Tag them: set the source's `domain`, or name the column in `domain_column`.",
         )
     raise DataError(
-        "the data has rows of a domain that no expert is named for.",
+        "the data has rows of a domain without experts.",
         field="guidance.experts",
         value=unnamed[0],
-        fix="Give it experts, or leave its rows out.",
+        fix="Give it experts, or remove its rows.",
     )
 
 
@@ -184,7 +184,7 @@ def _check_floor(floor: float, members: torch.Tensor, free: torch.Tensor) -> Non
     off = int((~members & ~free).sum(-1).max())
     if floor * off >= 1:
         raise RequestError(
-            f"{off} other experts of this probability leave nothing for a domain's own.",
+            f"{off} other experts of this probability leave nothing for a domain's own experts.",
             field="guidance.floor",
             value=floor,
         )
@@ -195,7 +195,7 @@ def _layers(asked: Sequence[int] | None, present: Sequence[int]) -> tuple[int, .
     wrong = [layer for layer in asked or () if layer not in present]
     if wrong or asked == ():
         raise RequestError(
-            f"layers {', '.join(map(str, present))} have routers.",
+            f"layers with routers: {', '.join(map(str, present))}.",
             field="guidance.layers",
             value=wrong or list(asked or ()),
         )

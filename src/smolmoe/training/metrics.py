@@ -28,7 +28,7 @@ class MetricsFile:
     "gradients" (of each term on the routers), "alarm".
 
     Args:
-        after: keep rows of at most this step, and go on behind them: what a resumed run will write again is dropped.
+        after: keep rows up to this step and append after them: later rows, which a resumed run rewrites, are dropped.
 
     Attributes:
         seconds: spent training until the last row that was kept.
@@ -83,7 +83,7 @@ def _rows_until(path: Path, step: int) -> list[dict[str, Any]]:
                 f"line {number} is not a row of measurements.",
                 field="metrics",
                 value=str(path),
-                fix="Restore the file, or delete the line: what it says is then missing from the run's curves.",
+                fix="Restore the file, or delete the line: it is then missing from the run's curves.",
             ) from error
     return rows
 

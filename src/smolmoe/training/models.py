@@ -33,16 +33,16 @@ def find_tokenizer(recipe: TrainRecipe, folder: Path | None) -> Any:
     """The tokenizer that the recipe names, else the model's own.
 
     Raises:
-        SourceError: there is none, or it cannot be read.
+        SourceError: the tokenizer is missing or cannot be read.
     """
     if recipe.tokenizer is None:
         found = load_tokenizer(folder) if folder is not None else None
         if found is None:
             raise SourceError(
-                "the model brings no tokenizer." if folder else "a new model needs a tokenizer.",
+                "the model has no tokenizer." if folder else "a new model needs a tokenizer.",
                 field="tokenizer",
                 value=None,
-                fix="Name one: a folder, a hub id, or a number of entries to train one.",
+                fix="Use a folder, a hub id, or a vocabulary size to train one.",
             )
         return found
     return loading.find_tokenizer(str(recipe.tokenizer))
@@ -71,7 +71,7 @@ def set_attention(model: Any, implementation: str | None) -> None:
     """Let a model attend by this implementation of transformers, where one is named.
 
     Raises:
-        RequestError: there is none of that name, or it cannot be had.
+        RequestError: no implementation of that name, or it is not available.
     """
     if implementation is None:
         return
@@ -88,10 +88,10 @@ def check_fit(config: Any, tokenizer: Any, length: int) -> None:
     """Raises RequestError where the vocabulary is too small for the tokenizer, or blocks exceed the positions."""
     if len(tokenizer) > config.vocab_size:
         raise RequestError(
-            f"the tokenizer has {len(tokenizer):,} tokens, the model only {config.vocab_size:,}.",
+            f"the tokenizer has {len(tokenizer):,} tokens, but the model only {config.vocab_size:,}.",
             field="tokenizer",
             value=getattr(tokenizer, "name_or_path", None) or type(tokenizer).__name__,
-            fix="Use the model's own tokenizer, or a model of that vocabulary.",
+            fix="Use the model's own tokenizer, or a model with that vocabulary size.",
         )
     positions = getattr(config, "max_position_embeddings", None)
     if positions is not None and length > positions:
@@ -115,7 +115,7 @@ def new_config(recipe: ModelRecipe, tokenizer: Any, length: int) -> Any:
     values = dict(recipe.config or {})
     kind = values.pop("model_type", None)
     if kind is None or kind not in CONFIG_MAPPING:
-        raise RequestError("no model type of transformers.", field="model.config.model_type", value=kind)
+        raise RequestError("is not a model type of transformers.", field="model.config.model_type", value=kind)
     known = AutoConfig.for_model(kind).to_dict()
     for key, value in values.items():
         if key not in known and key not in CONFIG_MAPPING[kind].attribute_map:
@@ -132,7 +132,7 @@ def new_config(recipe: ModelRecipe, tokenizer: Any, length: int) -> Any:
     try:
         return AutoConfig.for_model(kind, **values)
     except (TypeError, ValueError) as error:
-        raise RequestError(f"not a config of {kind}: {error}", field="model.config", value=recipe.config) from error
+        raise RequestError(f"is not a config of {kind}: {error}", field="model.config", value=recipe.config) from error
 
 
 def _new_model(recipe: TrainRecipe, tokenizer: Any) -> Any:
@@ -146,7 +146,7 @@ def _new_model(recipe: TrainRecipe, tokenizer: Any) -> Any:
 
 
 def parent_provenance(folder: Path | None) -> dict[str, Any]:
-    """What the smolmoe.json beside a checkpoint says; empty where there is none."""
+    """The content of the smolmoe.json of a checkpoint; empty if it does not exist."""
     return {} if folder is None else read_provenance(folder)
 
 

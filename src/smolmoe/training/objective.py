@@ -1,4 +1,4 @@
-"""What is trained on beside the cross-entropy, and what is done to routers meanwhile: a mixin over any Trainer.
+"""Loss terms in addition to the cross-entropy, and router interventions: a mixin over any Trainer.
 
 The loss of a step is CE + w_b * mean over layers of load balance + w_z * mean over layers of z + w_g * mean over guided
 layers of KL(target || router); with a teacher of weight w, (1 - w) CE + w T^2 KL(teacher || student) takes the place of
@@ -126,9 +126,7 @@ class Objective:
         if self.guidance is None:
             return None
         if domain_ids is None:
-            raise RequestError(
-                "the batches do not say what domain their tokens are of.", field="guidance", value="domain_ids"
-            )
+            raise RequestError("the batches have no domains for their tokens.", field="guidance", value="domain_ids")
         self.guidance = self.guidance.to(logits.device)
         return domain_ids.flatten().to(logits.device)
 
@@ -158,7 +156,7 @@ class Objective:
             self.ties.apply()
 
     def after_step(self) -> None:
-        """After the optimiser's step: move selection biases, begin counting anew."""
+        """After the optimiser's step: move selection biases and reset the counts."""
         if self.capture is None:
             return
         if self.bias_rate:
@@ -221,7 +219,7 @@ def check_gradients(norms: Mapping[str, float], terms: Mapping[str, torch.Tensor
         TrainingError: naming the term and the reason.
     """
     for name, norm in norms.items():
-        if name not in terms or norm != 0:  # one that is no number is for the gradient norm to report
+        if name not in terms or norm != 0:  # NaN is reported by the gradient norm
             continue
         detached = not terms[name].requires_grad
         raise TrainingError(
@@ -242,7 +240,7 @@ def _intervention(routing: RoutingRecipe, granularity: int) -> Intervention:
         sample=routing.sample,
         expert_dropout=routing.expert_dropout,
         fp32=routing.fp32,
-        # While a group's rows are tied its experts must be drawn together, or they are not chosen together.
+        # While a group's rows are tied its experts must be sampled together, or they are not chosen together.
         granularity=granularity if routing.tie_groups else 1,
     )
 
@@ -338,7 +336,7 @@ class RouterCallback(TrainerCallback):
 
 
 class NotFiniteError(TrainingError):
-    """A loss or a gradient that is no number; the weights are those of before the step."""
+    """A NaN or infinite loss or gradient; the weights are those before the step."""
 
 
 def _require_finite(value: Any, what: str, step: int) -> None:
@@ -348,5 +346,5 @@ def _require_finite(value: Any, what: str, step: int) -> None:
             f"the {what} of step {step + 1} is {value.item():g}; the step was not taken.",
             field="step",
             value=step + 1,
-            fix="Lower trainer.learning_rate or look at the data there, then use `resume='latest'`.",
+            fix="Lower trainer.learning_rate or check the data at this step, then use `resume='latest'`.",
         )

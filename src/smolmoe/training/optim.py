@@ -1,4 +1,4 @@
-"""Parameter groups with learning rates of their own, router warm-up, and carried Adam moments."""
+"""Parameter groups with separate learning rates, router warm-up, and carried Adam moments."""
 
 from __future__ import annotations
 
@@ -85,7 +85,7 @@ def split_groups(
 
 
 def slow_start(scheduler: Any, optimizer: Any, *, freeze: int, warmup: int) -> None:
-    """Let what is slow stand still for `freeze` steps and rise to the schedule within `warmup` more.
+    """Freeze the slow groups for `freeze` steps, then ramp up to the schedule within `warmup` more.
 
     Raises:
         RequestError: the schedule is not one of factors on the learning rate.
@@ -123,10 +123,10 @@ def install_moments(optimizer: Any, model: Any, moments: Mapping[str, Any]) -> i
         parameter = parameters.get(name)
         if parameter is None or parameter.shape != moment.exp_avg.shape:
             raise RequestError(
-                "the optimiser's state there is of another model.",
+                "the optimiser state there is from a different model.",
                 field="carry.optimizer",
                 value=name,
-                fix="Name the run that trained this model, or the dense model that it was made of.",
+                fix="Use the run that trained this model, or the dense model it was made from.",
             )
         optimizer.state[parameter] = {
             "step": torch.tensor(float(moment.step)),

@@ -1,4 +1,4 @@
-"""What a checkpoint holds for a run to go on from: whether each file can be used, and which one cannot."""
+"""The state in a checkpoint for resuming: check each file, and report the one that cannot be used."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ _NEEDED: tuple[tuple[str, ...], ...] = (
     _WEIGHTS,
 )
 _NUMBER = (int, float)
-# What the Trainer goes on with: the key, and the types that it may have.
+# What the Trainer resumes with: each key and its allowed types.
 _STATE_TYPES: dict[str, tuple[type, ...]] = {
     **dict.fromkeys(("global_step", "max_steps", "num_train_epochs"), (int,)),
     **dict.fromkeys(("epoch", "logging_steps", "save_steps", "eval_steps", "total_flos"), _NUMBER),
@@ -115,7 +115,7 @@ def read_state(folder: Path) -> dict[str, Any]:
         if isinstance(value, _NUMBER) and not (math.isfinite(value) and value >= 0):
             wrong(file, f"holds {value} for {key!r}")
     if not all(isinstance(entry, dict) for entry in found["log_history"]):
-        wrong(file, "holds something else than entries in 'log_history'")
+        wrong(file, "has something other than entries in 'log_history'")
     with using(file):
         from transformers import TrainerControl, TrainerState
 
@@ -139,10 +139,10 @@ def check_checkpoint(folder: Path) -> None:
             wrong(folder / names[0], "is missing")
     step, name = read_state(folder)["global_step"], folder.name.removeprefix("checkpoint-")
     if name.isdigit() and int(name) != step:
-        wrong(folder / STATE, f"is of step {step}")
+        wrong(folder / STATE, f"is from step {step}")
     names = read_json(folder / NAMES, list)
     if not all(isinstance(name, str) for name in names):
-        wrong(folder / NAMES, "holds something else than names")
+        wrong(folder / NAMES, "contains something other than names")
     _check_optimizer(folder / OPTIMIZER, names)
     _check_scheduler(folder / SCHEDULER, step)
     for file in folder.glob("rng_state*.pth"):
@@ -156,7 +156,7 @@ def _check_manifest(folder: Path) -> None:
     for name, entry in entries.items():
         checksum = entry.get("crc32")
         if checksum is not None and crc32(folder / name) != checksum:
-            wrong(folder / name, "is not what was written: its checksum differs")
+            wrong(folder / name, "was changed: its checksum differs")
 
 
 def read_manifest(folder: Path) -> dict[str, dict[str, Any]]:
@@ -196,19 +196,19 @@ def _check_optimizer(file: Path, names: Sequence[str]) -> None:
     found = _load(file)
     state, groups = (found.get(key) for key in ("state", "param_groups")) if isinstance(found, dict) else (None, None)
     if not isinstance(state, dict) or not isinstance(groups, list):
-        wrong(file, "holds no state of an optimiser")
+        wrong(file, "contains no optimiser state")
     if not all(isinstance(group, dict) and isinstance(group.get("params"), list) for group in groups):
-        wrong(file, "holds groups without parameters")
+        wrong(file, "contains groups without parameters")
     count = sum(len(group["params"]) for group in groups)
     if count != len(names):
-        wrong(file, f"is of {count} parameters, {NAMES} of {len(names)}")
+        wrong(file, f"has {count} parameters, but {NAMES} has {len(names)}")
     for group in groups:
         bad = next((key for key, value in group.items() if _is_number(value) and not _is_finite(value)), None)
         if bad is not None or not _is_number(group.get("lr")):
             wrong(file, f"holds {_shown(group.get(bad or 'lr'))} for {bad or 'lr'!r} of a group")
     for index, entry in state.items():
         if not isinstance(entry, dict) or not isinstance(index, int) or not 0 <= index < count:
-            wrong(file, f"holds something else than a parameter's state at {index!r}")
+            wrong(file, f"has something other than a parameter's state at {index!r}")
         for key, value in entry.items():
             if _is_number(value) and not _is_finite(value):
                 wrong(file, f"holds NaN or Inf in {key!r} of {names[index]}")
@@ -217,9 +217,9 @@ def _check_optimizer(file: Path, names: Sequence[str]) -> None:
 def _check_scheduler(file: Path, step: int) -> None:
     found = _load(file)
     if not isinstance(found, dict) or not isinstance(found.get("last_epoch", 0), int):
-        wrong(file, "holds no state of a schedule")
+        wrong(file, "contains no schedule state")
     if found.get("last_epoch", step) > step:
-        wrong(file, f"is of step {found['last_epoch']}")
+        wrong(file, f"is from step {found['last_epoch']}")
     for key in ("base_lrs", "_last_lr"):
         rates = found.get(key, [])
         if not isinstance(rates, list) or not all(_is_finite(rate) for rate in rates):
@@ -251,19 +251,19 @@ def check_optimizer_fits(folder: Path, model: Any, optimizer: Any, names: Sequen
         CheckpointError: naming the parameter.
     """
     if read_json(folder / NAMES, list) != list(names):
-        wrong(folder / NAMES, "names other parameters than those that are trained")
+        wrong(folder / NAMES, "does not match the trained parameters")
     file = folder / OPTIMIZER
     found = _load(file)
     sizes = [len(group["params"]) for group in found["param_groups"]]
     if sizes != [len(group["params"]) for group in optimizer.param_groups]:
-        wrong(file, "groups the parameters in another way")
+        wrong(file, "groups the parameters differently")
     for saved, group in zip(found["param_groups"], optimizer.param_groups, strict=True):
         for key, value in group.items():
             if key != "params" and (key not in saved or _kind(saved[key]) != _kind(value)):
                 wrong(file, f"holds {_shown(saved.get(key))} for {key!r} of a group")
     shapes = {name: tuple(parameter.shape) for name, parameter in model.named_parameters()}
     if not found["state"] and _is_adam(optimizer):
-        wrong(file, "holds no state of a parameter")
+        wrong(file, "lacks the state of a parameter")
     for index, entry in found["state"].items():
         for key in _ADAM if _is_adam(optimizer) else ():
             if not hasattr(entry.get(key), "shape"):
@@ -326,7 +326,7 @@ def load_training_state(model: Any, folder: Path) -> None:
     try:
         load_state(model, state)
     except CheckpointError as error:
-        wrong(file, f"is of another model or intervention ({error.value})")
+        wrong(file, f"is from a different model or intervention ({error.value})")
 
 
 # -- kinds of values -------------------------------------------------------------------------------------------------

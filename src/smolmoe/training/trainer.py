@@ -144,7 +144,7 @@ class MoeTrainer(RoutedTraining, AtomicCheckpoints, Trainer):
         return optimizer
 
     def _slow_parameters(self, model: Any) -> set[str]:
-        """Routers; and where most of the model goes on with carried moments, the experts that could not."""
+        """Routers; and if most of the model resumes with carried moments, the experts that could not."""
         fresh = expert_names(model) - set(self.carried) if self.carried else set()
         return router_names(model) | fresh
 
@@ -172,7 +172,7 @@ class MoeTrainer(RoutedTraining, AtomicCheckpoints, Trainer):
     # -- writing -------------------------------------------------------------------------------------------------
 
     def _save(self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None) -> None:
-        """The model as it would be served; what only training needs goes into a file of its own."""
+        """Save the model for inference; training-only state goes into a separate file."""
         with self.objective.as_served(), self.own_config.restored():
             state_dict = state_dict if state_dict is not None else self._whole_model()
             if self.args.should_save:
@@ -379,7 +379,7 @@ class _Watch(TrainerCallback):
         self.trainer.clock.start()
 
     def on_optimizer_step(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        self.trainer._rate = self.trainer._get_learning_rate()  # the schedule has not gone on yet
+        self.trainer._rate = self.trainer._get_learning_rate()  # the schedule has not advanced yet
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         self.trainer.finish_step()

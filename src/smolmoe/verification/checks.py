@@ -9,7 +9,7 @@ from smolmoe.results.verification import Check, Control, Decoding, Difference, H
 
 # Equivalent computations in fp32 (another batch shape, a KV cache) differ by rounding, far below this share of a logit.
 SELF_TOLERANCE = 1e-4
-# A control that comes this near to the tolerance would mean that the measurement cannot tell experts apart.
+# A control this close to the tolerance would mean that the measurement does not distinguish experts.
 CONTROL_FACTOR = 100
 # "rounded" predicts the rounding error from its statistics; twice that is no longer chance.
 ROUNDED_FACTOR = 2
@@ -52,7 +52,7 @@ def judge(
 def _weights(not_finite: Mapping[str, str]) -> Check:
     named = "".join(f" {name}: {said}." for name, said in list(not_finite.items())[:3])
     more = f" And {len(not_finite) - 3} other tensors." if len(not_finite) > 3 else ""
-    meaning = f"Every weight of the MoE is a finite number.{named}{more}"
+    meaning = f"Every weight of the MoE is finite.{named}{more}"
     return Check("weights", not not_finite, float(len(not_finite)), 0.0, meaning)
 
 
@@ -61,7 +61,7 @@ def _sanity(
 ) -> list[Check]:
     limit = SELF_TOLERANCE * logits.max_logit
     checks = [
-        Check("finite", finite, float(not finite), 0.0, "Every logit of the MoE is a number."),
+        Check("finite", finite, float(not finite), 0.0, "Every logit of the MoE is finite."),
         _at_most(
             "padding (itself)",
             max(padding.left_self, padding.right_self),
@@ -76,7 +76,7 @@ def _sanity(
         ),
     ]
     if same_tokens is not None:
-        meaning = "The MoE's tokenizer gives the same tokens as the dense model's."
+        meaning = "The MoE's tokenizer produces the same tokens as the dense model's."
         checks.append(Check("tokenizer", same_tokens, float(not same_tokens), 0.0, meaning))
     return checks
 
@@ -86,22 +86,22 @@ def _exact(claim: Claim, logits: Difference, padding: Padding, decoding: Decodin
     # Where the dense model itself is undecided by less than the tolerance on both sides, either token is right.
     close_call = decoding.margin is not None and decoding.margin <= 2 * limit
     return [
-        _at_most("logits", logits.max_abs, limit, "The MoE's logits are the dense model's."),
-        _at_most("padding", max(padding.left, padding.right), limit, "So they are in padded batches, at real tokens."),
-        _at_most("cache", decoding.max_abs, limit, "So they are when decoding with the KV cache."),
+        _at_most("logits", logits.max_abs, limit, "The MoE's logits equal the dense model's."),
+        _at_most("padding", max(padding.left, padding.right), limit, "The same in padded batches, at real tokens."),
+        _at_most("cache", decoding.max_abs, limit, "The same when decoding with the KV cache."),
         Check(
             "greedy tokens",
             decoding.equal or close_call,
             decoding.margin or 0.0,
             2 * limit,
-            "Greedy decoding gives the dense model's tokens (measured: its preference where they first differ).",
+            "Greedy decoding gives the dense model's tokens (measured: its logit gap at the first difference).",
         ),
         Check(
             "control",
             control.max_abs >= CONTROL_FACTOR * limit,
             control.max_abs,
             CONTROL_FACTOR * limit,
-            "With random experts the logits are far off, so this measurement does see the experts.",
+            "With random experts the logits are far off, so the measurement is sensitive to the experts.",
         ),
     ]
 
@@ -111,7 +111,7 @@ def _ffn(claim: Claim, measured: tuple[float | None, ...]) -> list[Check]:
         return []
     if len(claim.predicted_ffn_error) != len(measured):
         meaning = (
-            f"The claim predicts {len(claim.predicted_ffn_error)} FFN errors, the model has {len(measured)} layers."
+            f"The claim predicts {len(claim.predicted_ffn_error)} FFN errors, but the model has {len(measured)} layers."
         )
         counts = float(len(claim.predicted_ffn_error)), float(len(measured))
         return [Check("FFN errors", False, *counts, meaning)]

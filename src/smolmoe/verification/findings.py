@@ -56,42 +56,42 @@ _WORDS: dict[str, tuple[Severity, str, str, str]] = {
     "zero-router": (
         "error",
         "The router gives all experts the same score, and they are copies: {top_k} of {experts} get every token.",
-        "The router's gradient is zero as long as the experts are equal, and the others never get a token to become "
-        "different by: they stay dead for good.",
+        "The router's gradient is zero as long as the experts are equal, and the others never get a token from which "
+        "to become different: they stay dead permanently.",
         "Initialise the router at random (router: random) or from domains, or make the experts differ "
         "(diversify: noise or drop).",
     ),
     "same-experts": (
         "error",
         "The router gives all experts the same score, they are copies, and every token goes to all {experts}.",
-        "All experts get the same gradient, so they stay equal for good and the router's gradient stays zero.",
+        "All experts get the same gradient, so they stay equal permanently and the router's gradient stays zero.",
         "Make the experts differ (diversify: noise or drop), or initialise the router at random.",
     ),
     "tied-router": (
         "warning",
         "The router gives all experts the same score: {top_k} of {experts} get every token.",
-        "Only their order decides until training moves the router; the others have nothing to learn from meanwhile.",
+        "Only their order decides until training moves the router; until then the others do not learn.",
         "Initialise the router at random (router: random) or from domains.",
     ),
     "ties": (
         "warning",
         "For up to {share:.1%} of tokens a chosen and an unchosen expert score exactly the same.",
-        "Their order decides, and kernels differ in it; with shards, a token gets parts of two groups.",
+        "Their order decides, and it differs between kernels; with shards, a token gets parts of two groups.",
         "Compute the router in float32, or give tied experts different router rows. With granularity, top-k must be a "
         "multiple of it.",
     ),
     "top-1": (
         "error",
         "One expert per token and a gate that is always the same (renormalised): the router's gradient is {ratio}.",
-        "The language-model loss cannot tell the router anything, so it never learns.",
-        "Use a top-k of 2 or more, gates that are not renormalised, or a signal of the router's own (in training here "
+        "The router gets no signal from the language-model loss, so it never learns.",
+        "Use a top-k of 2 or more, gates that are not renormalised, or a separate router loss (in training here "
         "objective.load_balance or guidance, elsewhere the auxiliary loss with output_router_logits=true).",
     ),
     "top-1-balanced": (
         "info",
         "One expert per token and a gate that is always the same (renormalised): the router's gradient is {ratio}.",
-        "The language-model loss cannot tell the router anything; only the auxiliary loss moves it, towards balance.",
-        "Use a top-k of 2 or more, or gates that are not renormalised, if the router is to learn what experts are for.",
+        "The router gets no signal from the language-model loss; only the auxiliary loss moves it, towards balance.",
+        "Use a top-k of 2 or more, or gates that are not renormalised, if the router should learn.",
     ),
     "router-gradient": (
         "error",
@@ -101,35 +101,35 @@ _WORDS: dict[str, tuple[Severity, str, str, str]] = {
     ),
     "silent-experts": (
         "info",
-        "Routed experts give zero (a projection is all zeros), so the router's gradient is zero at this step.",
-        "As meant for a residual start: the zero projections get gradients now, router and the rest from the next on.",
+        "Routed experts output zero (a projection is all zeros), so the router's gradient is zero at this step.",
+        "Intended for a residual start: the zero projections get gradients now, the rest from the next step.",
         "Nothing to do. If this is a trained model, its routed experts have never been trained.",
     ),
     "copies": (
         "info",
-        "The experts are bit-identical copies; the router's gradient is {ratio}, which is rounding.",
-        "As upcycling writes them. Different tokens reach them, so they part at the first step, and from then on the "
+        "The experts are bit-identical copies; the router's gradient is {ratio}, which is rounding noise.",
+        "Normal after upcycling. Different tokens reach them, so they diverge at the first step, and from then on the "
         "router learns.",
         "Nothing to do; experts that differ from the start (diversify) let the router learn at once.",
     ),
     "shards": (
         "info",
-        "The experts are the same {distinct} shards over and over, chosen in whole groups by a shared router row.",
-        "A whole group is the dense FFN. Plain training gives the rows of a group different gradients, after which "
+        "The experts are {distinct} shards, repeated, and chosen in whole groups by a shared router row.",
+        "A whole group is the dense FFN. Plain training gives the rows of a group different gradients, and then "
         "tokens get parts of several groups.",
         "Keep the rows of a group tied (averaged gradients) for the first steps, or freeze the router for them.",
     ),
     "some-copies": (
         "info",
         "Some experts are bit-identical (layer {layer}: {distinct} different ones of {experts}).",
-        "Between copies the router has nothing to learn until they part; in a trained model, copies never got a token.",
+        "The router cannot distinguish copies until they diverge; in a trained model, copies never got a token.",
         "After training: look at the load, and train with load balancing.",
     ),
     "unreached": (
         "warning",
         "No token of {tokens} reaches {which}; balanced, each would get about {expected:.0f}.",
-        "An expert without tokens gets no gradient. It costs memory and gives nothing.",
-        "Train with load balancing (auxiliary loss or selection bias), or examine more and other text (`data`).",
+        "An expert without tokens gets no gradient. It uses memory and contributes nothing.",
+        "Train with load balancing (auxiliary loss or selection bias), or examine more or different text (`data`).",
     ),
     "small-sample": (
         "info",
@@ -139,38 +139,38 @@ _WORDS: dict[str, tuple[Severity, str, str, str]] = {
     ),
     "unread-routers": (
         "warning",
-        "Of these layers' routers ({names}) transformers records no decisions.",
-        "They are left out of all that is said and measured of routers here.",
-        "Nothing to do where they choose by a fixed table, as DeepSeek-V4's first layers do.",
+        "transformers records no decisions of these layers' routers ({names}).",
+        "They are excluded from all router findings and measurements here.",
+        "Nothing to do if they choose by a fixed table, as DeepSeek-V4's first layers do.",
     ),
     "no-aux-loss": (
         "info",
-        "The class computes no load-balancing loss of its own.",
+        "The class has no built-in load-balancing loss.",
         "Nothing keeps its experts evenly loaded unless the trainer does.",
-        "Train with a load-balancing loss from outside, or with a selection bias where the class has one.",
+        "Train with an external load-balancing loss, or with a selection bias if the class has one.",
     ),
     "aux-off": (
         "info",
-        "The class's load-balancing loss works, but the config leaves it out (output_router_logits is false).",
-        "Plain training with this config balances nothing.",
+        "The class's load-balancing loss works, but the config disables it (output_router_logits is false).",
+        "Plain training with this config does not balance the load.",
         "Set output_router_logits=true for training, or use a trainer that adds its own loss.",
     ),
     "aux-detached": (
         "error",
         "The class's load-balancing loss gives the router no gradient.",
-        "It is computed, reported and without effect: loads drift as if there were none.",
+        "It is computed and reported but has no effect: loads drift as without it.",
         "Look for a detach around the router's logits; under gradient checkpointing set use_reentrant=False.",
     ),
     "causality": (
         "error",
         "Changing later tokens changes earlier logits by up to {value:.2g} (rounding: below {limit:.1g}).",
-        "The model sees the future: its training loss is worth nothing, and it cannot generate.",
+        "The model sees the future: its training loss is meaningless, and it cannot generate.",
         "Check the attention mask, and that no router decides over several tokens at once.",
     ),
     "padding": (
         "error",
         "Padding changes the logits of real tokens by up to {value:.2g} (rounding: below {limit:.1g}).",
-        "What a prompt gives depends on its neighbours in the batch.",
-        "Check that the attention mask reaches the attention, and that padding takes no expert's capacity.",
+        "The output for a prompt depends on its neighbours in the batch.",
+        "Check that the attention mask reaches the attention, and that padding does not use expert capacity.",
     ),
 }

@@ -66,7 +66,7 @@ class Comparison:
 
     @property
     def top1(self) -> float:
-        """Share of tokens for which both have the same favourite."""
+        """Top-1 agreement: share of tokens for which both have the same most likely token."""
         return self._agree / self._tokens
 
     @property
@@ -81,8 +81,8 @@ class Comparison:
 def before_first_close_call(base: Sequence[Routing], other: Sequence[Routing], noise: float = 1e-4) -> torch.Tensor:
     """[S] bool: positions of one sequence that no close call of a router has touched in either run.
 
-    A token whose last chosen and first unchosen expert score the same, but for rounding, may go either way in two
-    equivalent computations; it and every later token then differ for no fault of the model. A token that goes another
+    A token whose last chosen and first unchosen expert score the same up to rounding may go either way in two
+    equivalent computations; it and every later token then differ, which is not an error. A token that goes another
     way by a margin above the noise is no close call.
 
     Args:
@@ -102,7 +102,7 @@ def flip_rate(base: Sequence[Routing], other: Sequence[Routing]) -> float:
 
 
 def largest(difference: torch.Tensor) -> float:
-    """The largest |value|; 0 of nothing, infinite where one is no number."""
+    """The largest |value|; 0 if empty, infinite if any is NaN."""
     if not difference.numel():
         return 0.0
     value = difference.abs().max().item()

@@ -257,7 +257,7 @@ def _tracer(trace: FfnTrace, layer: int, streamed: StreamedModel) -> Any:
 
 @contextmanager
 def _ffn_errors(streamed: StreamedModel, trace: FfnTrace, count: int) -> Iterator[list[float | None]]:
-    """Give every FFN the dense FFN's inputs beside its own; the list holds each layer's error after the block."""
+    """Run every FFN on the dense FFN's inputs as well; the list contains each layer's error after the block."""
     remainders: dict[int, list[torch.Tensor]] = {layer: list(outputs) for layer, outputs in trace.outputs.items()}
     handles: list[Any] = []
     for layer in remainders:

@@ -53,7 +53,7 @@ def findings_at_start(
     """What of these the doctor would say of a model that is about to be trained, from its config and its weights.
 
     Args:
-        model: loaded, or on meta, where nothing is said of weights.
+        model: loaded, or on meta (then nothing is reported about weights).
         objective, routing: of the training, whose terms and draws may move a router after all.
         guided: experts have domains that their routers are shown.
         granularity: G experts that share a router row are shards of one FFN.

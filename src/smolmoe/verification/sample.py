@@ -48,10 +48,10 @@ def draw_sample(
     longest = min(length, context - reserve)
     if longest < 4:
         raise RequestError(
-            f"too short to measure on (with {reserve} new tokens in a context of {context}).",
+            f"is too short for the measurement (with {reserve} new tokens in a context of {context}).",
             field="length",
             value=length,
-            fix="Use at least 4 tokens beside the new ones.",
+            fix="Use at least 4 tokens in addition to the new ones.",
         )
     if tokenizer is None:
         return Sample(
@@ -66,7 +66,7 @@ def draw_sample(
 
 
 def plain(sequence: torch.Tensor, device: str) -> dict[str, torch.Tensor]:
-    """One sequence [S] as a batch of its own, with no mask."""
+    """One sequence [S] as a separate batch, without a mask."""
     return {"input_ids": sequence[None].to(device)}
 
 

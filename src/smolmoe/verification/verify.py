@@ -29,7 +29,7 @@ __all__ = ["Verification", "verify"]
 
 logger = logging.getLogger(__name__)
 
-# A model that does not fit into memory is read anew for every token that it decodes.
+# A model that does not fit into memory is read again for every decoded token.
 NEW_TOKENS_WHEN_STREAMED = 4
 PROMPTS = 3
 
@@ -189,10 +189,10 @@ def _check_related(source: Skeleton, target: Skeleton) -> None:
         ours, theirs = getattr(target.config.get_text_config(), field), getattr(source.config.get_text_config(), field)
         if ours != theirs:
             raise SourceError(
-                f"the MoE was not made from this dense model: its {field} is {ours}, the dense model's {theirs}.",
+                f"the MoE was not made from this dense model: its {field} is {ours}, not {theirs}.",
                 field=field,
                 value=ours,
-                fix="Name the dense model that it was made from.",
+                fix="Use the dense model it was made from.",
             )
 
 

@@ -1,1 +1,1 @@
-"""Experts and output heads computed fast: one autograd function for all experts, few tokens, large vocabularies."""
+"""Fast experts and output heads: one autograd function for all experts, few tokens, large vocabularies."""

@@ -1,6 +1,6 @@
-"""Choices in order of expert.
+"""Choices sorted by expert.
 
-Shapes: T tokens, K experts a token, R = T*K choices.
+Shapes: T tokens, K experts per token, R = T*K choices.
 """
 
 from __future__ import annotations
@@ -15,13 +15,13 @@ Span = tuple[int, int, int]  # expert, first row, row after the last
 
 @dataclass(frozen=True)
 class Routes:
-    """Rows in order of expert.
+    """Rows sorted by expert.
 
     Attributes:
         order: [R], the choice (in the order of the flattened [T, K]) that a row is.
-        token: [R], whose it is.
-        place: [T, K], the row that a choice is.
-        spans: which rows are whose, experts without rows left out.
+        token: [R], the token of a row.
+        place: [T, K], the row of a choice.
+        spans: the rows of each expert; experts without rows are omitted.
     """
 
     order: torch.Tensor

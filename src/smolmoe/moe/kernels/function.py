@@ -1,7 +1,7 @@
 """A layer of experts on the CPU as one autograd function: sorted once, little kept for the backward pass.
 
-Shapes: T tokens, K experts a token, R = T*K choices, M of them in a block; D hidden size, I expert width, P what goes
-into the activation (2*I where gated).
+Shapes: T tokens, K experts per token, R = T*K choices, M of them in a block; D hidden size, I expert width, P the width
+of the activation's input (2*I if gated).
 """
 
 from __future__ import annotations
@@ -58,7 +58,7 @@ def apply_experts(
 ) -> torch.Tensor:
     """[T, D], [T, K], [T, K] -> [T, D]: the chosen experts' outputs, weighted and added up, in the type of `hidden`.
 
-    Gradients of `hidden`, `weights` and the stacks; those that nobody needs are not computed. Once differentiable.
+    Gradients of `hidden`, `weights` and the stacks; those not needed are not computed. Once differentiable.
     """
     inputs = (hidden, weights, *stacks)
     if torch.is_grad_enabled() and any(tensor is not None and tensor.requires_grad for tensor in inputs):
@@ -73,7 +73,7 @@ def apply_experts(
 def _few(
     hidden: torch.Tensor, index: torch.Tensor, weights: torch.Tensor, stacks: Stacks, layer: Layer
 ) -> torch.Tensor | None:
-    """As `_forward`, where a few tokens have a kernel: calls are what costs there beside the weights."""
+    """Like `_forward`, using the kernel for few tokens, where the overhead of calls matters as well as the weights."""
     biased = stacks.up_bias is not None or stacks.down_bias is not None
     if biased or layer.transposed or not isinstance(layer.gate, SwiGlu) or weights.dtype == torch.float64:
         return None
@@ -125,7 +125,7 @@ def _project_all(
 
 
 def _add_up(rows: torch.Tensor, place: torch.Tensor) -> torch.Tensor:
-    """[R, D] -> [T, D]: the K rows of every token, added in fp32 at least and rounded once."""
+    """[R, D] -> [T, D]: the K rows of every token, added in at least fp32 and rounded once."""
     if place.shape[1] == 1 or not len(rows):
         return rows.index_select(0, place[:, 0])
     return F.embedding_bag(place, rows, mode="sum")
@@ -254,8 +254,8 @@ class _Backward:
 
 
 def _gradient(stack: torch.Tensor, chosen: Sequence[int]) -> torch.Tensor:
-    """Zero for the experts that nobody chose, and arbitrary for the others."""
-    # Fresh pages cost as much a byte as filling; what does not come from the heap has fresh pages either way.
+    """Zero for the experts that no token chose, and arbitrary for the others."""
+    # Fresh pages cost as much per byte as filling; memory outside the heap has fresh pages either way.
     if len(chosen) * (2 if stack.nbytes > LARGEST_BLOCK else 4) <= len(stack):
         return zeros(stack.shape, stack.dtype)
     gradient = empty(stack.shape, stack.dtype)

@@ -11,11 +11,11 @@ from smolmoe.moe.kernels.native import swiglu, swiglu_backward
 
 
 class Gate(Protocol):
-    """An activation that keeps nothing for its backward pass but what went in."""
+    """An activation that keeps only its input for the backward pass."""
 
     @property
     def ratio(self) -> int:
-        """How many values go in for one that comes out."""
+        """Number of input values per output value."""
 
     def forward(self, pre: torch.Tensor, out: torch.Tensor) -> None:
         """[M, ratio*I] -> [M, I], into `out`."""

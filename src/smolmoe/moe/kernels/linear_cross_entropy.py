@@ -18,7 +18,7 @@ from torch.nn.functional import log_softmax
 
 from smolmoe.moe.kernels.memory import empty
 
-IGNORED = -100  # a label that counts for nothing
+IGNORED = -100  # a label that is ignored
 AT_ONCE = 2**25  # logits in memory: 64 MB in bf16
 IN_CACHE = 2**17  # logits whose fp32 copy is worked on: half a megabyte
 

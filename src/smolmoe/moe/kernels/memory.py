@@ -1,6 +1,6 @@
-"""Large tensors in large pages, and memory that is used again.
+"""Large tensors in large pages, and memory that is reused.
 
-A fresh tensor beyond glibc's largest heap block (32 MB) is mapped anew, and the kernel clears it page by page as it is
+A fresh tensor beyond glibc's largest heap block (32 MB) is mapped newly, and the kernel clears it page by page as it is
 first written, which can take several times as long as the writing.
 """
 
@@ -20,7 +20,7 @@ LARGEST_BLOCK = 2**25  # of glibc's heap
 
 
 def empty(shape: Sequence[int], dtype: torch.dtype) -> torch.Tensor:
-    """An uninitialised tensor on the CPU; a large one asks for huge pages where the system has them to give."""
+    """An uninitialised tensor on the CPU; a large one requests huge pages if the system has them."""
     tensor = torch.empty(shape, dtype=dtype)
     _ask_for_huge_pages(tensor)
     return tensor
@@ -38,7 +38,7 @@ def zeros(shape: Sequence[int], dtype: torch.dtype) -> torch.Tensor:
 
 
 def _ask_for_huge_pages(tensor: torch.Tensor) -> None:
-    """A hint: where the system has none to give, nothing changes."""
+    """A hint: if the system has none, nothing changes."""
     advise = _madvise()
     if advise is not None and tensor.nbytes >= 2 * HUGE_PAGE:
         start = -(-tensor.data_ptr() // mmap.PAGESIZE) * mmap.PAGESIZE
@@ -60,7 +60,7 @@ def _madvise() -> Callable[[int, int, int], int] | None:
 
 
 class Buffers:
-    """Memory that every block of a layer uses again."""
+    """Memory that every block of a layer reuses."""
 
     def __init__(self, rows: int, dtype: torch.dtype):
         self._rows, self._dtype = rows, dtype

@@ -1,8 +1,8 @@
-"""Kernels of our own for a few tokens, compiled where they are used.
+"""Custom kernels for few tokens, compiled on the machine that uses them.
 
-The libraries below torch pack a weight anew for every product, which for a few tokens takes longer than the product.
-`few_tokens.c` reads a weight once, as it lies. The machine's C compiler builds it at first use, for this processor,
-into the user's cache; where there is none, torch's products are used.
+The libraries below torch repack a weight for every product, which for few tokens takes longer than the product.
+`few_tokens.c` reads a weight once, in place. The machine's C compiler builds it at first use, for this processor,
+into the user's cache; without a compiler torch's products are used.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from smolmoe.moe.kernels.dispatch import Span
 logger = logging.getLogger(__name__)
 
 SOURCE = "few_tokens.c"
-# Rows an expert, on average: with more the libraries' packing pays.
+# Rows per expert, on average: with more the libraries' packing pays off.
 FEW = {torch.float32: 48, torch.bfloat16: 64}
 _MULTIPLE, _LEAST = 32, 4  # of the inputs' width; outputs
 _FLAGS = ("-O3", "-march=native", "-fPIC", "-ffp-contract=fast", "-w")
@@ -41,7 +41,7 @@ def project_few(x: torch.Tensor, stack: torch.Tensor, spans: Sequence[Span], out
     """Rows of x [R, in] @ their expert's [out, in]^T of `stack` [E, out, in], into `out` [R, out].
 
     Rows of `spans` count from the first span's. Returns False, and does nothing, where the kernel is not for this: many
-    rows an expert, other number types, odd sizes, tensors with gaps, no compiler.
+    rows per expert, other dtypes, odd sizes, non-contiguous tensors, no compiler.
     """
     if x.shape[0] > FEW.get(x.dtype, 0) * len(spans) or not _suits(x, stack, out):
         return False
@@ -50,7 +50,7 @@ def project_few(x: torch.Tensor, stack: torch.Tensor, spans: Sequence[Span], out
 
 
 def few_linear(x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor | None:
-    """x [..., in] @ weight [out, in]^T, [..., out], without gradients; None where the kernel is not for this."""
+    """x [..., in] @ weight [out, in]^T, [..., out], without gradients; None if the kernel does not support this."""
     outputs, inputs = weight.shape
     rows = x.numel() // inputs
     if x.shape[-1] != inputs or not 0 < rows <= FEW.get(x.dtype, 0) or not x.is_cpu:
@@ -83,7 +83,7 @@ def few_swiglu_experts(
 ) -> torch.Tensor | None:
     """[T, D] of hidden [T, D], chosen experts and their weights [T, K], up [E, 2I, D] and down [E, D, I], in one call.
 
-    None where the kernel is not for this. There are no gradients.
+    None if the kernel does not support this. There are no gradients.
     """
     (tokens, size), top_k, (experts, _, width) = hidden.shape, index.shape[1], down.shape
     few = FEW.get(hidden.dtype, 0)
@@ -116,7 +116,7 @@ def few_swiglu_experts(
 
 
 def swiglu(pre: torch.Tensor, inner: torch.Tensor) -> bool:
-    """silu(gate) * up of rows [gate, up] [R, 2I], into `inner` [R, I]; False where the kernel is not for this."""
+    """silu(gate) * up of rows [gate, up] [R, 2I], into `inner` [R, I]; False if the kernel does not support this."""
     library = _library() if inner.shape[1] % _MULTIPLE == 0 and _is_plain(pre, inner) else None
     if library is None:
         return False
@@ -167,7 +167,7 @@ def _library() -> Any:
         return _load(compiler, source)
     except (OSError, subprocess.SubprocessError) as error:
         said = (getattr(error, "stderr", None) or b"").decode(errors="replace").strip()
-        logger.warning("the kernel for few tokens could not be built, torch's products are used: %s", said or error)
+        logger.warning("the kernel for few tokens could not be built, using torch instead: %s", said or error)
         return None
 
 
@@ -209,7 +209,7 @@ def _processor() -> str:
 
 
 def _build(compiler: str, source: bytes, kept: Path) -> None:
-    """Compile into the cache, whole or not at all; with threads where the compiler and torch have the same kind."""
+    """Compile into the cache, all or nothing; with threads where the compiler and torch have the same kind."""
     kept.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=kept.parent) as folder:
         text, compiled, linked = (Path(folder) / name for name in ("few.c", "few.o", "few.so"))

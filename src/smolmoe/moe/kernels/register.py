@@ -20,14 +20,14 @@ from smolmoe.moe.kernels.gate import Gate, Recomputed, SwiGlu
 from smolmoe.moe.routing import find_routers
 
 NAME = "smolmoe"
-FEW_CHOICES = 16  # of a GPU: for so many, copying the chosen weights is said to cost less than a grouped product
+FEW_CHOICES = 16  # on a GPU: up to here copying the chosen weights reportedly costs less than a grouped product
 _WEIGHTS = {"gate_up_proj", "up_proj", "down_proj", "gate_up_proj_bias", "up_proj_bias", "down_proj_bias"}
 _PLAIN = (torch.Tensor, nn.Parameter, type(None))
 _SWIGLU = SwiGlu()
 
 
 def register_experts() -> None:
-    """Make `experts_implementation="smolmoe"` known to transformers."""
+    """Register `experts_implementation="smolmoe"` with transformers."""
     stock.ALL_EXPERTS_FUNCTIONS.register(NAME, experts_forward)
 
 
@@ -44,14 +44,14 @@ def set_experts(
         field: what a refusal calls the choice.
 
     Raises:
-        RequestError: there is no such implementation, or it was asked for and cannot be had.
+        RequestError: there is no such implementation, or the requested one is not available.
     """
     register_experts()
     if not find_routers(model) or not model._can_set_experts_implementation():
         if implementation is None:
             return None
         raise RequestError(
-            "the model has no experts whose implementation can be chosen.",
+            "the experts implementation of this model cannot be chosen.",
             field=field,
             value=implementation,
             fix="Leave it out.",

@@ -1,1 +1,1 @@
-"""Experts taken out of an MoE, put in, and merged: `extract`, `prune`, `merge-experts`, `add-expert`."""
+"""Extract, remove, merge and add experts of an MoE: `extract`, `prune`, `merge-experts`, `add-expert`."""

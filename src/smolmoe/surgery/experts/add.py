@@ -1,17 +1,17 @@
-"""One more expert in an MoE, so that the function stays what it was.
+"""Add an expert to an MoE while preserving its function.
 
-Where the gates of the chosen sum to 1 it stays if the new expert changes no choice, or if no choice matters.
+Where the gates of the chosen experts sum to 1, the function is preserved if no choice changes, or no choice matters.
 
 - A class with a selection bias (Glm4Moe, generic): scores lie within 0 and 1, so an expert whose bias is more than 1
   below the lowest is never among the K best. Training with loss-free balancing brings it in.
-- One expert a token (K = 1): a copy with the same router row ties with its original, and either gives the same; any
-  other expert takes the mean of the rows, whose logit, a mean of logits, never exceeds the largest.
-- All experts are the same: a further copy changes nothing, whatever is chosen.
-- K > 1 without a bias: no row will do. A logit w x below the K-th largest for every x, and so for -x, would need w to
+- One expert per token (K = 1): a copy with the same router row ties with its original, with equal outputs; any
+  other expert gets the mean of the rows, whose logit, a mean of logits, never exceeds the largest.
+- All experts are the same: another copy changes nothing, whichever experts are chosen.
+- K > 1 without a bias: no row works. A logit w x below the K-th largest for every x, and so for -x, would need w to
   have Tukey depth K among the rows, and rows in general position have none deeper than 1. So the model becomes the
-  generic one, which computes the same and has a bias.
-- Gates that are not renormalised, or a trained gate on the shared expert: no class can. The row then points away from
-  what the router's inputs have in common, so that text seldom chooses it, which is measured and not promised.
+  generic one, which computes the same function and has a bias.
+- Gates that are not renormalised, or a trained gate on the shared expert: none works. The row then points away from
+  what the router's inputs have in common, so that text rarely chooses it; this is measured, not promised.
 """
 
 from __future__ import annotations
@@ -47,18 +47,17 @@ BELOW = 1.5  # scores differ by less than 1
 Method = Literal["bias", "same row", "mean row", "copies", "generic", "away"]
 
 _REASONS: dict[Method, str] = {
-    "bias": "The new expert's selection bias keeps it below every other one's score, so no token chooses it until "
+    "bias": "The new expert's selection bias keeps it below every other expert's score, so no token chooses it until "
     "training raises the bias.",
-    "same row": "Each token goes to one expert. The new one ties with the one that it is a copy of, and either gives "
-    "the same.",
+    "same row": "Each token goes to one expert. The new one ties with its original, and both give the same output.",
     "mean row": "Each token goes to one expert. The new one's logit is the mean of the others', which never exceeds "
     "the largest.",
-    "copies": "All experts are the same and the gates sum to 1, so it matters to no token which are chosen.",
+    "copies": "All experts are the same and the gates sum to 1, so it does not matter which are chosen.",
     "generic": "Without a selection bias no router row keeps an expert out of the K best for every input, so the model "
-    "was made the generic one, which computes the same. There the new expert's bias keeps it below every other one's "
+    "was converted to the generic one, an equivalent. There the new expert's bias keeps it below every other's "
     "score.",
-    "away": "In this model any further expert can change the output. The new one's router row points away from what "
-    "the router's inputs have in common, so that text seldom chooses it; what that changes is measured, not promised.",
+    "away": "In this model any additional expert can change the output. The new one's router row points away from what "
+    "the router's inputs have in common, so text rarely chooses it; the effect is measured, not promised.",
 }
 
 
@@ -84,9 +83,9 @@ def from_dense(files: MoeFiles, dense: str | Path) -> NewExpert:
     """The FFNs of a dense model: a specialist.
 
     Raises:
-        RequestError: its FFNs are not of the experts' shape or activation, it has another number of layers, or another
+        RequestError: its FFNs differ from the experts in shape or activation, or it has a different number of layers or
             tokenizer.
-        SourceError, CheckpointError: no dense model that can be read.
+        SourceError, CheckpointError: not a readable dense model.
     """
     checkpoint = open_checkpoint(dense, field="dense")
     source = source_tensors(checkpoint, read_spec(checkpoint.folder), "dense")
@@ -111,7 +110,7 @@ def from_dense(files: MoeFiles, dense: str | Path) -> NewExpert:
                 f"its {what} is {other}, the experts' {mine}.",
                 field="dense",
                 value=str(dense),
-                fix="Give a dense model of the shape that the MoE was made from.",
+                fix="Use a dense model of the same shape as the one the MoE was made from.",
             )
     for said in same_tokenizer(checkpoint.folder, files.folder, field=DENSE, owner="MoE"):
         logger.warning("%s", said)
@@ -133,7 +132,7 @@ def from_dense(files: MoeFiles, dense: str | Path) -> NewExpert:
 
 
 def choose_method(files: MoeFiles, new: NewExpert) -> Method:
-    """The first way of adding an expert that keeps the function, and "away" where none does."""
+    """The first method of adding an expert that preserves the function; "away" if no method does."""
     softmax_sum = not files.sigmoid and not files.renormalises  # gates are shares of all experts' scores
     if softmax_sum or files.config.get("router_top_p") is not None:
         return "away"
@@ -147,7 +146,7 @@ def choose_method(files: MoeFiles, new: NewExpert) -> Method:
 
 
 def add_claim(method: Method) -> Claim:
-    """What the larger MoE is against the one that it is made of."""
+    """The claim for the larger MoE, compared with the MoE it is made from."""
     return Claim("none" if method == "away" else "exact", _REASONS[method])
 
 
@@ -159,17 +158,17 @@ def added(
     name: str | None = None,
     away: Mapping[int, Tensor] | None = None,
 ) -> Program:
-    """The program of the MoE with one more expert, its last.
+    """The program of the MoE with one more expert at the end.
 
     Args:
         files: the MoE.
         new: the expert's FFN.
         method: from `choose_method`.
-        name: of the expert, None for a free one.
+        name: the expert's name; None for an automatic one.
         away: MoE layer -> router row [D] that points away from its inputs, for "away".
 
     Raises:
-        RequestError: shards of split FFNs, or a choice that is limited to groups or by capacity.
+        RequestError: shards of split FFNs, or routing that is limited to groups or by capacity.
         TargetError: the class has no generic form.
     """
     refuse_split(files, "added")
@@ -194,7 +193,7 @@ class _Adding:
     # -- the same class --------------------------------------------------------------------------------------------
 
     def native(self) -> Iterator[OutTensor]:
-        """All tensors as they are, the router's and the stacks with a row more, and the new expert's own."""
+        """All tensors unchanged, except one more row in the router and the stacks, plus the new expert's tensors."""
         files, seen = self.files, set()
         for name in files.checkpoint.tensors:
             layer = files.layer_of(name)
@@ -249,7 +248,7 @@ class _Adding:
     # -- the generic model -----------------------------------------------------------------------------------------
 
     def generic_config(self) -> dict[str, Any]:
-        """The generic model's config: the dense class that the MoE's attention and norms are of, and its experts."""
+        """The generic model's config: the dense class with the MoE's attention and norms, and its experts."""
         files, form = self.files, self._form
         first = next(iter(files.layers.values()))
         width = files.parts.tensors[first.experts[0]["down"]].shape[1]
@@ -285,7 +284,7 @@ class _Adding:
         return dense_form(self.files)
 
     def generic(self) -> Iterator[OutTensor]:
-        """The tensors of the generic model that computes the same, with the new expert."""
+        """The tensors of the equivalent generic model, with the new expert."""
         form = self._form
         for part in self.files.in_order():
             if not isinstance(part, str):

@@ -1,4 +1,4 @@
-"""The dense class that computes what an MoE does beside its experts, and the config that makes it do so."""
+"""The dense class that computes everything in an MoE except its experts, and the matching config."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ class DenseForm:
     """A dense class.
 
     Attributes:
-        config: its config.json but for the FFN's width, which goes under `width_key` (None: the class derives it).
-        mlp: where its FFN is.
+        config: its config.json without the FFN's width, which goes under `width_key` (None: the class derives it).
+        mlp: the location of its FFN.
         zero_biases: projections of the attention that have a bias there and none in the MoE.
-        dropped: endings of tensors that the class has no place for, and that are zero.
+        dropped: suffixes of tensors that are zero and that the class does not have.
     """
 
     config: dict[str, Any]
@@ -34,11 +34,11 @@ class DenseForm:
 
 
 def dense_form(files: MoeFiles) -> DenseForm:
-    """What an MoE is without its experts.
+    """The dense class of an MoE without its experts.
 
     Raises:
-        TargetError: no dense class computes what it does, or not with these settings; says why.
-        SourceError: a config that its class cannot use.
+        TargetError: no dense class computes the same function, or not with these settings; states why.
+        SourceError: a config that its class cannot load.
     """
     from smolmoe.moe.loading import load_config
 
@@ -99,7 +99,7 @@ def _qwen2(settings: dict[str, Any], *, biased: bool, **own: Any) -> DenseForm:
 
 
 def _plainest(files: MoeFiles, form: DenseForm, settings: dict[str, Any]) -> DenseForm:
-    """Llama or Mistral in Qwen2's place where its biases are zero: its type splits text by a rule of its own."""
+    """Llama or Mistral instead of Qwen2 where its biases are zero: Qwen2's type has its own pre-tokenizer."""
     if files.kind == GENERIC or form.config["model_type"] != "qwen2":
         return form
     biases = [name for name in files.checkpoint.tensors if name.endswith(_QKV_BIASES)]
@@ -149,7 +149,7 @@ def _granite(settings: dict[str, Any]) -> DenseForm:
     for key, value in plain.items():
         if abs(settings[key] - value) > 1e-6 * value:
             raise TargetError(
-                f"no dense class without multipliers of its own computes this; Llama's value is {value:g}.",
+                f"only dense classes with multipliers compute this; Llama's value is {value:g}.",
                 field=key,
                 value=settings[key],
                 fix="Extract two or more experts, which stay in the class.",
@@ -162,7 +162,7 @@ def _glm4_moe(settings: dict[str, Any]) -> DenseForm:
     rotated = rope.pop("partial_rotary_factor", settings.get("partial_rotary_factor", 0.5))
     if rotated != 1.0:
         raise TargetError(
-            "only a part of each head is rotated, which Llama, Qwen2 and Qwen3 cannot do.",
+            "only part of each head is rotated, which Llama, Qwen2 and Qwen3 do not support.",
             field="partial_rotary_factor",
             value=rotated,
             fix="Extract two or more experts, which stay in the class.",
@@ -182,7 +182,7 @@ def _generic(settings: dict[str, Any]) -> DenseForm:
     from smolmoe.families.detect import find_mlp
 
     text = dict(settings["text_config"])
-    # The outer model's are those that training and generation go by.
+    # Training and generation use the outer model's.
     text |= {k: settings[k] for k in ("bos_token_id", "eos_token_id", "pad_token_id", "tie_word_embeddings")}
     for key in ("_name_or_path", "dtype", "_experts_implementation", "experts_implementation"):
         text.pop(key, None)

@@ -1,9 +1,9 @@
-"""One expert of an MoE as the FFN of a dense model, with whatever every token passes beside it.
+"""Extract one expert of an MoE as the FFN of a dense model, together with the shared expert.
 
-The gates of the only expert that may be chosen sum to 1, so it counts in full; the shared expert stands beside it in
-one FFN that is as much wider: rows of gate and up one below the other, columns of down side by side. Constant factors
-(a scaled gate, a shared expert behind a gate of zeros) go into down. A layer narrower than the widest gets neurons of
-zeros, which give nothing.
+With a single available expert its gate is 1, so it has full weight; the shared expert is joined to it in
+one wider FFN: rows of gate and up are stacked, columns of down are placed side by side. Constant factors
+(a scaled gate, a shared expert behind a gate of zeros) go into down. A layer narrower than the widest is padded with
+zero neurons, which contribute nothing.
 """
 
 from __future__ import annotations
@@ -26,16 +26,16 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Factors:
-    """What a layer's routed experts and its shared expert count: constants of its gates, or their means."""
+    """Weights of a layer's routed experts and its shared expert: constants of its gates, or their means."""
 
     routed: float = 1.0
     shared: float = 1.0
 
 
 def constant_factors(files: MoeFiles) -> dict[int, Factors] | None:
-    """By layer, what the gates come to when only the extracted experts may be chosen; None where tokens decide it.
+    """By layer, the gates when only the extracted experts are available; None if they depend on the token.
 
-    It does where a shared expert's gate has been trained, and under sigmoid scores that are not renormalised.
+    They do if the shared expert's gate has been trained, and under sigmoid scores that are not renormalised.
     """
     if files.sigmoid and not files.renormalises:
         return None
@@ -57,8 +57,8 @@ def dense_of(files: MoeFiles, experts: Sequence[int], factors: Mapping[int, Fact
         factors: by MoE layer.
 
     Raises:
-        TargetError: no dense class computes the rest of it.
-        RequestError: the layers' widths differ where the class derives them, or experts that refuse tokens.
+        TargetError: no dense class computes the rest of the model.
+        RequestError: the layers' widths differ but the class derives them, or experts have limited capacity.
     """
     refuse_capacity(files)
     form = dense_form(files)
@@ -70,7 +70,7 @@ def dense_of(files: MoeFiles, experts: Sequence[int], factors: Mapping[int, Fact
 
 @dataclass(frozen=True)
 class _Part:
-    """Neurons of the new FFN: those of an FFN of the MoE, `scale` of which counts."""
+    """Neurons of the new FFN: those of an FFN of the MoE, weighted by `scale`."""
 
     ffn: Ffn
     scale: float
@@ -89,10 +89,10 @@ class _Extraction:
         self.width = max(widths)
         if self.form.width_key is None and len(widths | {4 * self._hidden()}) > 1:
             raise RequestError(
-                f"the dense class derives its FFN's width, and these layers are {sorted(widths)} wide.",
+                f"the dense class derives its FFN width, but these layers have widths {sorted(widths)}.",
                 field="model_type",
                 value=self.form.config["model_type"],
-                fix="Extract two or more experts, which stay a mixture of experts.",
+                fix="Extract two or more experts; the result is then still an MoE.",
             )
 
     @property
@@ -100,7 +100,7 @@ class _Extraction:
         return self.files.parts
 
     def parts(self, layer: int) -> list[_Part]:
-        """What a layer's FFN is made of: the experts, then the shared expert."""
+        """The parts of a layer's FFN: the experts, then the shared expert."""
         found, factors = self.files.layers[layer], self.factors[layer]
         routed = [_Part(found.experts[e], factors.routed / len(self.experts)) for e in self.experts]
         return [*routed, _Part(found.shared, factors.shared)] if found.shared else routed
@@ -122,7 +122,7 @@ class _Extraction:
         if out.endswith(self.form.dropped):
             return
         if index is not None and index >= self._layers():
-            return  # a further layer that predicts tokens ahead; the class does not load it either
+            return  # an extra multi-token prediction layer; the class does not load it either
         tensor = whole(self.files, name, out)
         yield self._padded(tensor) if index is not None and self._is_ffn(out) else tensor
         if index is not None and index not in self.files.layers and out.endswith("q_proj.weight"):
@@ -163,7 +163,7 @@ class _Extraction:
                 yield info.shape[0] if mlp.transposed else info.shape[1]
 
     def _padded(self, tensor: OutTensor) -> OutTensor:
-        """A dense layer's tensor with neurons of zeros up to the common width."""
+        """A dense layer's tensor, padded with zero neurons to the common width."""
         slot, _, kind = tensor.name.rpartition(f".{self.form.mlp.module}.")[2].rpartition(".")
         halves = 1 if slot == self.form.mlp.down.name or self.form.mlp.up.half is None else 2
         is_down = slot == self.form.mlp.down.name
@@ -202,7 +202,7 @@ class _Extraction:
         return f"{mlp.layers}.{layer}.{mlp.module}.{slot}.{kind}"
 
     def _inner(self, layer: int, slot: str, held: Sequence[str], parts: Sequence[_Part]) -> OutTensor:
-        """gate, up, or both in one matrix: the parts' rows one below the other."""
+        """gate, up, or both in one matrix: the parts' rows, stacked."""
         blocks: list[Block] = []
         for projection in held:
             blocks += [self._block(part.ffn[projection]) for part in parts]
@@ -217,7 +217,7 @@ class _Extraction:
         return self._made(name, (*columns, rows), dtype, partial(_below, self._source, blocks))
 
     def _down(self, layer: int, parts: Sequence[_Part]) -> OutTensor:
-        """The parts' columns side by side, each times what it counts."""
+        """The parts' columns side by side, each multiplied by its weight."""
         name, dtype = self._name(layer, self.form.mlp.down.name, "weight"), self._dtype(parts)
         blocks = [self._block(part.ffn["down"], part.scale) for part in parts]
         hidden, missing = blocks[0].shape[0], self.width - self._width(parts)
@@ -228,7 +228,7 @@ class _Extraction:
 
     def _down_bias(self, layer: int, parts: Sequence[_Part]) -> OutTensor:
         name = self._name(layer, self.form.mlp.down.name, "bias")
-        # A gate of 1/G on each of G shards adds up to one bias, which each shard has in full.
+        # Every shard has the full bias, so G gates of 1/G add up to one bias.
         blocks = [self._block(part.ffn["down_bias"], part.scale) for part in parts]
         return self._made(name, blocks[0].shape, self._dtype(parts), partial(_added, self._source, blocks))
 

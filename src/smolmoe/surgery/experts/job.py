@@ -1,4 +1,4 @@
-"""What extract, prune, merge-experts and add-expert have in common: reading, writing, measuring, the result."""
+"""Shared by extract, prune, merge-experts and add-expert: reading, writing, measuring, the result."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ Available = Mapping[int, tuple[int, ...]]
 
 @dataclass(frozen=True)
 class Size:
-    """Parameters, those that one token uses, and bytes of the tensors on disk."""
+    """Total parameters, active parameters per token, and bytes of the tensors on disk."""
 
     parameters: int
     active: int
@@ -33,17 +33,17 @@ class Size:
 
 @dataclass(frozen=True)
 class ExpertResult:
-    """What a command did.
+    """The result of a command.
 
     Attributes:
         stage: "extract", "prune", "merge-experts" or "add-expert".
-        out: the folder written (or that would be, with dry_run).
+        out: the folder written (with dry_run: that would be written).
         architecture: of the result.
-        said: which experts, in one line.
+        said: the experts, described in one line.
         before, after: sizes.
-        claim: of the result, against the MoE that it was made of.
-        measured: on the files as written; None with dry_run.
-        losses: held out, before and after, where data were given.
+        claim: for the result, compared with the MoE it was made from.
+        measured: on the written files; None with dry_run.
+        losses: held-out, before and after, if data were given.
         seconds: wall time.
         dry_run: nothing was written.
     """
@@ -78,7 +78,7 @@ class ExpertResult:
 
 @dataclass(frozen=True)
 class Job:
-    """One run of a command: what it reads, where it writes to, and the end that all commands share."""
+    """One run of a command: its input, its output, and the final steps that all commands share."""
 
     stage: str
     files: MoeFiles
@@ -113,7 +113,7 @@ class Job:
         check_files(files.folder, CARRIED, field="model")
         check_output(Path(out), 0, [files.folder], overwrite=overwrite)
         device = pick_device(device)
-        files.checkpoint.check_finite()  # all of it: what is left out is measured against, too
+        files.checkpoint.check_finite()  # all of it: removed experts are part of the reference, too
         return cls(stage, files, Path(out), device, overwrite, dry_run, report, start)
 
     def split(self, data: str | Path | None) -> Split | None:
@@ -132,20 +132,20 @@ class Job:
         granularity: int = 1,
         made: Mapping[str, Any] | None = None,
     ) -> ExpertResult:
-        """Write a program, and measure what was written against the MoE and on held-out text.
+        """Write a program, and measure the result against the MoE and on held-out text.
 
         Raises:
-            OutputError: no room, or the folder may not be written.
-            VerificationError: the files do not do what is claimed; they are left for inspection.
+            OutputError: not enough disk space, or the folder cannot be written.
+            VerificationError: the files do not satisfy the claim; they are kept for inspection.
         """
         from smolmoe.surgery.tensors.writer import check_sources
 
         measured = found = None
         if not self.dry_run:
             self._write(program, {"said": said, **(made or {}), "claim": claim.to_json()}, granularity)
-            with locked(self.out):  # what is measured is what was written
+            with locked(self.out):  # so that the measured files are the written ones
                 measured, found = self._measure(claim, available, split)
-        else:  # writing looks at them itself
+        else:  # writing checks them itself
             check_sources(program.tensors, program.sources)
         before = _size(self.files.checkpoint_size(), self.files.experts, self.files.top_k)
         after = _size(_counts(program), *_experts(program.config))
@@ -217,6 +217,6 @@ def _size(counts: tuple[int, int, int], experts: int, top_k: int) -> Size:
 
 
 def _experts(config: Mapping[str, Any]) -> tuple[int, int]:
-    """E and K of a config, 1 and 1 of a dense one."""
+    """E and K of a config; 1 and 1 for a dense one."""
     found = [config[key] for key in ("num_experts", "num_local_experts", "n_routed_experts") if key in config]
     return (int(found[0]), int(config["num_experts_per_tok"])) if found else (1, 1)

@@ -1,4 +1,4 @@
-"""What taking experts out or putting them in did: logits of the written files, losses before and after, expert use."""
+"""The effect of removing or adding experts: logits of the written files, losses before and after, expert use."""
 
 from __future__ import annotations
 
@@ -27,23 +27,23 @@ from smolmoe.verification.sample import Sample, draw_sample, plain
 SEQUENCES, LENGTH = 6, 128
 WINDOW, PER_DOCUMENT = 256, 1024  # tokens
 TO_CHOOSE, TO_MEASURE = 4096, 8192  # tokens of each domain
-# Of a router row that is to be chosen by no token: how far its logit lies below the lowest, and what steadies it.
+# For a router row that no token should choose: how far its logit lies below the lowest, and the ridge term.
 GAP, RIDGE = 30.0, 0.01
 Available = Mapping[int, Sequence[int]]
 
 
 @dataclass(frozen=True)
 class Measured:
-    """The written model against the MoE that it was made of, both in fp32 from the weights as stored.
+    """The written model compared with the MoE it was made from, both in fp32 from the stored weights.
 
     Attributes:
-        reference: what the MoE was allowed to choose.
-        text, tokens: what both read.
+        reference: the experts available to the MoE.
+        text, tokens: the input of both.
         max_abs, mean_abs: |difference of logits|; `max_logit` is the largest |logit| of the MoE.
-        kl, top1: mean KL(MoE || written) in nats, share of tokens with the same favourite.
+        kl, top1: mean KL(MoE || written) in nats, top-1 agreement.
         reference_loss, loss: next-token loss of the MoE and of the written model, in nats.
-        other_experts: max_abs of the MoE that may choose only other experts: what this measurement can tell apart.
-        checks: what had to hold.
+        other_experts: max_abs of the MoE restricted to other experts: the sensitivity of this measurement.
+        checks: the conditions that were checked.
     """
 
     reference: str
@@ -70,13 +70,13 @@ class Measured:
 def measure(
     files: MoeFiles, written: Path, claim: Claim, available: Available | None, device: str, *, seed: int = 0
 ) -> Measured:
-    """Load both models as anybody would and compare them on text of this Python installation.
+    """Load both models the standard way and compare them on text from this Python installation.
 
     Args:
         files: the MoE.
-        written: what was made of it.
-        claim: what must hold.
-        available: the experts that the MoE may choose, by layer; None for all.
+        written: the model made from it.
+        claim: the claim to check.
+        available: the experts available to the MoE, by layer; None for all.
 
     Raises:
         SourceError, CheckpointError: a folder that transformers cannot load.
@@ -113,13 +113,13 @@ def measure(
 
 def _checks(claim: Claim, comparison: Comparison, same_tokens: bool | None) -> list[Check]:
     finite = comparison.finite
-    checks = [Check("finite", finite, float(not finite), 0.0, "Every logit is a number.")]
+    checks = [Check("finite", finite, float(not finite), 0.0, "Every logit is finite.")]
     if same_tokens is not None:
-        meaning = "The tokenizer gives the same tokens as the MoE's."
+        meaning = "The tokenizer produces the same tokens as the MoE's."
         checks.append(Check("tokenizer", same_tokens, float(not same_tokens), 0.0, meaning))
     if claim.kind == "exact":
         limit = claim.tolerance * comparison.max_logit
-        meaning = "The logits are those of the MoE."
+        meaning = "The logits equal those of the MoE."
         checks.append(Check("logits", comparison.max_abs <= limit, comparison.max_abs, limit, meaning))
     return checks
 
@@ -133,7 +133,7 @@ def _logits(model: Any, sample: Sample, available: Available | None, device: str
 
 
 def _others(files: MoeFiles, available: Available | None) -> dict[int, tuple[int, ...]] | None:
-    """For each layer as many experts that are not available, or all of these if they are fewer."""
+    """For each layer the same number of unavailable experts, or all of them if there are fewer."""
     if available is None or any(len(experts) >= files.experts for experts in available.values()):
         return None
     found = {}
@@ -148,9 +148,9 @@ def _said(available: Available | None) -> str:
         return "the MoE"
     sets = {tuple(experts) for experts in available.values()}
     if len(sets) > 1:
-        return "the MoE that may choose only the experts kept"
+        return "the MoE restricted to the experts kept"
     experts = sets.pop()
-    return f"the MoE that may choose only expert{'s' * (len(experts) > 1)} {', '.join(map(str, experts))}"
+    return f"the MoE restricted to expert{'s' * (len(experts) > 1)} {', '.join(map(str, experts))}"
 
 
 def _same_tokens(one: Any | None, other: Any | None, sample: Sample) -> bool | None:
@@ -161,9 +161,9 @@ def _same_tokens(one: Any | None, other: Any | None, sample: Sample) -> bool | N
 
 
 def mean_factors(files: MoeFiles, experts: Sequence[int], device: str, *, seed: int = 0) -> dict[int, Factors]:
-    """By layer, the mean of what the gates of these experts and of the shared expert come to on text.
+    """By layer, the mean gates of these experts and of the shared expert on text.
 
-    For gates that depend on the token: a constant in their place is an approximation.
+    For gates that depend on the token; replacing them by a constant is an approximation.
     """
     model = load_model(files.folder, device=device)
     sample = draw_sample(load_tokenizer(files.folder), model.config, None, count=SEQUENCES, length=LENGTH, seed=seed)
@@ -198,17 +198,17 @@ def _keep_sigmoid(into: list[torch.Tensor]) -> Any:
 
 @dataclass(frozen=True)
 class Split:
-    """A data file in two halves, every other document of each domain: one to choose by, one to measure on."""
+    """A data file in two halves, alternating documents of each domain: one for selection, one for measurement."""
 
     choice: HeldOut
     losses: HeldOut
 
 
 def split_data(files: MoeFiles, data: str | Path) -> Split:
-    """Windows of the documents of a file, about 4,096 tokens of each domain to choose by and 8,192 to measure on.
+    """Windows of the documents of a file, about 4,096 tokens per domain for selection and 8,192 for measurement.
 
     Raises:
-        DataError: a file that cannot be read, or a domain of a single document.
+        DataError: a file that cannot be read, or a domain with a single document.
         SourceError: the model has no tokenizer.
     """
     tokenizer = load_tokenizer(files.folder)
@@ -221,7 +221,7 @@ def split_data(files: MoeFiles, data: str | Path) -> Split:
     for domain, documents in by_domain.items():
         if len(documents) < 2:
             raise DataError(
-                "has one document; two are needed, one to choose experts by and one to measure on.",
+                "has only one document; at least two are needed, one to select experts and one to measure on.",
                 field="domain",
                 value=domain,
             )
@@ -236,7 +236,7 @@ def split_data(files: MoeFiles, data: str | Path) -> Split:
 def _windows(tokenizer: Any, documents: Sequence[Document], length: int, budget: int) -> HeldOut:
     chosen: list[Document] = []
     characters: dict[str | None, int] = {}
-    for document in documents:  # sixteen characters are more than any token has: what is behind that is not needed
+    for document in documents:  # no token is longer than sixteen characters: text beyond that is not needed
         if characters.get(document.domain, 0) <= 16 * budget:
             chosen.append(document)
             characters[document.domain] = characters.get(document.domain, 0) + len(document.text)
@@ -253,7 +253,7 @@ def _windows(tokenizer: Any, documents: Sequence[Document], length: int, budget:
 
 @dataclass(frozen=True)
 class Losses:
-    """Held-out loss before and after, in nats a token; `interval` is that of the difference (95%, over documents)."""
+    """Held-out loss before and after, in nats per token; `interval`: 95% CI of the difference, over documents."""
 
     before: DocumentLosses
     after: DocumentLosses
@@ -291,7 +291,7 @@ class Use:
 
 @torch.no_grad()
 def expert_use(folder: Path, held_out: HeldOut, device: str) -> Use:
-    """Run a model over windows of text and count."""
+    """Run a model over windows of text and count expert use."""
     model = load_model(folder, device=device)
     gates: dict[int, torch.Tensor] = {}
     products: dict[int, torch.Tensor] = {}
@@ -315,9 +315,9 @@ def expert_use(folder: Path, held_out: HeldOut, device: str) -> Use:
 
 @torch.no_grad()
 def rows_away(files: MoeFiles, device: str, *, seed: int = 0) -> dict[int, torch.Tensor]:
-    """By layer a router row [D] whose logit is as nearly as possible the same, far below all others', on any text.
+    """By layer, a router row [D] whose logit is nearly constant and far below all others on any text.
 
-    The direction in which the router's inputs vary least about their mean: least squares of 1 on them, with a ridge.
+    The direction in which the router's inputs vary least about their mean: ridge regression of 1 on the inputs.
     """
     model = load_model(files.folder, device=device)
     tokenizer = load_tokenizer(files.folder)

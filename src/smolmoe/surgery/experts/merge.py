@@ -1,8 +1,8 @@
-"""Several experts of an MoE made into one: their average, in an MoE of the same class.
+"""Merge several experts of an MoE into one, their average, in an MoE of the same class.
 
-Experts that were upcycled from one dense model keep its order of neurons, so they are averaged as they stand. The
-router row of the average is the average of the rows; what the softmax would ask for, the logarithm of the members'
-summed exponentials, is no linear function of the input.
+Experts upcycled from one dense model keep its order of neurons, so they are averaged without alignment. The
+router row of the average is the average of the rows; the softmax would need the log-sum-exp of the members' logits,
+which is not a linear function of the input.
 """
 
 from __future__ import annotations
@@ -23,21 +23,21 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 Groups = tuple[tuple[int, ...], ...]
-Weights = Mapping[int, Sequence[float]]  # MoE layer -> what each of its E experts counts in its group's average
+Weights = Mapping[int, Sequence[float]]  # MoE layer -> weight of each of its E experts in its group's average
 
 
 def check_groups(files: MoeFiles, groups: Sequence[Sequence[int]]) -> Groups:
-    """The groups with every expert in one of them: those that are named nowhere stay alone.
+    """The groups, with every expert in exactly one: experts that are not named form their own group.
 
     Raises:
-        RequestError: an expert that is not there or is in two groups, or nothing to merge.
+        RequestError: an expert does not exist or is in two groups, or there is nothing to merge.
     """
     named = [e for group in groups for e in group]
     for e in named:
         if not 0 <= e < files.experts:
-            raise RequestError(f"no such expert: there are experts 0 to {files.experts - 1}.", field="groups", value=e)
+            raise RequestError(f"no such expert; there are experts 0 to {files.experts - 1}.", field="groups", value=e)
         if named.count(e) > 1:
-            raise RequestError("is in two groups, or twice in one.", field="groups", value=e)
+            raise RequestError("is given twice: in two groups, or twice in one.", field="groups", value=e)
     alone = [(e,) for e in range(files.experts) if e not in named]
     whole_groups = tuple(sorted(tuple(sorted(group)) for group in [*groups, *alone] if group))
     if len(whole_groups) == files.experts:
@@ -46,13 +46,13 @@ def check_groups(files: MoeFiles, groups: Sequence[Sequence[int]]) -> Groups:
 
 
 def merge_by_use(use: Sequence[float], similarity: Tensor, count: int) -> Groups:
-    """`count` groups around the experts used most; each other one joins that whose router logits are most like its own.
+    """`count` groups around the experts used most; each other expert joins the one with the most similar router logits.
 
     The grouping of M-SMoE (arXiv 2310.01334), without its alignment of neurons.
 
     Args:
-        use: of each expert, summed gate weight.
-        similarity: [E, E], of the experts' logits over the same tokens.
+        use: summed gate weight of each expert.
+        similarity: [E, E], similarity of the experts' logits over the same tokens.
     """
     order = sorted(range(len(use)), key=lambda e: -use[e])
     groups = {e: [e] for e in order[:count]}
@@ -62,16 +62,16 @@ def merge_by_use(use: Sequence[float], similarity: Tensor, count: int) -> Groups
 
 
 def merged(files: MoeFiles, groups: Mapping[int, Groups], weights: Weights | None = None) -> Program:
-    """The program of the MoE in which each group of experts is one expert.
+    """The program of the MoE with each group of experts merged into one.
 
     Args:
         files: the MoE.
-        groups: MoE layer -> all its experts in groups, equally many in each layer.
-        weights: of the averages; equal where not given. They are made to sum to 1 within each group.
+        groups: MoE layer -> all its experts in groups; the same number of groups in each layer.
+        weights: of the averages; equal by default. They are normalised to sum to 1 within each group.
 
     Raises:
-        RequestError: named experts that would be grouped otherwise in other layers, shards of split FFNs, too few
-            experts for the class, or a choice that is limited to groups or by capacity.
+        RequestError: named experts that are grouped differently in other layers, shards of split FFNs, too few
+            experts for the class, or routing that is limited to groups or by capacity.
     """
     count = len(next(iter(groups.values())))
     _check(files, groups, count)
@@ -93,17 +93,17 @@ def _check(files: MoeFiles, groups: Mapping[int, Groups], count: int) -> None:
         )
     if files.names is not None and len(set(groups.values())) > 1:
         raise RequestError(
-            "the experts have names, which hold for all layers, so all layers must be grouped alike.",
+            "the experts have names, which apply to all layers, so all layers must have the same groups.",
             field="groups",
             value=str(dict(groups)),
         )
 
 
 def refuse_split(files: MoeFiles, what: str) -> None:
-    """Raises RequestError where experts are shards of a split FFN, which mean something only together."""
+    """Raises RequestError if experts are shards of a split FFN, which are only meaningful together."""
     if files.granularity > 1:
         raise RequestError(
-            f"each {files.granularity} experts are the shards of one FFN, so none can be {what} by itself.",
+            f"every {files.granularity} experts are the shards of one FFN, so no shard can be {what} on its own.",
             field="granularity",
             value=files.granularity,
         )
@@ -115,29 +115,28 @@ def _joined(names: Sequence[str | None], group: Sequence[int]) -> str | None:
 
 
 def merge_claim(files: MoeFiles, groups: Mapping[int, Groups]) -> Claim:
-    """What a merge is against the MoE that it is made of. Compares the weights of experts, so it reads them."""
+    """The claim for a merge, compared with its source MoE. Reads and compares the experts' weights."""
     if files.renormalises:
         if files.all_copies:
             return Claim(
                 "exact",
-                "All experts of a layer are the same and the gates sum to 1, so it matters to no "
-                "token which are chosen.",
+                "All experts of a layer are the same and the gates sum to 1, so it does not matter which are chosen.",
             )
         pairs = [(layer, group) for layer, of in groups.items() for group in of]
         if files.top_k == 1 and all(files.same_ffns(*pair) and files.same_rows(*pair) for pair in pairs):
             return Claim(
                 "exact",
-                "Only experts that are the same, router rows included, are merged, and each token goes to one expert.",
+                "Only identical experts, router rows included, are merged, and each token goes to one expert.",
             )
     return Claim(
         "none",
-        "The average of different experts is no one's function, and a merged expert is chosen by the average of its "
-        "members' router rows. It is measured and nothing is predicted.",
+        "The average of different experts equals none of them, and a merged expert is chosen by the average of its "
+        "members' router rows. The result is measured, not predicted.",
     )
 
 
 class _Merging:
-    """The tensors of a merge, and the averages that they are made of, by stream."""
+    """The tensors of a merge, and the averages they are made from, by stream."""
 
     def __init__(self, files: MoeFiles, groups: Mapping[int, Groups], weights: Weights | None):
         self.files = files
@@ -146,7 +145,7 @@ class _Merging:
         self.makers: dict[str, Callable[[], Tensor]] = {}
 
     def tensors(self, name: str) -> Iterator[OutTensor]:
-        """What becomes of a tensor on disk."""
+        """The output tensor for a tensor on disk."""
         files = self.files
         if name in files.owner:
             layer, expert = files.owner[name]
@@ -185,7 +184,7 @@ class _Merging:
     def _shares(self, layer: int, group: Sequence[int]) -> list[float]:
         weights = [1.0 if self.weights is None else float(self.weights[layer][e]) for e in group]
         total = sum(weights)
-        # Experts that no token of the data reached count alike.
+        # Experts that no token of the data reached are weighted equally.
         return [weight / total for weight in weights] if total > 0 else [1 / len(group)] * len(group)
 
     def _average(
@@ -205,7 +204,7 @@ def _weighted(
     import torch
 
     first = parts.read(*members[0]).float()
-    # As the first plus what the others differ by: the average of equal values is that value, to the last bit.
+    # The first plus the differences of the others: the average of equal values is exactly that value.
     total = torch.zeros_like(first)
     for member, share in zip(members[1:], shares[1:], strict=True):
         total += share * (parts.read(*member).float() - first)

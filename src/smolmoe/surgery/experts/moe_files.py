@@ -1,7 +1,7 @@
-"""The files of an MoE, tensor by tensor: what all tokens share, and what belongs to which expert of which layer.
+"""The files of an MoE, tensor by tensor: shared tensors, and those of each expert of each layer.
 
-Found by the names on disk, without loading a weight. Classes that stack their experts are looked at as if they did not:
-`MoeFiles.parts` has each projection of each expert as a tensor of its own, wherever its bytes are.
+Derived from the names on disk, without loading a weight. Stacked experts are treated as if they were not stacked:
+`MoeFiles.parts` has each projection of each expert as a separate tensor, wherever its bytes are.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ _OLMOE = MoeNames(
     router="mlp.gate.weight", memory_router="mlp.gate.weight", experts=PROJ_EXPERTS, memory_experts="mlp.experts"
 )
 _COUNTS = ("num_local_experts", "num_experts", "n_routed_experts")
-# Where a config leaves its class's default number of experts out.
+# For configs that omit their class's default number of experts.
 _COUNT = {"mixtral": "num_local_experts", "granitemoeshared": "num_local_experts", "glm4_moe": "n_routed_experts"}
 Ffn = Mapping[str, str]  # "gate", "up", "down" (and "gate_bias", ...) -> name in `MoeFiles.parts`
 
@@ -40,7 +40,7 @@ class MoeLayer:
         router: [E, D].
         experts: E routed FFNs.
         selection_bias: [E], or None.
-        shared: the shared expert's FFN, empty where there is none.
+        shared: the shared expert's FFN; empty if the layer has no shared expert.
         shared_gate: [1, D] of its sigmoid gate, or None.
     """
 
@@ -57,11 +57,11 @@ class MoeFiles:
 
     Attributes:
         checkpoint: the tensors as they are on disk.
-        parts: the same, with a stack over experts and a fused gate and up taken apart.
+        parts: the same, with stacked experts and a fused gate and up split.
         config: config.json.
         kind: the target's name: "mixtral", ..., "generic"; or "olmoe".
         layers: the MoE layers, by index.
-        owner: name on disk -> (layer, expert), of what belongs to one expert alone.
+        owner: name on disk -> (layer, expert), for tensors of a single expert.
         shared: name on disk -> layer, of shared experts and their gates.
         stacks: name on disk -> layer, of tensors with a row for each expert, routers and selection biases included.
     """
@@ -91,19 +91,19 @@ class MoeFiles:
 
     @property
     def granularity(self) -> int:
-        """G: the experts g*G ... g*G+G-1 are the shards of one FFN. 1 where nothing says that they are."""
+        """G: the experts g*G ... g*G+G-1 are the shards of one FFN. 1 if not recorded."""
         layout = self.provenance().get("layout") or {}
         granularity = int(layout.get("granularity") or 1)
         return granularity if self.experts % granularity == 0 else 1
 
     def layer_of(self, name: str) -> int | None:
-        """The MoE layer whose FFN a tensor on disk is part of; None for any other tensor."""
+        """The MoE layer whose FFN a tensor on disk belongs to; None for any other tensor."""
         if name in self.owner:
             return self.owner[name][0]
         return self.shared.get(name, self.stacks.get(name))
 
     def in_order(self) -> Iterator[str | int]:
-        """What the files hold, in their order: names of tensors outside the MoE, and each MoE layer once."""
+        """The contents of the files, in order: names of tensors outside the MoE, and each MoE layer once."""
         seen: set[int] = set()
         for name in self.checkpoint.tensors:
             layer = self.layer_of(name)
@@ -115,19 +115,19 @@ class MoeFiles:
 
     @property
     def names(self) -> tuple[str | None, ...] | None:
-        """The experts' names, where the config has some."""
+        """The experts' names, if the config has any."""
         found = self.config.get("expert_names")
         return tuple(found) if isinstance(found, list) and len(found) == self.experts else None
 
     def checkpoint_size(self) -> tuple[int, int, int]:
-        """Parameters, those of routed experts among them, and bytes of the files' tensors."""
+        """Total parameters, parameters of routed experts, and bytes of the files' tensors."""
         sizes = {name: math.prod(info.shape) for name, info in self.checkpoint.tensors.items()}
         routers = {name for layer in self.layers.values() for name in (layer.router, layer.selection_bias)}
         routed = sum(sizes[name] for name in (*self.owner, *(set(self.stacks) - routers)))
         return sum(sizes.values()), routed, sum(info.nbytes for info in self.checkpoint.tensors.values())
 
     def setting(self, key: str) -> Any:
-        """A setting with its default, as the class reads it."""
+        """A setting, or the class's default."""
         if key in self.config:
             return self.config[key]
         from smolmoe.moe.loading import load_config
@@ -136,12 +136,12 @@ class MoeFiles:
 
     @property
     def sigmoid(self) -> bool:
-        """The router's scores are sigmoids of its logits; else their softmax."""
+        """Whether the router's scores are sigmoids of its logits (otherwise their softmax)."""
         return self.kind == "glm4_moe" or (self.kind == GENERIC and self.setting("scoring_func") == "sigmoid")
 
     @property
     def renormalises(self) -> bool:
-        """The gates of the chosen experts always sum to the same."""
+        """Whether the gates of the chosen experts always have the same sum."""
         return self.kind in ("mixtral", "granitemoeshared") or bool(self.setting("norm_topk_prob"))
 
     def same_rows(self, layer: int, experts: Sequence[int]) -> bool:
@@ -164,35 +164,35 @@ class MoeFiles:
 
     @property
     def all_copies(self) -> bool:
-        """Whether in every layer all experts are the same, as upcycling without diversifying makes them."""
+        """Whether all experts of every layer are identical, as after upcycling without diversification."""
         return all(self.same_ffns(layer, range(self.experts)) for layer in self.layers)
 
     def provenance(self) -> dict[str, Any]:
-        """What the folder's smolmoe.json says; empty where there is none."""
+        """The content of the folder's smolmoe.json; empty if the file does not exist."""
         return read_provenance(self.folder)
 
     def resized(self, experts: int, top_k: int) -> dict[str, Any]:
-        """The config for another number of experts."""
+        """The config for a different number of experts."""
         counts = [key for key in _COUNTS if key in self.config] or [_COUNT.get(self.kind, "num_experts")]
         return self.config | dict.fromkeys(counts, experts) | {"num_experts_per_tok": top_k}
 
 
 def read_moe(source: str | Path, *, field: str = "model") -> MoeFiles:
-    """Read the headers of an MoE's files and say which tensor is what.
+    """Read the headers of an MoE's files and assign each tensor its role.
 
     Raises:
-        SourceError: the model is dense, or its class keeps its experts in a way not known here.
-        CheckpointError: tensors of an expert are missing, or are no floats.
+        SourceError: the model is dense, or the expert layout of its class is unknown.
+        CheckpointError: tensors of an expert are missing, or are not floats.
         HubError: a hub id that cannot be fetched.
     """
     checkpoint = open_checkpoint(source, field=field)
     config = read_config(checkpoint.folder, field)
-    if has_own_head(checkpoint):  # whatever the config says: so transformers loads it
+    if has_own_head(checkpoint):  # regardless of the config: transformers loads it this way
         config |= {"tie_word_embeddings": False}
         if isinstance(config.get("text_config"), dict):
             config["text_config"] |= {"tie_word_embeddings": False}
     kind, names = _names(config, checkpoint.folder, field)
-    config["architectures"] = [architecture_of(config)]  # which other engines go by; transformers needs none
+    config["architectures"] = [architecture_of(config)]  # other engines read it; transformers does not need it
     parts = dict(checkpoint.tensors)
     layers: dict[int, MoeLayer] = {}
     owner: dict[str, tuple[int, int]] = {}
@@ -204,7 +204,7 @@ def read_moe(source: str | Path, *, field: str = "model") -> MoeFiles:
     if not layers:
         raise _dense(checkpoint.folder, field)
     if len({len(layer.experts) for layer in layers.values()}) > 1:
-        raise SourceError("its layers have unequal numbers of experts.", field=field, value=str(source))
+        raise SourceError("its layers have different numbers of experts.", field=field, value=str(source))
     _check_floats(checkpoint)
     whole = Checkpoint(checkpoint.folder, parts, checkpoint.revision)
     return MoeFiles(checkpoint, whole, config, kind, layers, owner, shared, stacks)
@@ -220,19 +220,19 @@ def _names(config: dict[str, Any], folder: Path, field: str) -> tuple[str, MoeNa
     if not any(config.get(key) for key in _COUNTS):
         raise _dense(folder, field)
     raise SourceError(
-        "how this class keeps its experts is not known here.",
+        "the expert layout of this class is unknown.",
         field=field,
         value=model_type,
-        fix=f"Known are: {', '.join((*MOE_TARGETS, 'olmoe'))}.",
+        fix=f"Supported: {', '.join((*MOE_TARGETS, 'olmoe'))}.",
     )
 
 
 def _dense(folder: Path, field: str) -> SourceError:
-    return SourceError("is dense: it has no experts.", field=field, value=str(folder), fix="Name a mixture of experts.")
+    return SourceError("is a dense model: it has no experts.", field=field, value=str(folder), fix="Use an MoE.")
 
 
 def _stems(config: Mapping[str, Any], kind: str) -> Iterator[tuple[int, str]]:
-    """(index, what the names of its MoE's tensors begin with) of every decoder layer."""
+    """(index, name prefix of its MoE's tensors) of every decoder layer."""
     if kind == GENERIC:
         for index in config["moe_layers"]:
             yield index, f"lm.{config['layers_module']}.{index}.{config['mlp_module']}."
@@ -245,7 +245,7 @@ def _check_floats(checkpoint: Checkpoint) -> None:
     for name, info in checkpoint.tensors.items():
         if info.dtype not in FLOAT_DTYPES:
             raise CheckpointError(
-                f"stored as {info.dtype}: quantised weights cannot be taken apart.",
+                f"stored as {info.dtype}: quantised weights cannot be split.",
                 field="tensor",
                 value=name,
                 fix="Use the unquantised checkpoint.",
@@ -254,7 +254,7 @@ def _check_floats(checkpoint: Checkpoint) -> None:
 
 @dataclass
 class _Reader:
-    """Finds one layer's tensors, and notes what it is in `parts`, `owner`, `shared` and `stacks`."""
+    """Finds one layer's tensors and records them in `parts`, `owner`, `shared` and `stacks`."""
 
     checkpoint: Checkpoint
     names: MoeNames
@@ -297,7 +297,7 @@ class _Reader:
     def _must_be_there(self, name: str) -> None:
         if name not in self.checkpoint.tensors:
             raise CheckpointError(
-                "this tensor of an expert is not in the files.",
+                "this expert tensor is missing from the files.",
                 field="tensor",
                 value=name,
                 fix="Save the model with transformers' save_pretrained.",

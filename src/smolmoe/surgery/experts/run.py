@@ -1,4 +1,4 @@
-"""Taking experts out of an MoE and putting them in, end to end: plan, write, reload, measure."""
+"""Remove experts from an MoE and add them, end to end: plan, write, reload, measure."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ Data = Annotated[
     str | Path | None,
     Field(description="text with domains: half chooses the experts, half measures the loss (.jsonl, .txt, .parquet)"),
 ]
-COUNTING = "Counting how much each expert is used"
+COUNTING = "Counting expert use"
 
 
 def _find(files: MoeFiles, asked: Asked) -> tuple[int, ...]:
@@ -66,8 +66,8 @@ def extract(
     Shards of one split FFN, asked for together, are one expert.
 
     Raises:
-        SmolmoeError: a subclass naming the field, the value and the fix. Nothing is left half-written.
-        VerificationError: the files do not do what is claimed; they are left for inspection.
+        SmolmoeError: a subclass naming the field, the value and the fix. No incomplete output is left.
+        VerificationError: the files do not satisfy the claim; they are kept for inspection.
     """
     job = Job.begin("extract", model, out, device, overwrite, dry_run, report)
     files = job.files
@@ -89,18 +89,16 @@ def _dense(job: Job, chosen: tuple[int, ...]) -> tuple[Program, Claim]:
     if factors is not None:
         return (program := dense_of(files, chosen, factors)), _dense_claim(files, chosen, factors, program)
     what = "the expert's gate" if files.sigmoid else "the shared expert's gate"
-    reason = (
-        f"An approximation: {what} depends on the token, a dense FFN has none. Its mean on text stands in its place"
-    )
+    reason = f"An approximation: {what} depends on the token, and a dense FFN has no gate. Its mean on text replaces it"
     if job.dry_run:
         return dense_of(files, chosen, dict.fromkeys(files.layers, Factors())), Claim("none", f"{reason}.")
     from smolmoe.surgery.experts.measure import mean_factors
 
-    job.report("Reading what the gates come to on text", 0, 0)
+    job.report("Measuring the mean gates on text", 0, 0)
     factors = mean_factors(files, chosen, job.device)
     shown = [factor.routed if files.sigmoid else factor.shared for factor in factors.values()]
-    layers = f"{min(shown):.3f} to {max(shown):.3f} over the layers"
-    claim = Claim("none", f"{reason} ({layers}); the deviation is measured and not predicted.")
+    layers = f"{min(shown):.3f} to {max(shown):.3f} across layers"
+    claim = Claim("none", f"{reason} ({layers}); the deviation is measured, not predicted.")
     return dense_of(files, chosen, factors), claim
 
 
@@ -109,14 +107,14 @@ def _dense_claim(files: MoeFiles, chosen: Sequence[int], factors: Mapping[int, A
         return Claim(
             "none",
             f"An approximation: the router rows of the {len(chosen)} shards differ, so their gates depend on the "
-            f"token; here each counts 1/{len(chosen)}. The deviation is measured and not predicted.",
+            f"token; here each gate is 1/{len(chosen)}. The deviation is measured, not predicted.",
         )
     scales = {scale for f in factors.values() for scale in (f.routed / len(chosen), f.shared)}
     dtypes = {tensor.dtype for tensor in program.tensors} - {"float32"}
     if dtypes and any(math.frexp(scale)[0] != 0.5 for scale in scales):
-        return Claim("rounded", f"Down projections are scaled and rounded to {', '.join(sorted(dtypes))} once more.")
+        return Claim("rounded", f"Down projections are scaled and rounded to {', '.join(sorted(dtypes))} again.")
     shared = (
-        ", and the shared expert stands beside it in one wider FFN" if next(iter(files.layers.values())).shared else ""
+        ", and the shared expert is joined to it in one wider FFN" if next(iter(files.layers.values())).shared else ""
     )
     if len(chosen) > 1:
         return Claim("exact", f"The {len(chosen)} shards share a router row, so each gate is 1/{len(chosen)}{shared}.")
@@ -132,7 +130,7 @@ def _smaller(job: Job, available: Available, said: str, split: Split | None) -> 
     groups = all(_whole_groups(files, experts) for experts in available.values())
     claim = Claim(
         "exact",
-        "The function of the MoE whose routers may choose no other experts. What the model loses by that is no part of "
+        "The function of the MoE restricted to these experts. The loss caused by the removal is not part of "
         "this claim.",
     )
     return job.finish(
@@ -171,7 +169,7 @@ def prune(
     """
     if (keep is None) == (experts is None):
         raise RequestError(
-            "say which experts to keep, or how many.",
+            "neither the experts to keep nor their number is given.",
             field="keep",
             value=keep,
             fix="Use `keep`, or `experts=N` with `data=FILE`.",
@@ -184,7 +182,7 @@ def prune(
     count = _check_count(job.files, experts or 0, job.files.granularity)
     available = _most_used(job, count, split)
     sets = set(available.values())
-    said = _named(job.files, sets.pop()) if len(sets) == 1 else f"the {count} most used of each layer"
+    said = _named(job.files, sets.pop()) if len(sets) == 1 else f"the {count} most used in each layer"
     return _smaller(job, available, said, split)
 
 
@@ -197,9 +195,7 @@ def _check_count(files: MoeFiles, count: int, multiple: int = 1) -> int:
 
 def _need(split: Split | None) -> Split:
     if split is None:
-        raise RequestError(
-            "how much experts are used is counted on text.", field="data", value=None, fix="Give `data=FILE`."
-        )
+        raise RequestError("expert use is counted on text.", field="data", value=None, fix="Give `data=FILE`.")
     return split
 
 
@@ -207,7 +203,7 @@ def _most_used(job: Job, count: int, split: Split | None) -> dict[int, tuple[int
     from smolmoe.surgery.experts.measure import expert_use
 
     files, split = job.files, _need(split)
-    if job.dry_run:  # which ones they are changes no size
+    if job.dry_run:  # the choice does not affect the size
         return dict.fromkeys(files.layers, tuple(range(count)))
     job.report(COUNTING, 0, 0)
     use = expert_use(files.folder, split.choice, job.device).gates
@@ -252,7 +248,7 @@ def merge_experts(
 
     if (groups is None) == (experts is None):
         raise RequestError(
-            "say which experts to merge, or how many to leave.",
+            "neither the experts to merge nor the number to keep is given.",
             field="groups",
             value=groups,
             fix="Use `groups=[[0, 1], [2, 3]]`, or `experts=N` with `data=FILE`.",
@@ -268,7 +264,7 @@ def merge_experts(
     else:
         by_layer, weights = _similar(job, _check_count(files, experts or 0), split)
     sets = set(by_layer.values())
-    said = _joined_groups(sets.pop()) if len(sets) == 1 else f"{experts} groups, other ones in each layer"
+    said = _joined_groups(sets.pop()) if len(sets) == 1 else f"{experts} groups, different in each layer"
     made = {"groups": {str(layer): found for layer, found in by_layer.items()}, "weights": weights}
     return job.finish(merged(files, by_layer, weights), merge_claim(files, by_layer), said, split=split, made=made)
 
@@ -290,7 +286,7 @@ def _similar(job: Job, count: int, split: Split | None) -> tuple[dict[int, Group
     from smolmoe.surgery.experts.merge import merge_by_use
 
     files, split = job.files, _need(split)
-    if job.dry_run:  # which ones they are changes no size
+    if job.dry_run:  # the choice does not affect the size
         alone = tuple((e,) for e in range(count - 1))
         return dict.fromkeys(files.layers, (*alone, tuple(range(count - 1, files.experts)))), None
     job.report(COUNTING, 0, 0)
@@ -325,7 +321,7 @@ def add_expert(
 ) -> ExpertResult:
     """Add an expert: a copy of one, or a dense model's FFNs.
 
-    The function is kept wherever some class of MoE can.
+    The function is preserved if any MoE class can express it.
 
     Raises:
         SmolmoeError, VerificationError: as `extract` does.
@@ -333,7 +329,7 @@ def add_expert(
     from smolmoe.surgery.experts.add import add_claim, added, choose_method, copied, from_dense
 
     if copy_of is not None and dense is not None:
-        raise RequestError("a copy or a dense model's FFNs, not both.", field="copy_of", value=copy_of)
+        raise RequestError("give either an expert to copy or a dense model, not both.", field="copy_of", value=copy_of)
     job = Job.begin("add-expert", model, out, device, overwrite, dry_run, report)
     files = job.files
     if dense is not None:

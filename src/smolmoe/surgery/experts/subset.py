@@ -1,4 +1,4 @@
-"""Some of an MoE's experts, as an MoE of the same class: which bytes of which file become which tensor.
+"""A subset of an MoE's experts as an MoE of the same class: which bytes of which file become which tensor.
 
 subset = subset_of("runs/my-moe", (0, 3))
 write_program(subset, "runs/two-experts")
@@ -24,7 +24,7 @@ SOURCE = "moe"
 
 
 class Computed(Mapping[str, "Tensor"]):
-    """Values by name that are made when they are asked for, and not kept."""
+    """Values by name, computed on access and not cached."""
 
     def __init__(self, makers: Mapping[str, Callable[[], Tensor]]):
         self._makers = makers
@@ -41,13 +41,13 @@ class Computed(Mapping[str, "Tensor"]):
 
 @dataclass(frozen=True)
 class Program:
-    """Tensors made of an MoE's files, and the config that fits them.
+    """Tensors made from an MoE's files, and the matching config.
 
     Attributes:
         config: config.json of the result.
         tensors: by name on disk, in the order in which they are written.
         sources: what the tensors' blocks read from, by name.
-        rows: values that are computed rather than copied, by stream of their block; made when asked for.
+        rows: values that are computed rather than copied, by stream of their block; computed on access.
     """
 
     config: dict[str, Any]
@@ -66,7 +66,7 @@ class Program:
 
 @dataclass(frozen=True)
 class Subset(Program):
-    """Some of an MoE's experts.
+    """A subset of an MoE's experts.
 
     Attributes:
         files: the whole MoE.
@@ -78,29 +78,29 @@ class Subset(Program):
 
     @property
     def shared_bytes(self) -> int:
-        """Bytes of what is no expert's: everything else, the routers' rows included."""
+        """Bytes of everything that belongs to no expert, the chosen router rows included."""
         return sum(tensor.nbytes for tensor in self.tensors if tensor.role != "expert")
 
     @property
     def expert_bytes(self) -> int:
-        """Bytes of the chosen experts, all layers together."""
+        """Bytes of the chosen experts, summed over layers."""
         return self.nbytes - self.shared_bytes
 
 
 def subset_of(source: str | Path | MoeFiles, experts: Sequence[int] | Mapping[int, Sequence[int]]) -> Subset:
     """The program of an MoE of the same class that has only these experts.
 
-    Its function is that of the whole MoE whose routers may choose no others: router rows and selection biases are
-    gathered, and K becomes the number of experts where that is smaller.
+    Its function is that of the full MoE restricted to these experts: router rows and selection biases are
+    gathered, and K becomes the number of experts if that is smaller.
 
     Args:
-        source: folder, hub id, or what `read_moe` found there.
-        experts: the experts to keep, the same in all layers; or for each MoE layer its own, equally many.
+        source: folder, hub id, or the result of `read_moe`.
+        experts: the experts to keep, the same in all layers; or one list per MoE layer, all of the same length.
 
     Raises:
-        SourceError: a dense model, or an MoE of a class not known here.
-        RequestError: an expert that is not there, none or unequal numbers of them, or a class that cannot have so few.
-        CheckpointError: files that are not whole.
+        SourceError: a dense model, or an MoE of an unknown class.
+        RequestError: an expert does not exist, no or unequal numbers of experts, or too few for the class.
+        CheckpointError: incomplete files.
     """
     files = source if isinstance(source, MoeFiles) else read_moe(source)
     chosen = _chosen(files, experts)
@@ -112,16 +112,16 @@ def _chosen(files: MoeFiles, experts: Sequence[int] | Mapping[int, Sequence[int]
     by_layer = experts if isinstance(experts, Mapping) else dict.fromkeys(files.layers, experts)
     if set(by_layer) != set(files.layers):
         raise RequestError(
-            "every MoE layer needs its experts, and no other layer has any.", field="layers", value=sorted(by_layer)
+            "experts must be given for every MoE layer and for no other layer.", field="layers", value=sorted(by_layer)
         )
     chosen = {layer: tuple(sorted(set(by_layer[layer]))) for layer in files.layers}
     counts = {len(kept) for kept in chosen.values()}
     if len(counts) > 1:
-        raise RequestError("all layers must keep equally many.", field="experts", value=sorted(counts))
+        raise RequestError("all layers must keep the same number of experts.", field="experts", value=sorted(counts))
     wrong = [e for kept in chosen.values() for e in kept if not 0 <= e < files.experts]
     if wrong or counts == {0}:
         raise RequestError(
-            f"no such expert: there are experts 0 to {files.experts - 1}.", field="experts", value=wrong[:1] or []
+            f"no such expert; there are experts 0 to {files.experts - 1}.", field="experts", value=wrong[:1] or []
         )
     least = MOE_TARGETS[files.kind].min_experts if files.kind in MOE_TARGETS else 1
     if min(counts) < least:
@@ -145,7 +145,7 @@ def _config(files: MoeFiles, chosen: Mapping[int, tuple[int, ...]]) -> dict[str,
     names = {tuple(files.names[e] for e in kept) for kept in chosen.values()}
     if len(names) > 1:
         raise RequestError(
-            "the experts have names, which hold for all layers, so all layers must keep the same ones.",
+            "the experts have names, which apply to all layers, so all layers must keep the same experts.",
             field="experts",
             value={layer: list(kept) for layer, kept in chosen.items()},
         )
@@ -153,30 +153,30 @@ def _config(files: MoeFiles, chosen: Mapping[int, tuple[int, ...]]) -> dict[str,
 
 
 def without_groups(files: MoeFiles) -> dict[str, Any]:
-    """The settings of a router that chooses among all its experts, where it did so before.
+    """The settings of a router that chooses among all its experts, if it did so before.
 
     Raises:
-        RequestError: its choice is limited to some groups of experts, which other numbers of experts would change.
+        RequestError: its choice is limited to groups of experts, and these depend on the number of experts.
     """
     groups = int(files.config.get("n_group") or 1)
     if groups == 1:
         return {}
     if int(files.config.get("topk_group") or groups) < groups:
         raise RequestError(
-            f"each token may choose from {files.config['topk_group']} of {groups} groups of experts only, and with "
-            "another number of experts the groups would be others.",
+            f"each token may choose from only {files.config['topk_group']} of {groups} groups of experts, and with "
+            "a different number of experts the groups would change.",
             field="n_group",
             value=groups,
-            fix="Set n_group and topk_group to 1 in config.json if the model may choose among all.",
+            fix="Set n_group and topk_group to 1 in config.json if tokens may choose among all experts.",
         )
     return {"n_group": 1, "topk_group": 1}
 
 
 def refuse_capacity(files: MoeFiles) -> None:
-    """Raises RequestError where experts refuse tokens by their share of a batch, which follows from E and K."""
+    """Raises RequestError if experts have limited capacity per batch, which depends on E and K."""
     if files.config.get("capacity_factor") is not None:
         raise RequestError(
-            "experts take a limited share of the tokens of a batch, and the share follows from their number.",
+            "experts have limited capacity per batch, which depends on the number of experts.",
             field="capacity_factor",
             value=files.config["capacity_factor"],
             fix="Set capacity_factor to null in config.json.",
@@ -184,7 +184,7 @@ def refuse_capacity(files: MoeFiles) -> None:
 
 
 def _tensors(files: MoeFiles, chosen: Mapping[int, tuple[int, ...]], name: str) -> Iterator[OutTensor]:
-    """What becomes of a tensor on disk: kept, renumbered, gathered, or nothing."""
+    """The output tensor for a tensor on disk: kept, renumbered, gathered, or None."""
     if name in files.owner:
         layer, expert = files.owner[name]
         if expert in chosen[layer]:
@@ -204,13 +204,13 @@ def _tensors(files: MoeFiles, chosen: Mapping[int, tuple[int, ...]], name: str) 
 
 
 def whole(files: MoeFiles, name: str, out: str | None = None, role: Role = "kept") -> OutTensor:
-    """A tensor of an MoE as it is, by its name in `files.parts`, under another name."""
+    """A tensor of an MoE, unchanged, by its name in `files.parts`, under a new name."""
     info = files.parts.tensors[name]
     block = Block(info.shape, (Read(SOURCE, name),))
     return OutTensor(out or name, out or name, (), info.shape, files.parts.dtype(name), role, (block,))
 
 
 def renumbered(name: str, old: int, new: int) -> str:
-    """An expert's tensor under another number: "...experts.7.w1.weight" -> "...experts.0.w1.weight"."""
+    """An expert's tensor with a new expert index: "...experts.7.w1.weight" -> "...experts.0.w1.weight"."""
     before, after = name.rsplit(f"experts.{old}.", 1)
     return f"{before}experts.{new}.{after}"

@@ -1,4 +1,4 @@
-"""Write what was made of an MoE's files: weights, config, tokenizer and provenance, whole or not at all."""
+"""Write a model made from an MoE's files: weights, config, tokenizer and provenance, all or nothing."""
 
 from __future__ import annotations
 
@@ -26,11 +26,11 @@ from smolmoe.surgery.tensors.writer import (
 )
 
 SHARD = "5GB"
-MADE = "experts"  # the key of smolmoe.json that says which experts a model was made of, and how
+MADE = "experts"  # the key of smolmoe.json for the experts a model was made from, and how
 
 
 def check_room(program: Program, files: MoeFiles, out: Path, *, overwrite: bool) -> None:
-    """Refuse an output that must not or cannot be written, before any work is done for it.
+    """Reject an output that must not or cannot be written, before any work is done.
 
     Raises:
         OutputError, SourceError
@@ -51,18 +51,18 @@ def write_program(
     overwrite: bool = False,
     progress: Progress = lambda nbytes: None,
 ) -> Path:
-    """Write a program's tensors and everything else that a model folder has; returns the folder.
+    """Write a program's tensors and all other files of a model folder; returns the folder.
 
     Args:
         program: what to write.
-        files: the MoE that it was made of.
+        files: the MoE it was made from.
         stage: the command, for the provenance.
-        made: which experts, what is claimed of them, and against what.
-        granularity: G of the result, where it is an MoE.
+        made: the experts, the claim, and its reference.
+        granularity: G of the result, if it is an MoE.
         progress: called with the number of bytes just written.
 
     Raises:
-        OutputError: no room, or the folder may not be written.
+        OutputError: not enough disk space, or the folder cannot be written.
     """
     out = out.absolute()
     check_room(program, files, out, overwrite=overwrite)
@@ -111,7 +111,7 @@ def _provenance(
         "top_k": program.config.get("num_experts_per_tok"),
         "granularity": granularity,
     }
-    reason = f"Made by `smolmoe {stage}` of another MoE; what is claimed of it against that one is under `{MADE}`."
+    reason = f"Made by `smolmoe {stage}` from another MoE; the claim relative to that MoE is under `{MADE}`."
     return {
         "schema_version": SCHEMA_VERSION,
         "stage": stage,
@@ -130,6 +130,6 @@ def _provenance(
 
 
 def record(out: Path, measured: dict[str, Any]) -> None:
-    """Add what was measured to the provenance of a written folder."""
+    """Add the measurements to the provenance of a written folder."""
     data = read_provenance(out)
     write_json(out / PROVENANCE_FILE, data | {MADE: data[MADE] | measured})

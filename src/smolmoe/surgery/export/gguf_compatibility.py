@@ -1,4 +1,4 @@
-"""An MoE with the same function in a form that llama.cpp can compute, where only numbers stand in its way."""
+"""An equivalent MoE that llama.cpp can compute, where changing a few weights is enough."""
 
 from __future__ import annotations
 
@@ -28,12 +28,12 @@ def zero_gates(files: MoeFiles) -> list[str]:
 
 
 def mended(files: MoeFiles, *, own_head: bool, tiny_gates: bool) -> tuple[Program, list[str]] | None:
-    """The program of the mended MoE and what was mended; None where nothing is to be.
+    """The program of the adapted MoE and the list of changes; None if no change is needed.
 
     Args:
-        own_head: tied embeddings are written twice, as the input's and as the output head.
-        tiny_gates: a gate of zeros on the shared expert becomes one of 1e-20, which gives the same 1/2 and can be
-            divided by.
+        own_head: tied embeddings are written twice, as input embedding and as output head.
+        tiny_gates: a zero gate on the shared expert becomes 1e-20, which gives the same 1/2 and avoids division by
+            zero.
     """
     said = list(_config_differences(files))
     config, tensors = dict(files.config), [whole(files, name) for name in files.checkpoint.tensors]
@@ -43,25 +43,25 @@ def mended(files: MoeFiles, *, own_head: bool, tiny_gates: bool) -> tuple[Progra
         embedding = files.parts.tensors[EMBEDDING]
         block = Block(embedding.shape, (Read(SOURCE, EMBEDDING),))
         tensors.append(OutTensor(HEAD, HEAD, (), embedding.shape, files.parts.dtype(EMBEDDING), "kept", (block,)))
-        said.append("the output head, tied to the embedding, is written as a tensor of its own, which this class needs")
+        said.append("the output head, tied to the embedding, is written as a separate tensor, which this class needs")
     gates = zero_gates(files) if tiny_gates else []
     if gates:
         makers |= {gate: partial(_tiny, files.parts, gate) for gate in gates}
         tensors = list(_with_rows(tensors, set(gates)))
         said.append(
-            f"the shared expert's gate, exactly zero in {len(gates)} layers, is written as {TINY:g}: llama.cpp divides "
-            "by it, and both give one half"
+            f"the shared expert's gate, zero in {len(gates)} layers, is written as {TINY:g}: llama.cpp divides "
+            "by it, and both values give one half"
         )
     return (Program(config, tuple(tensors), {SOURCE: files.parts}, Computed(makers)), said) if said else None
 
 
 def _config_differences(files: MoeFiles) -> Iterator[str]:
-    """What `read_moe` put right in the config, and the converter would read as it stands."""
+    """Corrections that `read_moe` made to the config and that the converter needs on disk."""
     raw = read_object(files.folder / "config.json")
     if not raw.get("architectures"):
-        yield "config.json, which names no class, names it"
+        yield "config.json did not name the class; it does now"
     if files.config.get("tie_word_embeddings") is False and raw.get("tie_word_embeddings"):
-        yield "config.json, which ties a head that the files have with numbers of its own, does not"
+        yield "config.json tied an output head that has separate weights in the files; it no longer does"
 
 
 def _with_rows(tensors: list[OutTensor], names: set[str]) -> Iterator[OutTensor]:

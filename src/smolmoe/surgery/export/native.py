@@ -1,7 +1,7 @@
-"""An MoE as another class of MoE that computes the same: which bytes of which file become which tensor.
+"""Export an MoE as another, equivalent MoE class: which bytes of which file become which tensor.
 
-Router rows, experts and everything outside the MoE are copied under their new names. Factors that the new class has no
-setting for go into down projections: a shared expert behind a gate of zeros counts one half, GLM's gates are scaled.
+Router rows, experts and everything outside the MoE are copied under their new names. Factors without a setting in the
+new class go into down projections: a shared expert behind a zero gate has weight one half, GLM's gates are scaled.
 """
 
 from __future__ import annotations
@@ -20,21 +20,21 @@ from smolmoe.surgery.experts.subset import SOURCE, Program
 from smolmoe.surgery.export.native_forms import Subject, check_target, rounds, settings_of, sizes_as, subject_of
 from smolmoe.surgery.tensors.program import Block, OutTensor, Read, Role
 
-# Settings that say nothing of the function at inference, and that any class of MoE may have.
+# Settings that do not affect inference, and that any MoE class may have.
 _CARRIED = ("expert_names", "expert_layers", "router_aux_loss_coef")
 _TOKENS = ("bos_token_id", "eos_token_id", "pad_token_id", "tie_word_embeddings")
 
 
 def native_export(files: MoeFiles, to: str) -> tuple[Program, Claim]:
-    """The program that writes an MoE as another class, and what is claimed of the result against the MoE.
+    """The program that writes an MoE as another class, and the claim for the result relative to the MoE.
 
     Args:
         files: the MoE.
         to: a key of `smolmoe.families.MOE_TARGETS`.
 
     Raises:
-        TargetError: the class cannot compute the same; says why and which can.
-        SourceError: a config that its class cannot use, or layers of unequal widths.
+        TargetError: the class cannot compute the same function; states why, and which classes can.
+        SourceError: a config that its class cannot load, or layers of unequal widths.
     """
     subject = subject_of(files)
     target = check_target(to, subject)
@@ -68,11 +68,11 @@ def _claim(export: _Export) -> Claim:
         return Claim(
             "rounded",
             f"The scale of the gates goes into the down projections, which are rounded to {', '.join(sorted(dtypes))} "
-            "once more.",
+            "again.",
             granularity=files.granularity,
             predicted_ffn_error=tuple(error if index in files.layers else None for index in range(spec.layers)),
         )
-    reason = "The same router rows choose the same experts, and the same gates weigh them."
+    reason = "The same router rows choose the same experts with the same gates."
     return Claim("exact", reason + export.said, granularity=files.granularity)
 
 
@@ -92,7 +92,7 @@ class _Export:
 
     @property
     def shared_scale(self) -> float:
-        """What the shared expert's down projection is multiplied by: a gate of zeros counts one half."""
+        """The factor on the shared expert's down projection: a zero gate means one half."""
         if self.subject.gates.shared == "none":
             return 1.0
         before = {"half": 0.5}.get(self.subject.gates.shared, 1.0)
@@ -100,14 +100,14 @@ class _Export:
 
     @property
     def zero_width(self) -> int:
-        """Width of the shared expert of zeros, where the class demands one and the source has none; else 0."""
+        """Width of the zero shared expert, if the class requires one and the source has none; otherwise 0."""
         if self.subject.gates.shared != "none":
             return 0
         return sizes_as(self.target, self.subject).shared_width
 
     @property
     def said(self) -> str:
-        """What was multiplied into the weights, and what was added to them."""
+        """The factors applied to the weights, and the tensors added."""
         factors = {"shared": self.shared_scale, "routed": self.routed_scale}
         said = [
             f" The {which} down projections are multiplied by {scale:g}."
@@ -116,8 +116,8 @@ class _Export:
         ]
         if self.zero_width:
             said.append(
-                f" The class always has a shared expert: it gets one of width {self.zero_width} whose weights are all "
-                "zero, which gives nothing and stays so in training."
+                f" The class requires a shared expert: one of width {self.zero_width} is added whose weights are all "
+                "zero; its output is zero and stays zero in training."
             )
         return "".join(said)
 
@@ -145,12 +145,12 @@ class _Export:
         return f"lm.{plain}" if self.target.name == GENERIC else plain
 
     def _is_beyond(self, plain: str) -> bool:
-        """A further layer that predicts tokens ahead; the class does not load it either."""
+        """An extra multi-token prediction layer; the class does not load it either."""
         prefix = f"{self.subject.spec.mlp.layers}."
         return plain.startswith(prefix) and int(plain[len(prefix) :].split(".")[0]) >= self.subject.spec.layers
 
     def _zero_biases(self, plain: str, stem: str) -> Iterator[OutTensor]:
-        """Zeros where the new class has a bias, or the dense form of the source, and the source has none."""
+        """Zeros for biases of the new class, or of the source's dense form, that the source does not have."""
         wanted = [*self.subject.form.zero_biases]
         if self.target.name != GENERIC:
             wanted += dict(self.target.zero_biases).get(self.subject.spec.attention_bias, ())
@@ -226,6 +226,6 @@ class _Export:
 
     @staticmethod
     def _out(name: str, *blocks: Block, role: Role = "kept", dtype: str) -> OutTensor:
-        """Blocks one below the other."""
+        """Stacked blocks."""
         shape = (sum(block.shape[0] for block in blocks), *blocks[0].shape[1:])
         return OutTensor(name, name, (), shape, dtype, role, blocks)

@@ -1,8 +1,8 @@
-"""What an MoE computes, in terms that any class of MoE can be asked for, and which classes compute the same.
+"""What an MoE computes, in terms common to all MoE classes, and which classes compute the same.
 
 The attention and the norms are described by the dense class that has them, so that a target's own data
-(`smolmoe.families`) say whether it carries them; the routing by a few properties that a target has a setting for or
-not.
+(`smolmoe.families`) determine whether it supports them; the routing by a few properties that a target may have
+settings for.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from smolmoe.families.types import MoeSizes
 from smolmoe.surgery.experts.dense_config import DenseForm, dense_form
 from smolmoe.surgery.experts.moe_files import GENERIC, MoeFiles
 
-# Of a shared expert of zeros: the narrowest that every kernel and quantisation takes.
+# Width of a zero shared expert: the smallest that every kernel and quantisation supports.
 ZERO_WIDTH = 32
 
 
@@ -35,10 +35,10 @@ class Gates:
         scoring: "softmax" or "sigmoid" of the logits.
         normalised: the gates of the chosen experts sum to `scale`.
         scale: constant factor of the gates.
-        biased: a selection bias that is not zero decides on the choice, too.
-        grouped: a token may choose from some groups of experts only.
-        limited: experts refuse tokens, or a token takes fewer than K (capacity, top-p).
-        shared: no shared expert, a plain one, one behind a gate of zeros (which counts one half), or a trained gate.
+        biased: a non-zero selection bias affects the choice.
+        grouped: a token may choose only from some groups of experts.
+        limited: experts drop tokens, or a token uses fewer than K (capacity, top-p).
+        shared: no shared expert, a plain one, one behind a zero gate (weight one half), or a trained gate.
     """
 
     scoring: str
@@ -52,12 +52,12 @@ class Gates:
 
 @dataclass(frozen=True)
 class Subject:
-    """An MoE as far as another class has to compute the same.
+    """The properties of an MoE that another class must reproduce.
 
     Attributes:
         files: the MoE.
-        form: the dense class that it is without its experts.
-        spec: the same as the families see it.
+        form: its dense class without the experts.
+        spec: the same as a `DenseSpec`.
         sizes: E, K and the widths.
         gates: how it routes.
     """
@@ -73,8 +73,8 @@ def subject_of(files: MoeFiles) -> Subject:
     """Describe an MoE.
 
     Raises:
-        TargetError: no known class but its own has its attention, norms or multipliers; says why.
-        SourceError: a config that its class cannot use.
+        TargetError: no other known class has its attention, norms or multipliers; states why.
+        SourceError: a config that its class cannot load.
     """
     form = dense_form(files)
     width, shared = widths(files)
@@ -96,7 +96,7 @@ def widths(files: MoeFiles) -> tuple[int, int]:
     """The routed experts' width, and the shared one's (0: none).
 
     Raises:
-        SourceError: layers of unequal widths, which no class of MoE has.
+        SourceError: layers of unequal widths, which no MoE class supports.
     """
     parts = files.parts.tensors
     found = {
@@ -104,7 +104,7 @@ def widths(files: MoeFiles) -> tuple[int, int]:
         for layer in files.layers.values()
     }
     if len(found) > 1:
-        raise SourceError("its layers' experts have unequal widths.", field="model", value=str(files.folder))
+        raise SourceError("its layers have experts of different widths.", field="model", value=str(files.folder))
     return found.pop()
 
 
@@ -134,14 +134,14 @@ def _shared(files: MoeFiles) -> Literal["none", "plain", "half", "gated"]:
 
 
 def sizes_as(target: MoeTarget, subject: Subject) -> MoeSizes:
-    """The sizes as a target: one that always has a shared expert gets a narrow one where the source has none."""
+    """The sizes as a target: a target that requires a shared expert gets a narrow one if the source has none."""
     if target.shared != "required" or subject.sizes.shared_width:
         return subject.sizes
     return replace(subject.sizes, shared_width=subject.sizes.width if target.shared_multiple else ZERO_WIDTH)
 
 
 def settings_of(target: MoeTarget, subject: Subject) -> dict[str, Any]:
-    """The settings that are the target's own, with the source's routing where it has a place for it."""
+    """The target's own settings, with the source's routing where the target has settings for it."""
     settings = target.config(subject.spec, sizes_as(target, subject))
     routing = {
         "norm_topk_prob": subject.gates.normalised,
@@ -152,35 +152,35 @@ def settings_of(target: MoeTarget, subject: Subject) -> dict[str, Any]:
 
 
 def reasons_against(target: MoeTarget, subject: Subject) -> list[str]:
-    """Why a class cannot compute what an MoE does; empty if it can."""
-    # What upcycling would have to be asked for is no option here.
+    """Why a class cannot compute the same function as an MoE; empty if it can."""
+    # Options of upcycling are not available here.
     reasons = [reason.split(" (--")[0] for reason in refusals(target, subject.spec, sizes_as(target, subject))]
     if source_refusals(target, subject.spec):
-        return reasons  # what a class's settings would be can only be asked of a source that it carries
+        return reasons  # a class's settings are only defined for a source that it supports
     return reasons + list(_routing_reasons(target, subject))
 
 
 def _routing_reasons(target: MoeTarget, subject: Subject) -> Iterator[str]:
     gates, settings = subject.gates, target.config(subject.spec, sizes_as(target, subject))
     generic = target.name == GENERIC
-    # The one expert with the highest logit has the highest score of either kind, and its gate is 1.
+    # The one expert with the highest logit has the highest score either way, and its gate is 1.
     either = subject.sizes.top_k == 1 and gates.normalised and not gates.biased
     if gates.scoring != target.scoring and not generic and not either:
-        yield f"its scores are the {target.scoring} of the logits, the source's the {gates.scoring}"
+        yield f"its scores are the {target.scoring} of the logits, the source uses the {gates.scoring}"
     if not gates.normalised and "norm_topk_prob" not in settings:
-        yield "it always makes the gates of the chosen experts sum to 1, the source does not"
+        yield "it always renormalises the gates of the chosen experts to sum to 1, the source does not"
     if gates.biased and target.names.selection_bias is None:
-        yield "it has no selection bias, the source's is not zero"
+        yield "it has no selection bias, but the source has a non-zero one"
     if gates.shared == "gated" and not target.shared_gated:
-        yield "it has no gate on the shared expert, the source's is trained"
+        yield "it has no gate on the shared expert, but the source has a trained one"
     if gates.grouped:
-        yield "the source's tokens choose from some groups of experts only"
+        yield "the source uses group-limited routing"
     if gates.limited and not generic:
-        yield "the source limits how many experts a token or tokens an expert may have (top-p, capacity)"
+        yield "the source limits the experts per token or the tokens per expert (top-p, capacity)"
 
 
 def able(subject: Subject) -> list[str]:
-    """The other classes that compute the same, the native ones first."""
+    """The other equivalent classes, native ones first."""
     return [
         name
         for name, target in MOE_TARGETS.items()
@@ -192,17 +192,17 @@ def check_target(name: str, subject: Subject) -> MoeTarget:
     """The class of that name.
 
     Raises:
-        TargetError: there is none, it is the source's own, or it cannot compute the same; says why and which can.
+        TargetError: unknown, the source's own, or not equivalent; states why, and which classes are.
     """
     others = able(subject)
     instead = f"These can: {', '.join(others)}." if others else "No other class can."
     if name not in MOE_TARGETS:
         raise TargetError("no such class.", field="to", value=name, fix=f"Known: {', '.join(MOE_TARGETS)}, gguf.")
     if name == subject.files.kind:
-        raise TargetError("the model is of this class already.", field="to", value=name, fix=instead)
+        raise TargetError("the model already has this class.", field="to", value=name, fix=instead)
     reasons = reasons_against(MOE_TARGETS[name], subject)
     if reasons:
-        raise TargetError(f"{name} cannot compute the same: {'; '.join(reasons)}.", field="to", value=name, fix=instead)
+        raise TargetError(f"{name} is not equivalent: {'; '.join(reasons)}.", field="to", value=name, fix=instead)
     return MOE_TARGETS[name]
 
 

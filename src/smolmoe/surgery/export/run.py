@@ -1,4 +1,4 @@
-"""Export: an MoE as another native class that computes the same, or as a GGUF file."""
+"""Export an MoE as another, equivalent native class, or as a GGUF file."""
 
 from __future__ import annotations
 
@@ -28,15 +28,15 @@ KIND, SCHEMA = "native-export", 1
 
 @dataclass(frozen=True)
 class NativeExport:
-    """What was written.
+    """The result of an export.
 
     Attributes:
-        out: the folder (or that would be, with dry_run).
+        out: the folder written (with dry_run: that would be written).
         source, target: the model types.
         architecture: of the result.
         parameters, nbytes: of the result's tensors.
-        claim: of the result, against the MoE that it was made of.
-        verification: of the files as written; None with dry_run.
+        claim: for the result, compared with the MoE it was made from.
+        verification: of the written files; None with dry_run.
         seconds: wall time.
         dry_run: nothing was written.
     """
@@ -84,8 +84,8 @@ def export(
     """Export an MoE to another class or to GGUF, and verify it.
 
     Raises:
-        SmolmoeError: a subclass naming the field, the value and the fix. Nothing is left half-written.
-        VerificationError: the files do not do what is claimed; they are left for inspection.
+        SmolmoeError: a subclass naming the field, the value and the fix. No incomplete output is left.
+        VerificationError: the files do not satisfy the claim; they are kept for inspection.
     """
     from smolmoe.surgery.experts.moe_files import read_moe
 
@@ -105,7 +105,7 @@ def export(
             report=report,
         )
     if quant is not None:
-        raise RequestError("only GGUF files are quantised.", field="quant", value=quant, fix="Use `to='gguf'`.")
+        raise RequestError("applies only to GGUF files.", field="quant", value=quant, fix="Use `to='gguf'`.")
     device = pick_device(device)
     return _native(files, Path(out), to, device, overwrite=overwrite, dry_run=dry_run, report=report)
 
@@ -142,7 +142,7 @@ def _native(
 def _written(
     files: MoeFiles, program: Any, claim: Claim, out: Path, device: str, *, overwrite: bool, report: Progress
 ) -> Verification:
-    """Write the program, verify the files, and say so in them."""
+    """Write the program, verify the files, and record the result in them."""
     from smolmoe.surgery.experts.writer import record, write_program
     from smolmoe.verification.verify import verify
 
@@ -165,7 +165,7 @@ def _written(
         progress=progress,
     )
     report("verify", 0, 0)
-    with locked(out):  # what is measured is what was written
+    with locked(out):  # so that the measured files are the written ones
         verification = verify(files.folder, out, claim=claim, device=device)
         record(out, {"measured": verification.to_json()})
     return verification

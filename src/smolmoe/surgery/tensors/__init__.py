@@ -1,1 +1,1 @@
-"""The tensor program: for every output tensor, where its values come from, and how they are written."""
+"""The tensor program: the origin of every output tensor's values, and how they are written."""

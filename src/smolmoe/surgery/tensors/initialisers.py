@@ -1,7 +1,7 @@
-"""Pure initialisers: values in, values out, every draw from the generator that is given. All in float32.
+"""Pure initialisers: values in, values out, all randomness from the given generator. All in float32.
 
-Draws are NumPy's, from a counter-based generator that is keyed by name: the same on every machine and version of torch,
-and a conversion that only copies needs no torch at all.
+Random numbers are NumPy's, from a counter-based generator keyed by name: the same on every machine and torch version,
+and a conversion that only copies does not need torch at all.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ Values = np.ndarray[tuple[int, ...], np.dtype[np.float32]]
 
 
 def generator(seed: int, stream: str) -> np.random.Generator:
-    """A random stream of its own for every name, so that no block's values depend on what was drawn before."""
+    """A separate random stream for every name, so that no block's values depend on earlier samples."""
     digest = hashlib.blake2b(f"{seed}/{stream}".encode(), digest_size=16).digest()
     return np.random.Generator(np.random.Philox(key=int.from_bytes(digest, "little")))
 
@@ -43,7 +43,7 @@ def choose_neurons(count: int, ratio: float, rng: np.random.Generator) -> Tensor
 
 
 def redraw_neurons(values: Tensor, neurons: Tensor, axis: int, rng: np.random.Generator) -> Tensor:
-    """Replace the chosen neurons by N(mean, std) of the values they had, mean and std over all of them together.
+    """Replace the chosen neurons by samples of N(mean, std), with mean and std over all their old values.
 
     Drop-Upcycling (arXiv 2502.19261).
 
@@ -54,7 +54,7 @@ def redraw_neurons(values: Tensor, neurons: Tensor, axis: int, rng: np.random.Ge
     import torch
 
     replaced = values.index_select(axis, neurons)
-    if replaced.numel() < 2:  # no spread to draw from
+    if replaced.numel() < 2:  # std is undefined
         return values
     fresh = torch.from_numpy(normal(tuple(replaced.shape), rng)) * replaced.std() + replaced.mean()
     return values.index_copy(axis, neurons, fresh)

@@ -1,7 +1,7 @@
-"""The vocabulary of the tensor program: for every tensor of the output, where each of its values comes from.
+"""The vocabulary of the tensor program: for every output tensor, the origin of each of its values.
 
-A program is data. The writer carries it out, the claim and the parameter counts are read off it, and whatever else
-must know which value went where (extraction, carrying Adam's moments, provenance) reads it too.
+A program is data. The writer executes it, the claim and the parameter counts are derived from it, and everything else
+that needs to know which value went where (extraction, carrying Adam's moments, provenance) reads it too.
 """
 
 from __future__ import annotations
@@ -24,15 +24,15 @@ class Read:
 
 @dataclass(frozen=True)
 class Perturb:
-    """What is done to copied values so that experts differ.
+    """A change to copied values that makes experts differ.
 
     Attributes:
-        kind: "noise" adds N(0, std) to every value; "drop" draws the values of chosen neurons anew from
+        kind: "noise" adds N(0, std) to every value; "drop" resamples the values of chosen neurons from
             N(mean, std) of the values they replace (Drop-Upcycling, arXiv 2502.19261).
-        std: of the noise.
-        ratio: share of the neurons that drop chooses, rounded down.
+        std: standard deviation of the noise.
+        ratio: share of neurons that drop chooses, rounded down.
         axis: axis of the neurons in the block: 0 for gate and up, 1 for down.
-        indices: random stream that chooses the neurons; gate, up and down of one expert name the same one to drop
+        indices: random stream that chooses the neurons; gate, up and down of one expert share it to drop
             the same neurons.
     """
 
@@ -47,16 +47,16 @@ class Perturb:
 class Block:
     """A contiguous run of an output tensor's values.
 
-    Copied from `reads` (averaged where there are several), oriented [out, in], narrowed to neurons `span` along
-    `axis`, perturbed, scaled; or filled, where `reads` is empty.
+    Copied from `reads` (averaged if there are several), oriented [out, in], narrowed to neurons `span` along
+    `axis`, perturbed, scaled; or filled, if `reads` is empty.
 
     Attributes:
         shape: of the block; the blocks of a tensor follow each other in its flattened order.
         transposed: the source stores [in, out].
-        fill: of a block that copies nothing: "zeros", "normal" (N(0, std)) or "rows" (supplied to the writer by name,
+        fill: for a block that copies nothing: "zeros", "normal" (N(0, std)) or "rows" (supplied to the writer by name,
             as router centroids are).
-        repeat: each row of a filled block stands this many times in a row (the experts of one group share a row).
-        stream: name of the block's own random stream.
+        repeat: how often each row of a filled block is repeated (the experts of one group share a row).
+        stream: name of the block's random stream.
     """
 
     shape: tuple[int, ...]
@@ -85,7 +85,7 @@ class OutTensor:
         memory: name of the parameter it is part of, once loaded; `region` says which part (an index per leading
             axis, or a (start, stop) pair), () for all of it.
         dtype: torch's name.
-        role: what it is for; experts' tensors are counted by K/E when active parameters are counted.
+        role: its purpose; active parameters count experts' tensors at K/E.
     """
 
     name: str

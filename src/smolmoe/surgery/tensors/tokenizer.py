@@ -1,8 +1,8 @@
-"""The MoE must read text as the dense model does. Copying the tokenizer's files is not enough for that.
+"""The MoE must tokenize text as the dense model does. Copying the tokenizer's files is not enough for that.
 
-transformers picks the tokenizer's class by the model type as well as by what the files say: a Qwen2 checkpoint may be
-split into words by Qwen2's own rule, and the same files beside a Mixtral's config by another. So both are loaded, and
-where they differ the rules that the source's tokenizer really follows are written out.
+transformers picks the tokenizer's class by the model type as well as by the files: a Qwen2 checkpoint may be
+split into words by Qwen2's own rule, and the same files with a Mixtral config by another. So both are loaded, and
+if they differ, the rules that the source's tokenizer actually follows are written out.
 """
 
 from __future__ import annotations
@@ -16,8 +16,8 @@ from smolmoe.core.model_code import without_code
 from smolmoe.errors import RequestError
 from smolmoe.families import DenseFamily
 
-_PLAIN_CLASS = "TokenizersBackend"  # reads tokenizer.json as it stands
-# Where the files name one of these, they are read as they stand beside any config but that of a type with own rules.
+_PLAIN_CLASS = "TokenizersBackend"  # reads tokenizer.json as is
+# If the files name one of these, they are read as is with any config except that of a type with its own rules.
 _PLAIN_CLASSES = (_PLAIN_CLASS, "PreTrainedTokenizerFast")
 
 
@@ -25,9 +25,9 @@ def keep_tokenizer(source: Path, out: Path, family: DenseFamily | None, *, nativ
     """Make the tokenizer in `out` act as the source's; the config is written and the tokenizer's files are copied.
 
     Args:
-        family: of the source, None where it is not known by heart.
-        native: `out` is of a class that transformers has. The generic model's type says nothing to it, while our own
-            loader reads the tokenizer as the dense model's: comparing would see no difference where others have one.
+        family: of the source; None if it is not built in.
+        native: `out` is of a class that transformers has. It does not know the generic model's type, while our own
+            loader reads the tokenizer as the dense model's: comparing would miss a difference that others have.
     """
     drop_code(out)
     if family is not None and not family.own_tokenizer and _settings(source).get("tokenizer_class") in _PLAIN_CLASSES:
@@ -43,10 +43,10 @@ def keep_tokenizer(source: Path, out: Path, family: DenseFamily | None, *, nativ
 
 
 def same_tokenizer(folder: Path, base: Path, *, field: str, owner: str = "base") -> list[str]:
-    """What to know of a specialist whose tokenizer reads text as the base's does, or cannot be compared.
+    """Warnings about a specialist whose tokenizer matches the base's, or cannot be compared.
 
     Raises:
-        RequestError: the same text becomes other tokens.
+        RequestError: the same text gives different tokens.
     """
     from smolmoe.data.same_tokenizer import tokenizer_difference
     from smolmoe.moe.loading import load_tokenizer
@@ -56,11 +56,11 @@ def same_tokenizer(folder: Path, base: Path, *, field: str, owner: str = "base")
     theirs, ours = load_tokenizer(folder), load_tokenizer(base)
     if theirs is None or ours is None:
         lacks = f"{field} has" if theirs is None else f"the {owner} has"
-        return [f"{lacks} no tokenizer, so that {field} and the {owner} read text alike was not checked."]
+        return [f"{lacks} no tokenizer, so it was not checked that {field} and the {owner} tokenize text alike."]
     said = tokenizer_difference(theirs, ours, names=("specialist", owner), ends=False)
     if said is not None:
         raise RequestError(
-            f"its tokenizer is not the {owner}'s ({said}), so the same text would reach the experts as other tokens.",
+            f"its tokenizer differs from the {owner}'s ({said}), so the same text would give different tokens.",
             field=field,
             value=str(folder),
             fix=f"Fine-tune it with the {owner}'s tokenizer.",
@@ -74,13 +74,13 @@ def same_tokenizer(folder: Path, base: Path, *, field: str, owner: str = "base")
 
 
 def _bytes(folder: Path) -> dict[str, bytes]:
-    """All that a tokenizer is read from, but that its class may depend on config.json, too."""
+    """All files that a tokenizer is read from; its class may also depend on config.json."""
     patterns = ("tokenizer*", "special_tokens_map.json", "added_tokens.json", "vocab*", "merges.txt", "*.jinja")
     return {path.name: path.read_bytes() for pattern in patterns for path in folder.glob(pattern) if path.is_file()}
 
 
 def drop_code(out: Path) -> None:
-    """Take out of a copied tokenizer's settings what names code to run."""
+    """Remove references to custom code from a copied tokenizer's settings."""
     settings = _settings(out)
     if settings != without_code(settings):
         write_json(out / "tokenizer_config.json", without_code(settings))
@@ -92,6 +92,6 @@ def _settings(folder: Path) -> dict[str, Any]:
 
 
 def _rules(tokenizer: Any) -> str | None:
-    """Everything that decides how text becomes tokens; None for a tokenizer that is not of the tokenizers library."""
+    """Everything that determines tokenization; None for a tokenizer outside the tokenizers library."""
     backend = getattr(tokenizer, "backend_tokenizer", None)
     return None if backend is None else str(backend.to_str())

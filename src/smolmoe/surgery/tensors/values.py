@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 
 class Readable(Protocol):
-    """What a block reads from: a checkpoint, or tensors in memory that are laid out as one."""
+    """The source of a block: a checkpoint, or tensors in memory laid out like one."""
 
     def read(self, name: str, rows: tuple[int, int] | None = None) -> Tensor:
         """A tensor by its name on disk, or its rows (start, stop)."""
@@ -28,7 +28,7 @@ def block_values(
     """Values of a whole block, float32, of the block's shape.
 
     Args:
-        block: what to make.
+        block: the block to compute.
         sources: checkpoint (or tensors in memory) of every source the block reads.
         seed: of every random stream.
         rows: values for blocks of fill "rows", by the block's stream: [E / repeat, D].
@@ -46,7 +46,7 @@ def block_values(
 
 
 def gathered(block: Block, sources: Mapping[str, Readable]) -> Tensor:
-    """What a block copies, in its place and orientation, averaged over its reads, neither perturbed nor scaled."""
+    """The copied values of a block, oriented and averaged over its reads, neither perturbed nor scaled."""
     import torch
 
     values = [_read(sources[read.source], read.tensor, block).float() for read in block.reads]
@@ -55,7 +55,7 @@ def gathered(block: Block, sources: Mapping[str, Readable]) -> Tensor:
 
 
 def fresh_neurons(perturb: Perturb, count: int, seed: int) -> Tensor:
-    """Which of `count` neurons drop draws anew: the mask of fresh entries, as indices."""
+    """Which of `count` neurons drop re-initialises, as indices."""
     return choose_neurons(count, perturb.ratio, generator(seed, perturb.indices))
 
 
@@ -77,7 +77,7 @@ def _perturbed(values: Tensor, perturb: Perturb, seed: int, stream: str) -> Tens
 
 
 def filled(block: Block, seed: int) -> Values:
-    """Values of a block that copies nothing and whose rows are not supplied."""
+    """Values of a filled block whose rows are not supplied."""
     if block.fill == "zeros":
         return np.zeros(block.shape, dtype=np.float32)
     once = normal((block.shape[0] // block.repeat, *block.shape[1:]), generator(seed, block.stream))

@@ -1,6 +1,6 @@
-"""Carry out a tensor program: from the sources' safetensors to the output's, with no model in memory.
+"""Execute a tensor program: from the sources' safetensors to the output's, without a model in memory.
 
-Values that only move are moved by the kernel from file to file and never enter the process. The rest is computed in
+Values that are only copied move from file to file in the kernel and never enter the process. The rest is computed in
 float32 one block at a time.
 """
 
@@ -43,11 +43,11 @@ def parse_size(text: str) -> int:
             with contextlib.suppress(ValueError):
                 if (size := int(float(text[: -len(unit)]) * factor)) > 0:
                     return size
-    raise RequestError("not a size.", field="max_shard_size", value=text, fix="Use a form such as 500MB or 5GB.")
+    raise RequestError("is not a size.", field="max_shard_size", value=text, fix="Use a form such as 500MB or 5GB.")
 
 
 def shard(tensors: Sequence[OutTensor], limit: int) -> list[tuple[str, list[OutTensor]]]:
-    """Tensors in files of at most `limit` bytes (a larger tensor has a file to itself), under their standard names."""
+    """Tensors in files of at most `limit` bytes (a larger tensor gets its own file), under their standard names."""
     groups: list[list[OutTensor]] = [[]]
     size = 0
     for tensor in tensors:
@@ -71,16 +71,16 @@ def write_tensors(
     rows: Mapping[str, Tensor] | None = None,
     progress: Progress = lambda nbytes: None,
 ) -> None:
-    """Write a program's tensors into `folder` as safetensors, with an index where there are several files.
+    """Write a program's tensors into `folder` as safetensors, with an index if there are several files.
 
-    What moves never enters the process, so all that is read is looked at beforehand.
+    Copied values never enter the process, so everything is checked beforehand.
 
     Args:
         rows: values of blocks filled with "rows", by stream.
         progress: called with the number of bytes just written.
 
     Raises:
-        CheckpointError: a source's tensor holds NaN or infinity.
+        CheckpointError: a source tensor contains NaN or infinity.
     """
     check_sources(tensors, sources)
     shards = shard(tensors, max_shard_bytes)
@@ -100,10 +100,10 @@ def write_tensors(
 
 
 def check_sources(tensors: Sequence[OutTensor], sources: Mapping[str, Checkpoint]) -> None:
-    """See that all that a program reads are numbers.
+    """Check that all values a program reads are finite.
 
     Raises:
-        CheckpointError: naming the tensor, how many of its values are none, and the file.
+        CheckpointError: naming the tensor, its number of non-finite values, and the file.
     """
     for name, checkpoint in sources.items():
         reads = (read for tensor in tensors for block in tensor.blocks for read in block.reads)
@@ -128,7 +128,7 @@ def _header(tensors: Sequence[OutTensor]) -> bytes:
 
 
 def moved_range(block: Block, dtype: str, sources: Mapping[str, Checkpoint]) -> tuple[Path, int, int] | None:
-    """(file, offset, bytes) of the source range that a block is byte for byte, or None where it must be computed."""
+    """(file, offset, bytes) of the source range that equals a block byte for byte; None if it must be computed."""
     if len(block.reads) != 1 or block.scale != 1.0 or block.perturb or block.transposed:
         return None
     read = block.reads[0]
@@ -145,7 +145,7 @@ def moved_range(block: Block, dtype: str, sources: Mapping[str, Checkpoint]) -> 
 
 
 class _Values:
-    """Writes blocks: by moving bytes where nothing changes, else through float32."""
+    """Writes blocks: by moving bytes if nothing changes, otherwise through float32."""
 
     def __init__(self, sources: Mapping[str, Checkpoint], seed: int, rows: Mapping[str, Tensor]):
         self._sources = sources
@@ -165,7 +165,7 @@ class _Values:
 
     @staticmethod
     def _row_wise(block: Block) -> bool:
-        """Rows can be computed a few at a time: nothing is drawn, and rows are rows in the source."""
+        """Whether rows can be computed in chunks: nothing is sampled, and rows are rows in the source."""
         return bool(block.reads) and block.perturb is None and not block.transposed and block.axis == 0
 
     def _compute(self, out: Any, block: Block, dtype: str, progress: Progress) -> None:
@@ -184,11 +184,11 @@ def _torch_bytes(values: Tensor, dtype: str) -> memoryview:
 
 
 def _numpy_bytes(values: Values, dtype: str) -> memoryview:
-    """As `_torch_bytes`, without torch: a conversion that only copies needs it for nothing else."""
+    """Like `_torch_bytes`, but without torch, which a conversion that only copies does not need otherwise."""
     if dtype != "bfloat16":
         return values.astype(dtype).reshape(-1).view(np.uint8).data
     bits = values.reshape(-1).view(np.uint32)
-    # Round to nearest, ties to even: half of what is cut off, less one where the last bit that stays is 0.
+    # Round to nearest, ties to even: half of the truncated part, minus one if the last kept bit is 0.
     rounded = (bits + np.uint32(0x7FFF) + ((bits >> 16) & np.uint32(1))) >> 16
     return rounded.astype(np.uint16).view(np.uint8).data
 
@@ -207,7 +207,7 @@ def _copy_range(source: Path, offset: int, nbytes: int, out: Any, progress: Prog
         while done < nbytes:
             count = _copy_some(file.fileno(), offset + done, min(nbytes - done, CHUNK), out)
             if count == 0:
-                raise OutputError("the source ended while it was being copied.", field="source", value=str(source))
+                raise OutputError("the source file ended while it was being copied.", field="source", value=str(source))
             done += count
             progress(count)
 

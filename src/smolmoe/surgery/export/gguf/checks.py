@@ -1,4 +1,4 @@
-"""A GGUF file, run by llama.cpp, against the MoE that it was made of, run by transformers."""
+"""A GGUF file, run by llama.cpp, compared with its source MoE, run by transformers."""
 
 from __future__ import annotations
 
@@ -18,27 +18,27 @@ from smolmoe.verification.logits import Comparison, before_first_close_call, lar
 from smolmoe.verification.sample import Sample, draw_sample, plain
 
 SEQUENCES, LENGTH = 6, 128
-# Two programs that compute the same in float32 differ by the order of their additions: seen 1e-5 of the largest logit.
+# Two correct float32 programs differ by their order of summation: 1e-5 of the largest logit has been seen.
 TOLERANCE = 1e-4
 
 
 @dataclass(frozen=True)
 class GgufMeasured:
-    """The file against the MoE in float32.
+    """The file compared with the MoE in float32.
 
     Attributes:
-        text, tokens: what both read.
-        max_abs: largest |difference of logits|; `sure_max_abs` where no router had made a close call before (its last
-            chosen and first unchosen expert score the same but for rounding), `sure` the share of these tokens.
+        text, tokens: the input of both.
+        max_abs: largest |difference of logits|; `sure_max_abs`: before any router's first close call (its last
+            chosen and first unchosen expert score the same up to rounding); `sure`: the share of these tokens.
         max_logit: largest |logit| of the MoE.
-        flips: share of (token, layer) pairs with another set of experts; `close_flips`: at a close call or after one.
-        kl, top1: mean KL(MoE || file) in nats, share of tokens with the same favourite.
+        flips: share of (token, layer) pairs with a different set of experts; `close_flips`: at or after a close call.
+        kl, top1: mean KL(MoE || file) in nats, top-1 agreement.
         reference_loss, loss: next-token loss in nats.
-        cached_max_abs: largest |difference| of the file's logits read token by token from those read at once.
+        cached_max_abs: largest |difference| of the file's logits, token by token compared with a single pass.
         same_tokens: llama.cpp splits the text into the same tokens.
         nbytes: of the file.
-        tokens_per_second: read by llama.cpp on one thread, in these short sequences.
-        checks: what had to hold.
+        tokens_per_second: prefill speed of llama.cpp on one thread, on these short sequences.
+        checks: the conditions that were checked.
     """
 
     text: str
@@ -74,7 +74,7 @@ class Reference:
 
     @classmethod
     def of(cls, folder: Path, *, seed: int = 0) -> Reference:
-        """Run an MoE as anybody would load it, in float32."""
+        """Load an MoE the standard way and run it in float32."""
         model, tokenizer = load_model(folder), load_tokenizer(folder)
         sample = draw_sample(tokenizer, model.config, None, count=SEQUENCES, length=LENGTH, seed=seed)
         logits, routing = [], []
@@ -93,7 +93,7 @@ class Reference:
         """Run the file in llama.cpp and compare.
 
         Args:
-            exact: it is in float32, so that its logits must be the MoE's.
+            exact: the file is in float32, so its logits must equal the MoE's.
 
         Raises:
             VerificationError: llama.cpp cannot load or run it.
@@ -147,7 +147,7 @@ class Reference:
 
 
 def _cached_difference(whole: Evaluated, cached: Evaluated) -> float:
-    """Up to the first token for which another set of experts was chosen: after it the two compute different things."""
+    """Up to the first token with a different set of experts: after it the outputs legitimately differ."""
     same = torch.ones(len(whole.logits), dtype=torch.bool)
     for layer, indices in whole.chosen.items():
         same &= (indices.sort(1).values == cached.chosen[layer].sort(1).values).all(1)
@@ -158,14 +158,14 @@ def _cached_difference(whole: Evaluated, cached: Evaluated) -> float:
 def _checks(measured: GgufMeasured, finite: bool, *, exact: bool) -> list[Check]:
     same = measured.same_tokens
     checks = [
-        Check("finite", finite, float(not finite), 0.0, "Every logit is a number."),
-        Check("tokens", same, float(not same), 0.0, "llama.cpp reads text as the MoE's tokenizer does."),
+        Check("finite", finite, float(not finite), 0.0, "Every logit is finite."),
+        Check("tokens", same, float(not same), 0.0, "llama.cpp produces the same tokens as the MoE's tokenizer."),
     ]
     if exact:
         limit = TOLERANCE * measured.max_logit
         for name, value, meaning in (
-            ("logits", measured.sure_max_abs, "In float32 the logits are the MoE's where no router made a close call."),
-            ("cache", measured.cached_max_abs, "Token by token the file gives what it gives at once."),
+            ("logits", measured.sure_max_abs, "In float32 the logits equal the MoE's before any close router call."),
+            ("cache", measured.cached_max_abs, "Token-by-token decoding gives the same logits as a single pass."),
         ):
             checks.append(Check(name, value <= limit, value, limit, meaning))
     return checks

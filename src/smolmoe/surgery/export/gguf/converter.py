@@ -1,4 +1,4 @@
-"""llama.cpp's own converter: where it is, and running it in a process of its own."""
+"""llama.cpp's own converter: finding it, and running it in a separate process."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from smolmoe.surgery.export.gguf.vocabulary import Vocabulary
 ENVIRONMENT = "SMOLMOE_LLAMA_CPP"
 SCRIPT = "convert_hf_to_gguf.py"
 _PLACES = ("", "vendor/llama.cpp", "bin", "share/llama.cpp")
-# The converter's modules with the classes that write a vocabulary of their own for what we export.
+# The converter's modules whose classes write their own vocabulary for the models we export.
 _MODULES = ("llama", "granite", "qwen", "glm", "olmo")
 
 
@@ -27,10 +27,10 @@ def find_converter(path: str | Path | None) -> Path:
 
     Args:
         path: a checkout or installation of llama.cpp, the unpacked source package of llama-cpp-python, or the script;
-            None for what the environment variable SMOLMOE_LLAMA_CPP says.
+            None for the environment variable SMOLMOE_LLAMA_CPP.
 
     Raises:
-        RequestError: it is not there; says where it can be had.
+        RequestError: not found; states where to get it.
     """
     named = path or os.environ.get(ENVIRONMENT)
     fix = (
@@ -45,7 +45,7 @@ def find_converter(path: str | Path | None) -> Path:
     for place in _PLACES:
         if (root / place / SCRIPT).is_file():
             return (root / place).resolve()
-    raise RequestError(f"there is no {SCRIPT} in it.", field="llama_cpp", value=str(named), fix=fix)
+    raise RequestError(f"does not contain {SCRIPT}.", field="llama_cpp", value=str(named), fix=fix)
 
 
 Types = Mapping[str, str]
@@ -60,7 +60,7 @@ def convert(converter: Path, model: Path, out: Mapping[str, Path], vocabulary: V
         vocabulary: how to write the tokenizer.
 
     Raises:
-        RequestError: the converter failed; has its last words.
+        RequestError: the converter failed; includes its last line of output.
     """
     job = {
         "converter": str(converter),
@@ -73,14 +73,14 @@ def convert(converter: Path, model: Path, out: Mapping[str, Path], vocabulary: V
         path = Path(folder) / "job.json"
         path.write_text(json.dumps(job), encoding="utf-8")
         worker = Path(__file__).with_name("worker.py")
-        # -P: the folder of the worker, whose other modules are none of the converter's, stays off its path.
-        # -B: nothing is left in the converter's.
+        # -P: keeps the worker's folder, whose other modules the converter must not import, off sys.path.
+        # -B: leaves no bytecode in the converter's folder.
         command = [sys.executable, "-P", "-B", str(worker), str(path)]
         done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode or not all(path.is_file() for path in out.values()):
         words = [line for line in done.stderr.splitlines() if line.strip()]
         raise RequestError(
-            f"llama.cpp's converter failed: {words[-1] if words else 'it said nothing'}",
+            f"llama.cpp's converter failed: {words[-1] if words else 'no output'}",
             field="llama_cpp",
             value=str(converter),
             fix="Use a llama.cpp of 2026 or later (that of llama-cpp-python 0.3.36 is known to work).",

@@ -1,7 +1,7 @@
-"""llama.cpp itself, through llama-cpp-python: a GGUF file's tokens, logits and the experts that it chose.
+"""llama.cpp itself, through llama-cpp-python: a GGUF file's tokens, logits and chosen experts.
 
-Keys and values are kept in float32 and attention is computed plainly: by default llama.cpp rounds the former to
-float16, which moves logits by hundreds of times what the file does.
+Keys and values are kept in float32, without flash attention: by default llama.cpp rounds them to
+float16, which changes logits hundreds of times more than the conversion does.
 """
 
 from __future__ import annotations
@@ -27,20 +27,20 @@ _CHOICE = re.compile(r"ffn_moe_topk-(\d+)$")
 
 
 def available() -> bool:
-    """Whether llama.cpp can be run here."""
+    """Whether llama.cpp is installed."""
     return find_spec("llama_cpp") is not None
 
 
 @dataclass
 class Evaluated:
-    """What llama.cpp made of one sequence: logits [S, V], and each layer's chosen experts [S, K]."""
+    """llama.cpp's output for one sequence: logits [S, V], and each layer's chosen experts [S, K]."""
 
     logits: Tensor
     chosen: dict[int, Tensor] = field(default_factory=dict)
 
 
 class Engine:
-    """A GGUF file in llama.cpp, on the CPU.
+    """A GGUF file loaded in llama.cpp, on the CPU.
 
         with Engine(path, context=128) as engine:
             engine.evaluate(ids).logits
@@ -48,10 +48,10 @@ class Engine:
     Args:
         path: of the file.
         context: the longest sequence, in tokens.
-        threads: to compute with.
+        threads: number of CPU threads.
 
     Attributes:
-        seconds, tokens: spent and read so far by `evaluate`.
+        seconds, tokens: totals of `evaluate` so far.
 
     Raises:
         VerificationError: llama.cpp cannot load the file.
@@ -98,7 +98,7 @@ class Engine:
         self._api.llama_model_free(self._model)
 
     def tokenize(self, text: str) -> list[int]:
-        """The tokens of a text, with those that the model puts before and after."""
+        """The tokens of a text, including the special tokens that the model adds."""
         data = text.encode()
         room = len(data) + 8
         ids = (self._api.llama_token * room)()
@@ -106,7 +106,7 @@ class Engine:
         return list(ids[:count])
 
     def evaluate(self, ids: Sequence[int], *, at_once: int | None = None) -> Evaluated:
-        """A sequence from its start, at once or (with a KV cache) in steps of `at_once` tokens."""
+        """Evaluate a sequence, in one pass or (with a KV cache) in steps of `at_once` tokens."""
         import torch
 
         self._api.llama_memory_clear(self._api.llama_get_memory(self._context), True)
@@ -135,7 +135,7 @@ class Engine:
         return np.ctypeslib.as_array(logits, shape=(len(ids), self._size)).copy()
 
     def _watch(self, tensor: Any, asks: bool, _data: Any) -> bool:
-        """llama.cpp's callback: first whether a tensor is wanted, then with its values."""
+        """llama.cpp's callback: called first to ask whether a tensor is wanted, then with its values."""
         library = _tensors()
         found = _CHOICE.match(library.ggml_get_name(tensor).decode())
         if asks or found is None:
@@ -144,7 +144,7 @@ class Engine:
         values = np.empty(nbytes // 4, dtype=np.int32)
         library.ggml_backend_tensor_get(tensor, values.ctypes.data, 0, nbytes)
         top_k = library.ggml_nelements(tensor) // self._expected
-        # A view of the sorted experts of each token: K of each row of E, the last row cut short.
+        # A view of the sorted experts of each token: K of each row of E, the last row is shorter.
         row = (len(values) - top_k) // (self._expected - 1) if self._expected > 1 else top_k
         rows = np.stack([values[token * row : token * row + top_k] for token in range(self._expected)])
         self._seen[int(found[1])] = rows.astype(np.int64)
@@ -152,7 +152,7 @@ class Engine:
 
 
 def _silent(_level: Any, _text: Any, _data: Any) -> None:
-    """llama.cpp tells the terminal all that it does."""
+    """Silences llama.cpp, which logs everything to the terminal."""
 
 
 def _tensors() -> Any:

@@ -1,4 +1,4 @@
-"""An MoE as a GGUF file: by which class llama.cpp can compute it, converted, run by llama.cpp and measured."""
+"""Export an MoE as a GGUF file: choose a class that llama.cpp supports, convert, run by llama.cpp and measure."""
 
 from __future__ import annotations
 
@@ -29,17 +29,17 @@ KIND, SCHEMA = "gguf-export", 1
 
 @dataclass(frozen=True)
 class GgufExport:
-    """What was written.
+    """The result of an export.
 
     Attributes:
-        out: the file; its measurements lie beside it, under the same name with .json.
-        architecture: llama.cpp's name of it.
-        through: the transformers class that the converter read: the model's own, or one that computes the same.
-        mended: what had to be changed so that llama.cpp computes the same.
+        out: the file; its measurements are next to it, under the same name with .json.
+        architecture: llama.cpp's name for it.
+        through: the transformers class that the converter read: the model's own, or an equivalent one.
+        mended: changes needed for llama.cpp to compute the same function.
         quant: "f32", "f16" or "q8_0".
-        other_types: tensors of two or more dimensions that were written in another type, by type.
+        other_types: tensors of two or more dimensions that were written in a different type, by type.
         nbytes: of the file; None with dry_run.
-        measured: type -> by llama.cpp itself, the file in float32 among them; empty where it is not installed.
+        measured: type -> llama.cpp's measurement, including the float32 file; empty if it is not installed.
         seconds: wall time.
         dry_run: nothing was written.
     """
@@ -57,7 +57,7 @@ class GgufExport:
 
     @property
     def verified(self) -> bool:
-        """Whether llama.cpp has run it."""
+        """Whether llama.cpp has run the file."""
         return bool(self.measured)
 
     def to_json(self) -> dict[str, Any]:
@@ -74,7 +74,7 @@ class GgufExport:
 
 @dataclass(frozen=True)
 class Route:
-    """How llama.cpp can compute an MoE: as which class, and whether that is its own."""
+    """How llama.cpp computes an MoE: as which class, and whether that is the model's own class."""
 
     kind: str
     own: bool
@@ -84,10 +84,10 @@ class Route:
 
 
 def find_route(files: MoeFiles) -> Route:
-    """The first class, the MoE's own before others that compute the same, that llama.cpp computes as it should.
+    """The first class that llama.cpp computes correctly: the MoE's own, then equivalent ones.
 
     Raises:
-        TargetError: there is none; says for each class why not.
+        TargetError: no such class; states the reason for each.
     """
     from smolmoe.moe.loading import load_config
     from smolmoe.surgery.export.gguf.architectures import ARCHITECTURES, reasons_against
@@ -108,7 +108,7 @@ def find_route(files: MoeFiles) -> Route:
     if found is None:
         said = "; ".join(f"{kind}: {', '.join(why)}" for kind, why in reasons.items())
         raise TargetError(
-            f"llama.cpp cannot compute what this model does ({said}).",
+            f"llama.cpp cannot compute this model's function ({said}).",
             field="to",
             value="gguf",
             fix="Serve it with transformers, or with vLLM or SGLang where these run its class.",
@@ -118,7 +118,7 @@ def find_route(files: MoeFiles) -> Route:
 
 
 def _settings_as(files: MoeFiles, kind: str) -> dict[str, Any]:
-    """The settings that the MoE would have as another class."""
+    """The settings of the MoE as another class."""
     from smolmoe.surgery.export.native import native_export
 
     program, _ = native_export(files, kind)
@@ -139,14 +139,14 @@ def export_gguf(
     dry_run: bool,
     report: Progress,
 ) -> GgufExport:
-    """Write an MoE as a GGUF file, and measure it with llama.cpp where that is installed.
+    """Write an MoE as a GGUF file, and measure it with llama.cpp if that is installed.
 
     Raises:
-        RequestError: no converter, or one that fails.
-        SourceError: a tokenizer that llama.cpp has nothing equal to.
+        RequestError: the converter was not found, or it failed.
+        SourceError: a tokenizer without an equivalent in llama.cpp.
         TargetError: a function that llama.cpp cannot compute.
         OutputError: the file exists.
-        VerificationError: llama.cpp computes something else; the file is left for inspection.
+        VerificationError: llama.cpp's output differs; the file is kept for inspection.
     """
     from smolmoe.surgery.export.gguf.converter import find_converter
 
@@ -165,13 +165,13 @@ def export_gguf(
             out, route.architecture, route.kind, (), quant, {}, None, {}, time.monotonic() - start, dry_run
         )
     converter = find_converter(llama_cpp)
-    # Beside the output: it must be renamed into place, and the temporary folder of a machine is often small.
+    # Next to the output: it must be renamed into place, and a machine's temporary folder is often small.
     with writing(out), workshop(target, shown=out) as folder:
         job = _Job(files, route, vocabulary, converter, folder, report)
         staged, mends = job.stage()
         written, types = job.convert(staged, quant)
         measured = job.measure(written)
-        _check_out(out, overwrite=overwrite)  # again: it may have come to be there meanwhile
+        _check_out(out, overwrite=overwrite)  # again: it may have been created in the meantime
         written[quant].replace(target)
     result = GgufExport(
         out,
@@ -192,7 +192,7 @@ def export_gguf(
 
 
 def _say_what_is_missing(llama_cpp: str | Path | None) -> None:
-    """Say in a dry run that there is no converter; what would be written is known without it."""
+    """Report in a dry run that the converter was not found; the plan does not depend on it."""
     from smolmoe.surgery.export.gguf.converter import find_converter
 
     try:
@@ -202,15 +202,17 @@ def _say_what_is_missing(llama_cpp: str | Path | None) -> None:
 
 
 def _check_out(out: Path, *, overwrite: bool) -> None:
-    """The file, and the one with its measurements: never a JSON file that we did not write."""
+    """Check the file and its measurements file: never overwrite a JSON file that we did not write."""
     about = out.with_suffix(".json")
     place(about, "file")
     for path in (out, about):
         if path.exists() and not overwrite:
-            raise OutputError("exists.", field="out", value=str(path), fix="Use `overwrite=True` to replace it.")
+            raise OutputError(
+                "exists.", field="out", value=str(path), fix="Use `overwrite=True` to replace it."
+            )
     if about.exists() and _kind(about) != KIND:
         raise OutputError(
-            "was not written by an export, and the measurements would replace it.",
+            "was not written by an export; the measurements would overwrite it.",
             field="out",
             value=str(about),
             fix="Choose another name.",
@@ -232,17 +234,17 @@ def _vocabulary(files: MoeFiles) -> Vocabulary:
     tokenizer = load_tokenizer(files.folder)
     if tokenizer is None:
         raise SourceError(
-            "has no tokenizer, and a GGUF file carries one.",
+            "has no tokenizer, which a GGUF file needs.",
             field="model",
             value=str(files.folder),
-            fix="Put the tokenizer's files into the folder.",
+            fix="Add the tokenizer files to the folder.",
         )
     return vocabulary_of(tokenizer)
 
 
 @dataclass(frozen=True)
 class _Job:
-    """One export, in a folder that is thrown away."""
+    """One export, in a temporary folder."""
 
     files: MoeFiles
     route: Route
@@ -252,7 +254,7 @@ class _Job:
     report: Progress
 
     def stage(self) -> tuple[Path, list[str]]:
-        """The folder that the converter is to read: the MoE's own, or a copy of another class, mended; and why."""
+        """The folder the converter reads: the MoE's own, or an adapted copy of another class; and why."""
         from smolmoe.surgery.experts.moe_files import read_moe
         from smolmoe.surgery.export.gguf_compatibility import mended
         from smolmoe.surgery.export.native import native_export
@@ -275,7 +277,7 @@ class _Job:
         return write_program(program, self.files, self.folder / name, stage="export", made={})
 
     def convert(self, staged: Path, quant: str) -> tuple[dict[str, Path], Mapping[str, Mapping[str, str]]]:
-        """The file as asked and, where llama.cpp can run it, one in float32: there only the conversion can differ."""
+        """The requested file and, if llama.cpp is installed, one in float32, where only the conversion can differ."""
         from smolmoe.surgery.export.gguf.converter import convert
         from smolmoe.surgery.export.gguf.engine import available
 
@@ -291,17 +293,17 @@ class _Job:
             return {}
         from smolmoe.surgery.export.gguf.checks import Reference
 
-        self.report("transformers' logits and routing", 0, 0)
+        self.report("Running transformers for logits and routing", 0, 0)
         reference = Reference.of(self.files.folder)
         found = {}
         for name, path in written.items():
-            self.report(f"llama.cpp on the file ({name})", 0, 0)
+            self.report(f"Running llama.cpp on the file ({name})", 0, 0)
             found[name] = reference.measure(path, exact=name == "f32")
         return found
 
 
 def _other_types(types: Mapping[str, str], quant: str) -> dict[str, tuple[str, ...]]:
-    """Weights that were not written as asked: routers and norms stay in float32, odd rows cannot be quantised."""
+    """Weights not written in the requested type: routers and norms stay in float32, odd rows cannot be quantised."""
     found: dict[str, tuple[str, ...]] = {}
     for name, kind in types.items():
         if kind != quant.upper() and name.endswith(".weight") and "norm" not in name:
@@ -314,12 +316,12 @@ def _check(result: GgufExport) -> None:
     if failed:
         raise VerificationError(
             " ".join(
-                f"{check.name}: measured {check.measured:.3g}, limit {check.limit:.3g}; should be: {check.meaning}"
+                f"{check.name}: measured {check.measured:.3g}, limit {check.limit:.3g}; expected: {check.meaning}"
                 for check in failed
             ),
             field="out",
             value=str(result.out),
-            fix="The file is left for inspection.",
+            fix="The file is kept for inspection.",
         )
 
 

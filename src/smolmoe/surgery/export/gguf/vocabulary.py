@@ -1,8 +1,8 @@
-"""How a tokenizer is written into a GGUF file, where llama.cpp's converter does not know it.
+"""How a tokenizer that llama.cpp's converter does not recognise is written into a GGUF file.
 
-llama.cpp has the pre-tokenizers of known models by name. The converter recognises a tokenizer by the tokens of one
-text, so that a tokenizer of one's own is never known, though it may split text as a known one does. That is found out
-here: by the splits themselves, of text that was made to tell them apart.
+llama.cpp has the pre-tokenizers of known models by name. The converter recognises a tokenizer by its tokens of one
+text, so it never recognises a custom tokenizer, even if that splits text as a known one does. This module compares
+the splits themselves, on text designed to distinguish them.
 """
 
 from __future__ import annotations
@@ -16,8 +16,8 @@ from smolmoe.errors import SourceError
 _CONTRACTIONS = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)"
 _TAIL = r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 _WORDS = _CONTRACTIONS + r"|[^\r\n\p{L}\p{N}]?\p{L}+"
-# What llama.cpp calls them, each with the tokenizers library's form of the same rules. Those that differ only in
-# whether a word that is a token is merged (`ignore_merges`) are told apart by that.
+# llama.cpp's names, each with the equivalent rules of the tokenizers library. Rules that differ only in
+# whether a word that is a token is merged are distinguished by `ignore_merges`.
 _SPLITS: dict[str, tuple[dict[str, Any], ...]] = {
     "gpt-2": (),
     "smollm": ({"type": "Digits", "individual_digits": True},),
@@ -35,12 +35,12 @@ PROBE = (
 
 @dataclass(frozen=True)
 class Vocabulary:
-    """How the converter is to write a tokenizer.
+    """How the converter should write a tokenizer.
 
     Attributes:
-        kind: "bytes": BPE over bytes, merges and all; "pieces": BPE over characters with a fallback to bytes, as
-            SentencePiece does it; "own": what the converter does by itself.
-        pre: llama.cpp's name of the pre-tokenizer, where the converter does not know the tokenizer.
+        kind: "bytes": byte-level BPE with its merges; "pieces": character-level BPE with byte fallback, as in
+            SentencePiece; "own": the converter's default.
+        pre: llama.cpp's name of the pre-tokenizer, if the converter does not recognise the tokenizer.
         scores: token -> score by which llama.cpp merges pieces: the earlier a merge, the higher.
     """
 
@@ -50,10 +50,10 @@ class Vocabulary:
 
 
 def vocabulary_of(tokenizer: Any) -> Vocabulary:
-    """How to write a tokenizer of transformers.
+    """How to write a transformers tokenizer.
 
     Raises:
-        SourceError: llama.cpp has nothing equal; says what differs.
+        SourceError: llama.cpp has no equivalent; states what differs.
     """
     backend = getattr(tokenizer, "backend_tokenizer", None)
     # GLM's own tokenizer has roles that the converter marks by name.
@@ -62,11 +62,11 @@ def vocabulary_of(tokenizer: Any) -> Vocabulary:
     rules = json.loads(backend.to_str())
     model = rules["model"]
     if model["type"] != "BPE":
-        raise _unlike(f"a model of kind {model['type']}, and only BPE can be written")
+        raise _unlike(f"a model of type {model['type']}; only BPE is supported")
     if model.get("byte_fallback"):
         return Vocabulary("pieces", scores=_scores(model["merges"]))
     if rules.get("normalizer") is not None and rules["normalizer"]["type"] != "NFC":
-        raise _unlike(f"a normaliser ({rules['normalizer']['type']}), which llama.cpp has not")
+        raise _unlike(f"a normaliser ({rules['normalizer']['type']}), which llama.cpp does not support")
     return Vocabulary("bytes", pre=_pre_tokenizer(backend, bool(model.get("ignore_merges"))))
 
 
@@ -86,9 +86,9 @@ def _pre_tokenizer(backend: Any, ignore_merges: bool) -> str:
             if (name in _IGNORES_MERGES) == ignore_merges:
                 return name
     if near:
-        what = "looks whole words up before it merges" if ignore_merges else "merges every word"
-        raise _unlike(f"the splits of {near[0]}, but it {what}, which llama.cpp does otherwise there")
-    raise _unlike(f"a pre-tokenizer that splits unlike those of {', '.join(_SPLITS)}")
+        what = "looks up whole words before merging" if ignore_merges else "merges every word"
+        raise _unlike(f"the splits of {near[0]}, but it {what}, unlike llama.cpp with these splits")
+    raise _unlike(f"a pre-tokenizer that splits differently from those of {', '.join(_SPLITS)}")
 
 
 def _split(pre_tokenizer: Any) -> list[str] | None:

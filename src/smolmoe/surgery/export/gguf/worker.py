@@ -1,7 +1,7 @@
-"""Run by `converter` in a process of its own: llama.cpp's converter, told how to write the vocabulary.
+"""Run by `converter` in a separate process: llama.cpp's converter, with instructions for the vocabulary.
 
-Its files stay as they are; of the classes in memory the methods are replaced that write the vocabulary. It knows
-nothing of smolmoe, whose modules are not on the path here.
+Its files are not modified; the methods that write the vocabulary are replaced in memory. This module cannot import
+smolmoe, which is not on sys.path here.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ Job = dict[str, Any]
 
 
 def main(job: Job) -> None:
-    """Convert to each type, and print each file's tensor types as a line of JSON."""
+    """Convert to each type, and print each file's tensor types as one line of JSON."""
     root = Path(job["converter"])
     sys.path[:0] = [str(root), str(root / "gguf-py")]
     converter = importlib.import_module("convert_hf_to_gguf")
@@ -32,7 +32,7 @@ def main(job: Job) -> None:
 
 
 def _text_model(converter: Any) -> Any:
-    """The base class of the language models: in a module of its own since the converter was split up."""
+    """The base class of the language models: in a separate module since the converter was split."""
     try:
         return importlib.import_module("conversion.base").TextModel
     except ModuleNotFoundError:
@@ -78,7 +78,7 @@ def _name_pre_tokenizer(text_model: Any, name: str) -> None:
 
 
 def _rank_pieces(scores: dict[str, float]) -> None:
-    """The converter gives all pieces one score, by which nothing can be merged in order."""
+    """The converter gives all pieces the same score, which loses the order of merges."""
     vocab = importlib.import_module("gguf").LlamaHfVocab
 
     def get_token_score(self: Any, token_id: int) -> float:
