@@ -120,7 +120,7 @@ def with_domains(source: Source, by: str) -> Iterator[Document]:
             f'no row has a domain (no "{by}").',
             field="data",
             value=tally.first[NO_DOMAIN],
-            fix="Tag the rows, or set --by to the column of the tag.",
+            fix="Tag the rows, or set `by` to the column of the tag.",
         )
     tally.log(source.label)
 

@@ -55,13 +55,13 @@ def known_share(out: Path, budget: BudgetRecipe) -> float | None:
     """
     if not (out / FILE).is_file():
         return None
-    found = read_object(out / FILE, fix="Restore it, or name another folder with --set out=...")
+    found = read_object(out / FILE, fix="Restore it, or name another folder with `out=...`")
     if found.get("minutes") != budget.minutes:
         raise OutputError(
             f"the budget was another (minutes: {found.get('minutes')} there, {budget.minutes} here).",
             field="budget",
             value=str(out),
-            fix="Run them again with --from and the first of them, or name another folder with --set out=...",
+            fix="Run them again from the first of them (`start=...`), or name another folder with `out=...`",
         )
     return float(found["share"])
 

@@ -196,7 +196,7 @@ class _Pipeline:
                 "the trainings before it were run without a budget.",
                 field="budget",
                 value=name,
-                fix=f"Run all of them again with --from {self.trainings[0]}.",
+                fix=f"Run all of them again with `start={self.trainings[0]!r}`.",
             )
         share = budget.find_share(self.recipe, name, self.values[name], report)
         self._take(self.recipe, share)
@@ -207,6 +207,6 @@ class _Pipeline:
         values = self.values[stage.name]
         if stage.match_flops is None:
             return values
-        again = f"Do the stage again with --from {stage.match_flops}."
+        again = f"Do the stage again with `start={stage.match_flops!r}`."
         summary = read_object(self.out / stage.match_flops / "summary.json", fix=again)
         return with_matched_steps(values, summary["flops"])

@@ -126,7 +126,7 @@ def _find(run: Path, which: str) -> Path:
             f"no best checkpoint is known: up to {found[-1].name} the run measured no held-out loss during training.",
             field="resume",
             value=which,
-            fix="Use --resume latest, or a checkpoint's folder.",
+            fix="Use `resume='latest'`, or a checkpoint's folder.",
         )
     chosen = next((path for path in found if step_of(path) == best), None)
     if chosen is None:

@@ -207,9 +207,7 @@ def _check_out(out: Path, *, overwrite: bool) -> None:
     place(about, "file")
     for path in (out, about):
         if path.exists() and not overwrite:
-            raise OutputError(
-                "exists.", field="out", value=str(path), fix="Use `overwrite=True` to replace it."
-            )
+            raise OutputError("exists.", field="out", value=str(path), fix="Use `overwrite=True` to replace it.")
     if about.exists() and _kind(about) != KIND:
         raise OutputError(
             "was not written by an export; the measurements would overwrite it.",
