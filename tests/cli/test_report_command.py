@@ -68,7 +68,7 @@ def test_a_trained_model_has_its_card(folder: Path) -> None:
     text = (folder / "run" / "model" / "README.md").read_text()
     assert f"| this model | {summary['held_out']['loss']:.4f} |" in text
     assert "| before this training |" in text
-    assert f"| active for a token | {summary['parameters']['active']:,} |" in text
+    assert f"| active per token | {summary['parameters']['active']:,} |" in text
 
 
 def test_errors(folder: Path, tmp_path: Path) -> None:

@@ -66,7 +66,7 @@ def test_every_option_reaches_the_recipe(data: Call) -> None:
     ("arguments", "said"),
     [
         (["--score", "perplexity"], "a perplexity is a model's"),
-        ([], "a tokenizer is needed"),
+        ([], "tokens are a tokenizer's"),
         (["--score", "longest"], "score = longest"),
         (["--tokenizer", "tokenizer", "--by", "domian"], "Did you mean 'domain'"),
         (["--tokenizer", "tokenizer", "--min-characters", 9999], "text too short: 60"),

@@ -41,7 +41,7 @@ BAD: dict[str, tuple[object, str]] = {
     "gap": (changed("a", shape=[3], data_offsets=[0, 12]), "'b' leaves 4 bytes"),
     "hole at the start": (changed("a", shape=[3], data_offsets=[4, 16]), "'a' leaves 4 bytes"),
     "past the end": (changed("b", shape=[8], data_offsets=[16, 32]), "truncated"),
-    "twice": (TWICE, "'a' stands twice"),
+    "twice": (TWICE, "'a' is given twice"),
     "unknown dtype": (changed("b", dtype="Q9"), "Q9"),
     "dtype no text": (changed("b", dtype=5), "tensor 'b'"),
     "negative shape": (changed("a", shape=[-2, -2]), "tensor 'a'"),

@@ -103,7 +103,7 @@ def test_a_resumed_run_keeps_its_own_state(trained: Path, tmp_path: Path) -> Non
 
 def test_state_of_another_model(trained: Path, tmp_path: Path) -> None:
     other = dense_folder(tmp_path / "other")
-    with pytest.raises(RequestError, match="of another model"):
+    with pytest.raises(RequestError, match="from a different model"):
         train(recipe(tmp_path, other, carry={"optimizer": str(go_on(trained, tmp_path / "moe-run", "copy", 1))}))
 
 
