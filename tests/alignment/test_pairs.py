@@ -87,7 +87,7 @@ def test_no_pair_at_all_says_what_to_raise(tmp_path: Path) -> None:
 def test_nothing_there_is_overwritten_unasked(tmp_path: Path) -> None:
     out = tmp_path / "out"
     PairsFolder(out, {"seed": 0}, resume=False, overwrite=False).write_shard(0, Shard((), 0.0, 0, 0))
-    with pytest.raises(OutputError, match=r"holds pairs \(unfinished\)"):
+    with pytest.raises(OutputError, match=r"contains pairs \(unfinished\)"):
         PairsFolder(out, {"seed": 0}, resume=False, overwrite=False)
     with pytest.raises(OutputError, match="seed: 0 there, 1 here"):
         PairsFolder(out, {"seed": 1}, resume=True, overwrite=False)

@@ -92,7 +92,7 @@ def test_rows_that_do_not_fit_the_method(tmp_path: Path, moe: Path) -> None:
     file = write_corrections(tmp_path / "gec.jsonl")
     with pytest.raises(DataError, match='no "chosen"'):
         align(recipe(tmp_path, moe, "dpo", data={"train": [str(file)]}))
-    with pytest.raises(DataError, match="none is left for measuring"):
+    with pytest.raises(DataError, match="none of 40 rows is left for measuring"):
         align(recipe(tmp_path, moe, "sft", data={"train": [str(file)], "held_out": 0.001}))
     with pytest.raises(DataError, match="longer than 4 tokens"):
         align(recipe(tmp_path, moe, "sft", data={"train": [str(file)], "length": 4}))
@@ -137,7 +137,7 @@ def test_nothing_is_overwritten_unasked(tmp_path: Path, moe: Path) -> None:
     align(values)
     with pytest.raises(OutputError, match="finished"):
         align(values)
-    with pytest.raises(OutputError, match="another recipe"):
+    with pytest.raises(OutputError, match="different recipe"):
         align({**values, "seed": 1}, resume="latest")
     with pytest.raises(CheckpointError, match="no best checkpoint is known: up to checkpoint-1 the run measured no"):
         align(values, resume="best")

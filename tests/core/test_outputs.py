@@ -134,7 +134,7 @@ def test_a_file_in_the_place_of_a_folder_is_said_plainly_before_the_work(
 ) -> None:
     out = tmp_path / "out"
     out.write_text("mine")
-    with pytest.raises(OutputError, match=r"is a file|something else than|exists") as caught:
+    with pytest.raises(OutputError, match=r"is a file|something other than|exists") as caught:
         FOLDERS[command](inputs, out)
     assert "(File exists)" not in str(caught.value)
     assert out.read_text() == "mine"

@@ -50,9 +50,9 @@ def test_other_settings_are_refused_by_name(tmp_path):
 @pytest.mark.parametrize("overwrite", [False, True])
 def test_a_folder_of_something_else_is_never_touched(tmp_path, overwrite):
     (tmp_path / "thesis.txt").write_text("irreplaceable")
-    with pytest.raises(OutputError, match="something else than a run"):
+    with pytest.raises(OutputError, match="something other than a run"):
         RunFolder(tmp_path, {}, overwrite=overwrite)
-    with pytest.raises(OutputError, match="something else than a run"):
+    with pytest.raises(OutputError, match="something other than a run"):
         RunFolder(tmp_path / "thesis.txt", {}, overwrite=overwrite)
     assert (tmp_path / "thesis.txt").read_text() == "irreplaceable"
 

@@ -292,7 +292,7 @@ def test_weighted_streams_are_read_by_their_share(tmp_path, stream, tokenizer):
     blocks = Blocks(corpus.train, count=WINDOW, length=64, seed=0, weights=(3, 1))
     streamed = [n for n in blocks._order.documents if corpus.train.source_ids[n] == 1]
     assert streamed == sorted(set(streamed))  # never from its start again
-    with pytest.raises(DataError, match=r"has no end.*`rows`"):
+    with pytest.raises(DataError, match=r"is unlimited.*`rows`"):
         load_corpus(DataRecipe(sources=[{"path": local}], validation=[stream]), tokenizer)
     held = load_corpus(DataRecipe(sources=[{"path": local}], validation=[{**stream, "rows": 30}]), tokenizer)
     assert len(held.validation) == 30

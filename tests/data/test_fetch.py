@@ -101,7 +101,7 @@ def test_more_rows_go_on_where_it_stopped(tmp_path, place, preset, rows):
     found = fetch(preset, parts, rows=7, shard_rows=4)
     assert [shard["rows"] for shard in found["shards"]] == [4, 3]
     assert not found["whole"]
-    with pytest.raises(OutputError, match=r"holds 7 fetched rows.*resume=True"):
+    with pytest.raises(OutputError, match=r"contains 7 fetched rows.*resume=True"):
         fetch(preset, parts, rows=10)
     before = contents(parts)
     fetch(preset, parts, rows=10, resume=True, shard_rows=4)

@@ -194,7 +194,7 @@ def test_what_is_there_stays_unless_it_is_to_be_replaced(asked: dict[str, Any]) 
     shutil.rmtree(asked["out"])
     Path(asked["out"]).mkdir()
     (Path(asked["out"]) / "thesis.txt").write_text("mine")
-    with pytest.raises(OutputError, match="something else"):
+    with pytest.raises(OutputError, match="something other than"):
         cache_teacher(**asked, overwrite=True)
     assert (Path(asked["out"]) / "thesis.txt").exists()
 

@@ -270,11 +270,11 @@ def test_what_is_written(runs: Runs, tmp_path: Path) -> None:
     assert "<b>" not in table
     lines = [line for line in table.splitlines() if line.startswith("| all |")]
     assert f"{found.base.loss.value:.4f}" in lines[0]
-    with pytest.raises(OutputError, match="holds a comparison"):
+    with pytest.raises(OutputError, match="contains a comparison"):
         compare(models, runs.of("moe")[0], speed=False, out=out)
     compare(models, runs.of("moe")[0], speed=False, out=out, overwrite=True)
     (out / "mine.txt").write_text("mine")
-    with pytest.raises(OutputError, match="something else"):
+    with pytest.raises(OutputError, match="something other than"):
         compare(models, runs.of("moe")[0], speed=False, out=out, overwrite=True)
 
 

@@ -100,10 +100,10 @@ def test_a_checkpoint_is_scored_into_a_folder(tmp_path: Path) -> None:
     assert written["model"]["rows"] == 2
     assert written["settings"]["template"] == "{prompt}\n"
     assert written["settings"]["max_new_tokens"] == 6
-    with pytest.raises(OutputError, match="holds scores"):
+    with pytest.raises(OutputError, match="contains scores"):
         score_checkpoint(folder, ROWS, out=tmp_path / "out", **options)
     score_checkpoint(folder, ROWS, out=tmp_path / "out", overwrite=True, **options)
-    with pytest.raises(OutputError, match="something else"):
+    with pytest.raises(OutputError, match="something other than"):
         score_checkpoint(folder, ROWS, out=folder, overwrite=True, **options)
 
 

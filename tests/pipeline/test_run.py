@@ -147,7 +147,7 @@ def test_a_folder_of_something_else_is_left_alone(tmp_path: Path) -> None:
     (tmp_path / "run").mkdir()
     (tmp_path / "run" / "mine.txt").write_text("mine")
     for start in (None, "dense"):
-        with pytest.raises(OutputError, match="something else"):
+        with pytest.raises(OutputError, match="something other than a pipeline"):
             go(pipeline(tmp_path), start=start)
     assert os.listdir(tmp_path / "run") == ["mine.txt"]
 

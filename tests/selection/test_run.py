@@ -243,7 +243,7 @@ def test_nothing_is_overwritten_unasked(place: Path, tmp_path: Path) -> None:
         run_select(recipe(place), tmp_path / "mine", overwrite=True)
     run_select(recipe(place), tmp_path / "out")
     before = texts(tmp_path / "out")
-    with pytest.raises(OutputError, match="already contains a selection"):
+    with pytest.raises(OutputError, match="contains a selection already"):
         run_select(recipe(place, score="random"), tmp_path / "out")
     again = recipe(place, tmp_path / "out/rows.jsonl", budget=5)
     assert run_select(again, tmp_path / "out", overwrite=True).columns["score"] == "selection_score_"

@@ -412,7 +412,7 @@ def test_the_plan_is_not_found_again_for_other_weights(tmp_path: Path) -> None:
     zoo.build("llama").save_pretrained(tmp_path / "dense")
     converted(tmp_path / "moe", source=str(tmp_path / "dense"))
     zoo.build("llama", seed=1).save_pretrained(tmp_path / "dense")
-    with pytest.raises(CheckpointError, match="have changed since"):
+    with pytest.raises(CheckpointError, match="has changed since"):
         plan_of(tmp_path / "moe")
     with pytest.raises(CheckpointError, match=r"no smolmoe\.json"):
         plan_of(tmp_path / "dense")

@@ -260,7 +260,7 @@ def test_an_endpoint_that_goes_down_ends_the_job_and_resume_goes_on(tmp_path):
             teach(asked, first_wait=QUICK)
         assert sum(server.asked.values()) == 5 + 10 * 2
         up[0] = True
-        with pytest.raises(OutputError, match=r"already contains 5 answers.*resume=True"):
+        with pytest.raises(OutputError, match=r"contains 5 answers already.*resume=True"):
             teach(asked)
         report = teach(asked, resume=True)
     assert report["rows"] == {"written": 40, "failed": 0, "left": 0}

@@ -110,7 +110,7 @@ def test_what_earlier_versions_left_can_be_started(tmp_path: Path, values: Any) 
     other = tiny_tokenizer()
     other.add_tokens(["something"])
     other.save_pretrained(run / "tokenizer")
-    with pytest.raises(OutputError, match="another tokenizer"):
+    with pytest.raises(OutputError, match="different tokenizer"):
         train(values)
     (run / "notes.txt").write_text("mine")
     with pytest.raises(OutputError, match="something other"):
@@ -122,7 +122,7 @@ def test_checkpoints_of_another_run_are_not_resumed_from(tmp_path: Path, values:
     other = train({**values, "seed": 7, "out": str(tmp_path / "other")}).out
     run = Path(values["out"])
     checkpoint = find_checkpoint(other, "latest")
-    with pytest.raises(OutputError, match=r"resume=.*another recipe \(seed: 7 there, 0 here\)"):
+    with pytest.raises(OutputError, match=r"resume=.*different recipe \(seed: 7 there, 0 here\)"):
         train(values, resume=str(checkpoint))
     assert not run.exists()
     train(values)

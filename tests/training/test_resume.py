@@ -113,14 +113,14 @@ def test_a_half_written_checkpoint_is_skipped_with_a_message(tmp_path: Path, moe
     with pytest.raises(CheckpointError, match="has 100 bytes"):
         find_checkpoint(run, str(last))
     (first / "manifest.json").unlink()
-    with pytest.raises(CheckpointError, match="no whole checkpoint"):
+    with pytest.raises(CheckpointError, match="no complete checkpoint"):
         find_checkpoint(run, "latest")
 
 
 def test_a_folder_with_a_run_is_not_written_over(tmp_path: Path, moe: Path) -> None:
     values = recipe(tmp_path, moe)
     train(values)
-    with pytest.raises(OutputError, match=r"holds a run \(finished\)"):
+    with pytest.raises(OutputError, match=r"contains a run \(finished\)"):
         train(values)
     shutil.rmtree(tmp_path / "run" / "checkpoints")
     (tmp_path / "run" / "summary.json").unlink()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import typer
@@ -35,6 +35,11 @@ Given = Mapping[str, Any]  # what the verb was called with
 POSITIONAL = inspect.Parameter.POSITIONAL_OR_KEYWORD
 
 
+def _plain(result: Any, given: Given) -> Any:
+    """A result as plain data: its own form, or the fields of a dataclass."""
+    return result.to_json() if hasattr(result, "to_json") else asdict(result)
+
+
 @dataclass(frozen=True)
 class Command:
     """One command.
@@ -61,7 +66,7 @@ class Command:
     names: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     read: Mapping[str, Callable[[Any], Any]] = field(default_factory=dict)
     envvars: Mapping[str, str] = field(default_factory=dict)
-    to_json: Callable[[Any, Given], Any] = lambda result, given: result.to_json()
+    to_json: Callable[[Any, Given], Any] = _plain
     exit_code: Callable[[Any, Given], int] = lambda result, given: 0
     group: str | None = None
 

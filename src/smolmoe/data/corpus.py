@@ -211,7 +211,7 @@ def _beside(folder: Path) -> Iterator[Path]:
 @contextmanager
 def _writing(folder: Path) -> Iterator[None]:
     fix = "Free some space, or name another folder with data.cache or SMOLMOE_CACHE."
-    with writing(folder, field="data.cache", said="tokenised text cannot be kept", fix=fix):
+    with writing(folder, field="data.cache", said="tokenised text cannot be stored", fix=fix):
         yield
 
 
