@@ -47,9 +47,11 @@ test: $(READY) ## run the tests, in parallel
 test-slow: $(READY) ## run the slow tests
 	$(BIN)/python -m pytest -m slow
 
-lint: $(READY) ## check the code's rules and format
+lint: $(READY) ## check the code's rules and format, and that packages import downwards only
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	$(BIN)/lint-imports --no-logo
+	$(BIN)/python scripts/english.py
 
 test-newest: ## run the tests with the newest versions of everything, upper bounds ignored (TORCH=2.13.0 keeps a torch)
 	$(PYTHON) -m venv --clear $(NEWEST)
@@ -67,12 +69,14 @@ format: $(READY) ## rewrite the code to the format
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-bench: $(READY) ## measure time and memory beside mergekit-moe, and update benchmarks/README.md
+bench: $(READY) ## measure time and memory, compared with mergekit-moe, and update benchmarks/README.md
 	$(BIN)/python benchmarks/upcycle.py
 
-docs: $(READY) ## regenerate the generated pages of docs/
+docs: $(READY) ## regenerate the generated pages of docs/ and build the site into site/
 	$(BIN)/python scripts/docs.py
+	$(BIN)/python scripts/package_order.py
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
 
 clean: ## remove what make and the tools made; runs/ is yours and stays
-	rm -rf $(VENV) $(NEWEST) dist build .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) $(NEWEST) dist build site .pytest_cache .mypy_cache .ruff_cache .hypothesis
 	find src tests benchmarks scripts examples -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -60,7 +60,7 @@ def main() -> None:
 
 
 def write_results() -> None:
-    """Put tables and curves into docs/results.md, between the markers there."""
+    """Put tables and curves into docs/reference/results.md, between the markers there."""
     from continued_table import machine_line, show
     from machine import describe, put_between
 
@@ -68,15 +68,15 @@ def write_results() -> None:
     text = show(ROOT, list(ARMS), list(EXPLORED), docs / "images" / "continued.png")
     where = describe()
     text += f"\n\nMeasured on {where['cpu']}, one thread a run; {machine_line(ROOT)}."
-    put_between(docs / "results.md", "continued", text)
+    put_between(docs / "reference" / "results.md", "continued", text)
     print(text)
 
 
 def run_one(arguments: argparse.Namespace, arm: str, seed: int) -> None:
     import torch
 
-    from smolmoe.train.checkpoints import whole_checkpoints
-    from smolmoe.training import train
+    from smolmoe.training.checkpoints import whole_checkpoints
+    from smolmoe.training.run import train
 
     torch.set_num_threads(1)
     folder = ROOT / arm / f"seed-{seed}"
@@ -141,7 +141,7 @@ def converted(arguments: argparse.Namespace, arm: str, seed: int, options: dict[
 def equal_steps(arguments: argparse.Namespace, seed: int, recipe: dict[str, Any]) -> int:
     """Steps of the dense model that cost what the copies' training costs."""
     from smolmoe.recipe import TrainRecipe, parse
-    from smolmoe.train.estimate import estimate, steps_for_flops
+    from smolmoe.training.estimate import estimate, steps_for_flops
 
     moe = converted(arguments, "copy", seed, {})
     costs = estimate(parse(TrainRecipe, {**recipe, "model": {"path": str(moe)}}))

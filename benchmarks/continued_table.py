@@ -8,8 +8,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from smolmoe.evaluate.held_out import DocumentLosses, paired_difference
-from smolmoe.report.growth import Run, plot_growth, read_run
+from smolmoe.evaluation.held_out import DocumentLosses, paired_difference
+from smolmoe.reports.growth import Run, plot_growth, read_run
 
 T_95 = {2: 12.706, 3: 4.303, 4: 3.182, 5: 2.776}  # of Student's t for that many seeds
 

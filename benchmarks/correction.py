@@ -38,7 +38,7 @@ def run(arguments: argparse.Namespace) -> None:
     import torch
 
     from smolmoe import upcycle
-    from smolmoe.pipeline import run as run_pipeline
+    from smolmoe.pipeline.run import run as run_pipeline
     from smolmoe.recipe import PipelineRecipe, parse
 
     torch.set_num_threads(1)
@@ -97,11 +97,11 @@ def pipeline(files: dict[str, str], seed: int) -> dict[str, Any]:
 
 
 def write_results() -> None:
-    """Put the table into docs/results.md, between the markers there."""
+    """Put the table into docs/reference/results.md, between the markers there."""
     from machine import describe, put_between
 
     text = f"{show()}\n\nMeasured on {describe()['cpu']}, one thread."
-    put_between(Path(__file__).resolve().parents[1] / "docs" / "results.md", "correction", text)
+    put_between(Path(__file__).resolve().parents[1] / "docs" / "reference" / "results.md", "correction", text)
     print(text)
 
 

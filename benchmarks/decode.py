@@ -7,7 +7,7 @@ SmolLM-135M's shape (hidden 576, FFN 1536, 30 layers, vocabulary 49152, tied), r
 top-2. Prompts of 32 tokens are continued greedily by `generate` of transformers; a token is the median step after the
 first. The contenders of a case take turns within one process, so that a slow moment of the machine hits all of them.
 Cases go to results/decode.json as they are done; those of the same commit are not measured again. The table goes to
-docs/speed.md.
+docs/reference/speed.md.
 
 - dense, smolmoe: as `smolmoe generate` runs them;
 - dense, stock; eager, grouped_mm, batched_mm: as transformers alone runs them, the last for single prompts only;
@@ -117,7 +117,7 @@ def measure(case: Case, dense: Any, moe: Any, rounds: int) -> dict[str, Any]:
     """Median seconds a step of each contender, dense over smolmoe of each round, the parameters a token reads."""
     import torch
 
-    from smolmoe.train.estimate import size_of
+    from smolmoe.moe.size import size_of
 
     torch.set_num_threads(case.threads)
     clock = time.process_time if case.threads == 1 else time.perf_counter
@@ -166,8 +166,8 @@ def decode(
     model: Any, experts: str | None, fast: bool, options: dict[str, Any], *, batch: int, new: int, clock: Any
 ) -> list[float]:
     """Seconds of each step after the first."""
-    from smolmoe.evaluate.speed import read_speed
-    from smolmoe.moe.decoding import fast_decoding
+    from smolmoe.evaluation.speed import read_speed
+    from smolmoe.inference.decoding import fast_decoding
 
     if experts is not None:
         model.set_experts_implementation(experts)

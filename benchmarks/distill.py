@@ -126,11 +126,11 @@ def trainer_of(kind: str, vocabulary: int, steps: int, folder: Path) -> Any:
     from smolmoe.data.blocks import Blocks
     from smolmoe.data.targets import open_cache
     from smolmoe.recipe import TrainRecipe, parse
-    from smolmoe.train.arguments import precision
-    from smolmoe.train.distillation import Distillation
-    from smolmoe.train.metrics import MetricsFile
-    from smolmoe.train.objective import Objective
-    from smolmoe.train.trainer import MoeTrainer
+    from smolmoe.training.arguments import precision
+    from smolmoe.training.distillation import Distillation
+    from smolmoe.training.metrics import MetricsFile
+    from smolmoe.training.objective import Objective
+    from smolmoe.training.trainer import MoeTrainer
 
     torch.manual_seed(0)
     config = MixtralConfig(

@@ -2,7 +2,7 @@
 
     python benchmarks/export_gguf.py ../shared/models --llama-cpp PATH --work runs/gguf
 
-Goes on where it was stopped, prints the table, and writes it between the markers in docs/export.md.
+Goes on where it was stopped, prints the table, and writes it between the markers in docs/how-to/export.md.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTra
 
 from machine import describe, in_words, put_between
 from smolmoe import upcycle
-from smolmoe.exporting import export
+from smolmoe.surgery.export.run import export
 
 ROOT = Path(__file__).resolve().parents[1]
 QUANTS = ("f16", "q8_0")
@@ -64,7 +64,7 @@ def main() -> None:
     machine = in_words(describe())
     text = f"{table(rows)}\n\nMeasured on: {machine}."
     print(text)
-    put_between(ROOT / "docs" / "export.md", "gguf", text)
+    put_between(ROOT / "docs" / "how-to" / "export.md", "gguf", text)
 
 
 def row(name: str, options: argparse.Namespace) -> dict[str, Any]:

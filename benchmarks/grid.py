@@ -65,10 +65,12 @@ def results(
 
 
 def show(name: str, found: dict[str, Any], text: str, *, only_print: bool) -> None:
-    """Print a table, and put it with the machine and the commits between NAME's markers in docs/speed.md."""
+    """Print a table, and put it with the machine and the commits between NAME's markers in docs/reference/speed.md."""
     print(text)
     if only_print:
         return
     where = in_words(found["machine"], "commit")  # each case has its own
     commits = ", ".join(sorted({case["commit"] for case in found["cases"].values()}))
-    put_between(HERE.parent / "docs" / "speed.md", name, f"{text}\n\nMeasured on: {where}; commit {commits}.")
+    put_between(
+        HERE.parent / "docs" / "reference" / "speed.md", name, f"{text}\n\nMeasured on: {where}; commit {commits}."
+    )

@@ -7,7 +7,7 @@
 One layer of experts on the CPU, random weights and routing, over tokens T, experts E, experts a token K and widths. The
 contenders of a case take turns, one call each a round, so that a slow moment of the machine hits all of them; medians
 are compared. Cases go to results/layer.json as they are done; those of the same commit are not measured again. The
-table goes to docs/speed.md, the plot to docs/images/layer.png.
+table goes to docs/reference/speed.md, the plot to docs/images/layer.png.
 
 - smolmoe, eager, grouped_mm, batched_mm: `experts_implementation` (the last only where the weights it copies fit);
 - dense: a SwiGLU FFN of width K*I, which is of equal active FLOPs;
@@ -32,7 +32,7 @@ from typing import Any, NamedTuple
 
 from grid import options, results, show
 from machine import HERE
-from smolmoe.train.memory import kept_memory
+from smolmoe.training.allocator import kept_memory
 
 RESULTS = HERE / "results" / "layer.json"
 TOKENS = (1, 4, 16, 64, 512, 4096)

@@ -17,7 +17,7 @@ from typing import Any
 
 import torch
 
-from smolmoe.checkpoint import open_checkpoint
+from smolmoe.core.checkpoint import open_checkpoint
 from smolmoe.data.text import read_documents
 from smolmoe.errors import RequestError
 from smolmoe.moe.loading import load_model, load_tokenizer

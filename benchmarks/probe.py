@@ -18,8 +18,8 @@ from pathlib import Path
 
 import torch
 
-from smolmoe.probe.counting import RoutingCounts, forward
-from smolmoe.probe.subject import ProbeOptions, open_subject
+from smolmoe.probing.counting import RoutingCounts, forward
+from smolmoe.probing.setup import ProbeOptions, open_subject
 
 
 def main() -> None:

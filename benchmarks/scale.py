@@ -1,4 +1,4 @@
-"""On paper: a 7B model upcycled to 8x7B and trained on 64 GPUs. Prints the tables of docs/scale.md, measures nothing.
+"""On paper: a 7B model upcycled to 8x7B and trained on 64 GPUs: the tables of docs/how-to/scale.md, nothing measured.
 
     python benchmarks/scale.py
 
@@ -13,7 +13,7 @@ from typing import Any
 from accelerate import init_empty_weights
 from transformers import AutoModelForCausalLM, MistralConfig, MixtralConfig
 
-from smolmoe.train.estimate import LOGIT_BYTES, ModelSize, size_of
+from smolmoe.training.estimate import LOGIT_BYTES, ModelSize, size_of
 
 # The shapes of Mistral-7B-v0.1 and of what `smolmoe upcycle --experts 8 --top-k 2` makes of it.
 DENSE = MistralConfig(tie_word_embeddings=False)

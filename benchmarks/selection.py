@@ -47,8 +47,8 @@ def main() -> None:
 def run_one(arguments: argparse.Namespace, arm: str, seed: int) -> None:
     import torch
 
-    from smolmoe.train.checkpoints import whole_checkpoints
-    from smolmoe.training import train
+    from smolmoe.training.checkpoints import whole_checkpoints
+    from smolmoe.training.run import train
 
     torch.set_num_threads(1)
     folder = ROOT / arm / f"seed-{seed}"
@@ -63,7 +63,7 @@ def chosen(arguments: argparse.Namespace, arm: str, seed: int) -> Path:
     """The file of the arm's rows, chosen where that was not done before."""
     from smolmoe.recipe import parse
     from smolmoe.recipe.select import SelectRecipe
-    from smolmoe.selecting import run_select
+    from smolmoe.selection.run import run_select
 
     folder = ROOT / arm / (f"chosen-{seed}" if arm == "random" else "chosen")
     if not (folder / "report.json").is_file():

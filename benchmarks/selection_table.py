@@ -10,19 +10,19 @@ from pathlib import Path
 
 from continued_table import interval, machine_line, read_arm
 from machine import describe, put_between
-from smolmoe.evaluate.held_out import DocumentLosses
-from smolmoe.report.growth import Run
+from smolmoe.evaluation.held_out import DocumentLosses
+from smolmoe.reports.growth import Run
 
 BASE = "random"
 Runs = dict[int, Run]
 
 
 def write_results(root: Path, arms: Sequence[str]) -> None:
-    """Put the tables into docs/results.md, between the markers there."""
+    """Put the tables into docs/reference/results.md, between the markers there."""
     runs = {arm: found for arm in arms if (found := read_arm(root, arm))}
     text = "\n".join([*_losses(runs), "", *_choices(root, runs)])
     text += f"\n\nMeasured on {describe()['cpu']}, one thread a run; {machine_line(root)}."
-    put_between(Path(__file__).resolve().parents[1] / "docs" / "results.md", "select", text)
+    put_between(Path(__file__).resolve().parents[1] / "docs" / "reference" / "results.md", "select", text)
     print(text)
 
 

@@ -107,8 +107,8 @@ def joint_trainer() -> dict[str, Any]:
 def trained(arguments: argparse.Namespace, seed: int, out: Path, model: Path, changes: dict[str, Any]) -> Path:
     """One training; a finished one is left, an interrupted one goes on."""
     from smolmoe.recipe.files import merge
-    from smolmoe.train.checkpoints import whole_checkpoints
-    from smolmoe.training import train
+    from smolmoe.training.checkpoints import whole_checkpoints
+    from smolmoe.training.run import train
 
     recipe = {
         "model": {"path": str(model), "attention": "eager"},
@@ -142,8 +142,8 @@ def look(
     arguments: argparse.Namespace, seed: int, folder: Path, moe: Path, runs: dict[str, Path], dense: Path | None = None
 ) -> None:
     """Probes with their pages: of the first seed's MoE before, of every MoE after. Losses where experts have names."""
-    from smolmoe.probe.subject import ProbeOptions
-    from smolmoe.probing import probe
+    from smolmoe.probing.run import probe
+    from smolmoe.probing.setup import ProbeOptions
 
     few = ProbeOptions(losses=False, length=LENGTH, tokens=12_000, probe_tokens=512, seed=seed)
     files = {"fit_data": arguments.data, "overwrite": True}

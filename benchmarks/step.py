@@ -14,8 +14,8 @@ the same numbers, gradients clipped at 1. A step is all of it: loading, forward,
 
 Each measurement is a process of its own, whose peak memory is the kernel's figure; its first step is not counted. The
 contenders take turns, and those of the next round go in the reverse order. Runs are written to results/step.json as
-they are done, those of the same commit and settings are not done again. The table goes to docs/speed.md. At one thread
-the processor's time is compared, which other programs touch less, at more the clock's.
+they are done, those of the same commit and settings are not done again. The table goes to docs/reference/speed.md. At
+one thread the processor's time is compared, which other programs touch less, at more the clock's.
 """
 
 from __future__ import annotations
@@ -66,7 +66,11 @@ def main() -> None:
     print(text)
     if not arguments.print:
         where, settings = in_words(found["machine"]), in_words(found["settings"])
-        put_between(HERE.parent / "docs" / "speed.md", "step", f"{text}\n\nMeasured with: {settings}, on: {where}.")
+        put_between(
+            HERE.parent / "docs" / "reference" / "speed.md",
+            "step",
+            f"{text}\n\nMeasured with: {settings}, on: {where}.",
+        )
 
 
 def measure_all(arguments: argparse.Namespace) -> dict[str, Any]:
@@ -214,12 +218,12 @@ def plain(model: Any, data: list[Any], arguments: argparse.Namespace, folder: st
 
 
 def ours(model: Any, data: list[Any], arguments: argparse.Namespace, folder: str) -> Any:
-    from smolmoe.moe.experts import set_experts
+    from smolmoe.moe.kernels.register import set_experts
     from smolmoe.recipe import TrainRecipe, parse
-    from smolmoe.train.arguments import training_arguments
-    from smolmoe.train.metrics import MetricsFile
-    from smolmoe.train.objective import Objective
-    from smolmoe.train.trainer import MoeTrainer
+    from smolmoe.training.arguments import training_arguments
+    from smolmoe.training.metrics import MetricsFile
+    from smolmoe.training.objective import Objective
+    from smolmoe.training.trainer import MoeTrainer
 
     recipe = parse(
         TrainRecipe,

@@ -4,8 +4,8 @@
 
 A small Llama is trained first. From it go two sweeps, runs/sweep/dense and runs/sweep/moe, over text that it has not
 read: the same blocks, the same held-out text. What is trained already is not trained again. Each seed of each is a
-process of one thread, so many at once as there are workers. Writes the tables into docs/sweep.md and the figure beside
-it.
+process of one thread, so many at once as there are workers. Writes the tables into docs/how-to/sweep.md
+and the figure into docs/images.
 """
 
 from __future__ import annotations
@@ -21,9 +21,9 @@ from typing import TYPE_CHECKING, Any
 from machine import describe, put_between
 
 if TYPE_CHECKING:
-    from smolmoe.evaluate.scaling_law import Fit
-    from smolmoe.evaluate.scaling_law_results import Sweep
-    from smolmoe.interval import Interval
+    from smolmoe.core.statistics import Interval
+    from smolmoe.results.scaling_law import Sweep
+    from smolmoe.scaling.law import Fit
 
 ARMS = ("moe", "dense")  # the longer first, so that the workers end together
 TOKENS = (51_200, 102_400, 204_800, 409_600, 819_200)
@@ -63,7 +63,7 @@ def main() -> None:
         list(pool.map(start, jobs))
     text = tables({arm: run(arguments, arm, tuple(arguments.seeds)) for arm in ARMS[::-1]}, arguments)
     if arguments.write:
-        put_between(DOCS / "sweep.md", "sweep", text)
+        put_between(DOCS / "how-to" / "sweep.md", "sweep", text)
     print(text)
 
 
@@ -91,8 +91,8 @@ def start(job: str) -> None:
 
 def make_starts(arguments: argparse.Namespace) -> None:
     """The dense model, trained where it is not there, and its MoE of copies."""
-    from smolmoe.training import train
-    from smolmoe.upcycling import upcycle
+    from smolmoe.surgery.run import upcycle
+    from smolmoe.training.run import train
 
     dense, moe = (start_of(arguments, arm) for arm in ("dense", "moe"))
     if not (dense / "smolmoe.json").is_file():
@@ -134,8 +134,8 @@ def request(arguments: argparse.Namespace, arm: str, seeds: tuple[int, ...]) -> 
 
 def begin(arguments: argparse.Namespace, arm: str) -> None:
     """The sweep's folder, before several processes write into it."""
-    from smolmoe.sweeping.plan import make_plan
-    from smolmoe.sweeping.runs import Runs
+    from smolmoe.scaling.plan import make_plan
+    from smolmoe.scaling.runs import Runs
 
     plan = make_plan(arm, recipe(arguments, arm), request(arguments, arm, (0,)))
     Runs(plan, lambda what, done, total: None).open(overwrite=False)
@@ -144,7 +144,7 @@ def begin(arguments: argparse.Namespace, arm: str) -> None:
 def run(arguments: argparse.Namespace, arm: str, seeds: tuple[int, ...]) -> Sweep:
     import torch
 
-    from smolmoe.sweeping.sweep import sweep
+    from smolmoe.scaling.run import sweep
 
     torch.set_num_threads(1)
     return sweep(arm, recipe(arguments, arm), request(arguments, arm, seeds))
@@ -180,8 +180,8 @@ def fitted(sweeps: dict[str, Sweep], root: Path) -> dict[str, Fit]:
 
     import numpy as np
 
-    from smolmoe.evaluate.scaling_law import fit_curves
-    from smolmoe.evaluate.scaling_law_noise import Observed
+    from smolmoe.scaling.law import fit_curves
+    from smolmoe.scaling.law_noise import Observed
 
     observed, starts = [], []
     for arm, sweep in sweeps.items():
@@ -198,7 +198,7 @@ def fitted(sweeps: dict[str, Sweep], root: Path) -> dict[str, Fit]:
 
 
 def _losses(sweeps: dict[str, Sweep], fits: dict[str, Fit]) -> list[str]:
-    from smolmoe.evaluate.scaling_law import interval
+    from smolmoe.scaling.law import interval
 
     dense, moe = (fits[arm] for arm in ("dense", "moe"))
     means = {arm: fit.observed.losses.mean(axis=1) for arm, fit in fits.items()}
@@ -234,7 +234,7 @@ def _further(sweeps: dict[str, Sweep], fits: dict[str, Fit]) -> list[str]:
     """The difference of the laws, within the budgets and ten times beyond."""
     import numpy as np
 
-    from smolmoe.evaluate.scaling_law import interval
+    from smolmoe.scaling.law import interval
 
     if any(fit.best is None for fit in fits.values()):
         return []
@@ -249,18 +249,17 @@ def _further(sweeps: dict[str, Sweep], fits: dict[str, Fit]) -> list[str]:
 
 
 def draw(sweeps: dict[str, Sweep], path: Path) -> None:
-    from smolmoe.report.drawing import look, save_png
-    from smolmoe.report.scaling import curves_figure
+    from smolmoe.reports.drawing import look, save_png
+    from smolmoe.reports.scaling import curves_figure
 
-    values = [sweep.to_json() for sweep in sweeps.values()]
-    first = values[0]
+    first = next(iter(sweeps.values()))
     with look():
         drawing = curves_figure(
-            [value["curves"][0] for value in values],
-            largest=first["largest"],
+            [sweep.curves[0] for sweep in sweeps.values()],
+            largest=first.largest,
             name="sweep",
             title="Held-out loss by training tokens, one start: the dense model, and its MoE of copies",
-            held_out=first["held_out"],
+            held_out=first.held_out,
         )
         save_png(drawing, path)
 

@@ -2,7 +2,7 @@
 
     python benchmarks/sweep_coverage.py
 
-Writes the table into docs/sweep.md; about a minute of one core.
+Writes the table into docs/how-to/sweep.md; about a minute of one core.
 """
 
 from __future__ import annotations
@@ -13,13 +13,13 @@ from pathlib import Path
 import numpy as np
 
 from machine import put_between
-from smolmoe.evaluate.scaling_law import fit_curves, interval, law_of
-from smolmoe.evaluate.scaling_law_noise import Observed
-from smolmoe.interval import Interval
+from smolmoe.core.statistics import Interval
+from smolmoe.scaling.law import fit_curves, interval, law_of
+from smolmoe.scaling.law_noise import Observed
 
 CURVES, DRAWS = 100, 300
 FIRST = 500_000
-PAGE = Path(__file__).resolve().parents[1] / "docs" / "sweep.md"
+PAGE = Path(__file__).resolve().parents[1] / "docs" / "how-to" / "sweep.md"
 
 
 @dataclass(frozen=True)

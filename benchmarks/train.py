@@ -77,7 +77,7 @@ def measure(kind: str, layers: int, steps: int) -> dict[str, Any]:
     import torch
     from transformers import MixtralConfig, MixtralForCausalLM
 
-    from smolmoe.train.metrics import peak_memory
+    from smolmoe.training.metrics import peak_memory
 
     torch.manual_seed(0)
     config = MixtralConfig(
@@ -187,9 +187,9 @@ def ours(model: Any, data: list[Any], folder: str, steps: int, kind: str) -> tup
     from transformers import TrainingArguments
 
     from smolmoe.recipe import TrainRecipe, parse
-    from smolmoe.train.metrics import MetricsFile
-    from smolmoe.train.objective import Objective
-    from smolmoe.train.trainer import MoeTrainer
+    from smolmoe.training.metrics import MetricsFile
+    from smolmoe.training.objective import Objective
+    from smolmoe.training.trainer import MoeTrainer
 
     recipe = parse(
         TrainRecipe,

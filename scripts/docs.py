@@ -1,11 +1,13 @@
 """Write the generated parts of the documentation, or with --check say which of them are out of date.
 
-Tables go between markers in README.md, docs/families.md and the guides of `KEYS`; docs/cli.md is the help of every
-command.
+Tables go between markers in README.md, docs/reference/families.md and the pages of `KEYS`; docs/reference/cli.md is
+the help of every command, and docs/reference/api.md the signatures and docstrings of the public
+functions.
 """
 
 from __future__ import annotations
 
+import inspect
 import re
 import sys
 import typing
@@ -16,7 +18,9 @@ from typing import Any
 import typer.core
 import typer.main
 
+import smolmoe
 from smolmoe.cli import app
+from smolmoe.cli.options import help_of
 from smolmoe.data.presets import PRESETS
 from smolmoe.families.table import sources_table, targets_table
 from smolmoe.recipe import (
@@ -42,12 +46,13 @@ from smolmoe.recipe.train import (
     RoutingRecipe,
     SamplesRecipe,
 )
+from smolmoe.verbs.signature import fields_of
 
 ROOT = Path(__file__).resolve().parents[1]
 Keys = dict[str, tuple[tuple[str, type[Recipe]], ...]]
 # Page of docs/ -> its tables -> what their keys begin with, and the sections that have them.
 KEYS: dict[str, Keys] = {
-    "training.md": {
+    "reference/recipe.md": {
         "run": (
             ("", TrainRecipe),
             ("model.", ModelRecipe),
@@ -57,17 +62,13 @@ KEYS: dict[str, Keys] = {
         ),
         "data": (("data.", DataRecipe), ("data.sources[].", SourceRecipe)),
         "objective": (("objective.", ObjectiveRecipe), ("routing.", RoutingRecipe)),
-    },
-    "pipelines.md": {
-        "pipeline": (("", PipelineRecipe), ("stages[].", StageRecipe), ("stages[].report.", ReportRecipe)),
-    },
-    "specialise.md": {
         "guidance": (("guidance.", GuidanceRecipe),),
+        "distill": (("distill.", DistillRecipe),),
+        "pipeline": (("", PipelineRecipe), ("stages[].", StageRecipe), ("stages[].report.", ReportRecipe)),
         "probe": (("stages[].probe.", ProbeRecipe),),
+        "select": (("stages[].select.", SelectRecipe),),
+        "align": (("", AlignRecipe), ("data.", AlignDataRecipe), ("lora.", LoraRecipe)),
     },
-    "distill.md": {"distill": (("distill.", DistillRecipe),)},
-    "select.md": {"select": (("stages[].select.", SelectRecipe),)},
-    "align.md": {"align": (("", AlignRecipe), ("data.", AlignDataRecipe), ("lora.", LoraRecipe))},
 }
 
 # Keys whose sections have tables of their own, and what a pipeline fills in itself.
@@ -97,6 +98,52 @@ def _commands(group: Any, name: str) -> Iterator[tuple[str, Any]]:
         yield f"{name} {own}", command
         if isinstance(command, typer.core.TyperGroup):
             yield from _commands(command, f"{name} {own}")
+
+
+GROUPS = {
+    "Convert": "verbs.convert",
+    "Train": "verbs.train",
+    "Understand": "verbs.understand",
+    "Measure": "verbs.measure",
+    "Ship": "verbs.ship",
+}
+
+
+def api_page() -> str:
+    """Every public function: how it is called, what it takes, what it raises."""
+    commands = {
+        getattr(command.callback, "verb", None): name
+        for name, command in _commands(typer.main.get_command(app), "smolmoe")
+    }
+    parts = [
+        "# Python\n\nGenerated from the program by `make docs`. Every command is a function with the same options. "
+        "Where a recipe is taken, it\nmay be the name of a shipped recipe, a YAML file, a recipe object, or its "
+        "fields as keywords:\n",
+        "```python\nimport smolmoe\n",
+        'smolmoe.train("tinystories-moe", trainer={"max_steps": 10}, out="runs/short")\n```\n',
+    ]
+    names = {name: module.removeprefix("smolmoe.") for name, module in smolmoe._HOME.items()}
+    for heading, module in GROUPS.items():
+        functions = [getattr(smolmoe, name) for name in smolmoe.__all__ if names[name] == module]
+        parts += [f"## {heading}\n", *(_function(function, commands.get(function)) for function in functions)]
+    return "\n".join(parts)
+
+
+def _function(function: Any, command: str | None) -> str:
+    """One function: its call, its docstring, and a table of what it takes."""
+    signature = inspect.signature(function)
+    lines = [f"### smolmoe.{function.__name__}\n", inspect.getdoc(function) or ""]
+    summary, _, rest = lines[1].partition("\n\n")
+    sections = re.sub(r"^(Args|Raises|Returns):$", r"**\1**\n", rest, flags=re.MULTILINE)
+    sections = re.sub(r"^    (\S[^:]*): ", r"- `\1`: ", sections, flags=re.MULTILINE)
+    sections = re.sub(r"^        ", "  ", sections, flags=re.MULTILINE)
+    sections = re.sub(r"^    (?=\S)", "", sections, flags=re.MULTILINE)
+    also = f" On the command line: `{command}`." if command else ""
+    returns = signature.return_annotation
+    result = "" if returns is inspect.Signature.empty else f"Returns: `{returns}`.\n"
+    lines = [lines[0], f"{summary}{also}\n", *([sections.strip() + "\n"] if sections.strip() else []), result]
+    rows = [f"| `{name}` | {help_of(field)} |" for name, (_, field) in fields_of(function).items()]
+    return "\n".join([*lines, "| argument | meaning |", "| --- | --- |", *rows, ""]) if rows else "\n".join(lines)
 
 
 def keys_table(sections: Sequence[tuple[str, type[Recipe]]]) -> str:
@@ -129,13 +176,14 @@ def _shown(default: Any) -> str:
 
 def pages() -> dict[Path, str]:
     """Path -> what the file should hold."""
-    readme, families = ROOT / "README.md", ROOT / "docs" / "families.md"
+    readme, families = ROOT / "README.md", ROOT / "docs" / "reference" / "families.md"
     return {
         readme: between(readme.read_text(encoding="utf-8"), "sources", sources_table()),
         families: between(
             between(families.read_text(encoding="utf-8"), "sources", sources_table()), "targets", targets_table()
         ),
-        ROOT / "docs" / "cli.md": cli_page(),
+        ROOT / "docs" / "reference" / "cli.md": cli_page(),
+        ROOT / "docs" / "reference" / "api.md": api_page(),
         **{ROOT / "docs" / name: guide(name, (ROOT / "docs" / name).read_text(encoding="utf-8")) for name in KEYS},
     }
 
@@ -151,8 +199,8 @@ def presets_table() -> str:
 
 
 def guide(name: str, text: str) -> str:
-    """The guide with the tables of today."""
-    if name == "training.md":
+    """The page with the tables of today."""
+    if name == "reference/recipe.md":
         text = between(text, "presets", presets_table())
     for table, sections in KEYS[name].items():
         text = between(text, f"keys of {table}", keys_table(sections))

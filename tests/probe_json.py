@@ -8,6 +8,9 @@ from typing import Any
 
 import numpy as np
 
+from smolmoe.reports.specialisation_data import Probed
+from smolmoe.results.probe import ProbeResult
+
 WORDS = {
     "math": ["Solve", " 12", " +", " 7", " =", " 19", ".", "\n", "Let", " x", " <", " y", " &", " z"],
     "code": ["def", " f", "(", "x", "):", "\n", "\t", "return", " x", "<", "/script", ">", "\n\n", "#", " é"],
@@ -92,6 +95,11 @@ def make_probe(
 
 
 SIMILAR = {"cka": 0.7, "output_cosine": 0.5, "weight_cosine": 0.98}
+
+
+def probed(values: dict[str, Any]) -> Probed:
+    """`make_probe` as its figures take it."""
+    return Probed(ProbeResult.from_json(values))
 
 
 def write_probe(path: Path, **options: Any) -> Path:

@@ -120,6 +120,9 @@ _BY_OWNER = {
     "transformers.modeling_outputs:": {
         "MoeCausalLMOutputWithPast": "takes loss, aux_loss, logits, cache, hidden_states, attentions, router_logits",
     },
+    "transformers.modeling_rope_utils:": {
+        "ROPE_INIT_FUNCTIONS": "attribute",
+    },
     "transformers.modeling_utils:": {
         "LoadStateDictConfig": "takes device_map, dtype, dtype_plan, weight_mapping",
     },

@@ -26,7 +26,8 @@ def test_it_is_short_and_opens_with_the_two_commands() -> None:
 
 def test_every_command_and_option_exists() -> None:
     commands = typer.main.get_command(app).commands  # type: ignore[attr-defined]
-    named = set(re.findall(r"^(?:\$ )?smolmoe ([a-z]+)", README, re.MULTILINE))
+    code = "\n".join(re.findall(r"^```.*?^```", README, re.DOTALL | re.MULTILINE))
+    named = set(re.findall(r"^(?:\$ )?smolmoe ([a-z]+)", code, re.MULTILINE))
     assert {"inspect", "upcycle", "verify", "doctor", "generate", "quickstart"} <= named <= set(commands)
     options = {option for command in commands.values() for parameter in command.params for option in parameter.opts}
     assert set(re.findall(r"`(--[a-z-]+)", README)) <= options

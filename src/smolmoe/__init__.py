@@ -1,4 +1,4 @@
-"""smolmoe: turn a dense causal language model into a Mixture-of-Experts, and prove by measurement what came out."""
+"""smolmoe: convert a dense language model into a Mixture-of-Experts, train it, and verify the result by measurement."""
 
 from __future__ import annotations
 
@@ -8,61 +8,99 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
-    from smolmoe.benching.bench import bench
-    from smolmoe.comparing import compare
-    from smolmoe.demo.run import quickstart
     from smolmoe.errors import SmolmoeError
-    from smolmoe.experts import extract
-    from smolmoe.exporting import export
-    from smolmoe.generation import generate
+    from smolmoe.inference.decoding import fast_decoding
+    from smolmoe.inference.expert_choice import route_prompt
     from smolmoe.moe import register
-    from smolmoe.moe.decoding import fast_decoding
-    from smolmoe.proof.doctor import doctor
-    from smolmoe.proof.verify import verify
-    from smolmoe.pushing import push
     from smolmoe.recipe import UpcycleRecipe
-    from smolmoe.secretary import route_prompt
-    from smolmoe.surgery.inspection import inspect
-    from smolmoe.sweeping.sweep import sweep
-    from smolmoe.upcycling import upcycle
+    from smolmoe.verbs.convert import add_expert, extract, inspect, merge_experts, prune, upcycle
+    from smolmoe.verbs.measure import bench, compare, score_corrections, sweep, verify
+    from smolmoe.verbs.ship import export, push, report
+    from smolmoe.verbs.train import (
+        align,
+        copy_recipe,
+        cpo,
+        distill,
+        dpo,
+        fetch,
+        make_pairs,
+        quickstart,
+        recipes,
+        run,
+        select,
+        sft,
+        teach,
+        train,
+    )
+    from smolmoe.verbs.understand import doctor, generate, probe, route, score_data
 
 # Imported on first use: `import smolmoe` costs nothing, and the recipes never need torch.
-_HOME = {
-    "SmolmoeError": "smolmoe.errors",
-    "UpcycleRecipe": "smolmoe.recipe",
-    "bench": "smolmoe.benching.bench",
-    "compare": "smolmoe.comparing",
-    "doctor": "smolmoe.proof.doctor",
-    "export": "smolmoe.exporting",
-    "extract": "smolmoe.experts",
-    "fast_decoding": "smolmoe.moe.decoding",
-    "generate": "smolmoe.generation",
-    "inspect": "smolmoe.surgery.inspection",
-    "push": "smolmoe.pushing",
-    "quickstart": "smolmoe.demo.run",
-    "register": "smolmoe.moe",
-    "route_prompt": "smolmoe.secretary",
-    "sweep": "smolmoe.sweeping.sweep",
-    "upcycle": "smolmoe.upcycling",
-    "verify": "smolmoe.proof.verify",
+_NAMES = {
+    "errors": ("SmolmoeError",),
+    "inference.decoding": ("fast_decoding",),
+    "inference.expert_choice": ("route_prompt",),
+    "moe": ("register",),
+    "recipe": ("UpcycleRecipe",),
+    "verbs.convert": ("add_expert", "extract", "inspect", "merge_experts", "prune", "upcycle"),
+    "verbs.measure": ("bench", "compare", "score_corrections", "sweep", "verify"),
+    "verbs.ship": ("export", "push", "report"),
+    "verbs.train": (
+        "align",
+        "copy_recipe",
+        "cpo",
+        "distill",
+        "dpo",
+        "fetch",
+        "make_pairs",
+        "quickstart",
+        "recipes",
+        "run",
+        "select",
+        "sft",
+        "teach",
+        "train",
+    ),
+    "verbs.understand": ("doctor", "generate", "probe", "route", "score_data"),
 }
+_HOME = {name: f"smolmoe.{module}" for module, names in _NAMES.items() for name in names}
 
 __all__ = [
     "SmolmoeError",
     "UpcycleRecipe",
+    "add_expert",
+    "align",
     "bench",
     "compare",
+    "copy_recipe",
+    "cpo",
+    "distill",
     "doctor",
+    "dpo",
     "export",
     "extract",
     "fast_decoding",
+    "fetch",
     "generate",
     "inspect",
+    "make_pairs",
+    "merge_experts",
+    "probe",
+    "prune",
     "push",
     "quickstart",
+    "recipes",
     "register",
+    "report",
+    "route",
     "route_prompt",
+    "run",
+    "score_corrections",
+    "score_data",
+    "select",
+    "sft",
     "sweep",
+    "teach",
+    "train",
     "upcycle",
     "verify",
 ]

@@ -1,4 +1,4 @@
-"""Every error a user can cause, typed: what field, what value, why, and what to do instead."""
+"""Every error a user can cause, typed: the field, its value, the reason, and the fix."""
 
 from __future__ import annotations
 
@@ -10,7 +10,8 @@ class SmolmoeError(Exception):
         message: what is wrong, one sentence.
         field: the option, file or tensor at fault.
         value: its value.
-        fix: the nearest thing that works, one sentence.
+        fix: the nearest thing that works, one sentence. Options are written as Python keywords in backticks, as in
+            `overwrite=True`; the command line spells them as its own.
     """
 
     def __init__(self, message: str, *, field: str | None = None, value: object = None, fix: str | None = None):
@@ -60,16 +61,16 @@ class OutputError(SmolmoeError):
 
 
 class DataError(SmolmoeError):
-    """A text or data file cannot be read as what it should be."""
+    """A text or data file cannot be read in its format."""
 
 
 class VerificationError(SmolmoeError):
-    """The files as written do not do what the plan claimed."""
+    """The written files do not satisfy the plan's claim."""
 
 
 class TrainingError(SmolmoeError):
-    """Training cannot go on: a loss that is no number, or a term that trains nothing."""
+    """Training cannot continue: a NaN or infinite loss, or a term that trains nothing."""
 
 
 class EndpointError(SmolmoeError):
-    """An endpoint over HTTP is down, refuses what it is asked, or does not give it."""
+    """An HTTP endpoint is down, refuses a request, or does not answer it."""

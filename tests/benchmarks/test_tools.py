@@ -42,7 +42,7 @@ def test_random_checkpoints_load_whole(checkpoints: ModuleType, tmp_path: Path, 
 
 
 def test_sparse_checkpoints_have_real_headers_and_take_no_disk(checkpoints: ModuleType, tmp_path: Path) -> None:
-    from smolmoe.checkpoint import open_checkpoint
+    from smolmoe.core.checkpoint import open_checkpoint
 
     total = checkpoints.write_sparse(tmp_path / "m", checkpoints.LLAMA_7B)
     assert total > 13_000 * MB

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 import yaml
-from tests.align.runs import METHODS
+from tests.alignment.runs import METHODS
 from tests.cli.calls import Call
 
 
@@ -21,7 +21,7 @@ def align(smolmoe: Call) -> Call:
 @pytest.fixture(scope="module")
 def moe(shared: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """stories260K with four experts a layer."""
-    from smolmoe.upcycling import upcycle
+    from smolmoe.surgery.run import upcycle
 
     out = tmp_path_factory.mktemp("moe") / "moe"
     upcycle(shared / "models" / "stories260K", out, experts=4, top_k=2, target="mixtral", verify=False)

@@ -9,10 +9,10 @@ import pytest
 from helpers import dense_llama, moe_of, save
 from typer.testing import CliRunner
 
-from smolmoe.benching.bench import bench
-from smolmoe.benching.results import BenchSettings
 from smolmoe.cli import app
 from smolmoe.errors import RequestError, SmolmoeError, SourceError
+from smolmoe.evaluation.bench.run import bench
+from smolmoe.results.bench import BenchSettings
 
 
 @pytest.fixture(scope="module")
@@ -55,7 +55,7 @@ def test_two_models_in_turns(models: tuple[Path, Path], tmp_path: Path) -> None:
 
 
 def test_what_a_model_cannot_do_is_refused(models: tuple[Path, Path], tmp_path: Path) -> None:
-    with pytest.raises(RequestError, match="no experts whose implementation") as caught:
+    with pytest.raises(RequestError, match="experts implementation of this model cannot be chosen") as caught:
         bench(models[1], settings=BenchSettings(experts="eager"))
     assert caught.value.field == "experts"
     with pytest.raises(SourceError, match="no such model folder") as missing:

@@ -91,7 +91,7 @@ def test_bad_input_is_a_short_message_and_exit_code_2(smolmoe: Call, tmp_path: P
     assert run.code == 2
     assert run.out == ""
     assert run.err.splitlines()[-2:] == [
-        "error: top_k = 9: more experts per token than the 8 there are.",
+        "error: top_k = 9: more experts per token than there are experts (8).",
         "  fix: Use at most 8.",
     ]
     run = smolmoe("upcycle", zoo.folder("llama"), tmp_path / "moe", "--granularity", 5, "--top-k", 5, "--json")

@@ -8,16 +8,16 @@ from pathlib import Path
 import pytest
 import typer
 from tests.helpers import dense_llama, random_moe, save
-from tests.train.runs import write_text
+from tests.training.runs import write_text
 from typer.testing import CliRunner, Result
 
-from smolmoe.cli import comparing
+from smolmoe.cli import compare
 from smolmoe.errors import RequestError
 
 
 def run(*arguments: object) -> Result:
     app = typer.Typer(pretty_exceptions_enable=False)
-    comparing.add_to(app)
+    compare.COMMAND.add_to(app)
     return CliRunner().invoke(app, [str(argument) for argument in arguments])
 
 

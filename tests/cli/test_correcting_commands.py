@@ -9,13 +9,14 @@ import pytest
 import typer
 from typer.testing import CliRunner, Result
 
-from smolmoe.cli import correcting
+from smolmoe.cli import pairs, score_corrections
 from smolmoe.errors import RequestError
 
 
 def run(*arguments: object) -> Result:
     app = typer.Typer(pretty_exceptions_enable=False)
-    correcting.add_to(app)
+    pairs.COMMAND.add_to(app)
+    score_corrections.COMMAND.add_to(app)
     return CliRunner().invoke(app, [str(argument) for argument in arguments])
 
 

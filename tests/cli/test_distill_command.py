@@ -6,14 +6,10 @@ import json
 from pathlib import Path
 
 import pytest
-import typer
-from tests.train.runs import dense_folder, write_text
+from tests.training.runs import dense_folder, write_text
 
-from smolmoe.cli import distilling
+from smolmoe.cli import app
 from smolmoe.errors import RequestError
-
-app = typer.Typer()
-distilling.add_to(app)
 
 
 def smolmoe(*arguments: object) -> None:

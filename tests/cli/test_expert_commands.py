@@ -12,14 +12,15 @@ import typer
 from tests.helpers import dense_llama, random_moe, save
 from typer.testing import CliRunner, Result
 
-from smolmoe.cli import experts
+from smolmoe.cli import add_expert, extract, merge_experts, prune
 from smolmoe.data.text import Document, write_documents
 from smolmoe.errors import OutputError, RequestError, SourceError
 
 
 def run(*arguments: object) -> Result:
     app = typer.Typer(pretty_exceptions_enable=False)
-    experts.add_to(app)
+    for command in (extract, prune, merge_experts, add_expert):
+        command.COMMAND.add_to(app)
     return CliRunner().invoke(app, [str(argument) for argument in arguments])
 
 
@@ -49,7 +50,7 @@ def test_extract_by_name(moe: Path, tmp_path: Path) -> None:
     text = printed("extract", moe, tmp_path / "out", "--expert", "math")
     assert "LlamaForCausalLM, expert 1 (math)" in text
     assert "claim       exact. The expert's gate is constant (gates sum to 1)." in text
-    assert "against the MoE that may choose only expert 1" in text
+    assert "against the MoE restricted to expert 1" in text
     assert "3 of 3 checks hold." in text
     two = json.loads(printed("extract", moe, tmp_path / "two", "--expert", "code", "--expert", "2", "--json"))
     assert two["architecture"] == "MixtralForCausalLM"
@@ -95,6 +96,6 @@ def test_what_is_not_there_is_named(moe: Path, tmp_path: Path) -> None:
 
 
 def test_importing_the_commands_imports_nothing_heavy() -> None:
-    code = "import sys, smolmoe.cli.experts; print(*{'torch', 'transformers', 'numpy'} & set(sys.modules))"
+    code = "import sys, smolmoe.cli; print(*{'torch', 'transformers', 'numpy'} & set(sys.modules))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == ""

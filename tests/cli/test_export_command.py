@@ -10,13 +10,13 @@ import typer
 from tests.helpers import random_moe, save
 from typer.testing import CliRunner, Result
 
-from smolmoe.cli import exporting
+from smolmoe.cli import export
 from smolmoe.errors import RequestError, TargetError
 
 
 def run(*arguments: object) -> Result:
     app = typer.Typer(pretty_exceptions_enable=False)
-    exporting.add_to(app)
+    export.COMMAND.add_to(app)
     return CliRunner().invoke(app, [str(argument) for argument in arguments])
 
 

@@ -8,19 +8,19 @@ from pathlib import Path
 import pytest
 import typer
 from tests.helpers import dense_llama, random_moe, save
-from tests.train.runs import recipe
+from tests.training.runs import recipe
 from typer.testing import CliRunner, Result
 
-from smolmoe.cli import pushing, reporting
+from smolmoe.cli import push, report
 from smolmoe.errors import DataError, OutputError
-from smolmoe.training import train
-from smolmoe.upcycling import upcycle
+from smolmoe.surgery.run import upcycle
+from smolmoe.training.run import train
 
 
 def run(*arguments: object) -> Result:
     app = typer.Typer(pretty_exceptions_enable=False)
-    reporting.add_to(app)
-    pushing.add_to(app)
+    report.COMMAND.add_to(app)
+    push.COMMAND.add_to(app)
     return CliRunner().invoke(app, [str(argument) for argument in arguments])
 
 
@@ -68,7 +68,7 @@ def test_a_trained_model_has_its_card(folder: Path) -> None:
     text = (folder / "run" / "model" / "README.md").read_text()
     assert f"| this model | {summary['held_out']['loss']:.4f} |" in text
     assert "| before this training |" in text
-    assert f"| active for a token | {summary['parameters']['active']:,} |" in text
+    assert f"| active per token | {summary['parameters']['active']:,} |" in text
 
 
 def test_errors(folder: Path, tmp_path: Path) -> None:
@@ -84,7 +84,7 @@ def test_push_to_a_folder(tmp_path: Path) -> None:
     text = printed("push", model, f"file:{tmp_path}/out", "--dry-run")
     assert "files, " in text
     assert ", would be sent" in text
-    assert "not sent: optimizer.pt (state of a training" in text
+    assert "not sent: optimizer.pt (training state" in text
     assert not (tmp_path / "out").exists()
     found = json.loads(printed("push", model, f"file:{tmp_path}/out", "--json"))
     assert found["bytes"] == sum(path.stat().st_size for path in (tmp_path / "out").iterdir())

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from helpers import tiny_tokenizer
 from tests.cli.calls import Call
-from tests.train.runs import write_text
+from tests.training.runs import write_text
 
 
 @pytest.fixture
@@ -96,4 +96,4 @@ def test_scores_are_explained(data: Call) -> None:
     code, _, err = data("score", "absent.jsonl", "--tokenizer", "tokenizer")
     assert (code, "no such file" in err) == (2, True)
     code, _, err = data("score", "some text")
-    assert (code, "Name one, or a model" in err) == (2, True)
+    assert (code, "Name a tokenizer or a model" in err) == (2, True)

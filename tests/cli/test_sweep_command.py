@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 import yaml
 from tests.cli.calls import Call
-from tests.train.runs import dense_folder, recipe
+from tests.training.runs import dense_folder, recipe
 
-from smolmoe.evaluate.scaling_law_results import read_sweep
+from smolmoe.results.scaling_law import read_sweep
 
 
 @pytest.fixture
@@ -52,7 +52,7 @@ def test_two_budgets_are_trained_and_fit_no_law(tiny: Path, smolmoe: Call) -> No
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        (("--tokens", "1Q"), "error: tokens = 1Q: is no number of tokens"),
+        (("--tokens", "1Q"), "error: tokens[0] = 1Q: must be a number of tokens"),
         (("--tokens", "1K,1K"), "twice"),
         (("--tokens", "1K", "--stage", "moe"), "one training, not a pipeline"),
     ],

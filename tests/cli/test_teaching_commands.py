@@ -18,13 +18,9 @@ pytest.importorskip("openai")
 # The two commands as `smolmoe data` has them, and errors as `smolmoe` reports them.
 PROGRAM = """
 import sys
-import typer
-from smolmoe.cli import teaching
+from smolmoe.cli import data_app as app
 from smolmoe.cli.output import print_error
 from smolmoe.errors import SmolmoeError
-app = typer.Typer(pretty_exceptions_enable=False)
-app.command()(teaching.teach)
-app.command()(teaching.fetch)
 try:
     app()
 except SmolmoeError as error:
@@ -193,10 +189,10 @@ def test_the_key_is_sent_and_written_nowhere(tmp_path):
 
 
 def test_no_exception_holds_the_key(tmp_path, monkeypatch):
-    from smolmoe.data.teaching.job import teach
     from smolmoe.errors import EndpointError, RequestError
     from smolmoe.recipe.base import parse
     from smolmoe.recipe.teach import TeachRecipe
+    from smolmoe.teacher.job import teach
 
     (tmp_path / "p.jsonl").write_text('{"prompt": "a"}\n')
     with serving(lambda p, n: error(401, f"no: {KEY}")) as server:
@@ -206,7 +202,7 @@ def test_no_exception_holds_the_key(tmp_path, monkeypatch):
         with pytest.raises(EndpointError) as refused:
             teach(recipe)
         monkeypatch.setenv("TEACHER_KEY", f"{KEY}\nX-Injected: {KEY}")
-        with pytest.raises(RequestError, match="characters that no key has") as unusable:
+        with pytest.raises(RequestError, match="invalid characters") as unusable:
             teach(recipe)
     for caught in (refused.value, unusable.value):
         error_: BaseException | None = caught
@@ -238,10 +234,10 @@ def test_the_list_of_presets_and_what_cannot_be_fetched(tmp_path):
 
 
 def test_without_the_openai_package_it_says_what_to_install(tmp_path, monkeypatch):
-    from smolmoe.data.teaching.job import plan, teach
     from smolmoe.errors import RequestError
     from smolmoe.recipe.base import parse
     from smolmoe.recipe.teach import TeachRecipe
+    from smolmoe.teacher.job import plan, teach
 
     (tmp_path / "p.jsonl").write_text('{"prompt": "a"}\n')
     values = {"prompts": tmp_path / "p.jsonl", "out": tmp_path / "out", "base_url": "http://h/v1", "model": "m"}

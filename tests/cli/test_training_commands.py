@@ -12,7 +12,7 @@ import pytest
 import yaml
 from helpers import tiny_tokenizer
 from tests.cli.calls import Call
-from tests.train.runs import write_text
+from tests.training.runs import write_text
 
 HEAVY = """
 import sys
@@ -105,7 +105,7 @@ def test_json_is_all_that_stdout_has(recipe: Path) -> None:
         (["train", "mine.yaml", "--set", "data.length=abc"], ["error: data.length = abc", "tokens a block"]),
         (["train", "mine.yaml", "--set", "length"], ["must be section.key=value"]),
         (["train", "mine.yaml", "--device", "abacus"], ["error: device = abacus", "Use "]),
-        (["train", "mine.yaml", "--resume", "latest"], ["no whole checkpoint", "without --resume"]),
+        (["train", "mine.yaml", "--resume", "latest"], ["no complete checkpoint", "without --resume"]),
         (["train", "embedded"], ["is a pipeline", "`smolmoe run embedded`"]),
         (["run", "mine.yaml"], ["is one training", "`smolmoe train mine.yaml`"]),
         (["run", "embedded", "--set", "stages.moe.upcycle.top=2"], ["stages.moe.upcycle.top =", "'top_k'"]),

@@ -168,10 +168,10 @@ def test_what_cannot_be_cut_into_blocks():
         Blocks(store_of([3, 4]), count=1, length=8, seed=0)
     assert "shorter blocks" in str(caught.value.fix)
     store = store_of([9, 9], [0, 0], (False, False))
-    with pytest.raises(DataError, match=r"data\.sources\[1\].*no text of this source"):
+    with pytest.raises(DataError, match=r"data\.sources\[1\].*this source has no text"):
         Blocks(store, count=1, length=8, seed=0, weights=(1, 1))
     for weights in ((1,), (1, 0)):
-        with pytest.raises(DataError, match="positive, one for each source"):
+        with pytest.raises(DataError, match="positive, one per source"):
             Blocks(store, count=1, length=8, seed=0, weights=weights)
     with pytest.raises(IndexError):
         Blocks(store, count=2, length=8, seed=0)[2]

@@ -14,8 +14,8 @@ import datasets
 import numpy as np
 import pytest
 from helpers import tiny_tokenizer
+from tests.core.test_files import another_process
 from tests.processes import Child
-from tests.test_files import another_process
 
 from smolmoe.data import corpus as corpus_module
 from smolmoe.data.blocks import WINDOW, Blocks, whole_windows
@@ -214,7 +214,7 @@ def test_a_damaged_cache_is_made_anew(tmp_path, tokenizer, caplog, damage):
 
 def test_a_cache_that_cannot_be_written(tmp_path, tokenizer, monkeypatch):
     recipe = recipe_of(jsonl(tmp_path / "a.jsonl", numbered(300)), cache=tmp_path / "a.jsonl")
-    with pytest.raises(OutputError, match=r"tokenised text cannot be kept .*data\.cache"):
+    with pytest.raises(OutputError, match=r"tokenised text cannot be stored .*data\.cache"):
         load_corpus(recipe, tokenizer)
 
     def full(*_):
@@ -233,11 +233,11 @@ def test_sides_without_documents(tmp_path, tokenizer):
     with pytest.raises(DataError, match="none of the 3 documents is held out") as caught:
         load_corpus(recipe_of(path, held_out=min(shares) - 1e-3), tokenizer)
     assert caught.value.field == "data.held_out"
-    with pytest.raises(DataError, match="all 3 documents are held out: none is left to train on"):
+    with pytest.raises(DataError, match="all 3 documents are held out: none remains for training"):
         load_corpus(recipe_of(path, held_out=max(shares)), tokenizer)
-    with pytest.raises(DataError, match="the sources hold no text"):
+    with pytest.raises(DataError, match="the sources contain no text"):
         load_corpus(recipe_of(empty), tokenizer)
-    with pytest.raises(DataError, match="its sources hold no text"):
+    with pytest.raises(DataError, match="its sources contain no text"):
         load_corpus(recipe_of(path, validation=[{"path": empty}]), tokenizer)
 
 
@@ -292,7 +292,7 @@ def test_weighted_streams_are_read_by_their_share(tmp_path, stream, tokenizer):
     blocks = Blocks(corpus.train, count=WINDOW, length=64, seed=0, weights=(3, 1))
     streamed = [n for n in blocks._order.documents if corpus.train.source_ids[n] == 1]
     assert streamed == sorted(set(streamed))  # never from its start again
-    with pytest.raises(DataError, match=r"has no end.*`rows`"):
+    with pytest.raises(DataError, match=r"is unlimited.*`rows`"):
         load_corpus(DataRecipe(sources=[{"path": local}], validation=[stream]), tokenizer)
     held = load_corpus(DataRecipe(sources=[{"path": local}], validation=[{**stream, "rows": 30}]), tokenizer)
     assert len(held.validation) == 30

@@ -119,5 +119,5 @@ def test_without_the_language_reference(monkeypatch, caplog):
 
 def test_without_the_standard_library(monkeypatch, tmp_path):
     monkeypatch.setattr(embedded.sysconfig, "get_paths", lambda: {"stdlib": str(tmp_path)})
-    with pytest.raises(DataError, match="no sources of its standard library"):
+    with pytest.raises(DataError, match="not include its standard library's sources"):
         embedded_corpus(megabytes=0.3)

@@ -101,7 +101,7 @@ def test_more_rows_go_on_where_it_stopped(tmp_path, place, preset, rows):
     found = fetch(preset, parts, rows=7, shard_rows=4)
     assert [shard["rows"] for shard in found["shards"]] == [4, 3]
     assert not found["whole"]
-    with pytest.raises(OutputError, match=r"holds 7 fetched rows.*--resume"):
+    with pytest.raises(OutputError, match=r"contains 7 fetched rows.*resume=True"):
         fetch(preset, parts, rows=10)
     before = contents(parts)
     fetch(preset, parts, rows=10, resume=True, shard_rows=4)
@@ -111,12 +111,12 @@ def test_more_rows_go_on_where_it_stopped(tmp_path, place, preset, rows):
     assert documents_in(parts) == documents_in(whole) == list(documents_of(preset, rows))
     assert before.items() <= contents(parts).items()
     assert found == fetch(preset, parts, resume=True)  # nothing more to do
-    with pytest.raises(OutputError, match="another split"):
+    with pytest.raises(OutputError, match="different split"):
         fetch(preset, parts, split="test", resume=True)
     (folder / "train-0.jsonl").write_text(json.dumps(rows[0]) + "\n")
     fetch(preset, tmp_path / "b", rows=1)
     (folder / "train-0.jsonl").write_text(json.dumps(rows[0] | {"other": 1}) + "\n")
-    with pytest.raises(OutputError, match="another content of the data set"):
+    with pytest.raises(OutputError, match="different content of the data set"):
         fetch(preset, tmp_path / "b", rows=5, resume=True)
 
 
@@ -158,7 +158,7 @@ def test_a_kill_loses_the_shard_in_hand_at_most(tmp_path, place):
 
 def test_a_licence_that_is_not_free_asks_for_consent(tmp_path, place):
     place("codeparrot", [{"content": "x = 1", "license": "gpl-3.0"}], files=1)
-    with pytest.raises(RequestError, match=r"licence is mixed .*--accept-licence mixed"):
+    with pytest.raises(RequestError, match=r"licence is mixed .*accept_licence='mixed'"):
         fetch("codeparrot", tmp_path / "out")
     with pytest.raises(RequestError, match="licence is mixed"):
         fetch("codeparrot", tmp_path / "out", accept_licence="yes")
@@ -187,15 +187,15 @@ def test_bad_requests(tmp_path, place):
         fetch("dolly", tmp_path / "out", split="nope")
     assert caught.value.field == "split"
     place("dolly", [{"instruction": "", "context": "", "response": ""}], files=1)
-    with pytest.raises(DataError, match="holds no text"):
+    with pytest.raises(DataError, match="contains no text"):
         fetch("dolly", tmp_path / "empty")
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine/notes.txt").write_text("mine")
-    with pytest.raises(OutputError, match="something else than fetched rows"):
+    with pytest.raises(OutputError, match="something other than fetched rows"):
         fetch("dolly", tmp_path / "mine", resume=True)
 
 
 def test_a_hub_that_cannot_be_reached(tmp_path):
-    with pytest.raises(HubError, match=r"cannot be read: HF_HUB_OFFLINE is set.*give its path"):
+    with pytest.raises(HubError, match=r"cannot be read: HF_HUB_OFFLINE is set.*use its path"):
         fetch("tinystories", tmp_path / "out", rows=1)
     assert not (tmp_path / "out").exists()

@@ -15,11 +15,11 @@ from pyarrow import parquet
 from smolmoe.data.corpus import load_corpus
 from smolmoe.data.folders import find_files
 from smolmoe.data.formats import rows_of
-from smolmoe.data.selection.rows import open_rows
 from smolmoe.data.sources import open_source
 from smolmoe.data.text import Document, read_documents
 from smolmoe.errors import DataError
 from smolmoe.recipe.data import DataRecipe, SourceRecipe
+from smolmoe.selection.rows import open_rows
 
 ROWS = [{"text": f'caf\u00e9 "{number}",\nand\ttab', "domain": str(number % 2)} for number in range(5)]
 LINES = "".join(json.dumps(row) + "\n" for row in ROWS).encode()
@@ -88,7 +88,7 @@ def test_text_is_cut_at_blank_lines_whatever_it_is_packed_in(tmp_path):
 @pytest.mark.parametrize(
     ("name", "content", "said"),
     [
-        ("a.jsonl.gz", gzip.compress(LINES, mtime=0)[:-20], "cannot be decompressed"),
+        ("a.jsonl.gz", gzip.compress(LINES, mtime=0)[:-20], "cannot be decompressed"),  # its name is one in all workers
         ("a.jsonl.gz", LINES, "cannot be decompressed"),
         ("a.jsonl.zst", zstd(LINES)[:-9], "cannot be decompressed"),
         ("a.jsonl.xz", LINES, "cannot be decompressed"),
@@ -97,15 +97,15 @@ def test_text_is_cut_at_blank_lines_whatever_it_is_packed_in(tmp_path):
         ("a.jsonl", LINES + b"\0\0", "line 6: byte 270 is NUL"),
         ("a.txt", "text".encode("utf-16-le"), "line 1: byte 1 is NUL"),
         ("a.csv", b'text\n"open', "line 2: not CSV"),
-        ("a.csv", b"text\na,b\n", "line 2: 2 cells, where the header has 1"),
+        ("a.csv", b"text\na,b\n", "line 2: 2 cells, but the header has 1"),
         ("a.csv", b"text,text\na,b\n", "line 1: two columns are called 'text'"),
         ("a.csv", b"txt\na\n", r'no "text" among its columns \(txt\)'),
         ("a.json", b'{"data": []\n}', r"one JSON dict with the keys data, not rows"),
         ("a.json", b"[{}, 3]", "row 2: a JSON int, not an object"),
         ("a.json", b"[\n{]", "not JSON .*line 2, column 2"),
-        ("a.jsonl", LINES + b'{"text": "a", "text": "b"}', "line 6: the key 'text' stands twice"),
-        ("a.jsonl", b'{"text": "a", "about": {"x": 1, "x": 2}}', "line 1: the key 'x' stands twice"),
-        ("a.json", b'[\n{"text": "a"},\n{"text": "a", "text": "b"}]', "row 2: the key 'text' stands twice"),
+        ("a.jsonl", LINES + b'{"text": "a", "text": "b"}', "line 6: the key 'text' is given twice"),
+        ("a.jsonl", b'{"text": "a", "about": {"x": 1, "x": 2}}', "line 1: the key 'x' is given twice"),
+        ("a.json", b'[\n{"text": "a"},\n{"text": "a", "text": "b"}]', "row 2: the key 'text' is given twice"),
         ("a.parquet", b"PAR1", "not a readable parquet file"),
         ("a.arrow", b"ARROW1 and nothing", "not a readable arrow file"),
     ],
@@ -145,7 +145,7 @@ def test_a_folder_reads_what_it_can_and_names_the_rest(tmp_path, caplog):
     assert len(source.files.passed_over) == len(none)
     (said,) = [record.message for record in caplog.records]
     assert said.startswith("4 of 6 files are not read: about.json (it is one JSON dict with the keys version, rows")
-    for name in ("settings.json (no column", "part-02.doc", "part-03.jsonl.lz4 (no format that is read: .lz4)"):
+    for name in ("settings.json (no column", "part-02.doc", "part-03.jsonl.lz4 (unsupported format: .lz4)"):
         assert name in said
     caplog.clear()
     assert len(list(open_rows(SourceRecipe(path=str(tmp_path)), quiet=True).rows())) == 10
@@ -176,7 +176,7 @@ def test_rows_without_text_are_left_out_and_counted(tmp_path, caplog):
     path.write_text("\n".join(rows))
     assert read_documents(path) == [Document("a", "3"), Document("half ?")]
     first, second = (record.message for record in caplog.records)
-    assert first == f"{path}: rows without text left out: 4 (the first: {path}, line 2)."
+    assert first == f"{path}: rows without text skipped: 4 (the first: {path}, line 2)."
     assert second == f'{path}: texts with half a surrogate pair, read as "?": 1 (the first: {path}, line 6).'
     caplog.clear()
     source = {"path": str(path), "domain_column": "domain"}

@@ -153,5 +153,5 @@ def test_what_is_no_text_is_refused():
 def test_an_unknown_preset_is_answered_with_the_nearest():
     with pytest.raises(DataError, match=r"no such preset.*Did you mean 'tinystories'"):
         list(documents_of("tinystory", []))
-    with pytest.raises(DataError, match=r"There are .*wikitext.*embedded\."):
+    with pytest.raises(DataError, match=r"Presets: .*wikitext.*embedded\."):
         list(documents_of("zzz", []))

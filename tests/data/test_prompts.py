@@ -77,7 +77,7 @@ def test_rows_without_a_text_or_a_correction_are_left_out(tmp_path: Path, caplog
     (row,) = read_corrections(path)
     assert (row.source, row.references) == ("a", ("b",))
     assert [record.message for record in caplog.records] == [
-        f'{path}: rows without "src" or "tgt" left out: 3 (the first: line 2).'
+        f'{path}: rows without "src" or "tgt" skipped: 3 (the first: line 2).'
     ]
 
 
@@ -86,7 +86,7 @@ def test_rows_without_a_text_or_a_correction_are_left_out(tmp_path: Path, caplog
     [
         ({"src": "a"}, 'no "tgt" among its keys'),
         ({"src": "a", "tgt": 3}, '"tgt" is a int, not a string'),
-        ({"src": "a", "tgt": "b", "refs": "c"}, '"refs" is no list of references'),
+        ({"src": "a", "tgt": "b", "refs": "c"}, '"refs" is not a list of references'),
         ({"src": "a", "tgt": "b", "refs": ["c", 3]}, '"refs" is a int, not a string'),
     ],
 )

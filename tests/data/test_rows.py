@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 from helpers import tiny_tokenizer
-from tests.train.runs import write_text
+from tests.training.runs import write_text
 
 from smolmoe.data.corpus import load_corpus
 from smolmoe.data.rows import write_rows

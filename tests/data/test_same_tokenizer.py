@@ -67,9 +67,9 @@ SAME: dict[str, Callable[[Path], Any]] = {
 OTHER: dict[str, tuple[Callable[[Path], Any], str]] = {
     "a merge fewer": (edited(lambda t: t["model"]["merges"].pop()), "merges"),
     "merges in another order": (edited(lambda t: t["model"]["merges"].reverse()), "merge 0 is"),
-    "another splitting": (edited(lambda t: t["pre_tokenizer"].update(add_prefix_space=True)), "makes ids"),
-    "a normaliser": (edited(lambda t: t.update(normalizer={"type": "Lowercase"})), "makes ids"),
-    "composed accents": (edited(lambda t: t.update(normalizer={"type": "NFC"})), "makes ids"),
+    "another splitting": (edited(lambda t: t["pre_tokenizer"].update(add_prefix_space=True)), "gives ids"),
+    "a normaliser": (edited(lambda t: t.update(normalizer={"type": "Lowercase"})), "gives ids"),
+    "composed accents": (edited(lambda t: t.update(normalizer={"type": "NFC"})), "gives ids"),
 }
 
 

@@ -11,11 +11,11 @@ from pyarrow import parquet
 
 from smolmoe.data import sources
 from smolmoe.data.presets import PRESETS
-from smolmoe.data.selection.rows import open_rows
 from smolmoe.data.sources import look_at, open_source
 from smolmoe.data.text import Document
 from smolmoe.errors import DataError, HubError
 from smolmoe.recipe.data import SourceRecipe
+from smolmoe.selection.rows import open_rows
 
 
 @pytest.fixture(autouse=True)
@@ -71,9 +71,9 @@ def test_identity_is_of_the_contents_and_the_options(tmp_path):
         ("./absent", "no such file or folder"),
         ("/absent/folder", "no such file or folder"),
         ("a/b/c", "no such file or folder"),
-        ("{tmp}/empty", "no text file in this folder"),
+        ("{tmp}/empty", "this folder contains no text file"),
         ("{tmp}/a.doc", r"\.doc is not a text format"),
-        ("{tmp}/named", r"no text file in this folder \(not read: a\.doc \(no format that is read: \.doc\)\)"),
+        ("{tmp}/named", r"this folder contains no text file \(not read: a\.doc \(unsupported format: \.doc\)\)"),
         ("absent.csv.gz", "no such file or folder"),
     ],
 )
@@ -188,8 +188,8 @@ def test_rows_of_a_known_data_set_on_disk(tmp_path, name, caplog):
         again = SourceRecipe.model_validate(recipe.model_dump())  # as a run has it on record
         assert list(open_source(again).documents()) == documents
         said = [record.message for record in caplog.records]
-        assert any("by the columns, rows of " + name in line for line in said) == (recipe.preset is None)
-        assert any("rows without text left out: 1" in line for line in said)
+        assert any("judging by the columns, rows of " + name in line for line in said) == (recipe.preset is None)
+        assert any("rows without text skipped: 1" in line for line in said)
         found = list(open_rows(recipe, quiet=True).rows())
         assert [row.values["text"] for row in found if row.values["text"]] == [one.text for one in documents]
     assert open_source(SourceRecipe(path=path)).identity["presets"] == [name]
@@ -200,7 +200,7 @@ def test_rows_of_a_known_data_set_on_disk(tmp_path, name, caplog):
 def test_a_known_data_set_is_named_with_the_columns_that_are_not_used(tmp_path, caplog):
     look_at(SourceRecipe(path=str(jsonl(tmp_path / "a.jsonl", [DOLLY]))))
     assert caplog.records[0].message == (
-        "a.jsonl: by the columns, rows of dolly (instruction, context, response); not used: category."
+        "a.jsonl: judging by the columns, rows of dolly (instruction, context, response); not used: category."
     )
 
 

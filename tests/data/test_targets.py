@@ -11,13 +11,13 @@ import numpy as np
 import pytest
 import torch
 from helpers import dense_llama, tiny_tokenizer
-from tests.train.runs import dense_folder, write_text
+from tests.training.runs import dense_folder, write_text
 
 from smolmoe.data.blocks import Blocks
 from smolmoe.data.corpus import load_corpus
 from smolmoe.data.targets import TargetCache, digest_documents, open_cache, pack_ids, text_hash, unpack_ids
 from smolmoe.data.tokens import TokenStore
-from smolmoe.distilling import cache_teacher
+from smolmoe.distillation.run import cache_teacher
 from smolmoe.errors import DataError
 from smolmoe.recipe import DataRecipe, parse
 
@@ -110,7 +110,7 @@ def test_documents_of_another_text_are_counted_and_both_texts_named(place: Path)
     here = text_hash(digest_documents(store.documents()))
     missing = len({s.tobytes() for s in digest_documents(store.documents())} - _keys(cache))
     assert 0 < missing < len(store)
-    with pytest.raises(DataError, match=f"{missing} of {len(store)} documents") as error:
+    with pytest.raises(DataError, match=f"{missing} of {len(store)} training documents") as error:
         cache.locate(store, documents)
     assert cache.text in str(error.value)
     assert here in str(error.value)
@@ -129,10 +129,10 @@ def test_the_hash_of_a_text_is_of_its_documents_in_any_order() -> None:
 def test_a_folder_without_a_cache_an_unfinished_one_and_a_damaged_one_are_told_apart(
     place: Path, tmp_path: Path
 ) -> None:
-    with pytest.raises(DataError, match="there is no cache"):
+    with pytest.raises(DataError, match="not a teacher's cache"):
         open_cache(tmp_path)
     (tmp_path / "request.json").write_text("{}")
-    with pytest.raises(DataError, match=r"not finished.*--resume"):
+    with pytest.raises(DataError, match=r"is incomplete.*resume=True"):
         open_cache(tmp_path)
     (tmp_path / "cache.json").write_text("{")
     with pytest.raises(DataError, match="damaged"):

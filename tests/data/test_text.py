@@ -89,10 +89,10 @@ def test_parquet(tmp_path):
     ("name", "content", "wrong"),
     [
         ("a.doc", "text", r"\.doc is not a text format.*\.jsonl, .*\.txt .*\.parquet"),
-        ("a.csv", "text", "holds no text"),
+        ("a.csv", "text", "contains no text"),
         ("a.txt", b"caf\xe9", "byte 3 is not UTF-8"),
-        ("a.txt", " \n", "holds no text"),
-        ("a.jsonl", "", "holds no text"),
+        ("a.txt", " \n", "contains no text"),
+        ("a.jsonl", "", "contains no text"),
     ],
 )
 def test_unreadable_files(tmp_path, name, content, wrong):

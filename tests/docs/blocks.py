@@ -18,8 +18,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
-PAGES = (ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md")))
-GENERATED = {"cli.md"}  # help texts, written by scripts/docs.py and checked with it
+PAGES = (ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md")))
+GENERATED = {"cli.md", "api.md"}  # help texts, written by scripts/docs.py and checked with it
 
 _FENCE = re.compile(r"^```(\S*)\s*$")
 _COMMENT = re.compile(r"^<!-- run: (.*) -->$")

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
+from smolmoe.core.yaml_text import parse_yaml
 from smolmoe.errors import RequestError
 from smolmoe.recipe import PipelineRecipe, TrainRecipe, parse
 from smolmoe.recipe.align import AlignRecipe
-from smolmoe.yaml_text import parse_yaml
 
 # What a recipe must have: a block that shows one section is read with these for the others.
 REST: dict[type, dict[str, Any]] = {

@@ -140,7 +140,7 @@ def dense(path: Path) -> None:
 
 def mixture(path: Path) -> None:
     """Copies of a random dense model, through the product's own door."""
-    from smolmoe.upcycling import upcycle
+    from smolmoe.surgery.run import upcycle
 
     source = path.parent / f"{path.name}-source"
     dense(source)
@@ -148,7 +148,7 @@ def mixture(path: Path) -> None:
 
 
 def generic(path: Path) -> None:
-    from smolmoe.upcycling import upcycle
+    from smolmoe.surgery.run import upcycle
 
     source = path.parent / f"{path.name}-source"
     helpers.save(helpers.dense_gpt2(), source)
@@ -157,7 +157,7 @@ def generic(path: Path) -> None:
 
 def sweep(path: Path) -> None:
     """A sweep of one curve without a law."""
-    from smolmoe.evaluate.scaling_law_results import (
+    from smolmoe.results.scaling_law import (
         FILE,
         Curve,
         Gain,
@@ -172,9 +172,25 @@ def sweep(path: Path) -> None:
     curve = Curve("moe", None, None, (), (), None, "too few points", (gain,), (gain,), ())
     facts = HeldOutFacts(10, 1_000, ("text",)), Uncertainty(0.95, 100, ("documents",), "of documents")
     schedule = Schedule("own", "cosine", 0, None, "each its own")
-    found = Sweep("r", None, "new", schedule, facts[0], 10, 10, 10, (curve,), None, None, facts[1], (), {}, None)
+    found = Sweep(
+        recipe="r",
+        stage=None,
+        model="new",
+        schedule=schedule,
+        held_out=facts[0],
+        training_tokens=10,
+        largest=10,
+        extrapolated_to=10,
+        curves=(curve,),
+        joint=None,
+        joint_reason=None,
+        uncertainty=facts[1],
+        warnings=(),
+        versions={},
+        command=None,
+    )
     path.mkdir(parents=True)
-    (path / FILE).write_text(json.dumps(found.to_json()), encoding="utf-8")
+    found.write(path / FILE)
 
 
 # What the pages name as the reader's own -> what makes it.

@@ -79,19 +79,19 @@ def test_layouts(name: str, options: dict[str, Any], expected: MlpLayout) -> Non
 
 
 REFUSALS = [
-    ("OPTConfig", {}, "fc1, fc2 lie directly in the layer"),
+    ("OPTConfig", {}, "fc1, fc2 are directly in the layer"),
     ("BloomConfig", {}, "`mlp` .BloomMLP. cannot be called with the hidden states alone .*residual"),
     ("MptConfig", {}, "residual"),
     ("T5Config", {}, "encoder-decoder"),
     ("BartConfig", {}, "encoder-decoder"),
-    ("BertConfig", {}, "encoder: a masked, not a causal"),
-    ("BertGenerationConfig", {"num_hidden_layers": 2}, "nothing but 2 or 3 projections"),
-    ("MixtralConfig", {"num_hidden_layers": 1}, "Mixture-of-Experts already"),
-    ("Qwen2MoeConfig", {"num_hidden_layers": 2, "mlp_only_layers": [0]}, "Mixture-of-Experts already"),
+    ("BertConfig", {}, "encoder: a masked language model, not a causal one"),
+    ("BertGenerationConfig", {"num_hidden_layers": 2}, "consists of just 2 or 3 projections"),
+    ("MixtralConfig", {"num_hidden_layers": 1}, "already a Mixture-of-Experts"),
+    ("Qwen2MoeConfig", {"num_hidden_layers": 2, "mlp_only_layers": [0]}, "already a Mixture-of-Experts"),
     ("ViTConfig", {}, "no causal language model"),
     ("LlavaConfig", {}, "composite"),
-    ("MambaConfig", {"num_hidden_layers": 2}, "nothing but 2 or 3 projections"),
-    ("ApertusConfig", {"num_hidden_layers": 2}, "nothing but 2 or 3 projections"),  # its activation has weights
+    ("MambaConfig", {"num_hidden_layers": 2}, "consists of just 2 or 3 projections"),
+    ("ApertusConfig", {"num_hidden_layers": 2}, "consists of just 2 or 3 projections"),  # its activation has weights
     ("Gemma3nTextConfig", {}, "does not compute"),  # keeps only the largest activations
     ("GPT2Config", {"n_embd": 30, "n_head": 4}, "cannot be built from this config"),
 ]
@@ -108,7 +108,7 @@ def test_refusals_give_the_reason(name: str, options: dict[str, Any], reason: st
 def test_a_generic_moe_is_refused() -> None:
     from smolmoe.moe.generic import SmolMoeConfig
 
-    with pytest.raises(SourceError, match="Mixture-of-Experts already"):
+    with pytest.raises(SourceError, match="already a Mixture-of-Experts"):
         find_mlp(SmolMoeConfig())
 
 
@@ -189,10 +189,10 @@ def find_with(monkeypatch: pytest.MonkeyPatch, *ffns: nn.Module) -> MlpLayout:
         (ScaledFfn, "does not compute"),
         (ResidualFfn, "does not compute"),
         (ScaledPlainFfn, "does not compute"),
-        (InnerDropoutFfn, "drops something else than its output"),
-        (TwoDropoutsFfn, "drops something else than its output"),
-        (TupleFfn, "does not return one tensor"),
-        (NormedFfn, "nothing but 2 or 3 projections"),
+        (InnerDropoutFfn, "applies dropout to more than its output"),
+        (TwoDropoutsFfn, "applies dropout to more than its output"),
+        (TupleFfn, "does not return a single tensor"),
+        (NormedFfn, "consists of just 2 or 3 projections"),
         (lambda: Ffn(bias=True), "with and without a bias"),
     ],
 )

@@ -9,18 +9,18 @@ from pathlib import Path
 from typing import Any
 
 from safetensors.torch import load_file
-from tests.align import runs as align_runs
-from tests.train import runs as train_runs
+from tests.alignment import runs as align_runs
+from tests.training import runs as train_runs
 
-from smolmoe.aligning import align
-from smolmoe.data.teaching.job import teach
-from smolmoe.distilling import cache_teacher
-from smolmoe.exporting import export
+from smolmoe.alignment.run import align
+from smolmoe.distillation.run import cache_teacher
 from smolmoe.recipe import parse
 from smolmoe.recipe.teach import TeachRecipe
-from smolmoe.train.checkpoints import whole_checkpoints
-from smolmoe.training import train
-from smolmoe.upcycling import upcycle
+from smolmoe.surgery.export.run import export
+from smolmoe.surgery.run import upcycle
+from smolmoe.teacher.job import teach
+from smolmoe.training.checkpoints import whole_checkpoints
+from smolmoe.training.run import train
 
 OUT = "out"
 RANDOM = {

@@ -14,7 +14,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-PRELOADED = ["torch", "transformers", "trl", "openai", "smolmoe.training", "smolmoe.aligning", "tests.faults.jobs"]
+PRELOADED = ["torch", "transformers", "trl", "openai"]
+PRELOADED += ["smolmoe.training.run", "smolmoe.alignment.run", "tests.faults.jobs"]
 _CHANGES = ("os.rename", "os.remove", "os.mkdir", "os.rmdir", "os.link", "os.symlink", "os.truncate", "shutil.")
 
 

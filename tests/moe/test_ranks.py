@@ -30,7 +30,7 @@ def work(rank: int, folder: str) -> None:
 
 
 def counted(rank: int) -> list[Any]:
-    from smolmoe.losses import LoadCounter
+    from smolmoe.moe.losses import LoadCounter
 
     counter = LoadCounter(1, 2)
     first = counter.add(torch.tensor([[[1, 3]], [[4, 0]]][rank]), tokens=[3, 1][rank])

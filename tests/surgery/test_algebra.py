@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from smolmoe.moe.reference import Ffn, choose, expert_load, routed_output
 from smolmoe.surgery.ffn import scales
-from smolmoe.surgery.initialisers import add_noise, choose_neurons, generator, normal, redraw_neurons
+from smolmoe.surgery.tensors.initialisers import add_noise, choose_neurons, generator, normal, redraw_neurons
 
 D = 6
 

@@ -151,7 +151,7 @@ def test_files_in_16_bits_hold_the_same_function(dtype: str, tmp_path: Path) -> 
     for request in ("copies", "full split", "width split", "residual"):
         made = plan("llama", **REQUESTS[request])
         object.__setattr__(made.recipe, "source", str(zoo.folder("llama", dtype=dtype)))
-        from smolmoe.checkpoint import open_checkpoint
+        from smolmoe.core.checkpoint import open_checkpoint
         from smolmoe.surgery.plan import make_plan
 
         made = make_plan(made.recipe, open_checkpoint(made.recipe.source))

@@ -50,7 +50,7 @@ def test_memory_is_covered_exactly_once_and_is_the_class(name: str, options: dic
 
 @pytest.mark.parametrize(("name", "options"), REQUESTS)
 def test_parameters_are_those_of_the_files(name: str, options: dict[str, Any], tmp_path: Any) -> None:
-    from smolmoe.checkpoint import open_checkpoint
+    from smolmoe.core.checkpoint import open_checkpoint
     from smolmoe.surgery.convert import convert
 
     made = plan(name, **options, seed=3)
@@ -93,7 +93,7 @@ def test_claims() -> None:
 
 
 def test_fresh_neurons_are_the_program_s_and_shared_by_gate_up_and_down() -> None:
-    from smolmoe.surgery.evaluate import fresh_neurons
+    from smolmoe.surgery.tensors.values import fresh_neurons
 
     def perturbs(**options: Any) -> list[Any]:
         made = plan(diversify="drop", **options)

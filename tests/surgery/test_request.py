@@ -15,7 +15,7 @@ from smolmoe.surgery.request import parse_layers
 
 
 def plan(name: str = "llama", **options: Any) -> Any:
-    from smolmoe.checkpoint import open_checkpoint
+    from smolmoe.core.checkpoint import open_checkpoint
     from smolmoe.surgery.plan import make_plan
 
     recipe = parse(
@@ -33,20 +33,20 @@ def plan(name: str = "llama", **options: Any) -> Any:
         ({"granularity": 0}, "granularity", "at least 1"),
         ({"top_k": 9}, "top_k", "at most 8"),
         ({"granularity": 5, "experts": 10, "top_k": 5}, "granularity", "does not divide the 48 neurons"),
-        ({"granularity": 4, "experts": 6, "top_k": 4}, "granularity", "--experts 8"),
-        ({"granularity": 4, "top_k": 2}, "granularity", "--top-k 4"),
+        ({"granularity": 4, "experts": 6, "top_k": 4}, "granularity", "experts=8"),
+        ({"granularity": 4, "top_k": 2}, "granularity", "top_k=4"),
         ({"granularity": 4, "top_k": 4, "shared": 10}, "granularity", "does not divide the 38 neurons"),
-        ({"granularity": 2, "router": "zero"}, "router", "ties every expert"),
-        ({"shared": 48}, "shared", "--shared full"),
+        ({"granularity": 2, "router": "zero"}, "router", "ties all experts"),
+        ({"shared": 48}, "shared", "shared='full'"),
         ({"shared": 0}, "shared", "between 1 and 47"),
         ({"shared": "half"}, "shared", "none, full, residual"),
-        ({"router": "domains"}, "router", "--router-data"),
-        ({"router_data": "x.jsonl"}, "router_data", "--router domains"),
-        ({"noise_std": 0.1}, "noise_std", "--diversify noise"),
-        ({"drop_ratio": 0.1}, "drop_ratio", "--diversify drop"),
+        ({"router": "domains"}, "router", "router_data="),
+        ({"router_data": "x.jsonl"}, "router_data", "router='domains'"),
+        ({"noise_std": 0.1}, "noise_std", "diversify='noise'"),
+        ({"drop_ratio": 0.1}, "drop_ratio", "diversify='drop'"),
         ({"diversify": "noise", "noise_std": 0.0}, "noise_std", "positive"),
-        ({"diversify": "drop", "drop_ratio": 1.5}, "drop_ratio", "not above 1"),
-        ({"attention": "base"}, "attention", "--expert"),
+        ({"diversify": "drop", "drop_ratio": 1.5}, "drop_ratio", "at most 1"),
+        ({"attention": "base"}, "attention", "expert="),
         ({"layers": "2-7"}, "layers", "layers 0 to 2"),
         ({"layers": "first"}, "layers", "every:2"),
         ({"layers": "every:0"}, "layers", "not understood"),
@@ -68,7 +68,7 @@ def test_refused(options: dict[str, Any], field: str, says: str) -> None:
     [
         ("llama", {"target": "mixtral", "shared": "full"}, "no shared expert"),
         ("llama", {"target": "qwen2_moe"}, "always has a shared expert"),
-        ("llama", {"target": "qwen3_moe"}, "compute something else"),
+        ("llama", {"target": "qwen3_moe"}, "norms differ from"),
         ("llama", {"target": "glm4_moe", "shared": 16, "granularity": 4, "top_k": 4, "experts": 8}, ""),
         ("llama", {"target": "glm4_moe", "shared": 20}, "multiple of the expert width 28"),
         ("llama", {"target": "mixtral", "layers": "1"}, "chosen layers dense"),
@@ -79,7 +79,7 @@ def test_refused(options: dict[str, Any], field: str, says: str) -> None:
         ("mistral_window", {"target": "granitemoeshared"}, "sliding window"),
         ("qwen3_mixed", {"target": "qwen3_moe"}, "mixes windowed"),
         ("qwen3_bias", {"target": "glm4_moe", "shared": "full"}, "biases on qkvo"),
-        ("gpt2", {"target": "mixtral"}, "compute something else"),
+        ("gpt2", {"target": "mixtral"}, "norms differ from"),
     ],
 )
 def test_target_refuses_with_the_nearest(name: str, options: dict[str, Any], says: str) -> None:
@@ -89,7 +89,7 @@ def test_target_refuses_with_the_nearest(name: str, options: dict[str, Any], say
     with pytest.raises(TargetError, match=says) as caught:
         plan(name, **options)
     assert caught.value.fix
-    nearest = caught.value.fix.split("--target ")[1].split()[0]
+    nearest = caught.value.fix.split("target='")[1].split("'")[0]
     assert plan(name, **{**options, "target": nearest}).target.name == nearest
 
 
@@ -126,8 +126,8 @@ def test_auto_prefers_native(name: str, options: dict[str, Any], target: str) ->
     ("options", "says"),
     [
         ({"shared": 18}, "another shared width"),
-        ({"granularity": 8, "top_k": 8}, "--granularity 1, 2, 3, 4, 6, 12"),
-        ({"granularity": 4, "top_k": 4, "dtype": "float16"}, "--dtype float32"),
+        ({"granularity": 8, "top_k": 8}, "granularity=1, 2, 3, 4, 6, 12"),
+        ({"granularity": 4, "top_k": 4, "dtype": "float16"}, "dtype='float32'"),
     ],
 )
 def test_widths_that_stock_kernels_cannot_run(options: dict[str, Any], says: str) -> None:
@@ -183,7 +183,7 @@ def test_specialists_must_have_the_base_s_tokenizer(tmp_path: Path) -> None:
     assert "chat template that the base does not" in plan(expert={"a": str(other)}, top_k=1).warnings[0]
     tokenizer["model"]["merges"].pop()
     (other / "tokenizer.json").write_text(json.dumps(tokenizer))
-    with pytest.raises(RequestError, match=r"tokenizer is not the base's .* merges"):
+    with pytest.raises(RequestError, match=r"tokenizer differs from the base's .* merges"):
         plan(expert={"a": str(other)}, top_k=1)
     for path in other.glob("tokenizer*"):
         path.unlink()

@@ -14,8 +14,8 @@ from tests.surgery.test_request import plan
 from smolmoe import upcycle
 from smolmoe.errors import DataError, SourceError
 from smolmoe.moe.loading import load_tokenizer
-from smolmoe.surgery.initialisers import generator
 from smolmoe.surgery.router_init import domain_rows, kmeans, rows_from_centroids
+from smolmoe.surgery.tensors.initialisers import generator
 
 
 def blobs(count: int, spread: float = 0.3, offset: float = 20.0) -> tuple[torch.Tensor, torch.Tensor]:
@@ -78,7 +78,7 @@ def test_the_function_is_kept_and_the_load_is_stored(options: dict[str, Any], tm
 
 
 def test_groups_share_their_row(tmp_path: Path) -> None:
-    from smolmoe.checkpoint import open_checkpoint
+    from smolmoe.core.checkpoint import open_checkpoint
 
     options = {"granularity": 2, "router": "domains", "router_data": domains(tmp_path / "d.jsonl"), "experts": 4}
     upcycle(zoo.folder("llama"), tmp_path / "moe", **options)

@@ -15,9 +15,9 @@ from tests.helpers import edit_tensors, random_moe, save
 from tests.surgery.test_request import plan
 
 from smolmoe.errors import RequestError, SmolmoeError
-from smolmoe.experts import prune
-from smolmoe.exporting import export
 from smolmoe.surgery.convert import convert
+from smolmoe.surgery.experts.run import prune
+from smolmoe.surgery.export.run import export
 from smolmoe.surgery.inspection import inspect
 
 HEAD = "lm_head.weight"
@@ -129,7 +129,7 @@ def test_one_of_the_two_serves_as_both(source: Any, name: str, edit: Any) -> Non
 
 def test_specialists_are_tied_as_the_base_is(source: Any) -> None:
     folder = changed(source("llama"), own_head)
-    with pytest.raises(RequestError, match="head is a tensor of its own, the base's tied"):
+    with pytest.raises(RequestError, match="head is a separate tensor, but the base's is tied"):
         plan(expert={"a": str(folder)}, top_k=1)
     assert plan(source=folder, expert={"a": str(folder)}, top_k=1).config["tie_word_embeddings"] is False
 
@@ -163,7 +163,7 @@ def test_the_class_follows_from_the_model_type(source: Any, name: str, change: A
 
 
 def test_a_mixture_without_a_class_is_pruned_and_reported(tmp_path: Path) -> None:
-    from smolmoe.report.model_facts import ModelFacts
+    from smolmoe.hub.model_facts import ModelFacts
 
     folder = changed(save(random_moe("mixtral"), tmp_path / "moe"), drop=("architectures",))
     assert prune(folder, tmp_path / "pruned", keep=[0, 1]).architecture == "MixtralForCausalLM"
@@ -212,14 +212,14 @@ LORA = "model.layers.0.self_attn.q_proj.lora_A.default.weight"
         ("llama", lambda t: t.update({LORA: torch.zeros(4, 32)}), {}, f"{LORA} is of an adapter"),
         ("llama", without_layer, {}, "config.json says 3 layers; the files have 2"),
         ("llama", one_layer_more, {}, "config.json says 3 layers; the files have 4"),
-        ("gpt2", without_layer, {}, "absent: transformer.h.2."),
+        ("gpt2", without_layer, {}, "missing: transformer.h.2."),
         ("gpt2", one_layer_more, {}, "not in the model: transformer.h.3."),
-        ("llama", None, {"vocab_size": 200}, "embed_tokens.weight has shape (300, 32), the config says (200, 32)"),
+        ("llama", None, {"vocab_size": 200}, "embed_tokens.weight has shape (300, 32), but the config says (200, 32)"),
         ("gpt2", None, {"n_inner": 20}, "the config says [20]"),
         ("llama", lambda t: t.update({"model.extra.weight": torch.ones(3)}), {}, "model.extra.weight"),
         ("gpt2", lambda t: t.update({"transformer.extra.weight": torch.ones(3)}), {}, "transformer.extra.weight"),
-        ("llama", cast(torch.int8, "down_proj"), {}, "mlp.down_proj.weight is of I8"),
-        ("llama", cast(torch.float8_e4m3fn, "down_proj"), {}, "mlp.down_proj.weight is of F8_E4M3"),
+        ("llama", cast(torch.int8, "down_proj"), {}, "mlp.down_proj.weight has dtype I8"),
+        ("llama", cast(torch.float8_e4m3fn, "down_proj"), {}, "mlp.down_proj.weight has dtype F8_E4M3"),
         *(
             ("llama", None, {"quantization_config": q}, f"quantization_config='{n}'")
             for n, q in (
@@ -230,7 +230,7 @@ LORA = "model.layers.0.self_attn.q_proj.lora_A.default.weight"
             )
         ),
         ("llama", None, {"compression_config": {"quant_method": "compressed-tensors"}}, "'compressed-tensors'"),
-        ("llama", None, {"model_type": "llava"}, "several parts (text_config, vision_config)"),
+        ("llama", None, {"model_type": "llava"}, "composite model (text_config, vision_config)"),
         ("llama", None, {"num_local_experts": 4}, "num_local_experts=4"),
     ],
 )
@@ -259,7 +259,7 @@ def test_weights_of_other_formats_are_named(source: Any, file: str, says: str) -
     (folder / "model.safetensors").rename(folder / file)
     with pytest.raises(SmolmoeError, match=says):
         plan(source=folder)
-    with pytest.raises(SmolmoeError, match="a file, where"):
+    with pytest.raises(SmolmoeError, match="is a file, not a model folder"):
         plan(source=folder / file)
 
 

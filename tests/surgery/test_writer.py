@@ -18,12 +18,12 @@ from tests import zoo
 from tests.processes import Child, wait_until
 from tests.surgery.test_request import plan
 
-from smolmoe.checkpoint import open_checkpoint
+from smolmoe.core.checkpoint import open_checkpoint
 from smolmoe.errors import OutputError, RequestError
-from smolmoe.surgery import writer
 from smolmoe.surgery.convert import convert
-from smolmoe.surgery.evaluate import block_values
-from smolmoe.surgery.program import Block, OutTensor, Read
+from smolmoe.surgery.tensors import writer
+from smolmoe.surgery.tensors.program import Block, OutTensor, Read
+from smolmoe.surgery.tensors.values import block_values
 
 
 def written(made: Any, out: Path) -> Path:
@@ -136,7 +136,7 @@ def test_out_is_refused_where_it_must_not_be(tmp_path: Path) -> None:
             written(plan(overwrite=True), out)
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "diary.txt").write_text("dear")
-    with pytest.raises(OutputError, match="--overwrite"):
+    with pytest.raises(OutputError, match="overwrite=True"):
         written(plan(), tmp_path / "mine")
     with pytest.raises(OutputError, match="not a model folder"):
         written(plan(overwrite=True), tmp_path / "mine")
@@ -196,7 +196,7 @@ def test_a_disk_that_fills_up_leaves_nothing(tmp_path: Path, monkeypatch: pytest
 
 _STOPPING_RUN = """
 import sys, time
-from smolmoe.surgery import writer
+from smolmoe.surgery.tensors import writer
 real, calls = writer._copy_some, []
 def stopping(*args):
     calls.append(args)

@@ -1,4 +1,4 @@
-"""The command line: parse, call one function, print. Every decision is made elsewhere."""
+"""The command line: parse, call one public function, print. Every decision is made elsewhere."""
 
 from __future__ import annotations
 
@@ -7,28 +7,46 @@ import sys
 from collections.abc import Sequence
 from itertools import pairwise
 from types import FrameType
+from typing import Annotated
 
 import typer
 
+from smolmoe import __version__
 from smolmoe.cli import (
-    benching,
-    comparing,
-    convert,
-    distilling,
-    experts,
-    exporting,
-    groups,
-    models,
-    probing,
-    proofs,
-    pushing,
-    reporting,
-    sweeping,
-    training,
+    add_expert,
+    align,
+    bench,
+    compare,
+    distill,
+    doctor,
+    export,
+    extract,
+    fetch,
+    generate,
+    inspect,
+    merge_experts,
+    pairs,
+    probe,
+    prune,
+    push,
+    quickstart,
+    report,
+    route,
+    run,
+    score_corrections,
+    score_data,
+    select,
+    sweep,
+    teach,
+    train,
+    upcycle,
+    verify,
 )
+from smolmoe.cli.command import Grouped
 from smolmoe.cli.output import print_error
+from smolmoe.cli.recipes import recipes_app
 from smolmoe.errors import RequestError, SmolmoeError, TrainingError, VerificationError
-from smolmoe.train.distributed import only_main_speaks
+from smolmoe.training.distributed import only_main_speaks
 
 FAILED = 1  # a check was made and failed, or training could not go on
 BAD_INPUT = 2  # the request, the source or the output is at fault
@@ -36,26 +54,50 @@ _MAY_BE_EMPTY = ("--prompt", "--system")  # texts; everything else that is empty
 
 app = typer.Typer(
     name="smolmoe",
-    help="Turn a dense causal language model into a Mixture-of-Experts, and prove by measurement what came out.",
+    help="Convert a dense language model into a Mixture-of-Experts with the same outputs, train it, and measure it.",
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
+    cls=Grouped,
 )
-convert.add_to(app)
-proofs.add_to(app)
-training.add_to(app)
-probing.add_to(app)
-experts.add_to(app)
-models.add_to(app)
-groups.add_to(app)
-distilling.add_to(app)
-benching.add_to(app)
-comparing.add_to(app)
-sweeping.add_to(app)
-reporting.add_to(app)
-pushing.add_to(app)
-exporting.add_to(app)
+
+
+def _group(text: str) -> typer.Typer:
+    return typer.Typer(help=text, no_args_is_help=True, rich_markup_mode=None)
+
+
+def _version(asked: bool) -> None:
+    if asked:
+        print(f"smolmoe {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def smolmoe(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Version number.")
+    ] = False,
+) -> None:
+    pass
+
+
+# In the order in which `smolmoe --help` shows them.
+for command in (quickstart, upcycle, inspect, extract, prune, merge_experts, add_expert, train, run):
+    command.COMMAND.add_to(app)
+align_app = _group("Align a model on answers or preferences, and score it.")
+for method in (*align.COMMANDS, pairs.COMMAND, score_corrections.COMMAND):
+    method.add_to(align_app)
+data_app = _group("Select, score, generate and download training rows.")
+for command in (select, score_data, teach, fetch):
+    command.COMMAND.add_to(data_app)
+distill_app = _group("Cache a teacher's probabilities for distillation.")
+distill_app.callback()(lambda: None)
+distill.COMMAND.add_to(distill_app)
+for name, group in {"align": align_app, "data": data_app, "distill": distill_app, "recipes": recipes_app}.items():
+    app.add_typer(group, name=name, rich_help_panel="Train")
+for command in (doctor, probe, route, generate, verify, compare, bench, sweep, export, report, push):
+    command.COMMAND.add_to(app)
 
 
 def main() -> None:

@@ -1,155 +1,20 @@
-"""extract, prune, merge-experts, add-expert."""
+"""How extract, prune, merge-experts and add-expert show what they wrote."""
 
 from __future__ import annotations
 
-from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING
 
-import typer
-
-from smolmoe import units
-from smolmoe.cli.output import Json, print_json, print_rows, progress, quiet_libraries, table
+from smolmoe.cli.command import Given
+from smolmoe.cli.output import print_rows, table
+from smolmoe.core import units
 
 if TYPE_CHECKING:
-    from smolmoe.expert_checks import Losses, Measured
-    from smolmoe.expert_job import ExpertResult
-
-Model = Annotated[str, typer.Argument(metavar="MODEL", help="Folder or hub id of an MoE.")]
-Out = Annotated[Path, typer.Argument(metavar="OUT", help="Folder to write.")]
-Data = Annotated[
-    Path | None,
-    typer.Option(help='Text (.jsonl with {"text", "domain"}, .txt, .parquet): half chooses, half measures the loss.'),
-]
-Device = Annotated[str, typer.Option(help="Where the models run that are measured.")]
-Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace OUT if it is there.")]
-DryRun = Annotated[bool, typer.Option("--dry-run", help="Plan and check; run no model and write nothing.")]
+    from smolmoe.surgery.experts.job import ExpertResult
+    from smolmoe.surgery.experts.measure import Losses, Measured
 
 
-def add_to(app: typer.Typer) -> None:
-    app.command()(extract)
-    app.command()(prune)
-    app.command(name="merge-experts")(merge_experts)
-    app.command(name="add-expert")(add_expert)
-
-
-def extract(
-    model: Model,
-    out: Out,
-    expert: Annotated[list[str], typer.Option(metavar="NAME|INDEX", help="An expert; repeat it for a smaller MoE.")],
-    device: Device = "cpu",
-    overwrite: Overwrite = False,
-    dry_run: DryRun = False,
-    as_json: Json = False,
-) -> None:
-    """Take one expert out as a dense model, or several as a smaller MoE, and verify the written files."""
-    quiet_libraries()
-    from smolmoe.experts import extract as run
-
-    with progress(show=not as_json) as report:
-        result = run(model, out, expert, device=device, overwrite=overwrite, dry_run=dry_run, report=report)
-    _show(result, as_json=as_json)
-
-
-def prune(
-    model: Model,
-    out: Out,
-    keep: Annotated[list[str] | None, typer.Option(metavar="NAME|INDEX", help="An expert to keep; repeat it.")] = None,
-    experts: Annotated[int | None, typer.Option(help="Keep this many: those that --data uses most.")] = None,
-    data: Data = None,
-    device: Device = "cpu",
-    overwrite: Overwrite = False,
-    dry_run: DryRun = False,
-    as_json: Json = False,
-) -> None:
-    """Fewer experts: those named, or those used most, with the held-out loss before and after."""
-    quiet_libraries()
-    from smolmoe.experts import prune as run
-
-    with progress(show=not as_json) as report:
-        result = run(
-            model,
-            out,
-            keep=keep or None,
-            experts=experts,
-            data=data,
-            device=device,
-            overwrite=overwrite,
-            dry_run=dry_run,
-            report=report,
-        )
-    _show(result, as_json=as_json)
-
-
-def merge_experts(
-    model: Model,
-    out: Out,
-    groups: Annotated[
-        list[str] | None, typer.Option(metavar="A,B...", help="Experts to average into one; repeat it.")
-    ] = None,
-    experts: Annotated[
-        int | None, typer.Option(help="Leave this many: the most used on --data, joined by those most like them.")
-    ] = None,
-    data: Data = None,
-    device: Device = "cpu",
-    overwrite: Overwrite = False,
-    dry_run: DryRun = False,
-    as_json: Json = False,
-) -> None:
-    """Fewer experts: groups of them averaged, weighted by use where there are data, with the loss before and after."""
-    quiet_libraries()
-    from smolmoe.experts import merge_experts as run
-
-    with progress(show=not as_json) as report:
-        result = run(
-            model,
-            out,
-            groups=[[part.strip() for part in group.split(",")] for group in groups] if groups else None,
-            experts=experts,
-            data=data,
-            device=device,
-            overwrite=overwrite,
-            dry_run=dry_run,
-            report=report,
-        )
-    _show(result, as_json=as_json)
-
-
-def add_expert(
-    model: Model,
-    out: Out,
-    copy_of: Annotated[
-        str | None, typer.Option("--from", metavar="NAME|INDEX", help="Copy this expert.  [default: 0]")
-    ] = None,
-    dense: Annotated[str | None, typer.Option(help="Take the FFNs of this dense model instead.")] = None,
-    name: Annotated[str | None, typer.Option(help="Of the new expert; free where not given.")] = None,
-    device: Device = "cpu",
-    overwrite: Overwrite = False,
-    dry_run: DryRun = False,
-    as_json: Json = False,
-) -> None:
-    """One more expert, keeping the function wherever some class of MoE can."""
-    quiet_libraries()
-    from smolmoe.experts import add_expert as run
-
-    with progress(show=not as_json) as report:
-        result = run(
-            model,
-            out,
-            copy_of=copy_of,
-            dense=dense,
-            name=name,
-            device=device,
-            overwrite=overwrite,
-            dry_run=dry_run,
-            report=report,
-        )
-    _show(result, as_json=as_json)
-
-
-def _show(result: ExpertResult, *, as_json: bool) -> None:
-    if as_json:
-        print_json(result.to_json())
-        return
+def show_experts(result: ExpertResult, given: Given) -> None:
+    """What was written, its parameters, what was measured and what it does to the loss."""
     before, after = result.before, result.after
     print(f"{f'would write {result.out}' if result.dry_run else result.out}: {result.architecture}, {result.said}")
     rows: list[tuple[str, object]] = [

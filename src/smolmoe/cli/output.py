@@ -12,11 +12,10 @@ from typing import Annotated, Any
 
 import typer
 
-from smolmoe import units
-from smolmoe.errors import RequestError, SmolmoeError
+from smolmoe.core import units
+from smolmoe.errors import SmolmoeError
 
-Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
-BestDevice = Annotated[str | None, typer.Option(help="auto, cpu, cuda, cuda:N or mps.  [default: the best there is]")]
+Json = Annotated[bool, typer.Option("--json", help="Output as JSON.")]
 
 _STAGES = {
     "plan": "Reading headers and planning",
@@ -59,21 +58,9 @@ def print_error(error: SmolmoeError, *, as_json: bool) -> None:
         print(f"  fix: {error.fix}", file=sys.stderr)
 
 
-def named_paths(option: str, pairs: Sequence[str] | None) -> dict[str, str]:
-    """NAME=PATH as often as an option was given, by name.
-
-    Raises:
-        RequestError: something else was given, or a name twice.
-    """
-    found: dict[str, str] = {}
-    for pair in pairs or ():
-        name, separator, path = pair.partition("=")
-        if not (name and separator and path):
-            raise RequestError("must be NAME=PATH.", field=option, value=pair, fix=f"E.g. --{option} code=runs/code.")
-        if name in found:
-            raise RequestError("is given twice.", field=option, value=name, fix="Give each name once.")
-        found[name] = path
-    return found
+def unescaped(text: str) -> str:
+    """Text with \\n for a new line, which shells make hard to write."""
+    return text.replace("\\n", "\n")
 
 
 def print_rows(rows: Sequence[tuple[str, object]]) -> None:

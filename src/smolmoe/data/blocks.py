@@ -1,4 +1,4 @@
-"""Documents joined in an order of their own, and cut into blocks of equal length."""
+"""Documents joined in a given order and cut into blocks of equal length."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ WINDOW = 1024  # blocks of the stream that are shuffled among each other
 
 
 def whole_windows(count: int) -> int:
-    """The blocks of the stream that the first `count` places are drawn from, where the stream is not an epoch's."""
+    """The blocks of the stream that the first `count` places are sampled from, if the stream is not an epoch's."""
     return -(-count // WINDOW) * WINDOW
 
 
@@ -38,7 +38,7 @@ class Blocks(Dataset[dict[str, torch.Tensor]]):
         targets: a teacher's, for all documents that the blocks are made of. A block then also has what it says of each
             token: `target_ids`, `target_values` [S, w] and `target_rest` [S], see `TargetRows`. The teacher read each
             document from its beginning, after the end-of-text token, which ends the document before it in a block.
-        isolate: give `position_ids` that begin anew with each document, so that no token sees another document. A
+        isolate: give `position_ids` that restart with each document, so that no token sees another document. A
             document begins with the end-of-text token of the one before it, as it does where losses are measured, and
             that token is still predicted from the text that it ends. Needs a model called without a cache and without
             an attention mask, for transformers finds the documents' borders in the positions.
@@ -64,7 +64,7 @@ class Blocks(Dataset[dict[str, torch.Tensor]]):
                 f"{store.tokens} tokens do not fill a block of {length}.",
                 field="data.length",
                 value=length,
-                fix="Give more text or take shorter blocks.",
+                fix="Use more text or shorter blocks.",
             )
         self.store = store
         self.count = count
@@ -111,7 +111,7 @@ class Blocks(Dataset[dict[str, torch.Tensor]]):
 
 
 def _restarting(begins: NDArray[np.int64], length: int) -> NDArray[np.int64]:
-    """0, 1, 2, ... up to `length`, anew at each of these places."""
+    """0, 1, 2, ... up to `length`, restarting at each of these places."""
     places = np.arange(length)
     begins = np.concatenate([[0], begins])
     return places - begins[np.searchsorted(begins, places, side="right") - 1]

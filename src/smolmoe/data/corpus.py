@@ -11,7 +11,7 @@ import tempfile
 import time
 import zipfile
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -19,6 +19,9 @@ from typing import Any
 
 import numpy as np
 
+from smolmoe.core.files import expanded, locked, write_json, writing
+from smolmoe.core.json_text import read_json
+from smolmoe.core.progress import Progress
 from smolmoe.data.embedded import is_held_out
 from smolmoe.data.same_tokenizer import tokenizer_hash
 from smolmoe.data.sources import Source, open_source
@@ -26,13 +29,10 @@ from smolmoe.data.tally import HALF_PAIR, NO_TEXT, Tally
 from smolmoe.data.text import Document
 from smolmoe.data.tokens import StoreWriter, TokenStore, encode_documents, end_of_text, id_type, open_store
 from smolmoe.errors import DataError, OutputError
-from smolmoe.files import expanded, locked, write_json
-from smolmoe.json_text import read_json
 from smolmoe.recipe.data import DataRecipe
 
 logger = logging.getLogger(__name__)
 
-Report = Callable[[str, int, int], None]
 
 FORMAT = 1  # of the cache; counts up when the same recipe would give other tokens
 UNKNOWN_DOMAIN = "text"
@@ -95,7 +95,7 @@ class TokenCorpus:
 
 
 def load_corpus(
-    recipe: DataRecipe, tokenizer: Any, *, tokens: int | None = None, report: Report | None = None
+    recipe: DataRecipe, tokenizer: Any, *, tokens: int | None = None, report: Progress | None = None
 ) -> TokenCorpus:
     """The corpus of a recipe, from the cache where it was tokenised before.
 
@@ -106,7 +106,7 @@ def load_corpus(
         tokenizer: a transformers tokenizer with an end-of-text token.
         tokens: training tokens that the run needs. A streamed source is read until its share of them is there: by
             weight, or the same for all sources where they have no weights. None reads streams to their end.
-        report: is told of the source being tokenised, its documents so far, and their number (0 where unknown).
+        report: called with the source being tokenised, its documents so far, and their number (0 if unknown).
 
     Raises:
         DataError: a source cannot be read, or a side is empty; HubError: a hub data set cannot be had; OutputError:
@@ -118,10 +118,10 @@ def load_corpus(
     for source, its_recipe in zip(validation, recipe.validation, strict=True):
         if source.streamed and its_recipe.rows is None:
             raise DataError(
-                "a streamed validation source has no end.",
+                "a streamed validation source is unlimited.",
                 field="data.validation",
                 value=source.label,
-                fix="Say how many documents to hold out, with `rows`.",
+                fix="Set `rows` to the number of documents to hold out.",
             )
     content: dict[str, Any] = {
         "format": FORMAT,
@@ -141,7 +141,7 @@ def load_corpus(
         _Build(recipe, tokenizer, partial, report).run(sources, validation, limits)
     corpus = _read(folder, fingerprint)
     if corpus is None:
-        raise OutputError("what was just written cannot be read back.", field="data.cache", value=str(folder))
+        raise OutputError("the files just written cannot be read back.", field="data.cache", value=str(folder))
     return corpus.with_files([*sources, *validation])
 
 
@@ -170,7 +170,7 @@ def _digest(content: dict[str, Any]) -> str:
 
 
 def _read(folder: Path, fingerprint: str) -> TokenCorpus | None:
-    """The corpus in a folder of the cache; None where there is none, or a damaged one, which is removed."""
+    """The corpus in a folder of the cache; None if it is missing or damaged (it is then removed)."""
     if not folder.is_dir():
         return None
     try:
@@ -210,21 +210,15 @@ def _beside(folder: Path) -> Iterator[Path]:
 
 @contextmanager
 def _writing(folder: Path) -> Iterator[None]:
-    try:
+    fix = "Free some space, or name another folder with data.cache or SMOLMOE_CACHE."
+    with writing(folder, field="data.cache", said="tokenised text cannot be stored", fix=fix):
         yield
-    except OSError as error:
-        raise OutputError(
-            f"tokenised text cannot be kept ({error.strerror or error}).",
-            field="data.cache",
-            value=str(folder),
-            fix="Free some space, or name another folder with data.cache or SMOLMOE_CACHE.",
-        ) from error
 
 
 class _Build:
     """Goes through the sources once, and writes both sides as it goes."""
 
-    def __init__(self, recipe: DataRecipe, tokenizer: Any, folder: Path, report: Report | None):
+    def __init__(self, recipe: DataRecipe, tokenizer: Any, folder: Path, report: Progress | None):
         self.recipe = recipe
         self.tokenizer = tokenizer
         self.folder = folder
@@ -301,30 +295,30 @@ class _Build:
                 f"there are more than {number} domains.",
                 field="domain_column",
                 value=name,
-                fix="Name a column that holds a document's kind, or set `domain`.",
+                fix="Name a column that contains a document's domain, or set `domain`.",
             )
         return number
 
     def _check_sides(self) -> None:
         train, validation = (self.writers[side].documents for side in SIDES)
         if not train and not validation:
-            raise DataError("the sources hold no text.", field="data.sources", value=len(self.recipe.sources))
+            raise DataError("the sources contain no text.", field="data.sources", value=len(self.recipe.sources))
         own = bool(self.recipe.validation)
         if not validation and own:
-            raise DataError("its sources hold no text.", field="data.validation", value=len(self.recipe.validation))
+            raise DataError("its sources contain no text.", field="data.validation", value=len(self.recipe.validation))
         if not validation:
             raise DataError(
                 f"none of the {train} documents is held out.",
                 field="data.held_out",
                 value=self.recipe.held_out,
-                fix="Raise it, give more documents, or name texts to hold out under data.validation.",
+                fix="Increase it, add documents, or set data.validation to held-out texts.",
             )
         if not train:
             raise DataError(
-                f"all {validation} documents are held out: none is left to train on.",
+                f"all {validation} documents are held out: none remains for training.",
                 field="data.validation" if own else "data.held_out",
                 value=len(self.recipe.validation) if own else self.recipe.held_out,
-                fix="Give other texts to train on." if own else "Lower it, or give more documents.",
+                fix="Use other texts for training." if own else "Decrease it, or add documents.",
             )
 
 

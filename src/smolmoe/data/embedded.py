@@ -2,7 +2,7 @@
 
 - code: the sources of the standard library, whole files, without their long docstrings;
 - prose: the language reference (`pydoc_data.topics`), by section, and those long docstrings;
-- math: worked problems made on the spot (`smolmoe.data.maths`).
+- math: worked problems made on the spot (`smolmoe.data.word_problems`).
 
 The code and the prose never share a text, and no long paragraph of prose occurs in two documents, so that what is held
 out for validation is not met in training.
@@ -24,7 +24,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from smolmoe.data import maths
+from smolmoe.data import word_problems
 from smolmoe.data.text import Document
 from smolmoe.errors import DataError
 
@@ -114,10 +114,10 @@ def _library_documents(seed: int, code_budget: int, prose_budget: int) -> list[D
             break
     if not code:
         raise DataError(
-            "this Python has no sources of its standard library to learn from.",
+            "this Python installation does not include its standard library's sources.",
             field="python",
             value=sys.prefix,
-            fix="Use a Python that has them (python.org, pyenv, conda and Linux distributions do).",
+            fix="Use a Python that includes them (python.org, pyenv, conda and Linux distributions do).",
         )
     return code + prose.documents
 
@@ -151,7 +151,7 @@ def _reference_sections() -> list[str]:
     try:
         topics: dict[str, str] = importlib.import_module("pydoc_data.topics").topics
     except (ImportError, AttributeError):
-        logger.info("this Python comes without pydoc_data.topics: the prose is docstrings alone")
+        logger.info("this Python has no pydoc_data.topics: the prose consists of docstrings only")
         return []
     sections = []
     for name in sorted(topics):
@@ -227,7 +227,7 @@ def _math_documents(seed: int, budget: int) -> list[Document]:
     texts: dict[str, None] = {}
     characters = 0
     while characters < budget:
-        text = maths.worked_problem(rng).text
+        text = word_problems.worked_problem(rng).text
         if text not in texts:
             texts[text] = None
             characters += len(text)

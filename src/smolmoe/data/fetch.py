@@ -6,23 +6,24 @@ import hashlib
 import json
 import os
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from importlib import import_module
 from itertools import islice
 from pathlib import Path
 from typing import Any
 
+from smolmoe.core.files import growing, write_json
+from smolmoe.core.json_text import read_json
+from smolmoe.core.progress import Progress
+from smolmoe.core.run_folder import is_ours
 from smolmoe.data.formats import check_columns
 from smolmoe.data.presets import EMBEDDED, PRESETS, Preset, documents_of, find_preset
 from smolmoe.data.sources import open_data_set, with_hub_errors
 from smolmoe.data.tally import Tally
 from smolmoe.errors import DataError, OutputError, RequestError
-from smolmoe.files import growing, write_json
-from smolmoe.json_text import read_json
 from smolmoe.recipe.base import parse
 from smolmoe.recipe.data import SourceRecipe
 
-Report = Callable[[str, int, int], None]
 STATE = "state.json"  # what is written so far, and where the stream stands
 PROVENANCE = "provenance.json"
 SHARD_ROWS = 10_000
@@ -55,18 +56,18 @@ def fetch(
     revision: str | None = None,
     accept_licence: str | None = None,
     resume: bool = False,
-    report: Report | None = None,
+    report: Progress | None = None,
     shard_rows: int = SHARD_ROWS,
 ) -> dict[str, Any]:
     """Write a preset's documents as rows (`text`, `domain`, and the columns they were made of) into JSONL shards.
 
-    A shard appears when it is whole; a kill loses the one in hand. With `resume` the stream goes on from the last
-    whole one: at its place in the data set, or, where several rows make one document, by reading up to there again.
+    A shard appears when it is complete; a kill loses the current one. With `resume` the stream continues after the last
+    complete one: at its place in the data set, or, where several rows make one document, by reading up to there again.
 
     Args:
         rows: to write at most; a finished folder can be resumed with more.
         accept_licence: the licence of a preset that is not free for every use, named to take it nevertheless.
-        report: is told of the stage, the rows so far, and how many there may be.
+        report: called with the stage, the rows so far, and their maximum number.
         shard_rows: rows a file.
 
     Returns:
@@ -80,10 +81,10 @@ def fetch(
     """
     if label == EMBEDDED:
         raise DataError(
-            "it is made of this Python installation: there is nothing to fetch.",
+            "it is made from this Python installation: there is nothing to fetch.",
             field="preset",
             value=label,
-            fix="Use it as it is: data.sources: [{preset: embedded}].",
+            fix="Use it directly: data.sources: [{preset: embedded}].",
         )
     preset = find_preset(label)
     _check_licence(label, preset, accept_licence)
@@ -97,12 +98,12 @@ def fetch(
 def _check_licence(label: str, preset: Preset, accepted: str | None) -> None:
     if preset.free or accepted == preset.licence:
         return
-    kind = "each row is under a licence of its own" if preset.licence == "mixed" else "it does not allow every use"
+    kind = "each row has its own licence" if preset.licence == "mixed" else "it does not allow every use"
     raise RequestError(
         f"{preset.path} is not free for every use: its licence is {preset.licence} ({kind}).",
         field="preset",
         value=label,
-        fix=f"If your use is allowed, say so: --accept-licence {preset.licence}",
+        fix=f"If your use is allowed, pass `accept_licence={preset.licence!r}`",
     )
 
 
@@ -132,12 +133,8 @@ class _Writing:
         return sum(shard["rows"] for shard in self.state["shards"])
 
     def _found(self, resume: bool) -> dict[str, Any] | None:
-        if not self.out.exists() or (self.out.is_dir() and not any(self.out.iterdir())):
+        if not is_ours(self.out, "fetched rows", STATE):
             return None
-        if not self.out.is_dir() or not (self.out / STATE).is_file():
-            raise OutputError(
-                "there is something else than fetched rows.", field="out", value=str(self.out), fix="Name a new folder."
-            )
         try:
             found: dict[str, Any] = read_json(self.out / STATE)
             for shard in found["shards"]:
@@ -152,22 +149,22 @@ class _Writing:
             ) from error
         if found["shards"] and not resume:
             raise OutputError(
-                f"the folder holds {sum(shard['rows'] for shard in found['shards'])} fetched rows.",
+                f"the folder contains {sum(shard['rows'] for shard in found['shards'])} fetched rows.",
                 field="out",
                 value=str(self.out),
-                fix="Go on with --resume, or name another folder.",
+                fix="Use `resume=True` to resume, or choose another folder.",
             )
-        return found if found["shards"] else None  # killed during the first shard: begun anew
+        return found if found["shards"] else None  # killed during the first shard: starts over
 
     def _other(self, name: str, there: object, here: object) -> OutputError:
         return OutputError(
-            f"the rows there were fetched with another {name} ({there} there, {here} here).",
+            f"the rows there were fetched with a different {name} ({there} there, {here} here).",
             field="out",
             value=str(self.out),
-            fix="Resume with the same, or name another folder.",
+            fix="Resume with the same one, or choose another folder.",
         )
 
-    def run(self, label: str, preset: Preset, rows: int | None, shard_rows: int, report: Report | None) -> None:
+    def run(self, label: str, preset: Preset, rows: int | None, shard_rows: int, report: Progress | None) -> None:
         """Write shards until there are `rows` rows, or the data set ends."""
         if self.state["exhausted"] or (rows is not None and self.rows >= rows):
             return
@@ -234,7 +231,7 @@ class _Writing:
     def finish(self, preset: Preset) -> dict[str, Any]:
         """Write and return where the rows came from."""
         if not self.rows:
-            raise DataError("the data set holds no text.", field="preset", value=self.request["preset"])
+            raise DataError("the data set contains no text.", field="preset", value=self.request["preset"])
         digests = "".join(shard["sha256"] for shard in self.state["shards"])
         provenance = {
             "schema_version": SCHEMA_VERSION,

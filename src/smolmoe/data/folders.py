@@ -58,7 +58,7 @@ def find_files(path: Path) -> DataFiles:
     """The files of rows in a folder and the folders in it; of a file, itself.
 
     Raises:
-        DataError: there is none.
+        DataError: no text file was found.
     """
     if not path.is_dir():
         return DataFiles((path,), {})
@@ -72,17 +72,17 @@ def find_files(path: Path) -> DataFiles:
     if not files:
         there = f" (not read: {_listed(unread)})" if unread else ""
         raise DataError(
-            f"there is no text file in this folder{there}.",
+            f"this folder contains no text file{there}.",
             field="path",
             value=str(path),
-            fix=f"It must hold files of {FORMATS}.",
+            fix=f"It must contain files of {FORMATS}.",
         )
     return DataFiles(tuple(files), unread, tuple(passed_over))
 
 
 def say_unread(found: DataFiles) -> None:
     """Name the files that are not read."""
-    logger.debug("passed over, as no data: %s", ", ".join(map(str, found.passed_over)))
+    logger.debug("skipped, not data: %s", ", ".join(map(str, found.passed_over)))
     if found.unread:
         total = len(found.files) + len(found.unread)
         verb = "is" if len(found.unread) == 1 else "are"
@@ -123,10 +123,10 @@ def _is_none(name: str, records: set[str], none: re.Pattern[str]) -> bool:
 def _problem(file: Path) -> str | None:
     """Why a file of a folder is not read; None where it is."""
     if not file.is_file():
-        return "a broken link" if file.is_symlink() else "no regular file"
+        return "a broken link" if file.is_symlink() else "not a regular file"
     suffix = suffix_of(file)
     if suffix is None:
-        return f"no format that is read: {file.suffix or 'no suffix'}"
+        return f"unsupported format: {file.suffix or 'no suffix'}"
     if suffix.startswith(".json.") or suffix == ".json":  # rows, or anything that is written about them
         try:
             if next(rows_of(file, (), ()), None) is None:

@@ -17,12 +17,12 @@ from itertools import chain
 from pathlib import Path
 from typing import Any
 
+from smolmoe.core.json_text import DuplicateKeyError, unique
 from smolmoe.errors import DataError
-from smolmoe.json_text import DuplicateKeyError, unique
 
 Rows = Iterator[tuple[str, dict[str, Any]]]
 
-FORM = 'Each one must be {"text": "...", "domain": "..."}, the domain being optional.'
+FORM = 'Each one must be {"text": "...", "domain": "..."}; the domain is optional.'
 _WHOLE = "the file"  # where the whole of it is one value
 _BETWEEN = re.compile(r"[\s,]*")  # elements of an array
 _TEXT = (".jsonl", ".ndjson", ".json", ".csv", ".tsv", ".txt")
@@ -108,7 +108,7 @@ def _opened(file: Path) -> Iterator[Any]:
             f"it {problem} ({str(error).rstrip('.') or type(error).__name__}).",
             field="data",
             value=str(file),
-            fix="The file is damaged or cut short: fetch it again." if packed in _COMPRESSIONS else None,
+            fix="The file is damaged or truncated: fetch it again." if packed in _COMPRESSIONS else None,
         ) from error
 
 
@@ -128,7 +128,7 @@ def _lines(file: Path) -> Iterator[str]:
                 ) from error
             if "\0" in text:
                 raise DataError(
-                    f"line {number}: byte {offset + line.index(0)} is NUL, which no text file holds.",
+                    f"line {number}: byte {offset + line.index(0)} is NUL, which is not valid in a text file.",
                     field="data",
                     value=str(file),
                     fix="Convert the file to UTF-8 if it is UTF-16, or fetch it again if it is damaged.",
@@ -172,7 +172,7 @@ def _parsed(file: Path, where: str, text: str) -> Any:
         return json.loads(text, object_pairs_hook=unique)
     except DuplicateKeyError as error:
         place = where if where != _WHOLE else f"row {_row_of_duplicate(text)}"
-        fix = "Keep one of the two, or give the other a name of its own."
+        fix = "Keep one of the two, or rename the other."
         raise DataError(f"{place}: {error}.", field="data", value=str(file), fix=fix) from error
     except (ValueError, RecursionError) as error:
         problem = "nested too deeply"
@@ -221,7 +221,7 @@ def _json_rows(file: Path, required: Sequence[str]) -> Rows:
             f"it is one JSON {type(found).__name__}{keys}, not rows.",
             field="data",
             value=str(file),
-            fix="Give an array of objects, or an object a line.",
+            fix="Use an array of objects, or one object per line.",
         )
     for number, row in enumerate(found, 1):
         yield f"row {number}", _row(file, f"row {number}", row, required)
@@ -244,14 +244,14 @@ def _separated(separator: str) -> Callable[[Path, Sequence[str]], Rows]:
                     continue
                 where = f"line {reader.line_num}"
                 if len(cells) != len(header):
-                    raise _bad_row(file, where, f"{len(cells)} cells, where the header has {len(header)}")
+                    raise _bad_row(file, where, f"{len(cells)} cells, but the header has {len(header)}")
                 yield where, dict(zip(header, cells, strict=True))
         except csv.Error as error:
             raise DataError(
                 f"line {reader.line_num}: not {'CSV' if separator == ',' else 'TSV'} ({error}).",
                 field="data",
                 value=str(file),
-                fix="Put cells that hold quotation marks into quotation marks, or save the rows as .jsonl.",
+                fix="Quote cells that contain quotation marks, or save the rows as .jsonl.",
             ) from error
 
     return rows
@@ -260,7 +260,7 @@ def _separated(separator: str) -> Callable[[Path, Sequence[str]], Rows]:
 def _check_unique(file: Path, names: Sequence[str], where: str) -> None:
     twice = next((name for name in names if names.count(name) > 1), None)
     if twice is not None:
-        fix = "Keep one of the two, or give the other a name of its own."
+        fix = "Keep one of the two, or rename the other."
         raise DataError(f"{where}two columns are called {twice!r}.", field="data", value=str(file), fix=fix)
 
 

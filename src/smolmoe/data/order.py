@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from smolmoe.data.tokens import TokenStore
 from smolmoe.errors import DataError
 
-# Permutations of a small corpus are drawn this many documents at a time.
+# Permutations of a small corpus are sampled this many documents at a time.
 _DRAWN = 2**16
 _OF_BLOCKS = 2**32  # no source has this number
 
@@ -33,11 +33,11 @@ class Order:
 def order_documents(store: TokenStore, tokens: int, *, seed: int, weights: Sequence[float] | None) -> Order:
     """The documents that hold the first `tokens` tokens of the endless order.
 
-    Without weights all documents are shuffled together, anew in each epoch. With weights each source is shuffled by
-    itself, and the next document is one of the source that is furthest behind: the least tokens read by weight. So
+    Without weights all documents are shuffled together, differently in each epoch. With weights each source is shuffled
+    separately, and the next document comes from the source that is furthest behind: fewest tokens read by weight. So
     the sources' shares follow the weights at every moment, and none is ever ahead by more than a document. A streamed
-    source keeps its order; a store with one is read by equal weights where none are given, since a stream has no size
-    to follow.
+    source keeps its order; a store with one is read by equal weights by default, since a stream has no known
+    size.
 
     Raises:
         DataError: a source with a weight, or the whole store, holds no tokens; weights that are not one a source.
@@ -45,10 +45,10 @@ def order_documents(store: TokenStore, tokens: int, *, seed: int, weights: Seque
     sources = len(store.streamed)
     if weights is not None and (len(weights) != sources or min(weights) <= 0):
         raise DataError(
-            "weights must be positive, one for each source.",
+            "weights must be positive, one per source.",
             field="data.sources",
             value=list(weights),
-            fix=f"Give {sources} of them.",
+            fix=f"Give {sources} weights.",
         )
     lengths = store.lengths
     if weights is None and not any(store.streamed):
@@ -85,10 +85,10 @@ def _repeat(
     epoch = int(lengths[members].sum())
     if epoch == 0:
         raise DataError(
-            "there is no text of this source to train on.",
+            "this source has no text for training.",
             field=f"data.sources[{source}]",
             value=f"{len(members)} documents",
-            fix="Remove the source, or give it documents that no other source has.",
+            fix="Remove the source, or add documents to it that no other source has.",
         )
     epochs = -(-tokens // epoch)
     at_once = max(1, _DRAWN // len(members))

@@ -84,13 +84,13 @@ def find_preset(name: str) -> Preset:
     """The preset of that name.
 
     Raises:
-        DataError: there is none, with the nearest name.
+        DataError: no such preset; suggests the nearest name.
     """
     if name not in PRESETS:
         known = [*PRESETS, EMBEDDED]
         near = difflib.get_close_matches(name, known, n=1)
-        fix = f"Did you mean {near[0]!r}?" if near else f"There are {', '.join(known)}."
-        raise DataError("there is no such preset.", field="preset", value=name, fix=fix)
+        fix = f"Did you mean {near[0]!r}?" if near else f"Presets: {', '.join(known)}."
+        raise DataError("no such preset.", field="preset", value=name, fix=fix)
     return PRESETS[name]
 
 
@@ -133,7 +133,7 @@ def _checked(name: str, preset: Preset, rows: Iterable[Row]) -> Iterator[Row]:
 
 
 def _string(row: Row, column: str) -> str:
-    """A cell of text, stripped; empty where there is none."""
+    """A cell of text, stripped; empty if missing."""
     value = row.get(column)
     if value is None:
         return ""

@@ -11,9 +11,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from smolmoe.core.vocabulary import UnknownTokenError
 from smolmoe.data.tally import Tally, whole_text
 from smolmoe.data.text import is_empty, read_rows
-from smolmoe.data.vocabulary import UnknownTokenError
 from smolmoe.errors import DataError, RequestError, SourceError
 
 Messages = list[dict[str, str]]
@@ -43,7 +43,7 @@ class CorrectionPrompt:
     def __post_init__(self) -> None:
         if self.template.count(PLACE) != 1:
             raise RequestError(
-                f"must hold {PLACE} exactly once.",
+                f"must contain {PLACE} exactly once.",
                 field="prompt_template",
                 value=self.template,
                 fix=f'As "{PLACE}\\n".',
@@ -82,7 +82,7 @@ def prompt_ids(tokenizer: Any, prompt: str | Messages, where: str = "") -> list[
     except UnknownTokenError as error:
         raise (error.at(where, "prompt", error.value) if where else error) from None
     if not ids:
-        raise DataError("the prompt holds no tokens.", field="prompt", value=prompt)
+        raise DataError("the prompt contains no tokens.", field="prompt", value=prompt)
     return ids
 
 
@@ -90,7 +90,7 @@ def check_chat(tokenizer: Any) -> None:
     """Raise SourceError where the tokenizer has no chat template."""
     if not getattr(tokenizer, "chat_template", None):
         raise SourceError(
-            "the model's tokenizer has no chat template.", field="chat", value=True, fix="Ask with a template alone."
+            "the model's tokenizer has no chat template.", field="chat", value=True, fix="Use a template only."
         )
 
 
@@ -133,13 +133,13 @@ def read_corrections(
         RequestError: `rows` is below 1.
     """
     if rows is not None and rows < 1:
-        raise RequestError("out of range.", field="rows", value=rows, fix="Take at least 1.")
+        raise RequestError("is out of range.", field="rows", value=rows, fix="Use at least 1.")
     required = [source_column, target_column, *([] if references_column is None else [references_column])]
     sources, references, tasks, places = [], [], [], []
     tally = Tally()
     for where, row in read_rows(path, required, (REFERENCES, "task")):
         if any(is_empty(row[column]) for column in (source_column, target_column)):
-            tally.add(f'rows without "{source_column}" or "{target_column}" left out', where)
+            tally.add(f'rows without "{source_column}" or "{target_column}" skipped', where)
             continue
         sources.append(whole_text(_text(row[source_column], source_column, where, path), tally, where))
         target = whole_text(_text(row[target_column], target_column, where, path), tally, where)
@@ -151,7 +151,7 @@ def read_corrections(
             break
     tally.log(str(path))
     if not sources:
-        raise DataError("the file holds no rows.", field="data", value=str(path))
+        raise DataError("the file contains no rows.", field="data", value=str(path))
     alone = strip_instructions(sources, tasks)
     return [CorrectionRow(*values) for values in zip(sources, alone, references, places, strict=True)]
 
@@ -173,7 +173,7 @@ def strip_instructions(sources: Sequence[str], tasks: Sequence[Any]) -> list[str
 
 
 def _split(source: str) -> tuple[str, str]:
-    """Instruction and text; no instruction and all of it where there is none."""
+    """Instruction and text; without an instruction, no instruction and the full text."""
     before, colon, after = source.partition(": ")
     is_instruction = bool(colon and after.strip()) and 0 < len(before.split()) <= LONGEST_INSTRUCTION
     return (before, after) if is_instruction else ("", source)
@@ -190,7 +190,7 @@ def _references(target: str, further: Any, column: str, where: str, path: str | 
     if further is None:
         return (target,)
     if not isinstance(further, list | tuple):
-        problem = f'{where}: "{column}" is no list of references.'
+        problem = f'{where}: "{column}" is not a list of references.'
         raise DataError(problem, field="data", value=str(path))
     texts = [_text(text, column, where, path) for text in further if not is_empty(text)]
     return tuple(dict.fromkeys((target, *texts)))

@@ -7,11 +7,11 @@ from collections import Counter
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
+from smolmoe.core.files import replacing
 from smolmoe.data.corpus import UNKNOWN_DOMAIN
 from smolmoe.data.embedded import is_held_out
 from smolmoe.data.sources import open_source
 from smolmoe.data.text import Document
-from smolmoe.files import replacing
 from smolmoe.recipe.data import DataRecipe, SourceRecipe
 
 

@@ -1,8 +1,8 @@
 """Whether two tokenizers read text alike: by what is loaded and what it makes of text, not by the files they lie in.
 
 The same tokenizer has many files: merges as strings or pairs, keys left out that have a default, vocab.json and
-merges.txt or tokenizer.model beside tokenizer.json, the name of a class. So the vocabulary and the merges are compared
-as loaded, and of the rules around them (normaliser, splitting, added tokens) what they make of text that tries them.
+merges.txt or tokenizer.model next to tokenizer.json, the name of a class. So the vocabulary and the merges are compared
+as loaded, and the rules around them (normaliser, splitting, added tokens) by their output on test text.
 """
 
 from __future__ import annotations
@@ -59,7 +59,7 @@ def tokenizer_difference(
         return _other_tokens(*vocabularies, names)
     (kind, merges), (kind2, merges2) = _tables(one), _tables(other)
     if kind != kind2:
-        return f"the {names[0]}'s model is {kind}, the {names[1]}'s {kind2}"
+        return f"the {names[0]}'s model is {kind}, but the {names[1]}'s is {kind2}"
     if merges != merges2:
         at = next((i for i, (a, b) in enumerate(zip(merges, merges2, strict=False)) if a != b), None)
         if at is None:
@@ -68,9 +68,9 @@ def tokenizer_difference(
     for (text, first), (_, second) in zip(_trials(one), _trials(other), strict=True):
         if first != second:
             place = next((i for i, (a, b) in enumerate(zip(first, second, strict=False)) if a != b), 0)
-            return f"of {text!r} the {names[0]} makes ids {_from(first, place)}, the {names[1]} {_from(second, place)}"
+            return f"for {text!r} the {names[0]} gives ids {_from(first, place)}, the {names[1]} {_from(second, place)}"
     if ends and one.eos_token_id != other.eos_token_id:
-        return f"the {names[0]}'s end-of-text token is {one.eos_token!r}, the {names[1]}'s {other.eos_token!r}"
+        return f"the {names[0]}'s end-of-text token is {one.eos_token!r}, but the {names[1]}'s is {other.eos_token!r}"
     return None
 
 
@@ -79,7 +79,7 @@ def _vocabulary(tokenizer: Any) -> dict[str, int]:
 
 
 def _tables(tokenizer: Any) -> tuple[str, list[Any]]:
-    """Kind of model, and what it holds beside its vocabulary: a BPE's merges in order, a unigram's scores."""
+    """Kind of model, and its content in addition to the vocabulary: a BPE's merges in order, a unigram's scores."""
     backend = getattr(tokenizer, "backend_tokenizer", None)
     if backend is None:
         return "Python", []
@@ -89,7 +89,7 @@ def _tables(tokenizer: Any) -> tuple[str, list[Any]]:
 
 
 def _trials(tokenizer: Any) -> list[tuple[str, list[int]]]:
-    """Texts, and the ids that they become: that of each token that may be one of its own, inside a text, too."""
+    """Texts and their ids, including every token that may be split off inside a text."""
     vocabulary = tokenizer.get_vocab()
     special = {*tokenizer.get_added_vocab(), *(token for token in vocabulary if _MARKUP.fullmatch(token))}
     inside = [f"one{token}two {token} 3" for token in sorted(special & vocabulary.keys(), key=vocabulary.__getitem__)]

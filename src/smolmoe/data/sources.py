@@ -12,6 +12,9 @@ from itertools import groupby, islice
 from pathlib import Path
 from typing import Any
 
+from smolmoe.core.files import expanded
+from smolmoe.core.hub_access import why_not
+from smolmoe.core.words import first_line
 from smolmoe.data.embedded import embedded_corpus
 from smolmoe.data.folders import NAMED, DataFiles, find_files, say_unread
 from smolmoe.data.formats import FORM, check_columns, rows_of, suffix_of
@@ -19,8 +22,6 @@ from smolmoe.data.presets import EMBEDDED, Preset, documents_of, find_preset, pr
 from smolmoe.data.tally import NO_DOMAIN, NO_TEXT, Tally, whole
 from smolmoe.data.text import Document, is_empty
 from smolmoe.errors import DataError, HubError, SmolmoeError
-from smolmoe.files import expanded
-from smolmoe.hub_access import why_not
 from smolmoe.recipe.data import SourceRecipe
 
 logger = logging.getLogger(__name__)
@@ -119,7 +120,7 @@ def with_domains(source: Source, by: str) -> Iterator[Document]:
             f'no row has a domain (no "{by}").',
             field="data",
             value=tally.first[NO_DOMAIN],
-            fix="Tag the rows, or name the column that holds the tag with --by.",
+            fix="Tag the rows, or set `by` to the column of the tag.",
         )
     tally.log(source.label)
 
@@ -143,7 +144,7 @@ def look_at(recipe: SourceRecipe) -> None:
 
 def _no_such_file(path: str) -> DataError:
     return DataError(
-        "there is no such file or folder.",
+        "no such file or folder.",
         field="path",
         value=path,
         fix="Give the path of a text file or of a folder of them, or the id of a hub data set (owner/name).",
@@ -218,7 +219,7 @@ def local_files(recipe: SourceRecipe, path: Path) -> tuple[DataFiles, dict[Path,
     """The files of a local source, and the preset whose columns each has; None where the recipe's text column is read.
 
     Raises:
-        DataError: there is none; its first row cannot be read.
+        DataError: no text was found, or its first row cannot be read.
     """
     found = find_files(path)
     if recipe.preset is not None:
@@ -230,7 +231,7 @@ def local_files(recipe: SourceRecipe, path: Path) -> tuple[DataFiles, dict[Path,
         columns = first_columns(file)
         kinds[file] = preset_of(columns) if recipe.text == "text" else None
         if kinds[file] is None and path.is_dir() and suffix_of(file) == ".json" and recipe.text not in columns:
-            unread[file] = f'no column "{recipe.text}"'  # something that is written about the data
+            unread[file] = f'no column "{recipe.text}"'  # a file about the data
     files = tuple(file for file in found.files if file not in unread)
     return replace(found, files=files, unread=unread) if files else found, kinds
 
@@ -240,7 +241,7 @@ def _say_presets(kinds: Mapping[Path, str | None]) -> None:
         preset, files = find_preset(name), [file for file, kind in kinds.items() if kind == name]
         rest = [column for column in first_columns(files[0]) if column not in (*preset.columns, *preset.optional)]
         logger.warning(
-            "%s: by the columns, rows of %s (%s)%s.",
+            "%s: judging by the columns, rows of %s (%s)%s.",
             ", ".join(file.name for file in files[:NAMED]) + (", ..." if files[NAMED:] else ""),
             name,
             ", ".join(preset.columns),
@@ -298,7 +299,7 @@ def _document(
 
 
 def label(value: Any, column: str, where: str, origin: object) -> str | None:
-    """A domain as text: a number stands for itself; None where there is none.
+    """A domain as text, numbers included; None without a domain.
 
     Raises:
         DataError: it is a list or an object.
@@ -313,10 +314,10 @@ def _data_set(recipe: SourceRecipe, path: str, name: str | None, split: str, pre
     """A data set that the `datasets` library finds under `path`: on the hub, or a folder of files of that form."""
     if preset is not None and preset.joins_rows and recipe.shuffle_buffer:
         raise DataError(
-            "its rows are parts of documents, which shuffling would mix up.",
+            "its rows are parts of documents, which shuffling would mix.",
             field="shuffle_buffer",
             value=recipe.shuffle_buffer,
-            fix="Leave shuffle_buffer at 0.",
+            fix="Set shuffle_buffer to 0.",
         )
     rows, hashed = open_data_set(path, name, split, recipe)
     there = rows.column_names
@@ -352,17 +353,17 @@ def open_data_set(path: str, name: str | None, split: str, recipe: SourceRecipe)
         rows = datasets.load_dataset(path, name, split=split, revision=recipe.revision, streaming=recipe.streaming)
     except (datasets.exceptions.DatasetNotFoundError, datasets.exceptions.DataFilesNotFoundError) as error:
         raise HubError(
-            f"there is no such data set on the hub, or you may not read it ({_first_line(error)}).",
+            f"no such data set on the hub, or no permission to read it ({first_line(error)}).",
             field="path",
             value=path,
             fix="Check the name (owner/name); for a private or gated data set log in with `hf auth login`.",
         ) from error
     except ValueError as error:  # says which splits or configurations there are
         raise DataError(
-            f"{_first_line(error)}",
+            f"{first_line(error)}",
             field="name" if "config" in str(error).lower() else "split",
             value=name if "config" in str(error).lower() else split,
-            fix="Set `name` and `split` of this source to ones that the data set has.",
+            fix="Set `name` and `split` of this source to those of the data set.",
         ) from error
     except Exception as error:  # the hub client raises many kinds; each means that the data set cannot be had
         raise _unreachable(path, error) from error
@@ -388,9 +389,5 @@ def _unreachable(path: str, error: Exception) -> HubError:
         f"the data set cannot be read: {reason}.",
         field="path",
         value=path,
-        fix=f"{fix} Or save the data as .jsonl or .parquet and give its path.",
+        fix=f"{fix} Or save the data as .jsonl or .parquet and use its path.",
     )
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).strip().splitlines() or ["no message"])[0].rstrip(".")

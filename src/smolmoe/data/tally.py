@@ -14,15 +14,15 @@ NO_TEXT = "no text"
 NO_DOMAIN = "no domain"
 HALF_PAIR = 'half a surrogate pair, read as "?"'
 _SAID = {
-    NO_TEXT: "rows without text left out",
-    NO_DOMAIN: "rows without a domain left out",
+    NO_TEXT: "rows without text skipped",
+    NO_DOMAIN: "rows without a domain skipped",
     HALF_PAIR: f"texts with {HALF_PAIR}",
 }
 
 
 @dataclass
 class Tally:
-    """Rows by what became of them, and where each reason was met first."""
+    """Row counts by outcome, and where each reason first occurred."""
 
     counts: Counter[str] = field(default_factory=Counter)
     first: dict[str, str] = field(default_factory=dict)

@@ -27,10 +27,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from smolmoe.core.files import expanded
+from smolmoe.core.json_text import read_json
 from smolmoe.data.tokens import TokenStore
 from smolmoe.errors import DataError
-from smolmoe.files import expanded
-from smolmoe.json_text import read_json
 
 FORMAT = 1
 ABOUT = "cache.json"
@@ -132,11 +132,11 @@ class TargetCache:
         missing = int((keys[at] != digests).any(axis=1).sum())
         if missing:
             raise DataError(
-                f"{missing:,} of {len(documents):,} documents to train on are not in it: this is a cache from another "
+                f"{missing:,} of {len(documents):,} training documents are missing: the cache is from a different "
                 f"text ({self.text} there, {text_hash(digests)} here).",
                 field="distill.cache",
                 value=str(self.folder),
-                fix="Cache this text with `smolmoe distill cache`, or train on text that was cached.",
+                fix="Cache this text with `smolmoe distill cache`, or train on the cached text.",
             )
         first = np.full(len(store), -1, dtype=np.int64)
         first[documents] = rows[at]
@@ -195,19 +195,19 @@ def open_cache(folder: str | Path) -> TargetCache:
     """The cache in a folder.
 
     Raises:
-        DataError: there is none, it is not finished, of another version, or its files are not those that were written.
+        DataError: the cache is missing, incomplete, of a different version, or its files were changed.
     """
     path = expanded(folder)
     about_file = path / ABOUT
     if not about_file.is_file():
         unfinished = (path / REQUEST).is_file()
         raise DataError(
-            "the cache is not finished." if unfinished else f"there is no cache of a teacher (no {ABOUT} in it).",
+            "the cache is incomplete." if unfinished else f"not a teacher's cache (no {ABOUT} in it).",
             field="distill.cache",
             value=str(folder),
-            fix="Give the command that began it again, with --resume."
+            fix="Run the command that started it again, with `resume=True`."
             if unfinished
-            else "Make one with `smolmoe distill cache`.",
+            else "Create one with `smolmoe distill cache`.",
         )
     try:
         about = read_json(about_file)
@@ -217,7 +217,7 @@ def open_cache(folder: str | Path) -> TargetCache:
         return TargetCache(path, about)
     except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         raise DataError(
-            f"the cache is damaged ({error}).", field="distill.cache", value=str(folder), fix="Make it again."
+            f"the cache is damaged ({error}).", field="distill.cache", value=str(folder), fix="Create it again."
         ) from error
 
 

@@ -10,10 +10,10 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
+from smolmoe.core.files import expanded
+from smolmoe.core.vocabulary import naming_rows
 from smolmoe.data.formats import Rows, rows_of
-from smolmoe.data.vocabulary import naming_rows
 from smolmoe.errors import DataError
-from smolmoe.files import expanded
 
 
 @dataclass(frozen=True)
@@ -44,11 +44,23 @@ def read_documents(path: str | Path) -> list[Document]:
     from smolmoe.recipe.data import SourceRecipe
 
     if not expanded(path).exists():
-        raise DataError("there is no such file.", field="data", value=str(path), fix="Give the path of a text file.")
+        raise DataError("no such file.", field="data", value=str(path), fix="Use the path of a text file.")
     documents = list(open_source(SourceRecipe.model_validate({"path": str(path)})).documents())
     if not documents:
-        raise DataError("the file holds no text.", field="data", value=str(path))
+        raise DataError("the file contains no text.", field="data", value=str(path))
     return documents
+
+
+def read_lines(path: Path, *, field: str) -> list[str]:
+    """The lines of a text file that are not empty.
+
+    Raises:
+        DataError: it cannot be read.
+    """
+    try:
+        return [line for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
+    except (OSError, UnicodeDecodeError) as error:
+        raise DataError("it is no text file that can be read.", field=field, value=str(path)) from error
 
 
 def read_rows(path: str | Path, required: Sequence[str], optional: Sequence[str] | None = ()) -> Rows:
@@ -65,8 +77,8 @@ def read_rows(path: str | Path, required: Sequence[str], optional: Sequence[str]
     """
     file = Path(path)
     if not file.is_file():
-        problem = "it is a folder; a file is wanted." if file.is_dir() else "there is no such file."
-        raise DataError(problem, field="data", value=str(path), fix="Give the path of a text file.")
+        problem = "is a folder, not a file." if file.is_dir() else "no such file."
+        raise DataError(problem, field="data", value=str(path), fix="Use the path of a text file.")
     yield from rows_of(file, required, optional)
 
 
@@ -113,7 +125,7 @@ def encode(
     """
     if length < 2 or count < 1:
         field, value = ("length", length) if length < 2 else ("count", count)
-        raise DataError("too small to make sequences of.", field=field, value=value, fix="length >= 2 and count >= 1.")
+        raise DataError("is too small for sequences.", field=field, value=value, fix="length >= 2 and count >= 1.")
     rng = random.Random(seed)
     lengths = _unequal(rng, range(max(1, length // 2), length + 1), count)
     order = rng.sample(range(len(documents)), len(documents))
@@ -124,7 +136,7 @@ def encode(
         empty = 0
         while len(ids) < wanted:
             if empty == len(order):
-                raise DataError("the documents hold no tokens.", field="data", value=f"{len(documents)} documents")
+                raise DataError("the documents contain no tokens.", field="data", value=f"{len(documents)} documents")
             # Sixteen characters a token is more than any tokenizer needs, and far less than a book.
             text = documents[order[position % len(order)]].text[: 16 * length]
             at = order[position % len(order)]

@@ -1,4 +1,4 @@
-"""A small tokenizer of one's own, for text that no tokenizer need be downloaded for."""
+"""Train a small tokenizer, so that none needs to be downloaded."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ def train_tokenizer(
 ) -> Any:
     """A byte-level BPE tokenizer learned from `documents`, as a `PreTrainedTokenizerFast`.
 
-    Digits are tokens of their own, so that numbers are written alike wherever they stand. Any text can be encoded, and
+    Every digit is a separate token, so that numbers are encoded consistently. Any text can be encoded, and
     decodes to itself.
 
     Args:
         vocabulary: entries at most, the 256 bytes and the two special tokens (end of text, padding) included.
-        report: is told of the documents read so far, and of their number.
+        report: called with the number of documents read so far, and their total.
     """
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
     from transformers import PreTrainedTokenizerFast

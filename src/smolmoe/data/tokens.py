@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from smolmoe.data.vocabulary import check_token
+from smolmoe.core.vocabulary import check_token
 from smolmoe.errors import DataError
 
 
@@ -164,10 +164,10 @@ def end_of_text(tokenizer: Any) -> int:
     """
     if tokenizer.eos_token_id is None:
         raise DataError(
-            "the tokenizer has no end-of-text token to put between documents.",
+            "the tokenizer has no end-of-text token to separate documents.",
             field="tokenizer",
             value=getattr(tokenizer, "name_or_path", "") or type(tokenizer).__name__,
-            fix="Give it one, e.g. tokenizer.eos_token = '<|endoftext|>', and save it again.",
+            fix="Add one, e.g. tokenizer.eos_token = '<|endoftext|>', and save it again.",
         )
     return check_token(tokenizer, int(tokenizer.eos_token_id), "end-of-text token")
 

@@ -1,4 +1,4 @@
-"""Data about architectures: dense families that can be upcycled, and the MoE classes they can become."""
+"""Data about architectures: dense families that can be upcycled, and the MoE classes they can be converted to."""
 
 from __future__ import annotations
 

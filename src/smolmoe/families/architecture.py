@@ -1,4 +1,4 @@
-"""The class of a config.json that names none."""
+"""The class of a config.json without `architectures`."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ _KNOWN = {
 
 
 def architecture_of(config: Mapping[str, Any]) -> str | None:
-    """The class that a config names; where it names none, that of transformers' causal LM of its model type.
+    """The class named in a config; if it names none, transformers' causal LM for its model type.
 
-    None where there is no such class. transformers loads either by the model type.
+    None if there is no such class. transformers loads either by the model type.
     """
     named = config.get("architectures")
     if isinstance(named, str):

@@ -1,8 +1,8 @@
-"""Find the feed-forward networks of any decoder-only model: by structure first, then by what they compute.
+"""Find the feed-forward networks of any decoder-only model: first by structure, then by what they compute.
 
-Nothing here knows a family by name. The causal LM is built without memory (meta device), the one FFN of each layer is
-found by its shapes, and a small copy of it with random weights must give the numbers of our formula; its gate, its
-activation and its dropout follow from those numbers.
+No family is known by name here. The causal LM is built on the meta device, the single FFN of each layer is
+found by its shapes, and a small copy of it with random weights must match our formula; its gate, its
+activation and its dropout are inferred from the output.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-ALREADY_MOE = "It is a Mixture-of-Experts already."
+ALREADY_MOE = "It is already a Mixture-of-Experts."
 OTHER_FORMULA = "does not compute down(act(gate(x)) * up(x)) or down(act(up(x))) with a known activation"
 EXPERT_COUNTS = ("num_experts", "num_local_experts", "n_routed_experts", "moe_num_experts")
 TINY_HIDDEN, TINY_WIDTH = 16, 24
@@ -29,18 +29,18 @@ TOLERANCE = 1e-6  # relative, in fp64; the nearest two activations (both kinds o
 
 
 def find_mlp(config: PreTrainedConfig) -> MlpLayout:
-    """Where the decoder that `config` describes keeps its FFNs, and what they compute.
+    """The location of the FFNs in the decoder that `config` describes, and what they compute.
 
-    The config is not changed, no weights are read and the global random state is left as it was.
+    The config is not changed, no weights are read and the global random state is preserved.
 
     Raises:
-        SourceError: when the model is no dense decoder-only causal LM, or when its layers have no one FFN module of the
-            form down(act(gate(x)) * up(x)) or down(act(up(x))) that is the same in every layer. The reason is given.
+        SourceError: the model is not a dense decoder-only causal LM, or its layers have no single FFN module of the
+            form down(act(gate(x)) * up(x)) or down(act(up(x))) that is the same in every layer. States the reason.
     """
     _check_kind(config)
     model = _skeleton(config)
     if any("Expert" in type(module).__name__ for module in model.modules()):
-        _refuse(config, ALREADY_MOE, "Give the dense model that it was made from.")
+        _refuse(config, ALREADY_MOE, "Use the dense model it was made from.")
     path, layers = _decoder_layers(model, config)
     layouts = [_layer_layout(config, path, layer) for layer in layers]
     widths = [
@@ -48,7 +48,7 @@ def find_mlp(config: PreTrainedConfig) -> MlpLayout:
     ]
     for index, found in enumerate(zip(layouts, widths, strict=True)):
         if found != (first := (layouts[0], widths[0])):
-            _refuse(config, f"The FFN of layer {index} differs from that of layer 0: {found} against {first}.")
+            _refuse(config, f"The FFN of layer {index} differs from that of layer 0: {found} instead of {first}.")
     log.debug("%s: %s", config.model_type, layouts[0])
     return layouts[0]
 
@@ -60,16 +60,16 @@ def _refuse(config: PreTrainedConfig, reason: str, fix: str | None = None) -> No
 def _check_kind(config: PreTrainedConfig) -> None:
     from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, MODEL_FOR_MASKED_LM_MAPPING
 
-    dense = "Give a dense decoder-only language model (Llama, Qwen, GPT-2 and the like)."
+    dense = "Use a dense decoder-only language model (such as Llama, Qwen or GPT-2)."
     if config.is_encoder_decoder:
         _refuse(config, "It is an encoder-decoder model.", dense)
     if type(config) in MODEL_FOR_MASKED_LM_MAPPING:
-        _refuse(config, "It is an encoder: a masked, not a causal language model.", dense)
+        _refuse(config, "It is an encoder: a masked language model, not a causal one.", dense)
     if config.get_text_config() is not config:
         counts = [getattr(config, name, None) for name in EXPERT_COUNTS]
         if any(isinstance(count, int) and count > 1 for count in counts):
-            _refuse(config, ALREADY_MOE, "Give the dense model that it was made from.")
-        _refuse(config, "It is a composite (multimodal) model.", "Save its text model by itself and give that.")
+            _refuse(config, ALREADY_MOE, "Use the dense model it was made from.")
+        _refuse(config, "It is a composite (multimodal) model.", "Save its text model separately and use that.")
     if type(config) not in MODEL_FOR_CAUSAL_LM_MAPPING:
         _refuse(config, "This version of transformers has no causal language model of this type.", dense)
 
@@ -81,8 +81,8 @@ def _skeleton(config: PreTrainedConfig) -> nn.Module:
     try:
         with torch.device("meta"):
             return AutoModelForCausalLM.from_config(copy.deepcopy(config))
-    except Exception as error:  # whatever a model's own code raises, it is this config that it cannot use
-        _refuse(config, f"Its model cannot be built from this config ({type(error).__name__}: {error}).")
+    except Exception as error:  # model code may raise anything; the cause is this config
+        _refuse(config, f"The model cannot be built from this config ({type(error).__name__}: {error}).")
 
 
 def _decoder_layers(model: nn.Module, config: PreTrainedConfig) -> tuple[str, nn.ModuleList]:
@@ -93,11 +93,11 @@ def _decoder_layers(model: nn.Module, config: PreTrainedConfig) -> tuple[str, nn
     for path, module in model.named_modules():
         if isinstance(module, nn.ModuleList) and len(module) == count and len({type(layer) for layer in module}) == 1:
             return path, module
-    _refuse(config, f"Its model has no list of {count} decoder layers of one class.")
+    _refuse(config, f"The model has no list of {count} decoder layers of one class.")
 
 
 class _Roles(NamedTuple):
-    """Which projection does what, as names inside the FFN."""
+    """The role of each projection, as names inside the FFN."""
 
     gate: Slot | None
     up: Slot
@@ -105,11 +105,11 @@ class _Roles(NamedTuple):
 
 
 class _NotAnFfnError(Exception):
-    """Why a module that has the shape of an FFN is none; reads on from the module's name."""
+    """Why a module with the shape of an FFN is not one; continues a sentence that begins with the module's name."""
 
 
 def _layer_layout(config: PreTrainedConfig, layers: str, layer: nn.Module) -> MlpLayout:
-    """The layout of the one FFN in a layer."""
+    """The layout of the single FFN in a layer."""
     found: dict[str, MlpLayout] = {}
     reasons: dict[str, str] = {}
     for path, module in layer.named_modules():
@@ -133,11 +133,11 @@ def _layer_layout(config: PreTrainedConfig, layers: str, layer: nn.Module) -> Ml
 def _why_none(layer: nn.Module, reasons: list[str]) -> str:
     bare = [name for name, child in layer.named_children() if _is_projection(child)]
     if reasons:
-        return f"Its layers have no FFN that could be replaced: {'; '.join(reasons)}."
+        return f"Its layers have no replaceable FFN:  {'; '.join(reasons)}."
     if bare:
-        return f"Its FFN is no module of its own that could be replaced: {', '.join(bare)} lie directly in the layer."
+        return f"Its FFN is not a separate module that can be replaced: {', '.join(bare)} are directly in the layer."
     kind = type(layer).__name__
-    return f"No module inside its layers ({kind}) is nothing but 2 or 3 projections, hidden to wide and back."
+    return f"No module inside its layers ({kind}) consists of just 2 or 3 projections, hidden to wide and back."
 
 
 def _is_projection(module: nn.Module) -> bool:
@@ -162,7 +162,7 @@ def _leaves(ffn: nn.Module) -> dict[str, Any]:
 
 
 def _possible_roles(module: nn.Module, hidden_size: int | None) -> list[_Roles]:
-    """All readings of the module as an FFN that its shapes allow; none if it holds anything but 2 or 3 projections."""
+    """All interpretations of the module as an FFN that its shapes allow; empty unless it has 2 or 3 projections."""
     leaves = _leaves(module)
     tensors = sum(1 for _ in module.parameters()) + sum(1 for _ in module.buffers())
     if len(leaves) not in (2, 3) or tensors != sum(1 + (leaf.bias is not None) for leaf in leaves.values()):
@@ -180,7 +180,7 @@ def _possible_roles(module: nn.Module, hidden_size: int | None) -> list[_Roles]:
 
 
 def _identify(config: PreTrainedConfig, layers: str, path: str, module: nn.Module, roles: _Roles) -> MlpLayout | None:
-    """Run the module and find the activation with which these roles give the same numbers; None if there is none."""
+    """Run the module and find the activation with which these roles reproduce its output; None if not found."""
     import torch
 
     with torch.random.fork_rng(devices=[]):
@@ -194,7 +194,7 @@ def _identify(config: PreTrainedConfig, layers: str, path: str, module: nn.Modul
         dropout = _dropout(_run(ffn.train(), x), output)
     leaves = _leaves(module).values()
     if len({_is_transposed(leaf) for leaf in leaves}) > 1 or len({leaf.bias is not None for leaf in leaves}) > 1:
-        raise _NotAnFfnError("mixes projections with and without a bias, or of two kinds")
+        raise _NotAnFfnError("mixes projections with and without a bias, or of two types")
     return MlpLayout(
         layers=layers,
         module=path,
@@ -207,7 +207,7 @@ def _identify(config: PreTrainedConfig, layers: str, path: str, module: nn.Modul
 
 
 def _small_copy(module: nn.Module, roles: _Roles) -> nn.Module:
-    """The same module with small random fp64 weights: its own forward, without the memory of its own sizes."""
+    """The same module with small random fp64 weights: its own forward with much less memory."""
     import torch
 
     ffn = copy.deepcopy(module)
@@ -229,15 +229,15 @@ def _run(ffn: nn.Module, x: Tensor) -> Tensor:
 
     try:
         output = ffn(x)
-    except Exception as error:  # any code of any model: whatever it raises, it is not a plain function of x
+    except Exception as error:  # model code may raise anything; it is then not a plain function of x
         raise _NotAnFfnError(f"cannot be called with the hidden states alone ({error})") from error
     if not isinstance(output, torch.Tensor) or output.shape != x.shape:
-        raise _NotAnFfnError("does not return one tensor of the shape of the hidden states")
+        raise _NotAnFfnError("does not return a single tensor with the shape of the hidden states")
     return output
 
 
 def _activation(config: PreTrainedConfig, ffn: nn.Module, roles: _Roles, x: Tensor, output: Tensor) -> str | None:
-    """The activation that reproduces `output`; one that the config names comes before its synonyms."""
+    """The activation that reproduces `output`; the one named in the config takes precedence over its synonyms."""
     from transformers.activations import ACT2FN
 
     gate, up = (_project(ffn, slot, x) if slot else None for slot in (roles.gate, roles.up))
@@ -245,7 +245,7 @@ def _activation(config: PreTrainedConfig, ffn: nn.Module, roles: _Roles, x: Tens
     for name in dict.fromkeys([*named, *ACT2FN]):
         act = ACT2FN[name]
         if any(True for _ in act.parameters()):
-            continue  # trained activations have weights, for which there is no place in a layout
+            continue  # trained activations have weights, which a layout does not support
         ours = ffn.get_submodule(roles.down.name)(act(up) if gate is None else act(gate) * up)
         error = (ours - output).abs().amax(-1) / output.abs().amax(-1)
         if error.max() <= TOLERANCE:
@@ -259,7 +259,7 @@ def _project(ffn: nn.Module, slot: Slot, x: Tensor) -> Tensor:
 
 
 def _dropout(trained: Tensor, output: Tensor) -> float:
-    """The dropout probability p after `down`, from what training mode does: what survives is divided by 1 - p."""
+    """The dropout probability p after `down`, inferred in training mode: surviving values are divided by 1 - p."""
     import torch
 
     if torch.equal(trained, output):
@@ -267,5 +267,5 @@ def _dropout(trained: Tensor, output: Tensor) -> float:
     alive = trained != 0
     scale = trained[alive] / output[alive]
     if alive.all() or not alive.any() or (scale - scale.median()).abs().max() > TOLERANCE:
-        raise _NotAnFfnError("drops something else than its output in training; set that dropout to 0 in config.json")
+        raise _NotAnFfnError("applies dropout to more than its output in training; set it to 0 in config.json")
     return round(1 - 1 / scale.median().item(), 6)

@@ -1,11 +1,11 @@
-"""The generic MoE: the dense class as it is, with our blocks in place of its FFNs. It expresses every request."""
+"""The generic MoE: the unchanged dense class, with our blocks in place of its FFNs. It expresses every request."""
 
 from __future__ import annotations
 
 from typing import Any
 
+from smolmoe.core.model_code import AUTO_MAP
 from smolmoe.families.types import DenseSpec, ExpertNames, MoeNames, MoeSizes, MoeTarget
-from smolmoe.model_code import AUTO_MAP
 
 
 def _config(spec: DenseSpec, sizes: MoeSizes) -> dict[str, Any]:

@@ -15,7 +15,7 @@ def _config(spec: DenseSpec, sizes: MoeSizes) -> dict[str, Any]:
     return {
         "attention_bias": spec.attention_bias == "qkv",
         "use_qk_norm": spec.qk_norm == "head",
-        # The class rotates half of each head unless told otherwise, here and in the rope parameters.
+        # By default the class rotates half of each head, here and in the rope parameters.
         "partial_rotary_factor": 1.0,
         "rope_parameters": {**spec.config["rope_parameters"], "partial_rotary_factor": 1.0},
         "n_routed_experts": sizes.experts,

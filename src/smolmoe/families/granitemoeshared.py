@@ -44,6 +44,6 @@ TARGET = MoeTarget(
         ("transformers", "yes"),
         ("vLLM", "yes"),
         ("SGLang", "not known"),
-        ("llama.cpp", "yes; no heads but of hidden size / heads"),
+        ("llama.cpp", "yes; only heads of width hidden size / heads"),
     ),
 )

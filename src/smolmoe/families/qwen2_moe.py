@@ -25,7 +25,7 @@ def _config(spec: DenseSpec, sizes: MoeSizes) -> dict[str, Any]:
         "norm_topk_prob": True,
         "decoder_sparse_step": 1,
         "mlp_only_layers": sizes.dense_layers,
-        # Written out: left to itself this class derives them otherwise than Qwen2 does.
+        # Explicit: by default this class derives them differently from Qwen2.
         "layer_types": ["sliding_attention" if window else "full_attention" for window in spec.windows],
         "use_sliding_window": sliding,
         "sliding_window": max(filter(None, spec.windows), default=None),

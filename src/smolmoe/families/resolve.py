@@ -1,4 +1,4 @@
-"""Which MoE class expresses a request exactly, and for each that does not, why and what is nearest."""
+"""Which MoE class expresses a request exactly, and for each other class the reason and the nearest class."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ GENERIC = "generic"
 
 
 def candidates(spec: DenseSpec) -> tuple[str, ...]:
-    """Targets worth asking, the preferred first: the family's native classes, then the generic model."""
+    """Candidate targets, the preferred first: the family's native classes, then the generic model."""
     native = spec.family.targets if spec.family and not spec.mlp.bias else ()
     return (*native, GENERIC)
 
@@ -27,17 +27,17 @@ def source_refusals(target: MoeTarget, spec: DenseSpec) -> list[str]:
     if target.name == GENERIC:
         return []
     if spec.family is None or target.name not in spec.family.targets:
-        return [f"its attention or norms compute something else than {spec.model_type}'s"]
+        return [f"its attention or norms differ from {spec.model_type}'s"]
     reasons = []
     if spec.mlp.bias:
-        reasons.append("its experts have no biases, the source's FFN has")
+        reasons.append("its experts have no biases, but the source's FFN has")
     if spec.attention_bias not in target.attention_bias:
         reasons.append(f"it cannot carry biases on {spec.attention_bias} of the attention")
     windows = set(spec.windows)
     if windows != {None} and target.windows == "none":
         reasons.append("it has no sliding window")
     elif len(windows) > 1 and target.windows == "global":
-        reasons.append("it has one sliding window for all layers, the source mixes windowed and full layers")
+        reasons.append("it has one sliding window for all layers, but the source mixes windowed and full layers")
     return reasons
 
 
@@ -46,7 +46,7 @@ def _request_refusals(target: MoeTarget, spec: DenseSpec, sizes: MoeSizes) -> li
     if sizes.shared_width and target.shared == "never":
         reasons.append("it has no shared expert")
     if not sizes.shared_width and target.shared == "required":
-        reasons.append("it always has a shared expert (--shared full, residual or a width)")
+        reasons.append("it always has a shared expert (shared: full, residual or a width)")
     if sizes.shared_width and target.shared_multiple and sizes.shared_width % sizes.width:
         reasons.append(
             f"its shared width must be a multiple of the expert width {sizes.width}, not {sizes.shared_width}"
@@ -64,7 +64,7 @@ def resolve(name: str, spec: DenseSpec, sizes: MoeSizes) -> MoeTarget:
     """The target of that name, or with "auto" the first native class that expresses the request, else the generic one.
 
     Raises:
-        TargetError: the named target cannot express it; says why and which one can.
+        TargetError: the named target cannot express it; states why, and which one can.
     """
     order = candidates(spec)
     able = [MOE_TARGETS[n] for n in order if not refusals(MOE_TARGETS[n], spec, sizes)]
@@ -79,6 +79,6 @@ def resolve(name: str, spec: DenseSpec, sizes: MoeSizes) -> MoeTarget:
             f"{target.name} cannot express this: {'; '.join(reasons)}.",
             field="target",
             value=name,
-            fix=f"Use --target {able[0].name} (or auto), which can.",
+            fix=f"Use `target={able[0].name!r}` (or auto), which can.",
         )
     return target

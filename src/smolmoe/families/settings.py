@@ -1,7 +1,7 @@
-"""The settings of a known family's config.json, defaults written out, without importing transformers.
+"""The settings of a known family's config.json, with explicit defaults, without importing transformers.
 
 Importing transformers' config classes takes longer than converting a small model does. Only plain cases are handled
-here; for all others the class itself is asked. A test holds both against each other.
+here; all others use the class itself. A test compares the two.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from typing import Any
 
 from smolmoe.families import DENSE_FAMILIES
 
-# Sizes have no sensible default: a config that leaves one out is none of the plain cases.
+# Sizes have no sensible default: a config that omits one is not a plain case.
 _STATED = (
     "vocab_size",
     "hidden_size",
@@ -23,7 +23,7 @@ _STATED = (
 
 
 def known_settings(config: dict[str, Any]) -> dict[str, Any] | None:
-    """What transformers' config class would make of a config.json, or None where only it can tell.
+    """The settings transformers' config class would read from a config.json; None if only the class can tell.
 
     Args:
         config: the parsed config.json.
@@ -32,7 +32,7 @@ def known_settings(config: dict[str, Any]) -> dict[str, Any] | None:
     if family is None or any(config.get(key) is None for key in _STATED):
         return None
     rope = _rope(config, family.defaults["rope_theta"])
-    # Only a class says whether it takes null for what it has a default for, and which kinds of layers there are.
+    # Only the class knows whether null is valid for a setting with a default, and which layer types exist.
     if any(key in config and config[key] is None and value is not None for key, value in family.defaults.items()):
         return None
     if not {*(config.get("layer_types") or ())} <= {"full_attention", "sliding_attention"}:

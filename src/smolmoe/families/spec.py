@@ -1,4 +1,4 @@
-"""From a config to what surgery has to know of the model: known families by heart, others by looking."""
+"""From a config to what surgery needs to know about the model: known families are built in, others are detected."""
 
 from __future__ import annotations
 
@@ -6,18 +6,18 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+from smolmoe.core.model_config import check_counts, read_config
 from smolmoe.errors import SourceError
 from smolmoe.families import DENSE_FAMILIES
 from smolmoe.families.architecture import architecture_of
 from smolmoe.families.settings import known_settings
 from smolmoe.families.types import DenseFamily, DenseSpec, MlpLayout
-from smolmoe.model_config import check_counts, read_config
 
 _MOE_KEYS = ("num_local_experts", "num_experts", "n_routed_experts", "moe_num_experts", "moe_layers")
 
 
 def read_spec(folder: Path) -> DenseSpec:
-    """What the dense model in a folder is, from its config.json.
+    """Describe the dense model in a folder, from its config.json.
 
     Raises:
         SourceError: not a dense decoder-only causal language model, or its FFN cannot be found.
@@ -33,7 +33,7 @@ def read_spec(folder: Path) -> DenseSpec:
 
     config = load_config(folder, as_files=False)
     values = config.to_dict()
-    values.pop("_name_or_path", None)  # where it was loaded from is nobody's business
+    values.pop("_name_or_path", None)  # do not record where it was loaded from
     return _describe(config, values)
 
 
@@ -70,7 +70,7 @@ def _refuse_what_is_not_dense(config: Any) -> str:
     quantisation = getattr(config, "quantization_config", None) or getattr(config, "compression_config", None)
     if quantisation is not None:
         raise SourceError(
-            "the source is quantised, and its weights are not numbers that can be split or scaled.",
+            "the source is quantised; quantised weights cannot be split or scaled.",
             field="quantization_config",
             value=_quantiser(quantisation),
             fix="Use the unquantised checkpoint (fp32, fp16 or bf16).",
@@ -84,10 +84,10 @@ def _refuse_what_is_not_dense(config: Any) -> str:
     experts = [key for key in _MOE_KEYS if (getattr(config, key, None) or 0) not in (0, 1)]
     if experts:
         raise SourceError(
-            f"the source is a mixture of experts already ({experts[0]}={getattr(config, experts[0])}).",
+            f"the source is already a mixture of experts ({experts[0]}={getattr(config, experts[0])}).",
             field="model_type",
             value=config.model_type,
-            fix="Start from the dense model it was made from.",
+            fix="Use the dense model it was made from.",
         )
     _refuse_a_composite(config)
     architecture = architecture_of({"architectures": config.architectures, "model_type": config.model_type})
@@ -109,7 +109,7 @@ def _refuse_what_is_not_dense(config: Any) -> str:
 
 
 def _quantiser(settings: Any) -> str:
-    """The method's name, as the config or its keys tell it."""
+    """The quantisation method's name, from the config or its keys."""
     values = settings if isinstance(settings, dict) else vars(settings)
     named = values.get("quant_method") or values.get("quant_algo")
     if named is None and any(values.get(key) for key in ("load_in_4bit", "load_in_8bit")):
@@ -127,10 +127,10 @@ def _refuse_a_composite(config: Any) -> None:
         return
     parts = sorted(key for key in getattr(config, "sub_configs", {}) if getattr(config, key, None) is not None)
     raise SourceError(
-        f"a model of several parts ({', '.join(parts)}), not a language model alone.",
+        f"a composite model ({', '.join(parts)}), not just a language model.",
         field="model_type",
         value=config.model_type,
-        fix="Save its text model by itself, as a causal language model, and give that.",
+        fix="Save its text model separately, as a causal language model, and use that.",
     )
 
 
@@ -142,7 +142,7 @@ def _ffn(config: Any, family: DenseFamily | None) -> tuple[MlpLayout, int]:
                 layout.layers, layout.module, layout.gate, layout.up, layout.down, activation=config.hidden_act
             )
         return layout, int(config.intermediate_size)
-    from smolmoe.families.detect import find_mlp  # builds the class, so only where the family is not known by heart
+    from smolmoe.families.detect import find_mlp  # builds the class, so only if the family is not built in
 
     layout = find_mlp(config)
     width = getattr(config, "intermediate_size", None) or getattr(config, "n_inner", None) or 4 * config.hidden_size

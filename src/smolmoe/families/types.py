@@ -1,4 +1,4 @@
-"""What is said about an architecture: the vocabulary of the family files. No torch here."""
+"""The description of an architecture: the vocabulary of the family files. No torch here."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ class MlpLayout:
         transposed: weights are stored [in, out] (GPT-2's Conv1D) rather than [out, in].
         bias: every projection has a bias.
         activation: a key of transformers' ACT2FN.
-        dropout: probability of the dropout after `down` (GPT-2's resid_pdrop), 0 where there is none.
+        dropout: probability of the dropout after `down` (GPT-2's resid_pdrop); 0 without dropout.
     """
 
     layers: str
@@ -52,12 +52,12 @@ class MlpLayout:
 
 @dataclass(frozen=True)
 class DenseFamily:
-    """A dense architecture, as far as surgery has to know it.
+    """The properties of a dense architecture that surgery needs.
 
     Attributes:
-        model_type: transformers' name for it.
-        examples: checkpoints a reader would know.
-        mlp: where the feed-forward network is.
+        model_type: its name in transformers.
+        examples: well-known checkpoints.
+        mlp: location of the feed-forward network.
         targets: native MoE classes whose attention and norms compute the same, the preferred first. What a request
             asks of them beyond that is in each target's own capabilities.
         attention_bias: which projections have a bias: "none", "qkv", "qkvo", or "config" (all four, where
@@ -67,7 +67,7 @@ class DenseFamily:
         windows: where a sliding window may act: "none", "global" (every layer the same) or "layers" (`layer_types`).
         norms: the layer's norms by tensor name.
         defaults: what the config class assumes for settings that a config.json may leave out.
-        own_tokenizer: transformers splits text by a rule of this model type's own, whatever the tokenizer's files say.
+        own_tokenizer: transformers always uses this model type's pre-tokenizer, whatever the tokenizer's files say.
     """
 
     model_type: str
@@ -85,10 +85,10 @@ class DenseFamily:
 
 @dataclass(frozen=True)
 class DenseSpec:
-    """What one dense checkpoint is, from its config alone.
+    """The description of one dense checkpoint, from its config alone.
 
     Attributes:
-        family: what we know of its architecture, or None where the FFN was found by looking at the class.
+        family: its known architecture, or None if the FFN was detected from the class.
         model_type, architecture: transformers' names.
         hidden_size, ffn_size, layers, vocab_size: D, F, L, V.
         heads, kv_heads, head_dim: of the attention (0 where the config does not say).
@@ -96,8 +96,8 @@ class DenseSpec:
         qk_norm: "none", "head", "full" or "other".
         windows: the sliding window of each layer, None for full attention.
         tied: the output head is the input embedding.
-        mlp: where the FFN is and what it computes.
-        config: the config as transformers normalises it, every default written out.
+        mlp: location of the FFN and what it computes.
+        config: the config as normalised by transformers, with explicit defaults.
     """
 
     family: DenseFamily | None
@@ -150,7 +150,7 @@ class MoeNames:
 
 @dataclass(frozen=True)
 class MoeSizes:
-    """What a request comes to in numbers: E experts of width I, K per token, a shared expert of width W (0: none).
+    """The sizes of a request: E experts of width I, K per token, a shared expert of width W (0: none).
 
     `dense_width` is the source's F, `dense_layers` the indices of the layers that stay dense.
     """
@@ -171,7 +171,7 @@ class MoeTarget:
         name: our name, equal to the model type.
         architecture: transformers' class.
         names: names in memory and on disk.
-        config: the settings that are this class's own; the common ones are copied from the source.
+        config: this class's own settings; the common ones are copied from the source.
         attention_bias: which of a source's attention biases it can carry.
         zero_biases: source's attention bias -> projections that get a bias of zeros, since this class has one there.
         windows: "none", "global" or "layers", as in `DenseFamily`.
@@ -181,7 +181,7 @@ class MoeTarget:
         dense_layers: which layers may stay dense: "none", "any" or "prefix".
         scoring: "softmax" or "sigmoid"; every target renormalises the chosen gates to sum 1.
         min_experts: the fewest experts its router works with.
-        runs: engine -> what is known of it there, for the families table.
+        runs: engine -> known support, for the families table.
     """
 
     name: str

@@ -4,15 +4,15 @@ from __future__ import annotations
 
 
 def register() -> None:
-    """Make two things known to transformers: the generic model, so that it loads without remote code, and our experts
+    """Register two things with transformers: the generic model, so that it loads without remote code, and our experts
     implementation, so that any MoE runs with `experts_implementation="smolmoe"`.
 
-    Explicit, since it changes what other libraries do in this process. Calling it again changes nothing.
+    Explicit, since it affects other libraries in this process. Calling it again has no effect.
     """
     from transformers import AutoConfig, AutoModelForCausalLM
 
-    from smolmoe.moe.experts import register_experts
     from smolmoe.moe.generic import SmolMoeConfig, SmolMoeForCausalLM
+    from smolmoe.moe.kernels.register import register_experts
 
     AutoConfig.register(SmolMoeConfig.model_type, SmolMoeConfig, exist_ok=True)
     AutoModelForCausalLM.register(SmolMoeConfig, SmolMoeForCausalLM, exist_ok=True)

@@ -1,6 +1,6 @@
-"""How evenly the choices of a router fall on its experts, from counts or loads [L, E] of L layers; balancing by bias.
+"""How evenly a router uses its experts, from counts or loads [L, E] of L layers; balancing by bias.
 
-All are independent of scale, so counts and shares give the same. Of K choices a token at most one falls on each expert,
+All are scale-invariant, so counts and shares give the same. Of a token's K choices at most one goes to each expert,
 so with K > 1 a full collapse has load 1/K on K experts; the values at collapse below are for K = 1.
 """
 
@@ -17,9 +17,9 @@ from smolmoe.moe.routing import Routing, find_routers
 
 
 def count_choices(indices: torch.Tensor, weights: torch.Tensor, experts: int) -> torch.Tensor:
-    """Chosen experts and gates [..., T, K] to [..., E] int64: how many choices fell on each expert, layer by layer.
+    """Chosen experts and gates [..., T, K] to [..., E] int64: how many choices went to each expert, layer by layer.
 
-    Those of weight 0 (dropped, or past top-p) are none.
+    Those of weight 0 (dropped, or past top-p) are not counted.
     """
     # Not `bincount`, which waits for the device to learn the size of its output.
     counts = torch.zeros(*indices.shape[:-2], experts, dtype=torch.int64, device=indices.device)
@@ -59,7 +59,7 @@ def max_violation(counts: torch.Tensor) -> torch.Tensor:
 
 
 def balance_statistics(counts: torch.Tensor) -> dict[str, float]:
-    """All of the above and how many experts there are of each state, over all layers, with one wait for the device.
+    """All of the above and the number of experts in each state, over all layers, with one device sync.
 
     Args:
         counts: [L, E] (or [E] of one layer), counts or loads.
@@ -82,7 +82,7 @@ def balance_statistics(counts: torch.Tensor) -> dict[str, float]:
 def routing_statistics(counts: torch.Tensor, reserved: Collection[int] = ()) -> dict[str, Any]:
     """`balance_statistics` of choices [L, E], with each layer's balance and the dead experts [layer, expert].
 
-    Reserved experts are left out: that they are idle is meant.
+    Reserved experts are excluded: they are idle on purpose.
     """
     open_to_all = [expert for expert in range(counts.shape[1]) if expert not in reserved]
     counts = counts[:, open_to_all]
@@ -105,13 +105,13 @@ def update_selection_bias(
 ) -> None:
     """bias += rate * sign(mean(load) - load), in place: balancing without a loss (arXiv 2408.15664).
 
-    The bias counts for the choice only, so no gradient is disturbed. Unchanged at perfect balance.
+    The bias affects only the choice, so no gradient is disturbed. Unchanged at perfect balance.
 
     Args:
         bias: [E], a router's `e_score_correction_bias`.
         load: [E], the load of the optimiser step, over all ranks.
         rate: the step, .001 in the paper, on scores in [0, 1].
-        mean: [E], what each load is held against where it is not the mean of all: of the experts of one name.
+        mean: [E], the reference for each load if it is not the mean of all: the mean of the experts with one name.
     """
     load = load.to(bias)
     bias.add_(torch.sign((load.mean() if mean is None else mean.to(bias)) - load), alpha=rate)

@@ -1,4 +1,4 @@
-"""Interventions attached to the routers of a model, and what they leave behind when it is saved."""
+"""Interventions attached to the routers of a model, and their effect on a saved model."""
 
 from __future__ import annotations
 
@@ -26,12 +26,12 @@ class _Gating:
 
 
 class RouterControl:
-    """An intervention that is on in every router of a model. Made by `control_routers`.
+    """An intervention active in every router of a model. Created by `control_routers`.
 
     Attributes:
         model: the model.
         routers: (layer index, router) of every MoE layer.
-        intervention: what is done to them.
+        intervention: the change applied to them.
     """
 
     def __init__(self, model: nn.Module, routers: list[tuple[int, nn.Module]], intervention: Intervention):
@@ -45,7 +45,7 @@ class RouterControl:
             self._hide_from_saving()
 
     def detach(self) -> None:
-        """Give every router its class's own `forward` back. A temperature that was not folded in is gone with it."""
+        """Restore the original `forward` of every router. A temperature that was not folded in is lost."""
         for _, router in self.routers:
             del router.forward, router.smolmoe_gating
             if hasattr(router, NOISE):
@@ -56,9 +56,9 @@ class RouterControl:
 
     @torch.no_grad()
     def fold(self) -> None:
-        """Put the temperature into the router weights, W / temperature, for good. No output changes.
+        """Fold the temperature into the router weights, W / temperature, permanently. No output changes.
 
-        An optimiser's state of these weights then no longer fits them; while training goes on, save within `folded`.
+        The optimiser state of these weights is then no longer valid; during training, save within `folded`.
         """
         for _, router in self.routers:
             router.weight.div_(self.intervention.temperature)
@@ -66,7 +66,7 @@ class RouterControl:
 
     @contextmanager
     def folded(self) -> Iterator[None]:
-        """Within it the weights have the temperature in them, to be saved; afterwards they are bitwise as before."""
+        """Inside the context the weights include the temperature, for saving; afterwards they are bitwise as before."""
         temperature = self.intervention.temperature
         if temperature == 1:
             yield
@@ -103,19 +103,19 @@ class RouterControl:
 def control_routers(model: nn.Module, intervention: Intervention) -> RouterControl:
     """Attach an intervention to every router of a model, before the model is wrapped or its optimiser made.
 
-    Learned noise adds a parameter `noise_weight` [E, D] of zeros to every router; `save_pretrained` leaves it out.
+    Learned noise adds a parameter `noise_weight` [E, D] of zeros to every router; `save_pretrained` omits it.
 
     Raises:
-        TargetError: the model has no router, one whose class is not known, or one that does not compute what is known
-            of its class (another version of transformers).
-        RequestError: the routers are under control already, or granularity does not divide K and the groups of E.
+        TargetError: the model has no router, one of an unknown class, or one that does not compute what is
+            expected of its class (a different version of transformers).
+        RequestError: the routers are already under control, or granularity does not divide K and the groups of E.
     """
     routers = find_routers(model)
     if not routers:
         raise TargetError("the model has no routers.", field="model", value=type(model).__name__)
     for _, router in routers:
         if hasattr(router, "smolmoe_gating"):
-            raise RequestError("its routers are under control already.", field="model", fix="Detach that first.")
+            raise RequestError("its routers are already under control.", field="model", fix="Detach that first.")
         spec = gate_spec(router)
         if spec.top_k % intervention.granularity or spec.experts // spec.groups % intervention.granularity:
             raise RequestError(
@@ -128,21 +128,21 @@ def control_routers(model: nn.Module, intervention: Intervention) -> RouterContr
 
 
 def without_training_state(state: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """A state dict without what only training has: the weights of learned noise."""
+    """A state dict without training-only weights: those of learned noise."""
     return {name: tensor for name, tensor in state.items() if name.rsplit(".", 1)[-1] != NOISE}
 
 
 def saved_state(model: nn.Module) -> dict[str, torch.Tensor]:
-    """What resuming needs and a saved model lacks: learned noise, and the weights a temperature was not folded into.
+    """What resuming needs but a saved model lacks: learned noise, and the weights without the folded temperature.
 
-    Names are `{layer}.noise_weight` and `{layer}.weight`; empty where nothing is lacking.
+    Names are `{layer}.noise_weight` and `{layer}.weight`; empty if nothing is missing.
     """
     return {name: tensor.detach().clone() for name, tensor in _training_state(model).items()}
 
 
 @torch.no_grad()
 def load_state(model: nn.Module, state: Mapping[str, torch.Tensor]) -> None:
-    """Put back what `saved_state` gave, into a model under the same intervention.
+    """Restore the result of `saved_state` into a model under the same intervention.
 
     Raises:
         CheckpointError: names or shapes differ.
@@ -151,7 +151,7 @@ def load_state(model: nn.Module, state: Mapping[str, torch.Tensor]) -> None:
     wrong = sorted(own.keys() ^ state.keys()) or [name for name in own if own[name].shape != state[name].shape]
     if wrong:
         raise CheckpointError(
-            "this training state of routers is of another model or intervention.", field="state", value=wrong[0]
+            "this router training state is from a different model or intervention.", field="state", value=wrong[0]
         )
     for name, tensor in own.items():
         tensor.copy_(state[name])
@@ -159,9 +159,9 @@ def load_state(model: nn.Module, state: Mapping[str, torch.Tensor]) -> None:
 
 @torch.no_grad()
 def measure_flips(model: nn.Module, batches: Iterable[Mapping[str, Any]]) -> float:
-    """Share of tokens whose set of experts differs between fp32 router maths and the model's own type, over all layers.
+    """Share of tokens whose set of experts differs between fp32 routing and the model's dtype, over all layers.
 
-    Both see the same hidden states, in evaluation mode, under the autocast that is on around the call: 0 in fp32.
+    Both see the same hidden states, in evaluation mode, under the caller's autocast: 0 in fp32.
     Masked tokens do not count.
 
     Args:
@@ -212,7 +212,7 @@ def _controlled_forward(router: Any, hidden_states: torch.Tensor) -> RouterOutpu
 
 @torch.no_grad()
 def _check(router: Any, spec: GateSpec) -> None:
-    """A few made-up tokens through both: names promise nothing across versions of transformers."""
+    """Run a few random tokens through both: class names guarantee nothing across versions of transformers."""
     weight = router.weight
     if weight.is_meta or hasattr(weight, "placements"):  # no values, or a shard of them
         return
@@ -224,7 +224,7 @@ def _check(router: Any, spec: GateSpec) -> None:
     )
     if not same:
         raise TargetError(
-            "this router does not compute what is known of its class.",
+            "this router does not compute what is expected of its class.",
             field="router",
             value=type(router).__name__,
             fix="Use the version of transformers that smolmoe is tested with.",

@@ -1,8 +1,8 @@
-"""What the routers of transformers compute, as one function, and what training may do to it.
+"""What the routers of transformers compute, as one function, and the interventions for training.
 
 A stock router fuses matmul, scores and top-k in its `forward`. `route` computes the same, bit for bit, from a
-description of the router, and lets an intervention in between. It is put in as the `forward` of the instance: modules,
-hooks, recorded logits and parameter names stay what they are.
+description of the router, and allows interventions. It is installed as the `forward` of the instance: modules,
+hooks, recorded logits and parameter names do not change.
 """
 
 from __future__ import annotations
@@ -31,12 +31,12 @@ class GateSpec:
 
     Attributes:
         experts, top_k: E and K.
-        scoring: what makes scores of logits.
+        scoring: how logits become scores.
         over_chosen: the K highest logits are chosen, and the softmax is over those only.
         renormalise: the chosen scores are divided by their sum + epsilon.
         fp32_logits: the matmul takes fp32 inputs (which autocast lowers all the same, as it does in the stock class).
         weights_like: number type of the gates: of the scores, of the logits, or of the input.
-        groups, top_groups: experts lie in equal groups, and only those of each token's best groups can be chosen.
+        groups, top_groups: experts form equal groups, and only those of each token's best groups can be chosen.
         scale: of the gates.
         ordered: the K chosen experts come best first.
         top_p, capacity_factor: see `SmolMoeConfig`.
@@ -59,13 +59,13 @@ class GateSpec:
 
     @property
     def fixed_gates(self) -> bool:
-        """Whether the gate of a token's one expert is the same number whatever the router says."""
+        """Whether the gate of a token's single expert is constant, whatever the router computes."""
         return self.top_k == 1 and (self.renormalise or self.over_chosen)
 
 
 @dataclass(frozen=True)
 class Intervention:
-    """What is done to a router while it trains. By default nothing.
+    """An intervention on a router during training. By default none.
 
     Noise, sampling, expert dropout and fp32 act in training mode only. Temperature acts in evaluation too: it is part
     of the function that is trained, and is folded into the weights when they are saved.
@@ -74,12 +74,12 @@ class Intervention:
         noise: std of Gaussian noise on the logits, for choice and gates, or "learned": N(0, 1) * (softplus(x W_noise)
             + 1e-2) per token and expert (noisy top-k, arXiv 1701.06538).
         temperature: logits are divided by it.
-        sample: the K experts are drawn without replacement, by their probabilities (Gumbel top-k, arXiv 1903.06059);
-            the gates are those the chosen have anyway.
+        sample: the K experts are sampled without replacement, by their probabilities (Gumbel top-k, arXiv 1903.06059);
+            the gates are not affected.
         expert_dropout: probability that an expert cannot be chosen during a call of its router. K always can; scores
             are those of a router without the others.
         fp32: logits and scores in fp32, whatever the model's type.
-        granularity: consecutive experts that share their draws: a group of one split FFN is chosen or left whole.
+        granularity: consecutive experts that share random numbers: shards of a split FFN are chosen together or not.
 
     Raises:
         RequestError: a value is out of its range.
@@ -101,28 +101,28 @@ class Intervention:
         }
         for name, valid in ranges.items():
             if not valid:
-                raise RequestError("out of range.", field=name, value=getattr(self, name))
+                raise RequestError("is out of range.", field=name, value=getattr(self, name))
 
 
 def gate_spec(router: nn.Module) -> GateSpec:
-    """What this router does, by the class that defines its `forward`.
+    """The spec of this router, by the class that defines its `forward`.
 
     Raises:
-        TargetError: its class is not known here.
+        TargetError: its class is unknown.
     """
     owner = _owner(router)
     if owner not in _SPECS:
         raise TargetError(
-            "this router's computation is not known, so nothing can be done to it.",
+            "this router's class is not supported.",
             field="router",
             value=owner,
-            fix=f"Known are: {', '.join(sorted(_SPECS))}.",
+            fix=f"Supported: {', '.join(sorted(_SPECS))}.",
         )
     return _SPECS[owner](router)
 
 
 def is_known(router: nn.Module) -> bool:
-    """Whether `gate_spec` knows what this router does."""
+    """Whether `gate_spec` supports this router."""
     return _owner(router) in _SPECS
 
 
@@ -144,21 +144,21 @@ def route(
 ) -> RouterOutput:
     """Logits [T, E], gates [T, K] and chosen experts [T, K] of x [..., D]; without an intervention, the stock router's.
 
-    The logits returned are the clean ones, after temperature and before noise and dropout: balance and z-loss are about
-    the router that will be saved. Draws come from torch's global generator, so that gradient checkpointing (with
-    use_reentrant=False) redraws the same.
+    The logits returned are the clean ones, after temperature and before noise and dropout: balance and z-loss describe
+    the router that will be saved. Random numbers come from torch's global generator, so gradient checkpointing (with
+    use_reentrant=False) repeats the same ones.
 
     Args:
         weight: [E, D].
-        bias: [E], added to scores for the choice only, or None.
-        training: whether the interventions act that act in training only.
+        bias: [E], added to scores only for the choice, or None.
+        training: whether training-only interventions are active.
         noise_weight: [E, D], the W_noise of learned noise.
-        available: [E] bool, the experts that can be chosen at all. Where they are fewer than K, the rest of the K has
+        available: [E] bool, the experts that can be chosen at all. If they are fewer than K, the rest of the K have
             gate 0.
     """
     act = intervention or Intervention()
     x = x.reshape(-1, x.shape[-1])
-    # Not the logits but the weights, so that folding the temperature in changes no bit.
+    # Divide the weights, not the logits, so that folding the temperature in is bit-exact.
     weight = weight if act.temperature == 1 else weight / act.temperature
     if not training:
         logits = _logits(x, weight, spec)
@@ -184,7 +184,7 @@ def _fp32_logits(x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
 
 
 def _served_type(x: torch.Tensor, spec: GateSpec) -> torch.dtype:
-    """The number type that the logits have without an intervention."""
+    """The dtype of the logits without an intervention."""
     if torch.is_autocast_enabled(x.device.type):
         return torch.get_autocast_dtype(x.device.type)
     return torch.float32 if spec.fp32_logits else x.dtype
@@ -215,7 +215,7 @@ def _choose(
     if allowed is not None and available is not None:
         allowed = allowed & available
     if act is not None and act.sample:
-        # Biased scores serve as chances; what the bias takes below zero is as good as never drawn.
+        # Biased scores serve as probabilities; those that the bias makes negative are practically never sampled.
         log_chance = ranking if spec.over_chosen else ranking.float().clamp_min(1e-30).log()
         ranking = log_chance - _shared(torch.Tensor.exponential_, log_chance, act.granularity).log()
     if allowed is not None:
@@ -262,7 +262,7 @@ def _noisy(logits: torch.Tensor, x: torch.Tensor, act: Intervention, noise_weigh
 
 
 def _available(spec: GateSpec, act: Intervention, logits: torch.Tensor) -> torch.Tensor:
-    """[E] bool, drawn once for the call. In every routing group as many stay as a choice of K may need of it."""
+    """[E] bool, sampled once per call. Every routing group keeps as many experts as a choice of K may need."""
     draws = torch.rand(spec.groups, spec.experts // spec.groups // act.granularity, device=logits.device)
     needed = math.ceil(spec.top_k / spec.top_groups / act.granularity)
     floor = draws.topk(needed, dim=-1).values[:, -1:]
@@ -271,7 +271,7 @@ def _available(spec: GateSpec, act: Intervention, logits: torch.Tensor) -> torch
 
 
 def _both(stays: torch.Tensor, available: torch.Tensor | None) -> torch.Tensor:
-    """[E] bool: what stays of the available experts; all of them where none would."""
+    """[E] bool: the available experts that remain; all of them if none would."""
     if available is None:
         return stays
     left = stays & available
@@ -279,7 +279,7 @@ def _both(stays: torch.Tensor, available: torch.Tensor | None) -> torch.Tensor:
 
 
 def _shared(draw: Callable[[torch.Tensor], torch.Tensor], like: torch.Tensor, granularity: int) -> torch.Tensor:
-    """Draws of the shape of `like` [T, E], the same for the experts of one group."""
+    """Samples of the shape of `like` [T, E], the same for the experts of one group."""
     if granularity == 1:
         return draw(torch.empty_like(like, requires_grad=False))
     groups = torch.empty_like(like[:, ::granularity], requires_grad=False)
@@ -327,7 +327,7 @@ def _smolmoe(router: Any) -> GateSpec:
     )
 
 
-# Class that defines `forward` -> what it does.
+# Class that defines `forward` -> its spec.
 _FAMILIES: dict[Callable[[Any], GateSpec], tuple[str, ...]] = {
     _qwen: (
         "FlexOlmoTopKRouter",

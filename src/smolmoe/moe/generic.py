@@ -1,8 +1,8 @@
 """A Mixture-of-Experts around any dense causal language model of transformers, in one self-contained file.
 
-The dense model is built as it is; in each chosen layer the feed-forward network (FFN) gives way to a router, E experts
-of the same kind and, if asked for, a shared expert. Every checkpoint carries a copy of this file as
-`modeling_smolmoe.py`, so it loads with nothing but torch and transformers:
+The dense model is built unchanged; in each chosen layer a router, E experts of the same kind and, if requested, a
+shared expert replace the feed-forward network (FFN). Every checkpoint carries a copy of this file as
+`modeling_smolmoe.py`, so it loads with only torch and transformers:
 
     AutoModelForCausalLM.from_pretrained(folder, trust_remote_code=True)
 
@@ -31,7 +31,7 @@ from transformers.utils.output_capturing import OutputRecorder
 logger = logging.get_logger(__name__)
 
 CODE_FILE = "modeling_smolmoe.py"
-# transformers 5.24 renamed it; in and out, it is passed on under the name that the version at hand gives it.
+# transformers 5.24 renamed it; it is passed on under the name that the installed version uses.
 CACHE_NAMES = ("cache", "past_key_values")
 AUTO_MAP = {
     "AutoConfig": "modeling_smolmoe.SmolMoeConfig",
@@ -126,7 +126,7 @@ class SmolMoeConfig(PreTrainedConfig):
         """The whole config: a checkpoint must not change when a default of transformers does."""
         whole = self.to_dict() | {"auto_map": AUTO_MAP}
         for part in (whole, whole["text_config"]):
-            part.pop("_name_or_path", None)  # where it was loaded from is nobody's business
+            part.pop("_name_or_path", None)  # do not record where it was loaded from
         return whole
 
 
@@ -160,7 +160,7 @@ class SmolMoeRouter(nn.Module):
         else:
             logits = F.linear(hidden_states, self.weight)
             scores = logits.softmax(dim=-1, dtype=torch.float32)
-        # The bias decides who is chosen, never how much a chosen expert counts (arXiv 2408.15664).
+        # The bias decides which experts are chosen, never their weights (arXiv 2408.15664).
         chosen = torch.topk(scores + self.e_score_correction_bias, self.top_k, dim=-1).indices
         weights = scores.gather(-1, chosen)
         if self.top_p is not None:
@@ -181,7 +181,7 @@ def first_to_reach(top_p: float, probabilities: torch.Tensor) -> torch.Tensor:
 def within_capacity(factor: float, chosen: torch.Tensor, used: torch.Tensor, num_experts: int) -> torch.Tensor:
     """[T, K] bool: the choices among the first ceil(factor * T * K / E) of their expert, in token order.
 
-    `used` [T, K] bool: slots that are choices at all; the others take no place.
+    `used` [T, K] bool: slots that are choices at all; the others do not use capacity.
     """
     capacity = math.ceil(factor * chosen.numel() / num_experts)
     queue = chosen.masked_fill(~used, num_experts).flatten()
@@ -195,7 +195,7 @@ def within_capacity(factor: float, chosen: torch.Tensor, used: torch.Tensor, num
 
 
 def _record_logits(router: SmolMoeRouter, _args: Any, output: tuple[torch.Tensor, ...]) -> None:
-    # A hook, and not a line in `forward`: who replaces a router's forward keeps the recording.
+    # A hook rather than a line in `forward`: recording still works if a router's forward is replaced.
     if router.logits_sink is not None:
         router.logits_sink.append(output[0])
 
@@ -224,7 +224,7 @@ class SmolMoeExperts(nn.Module):
     def forward(
         self, hidden_states: torch.Tensor, top_k_index: torch.Tensor, top_k_weights: torch.Tensor
     ) -> torch.Tensor:
-        """[T, D], [T, K], [T, K] -> [T, D]: one expert after the other (`experts_implementation="eager"`)."""
+        """[T, D], [T, K], [T, K] -> [T, D]: one expert at a time (`experts_implementation="eager"`)."""
         up = "gate_up_proj" if self.has_gate else "up_proj"
         output = torch.zeros_like(hidden_states)
         for expert in top_k_index.unique().tolist():
@@ -241,7 +241,7 @@ class SmolMoeExperts(nn.Module):
 
 
 class SmolMoeSharedExpert(nn.Module):
-    """The feed-forward network of width W that every token passes."""
+    """The feed-forward network of width W that is applied to every token."""
 
     def __init__(self, config: SmolMoeConfig) -> None:
         super().__init__()
@@ -263,7 +263,7 @@ class SmolMoeSharedExpert(nn.Module):
 
 
 class SmolMoeBlock(nn.Module):
-    """What stands in the place of a dense FFN: dropout(experts(x) + shared_expert(x))."""
+    """The replacement of a dense FFN: dropout(experts(x) + shared_expert(x))."""
 
     def __init__(self, config: SmolMoeConfig) -> None:
         super().__init__()
@@ -289,7 +289,7 @@ class SmolMoeForCausalLM(PreTrainedModel, GenerationMixin):
 
     config_class = SmolMoeConfig
     supports_gradient_checkpointing = True
-    # The dense class inside checks for itself what it supports.
+    # The dense class inside checks its own support.
     _supports_sdpa = _supports_flash_attn = _supports_flex_attn = _supports_attention_backend = True
     _keep_in_fp32_modules_strict = ["e_score_correction_bias"]
     _can_record_outputs = {"router_logits": OutputRecorder(SmolMoeRouter, index=0)}
@@ -299,7 +299,7 @@ class SmolMoeForCausalLM(PreTrainedModel, GenerationMixin):
         if config.capacity_factor is not None:
             logger.warning_once(
                 f"capacity_factor={config.capacity_factor}: a token's output depends on the other sequences of its "
-                "batch, since each expert takes only so many choices of them all. The model is not causal across a "
+                "batch, since each expert accepts a limited number of choices. The model is not causal across a "
                 "batch; batched, padded and cached runs differ from a sequence alone."
             )
         # A choice of experts kernel is passed down to the dense config, whose class has no experts and would refuse it.
@@ -307,7 +307,7 @@ class SmolMoeForCausalLM(PreTrainedModel, GenerationMixin):
         self.lm = AutoModelForCausalLM.from_config(config.text_config, dtype=torch.get_default_dtype())
         for layer in config.moe_layers or ():
             path = f"{config.layers_module}.{layer}.{config.mlp_module}"
-            self.lm.get_submodule(path)  # AttributeError where there is none
+            self.lm.get_submodule(path)  # raises AttributeError if the path does not exist
             self.lm.set_submodule(path, SmolMoeBlock(config))
         self.accepts_loss_kwargs = getattr(self.lm, "accepts_loss_kwargs", True)
         self._is_stateful = self.lm._is_stateful
@@ -384,7 +384,7 @@ class SmolMoeForCausalLM(PreTrainedModel, GenerationMixin):
         )
 
     def _set_logits_sink(self, sink: list[torch.Tensor] | None) -> list[torch.Tensor] | None:
-        # Not transformers' `capture_outputs`: the dense model inside starts a collection of its own, without routers.
+        # Not transformers' `capture_outputs`: the dense model inside starts its own collection, without routers.
         for router in self.routers():
             router.logits_sink = sink
         return sink

@@ -1,7 +1,7 @@
 """A checkpoint folder as a transformers model: stock classes or our generic one, without remote code.
 
 Tensors go through transformers' own renaming and conversion, never through the tables that wrote the files, so that
-what is measured on the loaded model holds for everybody who loads it with transformers.
+measurements on the loaded model are valid for everyone who loads it with transformers.
 """
 
 from __future__ import annotations
@@ -13,16 +13,17 @@ from typing import Any
 
 import torch
 
-from smolmoe.checkpoint import FLOAT_DTYPES, READABLE, Checkpoint, open_checkpoint
-from smolmoe.data.vocabulary import within_vocabulary
+from smolmoe.core.checkpoint import FLOAT_DTYPES, READABLE, Checkpoint, open_checkpoint
+from smolmoe.core.files import expanded
+from smolmoe.core.hub_access import why_not
+from smolmoe.core.links import check_files
+from smolmoe.core.model_code import NAMING_CODE
+from smolmoe.core.model_config import check_counts, read_config
+from smolmoe.core.tensor_names import LEFTOVERS, explain_names
+from smolmoe.core.tied_head import has_own_head
+from smolmoe.core.vocabulary import within_vocabulary
+from smolmoe.core.words import first_line
 from smolmoe.errors import CheckpointError, HubError, SmolmoeError, SourceError
-from smolmoe.files import expanded
-from smolmoe.hub_access import why_not
-from smolmoe.links import check_files
-from smolmoe.model_code import NAMING_CODE
-from smolmoe.model_config import check_counts, read_config
-from smolmoe.tensor_names import LEFTOVERS, explain_names
-from smolmoe.tied_head import has_own_head
 
 GENERIC_TYPE = "smolmoe"
 _TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json", "tokenizer_config.json")
@@ -32,7 +33,7 @@ def load_config(folder: Path, *, as_files: bool = True) -> Any:
     """The folder's config, as a transformers object.
 
     Args:
-        as_files: untie a head that the files have with numbers of its own, as transformers does when it loads them.
+        as_files: untie an output head that has separate weights in the files, as transformers does when it loads them.
 
     Raises:
         SourceError: an architecture that neither transformers nor smolmoe has, or a config that does not fit it.
@@ -47,17 +48,17 @@ def load_config(folder: Path, *, as_files: bool = True) -> Any:
             config = SmolMoeConfig.from_pretrained(folder)
         else:
             config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
-        for key in NAMING_CODE:  # or saving the model would pass on the code that it names
+        for key in NAMING_CODE:  # or saving the model would propagate references to custom code
             config.__dict__.pop(key, None)
     except SourceError:
         raise
     except Exception as error:  # every class checks its settings in its own way
         raise SourceError(
-            f"the config cannot be used: {_first_line(error)}", field="config.json", value=str(folder)
+            f"the config cannot be used: {first_line(error)}", field="config.json", value=str(folder)
         ) from error
     if as_files and getattr(config, "tie_word_embeddings", False):
         # Else whatever goes by the config would tie the head again, and save a config that is not so.
-        with suppress(SmolmoeError):  # who reads the weights says what is wrong with them
+        with suppress(SmolmoeError):  # the code that reads the weights reports the problem
             if has_own_head(open_checkpoint(folder)):
                 config.tie_word_embeddings = config.get_text_config().tie_word_embeddings = False
     return config
@@ -87,7 +88,7 @@ def causal_lm_class(config: Any) -> Any:
 
 
 def load_tokenizer(folder: Path, *, alone: bool = False) -> Any | None:
-    """The folder's tokenizer, or None where it has none.
+    """The folder's tokenizer, or None if it has no tokenizer.
 
     Args:
         alone: for another model than the folder's, whose vocabulary then is no limit (see `within_vocabulary`).
@@ -100,20 +101,20 @@ def load_tokenizer(folder: Path, *, alone: bool = False) -> Any | None:
     from transformers import AutoTokenizer
 
     check_files(folder, field="tokenizer")
-    # Which tokenizer class fits our generic model is for the dense model inside to say.
+    # The dense model inside determines the tokenizer class of our generic model.
     is_generic = _model_type(folder) == GENERIC_TYPE
     options = {"config": load_config(folder).get_text_config()} if is_generic else {}
     try:
         tokenizer = _without_code(AutoTokenizer.from_pretrained(folder, trust_remote_code=False, **options))
     except Exception as error:  # the tokenizers library raises bare Exception on a corrupt file
         raise SourceError(
-            f"the tokenizer cannot be read: {_first_line(error)}", field="tokenizer", value=str(folder)
+            f"the tokenizer cannot be read: {first_line(error)}", field="tokenizer", value=str(folder)
         ) from error
     return tokenizer if alone else within_vocabulary(tokenizer, _vocabulary(folder))
 
 
 def _vocabulary(folder: Path) -> int | None:
-    """V of the model in a folder, None where there is no model."""
+    """V of the model in a folder; None without a model."""
     if not (folder / "config.json").is_file():
         return None
     config = read_config(folder, "model")
@@ -124,7 +125,7 @@ def _vocabulary(folder: Path) -> int | None:
 
 
 def _without_code(tokenizer: Any) -> Any:
-    tokenizer.init_kwargs.pop("auto_map", None)  # or saving it would pass on the code that it names
+    tokenizer.init_kwargs.pop("auto_map", None)  # or saving it would propagate references to custom code
     return tokenizer
 
 
@@ -132,13 +133,13 @@ def find_tokenizer(name: str, field: str = "tokenizer") -> Any:
     """The tokenizer of a local folder, or of a hub id where there is no such folder.
 
     Raises:
-        SourceError: the folder holds none, or none that can be read; HubError: the hub does not give it.
+        SourceError: the folder has no readable tokenizer; HubError: the hub does not provide it.
     """
     folder = expanded(name)
     if folder.is_dir():
         found = load_tokenizer(folder, alone=True)
         if found is None:
-            raise SourceError("there are no tokenizer files in the folder.", field=field, value=name)
+            raise SourceError("the folder has no tokenizer files.", field=field, value=name)
         return found
     from transformers import AutoTokenizer
 
@@ -147,10 +148,10 @@ def find_tokenizer(name: str, field: str = "tokenizer") -> Any:
     except Exception as error:  # the hub client raises many kinds; each means that the tokenizer cannot be had
         reason, fix = why_not(error)
         raise HubError(
-            f"no such folder, and not to be had from the hub: {reason}.",
+            f"no such folder, and not available from the hub: {reason}.",
             field=field,
             value=name,
-            fix=f"{fix} Or give a local folder.",
+            fix=f"{fix} Or use a local folder.",
         ) from error
 
 
@@ -165,14 +166,14 @@ def load_model(
     """The whole model in memory, in evaluation mode, by `from_pretrained`.
 
     Args:
-        finite: refuse weights that are NaN or infinite.
-        own: copy the weights into memory of their own. On the CPU transformers leaves them in the checkpoint's mapped
+        finite: reject weights that are NaN or infinite.
+        own: copy the weights into separate memory. On the CPU transformers leaves them in the checkpoint's mapped
             files, and what has been read of those counts as resident for as long as one tensor needs the file, also
             what was only read to be stacked with others.
 
     Raises:
         SourceError: no such model, or one that transformers cannot run.
-        CheckpointError: tensors absent, left over or of another shape, where transformers would only warn; NaN.
+        CheckpointError: missing, unexpected or misshapen tensors, about which transformers would only warn; NaN.
     """
     skeleton = Skeleton(folder, dtype=dtype)
     if finite:
@@ -188,7 +189,7 @@ def load_model(
 
 
 class Skeleton:
-    """A model on the meta device, and its checkpoint to fill it from, by parts.
+    """A model on the meta device, and its checkpoint to fill it from, part by part.
 
     Making one reads no weights, but renames and converts every tensor's shape, so that whatever does not fit is found
     at once. Buffers that no checkpoint holds (rotary frequencies) are real from the start.
@@ -204,7 +205,7 @@ class Skeleton:
 
     Raises:
         SourceError: no such model, or one that transformers cannot run.
-        CheckpointError: tensors absent, left over or of another shape, each by name.
+        CheckpointError: missing, unexpected or misshapen tensors, each by name.
     """
 
     def __init__(self, folder: str | Path, *, dtype: torch.dtype = torch.float32, finite: bool = True):
@@ -222,9 +223,9 @@ class Skeleton:
         try:
             with init_empty_weights(include_buffers=False):
                 self.model = kind._from_config(self.config, dtype=dtype)
-        except Exception as error:  # whatever a model's own code raises, it is this config that it cannot use
+        except Exception as error:  # model code may raise anything; the cause is this config
             raise SourceError(
-                f"no {kind.__name__} can be made of the config ({type(error).__name__}: {_first_line(error)}).",
+                f"no {kind.__name__} can be built from the config ({type(error).__name__}: {first_line(error)}).",
                 field="config.json",
                 value=str(self.folder),
             ) from error
@@ -254,7 +255,7 @@ class Skeleton:
         return {name: self._checkpoint.describe_not_finite(name, count) for name, count in found.items()}
 
     def check_finite(self) -> None:
-        """See that what the model takes of the files are numbers.
+        """Check that the values the model loads are finite.
 
         Raises:
             CheckpointError: naming the tensor.
@@ -309,7 +310,7 @@ class Skeleton:
         absent = {name for name in missing if name not in tied and name not in tied.values()}
         absent |= {source for name, source in tied.items() if name in missing and source in missing}
         wrong = [_shape_problem(*entry) for entry in info.mismatched_keys]
-        wrong += [f"{name} (its parts do not go together)" for name in info.conversion_errors]
+        wrong += [f"{name} (its parts do not fit together)" for name in info.conversion_errors]
         absent -= set(info.conversion_errors)
         unexpected = {n for n in info.unexpected_keys if n not in buffers and not f".{n}".endswith(LEFTOVERS)}
         expected = {name for name, _ in self.model.named_parameters()} - {*tied}
@@ -368,14 +369,14 @@ def _set_tensor(model: torch.nn.Module, name: str, tensor: torch.Tensor) -> None
 
 
 def _refuse(folder: Path, *, absent: Collection[str], unexpected: Collection[str], wrong: Collection[str]) -> None:
-    problems = {"absent": absent, "not in the model": unexpected, "of another shape": wrong}
+    problems = {"missing": absent, "not in the model": unexpected, "with a different shape": wrong}
     found = [f"{problem}: {_listed(names)}" for problem, names in problems.items() if names]
     if found:
         raise CheckpointError(
             f"the tensors do not fit the config; {'; '.join(found)}.",
             field="weights",
             value=str(folder),
-            fix="Check that config.json is of these weights, or write or download the checkpoint again.",
+            fix="Check that config.json belongs to these weights, or write or download the checkpoint again.",
         )
 
 
@@ -386,9 +387,3 @@ def _listed(names: Collection[str], most: int = 8) -> str:
 
 def _shape_problem(name: str, found: Iterable[int], expected: Iterable[int]) -> str:
     return f"{name} ({list(found)}, the config says {list(expected)})"
-
-
-def _first_line(error: Exception) -> str:
-    """The next one as well, where the first only announces it, as of the configs' own validation."""
-    lines = [line.strip() for line in str(error).strip().splitlines()] or [type(error).__name__]
-    return " ".join(lines[:2]) if lines[0].endswith(":") else lines[0]

@@ -25,7 +25,7 @@ def expert_names(config: Any) -> tuple[str | None, ...] | None:
     if found is None:
         return None
     if not isinstance(found, list | tuple) or not all(name is None or isinstance(name, str) for name in found):
-        raise SourceError("not a list of names.", field=NAMES, value=found)
+        raise SourceError("is not a list of names.", field=NAMES, value=found)
     return tuple(found)
 
 
@@ -36,7 +36,7 @@ def named_layers(config: Any) -> tuple[int, ...] | None:
 
 
 def set_expert_names(config: Any, names: Sequence[str | None] | None, layers: Sequence[int] | None = None) -> None:
-    """Put names into a config, in place; None takes them out."""
+    """Put names into a config, in place; None removes them."""
     setattr(config, NAMES, None if names is None else list(names))
     setattr(config, LAYERS, None if layers is None else list(layers))
 
@@ -74,5 +74,5 @@ def find_experts(config: Any, asked: Sequence[str | int], experts: int) -> tuple
             )
         found.add(index)
     if not found:
-        raise RequestError("no expert is named.", field="expert", value=list(asked))
+        raise RequestError("no expert is given.", field="expert", value=list(asked))
     return tuple(sorted(found))

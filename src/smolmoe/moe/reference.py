@@ -1,4 +1,4 @@
-"""The MoE block in the plainest form there is: what every faster one is measured against."""
+"""The MoE block in its simplest form: the reference for every faster one."""
 
 from __future__ import annotations
 

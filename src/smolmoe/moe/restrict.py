@@ -1,8 +1,8 @@
-"""Routers that may choose only some of their experts: to force one, or to see what is lost without it.
+"""Routers that may choose only some of their experts: to force one, or to measure the effect of removing it.
 
-Of routers whose computation is known `route` is told what there is to choose from. Any other runs its own `forward`, in
-which the products that give logits, and what the highest are taken of, are masked: it chooses by its own rules among
-what is left.
+For routers of known classes `route` gets the available experts. Any other router runs its own `forward`, in
+which the products that give logits, and the inputs of top-k, are masked: it chooses by its own rules among
+the remaining experts.
 """
 
 from __future__ import annotations
@@ -70,16 +70,16 @@ def _mask(routers: Mapping[int, Any], layer: int, experts: Sequence[int]) -> tor
     """[E] bool."""
     if layer not in routers:
         raise RequestError(
-            f"has no router; layers {', '.join(map(str, routers)) or 'none'} have.", field="layer", value=layer
+            f"has no router; layers with routers: {', '.join(map(str, routers)) or 'none'}.", field="layer", value=layer
         )
     router = routers[layer]
     if hasattr(router, AVAILABLE):
-        raise RequestError("its router is restricted already.", field="layer", value=layer)
+        raise RequestError("its router is already restricted.", field="layer", value=layer)
     count = _experts(router)
     wrong = [expert for expert in experts if not 0 <= expert < count]
     if wrong or not experts:
         raise RequestError(
-            f"layer {layer} has experts 0 to {count - 1}, and one at least must be left.",
+            f"layer {layer} has experts 0 to {count - 1}, and at least one must remain.",
             field="experts",
             value=wrong or list(experts),
         )

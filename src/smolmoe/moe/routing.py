@@ -259,7 +259,7 @@ def _as_routing(router: Any, output: Any, logits_at: int) -> Routing | torch.Ten
     """Routers agree on what they return but not on the order: indices are the integers, gates have their shape.
 
     Where there are no integers, scores of all experts are zero for those not chosen (Llama 4); without scores the
-    logits alone are given back, and the block that the router is in chooses.
+    logits alone are returned, and the router's block chooses.
     """
     output = output if isinstance(output, tuple) else (output,)
     if logits_at == UNRECORDED:
@@ -281,19 +281,19 @@ def _as_routing(router: Any, output: Any, logits_at: int) -> Routing | torch.Ten
 def _no_router(model: nn.Module) -> SourceError:
     kinds = {type(module).__name__ for module in model.modules() if _ROUTER_NAME.search(type(module).__name__)}
     if kinds:
-        problem = "of none of its routers does transformers record the decisions, so they cannot be read."
+        problem = "transformers records no decisions of its routers, so they cannot be read."
         return SourceError(problem, field="router", value=", ".join(sorted(kinds)))
     return SourceError(
-        "the model has no router that transformers knows of, it is dense.",
+        "the model has no router known to transformers; it is dense.",
         field="model",
         value=type(model).__name__,
-        fix="Name a mixture of experts.",
+        fix="Use an MoE.",
     )
 
 
 def _unreadable(router: nn.Module) -> SourceError:
     return SourceError(
-        "neither does this router return logits, gates and indices, nor are gates and indices handed to its experts; "
+        "this router does not return logits, gates and indices, nor are gates and indices passed to its experts; "
         "its decisions cannot be read.",
         field="router",
         value=type(router).__name__,

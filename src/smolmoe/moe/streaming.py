@@ -24,8 +24,8 @@ class StreamedModel:
     """A checkpoint folder as a transformers model that holds at most `resident_bytes` of decoder layers at a time.
 
     Embeddings, final norm and head are in memory throughout. Each decoder layer is read just before its forward; those
-    that fit stay, the others go back to the meta device after it. Everything that transformers does with a model works
-    (`forward`, `generate` with its KV cache), only gradients do not. Use it as a context manager:
+    that fit stay, the others go back to the meta device after it. All transformers features work (`forward`,
+    `generate` with its KV cache), except gradients. Use it as a context manager:
 
         with StreamedModel(folder) as streamed:
             logits = streamed.model(input_ids).logits  # [B, S, V]
@@ -90,7 +90,7 @@ class StreamedModel:
         self.close()
 
     def close(self) -> None:
-        """Give all memory back; the model cannot be used afterwards."""
+        """Release all memory; the model cannot be used afterwards."""
         self.model.to("meta")
         self._loaded.clear()
 
@@ -139,7 +139,7 @@ class StreamedModel:
             except _LayerDone as done:
                 return done.output
         raise SourceError(
-            f"decoder layer {depth} takes no part in the forward pass.", field="model", value=type(self.model).__name__
+            f"decoder layer {depth} is not used in the forward pass.", field="model", value=type(self.model).__name__
         )
 
     @contextmanager
@@ -227,7 +227,7 @@ class _LayerDone(Exception):  # noqa: N818 - a way out of the forward, no error
 
 
 def random_like(names: Iterable[str], seed: int) -> Transform:
-    """A transform that draws the named parameters anew, N(their own mean, their own standard deviation)."""
+    """A transform that resamples the named parameters from N(own mean, own standard deviation)."""
     import zlib
 
     chosen = frozenset(names)

@@ -1,4 +1,4 @@
-"""Where things are in a causal LM of transformers, found by looking: decoder layers, FFNs, experts."""
+"""Locate the parts of a transformers causal LM by inspection: decoder layers, FFNs, experts."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def ffn_parts(layer: nn.Module) -> tuple[nn.Module, ...]:
     """The submodules of a decoder layer whose outputs add up to its FFN's output, all fed the same x [B, S, D].
 
     One (`mlp`) in almost every class; two where routed and shared experts are siblings (GraniteMoeShared). Empty where
-    the FFN is no module of its own (projections directly in the layer).
+    the FFN is not a separate module (projections directly in the layer).
     """
     parts = []
     for name, child in layer.named_children():

@@ -56,7 +56,7 @@ class GroupTies:
 
     @torch.no_grad()
     def spread(self) -> float:
-        """How far apart the rows of one group are: the largest |row - first row| / |first row|; 0 while tied."""
+        """The largest difference within a group: the largest |row - first row| / |first row|; 0 while tied."""
         largest = [torch.zeros(())]
         for router in self.routers:
             weight = _whole(router.get_parameter("weight").detach())

@@ -93,26 +93,28 @@ class AlignRecipe(Recipe):
     """One alignment in one folder."""
 
     method: Literal["sft", "dpo", "cpo"] = Field(
-        description="answers, preferences against a reference (arXiv 2305.18290), or without one (arXiv 2401.08417)"
+        description="method: sft, dpo (arXiv 2305.18290) or cpo (arXiv 2401.08417)"
     )
     model: ModelRecipe
     data: AlignDataRecipe
-    beta: float | None = Field(default=None, gt=0, description=f"of the preference loss (default: {BETA})")
+    beta: float | None = Field(default=None, gt=0, description=f"beta of the preference loss (default: {BETA})")
     router: Literal["frozen", "balanced", "free"] | None = Field(
-        default=None, description="what becomes of an MoE's routers (default: balanced)"
+        default=None, description="treatment of the routers: frozen, balanced or free (default: balanced)"
     )
-    objective: ObjectiveRecipe = Field(default_factory=ObjectiveRecipe, description="what is added to the loss")
-    routing: RoutingRecipe = Field(default_factory=RoutingRecipe, description="what is done to routers in training")
-    lora: LoraRecipe | None = Field(default=None, description="adapters instead of all weights")
+    objective: ObjectiveRecipe = Field(default_factory=ObjectiveRecipe, description="terms added to the loss")
+    routing: RoutingRecipe = Field(default_factory=RoutingRecipe, description="router options in training")
+    lora: LoraRecipe | None = Field(default=None, description="LoRA adapters instead of full fine-tuning")
     answers: int = Field(
-        default=100, ge=0, description="held-out prompts with references to answer and score, before and after"
+        default=100, ge=0, description="number of held-out prompts answered and scored before and after"
     )
     trainer: AlignTrainerValues = Field(
         default_factory=dict, description="any field of TRL's SFTConfig, DPOConfig or CPOConfig"
     )
-    device: str | None = Field(default=None, description="auto, cpu, cuda, cuda:N or mps (default: the best there is)")
-    seed: Seed = Field(default=0, description="of adapters and of everything random in training")
-    out: Path = Field(description="run folder")
+    device: str | None = Field(
+        default=None, description="device: auto, cpu, cuda, cuda:N or mps (default: the fastest)"
+    )
+    seed: Seed = Field(default=0, description="random seed")
+    out: Path = Field(description="output folder of the run")
 
     @model_validator(mode="after")
     def _is_consistent(self) -> Self:

@@ -10,14 +10,15 @@ from typing import Annotated, Any, TypeVar, get_args, get_origin
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator
 
+from smolmoe.core.files import expanded
 from smolmoe.errors import RequestError
-from smolmoe.files import expanded
 
 
 class Recipe(BaseModel):
     """Base of all recipes and of their sections."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+    # Validators are built when a recipe is first read: a command imports all recipes, for their help, and reads one.
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False, defer_build=True)
 
     @field_validator("*", mode="before")
     @classmethod

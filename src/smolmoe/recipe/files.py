@@ -9,11 +9,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from smolmoe.core.files import place, replacing
+from smolmoe.core.yaml_text import MOST_BYTES, parse_yaml
 from smolmoe.errors import OutputError, RequestError
-from smolmoe.files import place, replacing
-from smolmoe.yaml_text import MOST_BYTES, parse_yaml
 
-SHIPPED = Path(__file__).parents[1] / "recipes"
+SHIPPED = Path(__file__).with_name("shipped")
 COMMANDS = {"train": "smolmoe train", "pipeline": "smolmoe run"}  # what runs a recipe of a kind
 
 
@@ -61,12 +61,23 @@ def load(name: str, changes: Sequence[str] = (), *, kind: str | None = None) -> 
             value=name,
             fix=f"Use `{COMMANDS[found]} {name}`.",
         )
-    for change in changes:
-        key, separator, text = change.partition("=")
-        if not (separator and key.strip()):
-            raise RequestError("must be section.key=value.", field="set", value=change)
-        _put(values, key.strip().split("."), _parsed(text, "set", change), change)
+    change(values, changes)
     values.setdefault("out", f"runs/{Path(name).stem}")
+    return values
+
+
+def change(values: dict[str, Any], changes: Sequence[str] | Mapping[str, Any]) -> dict[str, Any]:
+    """Set values in place: `section.key=value` as text, the value being YAML, or section.key -> value.
+
+    Raises:
+        RequestError: not of this form, or it leads nowhere.
+    """
+    for one in changes:
+        key, separator, text = one.partition("=")
+        value = changes[one] if isinstance(changes, Mapping) else _parsed(text, "set", one)
+        if not key.strip() or not (separator or isinstance(changes, Mapping)):
+            raise RequestError("must be section.key=value.", field="set", value=one)
+        _put(values, key.strip().split("."), value, one)
     return values
 
 

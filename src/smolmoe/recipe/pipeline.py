@@ -9,7 +9,16 @@ from pydantic import Field, model_validator
 
 from smolmoe.recipe.base import Recipe
 
-KINDS = ("train", "upcycle", "probe", "select", "align", "pairs", "report")
+
+class BudgetRecipe(Recipe):
+    """How long all trainings of a pipeline may take together."""
+
+    minutes: float = Field(
+        gt=0,
+        description="trainings that would take longer are all shortened to the same share of their max_steps, "
+        "by a short timing trial of the first one",
+    )
+    least: float = Field(0.0, ge=0, le=1, description="share of the steps that is trained however long it takes")
 
 
 class ReportRecipe(Recipe):
@@ -32,10 +41,10 @@ class ReportRecipe(Recipe):
 class StageRecipe(Recipe):
     """One stage: exactly one of its kinds.
 
-    In any value, `{name}` is the model folder that stage `name` wrote, or the file of the rows that it chose or the
-    pairs that it made. Of a training, `{name.run}` is the run folder, and `{name.blocks}` the number of blocks that it
-    had read or passed over when it ended. `{name.probe}` is the folder of a probe, and `{name.held_out}` the file of
-    the rows that a selection kept out.
+    In any value, `{name}` is the model folder that stage `name` wrote, the file of the rows that it chose or the pairs
+    that it made, or the folder of its corpus. Of a training, `{name.run}` is the run folder, and `{name.blocks}` the
+    number of blocks that it had read or passed over when it ended. `{name.probe}` is the folder of a probe, and
+    `{name.held_out}` the file of the rows that a selection kept out.
     """
 
     name: str = Field(pattern=r"^[a-z0-9][a-z0-9_-]*$", description="of the stage, and of its folder")
@@ -47,6 +56,12 @@ class StageRecipe(Recipe):
     select: dict[str, Any] | None = Field(None, description="rows to train on, chosen by a score")
     align: dict[str, Any] | None = Field(None, description="an alignment: its `method` and recipe, without `out`")
     pairs: dict[str, Any] | None = Field(None, description="preference pairs from a model's own answers")
+    corpus: dict[str, Any] | None = Field(None, description="text of this Python installation, in two files")
+    doctor: dict[str, Any] | None = Field(None, description="an MoE examined; an error it finds stops the pipeline")
+    verify: dict[str, Any] | None = Field(
+        None, description="an MoE measured against the claim of its conversion; a failure stops the pipeline"
+    )
+    compare: dict[str, Any] | None = Field(None, description="models compared on the same held-out text")
     report: ReportRecipe | None = Field(None, description="held-out losses across the conversion, drawn and compared")
     match_flops: str | None = Field(
         None, description="training stage whose FLOPs this one is to spend: sets trainer.max_steps"
@@ -54,19 +69,25 @@ class StageRecipe(Recipe):
 
     @model_validator(mode="after")
     def _is_of_one_kind(self) -> Self:
-        if sum(getattr(self, kind) is not None for kind in KINDS) != 1:
-            raise ValueError(f"a stage is exactly one of {', '.join(KINDS)}")
+        if sum(getattr(self, kind) is not None for kind in kinds()) != 1:
+            raise ValueError(f"a stage is exactly one of {', '.join(kinds())}")
         return self
 
     @property
     def kind(self) -> str:
-        return next(kind for kind in KINDS if getattr(self, kind) is not None)
+        return next(kind for kind in kinds() if getattr(self, kind) is not None)
+
+
+def kinds() -> tuple[str, ...]:
+    """What a stage may be: the sections of `StageRecipe`."""
+    return tuple(name for name in StageRecipe.model_fields if name not in ("name", "match_flops"))
 
 
 class PipelineRecipe(Recipe):
     """Stages in order. Values under `defaults` are those of every training stage that does not say otherwise."""
 
     defaults: dict[str, Any] = Field(default_factory=dict, description="what all training stages share")
+    budget: BudgetRecipe | None = Field(None, description="how long the trainings may take together")
     stages: tuple[StageRecipe, ...] = Field(min_length=1, description="in the order in which they run")
     out: Path = Field(description="folder of the whole")
 

@@ -1,4 +1,4 @@
-"""What the experts of a trained MoE do on held-out text: a stage of a pipeline."""
+"""What the experts of a trained MoE do on text of several domains."""
 
 from __future__ import annotations
 
@@ -9,19 +9,41 @@ from pydantic import Field
 from smolmoe.recipe.base import Recipe, Seed
 from smolmoe.recipe.data import DataRecipe
 
+DRAWS = 200  # shuffles of the domains
 
-class ProbeRecipe(Recipe):
-    """One probe, on the held-out side of the data that the pipeline trains on, with its page."""
+
+class _Probe(Recipe):
+    """What every probe has."""
 
     model: str = Field(description="folder of the MoE")
+    dense: str | None = Field(None, description="folder of its dense source, for the ceiling and as a baseline")
+    against: str | None = Field(None, description="folder of another checkpoint of the MoE, for router saturation")
+    before: str | None = Field(None, description="folder of an earlier probe, shown in the page for comparison")
+    runs: dict[str, str] = Field(default_factory=dict, description="training run shown in the page: label and folder")
+    document_tokens: int = Field(4096, ge=2, description="maximum number of tokens per document")
+    probe_tokens: int = Field(4096, ge=1, description="number of tokens per domain for fitting linear probes")
+    losses: bool = Field(True, description="losses with experts forced and with experts removed")
+    loss_tokens: int = Field(4096, ge=1, description="number of tokens per domain for each of these losses")
+    permutations: int = Field(DRAWS, ge=1, description="number of domain permutations for the chance baseline")
+    device: str = Field("cpu", description="device: auto, cpu, cuda, cuda:N or mps")
+    seed: Seed = Field(0, description="random seed")
+    out: Path = Field(description="output folder for probe.json, index.html and the figures")
+
+
+class ProbeRecipe(_Probe):
+    """A probe on the held-out side of the data that a pipeline trains on."""
+
     data: DataRecipe = Field(description="as in training; its held-out side is judged, some of the rest is fitted on")
-    dense: str | None = Field(None, description="folder of the dense model, for the ceiling and the losses beside it")
-    against: str | None = Field(None, description="folder of the same MoE at another time, for router saturation")
-    before: str | None = Field(None, description="folder of an earlier probe, shown beside this one")
-    runs: dict[str, str] = Field(default_factory=dict, description="label -> training run whose curves the page shows")
-    tokens: int = Field(20_000, ge=1, description="tokens to judge of each domain, at most")
-    loss_tokens: int = Field(4096, ge=1, description="tokens of each domain for each loss")
-    losses: bool = Field(True, description="force experts, and take them out, and measure losses")
-    device: str = Field("cpu", description="where to compute")
-    seed: Seed = Field(0, description="of what is drawn")
-    out: Path = Field(description="folder of the probe")
+    tokens: int = Field(20_000, ge=1, description="maximum number of held-out tokens per domain")
+
+
+class ProbeTextRecipe(_Probe):
+    """A probe on a text with a domain for each row."""
+
+    data: str = Field(description="text with a domain per row: .jsonl, .parquet, a folder of them, or a hub data set")
+    by: str = Field("domain", description="column with the domain")
+    fit_data: str | None = Field(
+        None, description="text for fitting the linear probes and the experts' domains (default: half of the data)"
+    )
+    tokens: int | None = Field(None, ge=1, description="maximum number of tokens per domain (default: all)")
+    length: int = Field(256, ge=2, description="maximum sequence length, in tokens")

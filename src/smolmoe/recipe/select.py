@@ -16,48 +16,50 @@ Prefer = Literal["high", "middle", "low"]
 class SelectRecipe(Recipe):
     """One choice of rows: what they are scored by, in which groups, and how many of each."""
 
-    sources: tuple[SourceRecipe, ...] = Field(description="where the rows come from; all their columns are kept")
-    budget: int = Field(1000, ge=1, description="rows or tokens to choose")
-    unit: Literal["rows", "tokens"] = Field("rows", description="what the budget counts")
-    by: tuple[str, ...] = Field((), description="columns whose values make the groups (default: one group)")
+    sources: tuple[SourceRecipe, ...] = Field(description="sources of the rows; all their columns are kept")
+    budget: int = Field(1000, ge=1, description="number of rows or tokens to select")
+    unit: Literal["rows", "tokens"] = Field("rows", description="unit of the budget: rows or tokens")
+    by: tuple[str, ...] = Field((), description="columns whose values define the groups (default: one group)")
     quota: Literal["even_then_fill", "proportional"] = Field(
-        "even_then_fill", description="the same for every group, or by its share of what there is"
+        "even_then_fill", description="quota of each group: even (then filled up) or proportional to its size"
     )
-    score: Score = Field("entropy", description="token entropy, loss under a model, or a draw")
+    score: Score = Field("entropy", description="score: token entropy, perplexity under a model, or random")
     prefer: Prefer | None = Field(
-        None, description="which end of the scores (default: high for entropy, middle for perplexity)"
+        None, description="preferred scores: high, middle or low (default: high for entropy, middle for perplexity)"
     )
-    plain: bool = Field(False, description="entropy: in bits, whatever the length; it favours long documents")
+    plain: bool = Field(False, description="entropy in bits, not normalised by length; favours long documents")
     model: str | None = Field(
-        None, validate_default=True, description="folder or hub id of the model whose loss scores the rows"
+        None, validate_default=True, description="folder or hub id of the model that computes the perplexity"
     )
     tokenizer: str | Vocabulary | None = Field(
         None,
         validate_default=True,
-        description="folder or hub id; a number learns one of that size from the rows; default: the model's",
+        description="folder or hub id of the tokenizer, or the vocabulary size to train one (default: the model's)",
     )
-    text_weight: float = Field(0.8, ge=0, description="entropy: weight of the text")
-    prompt_weight: float = Field(0.2, ge=0, description="entropy: weight of the prompt, where a row has one")
+    text_weight: float = Field(0.8, ge=0, description="weight of the text in the entropy score")
+    prompt_weight: float = Field(0.2, ge=0, description="weight of the prompt in the entropy score, if a row has one")
     prompt_column: str | None = Field(
-        None, description="column of what the text answers (default: `prompt` where rows have one)"
+        None, description="column with the prompt that the text answers (default: prompt, if present)"
     )
-    min_characters: int = Field(50, ge=0, description="shorter texts are left out")
-    max_characters: int | None = Field(None, ge=1, description="longer texts are left out")
-    min_prompt_characters: int = Field(10, ge=0, description="rows with a shorter prompt are left out")
+    min_characters: int = Field(50, ge=0, description="minimum length of a text, in characters")
+    max_characters: int | None = Field(
+        None, ge=1, description="maximum length of a text, in characters (default: none)"
+    )
+    min_prompt_characters: int = Field(10, ge=0, description="minimum length of a prompt, in characters")
     near_duplicates: float = Field(
         0.8,
         ge=0,
         le=1,
-        description="Jaccard similarity from which a later text repeats an earlier one; 0 looks for none",
+        description="Jaccard similarity above which a text is a duplicate; 0 keeps all",
     )
     held_out: float = Field(
         0.0,
         ge=0,
         lt=1,
-        description="share of the documents, by a hash of their text, that is kept out and written apart",
+        description="fraction of documents held out (by hash of the text) and written to a separate file",
     )
-    device: str = Field("cpu", description="where the model computes")
-    seed: Seed = Field(0, description="of what is drawn")
+    device: str = Field("cpu", description="device: auto, cpu, cuda, cuda:N or mps")
+    seed: Seed = Field(0, description="random seed")
 
     @property
     def preferred(self) -> Prefer:

@@ -13,26 +13,38 @@ from smolmoe.recipe.base import Recipe
 class TeachRecipe(Recipe):
     """Prompts, the endpoint that answers them, and how it is asked."""
 
-    prompts: Path = Field(description="file or folder of rows with a column of prompts, or .txt, a prompt a paragraph")
-    out: Path = Field(description="folder for the rows, the report and the journal")
-    base_url: str = Field(description="of an OpenAI-compatible endpoint, e.g. http://localhost:8000/v1")
-    model: str = Field(min_length=1, description="name of the model there")
-    system: str | None = Field(None, description="system prompt before every prompt")
-    prompt_column: str = Field("prompt", description="column that holds the prompts")
-    samples: int = Field(1, ge=1, description="answers to each prompt")
-    max_tokens: int | None = Field(None, ge=1, description="tokens of an answer at most")
-    temperature: float | None = Field(None, ge=0, description="of the sampling")
-    top_p: float | None = Field(None, gt=0, le=1, description="probability mass to sample from")
-    top_logprobs: int | None = Field(None, ge=1, description="log-probabilities to take for each token")
-    student: str | None = Field(None, description="model whose tokenizer the log-probabilities must fit")
-    concurrency: int = Field(8, ge=1, description="requests under way at once, at most")
-    requests_per_minute: float | None = Field(None, gt=0, description="requests to send a minute, at most")
-    price_in: float | None = Field(None, ge=0, description="price of a million prompt tokens")
-    price_out: float | None = Field(None, ge=0, description="price of a million answer tokens")
-    max_cost: float | None = Field(None, gt=0, description="stop before the folder has cost more than this")
-    api_key_env: str = Field("OPENAI_API_KEY", description="environment variable that holds the key")
-    timeout: float = Field(120.0, gt=0, description="seconds to wait for one answer")
-    retries: int = Field(5, ge=0, description="further tries for a prompt that got no answer")
+    prompts: Path = Field(description="file or folder with prompts: rows, or .txt with one prompt per paragraph")
+    out: Path = Field(description="output folder for rows.jsonl, report.json and the journal")
+    base_url: str = Field(description="URL of an OpenAI-compatible endpoint, e.g. http://localhost:8000/v1")
+    model: str = Field(min_length=1, description="name of the model at the endpoint")
+    system: str | None = Field(None, description="system prompt of every request (default: none)")
+    prompt_column: str = Field("prompt", description="column with the prompts")
+    samples: int = Field(1, ge=1, description="number of answers per prompt")
+    max_tokens: int | None = Field(
+        None, ge=1, description="maximum length of an answer, in tokens (default: the endpoint's)"
+    )
+    temperature: float | None = Field(None, ge=0, description="sampling temperature (default: the endpoint's)")
+    top_p: float | None = Field(
+        None, gt=0, le=1, description="probability mass of nucleus sampling (default: the endpoint's)"
+    )
+    top_logprobs: int | None = Field(
+        None, ge=1, description="number of log-probabilities stored per token (default: none)"
+    )
+    student: str | None = Field(
+        None, description="folder or hub id of the student whose tokenizer the log-probabilities must match"
+    )
+    concurrency: int = Field(8, ge=1, description="maximum number of concurrent requests")
+    requests_per_minute: float | None = Field(
+        None, gt=0, description="maximum number of requests per minute (default: unlimited)"
+    )
+    price_in: float | None = Field(None, ge=0, description="price per million prompt tokens")
+    price_out: float | None = Field(None, ge=0, description="price per million answer tokens")
+    max_cost: float | None = Field(
+        None, gt=0, description="maximum total cost of the folder, in the currency of the prices"
+    )
+    api_key_env: str = Field("OPENAI_API_KEY", description="environment variable with the API key")
+    timeout: float = Field(120.0, gt=0, description="timeout of a request, in seconds")
+    retries: int = Field(5, ge=0, description="maximum number of retries per prompt")
 
     @model_validator(mode="after")
     def _agrees_with_itself(self) -> Self:

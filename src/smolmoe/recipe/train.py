@@ -18,7 +18,7 @@ class ModelRecipe(Recipe):
     path: str | None = Field(default=None, description="local folder or hub id of the model to train on")
     revision: str | None = Field(default=None, description="hub revision")
     config: dict[str, Any] | None = Field(
-        default=None, description="of a new model: model_type and any key of its config"
+        default=None, description="config of a new model: model_type and any other key"
     )
     attention: str | None = Field(default=None, description="attn_implementation of transformers: eager, sdpa, ...")
     experts: str | None = Field(
@@ -48,13 +48,15 @@ class ObjectiveRecipe(Recipe):
     bias_rate: float = Field(
         default=0.0, ge=0, description="step of the loss-free balancing bias, where the class has one"
     )
-    beta: float = Field(default=1.0, ge=0, description="of balanced perplexity, exp(CE) * exp(beta * (1 - balance))")
+    beta: float = Field(
+        default=1.0, ge=0, description="beta of balanced perplexity, exp(CE) * exp(beta * (1 - balance))"
+    )
 
 
 class GuidanceRecipe(Recipe):
     """Experts by name: the routers are shown which of them each domain's tokens go to."""
 
-    weight: float = Field(default=1.0, gt=0, description="of KL(target ‖ router), the mean over guided layers")
+    weight: float = Field(default=1.0, gt=0, description="weight of KL(target ‖ router), averaged over guided layers")
     experts: dict[str, tuple[Index, ...]] | None = Field(
         default=None, description="domain -> its experts (default: by the names in the model's config)"
     )
@@ -108,19 +110,21 @@ class RoutingRecipe(Recipe):
     tie_groups: int = Field(
         default=0, ge=0, description="steps for which the rows of one group's experts share their gradient"
     )
-    learning_rate: float | None = Field(default=None, gt=0, description="of routers (default: the model's)")
-    warmup_steps: int | None = Field(default=None, ge=0, description="of routers (default: the model's)")
+    learning_rate: float | None = Field(
+        default=None, gt=0, description="learning rate of routers (default: the model's)"
+    )
+    warmup_steps: int | None = Field(default=None, ge=0, description="warm-up steps of routers (default: the model's)")
     reserved: tuple[Index, ...] = Field(
         default=(), description="experts that may stay idle: left out of balance and alarms"
     )
-    freeze: int = Field(default=0, ge=0, description="steps for which routers do not move")
+    freeze: int = Field(default=0, ge=0, description="number of steps during which routers are frozen")
 
 
 class EvaluationRecipe(Recipe):
     """Held-out measurements on the way."""
 
-    every: int | None = Field(default=None, ge=1, description="steps between them (default: ten in the run)")
-    at: tuple[Index, ...] = Field(default=(), description="further steps to measure at; 0 is before the first")
+    every: int | None = Field(default=None, ge=1, description="steps between evaluations (default: ten per run)")
+    at: tuple[Index, ...] = Field(default=(), description="additional evaluation steps; 0 is before training")
     tokens: int = Field(default=10_000, ge=1, description="held-out tokens of each domain")
     per_document: int = Field(default=1024, ge=2, description="held-out tokens of one document at most")
 
@@ -128,7 +132,7 @@ class EvaluationRecipe(Recipe):
 class SamplesRecipe(Recipe):
     """Texts that the trained model continues."""
 
-    prompts: tuple[str, ...] = Field(default=(), description="to continue once training is done")
+    prompts: tuple[str, ...] = Field(default=(), description="prompts to continue after training")
     new_tokens: int = Field(default=60, ge=1, description="tokens of each continuation, greedy")
 
 
@@ -146,24 +150,25 @@ class TrainRecipe(Recipe):
 
     model: ModelRecipe
     tokenizer: str | Vocabulary | None = Field(
-        default=None, description="folder or hub id; a number trains one of that size; default: the model's own"
+        default=None,
+        description="folder or hub id of the tokenizer, or the vocabulary size to train one (default: the model's)",
     )
     data: DataRecipe
-    objective: ObjectiveRecipe = Field(
-        default_factory=ObjectiveRecipe, description="what is added to the cross-entropy"
-    )
-    guidance: GuidanceRecipe | None = Field(default=None, description="experts by name")
-    distill: DistillRecipe | None = Field(default=None, description="a teacher")
-    routing: RoutingRecipe = Field(default_factory=RoutingRecipe, description="what is done to routers in training")
-    trainable: Literal["all", "routers"] = Field(default="all", description="what learns; the rest stands still")
-    evaluation: EvaluationRecipe = Field(default_factory=EvaluationRecipe, description="held-out measurements")
-    samples: SamplesRecipe = Field(default_factory=SamplesRecipe, description="texts to continue")
-    carry: CarryRecipe | None = Field(default=None, description="optimiser state of the dense model")
+    objective: ObjectiveRecipe = Field(default_factory=ObjectiveRecipe, description="terms added to the cross-entropy")
+    guidance: GuidanceRecipe | None = Field(default=None, description="routing targets of named experts")
+    distill: DistillRecipe | None = Field(default=None, description="distillation from a teacher")
+    routing: RoutingRecipe = Field(default_factory=RoutingRecipe, description="router options in training")
+    trainable: Literal["all", "routers"] = Field(default="all", description="trained parameters: all or routers")
+    evaluation: EvaluationRecipe = Field(default_factory=EvaluationRecipe, description="held-out evaluation")
+    samples: SamplesRecipe = Field(default_factory=SamplesRecipe, description="prompts to continue after training")
+    carry: CarryRecipe | None = Field(default=None, description="optimiser state carried over from the dense model")
     expert_learning_rate: float | None = Field(
-        default=None, gt=0, description="of routed experts (default: the model's)"
+        default=None, gt=0, description="learning rate of routed experts (default: the model's)"
     )
     trainer: TrainerValues = Field(default_factory=dict, description="any field of transformers' TrainingArguments")
-    parallel: Literal["ddp", "fsdp"] = Field(default="ddp", description="how several processes share the work")
-    device: str | None = Field(default=None, description="auto, cpu, cuda, cuda:N or mps (default: the best there is)")
-    seed: Seed = Field(default=0, description="of weights and of everything random in training")
-    out: Path = Field(description="run folder")
+    parallel: Literal["ddp", "fsdp"] = Field(default="ddp", description="parallelism across processes: ddp or fsdp")
+    device: str | None = Field(
+        default=None, description="device: auto, cpu, cuda, cuda:N or mps (default: the fastest)"
+    )
+    seed: Seed = Field(default=0, description="random seed")
+    out: Path = Field(description="output folder of the run")

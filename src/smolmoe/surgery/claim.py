@@ -1,23 +1,23 @@
-"""What a plan promises of the files, per dtype: read off the program before a weight is."""
+"""What a plan promises about the files, per dtype: derived from the program before any weight is read."""
 
 from __future__ import annotations
 
 import math
 
-from smolmoe.claim import Claim
+from smolmoe.core.claim import Claim
 from smolmoe.families import DenseSpec, MoeTarget
 from smolmoe.recipe import UpcycleRecipe
-from smolmoe.surgery.program import OutTensor
 from smolmoe.surgery.request import Layout
+from smolmoe.surgery.tensors.program import OutTensor
 
-# Rounding to nearest errs by at most half a unit in the last place, uniformly spread: sqrt(1/3) of that on average.
-_ROUNDING = {"bfloat16": 2.0**-9 / math.sqrt(3), "float16": 2.0**-12 / math.sqrt(3)}
+# Rounding to nearest errs by at most half a unit in the last place; if uniform, the RMS is sqrt(1/3) of that.
+ROUNDING = {"bfloat16": 2.0**-9 / math.sqrt(3), "float16": 2.0**-12 / math.sqrt(3)}
 
 
 def make_claim(
     recipe: UpcycleRecipe, spec: DenseSpec, target: MoeTarget, layout: Layout, tensors: tuple[OutTensor, ...]
 ) -> Claim:
-    """What the program amounts to. Errors of "deviates" are filled in by `predict`, which needs the weights."""
+    """The claim that a program supports. Errors of "deviates" are filled in by `predict`, which needs the weights."""
     dtypes = _per_dtype(layout, target)
     if recipe.expert:
         return Claim("none", _merge_reason(recipe), dtypes, layout.granularity)
@@ -26,11 +26,11 @@ def make_claim(
         return Claim("deviates", _deviation_reason(recipe), dtypes, layout.granularity)
     rounded = {tensor.dtype for tensor in tensors if _rounds(tensor)}
     if rounded:
-        error = max(_ROUNDING[dtype] for dtype in rounded)
+        error = max(ROUNDING[dtype] for dtype in rounded)
         return Claim(
             "rounded",
             f"Down projections are scaled by {layout.granularity}, not a power of two, and rounded to "
-            f"{', '.join(sorted(rounded))} again. Files in float32, or a granularity of 2, 4 or 8, would be exact.",
+            f"{', '.join(sorted(rounded))} again. float32 files, or a granularity of 2, 4 or 8, would be exact.",
             dtypes,
             layout.granularity,
             predicted_ffn_error=tuple(error if i in layout.moe_layers else None for i in range(spec.layers)),
@@ -41,7 +41,7 @@ def make_claim(
 def _rounds(tensor: OutTensor) -> bool:
     """Scaling by a power of two is exact in every float format."""
     inexact = any(block.reads and math.frexp(block.scale)[0] != 0.5 for block in tensor.blocks)
-    return tensor.dtype in _ROUNDING and inexact
+    return tensor.dtype in ROUNDING and inexact
 
 
 def _per_dtype(layout: Layout, target: MoeTarget) -> dict[str, str]:
@@ -51,7 +51,7 @@ def _per_dtype(layout: Layout, target: MoeTarget) -> dict[str, str]:
             "; routers of this class compute logits in it, where groups can tie and a token can get parts of two groups"
             " (0.2-0.5% of tokens have been seen)"
         )
-    return {"float32": "equal up to the order of additions", "bfloat16": low, "float16": low}
+    return {"float32": "equal up to the order of summation", "bfloat16": low, "float16": low}
 
 
 def _exact_reason(recipe: UpcycleRecipe, layout: Layout) -> str:
@@ -64,7 +64,7 @@ def _exact_reason(recipe: UpcycleRecipe, layout: Layout) -> str:
     )
     routed = f"The chosen gates sum to 1 and the routed experts are {experts}"
     if recipe.shared == "full":
-        return f"{routed}; shared and routed output count one half each."
+        return f"{routed}; shared and routed output are each weighted by one half."
     if recipe.shared != "none":
         return f"{routed} for the neurons that the shared expert does not hold."
     return f"{routed}."
@@ -77,7 +77,7 @@ def _deviation_reason(recipe: UpcycleRecipe) -> str:
         )
     which = "independently for gate, up and down" if recipe.drop_independent else "the same for gate, up and down"
     return (
-        f"Drop-Upcycling draws {recipe.drop_ratio:.0%} of each expert's neurons anew, {which}; the error is predicted "
+        f"Drop-Upcycling re-initialises {recipe.drop_ratio:.0%} of each expert's neurons, {which}; error predicted "
         "from the dense model."
     )
 
@@ -86,5 +86,5 @@ def _merge_reason(recipe: UpcycleRecipe) -> str:
     rest = "averaged over the specialists" if recipe.attention == "average" else "from the base"
     return (
         f"Experts are the FFNs of {', '.join(recipe.expert)}; everything else is {rest}. "
-        "A mixture of different models is no one's function, so it is measured and nothing is predicted."
+        "A mixture of different models equals no single model, so it is measured, not predicted."
     )

@@ -1,4 +1,4 @@
-"""The output's config.json: every setting of the source that its attention, norms and vocabulary need, written out."""
+"""The output's config.json: every source setting that attention, norms and vocabulary need, made explicit."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ from smolmoe.recipe import UpcycleRecipe
 from smolmoe.surgery.request import Layout
 from smolmoe.surgery.sources import Source
 
-# Copied with explicit None: several MoE classes have defaults of their own for these (pad and eos in FlexOlmo, bos
+# Copied with explicit None: several MoE classes have their own defaults for these (pad and eos in FlexOlmo, bos
 # and eos in Mixtral and Granite).
-_COMMON = (
+COMMON = (
     "vocab_size",
     "hidden_size",
     "num_hidden_layers",
@@ -47,7 +47,7 @@ def moe_config(
             k: spec.config.get(k) for k in ("bos_token_id", "eos_token_id", "pad_token_id", "tie_word_embeddings")
         }
     else:
-        config |= {key: spec.config[key] for key in _COMMON}
+        config |= {key: spec.config[key] for key in COMMON}
         config |= {
             "num_key_value_heads": spec.kv_heads,
             "head_dim": spec.head_dim,

@@ -1,4 +1,4 @@
-"""Carry out a plan: weights, config, tokenizer and provenance, whole or not at all."""
+"""Carry out a plan: weights, config, tokenizer and provenance, all or nothing."""
 
 from __future__ import annotations
 
@@ -8,21 +8,22 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from smolmoe.checkpoint import fingerprint
-from smolmoe.files import write_json
-from smolmoe.folders import whole_or_nothing
-from smolmoe.links import check_files, copy_files
-from smolmoe.model_code import TOKENIZER_FILES, put_code
-from smolmoe.provenance import PROVENANCE_FILE, SCHEMA_VERSION, command, origin, read_provenance, versions
+from smolmoe.core.checkpoint import fingerprint
+from smolmoe.core.files import write_json
+from smolmoe.core.folders import whole_or_nothing
+from smolmoe.core.links import check_files, copy_files
+from smolmoe.core.model_code import TOKENIZER_FILES, put_code
+from smolmoe.core.model_folder import check_output, check_replaceable
+from smolmoe.core.provenance import PROVENANCE_FILE, SCHEMA_VERSION, command, origin, read_provenance, versions
 from smolmoe.surgery.plan import Plan
 from smolmoe.surgery.sources import BASE
-from smolmoe.surgery.tokenizer import keep_tokenizer
-from smolmoe.surgery.writer import Progress, check_output, check_replaceable, parse_size, write_tensors
+from smolmoe.surgery.tensors.tokenizer import keep_tokenizer
+from smolmoe.surgery.tensors.writer import Progress, parse_size, write_tensors
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-# Everything beside weights and config that a model folder may carry and that stays true of the MoE.
+# Files other than weights and config that a model folder may contain and that remain valid for the MoE.
 CARRIED = (
     *TOKENIZER_FILES,
     "special_tokens_map.json",
@@ -36,7 +37,7 @@ CARRIED = (
 
 
 def check_room(plan: Plan) -> None:
-    """Refuse an output that must not or cannot be written, before any work is done for it.
+    """Reject an output that must not or cannot be written, before any work is done.
 
     Raises:
         OutputError, RequestError, SourceError
@@ -59,11 +60,11 @@ def convert(
     Args:
         plan: from `make_plan`, with its predictions.
         rows: router rows by stream, where the plan asks for them.
-        router: what router initialisation found (domains, predicted load), for the provenance.
+        router: the result of router initialisation (domains, predicted load), for the provenance.
         progress: called with the number of bytes just written.
 
     Raises:
-        OutputError: no room, or the folder may not be written.
+        OutputError: not enough disk space, or the folder cannot be written.
     """
     check_room(plan)
     out, overwrite = plan.recipe.out.absolute(), plan.recipe.overwrite
@@ -71,7 +72,7 @@ def convert(
     check = partial(check_replaceable, out, overwrite=overwrite)
     with whole_or_nothing(out, overwrite=overwrite, check=check) as work, ThreadPoolExecutor(1) as beside:
         write_json(work / "config.json", plan.config)
-        # Hashing and loading a tokenizer take as long as moving the weights does, which the kernel does for us.
+        # Hashing and loading a tokenizer take as long as moving the weights, which the kernel does for us.
         said = beside.submit(_write_the_rest, plan, work, router)
         write_tensors(
             work,
@@ -100,7 +101,7 @@ def _carry_files(plan: Plan, work: Path) -> None:
 
 
 def provenance(plan: Plan, router: dict[str, Any] | None) -> dict[str, Any]:
-    """What smolmoe.json says: what was asked, of which sources, with what, and what is claimed."""
+    """The content of smolmoe.json: the request, its sources, the software used, and the claim."""
     layout = plan.layout
     return {
         "schema_version": SCHEMA_VERSION,
@@ -136,7 +137,7 @@ def provenance(plan: Plan, router: dict[str, Any] | None) -> dict[str, Any]:
 
 
 def _origin(plan: Plan) -> dict[str, Any]:
-    """That of the base; a licence that a specialist does not share is not known of the whole."""
+    """The base's licence; unknown if a specialist has a different one."""
     names = {name: str(plan.recipe.source if name == BASE else plan.recipe.expert[name]) for name in plan.sources}
     found = {name: origin(names[name], source.checkpoint.folder) for name, source in plan.sources.items()}
     licences = {values.get("license") for values in found.values()}

@@ -1,4 +1,4 @@
-"""The algebra: one dense FFN becomes routed experts, a shared expert and a router, as blocks of the tensor program.
+"""The algebra: a dense FFN becomes routed experts, a shared expert and a router, as blocks of the tensor program.
 
 Every target's gates sum to 1 over the chosen experts, so for ANY router
 
@@ -7,11 +7,11 @@ Every target's gates sum to 1 over the chosen experts, so for ANY router
   together with equal gates, which sum to 1/G per shard: down * G restores the dense output (arXiv 2410.07524, whose
   own scaling spreads over gate, up and down and is not exact, SiLU not being homogeneous);
 - a full shared expert and copies: 1/2 each;
-- a shared width W: its W neurons always on, the routed experts made of the other F - W;
+- a shared width W: its W neurons are always active, the routed experts are made from the other F - W;
 - residual: the shared expert is the dense FFN, routed down projections are 0.
 
-A shared expert behind a sigmoid gate of zero weights is halved by it, which its down projection makes up for. Only
-down projections are scaled. Biases of down follow their own sums: gates sum to 1, so a routed bias is not times G.
+A sigmoid gate with zero weights halves the shared expert, which its down projection compensates for. Only
+down projections are scaled. Biases of down follow their own sums: gates sum to 1, so a routed bias is not scaled.
 """
 
 from __future__ import annotations
@@ -21,9 +21,9 @@ from dataclasses import dataclass, replace
 
 from smolmoe.families import DenseSpec, ExpertNames, MoeTarget, Slot
 from smolmoe.recipe import UpcycleRecipe
-from smolmoe.surgery.program import Block, OutTensor, Perturb, Read, Region, Role
 from smolmoe.surgery.request import Layout
 from smolmoe.surgery.sources import BASE, Source
+from smolmoe.surgery.tensors.program import Block, OutTensor, Perturb, Read, Region, Role
 
 ROUTER_STD = 0.02
 RESIDUAL_DROP = 0.5
@@ -39,7 +39,7 @@ class Scales:
 
 
 def scales(shared: str | int, granularity: int, gated: bool) -> Scales:
-    """The factors that keep the function, see the module's text. `gated`: the shared expert is halved by its gate."""
+    """The factors that preserve the function; see the module. `gated`: the shared expert is halved by its gate."""
     undo_gate = 2.0 if gated else 1.0
     if shared == "none":
         return Scales(routed=float(granularity), routed_bias=1.0, shared=0.0)
@@ -107,7 +107,7 @@ class MoeLayer:
 
     def router_rows(self) -> Block:
         """The router's weight."""
-        # Residual's routed output is 0 for any choice, so its experts need no groups and may part at once.
+        # Residual's routed output is 0 for any choice, so its experts need no groups and may diverge immediately.
         repeat = 1 if self.recipe.shared == "residual" else self.layout.granularity
         fill = {"random": "normal", "zero": "zeros", "domains": "rows"}[self.recipe.router]
         shape = (self.layout.experts, self.spec.hidden_size)
@@ -156,11 +156,11 @@ class MoeLayer:
         )
 
     def dense_projection(self, name: str, *, bias: bool = False) -> Block:
-        """The base's projection, whole and as it is."""
+        """The base's projection, complete and unchanged."""
         return self._copy(BASE, name, (0, self.spec.ffn_size), bias=bias)
 
     def _copy(self, source: str, name: str, span: tuple[int, int], *, bias: bool = False) -> Block:
-        """Neurons `span` of a dense projection, oriented [out, in]; a bias of down has no neurons and is whole."""
+        """Neurons `span` of a dense projection, oriented [out, in]; a bias of down has no neurons: used in full."""
         mlp, d, width = self.spec.mlp, self.spec.hidden_size, span[1] - span[0]
         slot: Slot | None = {"gate": mlp.gate, "up": mlp.up, "down": mlp.down}[name]
         assert slot is not None
@@ -171,7 +171,7 @@ class MoeLayer:
         offset = slot.half * self.spec.ffn_size if slot.half else 0
         part: tuple[int, int] | None = (span[0] + offset, span[1] + offset)
         if slot.half is None and width == self.spec.ffn_size:
-            part = None  # the whole matrix: it can be moved as it is, along whichever axis its neurons are
+            part = None  # the whole matrix: it is copied unchanged, whichever axis its neurons are on
         if bias:
             return Block((width,), (read,), span=part)
         shape = (d, width) if name == "down" else (width, d)

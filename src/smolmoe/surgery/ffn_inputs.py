@@ -1,4 +1,4 @@
-"""What the dense model's FFNs really get to read: their inputs on a text, layer by layer."""
+"""The actual inputs of the dense model's FFNs on a text, layer by layer."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ Consumer = Callable[[int, "list[Tensor]"], None]
 def each_layers_inputs(
     folder: Path, sequences: Sequence[Sequence[int]], consume: Consumer, *, device: str = "cpu"
 ) -> None:
-    """Run the dense model over token sequences and hand on, per layer, its FFN's inputs.
+    """Run the dense model over token sequences and pass each layer's FFN inputs to `consume`.
 
-    Only one layer's inputs, and the weights that fit, are in memory at a time.
+    Only one layer's inputs, and the weights for it, are in memory at a time.
 
     Args:
         folder: of the dense model.
-        sequences: token ids; each sequence runs alone, so no padding takes part.
+        sequences: token ids; each sequence runs alone, without padding.
         consume: called once per layer, in order, with the layer's index and one tensor [S, D] (float32) per sequence.
     """
     import torch

@@ -1,11 +1,11 @@
-"""What a dense model is, and what each MoE class can make of it."""
+"""Describe a dense model, and what each MoE class can express of it."""
 
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from smolmoe.checkpoint import open_checkpoint
+from smolmoe.core.checkpoint import open_checkpoint
 from smolmoe.families import MOE_TARGETS, DenseSpec, MoeTarget
 from smolmoe.families.resolve import candidates, refusals, source_refusals
 from smolmoe.families.spec import read_spec
@@ -18,15 +18,15 @@ EXACT_IN = "float32 files for any granularity, bfloat16 and float16 files for po
 
 @dataclass(frozen=True)
 class TargetReport:
-    """What one MoE class can make of the source.
+    """What one MoE class can express of the source.
 
     Attributes:
         target: its name.
-        routed, shared: whether it expresses routed experts alone, and with a shared expert, exactly.
+        routed, shared: whether it expresses routed experts alone / with a shared expert exactly.
         dense_layers: which layers it can leave dense: "none", "first" or "any".
-        why_not: reasons for what it does not express.
-        nearest: the first target that expresses what this one does not; "" where it expresses everything.
-        runs: engine -> what is known of this class there.
+        why_not: reasons why it does not.
+        nearest: the first target that expresses what this one does not; "" if this one expresses everything.
+        runs: engine -> known support for this class.
     """
 
     target: str
@@ -40,7 +40,7 @@ class TargetReport:
 
 @dataclass(frozen=True)
 class Inspection:
-    """What a dense checkpoint is and can become."""
+    """The description of a dense checkpoint, and what it can become."""
 
     source: str
     family: str
@@ -64,7 +64,7 @@ class Inspection:
 
 
 def inspect(source: str, *, revision: str | None = None) -> Inspection:
-    """Say what a dense model is and which MoE classes can express it, from its config and headers alone.
+    """Describe a dense model and the MoE classes that can express it, from its config and headers alone.
 
     Raises:
         SmolmoeError: not a dense decoder-only checkpoint, or damaged.
@@ -74,7 +74,7 @@ def inspect(source: str, *, revision: str | None = None) -> Inspection:
     spec, tensors = found.spec, found.tensors
     return Inspection(
         source=source,
-        family=spec.model_type if spec.family else f"{spec.model_type} (FFN found by looking)",
+        family=spec.model_type if spec.family else f"{spec.model_type} (FFN detected)",
         architecture=spec.architecture,
         sizes={
             "hidden": spec.hidden_size,
@@ -111,7 +111,7 @@ def _windows(spec: DenseSpec) -> str:
 
 
 def _report(target: MoeTarget, spec: DenseSpec) -> TargetReport:
-    """Ask the target for each kind of request; 8 experts, top-2."""
+    """Check each kind of request against the target; 8 experts, top-2."""
     f = spec.ffn_size
     routed, shared = MoeSizes(8, 2, f, 0, f, []), MoeSizes(8, 2, f, f, f, [])
     asked = [(sizes, refusals(target, spec, sizes)) for sizes in (routed, shared)]

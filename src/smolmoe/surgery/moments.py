@@ -1,13 +1,14 @@
 """Adam's moments carried from the dense model's training into the MoE's, by the tensor program that made the weights.
 
-A parameter of an expert gets the gradient of the dense parameter that it was copied from, times a factor c, on those
+A parameter of an expert gets the gradient of the dense parameter that it was copied from, times a factor c, on the
 tokens that reach the expert. c is the expert's gate; on gate and up, times the scale of the down projection that their
 gradient comes through. A share rho of the tokens reaches an expert, so
 
     m' = rho * c * m        v' = rho * c^2 * v
 
 with rho = K/E and gate 1/K for routed experts, rho = 1 for shared ones. m' is exact over the sum of the experts; v'
-holds where the noise of single tokens makes up the second moment. Derivation and measurements: docs/boundary.md.
+holds where the noise of single tokens makes up the second moment. Derivation and measurements:
+docs/explanation/boundary.md.
 """
 
 from __future__ import annotations
@@ -18,14 +19,14 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from smolmoe.checkpoint import fingerprint, open_checkpoint
+from smolmoe.core.checkpoint import fingerprint, open_checkpoint
+from smolmoe.core.provenance import PROVENANCE_FILE, read_provenance
 from smolmoe.errors import CheckpointError, RequestError
-from smolmoe.provenance import PROVENANCE_FILE, read_provenance
 from smolmoe.recipe import UpcycleRecipe, parse
-from smolmoe.surgery.evaluate import fresh_neurons, gathered
 from smolmoe.surgery.plan import Plan, make_plan
-from smolmoe.surgery.program import Block, OutTensor, Role
 from smolmoe.surgery.sources import BASE
+from smolmoe.surgery.tensors.program import Block, OutTensor, Role
+from smolmoe.surgery.tensors.values import fresh_neurons, gathered
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -46,7 +47,7 @@ def carry_moments(plan: Plan, dense: Mapping[str, Moments], *, experts: bool = T
     """The MoE's Adam state, by the name of its parameters in memory, on the CPU.
 
     Parameters that are not in the result start fresh: routers, their biases and the gates of shared experts; routed
-    experts whose down projection starts at zero (residual). Neurons that drop drew anew get m = 0 and, at each place
+    experts whose down projection starts at zero (residual). Neurons re-initialised by drop get m = 0 and, at each place
     along the other axis, the mean v of all neurons.
 
     Args:
@@ -55,8 +56,8 @@ def carry_moments(plan: Plan, dense: Mapping[str, Moments], *, experts: bool = T
         experts: False leaves the routed experts fresh too.
 
     Raises:
-        RequestError: the MoE is a merge, which no dense run trained; a parameter has no state, or state of another
-            shape; or parameters that become one were not updated equally often.
+        RequestError: the MoE is a merge, which no dense run trained; a parameter has no state, or of a different
+            shape; or parameters that are joined had different numbers of updates.
     """
     _refuse_merge(plan)
     carrier = _Carrier(plan, _InMemory.of(plan, dense, "exp_avg"), _InMemory.of(plan, dense, "exp_avg_sq"))
@@ -77,11 +78,11 @@ def learning_rate_scales(plan: Plan) -> dict[str, float]:
 
 
 def plan_of(moe_folder: Path) -> Plan:
-    """The plan that a folder was made by, from its smolmoe.json and the sources that this names.
+    """The plan that a folder was made with, from its smolmoe.json and the sources named in it.
 
     Raises:
         CheckpointError: not a folder that `upcycle` wrote, or a source that has changed since.
-        SourceError: a source that is not there any more.
+        SourceError: a source no longer exists.
     """
     provenance = _read_provenance(moe_folder)
     recipe = parse(UpcycleRecipe, _asked(provenance["request"]) | {"out": moe_folder})
@@ -90,10 +91,10 @@ def plan_of(moe_folder: Path) -> Plan:
         checkpoint = open_checkpoint(recorded["name"], revision=recorded.get("revision"), field=name)
         if fingerprint(checkpoint) != recorded["sha256"]:
             raise CheckpointError(
-                "is not what the MoE was made of: its files have changed since.",
+                "has changed since the MoE was made from it.",
                 field=name,
                 value=str(checkpoint.folder),
-                fix="Give back the files of that time, or upcycle again.",
+                fix="Restore the original files, or upcycle again.",
             )
         checkpoints[name] = checkpoint
     return make_plan(recipe, checkpoints.pop(BASE), checkpoints)
@@ -106,15 +107,15 @@ def _read_provenance(folder: Path) -> dict[str, Any]:
     if provenance.get("stage") == "upcycle" and BASE in sources and known and provenance.get("request"):
         return provenance
     raise CheckpointError(
-        f"no {PROVENANCE_FILE} of an upcycling in this folder, so what its tensors were made of is not known.",
+        f"no {PROVENANCE_FILE} from upcycling in this folder, so the origin of its tensors is unknown.",
         field="model",
         value=str(folder),
-        fix="Name a folder that `smolmoe upcycle` wrote.",
+        fix="Use a folder written by `smolmoe upcycle`.",
     )
 
 
 def _asked(request: dict[str, Any]) -> dict[str, Any]:
-    """Without the defaults, which the file spells out: an option that is given must be of use."""
+    """Without the defaults, which the file includes: an explicit option must have an effect."""
     fields = UpcycleRecipe.model_fields
     return {
         key: value
@@ -137,9 +138,9 @@ def _refuse_merge(plan: Plan) -> None:
 
 
 def _copied_parameters(plan: Plan) -> Iterator[tuple[str, list[OutTensor]]]:
-    """(name in memory, the tensors that make it up) of parameters of which every value is copied.
+    """(name in memory, the tensors that form it) of parameters whose values are all copied.
 
-    Without routed experts behind a down projection of zeros: no gradient that the dense model saw is like theirs.
+    Without routed experts behind a zero down projection: no gradient of the dense model resembles theirs.
     """
     parameters: dict[str, list[OutTensor]] = {}
     for tensor in plan.tensors:
@@ -159,7 +160,7 @@ def _down_names(plan: Plan, *kinds: str) -> set[str]:
 
 
 def _down_scale(plan: Plan, role: Role) -> float:
-    """What the down projections of this role are scaled by, in every layer; 0 where there are none or zeros."""
+    """Factor on the down projections of this role, in every layer; 0 if they are missing or zero."""
     downs = _down_names(plan, "weight")
     blocks = (block for tensor in plan.tensors if tensor.role == role for block in tensor.blocks)
     return next((block.scale for block in blocks if any(read.tensor in downs for read in block.reads)), 0.0)
@@ -170,7 +171,7 @@ def _down_scale(plan: Plan, role: Role) -> float:
 
 @dataclass(frozen=True)
 class _InMemory:
-    """One moment of every dense parameter, to be read as a checkpoint is: by name on disk."""
+    """One moment of every dense parameter, read like a checkpoint: by name on disk."""
 
     tensors: dict[str, Tensor]
 
@@ -181,10 +182,10 @@ class _InMemory:
             value = getattr(_state_of(dense, name), moment)
             if tuple(value.shape) != info.shape:
                 raise RequestError(
-                    f"{moment} has shape {tuple(value.shape)}, the parameter {info.shape}.",
+                    f"{moment} has shape {tuple(value.shape)}, but the parameter has shape {info.shape}.",
                     field="moments",
                     value=name,
-                    fix="Give the state of the run that ended in this source.",
+                    fix="Use the state of the run that produced this source.",
                 )
             tensors[info.disk_name] = value.detach().cpu()
         return cls(tensors)
@@ -199,21 +200,21 @@ def _state_of(dense: Mapping[str, Moments], name: str) -> Moments:
             "the optimiser has no state for this parameter of the source.",
             field="moments",
             value=name,
-            fix="Give the state of an Adam or AdamW that trained every parameter, by the names of the model's class.",
+            fix="Use the state of an Adam or AdamW run that trained every parameter, with the model class's names.",
         )
     return dense[name]
 
 
 @dataclass(frozen=True)
 class _Carrier:
-    """Both moments of the dense model on their way through a plan."""
+    """Both moments of the dense model, carried through a plan."""
 
     plan: Plan
     m: _InMemory
     v: _InMemory
 
     def assembled(self, parts: list[OutTensor]) -> tuple[Tensor, Tensor]:
-        """Both moments of the parameter that these tensors fill by their regions."""
+        """Both moments of the parameter whose regions these tensors fill."""
         import torch
 
         shape = _shape_in_memory(parts)
@@ -236,19 +237,19 @@ class _Carrier:
             axis = block.perturb.axis
             fresh = fresh_neurons(block.perturb, block.shape[axis], self.plan.recipe.seed)
             m = m.index_fill(axis, fresh, 0.0)
-            # A drawn neuron keeps its inputs and outputs and loses what set it apart from the other neurons.
+            # A re-initialised neuron keeps its inputs and outputs but loses what distinguished it from other neurons.
             v = v.index_copy(axis, fresh, v.mean(axis, keepdim=True).expand_as(v).index_select(axis, fresh))
         share, factor = self._share_and_factor(block, role)
         return m * (share * factor), v * (share * factor**2)
 
     def _share_and_factor(self, block: Block, role: Role) -> tuple[float, float]:
-        """rho, the share of the tokens that reach a block, and c, what their gradients are multiplied by there."""
+        """rho, the share of tokens that reach a block, and c, the factor on their gradients there."""
         if role not in ("expert", "shared"):
             return 1.0, 1.0
         layout, target = self.plan.layout, self.plan.target
         share, gate = (layout.top_k / layout.experts, 1 / layout.top_k) if role == "expert" else (1.0, 1.0)
         if role == "shared" and target.shared_gated:
-            gate = 0.5  # sigmoid of a gate of zeros
+            gate = 0.5  # sigmoid of a zero gate
         return share, gate if block.reads[0].tensor in self._downs else gate * self._down_scales[role]
 
     @cached_property
@@ -261,7 +262,7 @@ class _Carrier:
 
 
 def _shape_in_memory(parts: list[OutTensor]) -> tuple[int, ...]:
-    """Shape of the parameter that these tensors fill: as far as their regions reach, then their own last axes."""
+    """Shape of the parameter that these tensors fill: the extent of their regions, then their trailing axes."""
     axes = zip(*(tensor.region for tensor in parts), strict=True)
     reach = [max(part[1] if isinstance(part, tuple) else part + 1 for part in axis) for axis in axes]
     ranges = sum(isinstance(part, tuple) for part in parts[0].region)
@@ -269,13 +270,13 @@ def _shape_in_memory(parts: list[OutTensor]) -> tuple[int, ...]:
 
 
 def _step(plan: Plan, dense: Mapping[str, Moments], memory: str, parts: list[OutTensor]) -> float:
-    """Updates behind a parameter: those of the dense parameters that it is made of."""
+    """Number of updates of a parameter: that of the dense parameters it is made from."""
     names = {info.disk_name: name for name, info in plan.sources[BASE].tensors.items()}
     reads = {read.tensor for tensor in parts for block in tensor.blocks for read in block.reads}
     steps = {float(dense[names[read]].step) for read in reads}
     if len(steps) > 1:
         raise RequestError(
-            f"it is made of parameters that were updated unequally often ({sorted(steps)}), and has one step.",
+            f"it is made from parameters with different step counts ({sorted(steps)}), but has only one step.",
             field="moments",
             value=memory,
             fix="Train them together, or leave the experts fresh.",

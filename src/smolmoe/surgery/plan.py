@@ -1,4 +1,4 @@
-"""The plan: everything about one conversion, made from configs and headers without loading a weight."""
+"""The plan: the full description of one conversion, made from configs and headers without loading a weight."""
 
 from __future__ import annotations
 
@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
-from smolmoe.checkpoint import Checkpoint
-from smolmoe.claim import Claim
+from smolmoe.core.checkpoint import Checkpoint
+from smolmoe.core.claim import Claim
 from smolmoe.errors import CheckpointError, SourceError
 from smolmoe.families import DenseSpec, MoeTarget
 from smolmoe.families.resolve import resolve
@@ -17,15 +17,15 @@ from smolmoe.recipe import UpcycleRecipe
 from smolmoe.surgery.claim import make_claim
 from smolmoe.surgery.configs import moe_config
 from smolmoe.surgery.ffn import MoeLayer
-from smolmoe.surgery.program import Block, OutTensor, Read
 from smolmoe.surgery.request import Layout, check_kernel, lay_out
 from smolmoe.surgery.sources import BASE, Source, SourceTensor, source_tensors, source_warnings, specialist_tensors
-from smolmoe.surgery.tokenizer import same_tokenizer
+from smolmoe.surgery.tensors.program import Block, OutTensor, Read
+from smolmoe.surgery.tensors.tokenizer import same_tokenizer
 
 
 @dataclass(frozen=True)
 class Parameters:
-    """Parameter counts. `active` is what one token uses: all but the experts that it is not routed to."""
+    """Parameter counts. `active`: those one token uses, that is, all except the experts it is not routed to."""
 
     total: int
     active: int
@@ -42,7 +42,7 @@ class Parameters:
 
 @dataclass(frozen=True)
 class Plan:
-    """One conversion, whole: what is asked, what comes out, and what that is claimed to be.
+    """One conversion in full: the request, the output, and the claim about it.
 
     Attributes:
         recipe: the request.
@@ -52,7 +52,7 @@ class Plan:
         sources: "base" and the specialists.
         tensors: the tensor program, in the order in which it is written.
         config: the output's config.json.
-        claim: what is to be expected of the files.
+        claim: what to expect of the files.
         warnings: what the user should know before spending compute on it.
     """
 
@@ -99,12 +99,12 @@ def make_plan(recipe: UpcycleRecipe, base: Checkpoint, specialists: dict[str, Ch
     """Plan a conversion.
 
     Args:
-        recipe: what is asked.
+        recipe: the request.
         base: the dense source.
         specialists: checkpoint of each name in `recipe.expert`.
 
     Raises:
-        SmolmoeError: a subclass that says what is wrong with the source or the request.
+        SmolmoeError: a subclass that states what is wrong with the source or the request.
     """
     sources = {BASE: source_tensors(base, read_spec(base.folder), BASE)}
     spec = sources[BASE].spec
@@ -170,7 +170,7 @@ def _zero_biases(
 def _check_unique(tensors: tuple[OutTensor, ...]) -> None:
     names = [tensor.name for tensor in tensors]
     if len(names) != len(set(names)):
-        raise SourceError("two tensors of the output would have the same name: the source is not what its config says.")
+        raise SourceError("two output tensors would have the same name: the source does not match its config.")
     for tensor in tensors:
         if sum(block.size for block in tensor.blocks) != tensor.size:
             raise CheckpointError("the blocks of a tensor do not fill it.", field="tensor", value=tensor.name)
@@ -180,19 +180,19 @@ def _warnings(recipe: UpcycleRecipe, layout: Layout) -> Iterator[str]:
     if recipe.router == "zero":
         yield (
             f"A zero router ties all {layout.experts} experts: every token goes to the same {layout.top_k}, and the "
-            f"other {layout.experts - layout.top_k} stay dead. Use --router random unless training breaks the tie."
+            f"other {layout.experts - layout.top_k} stay dead. Use a random router unless training breaks the tie."
         )
     if layout.top_k == 1:
         yield (
-            "Top-1 with renormalised gates: the only gate is always 1, so the router gets no gradient from the "
-            "language-model loss. Use --top-k 2, or train with another router signal."
+            "Top-1 with renormalised gates: the single gate is always 1, so the router gets no gradient from the "
+            "language-model loss. Use top_k=2, or train with another router signal."
         )
     if recipe.shared == "residual" and recipe.diversify == "none":
-        yield "Residual experts must differ to be of use: half of the gate and up neurons of each are drawn anew."
+        yield "Residual experts must differ to be useful: half of the gate and up neurons of each are re-initialised."
     if layout.width % 8:
         yield (
             f"Experts of width {layout.width} run in float32; in 16 bits transformers' default kernel, grouped_mm, "
-            "needs a multiple of 8: load with experts_implementation='eager' there."
+            "needs a multiple of 8: load 16-bit models with experts_implementation='eager'."
         )
     if layout.top_k == layout.experts and layout.experts > 1:
-        yield "Every token uses every expert (K = E): nothing is sparse."
+        yield "Every token uses every expert (K = E): the model is not sparse."

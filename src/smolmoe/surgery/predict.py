@@ -1,7 +1,7 @@
-"""The error that a plan which deviates by design will make, worked out on the dense model before anything is written.
+"""The error of a plan that deviates by design, computed on the dense model before anything is written.
 
-Each layer's program is evaluated in memory and run, with its own router, on the inputs that the dense FFN really gets.
-Gaussian inputs would not do: on trained models they miss the error by a factor of up to two.
+Each layer's program is evaluated in memory and run, with its own router, on the dense FFN's actual inputs.
+Gaussian inputs are not accurate enough: on trained models they miss the error by a factor of up to two.
 """
 
 from __future__ import annotations
@@ -9,11 +9,11 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-from smolmoe.surgery.evaluate import block_values
 from smolmoe.surgery.ffn import MoeLayer
 from smolmoe.surgery.ffn_inputs import each_layers_inputs
 from smolmoe.surgery.plan import Plan
 from smolmoe.surgery.sources import BASE
+from smolmoe.surgery.tensors.values import block_values
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -26,7 +26,7 @@ TOKENS = 256
 
 
 def with_predictions(plan: Plan, sequences: Sequence[Sequence[int]], rows: Mapping[str, Tensor] | None = None) -> Plan:
-    """The plan with its claim's errors filled in, where it deviates in a way that can be predicted.
+    """The plan with its claim's errors filled in, if its deviation can be predicted.
 
     Args:
         plan: any.
@@ -46,7 +46,7 @@ def with_predictions(plan: Plan, sequences: Sequence[Sequence[int]], rows: Mappi
 
 
 def _spread(inputs: list[Tensor]) -> Tensor:
-    """At most TOKENS inputs, evenly from all sequences."""
+    """At most TOKENS inputs, taken evenly from all sequences."""
     import torch
 
     x = torch.cat(inputs)

@@ -1,4 +1,4 @@
-"""From a recipe and a source to sizes: every number of the conversion checked, each error with its mend."""
+"""From a recipe and a source to sizes: every number of the conversion is checked, every error has a fix."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ from smolmoe.surgery.sources import Source
 
 @dataclass(frozen=True)
 class Layout:
-    """A request in numbers, checked against the source.
+    """The sizes of a request, checked against the source.
 
     Attributes:
         experts, top_k, granularity: E, K, G.
         width: neurons I of one routed expert.
-        routed_neurons: the neurons (start, stop) of the dense FFN that the routed experts are made of.
-        shared_width: neurons of the shared expert, 0 where there is none.
-        moe_layers: indices of the layers that become MoE.
+        routed_neurons: the neurons (start, stop) of the dense FFN that the routed experts are made from.
+        shared_width: neurons of the shared expert; 0 without a shared expert.
+        moe_layers: indices of the layers that become MoE layers.
     """
 
     experts: int
@@ -37,7 +37,7 @@ class Layout:
 
 
 def lay_out(recipe: UpcycleRecipe, spec: DenseSpec) -> Layout:
-    """Check a recipe against its source and work out the sizes.
+    """Check a recipe against its source and compute the sizes.
 
     Raises:
         RequestError: naming the option, its value and what would work.
@@ -52,7 +52,7 @@ def lay_out(recipe: UpcycleRecipe, spec: DenseSpec) -> Layout:
     if routed % g:
         divisors = [d for d in range(1, 65) if routed % d == 0]
         raise RequestError(
-            f"does not divide the {routed} neurons that the routed experts are made of.",
+            f"does not divide the {routed} neurons that the routed experts are made from.",
             field="granularity",
             value=g,
             fix=f"Use one of {', '.join(map(str, divisors))}" + (" or another shared width." if start else "."),
@@ -71,9 +71,9 @@ def lay_out(recipe: UpcycleRecipe, spec: DenseSpec) -> Layout:
 
 
 def check_kernel(recipe: UpcycleRecipe, layout: Layout, base: Source) -> None:
-    """Refuse expert widths that stock transformers cannot run as it comes.
+    """Reject expert widths that stock transformers cannot run by default.
 
-    Its default experts implementation is torch's grouped_mm, which takes rows of whole 16 bytes only.
+    Its default experts implementation is torch's grouped_mm, which needs rows of a multiple of 16 bytes.
 
     Raises:
         RequestError
@@ -84,8 +84,8 @@ def check_kernel(recipe: UpcycleRecipe, layout: Layout, base: Source) -> None:
         return
     start, stop = layout.routed_neurons
     good = [g for g in range(1, 65) if (stop - start) % (g * multiple) == 0]
-    ways = [f"--granularity {', '.join(map(str, good))}"] if good else []
-    ways += ["--dtype float32"] if multiple == 8 and layout.width % 4 == 0 else []
+    ways = [f"`granularity={', '.join(map(str, good))}`"] if good else []
+    ways += ["`dtype='float32'`"] if multiple == 8 and layout.width % 4 == 0 else []
     ways += ["another shared width"] if start else []
     raise RequestError(
         f"experts of width {layout.width} in {dtype} cannot run: transformers' kernel needs a multiple of {multiple}.",
@@ -97,17 +97,17 @@ def check_kernel(recipe: UpcycleRecipe, layout: Layout, base: Source) -> None:
 
 def _check_unused(recipe: UpcycleRecipe) -> None:
     needs = {
-        "noise_std": (recipe.diversify == "noise", "--diversify noise"),
-        "drop_ratio": (recipe.diversify == "drop", "--diversify drop"),
-        "drop_independent": (recipe.diversify == "drop", "--diversify drop"),
-        "router_data": (recipe.router == "domains", "--router domains"),
-        "router_centroids": (recipe.router == "domains", "--router domains"),
-        "attention": (bool(recipe.expert), "--expert NAME=PATH"),
+        "noise_std": (recipe.diversify == "noise", "`diversify='noise'`"),
+        "drop_ratio": (recipe.diversify == "drop", "`diversify='drop'`"),
+        "drop_independent": (recipe.diversify == "drop", "`diversify='drop'`"),
+        "router_data": (recipe.router == "domains", "`router='domains'`"),
+        "router_centroids": (recipe.router == "domains", "`router='domains'`"),
+        "attention": (bool(recipe.expert), "`expert={'NAME': 'PATH'}`"),
     }
     for field, (used, fix) in needs.items():
         if field in recipe.model_fields_set and not used:
             raise RequestError(
-                "given, but nothing in this request uses it.",
+                "is set, but nothing in this request uses it.",
                 field=field,
                 value=getattr(recipe, field),
                 fix=f"Add {fix}, or leave it out.",
@@ -125,7 +125,7 @@ def _experts(recipe: UpcycleRecipe) -> int:
             f"{len(recipe.expert)} specialists at granularity {recipe.granularity} need a multiple of {whole} experts.",
             field="experts",
             value=recipe.experts,
-            fix=f"Use --experts {whole}, or leave it out.",
+            fix=f"Use `experts={whole}`, or leave it out.",
         )
     return recipe.experts
 
@@ -137,7 +137,7 @@ def _check_counts(recipe: UpcycleRecipe, experts: int) -> None:
             raise RequestError("must be at least 1.", field=field, value=value)
     if k > experts:
         raise RequestError(
-            f"more experts per token than the {experts} there are.",
+            f"more experts per token than there are experts ({experts}).",
             field="top_k",
             value=k,
             fix=f"Use at most {experts}.",
@@ -147,14 +147,14 @@ def _check_counts(recipe: UpcycleRecipe, experts: int) -> None:
             f"does not divide the {experts} experts into whole groups.",
             field="granularity",
             value=g,
-            fix=f"Use --experts {-(-experts // g) * g}.",
+            fix=f"Use `experts={-(-experts // g) * g}`.",
         )
     if k % g and recipe.shared != "residual":
         raise RequestError(
             f"a token must get whole groups of {g} experts, so K must be a multiple of it (K is {k}).",
             field="granularity",
             value=g,
-            fix=f"Use --top-k {max(1, round(k / g)) * g}.",
+            fix=f"Use `top_k={max(1, round(k / g)) * g}`.",
         )
 
 
@@ -164,10 +164,10 @@ def _shared_width(recipe: UpcycleRecipe, spec: DenseSpec) -> int:
     if isinstance(recipe.shared, str):
         if recipe.shared == "residual" and recipe.expert:
             raise RequestError(
-                "residual zeroes the routed down projections, and the specialists' knowledge with them.",
+                "residual zeroes the routed down projections, which discards the specialists' knowledge.",
                 field="shared",
                 value="residual",
-                fix="Use --shared full or none with --expert.",
+                fix="Use `shared='full'` or none with `expert`.",
             )
         return spec.ffn_size
     if not 0 < recipe.shared < spec.ffn_size:
@@ -175,7 +175,7 @@ def _shared_width(recipe: UpcycleRecipe, spec: DenseSpec) -> int:
             f"a shared width must lie between 1 and {spec.ffn_size - 1} (the FFN has {spec.ffn_size} neurons).",
             field="shared",
             value=recipe.shared,
-            fix="Use --shared full for all of them, none for no shared expert.",
+            fix="Use `shared='full'` for all of them, none for no shared expert.",
         )
     return recipe.shared
 
@@ -183,17 +183,17 @@ def _shared_width(recipe: UpcycleRecipe, spec: DenseSpec) -> int:
 def _check_router(recipe: UpcycleRecipe) -> None:
     if recipe.router == "zero" and recipe.granularity > 1 and recipe.shared != "residual":
         raise RequestError(
-            "a zero router ties every expert, so the chosen K are not whole groups and the function is lost.",
+            "a zero router ties all experts, so the chosen K are not whole groups and the function is not preserved.",
             field="router",
             value="zero",
-            fix="Use --router random or domains with --granularity above 1.",
+            fix="Use `router='random'` or domains with `granularity` above 1.",
         )
     if recipe.router == "domains" and recipe.router_data is None:
         raise RequestError(
-            "needs text to take the domains from.",
+            "needs text with domains.",
             field="router",
             value="domains",
-            fix='Add --router-data FILE.jsonl with rows {"text": ..., "domain": ...}.',
+            fix='Add `router_data=FILE.jsonl` with rows {"text": ..., "domain": ...}.',
         )
 
 
@@ -201,14 +201,14 @@ def _check_diversify(recipe: UpcycleRecipe) -> None:
     if recipe.diversify == "noise" and recipe.noise_std <= 0:
         raise RequestError("must be positive.", field="noise_std", value=recipe.noise_std)
     if recipe.diversify == "drop" and not 0 < recipe.drop_ratio <= 1:
-        raise RequestError("must lie above 0 and not above 1.", field="drop_ratio", value=recipe.drop_ratio)
+        raise RequestError("must be above 0 and at most 1.", field="drop_ratio", value=recipe.drop_ratio)
 
 
 def parse_layers(text: str, count: int) -> tuple[int, ...]:
     """Layer indices from "all", "2-10" (both ends), "every:2" (1, 3, 5, ...: every second) or "0,3,5".
 
     Raises:
-        RequestError: not of these forms, or a layer that is not there.
+        RequestError: none of these forms, or a layer that does not exist.
     """
     try:
         if text == "all":
@@ -230,7 +230,7 @@ def parse_layers(text: str, count: int) -> tuple[int, ...]:
         ) from None
     if not chosen or min(chosen) < 0 or max(chosen) >= count:
         raise RequestError(
-            f"names no layer, or one that is not there (the model has layers 0 to {count - 1}).",
+            f"names no layer, or one that does not exist (the model has layers 0 to {count - 1}).",
             field="layers",
             value=text,
         )

@@ -1,8 +1,8 @@
-"""A router that starts informed: its rows are the directions in which domains differ at the FFN's input.
+"""Informed router initialisation: the rows are the directions in which domains differ at the FFN's input.
 
-Rows come from centroids of the inputs that the FFN really gets on domain-tagged text (compare the cluster centroids
+Rows come from centroids of the FFN's actual inputs on domain-tagged text (compare the cluster centroids
 of arXiv 2604.13508). A stock router has no bias, so a row that points along the mean input would favour its expert on
-every token: the mean's direction is taken out. Rows of a layer are then scaled together so that logits spread by 1.
+every token: the mean's direction is removed. Rows of a layer are then scaled jointly so that logits have std 1.
 """
 
 from __future__ import annotations
@@ -15,9 +15,9 @@ from typing import TYPE_CHECKING, Any
 from smolmoe.errors import DataError
 from smolmoe.surgery.ffn import MoeLayer
 from smolmoe.surgery.ffn_inputs import each_layers_inputs
-from smolmoe.surgery.initialisers import generator
 from smolmoe.surgery.plan import Plan
 from smolmoe.surgery.sources import BASE
+from smolmoe.surgery.tensors.initialisers import generator
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -31,12 +31,12 @@ _KMEANS_ROUNDS = 20
 
 @dataclass(frozen=True)
 class RouterRows:
-    """Router rows per layer's stream, [E / repeat, D], and what they will do.
+    """Router rows per layer's stream, [E / repeat, D], and their predicted load.
 
     Attributes:
-        rows: by the stream that the plan names.
+        rows: by the plan's stream name.
         domains: the domain that each row was made for, or "cluster i".
-        load: per MoE layer, the share of choices that each of the E experts is predicted to get on the text.
+        load: per MoE layer, the predicted share of choices of each of the E experts on the text.
     """
 
     rows: dict[str, Tensor]
@@ -48,10 +48,10 @@ class RouterRows:
 
 
 def domain_rows(plan: Plan, tokenizer: Any) -> RouterRows:
-    """Rows for `--router domains`.
+    """Rows for `router: domains`.
 
     Raises:
-        DataError: no domains in the data, or more of them than groups of experts.
+        DataError: no domains in the data, or more domains than groups of experts.
     """
     from smolmoe.data.text import encode, read_documents
 
@@ -64,7 +64,7 @@ def domain_rows(plan: Plan, tokenizer: Any) -> RouterRows:
         else:
             untagged += 1
     if untagged and by_domain:
-        logger.warning("%s: %d documents without a domain are left out.", plan.recipe.router_data, untagged)
+        logger.warning("%s: %d documents without a domain are skipped.", plan.recipe.router_data, untagged)
     owners = _owners(plan, sorted(by_domain))
     sequences: list[list[int]] = []
     tags: list[int] = []
@@ -83,22 +83,22 @@ def domain_rows(plan: Plan, tokenizer: Any) -> RouterRows:
 
 
 def _owners(plan: Plan, domains: list[str]) -> list[int]:
-    """Which domain each row belongs to: domains take turns."""
+    """The domain of each row, assigned round-robin."""
     count = _row_count(plan)
     data = str(plan.recipe.router_data)
     if len(domains) < 2:
         raise DataError(
-            f"{len(domains)} domain(s) in it; at least two are needed.",
+            f"contains {len(domains)} domain(s); at least two are needed.",
             field="router_data",
             value=data,
             fix='Rows must be {"text": ..., "domain": ...}.',
         )
     if len(domains) > count and plan.recipe.router_centroids == "mean":
         raise DataError(
-            f"{len(domains)} domains, but only {count} groups of experts to give them to.",
+            f"{len(domains)} domains, but only {count} groups of experts.",
             field="router_data",
             value=data,
-            fix="Use more experts, or --router-centroids kmeans.",
+            fix="Use more experts, or `router_centroids='kmeans'`.",
         )
     return [i % len(domains) for i in range(count)]
 
@@ -150,7 +150,7 @@ def _centroids_by_domain(x: Tensor, tag: Tensor, owners: Sequence[int], rng: Any
 
 
 def kmeans(x: Tensor, count: int, rng: Any) -> Tensor:
-    """Centroids [count, D] of x [T, D] by Lloyd's rounds from random tokens; an empty cluster keeps its place."""
+    """Centroids [count, D] of x [T, D] by Lloyd's algorithm from random tokens; an empty cluster keeps its centroid."""
     import torch
 
     if count == 1:
@@ -165,7 +165,7 @@ def kmeans(x: Tensor, count: int, rng: Any) -> Tensor:
 
 
 def rows_from_centroids(x: Tensor, centroids: Tensor) -> Tensor:
-    """Router rows [R, D]: centroids less the mean input, orthogonal to it, of one length, logits of spread 1 over x."""
+    """Router rows [R, D]: centroids minus the mean input, orthogonal to it, of equal length; logits of std 1 over x."""
     mean = x.mean(0)
     direction = mean / mean.norm().clamp(min=1e-12)
     rows = centroids - mean

@@ -1,4 +1,4 @@
-"""A source's tensors under the names of its class, checked against its config; specialists checked against the base."""
+"""A source's tensors under their class names, checked against its config; specialists checked against the base."""
 
 from __future__ import annotations
 
@@ -6,20 +6,20 @@ import math
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
-from smolmoe.checkpoint import FLOAT_DTYPES, Checkpoint
-from smolmoe.data.vocabulary import spare_tokens
+from smolmoe.core.checkpoint import FLOAT_DTYPES, Checkpoint
+from smolmoe.core.tensor_names import LEFTOVERS, explain_names
+from smolmoe.core.tied_head import embedding_name, has_own_head, head_name
+from smolmoe.core.vocabulary import spare_tokens
 from smolmoe.errors import CheckpointError, RequestError, SourceError
 from smolmoe.families import DenseSpec, Slot
 from smolmoe.families.spec import read_spec
-from smolmoe.tensor_names import LEFTOVERS, explain_names
-from smolmoe.tied_head import embedding_name, has_own_head, head_name
 
 BASE = "base"
 
 
 @dataclass(frozen=True)
 class SourceTensor:
-    """A tensor of a source: its name on disk, its shape, torch's name of its dtype."""
+    """A tensor of a source: its name on disk, its shape, torch's name for its dtype."""
 
     disk_name: str
     shape: tuple[int, ...]
@@ -32,11 +32,11 @@ class SourceTensor:
 
 @dataclass(frozen=True)
 class Source:
-    """A dense checkpoint as surgery sees it.
+    """A dense checkpoint, as used by surgery.
 
     Attributes:
-        tensors: by the name that the class gives them, in a natural order.
-        untied: the config ties a head that the files have with numbers of its own; `spec` says what the files say.
+        tensors: by their class name, in natural order.
+        untied: the config ties an output head that has separate weights in the files; `spec` follows the files.
     """
 
     checkpoint: Checkpoint
@@ -45,7 +45,7 @@ class Source:
     untied: bool = False
 
     def layer_of(self, name: str) -> int | None:
-        """Index of the decoder layer that a tensor belongs to, None outside the layers."""
+        """Index of the decoder layer that a tensor belongs to; None outside the layers."""
         prefix = f"{self.spec.mlp.layers}."
         return int(name[len(prefix) :].split(".")[0]) if name.startswith(prefix) else None
 
@@ -65,8 +65,8 @@ def source_tensors(checkpoint: Checkpoint, spec: DenseSpec, field: str) -> Sourc
     """Name and check a source's tensors.
 
     Raises:
-        CheckpointError: tensors that the config promises are missing or of another shape.
-        SourceError: tensors that the class does not have, or that are no floats (quantised ones).
+        CheckpointError: tensors that the config requires are missing or have a different shape.
+        SourceError: tensors that the class does not have, or that are not floats (quantised).
     """
     untied = spec.tied and has_own_head(checkpoint)
     if untied:
@@ -83,18 +83,18 @@ def source_tensors(checkpoint: Checkpoint, spec: DenseSpec, field: str) -> Sourc
 
 
 def source_warnings(source: Source, name: str) -> Iterator[str]:
-    """What of a source is carried otherwise than its files or its config have it."""
+    """Warnings about what is carried over differently from the source's files or config."""
     spare = spare_tokens(source.checkpoint.folder, source.spec.vocab_size)
     if spare:
         yield (
             f"{name}: the tokenizer has more tokens than the model's vocabulary of {source.spec.vocab_size:,}: "
             f"{', '.join(map(repr, spare[:4]))}{f' and {len(spare) - 4} more' if len(spare) > 4 else ''}. Text that "
-            "holds one of them cannot be read."
+            "contains one of them cannot be processed."
         )
     if source.untied:
         yield (
-            f"{name}: config.json ties the output head to the embedding, but the files have a head of its own "
-            f"({head_name(source.checkpoint)}) with other numbers. transformers loads it untied, so it is carried over "
+            f"{name}: config.json ties the output head to the embedding, but the files have a separate head "
+            f"({head_name(source.checkpoint)}) with different weights. transformers loads it untied, so it is kept "
             "and the result has tie_word_embeddings: false."
         )
     doubles = [t for t in source.tensors.values() if source.checkpoint.tensors[t.disk_name].dtype == "F64"]
@@ -106,7 +106,7 @@ def source_warnings(source: Source, name: str) -> Iterator[str]:
 
 
 def _dtype(checkpoint: Checkpoint, disk: str, spec: DenseSpec) -> str:
-    """A tensor's dtype; of one in float64, which no model runs in, the dtype that the config states."""
+    """A tensor's dtype; for float64, in which no model runs, the config's dtype."""
     found = checkpoint.dtype(disk)
     if found != "float64":
         return found
@@ -131,10 +131,10 @@ def _class_names(checkpoint: Checkpoint, spec: DenseSpec, field: str) -> dict[st
 
 
 def _names_by_class(checkpoint: Checkpoint, field: str) -> dict[str, str]:
-    """The same as transformers renames them, for a class that is not known by heart; all of it must be there.
+    """The same, using transformers' renaming, for a class that is not built in; all tensors must be present.
 
     Raises:
-        CheckpointError: the tensors do not fit the class. SourceError: it keeps them in other pieces than the files.
+        CheckpointError: the tensors do not fit the class. SourceError: it splits them differently from the files.
     """
     from smolmoe.moe.loading import Skeleton
 
@@ -145,15 +145,13 @@ def _names_by_class(checkpoint: Checkpoint, field: str) -> dict[str, str]:
         if name not in known or (name in tied and tied[name] in skeleton.names.values()):
             continue
         if name in named or tuple(known[name].shape) != checkpoint.tensors[disk].shape:
-            raise SourceError(
-                f"its class keeps {name} in other pieces than the files do ({disk}).", field=field, value=disk
-            )
+            raise SourceError(f"its class splits {name} differently from the files ({disk}).", field=field, value=disk)
         named[tied.get(name, name)] = disk  # a tied head alone is the embedding
     return named
 
 
 def _natural(name: str, spec: DenseSpec) -> tuple[int, int, str]:
-    """Before the layers, the layers by number, after them: so that writing reads a source front to back."""
+    """Before the layers, the layers by number, after the layers: writing then reads a source sequentially."""
     prefix = f"{spec.mlp.layers}."
     if name.startswith(prefix):
         return (1, int(name[len(prefix) :].split(".")[0]), name)
@@ -165,7 +163,7 @@ def _check_floats(checkpoint: Checkpoint, named: dict[str, str]) -> None:
         dtype = checkpoint.tensors[disk].dtype
         if dtype not in FLOAT_DTYPES:
             raise SourceError(
-                f"tensor {name} is of {dtype}; weights must be floats of 16, 32 or 64 bits.",
+                f"tensor {name} has dtype {dtype}; weights must be 16-, 32- or 64-bit floats.",
                 field="dtype",
                 value=dtype,
                 fix="Use the unquantised checkpoint.",
@@ -173,7 +171,7 @@ def _check_floats(checkpoint: Checkpoint, named: dict[str, str]) -> None:
 
 
 def _expected(source: Source) -> dict[str, tuple[int, ...] | None]:
-    """Names that must be there, with their shapes where we know them."""
+    """Required names, with their shapes if known."""
     spec = source.spec
     expected: dict[str, tuple[int, ...] | None] = {}
     if spec.family is not None:
@@ -231,7 +229,7 @@ def _check_complete(source: Source, expected: dict[str, tuple[int, ...] | None],
     for name in absent:
         layer = source.layer_of(name)
         raise CheckpointError(
-            f"tensor {name}, which the config promises, is not in the files.",
+            f"tensor {name}, which the config requires, is missing from the files.",
             field=field,
             value=where,
             fix=f"config.json says {spec.layers} layers; the files have {_layers(source)}."
@@ -241,29 +239,29 @@ def _check_complete(source: Source, expected: dict[str, tuple[int, ...] | None],
     for name, shape in expected.items():
         if shape is not None and source.tensors[name].shape != shape:
             raise CheckpointError(
-                f"tensor {name} has shape {source.tensors[name].shape}, the config says {shape}.",
+                f"tensor {name} has shape {source.tensors[name].shape}, but the config says {shape}.",
                 field=field,
                 value=where,
-                fix="Weights and config.json are not of the same model.",
+                fix="Weights and config.json must come from the same model.",
             )
     extra = sorted(set(source.tensors) - set(expected), key=lambda name: _natural(name, spec))
     if spec.family is not None and extra:
         raise SourceError(
-            f"{len(extra)} tensor(s) that a {spec.model_type} of this config does not have: {extra[0]}.",
+            f"{len(extra)} unexpected tensor(s) for a {spec.model_type} with this config: {extra[0]}.",
             field=field,
             value=where,
             fix=f"config.json says {spec.layers} layers; the files have {_layers(source)}."
             if _layers(source) > spec.layers
-            else "Take them out of the files if the model does not need them, or correct config.json.",
+            else "Remove them from the files if the model does not need them, or correct config.json.",
         )
 
 
 def _layers(source: Source) -> int:
-    """Decoder layers that the files have."""
+    """Number of decoder layers in the files."""
     return 1 + max((layer for name in source.tensors if (layer := source.layer_of(name)) is not None), default=-1)
 
 
-# Settings in which a specialist must be its base, or the same weights would mean something else.
+# Settings in which a specialist must match its base, or the same weights would compute something else.
 _SAME_SETTINGS = (
     "model_type",
     "hidden_size",
@@ -280,7 +278,7 @@ _SAME_SETTINGS = (
 
 
 def specialist_tensors(name: str, checkpoint: Checkpoint, base: Source) -> Source:
-    """A specialist's tensors; it must be the base with other weights: same class, settings and shapes.
+    """A specialist's tensors; it must match the base in class, settings and shapes.
 
     Raises:
         RequestError: naming the first difference.
@@ -291,25 +289,25 @@ def specialist_tensors(name: str, checkpoint: Checkpoint, base: Source) -> Sourc
     for key in _SAME_SETTINGS:
         if config.get(key) != expected.get(key):
             raise RequestError(
-                f"its {key} is {config.get(key)}, the base's {expected.get(key)}.",
+                f"its {key} is {config.get(key)}, but the base's is {expected.get(key)}.",
                 field=option,
                 value=where,
                 fix="Specialists must be fine-tuned from the same base.",
             )
     source = source_tensors(checkpoint, spec, option)
     if source.spec.tied != base.spec.tied:
-        said = {True: "tied to the embedding", False: "a tensor of its own"}
+        said = {True: "tied to the embedding", False: "a separate tensor"}
         raise RequestError(
-            f"its output head is {said[source.spec.tied]}, the base's {said[base.spec.tied]}.",
+            f"its output head is {said[source.spec.tied]}, but the base's is {said[base.spec.tied]}.",
             field=option,
             value=where,
-            fix="Save all of them tied, or all of them untied.",
+            fix="Save all models tied, or all untied.",
         )
     shapes, theirs = ({n: t.shape for n, t in each.tensors.items()} for each in (base, source))
     for name in sorted({*shapes, *theirs}, key=lambda name: _natural(name, base.spec)):
         if shapes.get(name) != theirs.get(name):
             raise RequestError(
-                f"its tensor {name} is {theirs.get(name, 'not there')}, the base's {shapes.get(name, 'not there')}.",
+                f"its tensor {name} is {theirs.get(name, 'missing')}, but the base's is {shapes.get(name, 'missing')}.",
                 field=option,
                 value=where,
                 fix="Specialists must be fine-tuned from the same base.",

@@ -1,0 +1,240 @@
+"""What an alignment stands on: its rows, its model, and how a model is measured."""
+
+from __future__ import annotations
+
+import logging
+import math
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from smolmoe.core.progress import Progress
+from smolmoe.errors import RequestError, SourceError
+from smolmoe.recipe.align import LENGTH, AlignRecipe
+
+if TYPE_CHECKING:
+    from smolmoe.alignment.measure import Answers, RouterState
+    from smolmoe.alignment.tokens import Dropped, Row
+    from smolmoe.data.prompts import CorrectionRow
+    from smolmoe.verification.findings import Finding
+
+logger = logging.getLogger(__name__)
+
+
+def router_findings(recipe: AlignRecipe, model: Any, granularity: int) -> tuple[Finding, ...]:
+    """What the doctor would say of a model's routers; nothing of those that are to stay as they are."""
+    from smolmoe.alignment.routed_trainers import objective_of
+    from smolmoe.verification.routers import findings_at_start
+
+    if recipe.router == "frozen":
+        return ()
+    return findings_at_start(model, objective_of(recipe, model), recipe.routing, granularity=granularity)
+
+
+@dataclass(frozen=True)
+class Measured:
+    """A model's held-out figures; `scores` where there is something to correct."""
+
+    answers: Answers
+    routers: RouterState | None
+    scores: dict[str, Any] | None
+
+
+class AlignJob:
+    """A recipe with everything filled in, and what it names.
+
+    Attributes:
+        recipe: with the method's defaults under `trainer`.
+        device: to compute on.
+        source, provenance: folder of the model, and what its `smolmoe.json` says.
+        tokenizer: the model's, with a token to pad with.
+        pad_token: the token that the model's tokenizer pads with; None where it has none.
+        length: tokens of an example at most.
+        rows, validation: to train on, to measure on.
+        dropped, unused: examples left out of either.
+        ignored: what the rows hold that no example shows -> how often.
+        corrections: texts to correct, before and after.
+    """
+
+    source: Path
+    provenance: dict[str, Any]
+    tokenizer: Any
+    pad_token: str | None
+    length: int
+    unused: Dropped
+    corrections: list[CorrectionRow]
+    rows: list[Row]
+    validation: list[Row]
+    dropped: Dropped
+    ignored: dict[str, int]
+
+    def __init__(self, recipe: AlignRecipe, report: Progress):
+        from smolmoe.alignment.arguments import DEFAULTS, check_trainer
+        from smolmoe.core.devices import pick_device
+        from smolmoe.training.distributed import world_size
+
+        if world_size() > 1:
+            raise RequestError("alignment runs in one process.", field="processes", value=world_size())
+        check_trainer(recipe)
+        self.device = pick_device(recipe.device)
+        self.report = report
+        self.recipe = recipe.model_copy(update={"trainer": {**DEFAULTS[recipe.method], **recipe.trainer}})
+
+    def prepare(self) -> None:
+        """The tokenizer and the rows; whether they fit the model is known from its config."""
+        from smolmoe.alignment.examples import read_examples
+        from smolmoe.alignment.tokens import tokenised
+        from smolmoe.evaluation.text_metrics import words
+        from smolmoe.moe.loading import Skeleton, load_config, load_tokenizer
+        from smolmoe.training.models import check_fit, model_folder, parent_provenance
+
+        recipe = self.recipe
+        source = model_folder(recipe.model)
+        assert source is not None  # the recipe has a path
+        self.source, self.provenance = source, parent_provenance(source)
+        self.tokenizer = load_tokenizer(source)
+        if self.tokenizer is None:
+            raise SourceError("the model has no tokenizer.", field="model.path", value=str(source))
+        self.pad_token = self.tokenizer.pad_token
+        if self.pad_token is None:
+            logger.info("The tokenizer has no padding token: the end-of-text token pads, and is masked there.")
+            self.tokenizer.pad_token = self.tokenizer.eos_token
+        config = load_config(source).get_text_config()
+        positions = getattr(config, "max_position_embeddings", None) or math.inf
+        self.length = recipe.data.length or int(min(LENGTH, positions))
+        check_fit(config, self.tokenizer, self.length)
+        self._check_model()
+        Skeleton(source).check_finite()  # before the rows are read: that may take long
+        self.report("Reading the rows", 0, 0)
+        examples = read_examples(recipe.data, self.tokenizer, pairs=recipe.method != "sft")
+        self.ignored = examples.ignored
+        if self.ignored:
+            said = ", ".join(f"{what}: {count}" for what, count in self.ignored.items())
+            logger.warning("Ignored in the rows: %s.", said)
+        self.rows, self.dropped = tokenised(examples.train, self.tokenizer, self.length)
+        self.validation, unused = tokenised(examples.validation, self.tokenizer, self.length, field="data.validation")
+        for what, dropped in (("training", self.dropped), ("validation", unused)):
+            found = [f"{count} {reason.replace('_', ' ')}" for reason, count in dropped.to_json().items() if count]
+            if found:
+                logger.warning("Skipped of the %s rows: %s.", what, ", ".join(found))
+        self.unused = unused
+        self.corrections = self._corrections()
+        if self.corrections:
+            words("")  # without sacrebleu nothing need be begun
+
+    def _check_model(self) -> None:
+        """Refuse what this model cannot do, before a row or a weight is read."""
+        from smolmoe.alignment.lora import lora_config
+        from smolmoe.moe.kernels.register import set_experts
+        from smolmoe.moe.loading import Skeleton
+        from smolmoe.moe.routing import find_routers
+        from smolmoe.training.fit import check_terms
+        from smolmoe.training.models import set_attention
+
+        recipe, model = self.recipe, Skeleton(self.source).model
+        routers = [router for _, router in find_routers(model)]
+        if recipe.router is not None and not routers:
+            raise RequestError(
+                "the model is dense: it has no routers.", field="router", value=recipe.router, fix="Remove it."
+            )
+        check_terms(model, recipe.objective, recipe.routing, routers, self.granularity)
+        set_attention(model, recipe.model.attention)
+        set_experts(model, recipe.model.experts, device=self.device, field="model.experts")
+        if recipe.lora is not None:
+            lora_config(recipe.lora, model, train_routers=recipe.router != "frozen")
+
+    @property
+    def granularity(self) -> int:
+        """G of an upcycled model."""
+        from smolmoe.training.models import granularity_of
+
+        return granularity_of(self.provenance)
+
+    def _corrections(self) -> list[CorrectionRow]:
+        """Texts to correct: from their own file, otherwise the held-out rows with references."""
+        from smolmoe.data.prompts import CorrectionRow, read_corrections, strip_instructions
+
+        wanted, file = self.recipe.answers, self.recipe.data.corrections
+        if not wanted:
+            return []
+        if file is not None:
+            return read_corrections(file, rows=wanted)
+        examples = [row.example for row in self.validation if row.example.references]
+        alone = strip_instructions([one.source for one in examples], [one.task for one in examples])
+        rows = [
+            CorrectionRow(one.source, text, one.references, f"held-out row {number}")
+            for number, (one, text) in enumerate(zip(examples, alone, strict=True), 1)
+        ]
+        return rows[:wanted]
+
+    def load(self, folder: Path) -> Any:
+        """The model in a folder, on the job's device, as the recipe wants it computed."""
+        from smolmoe.moe.kernels.register import set_experts
+        from smolmoe.moe.loading import load_model
+        from smolmoe.training.models import check_fit, set_attention
+
+        model = load_model(folder, device=self.device, own=True)
+        check_fit(model.config.get_text_config(), self.tokenizer, self.length)
+        set_attention(model, self.recipe.model.attention)
+        set_experts(model, self.recipe.model.experts, device=str(self.device), field="model.experts")
+        return model
+
+    def rows_a_step(self) -> int:
+        """Examples of an optimiser step."""
+        trainer = self.recipe.trainer
+        return int(trainer["per_device_train_batch_size"]) * int(trainer.get("gradient_accumulation_steps", 1))
+
+    def steps(self) -> int:
+        """Of the whole run."""
+        trainer = self.recipe.trainer
+        steps = int(trainer.get("max_steps", -1))
+        if steps > 0:
+            return steps
+        batches = len(self.rows) / int(trainer["per_device_train_batch_size"])
+        batches = max(1, math.floor(batches)) if trainer.get("dataloader_drop_last") else math.ceil(batches)
+        a_epoch = max(1, math.ceil(batches / int(trainer.get("gradient_accumulation_steps", 1))))
+        return math.ceil(float(trainer["num_train_epochs"]) * a_epoch)
+
+    def measured(self, model: Any, when: str) -> Measured:
+        """The model on the held-out rows.
+
+        Args:
+            when: before or after, for the report.
+        """
+        from smolmoe.alignment.measure import held_out_answers, router_state
+
+        name = f"Measuring {when}"
+        answers = held_out_answers(model, self.validation, step=lambda done, total: self.report(name, done, total))
+        logger.info("%s: held-out loss %.4f", when, answers.loss)
+        return Measured(answers, router_state(model, self.validation), self._scores(model, when))
+
+    def _scores(self, model: Any, when: str) -> dict[str, Any] | None:
+        """How well the model corrects held-out texts, compared with leaving them unchanged."""
+        if not self.corrections:
+            return None
+        from smolmoe.data.prompts import CorrectionPrompt, prompt_ids
+        from smolmoe.evaluation.correction import score_corrections
+
+        data = self.recipe.data
+        asking = CorrectionPrompt(data.template, chat=data.chat)
+        positions = getattr(model.config.get_text_config(), "max_position_embeddings", None) or math.inf
+
+        def length(text: str) -> int:
+            return len(self.tokenizer(text)["input_ids"])
+
+        asked = [len(prompt_ids(self.tokenizer, asking.ask(row.instructed))) for row in self.corrections]
+        new = max(length(text) for row in self.corrections for text in (row.source, *row.references))
+        rows = [row for row, given in zip(self.corrections, asked, strict=True) if given + new <= positions]
+        if not rows:
+            logger.warning("No text leaves room for a correction of %d tokens: none is scored.", new)
+            return None
+        scores = score_corrections(
+            model,
+            self.tokenizer,
+            rows,
+            batch_size=16,
+            max_new_tokens=new,
+            prompt=asking,
+            report=lambda what, done, total: self.report(f"Answering {when}", done, total),
+        )
+        return {**scores.to_json(), "left_out": len(self.corrections) - len(rows)}

@@ -1,0 +1,109 @@
+"""How data sets call the columns of rows to align on, and by which columns a file's format is known."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from smolmoe.data.presets import PRESETS
+from smolmoe.errors import DataError
+from smolmoe.recipe.align import AlignDataRecipe
+
+# Role -> column, as data sets call them; a format is known by the columns in _TELLING.
+_PAIR = {"chosen": "chosen", "rejected": "rejected"}
+COLUMNS: dict[str, dict[str, str]] = {
+    "coedit": {"prompt": "src", "completion": "tgt", "references": "refs", **_PAIR},
+    "prompt": {"prompt": "prompt", "completion": "completion", "references": "references", **_PAIR},
+    "messages": {"messages": "messages", **_PAIR},
+    "sharegpt": {"messages": "conversations", **_PAIR},
+    "oasst": {"messages": "text"},
+    "dolly": {"prompt": "instruction", "context": "context", "completion": "response"},
+    "alpaca": {"prompt": "instruction", "context": "input", "completion": "output", **_PAIR},
+    "nemotron": {"messages": "input", "completion": "output", **_PAIR},
+    "question": {"prompt": "question", "context": "context", "completion": "answer", **_PAIR},
+    "mbpp": {"prompt": "text", "completion": "code"},
+    "pairs": _PAIR,
+}
+_TELLING: tuple[tuple[str, tuple[str, ...]], ...] = (
+    ("coedit", ("src",)),
+    ("prompt", ("prompt",)),
+    ("messages", ("messages",)),
+    ("sharegpt", ("conversations",)),
+    ("oasst", PRESETS["oasst1"].columns),
+    ("dolly", ("instruction", "response")),
+    ("alpaca", ("instruction",)),
+    ("nemotron", ("input", "output")),
+    ("nemotron", ("input", "chosen", "rejected")),
+    ("question", ("question",)),
+    ("mbpp", ("text", "code")),
+    ("pairs", ("chosen", "rejected")),
+)
+_OTHER_NAMES = ("response", "answer", "output")  # of a completion, where there is no column of that name
+_VERDICTS = ("true", "false", "0", "1", "0.0", "1.0")  # of KTO, as JSON, CSV and tables have them
+_ANSWERS = {"completion", "chosen", *_OTHER_NAMES}
+
+
+def format_of(recipe: AlignDataRecipe, columns: Sequence[str], file: Path) -> str:
+    """The format of a file, said by the recipe or known by its columns.
+
+    Raises:
+        DataError: it is none that is known.
+    """
+    if recipe.format is not None:
+        return recipe.format
+    if recipe.columns:
+        return "messages" if "messages" in recipe.columns else "prompt"
+    kinds = [kind for kind, telling in _TELLING if {*telling} <= {*columns}]
+    if kinds[:1] == ["prompt"] and kinds[1:] and not _ANSWERS & {*columns}:
+        kinds = kinds[1:]  # the prompt is a copy of the chat's first message (HuggingFaceH4/ultrachat_200k)
+    found = next(iter(kinds), None)
+    if found is None:
+        raise DataError(
+            f"its columns ({', '.join(columns) or 'none'}) match no known format.",
+            field="data.format",
+            value=str(file),
+            fix="Map them, e.g. `data.columns={'prompt': 'question', 'context': 'passage', 'completion': "
+            "'answer'}`; other columns are ignored.",
+        )
+    return found
+
+
+def columns_of(recipe: AlignDataRecipe, kind: str, row: Mapping[str, Any]) -> dict[str, str]:
+    """Role -> column, of this row."""
+    system = "system" if "system" in row else "system_prompt"
+    named = {"system": system, "tools": "tools", **COLUMNS[kind], **recipe.columns}
+    if "completion" in named and "completion" not in recipe.columns and named["completion"] not in row:
+        named["completion"] = next((name for name in _OTHER_NAMES if name in row), named["completion"])
+    return named
+
+
+def required_columns(kind: str, row: Mapping[str, Any], named: Mapping[str, str], *, pairs: bool) -> list[str]:
+    """The columns that a row must have."""
+    first = next(iter(COLUMNS[kind]))
+    if pairs:
+        return [named.get(role, role) for role in dict.fromkeys((first, "chosen", "rejected"))]
+    if "completion" not in COLUMNS[kind] or (named.get("chosen") in row and named["completion"] not in row):
+        return [named[first]]
+    return [named[first], named["completion"]]
+
+
+def check_label(row: Mapping[str, Any], where: str, file: Path) -> None:
+    """Answers that a label calls good or bad (KTO) are no examples: half of them are to be unlearned.
+
+    Of pairs the numbers 0 and 1 may mean anything; they have a better and a worse answer already.
+
+    Raises:
+        DataError: the row has such a label.
+    """
+    verdicts = ("true", "false") if "rejected" in row else _VERDICTS
+    column = next((name for name in ("label", "kto_tag") if str(row.get(name)).lower() in verdicts), None)
+    if column is not None:
+        bad, good = ("0", "1") if str(row[column])[0].isdigit() else ("false", "true")
+        raise DataError(
+            f"{where}: answers with a `{column}` of {good} or {bad} (as of KTO) are not supported.",
+            field="data.format",
+            value=str(file),
+            fix=f"Keep the rows whose {column} is {good} and leave the column out, or make pairs of a better and a "
+            "worse answer to the same prompt. If it means something else, set data.format.",
+        )

@@ -1,0 +1,187 @@
+"""Examples as tokens, the same for training, for measuring and for what a trainer of TRL takes."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, dataclass, replace
+from typing import Any
+
+from smolmoe.alignment.chats import Turns
+from smolmoe.alignment.examples import Example
+from smolmoe.errors import DataError, RequestError
+
+
+@dataclass(frozen=True)
+class Row:
+    """One example in tokens.
+
+    Attributes:
+        prompt: ids, at least one.
+        chosen, rejected: ids of the answers, each with the end-of-text token at its end; `rejected` is empty in
+            supervised data.
+        example: what was tokenised.
+        chosen_loss, rejected_loss: of each token of the answers, whether it is learned; all of them where it is empty.
+    """
+
+    prompt: tuple[int, ...]
+    chosen: tuple[int, ...]
+    rejected: tuple[int, ...]
+    example: Example
+    chosen_loss: tuple[bool, ...] = ()
+    rejected_loss: tuple[bool, ...] = ()
+
+    @property
+    def tokens(self) -> int:
+        """Of all sequences that are made of it."""
+        sequences = 2 if self.rejected else 1
+        return sequences * len(self.prompt) + len(self.chosen) + len(self.rejected)
+
+
+@dataclass(frozen=True)
+class Dropped:
+    """Examples that were left out, by reason.
+
+    Attributes:
+        equal: pairs whose answers are the same.
+        too_long: examples that exceed the length; a prompt that were cut would be another prompt.
+        empty: examples without a prompt or without an answer, or whose answer is empty.
+        no_answer, no_prompt: chats without a turn of the assistant, or with nothing before it.
+        unknown_role: chats in which only a role that is not known could be the assistant's.
+        not_text: chats with images or other things that are no text.
+        weight_0: chats whose answers all have `weight: 0`.
+        prompts_differ: pairs whose answers follow different prompts.
+    """
+
+    equal: int = 0
+    too_long: int = 0
+    empty: int = 0
+    no_answer: int = 0
+    no_prompt: int = 0
+    unknown_role: int = 0
+    not_text: int = 0
+    weight_0: int = 0
+    prompts_differ: int = 0
+
+    def to_json(self) -> dict[str, int]:
+        """The first three, and the others where there are any."""
+        counts = asdict(self)
+        return {name: count for name, count in counts.items() if count or name in ("equal", "too_long", "empty")}
+
+    def one_more(self, reason: str) -> Dropped:
+        return replace(self, **{reason: getattr(self, reason) + 1})
+
+
+def tokenised(
+    examples: Sequence[Example], tokenizer: Any, length: int, *, field: str = "data.train"
+) -> tuple[list[Row], Dropped]:
+    """The examples in tokens, without those of which nothing can be learned.
+
+    Args:
+        length: tokens of a prompt and an answer at most.
+        field: what the error names.
+
+    Raises:
+        DataError: none is left.
+        RequestError: the tokenizer has no end-of-text token.
+    """
+    if tokenizer.eos_token_id is None:
+        raise RequestError(
+            "has no end-of-text token, so no answer could end.", field="tokenizer", value=type(tokenizer).__name__
+        )
+    rows: list[Row] = []
+    dropped = Dropped()
+    for example in examples:
+        if example.left_out is not None:
+            dropped = dropped.one_more(example.left_out)
+            continue
+        row = _row(example, tokenizer)
+        longest = len(row.prompt) + max(len(row.chosen), len(row.rejected))
+        is_empty = not row.prompt or not example.chosen.strip()
+        if is_empty:
+            dropped = dropped.one_more("empty")
+        elif row.chosen == row.rejected:
+            dropped = dropped.one_more("equal")
+        elif longest > length:
+            dropped = dropped.one_more("too_long")
+        else:
+            rows.append(row)
+    if not rows:
+        raise _none_left(dropped, length, field)
+    return rows, dropped
+
+
+def fingerprint(rows: Iterable[Row]) -> str:
+    """A hash of the training data, in order."""
+    digest = hashlib.sha256()
+    for row in rows:
+        loss = [row.chosen_loss, row.rejected_loss] if row.chosen_loss or row.rejected_loss else []
+        digest.update(json.dumps([row.prompt, row.chosen, row.rejected, *loss]).encode())
+    return digest.hexdigest()
+
+
+def _row(example: Example, tokenizer: Any) -> Row:
+    prompt = _without_end(list(tokenizer(example.prompt)["input_ids"]), tokenizer.eos_token_id)
+    chosen, chosen_loss = _turns(prompt, example.prompt, example.chosen, example.chosen_turns, tokenizer)
+    rejected: list[int] = []
+    rejected_loss: list[bool] = []
+    if example.rejected is not None:
+        rejected, rejected_loss = _turns(prompt, example.prompt, example.rejected, example.rejected_turns, tokenizer)
+    return Row(tuple(prompt), tuple(chosen), tuple(rejected), example, tuple(chosen_loss), tuple(rejected_loss))
+
+
+def _turns(ids: list[int], prompt: str, answer: str, turns: Turns, tokenizer: Any) -> tuple[list[int], list[bool]]:
+    """An answer's tokens, and which of them are learned; nothing of the latter where all are."""
+    if not turns:
+        return _answer(ids, prompt, answer, tokenizer), []
+    found: list[int] = []
+    loss: list[bool] = []
+    for text, is_learned in turns:
+        part = _following([*ids, *found], prompt, text, tokenizer)
+        prompt += text
+        found += part
+        loss += [is_learned] * len(part)
+    end = tokenizer.eos_token_id
+    whole = _without_end(found, end)
+    return [*whole, end], [*loss[: len(whole)], turns[-1][1]]
+
+
+def _answer(ids: list[int], prompt: str, answer: str, tokenizer: Any) -> list[int]:
+    """What follows the prompt's own tokens, which are those that the model is given when it answers."""
+    end = tokenizer.eos_token_id
+    return [*_without_end(_following(ids, prompt, answer, tokenizer), end), end]
+
+
+def _following(ids: list[int], before: str, text: str, tokenizer: Any) -> list[int]:
+    """The tokens of a text that follows another one, whose tokens are given."""
+    whole = list(tokenizer(before + text)["input_ids"])
+    if list(tokenizer("a")["input_ids"])[-1] == tokenizer.eos_token_id:  # put there by the tokenizer
+        whole = whole[:-1]
+    if whole[: len(ids)] == ids:
+        return whole[len(ids) :]
+    return list(tokenizer(text, add_special_tokens=False)["input_ids"])  # a token reaches over the boundary
+
+
+def _without_end(ids: list[int], end: int) -> list[int]:
+    while len(ids) > 1 and ids[-1] == end:
+        ids = ids[:-1]
+    return [] if ids == [end] else ids
+
+
+def _none_left(dropped: Dropped, length: int, field: str) -> DataError:
+    reasons = {
+        "are pairs of equal answers": dropped.equal,
+        f"are longer than {length} tokens": dropped.too_long,
+        "have no prompt or no answer": dropped.empty + dropped.no_answer + dropped.no_prompt,
+        "have no known assistant role": dropped.unknown_role,
+        "contain something other than text": dropped.not_text,
+        "have only answers of weight 0": dropped.weight_0,
+        "have answers to different prompts": dropped.prompts_differ,
+    }
+    said = ", ".join(f"{count} {what}" for what, count in reasons.items() if count)
+    if dropped.too_long >= max(dropped.equal, dropped.empty):
+        fix = "Set a larger data.length, up to the model's context, or use shorter rows."
+    else:
+        fix = "Use rows with two different answers." if dropped.equal else "Use rows with prompts and answers."
+    return DataError(f"no usable row: {said}.", field=field, value=sum(reasons.values()), fix=fix)

@@ -1,1 +1,0 @@
-"""`smolmoe bench`: how fast a checkpoint computes, what it takes, and what of it computes."""

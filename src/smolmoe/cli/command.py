@@ -1,0 +1,125 @@
+"""A command made of a public function: its options are the function's, and what is left to say is how to show it."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+import typer
+from typer.core import TyperGroup
+
+from smolmoe.cli.options import parameter, value_of
+from smolmoe.cli.output import Json, print_json, progress, quiet_libraries, tell
+from smolmoe.cli.spelling import as_options
+from smolmoe.errors import SmolmoeError
+from smolmoe.verbs.signature import fields_of
+
+
+class Grouped(TyperGroup):
+    """A group that lists its commands under headings, each with its whole summary."""
+
+    def format_commands(self, ctx: Any, formatter: Any) -> None:
+        panels: dict[str, list[tuple[str, str]]] = {}
+        for name in self.list_commands(ctx):
+            command = self.commands[name]
+            summary = (command.help or "").partition("\n")[0]
+            panels.setdefault(str(getattr(command, "rich_help_panel", "Commands")), []).append((name, summary))
+        for heading, rows in panels.items():
+            with formatter.section(heading):
+                formatter.write_dl(rows)
+
+
+Given = Mapping[str, Any]  # what the verb was called with
+POSITIONAL = inspect.Parameter.POSITIONAL_OR_KEYWORD
+
+
+def _plain(result: Any, given: Given) -> Any:
+    """A result as plain data: its own form, or the fields of a dataclass."""
+    return result.to_json() if hasattr(result, "to_json") else asdict(result)
+
+
+@dataclass(frozen=True)
+class Command:
+    """One command.
+
+    Attributes:
+        verb: the public function.
+        show: prints its result, given that and what was asked.
+        name: of the command, where it is not the function's.
+        only: the fields that are options; of a recipe file all others are set by --set.
+        as_options: what has a place among the function's arguments and is an option here.
+        names: option names that are not the field's.
+        read: field -> what makes its value of a text, where the type does not say it.
+        envvars: field -> environment variable.
+        to_json: what --json prints.
+        exit_code: of a result.
+        group: heading in `smolmoe --help`.
+    """
+
+    verb: Callable[..., Any]
+    show: Callable[[Any, Given], None]
+    name: str | None = None
+    only: tuple[str, ...] | None = None
+    as_options: tuple[str, ...] = ()
+    names: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    read: Mapping[str, Callable[[Any], Any]] = field(default_factory=dict)
+    envvars: Mapping[str, str] = field(default_factory=dict)
+    to_json: Callable[[Any, Given], Any] = _plain
+    exit_code: Callable[[Any, Given], int] = lambda result, given: 0
+    group: str | None = None
+
+    def add_to(self, app: typer.Typer) -> None:
+        """Make it a command of an app."""
+        app.command(self.name or self.verb.__name__.replace("_", "-"), rich_help_panel=self.group)(self.callback())
+
+    def callback(self) -> Callable[..., None]:
+        """The function that typer calls, with a parameter for each of the verb's fields."""
+        known = {name: each for name, each in fields_of(self.verb).items() if self.only is None or name in self.only}
+        parameters = [
+            parameter(
+                name,
+                info,
+                argument=place.kind is POSITIONAL and name not in self.as_options,
+                names=self.names.get(name, ()),
+                envvar=self.envvars.get(name),
+            )
+            for name, (place, info) in known.items()
+        ]
+
+        def call(**values: Any) -> None:
+            as_json = values.pop("as_json")
+            given = {name: value for name, value in values.items() if value is not None and value != []}
+            try:
+                for name, value in given.items():
+                    read = self.read.get(name)
+                    given[name] = value_of(name, value, known[name][1]) if read is None else read(value)
+                result = self._run(given, as_json)
+            except SmolmoeError as error:
+                as_options(error, parameters)
+                raise
+            print_json(self.to_json(result, given)) if as_json else self.show(result, given)
+            if code := self.exit_code(result, given):
+                raise typer.Exit(code)
+
+        json = inspect.Parameter("as_json", inspect.Parameter.KEYWORD_ONLY, default=False, annotation=Json)
+        call.__signature__ = inspect.Signature([*parameters, json])  # type: ignore[attr-defined]
+        call.__annotations__ = {one.name: one.annotation for one in (*parameters, json)}
+        call.__doc__ = _help(self.verb)
+        call.__name__ = self.verb.__name__
+        call.verb = self.verb  # type: ignore[attr-defined]
+        return call
+
+    def _run(self, given: dict[str, Any], as_json: bool) -> Any:
+        quiet_libraries()
+        if "report" not in inspect.signature(self.verb).parameters:
+            return self.verb(**given)
+        with tell(show=not as_json), progress(show=not as_json) as report:
+            return self.verb(**given, report=report)
+
+
+def _help(verb: Callable[..., Any]) -> str:
+    """The docstring up to its sections, which are for Python."""
+    text = inspect.getdoc(verb) or ""
+    return "\n\n".join(part for part in text.split("\n\n") if not part.startswith(("Args:", "Raises:", "Returns:")))

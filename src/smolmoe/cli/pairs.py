@@ -1,0 +1,43 @@
+"""align pairs: preference pairs from a model's own answers."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from smolmoe.cli.command import Command
+from smolmoe.cli.output import print_rows, unescaped
+from smolmoe.core import units
+from smolmoe.verbs import train
+
+if TYPE_CHECKING:
+    from smolmoe.alignment.pairs import PairsReport
+
+
+def show_pairs(result: PairsReport, out: Path) -> None:
+    """What became of the prompts."""
+    short = "" if result.prompts == result.asked else f" (asked for {result.asked}; the data has no more)"
+    print(f"{result.pairs} pairs of {result.prompts} prompts{short}: {out / 'pairs.jsonl'}")
+    first, second = result.temperatures
+    print_rows(
+        [
+            ("ties", f"{result.ties} equally near, {result.same} the same text twice"),
+            ("preferred", f"temperature {first}: {result.wins[0]}, temperature {second}: {result.wins[1]}"),
+            ("distance", f"{result.distance_chosen:.1f} characters chosen, {result.distance_rejected:.1f} rejected"),
+            ("cut short", f"{result.cut} of {2 * result.prompts} answers"),
+            (
+                "sampled",
+                f"{result.new_tokens} tokens in {units.duration(result.seconds)}, "
+                f"{result.tokens_per_second:.0f} a second",
+            ),
+        ]
+    )
+
+
+COMMAND = Command(
+    train.make_pairs,
+    lambda result, given: show_pairs(result, given["out"]),
+    name="pairs",
+    names={"template": ("--template", "--prompt-template")},
+    read={"template": unescaped},
+)

@@ -1,0 +1,54 @@
+"""report: one page on everything that was made and measured."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from smolmoe.cli.command import Command, Given
+from smolmoe.cli.output import print_rows
+from smolmoe.core import units
+from smolmoe.verbs import ship
+
+if TYPE_CHECKING:
+    from smolmoe.reports.overview import Overview
+
+
+def _parts(found: Overview) -> tuple[dict[str, str], int]:
+    """What is missing and the command that makes it; how many sections there are."""
+    from smolmoe.reports.overview_sections import sections
+
+    parts = sections(found)
+    return {part.title: part.command for part in parts if not part.html}, len(parts)
+
+
+def show_report(found: Overview, given: Given) -> None:
+    """Where the page is, its answers, and what is missing."""
+    from smolmoe.reports.overview_summary import answers
+
+    missing, count = _parts(found)
+    page = Path(given["out"])
+    print(f"{page}: {units.size(page.stat().st_size)}, {count - len(missing)} of {count} sections")
+    print_rows([(answer.question, f"{answer.headline}. {answer.sentence}") for answer in answers(found)])
+    if missing:
+        print("Missing, and what makes it:")
+        print_rows(list(missing.items()))
+
+
+def _to_json(found: Overview, given: Given) -> dict[str, Any]:
+    from smolmoe.reports.overview_summary import answers
+
+    said = {answer.question: f"{answer.headline}. {answer.sentence}" for answer in answers(found)}
+    page = Path(given["out"])
+    head = {"schema_version": 1, "kind": "report", "page": str(page), "bytes": page.stat().st_size}
+    return head | {"answers": said, "found": found.to_json(), "missing": _parts(found)[0]}
+
+
+COMMAND = Command(
+    ship.report,
+    show_report,
+    as_options=("out",),
+    names={"out": ("--out", "-o")},
+    to_json=_to_json,
+    group="Ship",
+)

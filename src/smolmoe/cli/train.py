@@ -1,0 +1,79 @@
+"""train: one training run."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from smolmoe.cli.command import Command, Given
+from smolmoe.cli.output import print_rows
+from smolmoe.core import units
+from smolmoe.verbs import train
+
+if TYPE_CHECKING:
+    from smolmoe.training.estimate import Estimate
+    from smolmoe.training.run import TrainResult
+
+
+def _show_estimate(out: str, costs: Estimate) -> None:
+    model = costs.size
+    print(f"would write {out}")
+    rows = [("parameters", f"{units.parameters(model.total)} total, {units.parameters(model.active)} active per token")]
+    if costs.steps > 0:
+        rows += [
+            ("steps", f"{costs.steps:,}"),
+            ("tokens", units.tokens(costs.tokens)),
+            ("FLOPs", units.flops(costs.flops)),
+        ]
+    else:
+        rows.append(("steps", "known once the text is read (trainer.max_steps is not given)"))
+    rows.append(("memory", f"about {units.size(costs.memory_bytes)}"))
+    if costs.steps > 0:
+        rows.append(("time", f"about {units.duration(costs.seconds)} on this machine"))
+    print_rows(rows)
+    for found in costs.findings:
+        print(found)
+
+
+def _show_trained(result: TrainResult) -> None:
+    from smolmoe.verification.findings import Finding
+
+    summary = result.summary
+    held_out, best = summary["held_out"], summary["best"]
+    print(f"{result.out}: {units.parameters(summary['parameters']['total'])} parameters, {summary['steps']:,} steps")
+    by_domain = ", ".join(f"{domain} {loss:.4f}" for domain, loss in held_out["by_domain"].items())
+    print_rows(
+        [
+            ("tokens", f"{units.tokens(summary['tokens'])} in {units.duration(summary['train_seconds'])}"),
+            ("device", "{device} ({name})".format(**summary["device"])),
+            ("held-out loss", f"{held_out['loss']:.4f} nats a token on {held_out['tokens']:,} ({by_domain})"),
+            *_change_rows(summary),
+            ("model", result.model),
+            (
+                "best",
+                f"{result.best or 'no checkpoint of it'} (step {best['step']:,}, held-out loss {best['loss']:.4f})",
+            ),
+        ]
+    )
+    for found in summary.get("findings", ()):
+        print(Finding(**found))
+    for sample in summary["samples"]:
+        print(f"\n--- {sample['prompt']}{sample['text']}")
+
+
+def _change_rows(summary: dict[str, Any]) -> list[tuple[str, object]]:
+    """What became of the held-out loss, where it was measured on the same documents before."""
+    if "change" not in summary:
+        return []
+    from smolmoe.evaluation.held_out import Change
+
+    change = Change.from_json(summary["change"])
+    return [("before", f"{change.before:.4f} nats a token"), ("change", change)]
+
+
+def show_training(found: TrainResult | Estimate, given: Given) -> None:
+    """What it would cost, or what came out."""
+    _show_estimate(str(found.out), found) if given.get("dry_run") else _show_trained(found)  # type: ignore[arg-type]
+
+
+OPTIONS = ("recipe", "set", "out", "device", "seed", "resume", "overwrite", "dry_run")
+COMMAND = Command(train.train, show_training, only=OPTIONS, group="Train")

@@ -1,0 +1,65 @@
+"""verify: the files of an MoE against its dense source."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from smolmoe.cli.command import Command
+from smolmoe.cli.output import print_rows
+from smolmoe.verbs import measure
+
+if TYPE_CHECKING:
+    from smolmoe.verification.verify import Verification
+
+
+def show_verification(result: Verification) -> None:
+    """The measurements, the verdict last."""
+    logits, control, decoding = result.logits, result.control, result.decoding
+    tokens = f"{sum(result.lengths)} tokens in {len(result.lengths)} sequences of {result.text}"
+    print(f"Verified on the files as written: against {result.reference}, in float32, {tokens}")
+    rows: list[tuple[str, object]] = [
+        (
+            "logits",
+            f"max |Δ| {logits.max_abs:.2g}, mean |Δ| {logits.mean_abs:.2g} (largest logit {logits.max_logit:.3g})",
+        ),
+        ("per sequence", f"max |Δ| {' '.join(f'{value:.1g}' for value in logits.per_sequence)}"),
+        ("KL, top-1", f"{max(logits.kl, 0):.2g} nats, {logits.top1:.2%} the same favourite"),
+        ("loss", f"{logits.dense_loss:.4f} dense, {logits.loss:.4f} MoE (Δ {logits.delta_loss:+.2g})"),
+        ("padded left, right", f"max |Δ| {result.padding.left:.2g}, {result.padding.right:.2g}"),
+        ("with KV cache", _decoded(decoding.equal, decoding.new_tokens, decoding.first_difference, decoding.max_abs)),
+        ("random experts", f"loss {control.loss:.4f}, max |Δ| {control.max_abs:.2g}: what the copied FFNs are worth"),
+    ]
+    errors = [error for error in result.ffn_error if error is not None]
+    if errors:
+        rows.append(("FFN error by layer", " ".join(f"{error:.2g}" for error in errors)))
+    if result.half is not None:
+        half = result.half
+        rows.append(
+            (
+                f"in {half.dtype}",
+                f"mean |Δ| {half.mean_abs:.2g}, the dense model's own noise {half.noise_mean_abs:.2g}; "
+                f"{half.flips:.2%} of choices flip"
+                + ("" if half.incomplete_groups is None else f", {half.incomplete_groups:.2%} incomplete groups"),
+            )
+        )
+    print_rows(rows)
+    failed = [check for check in result.checks if not check.passed]
+    for check in failed:
+        print(f"  FAILED {check.name}: measured {check.measured:.3g}, limit {check.limit:.3g}. {check.meaning}")
+    verdict = "holds" if not failed else "does NOT hold"
+    print(
+        f"The claim ({result.claim.kind}) {verdict}: {len(result.checks) - len(failed)} of {len(result.checks)} checks."
+    )
+
+
+def _decoded(equal: bool, count: int, first: int | None, difference: float) -> str:
+    tokens = f"{count} greedy tokens equal" if equal else f"greedy tokens differ from new token {first} on"
+    return f"{tokens}, max |Δ| {difference:.2g}"
+
+
+COMMAND = Command(
+    measure.verify,
+    lambda result, given: show_verification(result),
+    exit_code=lambda result, given: 0 if result.passed else 1,
+    group="Measure",
+)

@@ -1,0 +1,72 @@
+"""Where to compute: what `device` may say, what this machine has, and what that is called."""
+
+from __future__ import annotations
+
+import os
+import platform
+import re
+from pathlib import Path
+from typing import Any
+
+from smolmoe.errors import RequestError
+
+_WORDS = "auto, cpu, cuda, cuda:N or mps"
+_FORM = re.compile(r"auto|cpu|cuda(:\d+)?|mps")
+
+
+def kind(device: str) -> str:
+    """cpu, cuda or mps."""
+    return device.partition(":")[0]
+
+
+def pick_device(asked: str | None) -> str:
+    """The device asked for, as torch calls it; of None and auto the best there is: cuda, mps, cpu.
+
+    Raises:
+        RequestError: no name of a device, or it is not here; says what is.
+    """
+    import torch
+
+    gpus = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    there = [*(["cuda"] if gpus else []), *(["mps"] if torch.backends.mps.is_available() else []), "cpu"]
+    if asked in (None, "auto"):
+        return there[0]
+    assert asked is not None
+    if not _FORM.fullmatch(asked):
+        raise RequestError(f"must be {_WORDS}.", field="device", value=asked, fix=_use(there, gpus))
+    if kind(asked) not in there or (":" in asked and int(asked.partition(":")[2]) >= gpus):
+        raise RequestError("is not available on this machine.", field="device", value=asked, fix=_use(there, gpus))
+    try:
+        torch.empty(1, device=asked)
+    except (RuntimeError, AssertionError) as error:  # there, and out of order or taken by somebody else
+        said = str(error).partition("\n")[0].rstrip(".")
+        raise RequestError(f"cannot be used: {said}.", field="device", value=asked, fix="Use cpu.") from error
+    return asked
+
+
+def _use(there: list[str], gpus: int) -> str:
+    names = [name for device in there for name in ([device] if device != "cuda" or gpus < 2 else _numbered(gpus))]
+    return f"Use {', '.join(names)}, which this machine has."
+
+
+def _numbered(gpus: int) -> list[str]:
+    return ["cuda", *(f"cuda:{index}" for index in range(gpus))]
+
+
+def device_name(device: str) -> str:
+    """What the hardware is called."""
+    import torch
+
+    if kind(device) == "cuda":
+        return torch.cuda.get_device_name(device)
+    info = Path("/proc/cpuinfo")
+    if kind(device) == "cpu" and info.is_file():
+        for line in info.read_text(encoding="utf-8").splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    return platform.processor() or platform.machine() or os.name
+
+
+def facts(device: str) -> dict[str, Any]:
+    """What a record says of where it was computed: `device` as torch calls it, and the hardware's `name`."""
+    return {"device": device, "name": device_name(device)}

@@ -1,0 +1,1 @@
+"""`smolmoe distill`: a teacher's logits, cached on disk for training."""

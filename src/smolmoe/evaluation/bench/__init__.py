@@ -1,0 +1,1 @@
+"""`smolmoe bench`: speed, memory and FLOPs of a checkpoint."""

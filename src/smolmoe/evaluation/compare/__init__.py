@@ -1,0 +1,1 @@
+"""`smolmoe compare`: models on the same held-out text, with costs, intervals and a verdict."""

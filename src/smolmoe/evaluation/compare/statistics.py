@@ -1,0 +1,87 @@
+"""Intervals and tests for models judged on the same documents, with a seed or several each."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.special import stdtrit
+
+from smolmoe.core.statistics import ends, resample
+from smolmoe.evaluation.held_out import DocumentLosses, paired_difference
+from smolmoe.evaluation.text_metrics import DRAWS
+from smolmoe.results.comparison import Difference, Estimate, Span
+
+SWAPS = 9_999  # random ones, of the test
+SWAPS_AT_ONCE = 1 << 22  # documents times swaps held in memory
+Floats = NDArray[np.float64]
+
+
+def estimate(sums: Floats, weights: Sequence[int]) -> Estimate:
+    """The mean of a figure over all that the documents hold, the seeds weighted alike.
+
+    Args:
+        sums: of the figure over each document, for each seed [S, D].
+        weights: what to divide by: tokens or bytes of each document [D].
+    """
+    held: Floats = np.asarray(weights, dtype=np.float64)
+    each = sums.sum(axis=1) / held.sum()
+    draws = resample(len(weights), DRAWS, np.random.default_rng(0))
+    low, high = ends(draws @ sums.mean(axis=0) / (draws @ held))
+    return Estimate(float(each.mean()), Span(float(low), float(high)), over_seeds(each.tolist()))
+
+
+def difference(first: Floats, second: Floats, weights: Sequence[int]) -> Difference:
+    """`first` less `second`, as sums over the same documents [S, D] and [S', D].
+
+    Where both have several seeds, the same number, the n-th of one is compared with the n-th of the other. A model of
+    one seed is compared with all seeds of the other.
+    """
+    per_document, names = tuple(map(int, weights)), ("",) * len(weights)
+    a, b = (DocumentLosses(tuple(side.mean(axis=0).tolist()), per_document, names) for side in (first, second))
+    value, low, high = paired_difference(a, b)
+    gaps = (first.sum(axis=1) - second.sum(axis=1)) / sum(per_document)
+    p = swap_test(first.mean(axis=0) - second.mean(axis=0))
+    return Difference(value, Span(low, high), p, over_seeds(gaps.tolist()), len(per_document))
+
+
+def over_seeds(values: Sequence[float]) -> Span | None:
+    """The 95% interval of the mean by Student's t; None of a single value."""
+    count = len(values)
+    if count < 2:
+        return None
+    mean = math.fsum(values) / count
+    deviation = math.sqrt(math.fsum((value - mean) ** 2 for value in values) / (count - 1))
+    half = float(stdtrit(count - 1, 0.975)) * deviation / math.sqrt(count)
+    return Span(mean - half, mean + half)
+
+
+def swap_test(gaps: Floats, *, seed: int = 0) -> float:
+    """p of two models being alike: how often swapping them in random documents gives a gap as wide.
+
+    Args:
+        gaps: of the two models' sums, for each document [D].
+    """
+    rng = np.random.default_rng(seed)
+    # Sums of the same numbers in another order differ in their last digits.
+    observed = abs(gaps.sum()) - 1e-9 * np.abs(gaps).sum()
+    wider, left = 0, SWAPS
+    while left:
+        count = min(left, max(1, SWAPS_AT_ONCE // len(gaps)))
+        signs = rng.integers(0, 2, size=(count, len(gaps)), dtype=np.int8) * 2.0 - 1.0
+        wider += int((np.abs(signs @ gaps) >= observed).sum())
+        left -= count
+    return (1 + wider) / (1 + SWAPS)
+
+
+def mapped(found: Estimate, scale: float = 1.0, *, exponential: bool = False) -> Estimate:
+    """An estimate times `scale`, or the exponential of it; its intervals with it."""
+
+    def of(value: float) -> float:
+        return math.exp(value) if exponential else value * scale
+
+    spans = [None if span is None else Span(of(span.low), of(span.high)) for span in (found.documents, found.seeds)]
+    assert spans[0] is not None
+    return Estimate(of(found.value), spans[0], spans[1])

@@ -1,0 +1,302 @@
+"""Loss on held-out documents: the same tokens, in the same windows, for every model that is compared."""
+
+from __future__ import annotations
+
+import math
+import random
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    import torch
+
+    from smolmoe.moe.routing import RoutingCapture
+
+IGNORED = -100
+
+
+@dataclass(frozen=True)
+class HeldOut:
+    """Windows of held-out documents.
+
+    Attributes:
+        windows: token ids; a window predicts all its tokens but the first.
+        owners: for each window, the index of its document.
+        domains: for each document, its domain.
+    """
+
+    windows: tuple[tuple[int, ...], ...]
+    owners: tuple[int, ...]
+    domains: tuple[str, ...]
+
+    @property
+    def tokens(self) -> int:
+        """Predicted tokens."""
+        return sum(len(window) - 1 for window in self.windows)
+
+    @property
+    def sha256(self) -> str:
+        """Of the windows: equal for the same text, cut by the same tokenizer."""
+        from hashlib import sha256
+
+        return sha256(repr((self.windows, self.owners)).encode()).hexdigest()
+
+
+@dataclass(frozen=True)
+class DocumentLosses:
+    """Negative log-likelihood in nats, summed over the tokens of each document; `tokens` counts them.
+
+    `counts` [L, E] are the choices of an MoE's routers on those tokens, where they were recorded; `text` is the hash of
+    the windows.
+    """
+
+    nll: tuple[float, ...]
+    tokens: tuple[int, ...]
+    domains: tuple[str, ...]
+    counts: torch.Tensor | None = None
+    text: str | None = None
+
+    @property
+    def loss(self) -> float:
+        """Nats a token."""
+        return sum(self.nll) / sum(self.tokens)
+
+    @property
+    def by_domain(self) -> dict[str, float]:
+        """Nats a token in each domain."""
+        return {domain: self._part(domain) for domain in sorted(set(self.domains))}
+
+    def _part(self, domain: str) -> float:
+        chosen = [index for index, name in enumerate(self.domains) if name == domain]
+        return sum(self.nll[index] for index in chosen) / sum(self.tokens[index] for index in chosen)
+
+    def part(self, domain: str | None) -> DocumentLosses:
+        """Those of one domain; None for all."""
+        at = [index for index, name in enumerate(self.domains) if domain is None or name == domain]
+        nll, tokens = tuple(self.nll[index] for index in at), tuple(self.tokens[index] for index in at)
+        return DocumentLosses(nll, tokens, tuple(self.domains[index] for index in at))
+
+    def to_json(self) -> dict[str, Any]:
+        return {"loss": self.loss, "by_domain": self.by_domain, "tokens": sum(self.tokens)}
+
+    def documents_json(self) -> dict[str, Any]:
+        """What `from_json` reads."""
+        return {"nll": self.nll, "tokens": self.tokens, "domains": self.domains, "text": self.text}
+
+    @classmethod
+    def from_json(cls, values: Mapping[str, Any]) -> DocumentLosses:
+        found = tuple(values["nll"]), tuple(values["tokens"]), tuple(values["domains"])
+        return cls(*found, text=values.get("text"))
+
+
+def same_text(a: Mapping[str, Any], b: Mapping[str, Any]) -> bool:
+    """Whether two `documents_json` were measured on the same documents and tokens; older ones have no hash of them."""
+    texts = {text for text in (a.get("text"), b.get("text")) if text}
+    return len(texts) < 2 and all(list(a[key]) == list(b[key]) for key in ("tokens", "domains"))
+
+
+def cut_windows(
+    token_ids: Sequence[Sequence[int]],
+    domains: Sequence[str],
+    *,
+    length: int,
+    start: int,
+    budget: int,
+    per_document: int,
+) -> HeldOut:
+    """Windows of whole held-out documents, about `budget` tokens of each domain.
+
+    Every document begins anew: with the `start` token, and without the documents before it.
+
+    Args:
+        token_ids: of each document.
+        domains: of each document.
+        length: the most tokens a window predicts.
+        start: the token that precedes a document, usually end-of-text.
+        budget: tokens to predict in each domain; documents are taken in order until it is reached.
+        per_document: the most tokens to predict of one document, so that no long one decides for its domain.
+    """
+    spent = dict.fromkeys(domains, 0)
+    windows: list[tuple[int, ...]] = []
+    owners: list[int] = []
+    kept: list[str] = []
+    for ids, domain in zip(token_ids, domains, strict=True):
+        if spent[domain] >= budget or not ids:
+            continue
+        text = [start, *ids[:per_document]]
+        cuts = range(0, len(text) - 1, length)
+        windows += [tuple(text[cut : cut + length + 1]) for cut in cuts]
+        owners += [len(kept)] * len(cuts)
+        kept.append(domain)
+        spent[domain] += len(text) - 1
+    return HeldOut(tuple(windows), tuple(owners), tuple(kept))
+
+
+def document_losses(
+    model: Any, held_out: HeldOut, *, batch: int = 16, capture: RoutingCapture | None = None
+) -> DocumentLosses:
+    """The loss of a causal language model on each held-out document, in the model's own dtype.
+
+    Windows of like length share a batch [B, S]; what fills the shorter ones up comes after their text, where no causal
+    model sees it, and is not counted.
+
+    Args:
+        capture: of the model's routers, not active; with it the choices of experts are counted, too.
+    """
+    import torch
+
+    counts: list[torch.Tensor] = []
+    nll = [0.0] * len(held_out.domains)
+    tokens = [0] * len(held_out.domains)
+    was_training = model.training
+    model.eval()
+    order = sorted(range(len(held_out.windows)), key=lambda index: len(held_out.windows[index]))
+    with torch.no_grad():
+        for first in range(0, len(order), batch):
+            chosen = order[first : first + batch]
+            inputs, targets = _batch([held_out.windows[index] for index in chosen], model.device)
+            with _counting(capture, targets != IGNORED, counts):
+                logits = model(input_ids=inputs, use_cache=False).logits.float()
+            losses = torch.nn.functional.cross_entropy(
+                logits.transpose(1, 2), targets, ignore_index=IGNORED, reduction="none"
+            )
+            sums = losses.double().sum(dim=1).tolist()
+            for index, total in zip(chosen, sums, strict=True):
+                nll[held_out.owners[index]] += total
+                tokens[held_out.owners[index]] += len(held_out.windows[index]) - 1
+    model.train(was_training)
+    chosen_counts = sum(counts) if counts else None
+    return DocumentLosses(tuple(nll), tuple(tokens), held_out.domains, chosen_counts, held_out.sha256)  # type: ignore[arg-type]
+
+
+@contextmanager
+def _counting(capture: RoutingCapture | None, keep: torch.Tensor, counts: list[torch.Tensor]) -> Iterator[None]:
+    """Adds the choices [L, E] made within, on the tokens to keep [B, S], to `counts`."""
+    if capture is None:
+        yield
+        return
+    import torch
+
+    capture.clear()
+    capture.keep = keep.flatten()
+    with capture:
+        yield
+    capture.keep = None
+    routings = [capture.routing(layer) for layer in capture.layers]
+    capture.clear()
+    counts.append(torch.stack([routing.chosen().sum(0) for routing in routings]).cpu())
+
+
+def _batch(windows: Sequence[Sequence[int]], device: Any) -> tuple[torch.Tensor, torch.Tensor]:
+    """Inputs and targets [B, S], filled up on the right."""
+    import torch
+
+    longest = max(len(window) for window in windows) - 1
+    inputs = torch.zeros(len(windows), longest, dtype=torch.long)
+    targets = torch.full((len(windows), longest), IGNORED)
+    for row, window in enumerate(windows):
+        inputs[row, : len(window) - 1] = torch.tensor(window[:-1])
+        targets[row, : len(window) - 1] = torch.tensor(window[1:])
+    return inputs.to(device), targets.to(device)
+
+
+@dataclass(frozen=True)
+class Change:
+    """What became of a held-out loss, on the same documents.
+
+    Attributes:
+        before, after: nats a token.
+        low, high: of the 95% interval of the difference; None of a single document.
+    """
+
+    before: float
+    after: float
+    low: float | None
+    high: float | None
+
+    @property
+    def nats(self) -> float:
+        """After minus before: below 0 is better."""
+        return self.after - self.before
+
+    @property
+    def verdict(self) -> str:
+        """better, worse, or unclear where the interval holds 0."""
+        low, high = (self.nats, self.nats) if self.low is None or self.high is None else (self.low, self.high)
+        return "better" if high < 0 else "worse" if low > 0 else "unclear"
+
+    @property
+    def perplexity_percent(self) -> float:
+        """Of the perplexity before."""
+        return 100 * math.expm1(min(self.nats, 700.0))
+
+    def to_json(self) -> dict[str, Any]:
+        return asdict(self) | {
+            "nats": self.nats,
+            "perplexity_percent": self.perplexity_percent,
+            "verdict": self.verdict,
+        }
+
+    @classmethod
+    def from_json(cls, values: Mapping[str, Any]) -> Change:
+        return cls(*(values[name] for name in ("before", "after", "low", "high")))
+
+    def __str__(self) -> str:
+        ends = "" if self.low is None else f" (95% interval {self.low:+.4f} to {self.high:+.4f})"
+        word = {"better": "better", "worse": "WORSE", "unclear": "no difference seen"}[self.verdict]
+        return f"{word}: {self.nats:+.4f} nats a token{ends}, perplexity {self.perplexity_percent:+.1f}%"
+
+
+def change(before: DocumentLosses, after: DocumentLosses) -> Change:
+    """What became of the loss on the same documents; the interval is that of `paired_difference`.
+
+    Raises:
+        ValueError: the losses are not of the same documents.
+    """
+    draws = 1000 if len(after.tokens) <= 2000 else 200  # seconds, not minutes, with many documents
+    _, low, high = paired_difference(after, before, draws=draws)
+    alone = len(after.tokens) < 2
+    return Change(before.loss, after.loss, None if alone else low, None if alone else high)
+
+
+def paired_difference(
+    a: DocumentLosses, b: DocumentLosses, *, draws: int = 1000, seed: int = 0
+) -> tuple[float, float, float]:
+    """Loss of `a` minus loss of `b` on the same documents, with the 95% interval of a bootstrap over documents.
+
+    Args:
+        a, b: losses of two models on the same documents.
+        draws: bootstrap samples.
+
+    Returns:
+        The difference, and the interval's low and high end, in nats a token. The interval says how far the choice of
+        documents matters; it says nothing about another seed.
+    """
+    value, means = _drawn(a, b, draws, seed)
+    means.sort()
+    return value, means[int(0.025 * draws)], means[int(0.975 * draws) - 1]
+
+
+def difference_of_differences(
+    a: tuple[DocumentLosses, DocumentLosses], b: tuple[DocumentLosses, DocumentLosses], *, draws: int = 1000
+) -> tuple[float, float, float]:
+    """`paired_difference` of `a` less that of `b`, where these are on other documents; each is resampled separately."""
+    (first, drawn), (second, others) = _drawn(*a, draws, 0), _drawn(*b, draws, 1)
+    means = sorted(x - y for x, y in zip(drawn, others, strict=True))
+    return first - second, means[int(0.025 * draws)], means[int(0.975 * draws) - 1]
+
+
+def _drawn(a: DocumentLosses, b: DocumentLosses, draws: int, seed: int) -> tuple[float, list[float]]:
+    """Loss of `a` minus loss of `b`, and the same on resampled documents."""
+    if a.tokens != b.tokens:
+        raise ValueError("the losses are not of the same documents")
+    count = len(a.tokens)
+    gaps = [x - y for x, y in zip(a.nll, b.nll, strict=True)]
+    rng = random.Random(seed)
+    means = []
+    for _ in range(draws):
+        chosen = rng.choices(range(count), k=count)
+        means.append(sum(gaps[index] for index in chosen) / sum(a.tokens[index] for index in chosen))
+    return sum(gaps) / sum(a.tokens), means

@@ -1,1 +1,0 @@
-"""GGUF files: what llama.cpp can compute, its own converter, and llama.cpp itself."""

@@ -1,0 +1,147 @@
+"""What a written checkpoint is, from its files alone: class, sizes, claim, what was measured, where it comes from."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from smolmoe.core.checkpoint import FLOAT_DTYPES, open_checkpoint
+from smolmoe.core.model_config import read_config
+from smolmoe.core.provenance import read_provenance
+from smolmoe.families import MOE_TARGETS, MoeTarget
+from smolmoe.families.architecture import architecture_of
+
+_COUNTS = ("num_experts", "num_local_experts", "n_routed_experts")
+# A path from the root, a home or a drive; not what follows a scheme or stands inside a relative one.
+_PATH = re.compile(r"(?<![\w.:/\\<-])(?:~?/|[A-Za-z]:[\\/])[^\s'\"`,;|<>()\[\]{}]*[^\s'\"`,;|<>()\[\]{}.]")
+
+
+@dataclass(frozen=True)
+class ModelFacts:
+    """A checkpoint folder, read.
+
+    Attributes:
+        folder: where it is.
+        config, provenance: what config.json and smolmoe.json say; the latter is empty of a model that is not ours.
+        total: parameters in the files.
+        nbytes: of the weight files.
+        dtypes: of the weights, the most frequent first.
+        native_class: it loads without custom code.
+    """
+
+    folder: Path
+    config: Mapping[str, Any]
+    provenance: Mapping[str, Any]
+    total: int
+    nbytes: int
+    dtypes: Sequence[str]
+
+    @classmethod
+    def read(cls, folder: Path) -> ModelFacts:
+        """Read a checkpoint's headers and words; no weight is read.
+
+        Raises:
+            SourceError, CheckpointError: it is no checkpoint, or of a schema that is not read here.
+        """
+        checkpoint = open_checkpoint(folder, field="model")
+        config = read_config(checkpoint.folder, "model")
+        sizes: dict[str, int] = {}
+        for info in checkpoint.tensors.values():
+            count = 1
+            for length in info.shape:
+                count *= length
+            sizes[info.dtype] = sizes.get(info.dtype, 0) + count
+        return cls(
+            folder=Path(folder),
+            config=config,
+            provenance=read_provenance(Path(folder)),
+            total=sum(sizes.values()),
+            nbytes=sum(path.stat().st_size for path in checkpoint.files()),
+            dtypes=[FLOAT_DTYPES.get(code, code) for code in sorted(sizes, key=lambda code: -sizes[code])],
+        )
+
+    @property
+    def name(self) -> str:
+        """The folder's name; of a run's `model` the run's."""
+        folder = self.folder.resolve()
+        if folder.name == "best" and (folder.parent / "run.json").is_file():
+            return f"{folder.parent.name}-best"
+        return folder.parent.name if folder.name == "model" else folder.name
+
+    @property
+    def architecture(self) -> str:
+        return architecture_of(self.config) or "unknown class"
+
+    @property
+    def target(self) -> MoeTarget | None:
+        """The MoE class among those that we write; None for others, dense ones among them."""
+        return next((target for target in MOE_TARGETS.values() if target.architecture == self.architecture), None)
+
+    @property
+    def needs_code(self) -> bool:
+        """It loads through Python code in its folder."""
+        return self.target is not None and self.target.name == "generic"
+
+    @property
+    def experts(self) -> int | None:
+        """E; None of a dense model."""
+        return next((int(self.config[key]) for key in _COUNTS if self.config.get(key)), None)
+
+    @property
+    def top_k(self) -> int | None:
+        return self.config.get("num_experts_per_tok") if self.experts else None
+
+    @property
+    def active(self) -> int | None:
+        """Parameters that a token uses; None where it was not counted."""
+        return self.parameters.get("active") or (None if self.experts else self.total)
+
+    @cached_property
+    def parameters(self) -> dict[str, int]:
+        """What was counted when it was made: total, active, and both without embeddings where that is known."""
+        found = dict(self.provenance.get("parameters") or self.measured.get("parameters") or {})
+        return {key: found[key] for key in _COUNTED if isinstance(found.get(key), int)}
+
+    @property
+    def measured(self) -> Mapping[str, Any]:
+        """What was measured after it was written."""
+        return self.provenance.get("measured") or {}
+
+    @property
+    def stage(self) -> str | None:
+        return self.provenance.get("stage")
+
+    @property
+    def base(self) -> str | None:
+        """Hub id of the model at its root, where there is one."""
+        found = (self.provenance.get("origin") or {}).get("model")
+        return found if isinstance(found, str) and re.fullmatch(r"[\w.-]+/[\w.-]+", found) else None
+
+
+_COUNTED = ("total", "active", "total_without_embeddings", "active_without_embeddings")
+
+
+def without_places(value: Any) -> Any:
+    """Plain data with this machine's absolute paths cut to their last part: `/home/me/dense` becomes `…/dense`."""
+    if isinstance(value, str):
+        return _PATH.sub(lambda found: "…/" + re.split(r"[\\/]", found[0].rstrip("/\\"))[-1], value)
+    if isinstance(value, Mapping):
+        return {key: without_places(inner) for key, inner in value.items()}
+    if isinstance(value, list | tuple):
+        return [without_places(inner) for inner in value]
+    return value
+
+
+def places(value: Any, at: str = "") -> list[str]:
+    """Keys under which absolute paths stand, such as `verification.dense`."""
+    if isinstance(value, str):
+        return [at] if _PATH.search(value) else []
+    if isinstance(value, Mapping):
+        return [found for key, inner in value.items() for found in places(inner, f"{at}.{key}" if at else str(key))]
+    if isinstance(value, list | tuple):
+        return [found for key, inner in enumerate(value) for found in places(inner, f"{at}[{key}]")]
+    return []

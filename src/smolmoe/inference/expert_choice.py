@@ -1,0 +1,283 @@
+"""The secretary: from a prompt to the expert that should answer it, without reading the other experts.
+
+The routers themselves are asked, layer by layer, on the prompt. A router needs the layers before it, so of each layer
+the shared part is read and, for its FFN, only the experts that are ahead so far: when the choice settles early, that is
+all that is read, and after the last router that has a say nothing is.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from smolmoe.errors import RequestError, SourceError
+from smolmoe.moe.names import expert_names, find_experts, group_by_name, named_layers
+
+if TYPE_CHECKING:
+    import torch
+
+    from smolmoe.inference.selective import SelectiveModel, TensorBytes
+
+AUTO = "auto"
+MOST_TOKENS = 512  # of a prompt, its last: more decide nothing and cost time
+
+
+@dataclass(frozen=True)
+class LayerVote:
+    """What one layer's router says about a prompt.
+
+    Attributes:
+        layer: index of the decoder layer.
+        counts: whether it takes part in the decision.
+        shares: name -> probability, geometric mean over the prompt's tokens, summing to 1.
+        read: the name whose experts were read to continue to the next layer; None if it ended here.
+    """
+
+    layer: int
+    counts: bool
+    shares: dict[str, float]
+    read: str | None
+
+
+@dataclass(frozen=True)
+class Choice:
+    """Which expert a prompt calls for.
+
+    Attributes:
+        name: the best name; "expert 3" for an expert without one.
+        experts: its experts.
+        confidence: its share.
+        shares: name -> share, the highest first, summing to 1: the geometric mean, over tokens and deciding layers, of
+            the probability that the router gives a token to any of the name's experts. That is how sure the routers
+            are of a token, on average; the chance that the choice is right is mostly higher.
+        layers: layer by layer.
+        tokens: of the prompt, as many as were read.
+        bytes: of tensors.
+        seconds: wall time.
+    """
+
+    name: str
+    experts: tuple[int, ...]
+    confidence: float
+    shares: dict[str, float]
+    layers: tuple[LayerVote, ...]
+    tokens: int
+    bytes: TensorBytes
+    seconds: float
+
+    def to_json(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+def route_prompt(model: str | Path, prompt: str) -> Choice:
+    """Ask a model's routers which of its named experts a prompt calls for.
+
+    Args:
+        model: folder or hub id of any MoE of transformers whose routers `gating.gate_spec` knows. Experts that share a
+            name are one choice; an expert without a name is one by itself.
+
+    Raises:
+        RequestError: an empty prompt.
+        SourceError: no such model, a dense one, or one without a tokenizer.
+        CheckpointError: its files are missing or corrupt.
+    """
+    from smolmoe.inference.selective import SelectiveModel
+
+    started = time.monotonic()
+    choice = choose(SelectiveModel(model), prompt)
+    return replace(choice, seconds=round(time.monotonic() - started, 3))
+
+
+def choose(selective: SelectiveModel, prompt: str, *, keep: bool = False) -> Choice:
+    """The same on a model that is not read yet; with `keep` what is read for it stays in memory."""
+    started = time.monotonic()
+    walk = _Walk(selective, keep)
+    ids = walk.encode(prompt)
+    walk.run(ids)
+    shares = walk.shares()
+    name = _best(shares)
+    return Choice(
+        name,
+        walk.groups[name],
+        shares[name],
+        dict(sorted(shares.items(), key=lambda item: -item[1])),
+        tuple(walk.votes()),
+        walk.tokens,
+        selective.bytes(),
+        round(time.monotonic() - started, 3),
+    )
+
+
+def load_experts(
+    model: str | Path, asked: str | Sequence[str | int], prompt: str
+) -> tuple[SelectiveModel, tuple[int, ...], Choice | None]:
+    """A model with only these experts in memory, which of its experts they are, and how they were chosen.
+
+    Args:
+        asked: names or indices, or "auto" for those that the prompt calls for. What was read for the choice stays and
+            is not read again; where another expert was ahead at first, its layers so far are read in vain.
+
+    Raises:
+        RequestError: no such expert, or an empty prompt.
+        SourceError: no such model, or a dense one.
+        CheckpointError: its files are missing or corrupt.
+    """
+    from smolmoe.inference.selective import SelectiveModel
+
+    selective = SelectiveModel(model)
+    choice = choose(selective, prompt, keep=True) if asked == AUTO else None
+    names = [asked] if isinstance(asked, str) else asked
+    experts = find_experts(selective.config, names, selective.experts) if choice is None else choice.experts
+    selective.load_shared()
+    selective.load_experts(dict.fromkeys(selective.layers, experts))
+    return selective, experts, choice
+
+
+def labels(config: Any, experts: Sequence[int], of: int) -> tuple[str, ...]:
+    """What these experts, of that many, are called, each name once."""
+    groups = choices(expert_names(config), of)
+    return tuple(name for name, members in groups.items() if set(members) & set(experts))
+
+
+def choices(names: Sequence[str | None] | None, experts: int) -> dict[str, tuple[int, ...]]:
+    """What there is to choose from: name -> its experts. Experts without a name are called by their number.
+
+    Raises:
+        SourceError: not a name for each expert.
+    """
+    names = names or [None] * experts
+    if len(names) != experts:
+        raise SourceError(f"{len(names)} names for {experts} experts.", field="expert_names", value=list(names))
+    free = {f"expert {index}": (index,) for index, name in enumerate(names) if name is None}
+    return group_by_name(names) | free
+
+
+def deciding_layers(layers: Sequence[int]) -> list[int]:
+    """The last third of the layers, one at least: deeper routers know more.
+
+    Routers made from domains (`router: domains`) in a 6-layer Llama put held-out prompts of 16 tokens into the right
+    one of five domains in 72% of cases by the first layer, 85% by all layers, 90% by the last third.
+    """
+    return list(layers[-math.ceil(len(layers) / 3) :])
+
+
+def name_evidence(logits: torch.Tensor, groups: Sequence[Sequence[int]], scoring: str) -> torch.Tensor:
+    """[N]: the mean over tokens of the log-probability of each name, from logits [T, E].
+
+    A name's probability is the sum of its experts'; sigmoid scores are divided by their sum.
+    """
+    import torch
+
+    log_scores = torch.nn.functional.logsigmoid(logits.float()) if scoring == "sigmoid" else logits.float()
+    log_probs = log_scores.log_softmax(-1)
+    return torch.stack([log_probs[:, list(group)].logsumexp(-1).mean() for group in groups])
+
+
+def _best(shares: dict[str, float]) -> str:
+    return max(shares, key=lambda name: shares[name])
+
+
+class _Decided(Exception):  # noqa: N818 - a way out of the forward, no error
+    """Raised by the last router that has a say."""
+
+
+class _Walk:
+    """One prompt on its way through the layers, and what each router thought of it."""
+
+    def __init__(self, selective: SelectiveModel, keep: bool):
+        self._selective, self._keep = selective, keep
+        self.groups = choices(expert_names(selective.config), selective.experts)
+        named = named_layers(selective.config)
+        self._guided = [layer for layer in selective.layers if named is None or layer in named]
+        if not self._guided:
+            raise SourceError("none of these layers has experts.", field="expert_layers", value=named)
+        self.tokens = 0
+        self._start: list[int] = []
+        self._evidence: dict[int, torch.Tensor] = {}  # layer -> mean log-probability of each name
+        self._read: dict[int, str] = {}
+
+    def encode(self, prompt: str) -> list[int]:
+        """The start token and the prompt's last tokens: as a document begins in training."""
+        from smolmoe.core.vocabulary import check_token, naming_rows
+        from smolmoe.moe.loading import load_tokenizer
+
+        selective = self._selective
+        tokenizer = load_tokenizer(selective.folder)
+        if tokenizer is None:
+            raise SourceError("the model has no tokenizer.", field="model", value=str(selective.folder))
+        with naming_rows(prompt, field="prompt", what="prompt"):
+            ids = list(tokenizer(prompt, add_special_tokens=False, verbose=False)["input_ids"])
+        if not prompt.strip() or not ids:
+            raise RequestError("the prompt contains no text.", field="prompt", value=prompt, fix="Give some text.")
+        start = tokenizer.eos_token_id if tokenizer.eos_token_id is not None else tokenizer.bos_token_id
+        context = getattr(selective.config.get_text_config(), "max_position_embeddings", None) or MOST_TOKENS + 1
+        most = min(MOST_TOKENS, context - 1)
+        self._start = [] if start is None else [check_token(tokenizer, start, "token that starts a text")]
+        self.tokens = min(len(ids), most)
+        return self._start + ids[-most:]
+
+    def run(self, ids: list[int]) -> None:
+        import torch
+
+        selective = self._selective
+        selective.load_group("stem")
+        hooks = [
+            layer.register_forward_pre_hook(partial(self._enter, index))
+            for index, layer in enumerate(selective.decoder)
+        ]
+        for layer, router in selective.routers.items():
+            router.forward = partial(self._route, layer)
+        try:
+            with torch.no_grad():
+                selective.model(input_ids=torch.tensor([ids]), use_cache=False)
+        except _Decided:
+            pass
+        finally:
+            for hook in hooks:
+                hook.remove()
+            for layer, router in selective.routers.items():
+                router.forward = partial(selective.restricted, layer)
+
+    def _enter(self, index: int, *_: Any) -> None:
+        if index and not self._keep:
+            self._selective.release(index - 1)
+        self._selective.load_group(index)
+
+    def _route(self, layer: int, x: torch.Tensor) -> Any:
+        from smolmoe.moe.gating import gate_spec, route
+
+        router = self._selective.routers[layer]
+        spec = gate_spec(router)
+        logits, _, _ = route(x, router.weight, None, spec)
+        logits = logits[len(self._start) :]  # nothing about the text is known where it starts
+        self._evidence[layer] = name_evidence(logits, list(self.groups.values()), spec.scoring)
+        if layer == self._guided[-1]:
+            raise _Decided
+        self._read[layer] = best = _best(self.shares())
+        self._selective.load_experts({layer: self.groups[best]})
+        return self._selective.restricted(layer, x)
+
+    def shares(self) -> dict[str, float]:
+        """Name -> share, by the layers that were reached so far and have a say."""
+        import torch
+
+        deciding = deciding_layers([layer for layer in self._evidence if layer in self._guided] or list(self._evidence))
+        mean = torch.stack([self._evidence[layer] for layer in deciding]).mean(0)
+        return dict(zip(self.groups, mean.softmax(0).tolist(), strict=True))
+
+    def votes(self) -> list[LayerVote]:
+        deciding = deciding_layers(self._guided)
+        return [
+            LayerVote(
+                layer,
+                layer in deciding,
+                dict(zip(self.groups, evidence.softmax(0).tolist(), strict=True)),
+                self._read.get(layer),
+            )
+            for layer, evidence in self._evidence.items()
+        ]

@@ -1,0 +1,1 @@
+"""`smolmoe run`: recipes of several stages."""

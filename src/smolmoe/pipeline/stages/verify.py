@@ -1,0 +1,40 @@
+"""An MoE's files measured against the dense model: a failed check stops the pipeline."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from smolmoe.core.progress import Progress
+from smolmoe.pipeline.stage import Row, Stage, Values
+from smolmoe.recipe.verification import VerifyRecipe
+
+
+def run(recipe: VerifyRecipe, folder: Path, report: Progress) -> Values:
+    """The measurements.
+
+    Raises:
+        VerificationError: the files do not do what the conversion claimed.
+    """
+    from smolmoe.results.verification import failure
+    from smolmoe.verification.verify import verify
+
+    report("Measuring the MoE against the dense model", 0, 0)
+    found = verify(recipe.dense, recipe.moe, text=recipe.text, device=recipe.device, seed=recipe.seed)
+    if not found.passed:
+        raise failure(found.checks, Path(recipe.moe))
+    return found.to_json()
+
+
+def row(result: Values, folder: Path) -> Row:
+    return Row(found=verdict(result))
+
+
+def verdict(verification: Values | None) -> str:
+    """E.g. "verified (exact), max |Δlogit| 3.8e-06"; empty where nothing was measured."""
+    if verification is None:
+        return ""
+    said = "verified" if verification["passed"] else "NOT verified"
+    return f"{said} ({verification['claim']['kind']}), max |Δlogit| {verification['logits']['max_abs']:.1e}"
+
+
+STAGE = Stage(VerifyRecipe, run, row, origin=lambda recipe: recipe.moe)

@@ -1,0 +1,98 @@
+"""How alike the experts of a layer are: in what they make of the same tokens, and in their weights."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import nn
+
+from smolmoe.errors import SourceError
+from smolmoe.moe.routing import find_routers
+from smolmoe.moe.structure import expert_parameters, find_layers
+from smolmoe.results.probe import Similarity
+
+TOKENS = 512
+
+
+def expert_similarity(model: Any, inputs: Sequence[torch.Tensor], experts: int) -> Similarity:
+    """Of every two experts of each MoE layer: linear CKA and mean cosine of their outputs, and cosine of their weights.
+
+    Every expert reads the same tokens, whether or not the router would send them there. Weight cosine misleads by
+    itself: it hardly moves while functions part.
+
+    Args:
+        inputs: what each layer's router reads, [T, D] of each; up to 512 tokens are used.
+        experts: E.
+
+    Raises:
+        SourceError: a layer keeps its experts where they cannot be called.
+    """
+    _, layers = find_layers(model)
+    found: dict[str, list[list[list[float]]]] = {"cka": [], "output_cosine": [], "weight_cosine": []}
+    for (index, router), x in zip(find_routers(model), inputs, strict=True):
+        few = x[torch.linspace(0, len(x) - 1, min(TOKENS, len(x)), device=x.device).long()]
+        outputs = expert_outputs(layers[index], router, few, experts)
+        found["cka"].append(linear_cka(outputs).tolist())
+        found["output_cosine"].append(output_cosine(outputs).tolist())
+        found["weight_cosine"].append(_weight_cosine(layers[index], router, experts).tolist())
+    return Similarity(**found, tokens=min(TOKENS, *(len(x) for x in inputs)))
+
+
+@torch.inference_mode()
+def expert_outputs(layer: nn.Module, router: nn.Module, x: torch.Tensor, experts: int) -> torch.Tensor:
+    """[E, T, D] on the CPU: what each expert alone makes of x [T, D], gate 1, shared experts left out.
+
+    Raises:
+        SourceError: the router has no `experts` module beside it.
+    """
+    module = _experts_beside(layer, router)
+    own = next(module.parameters()).dtype
+    if len(inspect.signature(module.forward).parameters) == 1:  # each expert has its share of the rows (Llama 4)
+        together: torch.Tensor = module(x.to(own).repeat(experts, 1))
+        return together.unflatten(0, (experts, -1)).float().cpu()
+    # Twice, the second time at gate 0: some classes (LongCat) cannot take one expert a token.
+    gates = torch.tensor([1.0, 0.0], dtype=own, device=x.device).repeat(len(x), 1)
+    chosen = torch.zeros(len(x), 2, dtype=torch.long, device=x.device)
+    outputs = (module(x.to(own), chosen + expert, gates).reshape(x.shape) for expert in range(experts))
+    return torch.stack([output.float().cpu() for output in outputs])
+
+
+def linear_cka(outputs: torch.Tensor) -> torch.Tensor:
+    """[E, E] of outputs [E, T, D]: linear centred kernel alignment (arXiv 1905.00414), 1 for equal up to rotation.
+
+    Computed from T x T kernels, so that E² comparisons cost E kernels. 0 where an output does not vary.
+    """
+    centred = (outputs - outputs.mean(1, keepdim=True)).double()
+    kernels = (centred @ centred.transpose(1, 2)).flatten(1)
+    kernels = kernels / kernels.norm(dim=1, keepdim=True).clamp_min(1e-30)
+    return kernels @ kernels.T
+
+
+def output_cosine(outputs: torch.Tensor) -> torch.Tensor:
+    """[E, E] of outputs [E, T, D]: the mean over tokens of the cosine of two experts' outputs."""
+    unit = torch.nn.functional.normalize(outputs.double(), dim=-1)
+    return torch.einsum("etd,ftd->ef", unit, unit) / outputs.shape[1]
+
+
+def _weight_cosine(layer: nn.Module, router: nn.Module, experts: int) -> torch.Tensor:
+    """[E, E]: of all weights of an expert as one vector."""
+    products = torch.zeros(experts, experts, dtype=torch.float64)
+    for tensor in expert_parameters(layer, router, experts).values():
+        flat = tensor.detach().float().flatten(1)
+        products += (flat @ flat.T).double().cpu()
+    norms = products.diagonal().sqrt().clamp_min(1e-30)
+    return products / norms[:, None] / norms[None, :]
+
+
+def _experts_beside(layer: nn.Module, router: nn.Module) -> nn.Module:
+    for module in layer.modules():
+        if any(child is router for child in module.children()):
+            experts = getattr(module, "experts", None)
+            if isinstance(experts, nn.Module) and not isinstance(experts, nn.ModuleList):
+                return experts
+    raise SourceError(
+        "its experts are no module that can be called by themselves.", field="model", value=type(router).__name__
+    )

@@ -1,0 +1,21 @@
+"""What many public functions take: type and meaning, written once."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated, Any
+
+from pydantic import Field
+
+RecipeGiven = Annotated[Any, Field(description="YAML file or name of a shipped recipe")]
+Set = Annotated[Sequence[str], Field(description="change to the recipe: a dotted key, and its value as YAML")]
+Resume = Annotated[str | None, Field(description="checkpoint to resume from: latest or its folder")]
+ResumeTraining = Annotated[str | None, Field(description="checkpoint to resume from: latest, best or its folder")]
+Continue = Annotated[bool, Field(description="resume an interrupted job in its folder")]
+Overwrite = Annotated[bool, Field(description="replace what the output folder holds")]
+DryRun = Annotated[bool, Field(description="estimate and check only; nothing is run or written")]
+Device = Annotated[str, Field(description="device: auto, cpu, cuda, cuda:N or mps")]
+Seed = Annotated[int, Field(description="random seed")]
+Moe = Annotated[str | Path, Field(description="folder or hub id of an MoE")]
+Out = Annotated[str | Path, Field(description="output folder")]

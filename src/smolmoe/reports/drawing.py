@@ -1,0 +1,297 @@
+"""Figures as PNG files: one look, heat maps with numbers, lines distinguishable without colour.
+
+Sequential maps only, monotone in lightness, so that darker is more on a screen and in print.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from matplotlib import rc_context
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure as MplFigure
+from matplotlib.layout_engine import ConstrainedLayoutEngine
+from matplotlib.patches import Rectangle
+from matplotlib.ticker import FuncFormatter, MaxNLocator
+
+from smolmoe.core.files import replacing
+from smolmoe.reports.figures import PERCENT, Figure, Heat, Lines, Series, written
+from smolmoe.reports.names import COLOURS, style
+
+WIDTH = 10.8  # inches of every figure
+DOTS = 150  # of a PNG, an inch
+MAP = "Blues"
+INK, GREY, PALE, BAND = "#1a1a1a", "#5c5c5c", "#a6a6a6", "#e3e3e3"
+STYLES: tuple[dict[str, Any], ...] = tuple(map(style, range(len(COLOURS))))
+_LOOK: dict[str, Any] = {
+    "font.family": "DejaVu Sans",
+    "font.size": 8.5,
+    "axes.titlesize": 9,
+    "axes.titlelocation": "left",
+    "axes.labelsize": 8.5,
+    "axes.edgecolor": GREY,
+    "axes.labelcolor": INK,
+    "axes.linewidth": 0.7,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.axisbelow": True,
+    "grid.color": "#e8e8e8",
+    "grid.linewidth": 0.6,
+    "xtick.color": GREY,
+    "ytick.color": GREY,
+    "xtick.labelcolor": INK,
+    "ytick.labelcolor": INK,
+    "xtick.labelsize": 8,
+    "ytick.labelsize": 8,
+    "legend.fontsize": 8,
+    "legend.frameon": False,
+    "lines.linewidth": 1.5,
+    "text.color": INK,
+    "text.parse_math": False,  # names of domains are text, dollars included
+}
+_MOST_NUMBERS = 1000  # in the cells of one figure: more are neither read nor quick to draw
+
+
+@dataclass(frozen=True)
+class Drawing:
+    """A figure with its words, drawn."""
+
+    name: str
+    title: str
+    caption: str
+    figure: MplFigure
+
+
+@contextmanager
+def look() -> Iterator[None]:
+    """Drawing and saving happen in here, so that no figure outside is touched."""
+    with rc_context(_LOOK):
+        yield
+
+
+def new_figure(height: float) -> MplFigure:
+    """An empty figure, `height` in inches."""
+    figure = MplFigure(figsize=(WIDTH, height), dpi=DOTS, layout=ConstrainedLayoutEngine(h_pad=0.07, w_pad=0.05))
+    FigureCanvasAgg(figure)
+    return figure
+
+
+def save_png(drawing: Drawing, path: Path) -> None:
+    """Write the figure beside its place, then rename."""
+    with replacing(path) as partial:
+        FigureCanvasAgg(drawing.figure).print_png(partial)  # not `savefig`, which draws everything twice
+
+
+def heat_map(
+    axes: Axes,
+    values: np.ndarray,
+    *,
+    low: float,
+    high: float,
+    write: Callable[[float], str] | None = None,
+    size: float = 7,
+) -> Any:
+    """Cells [rows, columns] from light to dark, NaN white with a dash; returns matplotlib's image for a colour bar.
+
+    Args:
+        write: the number in a cell; None for none.
+        size: points of the numbers.
+    """
+    image = axes.imshow(values, cmap=MAP, vmin=low, vmax=high, aspect="auto", interpolation="none")
+    axes.spines[:].set_visible(False)
+    axes.tick_params(length=0)
+    axes.set_xticks([])
+    axes.set_yticks([])
+    rows, columns = values.shape
+    axes.vlines(np.arange(columns - 1) + 0.5, -0.5, rows - 0.5, color="white", linewidth=0.6)
+    axes.hlines(np.arange(rows - 1) + 0.5, -0.5, columns - 0.5, color="white", linewidth=0.6)
+    if write is not None:
+        span = (high - low) or 1.0
+        for (row, column), value in np.ndenumerate(values):
+            dark = (value - low) / span > 0.68
+            shown = "–" if math.isnan(value) else write(value)
+            text = axes.text(
+                column, row, shown, ha="center", va="center", fontsize=size, color="white" if dark else INK
+            )
+            text.set_in_layout(False)
+    return image
+
+
+def frame_cells(axes: Axes, cells: Sequence[tuple[int, int]]) -> None:
+    """A frame, seen on light and on dark, around each (row, column)."""
+    for row, column in cells:
+        for colour, width in ((INK, 2.6), ("white", 1.0)):
+            place = (column - 0.47, row - 0.46)
+            axes.add_patch(Rectangle(place, 0.94, 0.92, fill=False, edgecolor=colour, linewidth=width, zorder=3))
+
+
+def colour_bar(figure: MplFigure, image: Any, axes: Any, label: str, *, in_percent: bool = False) -> None:
+    """A bar of at most three inches at the upper right of these axes.
+
+    Args:
+        axes: one, or an array of all that share the scale.
+    """
+    rows = 1 if isinstance(axes, np.ndarray) else axes.get_subplotspec().get_gridspec().nrows
+    room = 0.8 * figure.get_figheight() / rows
+    shrink = min(1.0, 3.0 / room)
+    aspect = min(room, 3.0) / 0.13
+    bar = figure.colorbar(image, ax=axes, label=label, pad=0.012, aspect=aspect, shrink=shrink, anchor=(0.0, 1.0))
+    bar.outline.set_visible(False)
+    bar.locator = MaxNLocator(nbins=6, steps=[1, 2, 5, 10])
+    if in_percent:
+        bar.formatter = FuncFormatter(lambda value, position: f"{100 * value:.3g}")
+    bar.update_ticks()
+
+
+def label_columns(axes: Axes, labels: Sequence[str], inches: float = WIDTH) -> None:
+    """Labels under columns that share this width: upright where they are too long, fewer where they are too many."""
+    step = math.ceil(len(labels) / 32)
+    places = range(0, len(labels), step)
+    upright = max(map(len, labels), default=0) * 0.075 > step * inches / len(labels)
+    axes.set_xticks(list(places), [labels[place] for place in places], rotation=90 if upright else 0)
+
+
+def panels_in_a_row(count: int, most: int) -> int:
+    """As many rows as `most` panels in each would need, filled evenly."""
+    return math.ceil(count / math.ceil(count / most))
+
+
+def label_rows(axes: Axes, labels: Sequence[str]) -> None:
+    """Labels of the rows, fewer where they are too many to read."""
+    step = math.ceil(len(labels) / 40)
+    places = range(0, len(labels), step)
+    axes.set_yticks(list(places), [labels[place] for place in places])
+
+
+def draw(figure: Figure) -> Drawing:
+    """The figure as matplotlib draws it; call it inside `look()`."""
+    panels = list(figure.panels[figure.states - 1 :: figure.states]) if figure.slides else list(figure.panels)
+    rows = math.ceil(len(panels) / figure.per_row)
+    heats = [panel for panel in panels if isinstance(panel, Heat)]
+    width = (WIDTH - 1.6) / figure.per_row
+    cell = 0.8 * (WIDTH - 1.4) / max(figure.per_row, 2) / len(panels[0].rows) if figure.square else 0.27
+    drawn = new_figure(rows * max([_height(panel, cell) for panel in heats] or [figure.inches]) + _below(panels))
+    grid = drawn.subplots(rows, figure.per_row, squeeze=False, width_ratios=_widths(panels[: figure.per_row]))
+    axes = list(grid.flat)
+    for one in axes[len(panels) :]:
+        one.set_visible(False)
+    shared = len(heats) == len(panels) and len({(heat.low, heat.high) for heat in heats}) == 1
+    fits = width / max((len(heat.columns) for heat in heats), default=1) >= 0.21 and cell >= 0.15
+    numbers = fits and sum(heat.values.size for heat in heats) <= _MOST_NUMBERS
+    image: Any = None
+    for at, (one, panel) in enumerate(zip(axes, panels, strict=False)):
+        if panel.title:
+            one.set_title(panel.title)
+        is_lowest, is_first = at + figure.per_row >= len(panels), at % figure.per_row == 0
+        if isinstance(panel, Lines):
+            _draw_lines(one, panel, alone=len(panels) == 1)
+            continue
+        write = (lambda value, form=panel.form: written(value, form)) if numbers else None
+        image = heat_map(one, panel.values, low=panel.low, high=panel.high, write=write, size=6.5)
+        frame_cells(one, panel.frames)
+        label_columns(one, panel.columns if is_lowest else [name.split(" ")[0] for name in panel.columns], width)
+        one.set_xlabel(panel.x if is_lowest else "")
+        if is_first or not shared:
+            label_rows(one, panel.rows)
+            one.set_ylabel(panel.y)
+        if not shared:
+            colour_bar(drawn, image, one, panel.bar, in_percent=panel.form == PERCENT)
+    if shared:
+        colour_bar(drawn, image, grid, heats[0].bar, in_percent=heats[0].form == PERCENT)
+    if not heats and len(panels) > 1:
+        _legend_below(drawn, axes[: len(panels)])
+    return Drawing(figure.name, figure.title, figure.caption, drawn)
+
+
+def _height(panel: Heat, cell: float) -> float:
+    return max(len(panel.rows) * cell + 0.45, 1.2)
+
+
+def _below(panels: Sequence[Lines | Heat]) -> float:
+    """Room for the labels and the legend under the lowest panels."""
+    heat = next((panel for panel in panels if isinstance(panel, Heat)), None)
+    if heat is None:
+        return 0.35
+    longest = max(map(len, heat.columns), default=0)
+    return 0.45 + (0.07 * longest if longest > 4 else 0)
+
+
+def _widths(panels: Sequence[Lines | Heat]) -> list[float]:
+    """A heat map needs more than the lines next to it."""
+    mixed = len({type(panel) for panel in panels}) > 1
+    return [1.7 if mixed and isinstance(panel, Heat) else 1.0 for panel in panels]
+
+
+def _draw_lines(axes: Axes, panel: Lines, *, alone: bool) -> None:
+    for band in panel.bands:
+        grey = band.place is None
+        colour = BAND if band.place is None else style(band.place)["color"]
+        axes.fill_between(
+            band.x,
+            band.low,
+            band.high,
+            color=colour,
+            alpha=None if grey else 0.13,
+            lw=0,
+            label=band.name or None,
+            zorder=1,
+        )
+    for series in panel.series:
+        _draw_series(axes, series)
+    if panel.level is not None:
+        across = axes.axvline if panel.level.upright else axes.axhline
+        across(panel.level.at, color=PALE, linewidth=1, linestyle=(0, (1, 1.5)), label=panel.level.name, zorder=1)
+    if panel.shaded is not None:
+        axes.axvspan(*panel.shaded, color="#f1f1f1", zorder=0)
+    if panel.labels:
+        label_columns(axes, panel.labels)
+        axes.set_xlim(-0.5, len(panel.labels) - 0.5)
+    if panel.rows:
+        label_rows(axes, panel.rows)
+        axes.set_ylim(len(panel.rows) - 0.5, -0.5)
+    else:
+        axes.set_ylim(bottom=panel.bottom, top=panel.top)
+    axes.set_xlim(left=panel.left) if panel.left is not None else None
+    axes.set_xlabel(panel.x)
+    axes.set_ylabel(panel.y)
+    axes.grid(axis="y" if panel.labels or panel.rows else "both")
+    if alone or panel.rows:
+        axes.legend(loc="center left", bbox_to_anchor=(1.01, 0.5))
+
+
+def _draw_series(axes: Axes, series: Series) -> None:
+    if not series.points:
+        return
+    x, y = zip(*series.points, strict=True)
+    label = series.name or None
+    if series.alarm:
+        axes.plot(x, y, "^", color=INK, markersize=6, clip_on=False, label=label)
+    elif series.place is None:
+        axes.plot(x, y, color=GREY, linewidth=0.9, linestyle=(0, (1, 1.5)), zorder=1, label=label)
+    elif series.dots:
+        colour = style(series.place)["color"]
+        faces, edges = ("none", colour) if series.hollow else (colour, "white")
+        shape = "s" if series.hollow else "o"
+        axes.scatter(
+            x, y, s=20, marker=shape, facecolors=faces, edgecolors=edges, linewidths=0.7, label=label, zorder=2
+        )
+    else:
+        axes.plot(x, y, label=label, markevery=max(1, len(x) // 12), **style(series.place))
+        if series.spans:
+            axes.vlines(x, *zip(*series.spans, strict=True), color=style(series.place)["color"], linewidth=1)
+
+
+def _legend_below(figure: MplFigure, axes: Sequence[Axes]) -> None:
+    """One entry for each name, under all panels."""
+    entries: dict[str, Any] = {}
+    for one in axes:
+        for handle, label in zip(*one.get_legend_handles_labels(), strict=True):
+            entries.setdefault(label, handle)
+    figure.legend(entries.values(), entries, loc="outside lower center", ncols=min(4, len(entries)))

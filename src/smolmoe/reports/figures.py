@@ -1,0 +1,163 @@
+"""A figure as data: its panels, whoever draws them: `plot` for a page, `drawing` for a PNG."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+
+import numpy as np
+
+Points = Sequence[tuple[float, float]]
+PERCENT, CHANGE, RATIO = "percent", "change", "ratio"  # how the numbers of a heat map are written
+
+
+@dataclass(frozen=True)
+class Series:
+    """Points of one thing, in a line or as dots.
+
+    Attributes:
+        name: in the legend; empty for none.
+        points: (x, y).
+        place: in the page's `Looks`; None for the grey of what things are compared with.
+        spans: (low, high) of an upright line at each point.
+        dots: no line between them.
+        hollow: dots that are not filled.
+        alarm: black marks on the axis.
+    """
+
+    name: str
+    points: Points
+    place: int | None = None
+    spans: Sequence[tuple[float, float]] = field(default=())
+    dots: bool = False
+    hollow: bool = False
+    alarm: bool = False
+
+
+@dataclass(frozen=True)
+class Band:
+    """A shade from `low` to `high`; `place` as of `Series`."""
+
+    name: str
+    x: Sequence[float]
+    low: Sequence[float]
+    high: Sequence[float]
+    place: int | None = None
+
+
+@dataclass(frozen=True)
+class Level:
+    """A straight line across the panel."""
+
+    name: str
+    at: float
+    upright: bool = False
+
+
+@dataclass(frozen=True)
+class Lines:
+    """A panel of lines or dots.
+
+    Attributes:
+        x, y: quantities of the axes, with units.
+        labels: of the places 0, 1, ... on the x axis, where it is no number.
+        rows: of the places on the y axis, the first at the top.
+        bottom, top: ends of the y axis.
+        left: end of the x axis.
+        shaded: a range of x that is marked.
+        percent: shares, shown times 100.
+    """
+
+    title: str
+    x: str
+    y: str
+    series: Sequence[Series]
+    bands: Sequence[Band] = field(default=())
+    level: Level | None = None
+    labels: Sequence[str] = field(default=())
+    rows: Sequence[str] = field(default=())
+    bottom: float | None = None
+    top: float | None = None
+    left: float | None = None
+    shaded: tuple[float, float] | None = None
+
+
+@dataclass(frozen=True)
+class Heat:
+    """A panel of cells from light to dark.
+
+    Attributes:
+        values: [rows, columns], NaN where there is none.
+        rows, columns: labels.
+        x, y: what they are.
+        bar: quantity of the scale, with its unit.
+        low, high: ends of the scale.
+        form: how a number is written.
+        frames: (row, column) of cells with a frame.
+    """
+
+    title: str
+    values: np.ndarray
+    rows: Sequence[str]
+    columns: Sequence[str]
+    x: str
+    y: str
+    bar: str
+    low: float
+    high: float
+    form: str = PERCENT
+    frames: Sequence[tuple[int, int]] = field(default=())
+
+
+@dataclass(frozen=True)
+class Figure:
+    """A figure with its words.
+
+    Attributes:
+        name: its id in a page, and the name of its PNG.
+        title, caption: what it shows, and how to read it.
+        panels: in rows of `per_row`.
+        slides: labels, one for each panel or each `states` panels, of which a page shows those of one at a time.
+        states: panels of a slide; a PNG has the last of each.
+        start: the slide shown first.
+        inches: height of a row in a PNG, where the panels do not say.
+        square: cells are as high as wide.
+    """
+
+    name: str
+    title: str
+    caption: str
+    panels: Sequence[Lines | Heat]
+    per_row: int = 1
+    slides: Sequence[str] = field(default=())
+    states: int = 1
+    start: int = 0
+    inches: float = 2.9
+    square: bool = False
+
+    def named(self, name: str, title: str | None = None) -> Figure:
+        """The same under another id: a page may have several of its kind."""
+        return replace(self, name=name, title=title or self.title)
+
+
+def written(value: float, form: str) -> str:
+    """The number in a cell."""
+    if np.isnan(value):
+        return "–"
+    if form == CHANGE:
+        text = f"{value:+.2f}" if abs(value) >= 0.095 else f"{value:+.3f}"
+        return "0" if float(text) == 0 else text.replace("-", "−")
+    return percent(value) if form == PERCENT else f"{value:.2f}".replace("0.", ".")
+
+
+def percent(value: float) -> str:
+    """A share as a whole percentage; what rounds to 0 but is something is `<1`."""
+    rounded = round(100 * value)
+    return "<1" if rounded == 0 and value > 0 else str(rounded)
+
+
+def finite_range(*values: np.ndarray) -> tuple[float, float]:
+    """The lowest and highest number of all, (0, 1) where there is none."""
+    joined = np.concatenate([np.ravel(part) for part in values])
+    joined = joined[np.isfinite(joined)]
+    return (float(joined.min()), float(joined.max())) if joined.size else (0.0, 1.0)

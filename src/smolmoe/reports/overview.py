@@ -1,0 +1,405 @@
+"""Everything that some folders say: models, trainings, probes, boundaries, comparisons, sweeps, speed."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from smolmoe.core.json_text import read_json
+from smolmoe.core.provenance import PROVENANCE_FILE, check_schema
+from smolmoe.core.run_folder import RECORDS
+from smolmoe.errors import DataError
+from smolmoe.evaluation.compare.text import nearby
+from smolmoe.evaluation.held_out import DocumentLosses
+from smolmoe.hub.model_facts import ModelFacts
+from smolmoe.reports.figures import Points
+from smolmoe.reports.kinship import Kinship
+from smolmoe.reports.names import Looks
+from smolmoe.reports.renaming import under_names
+from smolmoe.reports.specialisation_data import Probed, why_not_comparable
+from smolmoe.reports.training_curves import History
+from smolmoe.results.bench import BenchResult
+from smolmoe.results.comparison import Comparison, ModelResult
+from smolmoe.results.files import FILES, read_result
+from smolmoe.results.scaling_law import Sweep
+
+DEPTH = 5
+_PASSED_OVER = {"checkpoints", "tokenizer", "corpus", "text", "runs", "adapters", RECORDS}
+_POINT = re.compile(r"(tokens|trunk)-\d+")  # a training of a sweep, in a folder seed-N
+
+
+@dataclass(frozen=True)
+class Training:
+    """One run folder.
+
+    Attributes:
+        label: its folder, seen from where the report was asked for.
+        folder: where it is.
+        history: its metrics.
+        summary: what it ended with; empty of a run that is not finished.
+        recipe: what was asked.
+        documents: its final losses document by document.
+    """
+
+    label: str
+    folder: Path
+    history: History
+    summary: Mapping[str, Any]
+    recipe: Mapping[str, Any]
+    documents: DocumentLosses | None
+
+
+@dataclass(frozen=True)
+class Probe:
+    """A probe, with the one before the training where there is one."""
+
+    label: str
+    after: Probed
+    before: Probed | None
+
+
+@dataclass(frozen=True)
+class Boundary:
+    """What a conversion did to the held-out loss.
+
+    Attributes:
+        label: of the pipeline.
+        folder: of the pipeline.
+        runs: folders of the runs that are compared, where they are on record.
+        curves: label -> (training tokens seen, held-out loss); the tokens of runs after the conversion count on.
+        at: tokens at the conversion.
+        rows: label -> numbers of the runs after it: `final`, `jump`, `tokens`, `flops`, `difference` as they are known.
+        reference: label of the run that the others are compared with.
+        documents, tokens: held out.
+        by_domain: label -> domain (`all` first) -> loss, where it is known.
+    """
+
+    label: str
+    folder: Path
+    runs: Sequence[Path]
+    curves: Mapping[str, Sequence[tuple[float, float]]]
+    at: float
+    rows: Mapping[str, Mapping[str, Any]]
+    reference: str | None
+    documents: int
+    tokens: int
+    by_domain: Mapping[str, Mapping[str, float]]
+
+
+@dataclass(frozen=True)
+class Bench:
+    """A measurement of speed, and the folders of its models, as far as they are here."""
+
+    result: BenchResult
+    folders: Sequence[Path]
+
+
+@dataclass(frozen=True)
+class Overview:
+    """What was found, each kind in order of its folder.
+
+    Attributes:
+        comparisons: with the names of their folders.
+        looks: of everything by its name, the same all over the page.
+        kin: which of it belongs together.
+    """
+
+    folders: Sequence[Path]
+    models: Sequence[tuple[str, ModelFacts]]
+    trainings: Sequence[Training]
+    probes: Sequence[Probe]
+    boundaries: Sequence[Boundary]
+    comparisons: Sequence[tuple[str, Comparison]]
+    sweeps: Sequence[Sweep]
+    benches: Sequence[Bench]
+    looks: Looks
+    kin: Kinship
+
+    @cached_property
+    def groups(self) -> list[list[Training]]:
+        """Runs whose losses may be set side by side: a common ancestor on record, and the same held-out text."""
+        declared = [boundary.runs for boundary in self.boundaries]
+        sets = self.kin.groups([run.folder for run in self.trainings], declared)
+        return [[self.trainings[place] for place in places] for places in sets]
+
+    @cached_property
+    def main(self) -> tuple[str, ModelFacts] | None:
+        """The MoE that the report is about: the first one that was converted, else the first model."""
+        converted = [pair for pair in self.moes if pair[1].stage == "upcycle"]
+        return next(iter(converted or self.moes or self.models), None)
+
+    @cached_property
+    def models_it_was_made_of(self) -> list[ModelFacts]:
+        """Dense models here that are on record as what the main model was made of."""
+        if self.main is None or not self.main[1].experts:
+            return []
+        folder = self.main[1].folder
+        return [other for _, other in self.models if not other.experts and self.kin.is_made_of(folder, other.folder)]
+
+    @property
+    def moes(self) -> list[tuple[str, ModelFacts]]:
+        return [(label, model) for label, model in self.models if model.experts]
+
+    def to_json(self) -> dict[str, Any]:
+        """How many of each kind, by the labels under which the page shows them."""
+        return {
+            "models": [label for label, _ in self.models],
+            "trainings": [training.label for training in self.trainings],
+            "probes": [probe.label for probe in self.probes],
+            "boundaries": [boundary.label for boundary in self.boundaries],
+            "comparisons": len(self.comparisons),
+            "sweeps": len(self.sweeps),
+            "benches": len(self.benches),
+        }
+
+
+def find(paths: Sequence[Path]) -> Overview:
+    """Read what lies in folders, at most five deep, or in result files named themselves.
+
+    Raises:
+        DataError: a path does not exist, or holds nothing of smolmoe's.
+        CheckpointError: a file is of a schema that is not read here.
+    """
+    folders: list[Path] = []
+    for path in paths:
+        if not path.exists():
+            raise DataError("there is no such folder.", field="run", value=str(path))
+        here = [path] if path.is_file() else list(_folders(path))
+        if not any(_holds(place) for place in here):
+            raise DataError(
+                "there is nothing in it that a report shows.",
+                field="run",
+                value=str(path),
+                fix="Name the folder of a run, a pipeline, a model, a probe, or a compare.json.",
+            )
+        folders += [place for place in here if place not in folders]
+    label, kin = _labels(paths), Kinship()
+    files = [file for folder in folders for file in _results(folder)]
+    results = [(file, result) for file in files if (result := read_result(file)) is not None]
+    models = [
+        (label(folder), ModelFacts.read(folder)) for folder in folders if _is_model(folder) and not _is_best(folder)
+    ]
+    trainings = [_training(folder, label(folder)) for folder in folders if _is_training(folder)]
+    return Overview(
+        folders=list(paths),
+        models=models,
+        trainings=trainings,
+        probes=_probes([folder for folder in folders if (folder / "probe.json").is_file()], label, kin),
+        boundaries=[found for folder in folders for found in _boundaries(folder, label)],
+        comparisons=[
+            (file.parent.name, _named(file, found, label)) for file, found in results if isinstance(found, Comparison)
+        ],
+        sweeps=[found for _, found in results if isinstance(found, Sweep)],
+        benches=[_named_bench(file, found, label) for file, found in results if isinstance(found, BenchResult)],
+        looks=Looks([*(name for name, _ in models), *(run.label for run in trainings)]),
+        kin=kin,
+    )
+
+
+# -- where things are ------------------------------------------------------------------------------------------------
+
+
+def _folders(top: Path, depth: int = 0) -> Iterator[Path]:
+    """A folder and those in it that may hold something.
+
+    A sweep shows its own points, finished or not.
+    """
+    point = _POINT.fullmatch(top.name) and top.parent.name.startswith("seed-")
+    if depth and point:
+        return
+    yield top
+    if depth == DEPTH or (top / "sweep.json").is_file():
+        return
+    for path in sorted(top.iterdir(), key=lambda path: _order(path.name)):
+        if path.is_dir() and not path.name.startswith(".") and path.name not in _PASSED_OVER:
+            yield from _folders(path, depth + 1)
+
+
+def _order(name: str) -> list[Any]:
+    """Digits by number: seed-10 after seed-2."""
+    return [(0, int(part), "") if part.isdigit() else (1, 0, part) for part in re.split(r"(\d+)", name) if part]
+
+
+def _holds(place: Path) -> bool:
+    if place.is_file():
+        return read_result(place) is not None
+    return (
+        bool(_results(place))
+        or _is_model(place)
+        or _is_training(place)
+        or (place / "probe.json").is_file()
+        or _report(place) is not None
+    )
+
+
+def _results(place: Path) -> list[Path]:
+    if place.is_file():
+        return [place]
+    return [file for name in FILES if (file := place / name).is_file()]
+
+
+def _is_best(folder: Path) -> bool:
+    """Whether it is a run's best checkpoint, next to the run's model, which the page shows."""
+    return folder.name == "best" and (folder.parent / "run.json").is_file() and (folder.parent / "model").is_dir()
+
+
+def _is_model(folder: Path) -> bool:
+    return (folder / "config.json").is_file() and (folder / PROVENANCE_FILE).is_file()
+
+
+def _is_training(folder: Path) -> bool:
+    return (folder / "run.json").is_file() and (folder / "metrics.jsonl").is_file()
+
+
+def _labels(paths: Sequence[Path]) -> Callable[[Path], str]:
+    """Folder -> what it is called: its path in the folder that was named, with that one's name where there are several.
+
+    A model in a run is called as the run: it is one thing.
+    """
+    tops = [path.resolve() for path in paths if path.is_dir()]
+    names = [top.name for top in tops]
+    called = {top: top.name if names.count(top.name) == 1 else f"{top.parent.name}/{top.name}" for top in tops}
+
+    def label(folder: Path) -> str:
+        place = folder.resolve()
+        place = place.parent if place.name == "model" and (place.parent / "run.json").is_file() else place
+        top = next((top for top in tops if place.is_relative_to(top)), None)
+        inside = place.relative_to(top).as_posix() if top else "."
+        if top is None or inside == ".":
+            return called.get(place, place.name)
+        return f"{called[top]}/{inside}" if len(tops) > 1 else inside
+
+    return label
+
+
+def _json(file: Path) -> Any:
+    try:
+        return read_json(file)
+    except (OSError, ValueError) as error:
+        raise DataError(f"cannot be read: {error}.", field=file.name, value=str(file)) from error
+
+
+# -- what they say ---------------------------------------------------------------------------------------------------
+
+
+def _training(folder: Path, label: str) -> Training:
+    record = _json(folder / "run.json")
+    check_schema(record.get("schema_version"), folder / "run.json")
+    summary = folder / "summary.json"
+    found = _json(summary) if summary.is_file() else {}
+    held_out = folder / "held_out.json"
+    documents = DocumentLosses.from_json(_json(held_out)) if held_out.is_file() else None
+    return Training(label, folder, History.read(label, folder), found, record.get("recipe") or {}, documents)
+
+
+def _probes(folders: Sequence[Path], label: Callable[[Path], str], kin: Kinship) -> list[Probe]:
+    """Every probe; one called `before` goes with its neighbours that read the same text with a model of its kin."""
+    read = {folder: Probed.read(folder) for folder in folders}
+
+    def earlier(folder: Path) -> Probed | None:
+        here = folder.parent if folder.name == "probe" else folder
+        places = [here.parent / "before", here.parent / "before" / "probe"]
+        found = next((read[place] for place in places if place in read and place != folder), None)
+        if found is None or why_not_comparable(found, read[folder]) is not None:
+            return None
+        models = [nearby(part.result.model.folder, here) for part in (found, read[folder])]
+        known = [model for model in models if model is not None and _is_model(model)]
+        return found if len(known) < 2 or kin.together(*known) else None
+
+    kept = [(folder, earlier(folder)) for folder in folders]
+    used = {id(before) for _, before in kept if before is not None}
+    shown = [(folder, before) for folder, before in kept if id(read[folder]) not in used]
+    names = [_of_probe(folder, read[folder], label) for folder, _ in shown]
+    return [
+        Probe(name if names.count(name) == 1 else f"{name} ({label(folder)})", read[folder], before)
+        for name, (folder, before) in zip(names, shown, strict=True)
+    ]
+
+
+def _of_probe(folder: Path, probed: Probed, label: Callable[[Path], str]) -> str:
+    """What a probe is called: as its model, where that is here."""
+    place = nearby(probed.result.model.folder, folder.resolve())
+    return label(place if place is not None and _is_model(place) else folder)
+
+
+def _report(folder: Path) -> Mapping[str, Any] | None:
+    """A report.json of ours, of a pipeline's boundary."""
+    file = folder / "report.json"
+    values = _json(file) if file.is_file() else None
+    return values if isinstance(values, dict) and isinstance(values.get("after"), dict) else None
+
+
+def _named(file: Path, found: Comparison, label: Callable[[Path], str]) -> Comparison:
+    """A comparison whose models are called as on the rest of the page, where they are found."""
+
+    def place(model: ModelResult) -> Path | None:
+        return nearby(model.checkpoints[0].path, file.resolve()) if len(model.checkpoints) == 1 else None
+
+    places = {model.name: where for model in found.models if (where := place(model)) is not None}
+    names = {name: label(where) for name, where in places.items() if _is_named(where)}
+    others = {model.name for model in found.models} - set(names)
+    clash = len(set(names.values())) < len(names) or others & set(names.values())
+    return found if clash else under_names(found, names)
+
+
+def _is_named(place: Path) -> bool:
+    return _is_model(place) or _is_training(place)
+
+
+def _named_bench(file: Path, found: BenchResult, label: Callable[[Path], str]) -> Bench:
+    """A measurement of speed whose models are called as on the rest of the page."""
+    models, folders = [], []
+    for model in found.models:
+        place = nearby(model.name, file.resolve())
+        if place is not None and _is_named(place):
+            folders.append(place)
+            model = replace(model, name=label(place))
+        models.append(model)
+    return Bench(found.model_copy(update={"models": tuple(models)}), folders)
+
+
+def _boundaries(folder: Path, label: Callable[[Path], str]) -> list[Boundary]:
+    values = _report(folder)
+    return [] if values is None else [_of_pipeline(folder, label, values)]
+
+
+def _of_pipeline(folder: Path, label: Callable[[Path], str], values: Mapping[str, Any]) -> Boundary:
+    before, folders = values.get("before"), values.get("runs") or {}
+    at = float(before["tokens"]) if before else 0.0
+
+    def name(words: str) -> str:
+        """A run is called as on the rest of the page, where its folder is on record."""
+        run = folder.parent / str(folders.get(words, words))
+        return label(run) if _is_training(run) else words
+
+    curves: dict[str, list[tuple[float, float]]] = {}
+    if before:
+        points = _held_out(folder.parent / before["label"]) or [(0, before["first"]), (1, before["loss"])]
+        last = points[-1][0] or 1
+        curves[name(before["label"])] = [(at * step / last, loss) for step, loss in points]
+    for words, row in values["after"].items():
+        steps = sorted((int(step), loss) for step, loss in row["losses"].items())
+        last = steps[-1][0] or 1
+        curves[name(words)] = [(at + row["tokens"] * step / last, loss) for step, loss in steps]
+    rows = {name(words): {key: row[key] for key in row if key != "losses"} for words, row in values["after"].items()}
+    tokens, reference = values["held_out_tokens"], values.get("reference")
+    words = [*([before["label"]] if before else []), *values["after"]]
+    runs = [run for each in words if _is_training(run := folder.parent / str(folders.get(each, each)))]
+    named = None if reference is None else name(reference)
+    domains = {name(each): _by_domain(folder.parent / str(folders.get(each, each))) for each in words}
+    by_domain = {label: found for label, found in domains.items() if len(found) > 2}  # `all`, and more than one domain
+    return Boundary(label(folder), folder.parent, runs, curves, at, rows, named, values["documents"], tokens, by_domain)
+
+
+def _by_domain(run: Path) -> dict[str, float]:
+    """The final held-out losses of a run: `all` first, then each domain."""
+    held_out = _json(run / "summary.json")["held_out"] if (run / "summary.json").is_file() else {}
+    return {"all": held_out["loss"], **held_out["by_domain"]} if "by_domain" in held_out else {}
+
+
+def _held_out(folder: Path) -> Points:
+    return History.read("run", folder).points("held_out", "loss") if (folder / "metrics.jsonl").is_file() else []

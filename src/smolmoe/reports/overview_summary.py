@@ -1,0 +1,193 @@
+"""What a colleague takes from the report in ten seconds: what was made, what it costs, whether it wins."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from smolmoe.core import units
+from smolmoe.core.statistics import Interval, evidence, no_finding, side
+from smolmoe.hub.model_facts import ModelFacts
+from smolmoe.reports.bench_view import bench_answer
+from smolmoe.reports.blocks import Answer
+from smolmoe.reports.comparison_view import rivals
+from smolmoe.reports.overview import Bench, Boundary, Overview, Training
+from smolmoe.reports.overview_charts import above
+from smolmoe.results.comparison import Comparison
+
+
+def answers(found: Overview) -> list[Answer]:
+    """What was made, what it costs, whether it wins."""
+    return [_made(found), _costs(found), _wins(found)]
+
+
+def _made(found: Overview) -> Answer:
+    question = "What was made?"
+    main = found.main
+    if main is None:
+        probe = next(iter(found.probes), None)
+        if probe is not None:
+            probed = probe.after.result.model
+            headline = f"{probed.experts} experts, top-{probed.top_k}"
+            return Answer(question, headline, f"A probe of a {probed.class_name}.")
+        return Answer(question, "No model here", "None of these folders holds a model.", "open")
+    label, model = main
+    if not model.experts:
+        return Answer(question, "A dense model", f"{label}: {model.architecture}.")
+    return Answer(question, f"{model.experts} experts, top-{model.top_k}", f"{label}: {_which(model)}", _sound(model))
+
+
+def _which(model: ModelFacts) -> str:
+    kind = str((model.provenance.get("claim") or {}).get("kind", "none"))
+    verification = model.provenance.get("verification")
+    said = {
+        "exact": "It computes what its dense model computes",
+        "rounded": "It computes what its dense model computes but for one rounding of weights",
+        "deviates": "It is another function than its dense model's by design, by a predicted amount",
+    }.get(kind)
+    if said is None:
+        return f"a {model.architecture}."
+    if not verification:
+        return f"a {model.architecture}. {said}: claimed, but not verified."
+    checks = verification.get("checks") or ()
+    held = sum(bool(check["passed"]) for check in checks)
+    verdict = "verified" if verification.get("passed") else "which does not hold"
+    return f"a {model.architecture}. {said}: {verdict}, {held} of {len(checks)} checks on the files as written."
+
+
+def _sound(model: ModelFacts) -> str:
+    verification = model.provenance.get("verification")
+    return "" if not verification else ("good" if verification.get("passed") else "bad")
+
+
+def _costs(found: Overview) -> Answer:
+    question = "What does it cost?"
+    main = found.main
+    if main is None:
+        return Answer(question, "Not known", "No model's files are here.", "open")
+    _, model = main
+    total = units.parameters(model.parameters.get("total") or model.total)
+    active = model.active
+    headline = total if not active or not model.experts else f"{units.parameters(active)} of {total}"
+    sentence = (
+        "parameters" if not model.experts else "parameters are used for a token" if active else "parameters in all"
+    )
+    if model.experts and active:
+        sentence += _against_dense(found, active)
+    sentence += f"; {units.size(model.nbytes)} on disk."
+    spent = [
+        (run.summary["tokens"], run.summary.get("flops") or 0)
+        for run in found.trainings
+        if run.summary.get("tokens") and found.kin.together(run.folder, model.folder)
+    ]
+    if spent:
+        tokens, flops = max(spent)
+        sentence += f" Longest training of its kin here: {units.tokens(tokens)} tokens, {units.flops(flops)}."
+    speed = [said for one in found.benches if _is_about(found, model, one) and (said := bench_answer(one.result))]
+    return Answer(question, headline, " ".join([sentence, *speed[:1]]))
+
+
+def _against_dense(found: Overview, active: int) -> str:
+    """How much larger than the dense model that it is on record as made of; why not, where another one is here."""
+    for other in found.models_it_was_made_of:
+        size = other.parameters.get("total") or other.total
+        label = next(label for label, known in found.models if known is other)
+        return f", {active / size:.2f} times those of {label}, the dense model it was made of"
+    others = any(not other.experts for _, other in found.models)
+    return "; no dense model here is on record as what it was made of, so none is compared" if others else ""
+
+
+def _is_about(found: Overview, model: ModelFacts, bench: Bench) -> bool:
+    return any(found.kin.together(folder, model.folder) for folder in bench.folders) or len(found.moes) == 0
+
+
+def _wins(found: Overview) -> Answer:
+    question = "Does it win?"
+    main = found.main
+    for _, comparison in found.comparisons:
+        if comparison.verdict and (main is None or comparison.hashes & found.kin.of(main[1].folder)):
+            headline, tone = _who(comparison)
+            return Answer(question, headline, comparison.verdict[0], tone)
+    for boundary in found.boundaries:
+        if boundary.reference and (main is None or _is_across(found, boundary, main[1])):
+            return _of_boundary(question, boundary)
+    for group in found.groups:
+        done = [run for run in group if run.documents is not None and run.summary.get("held_out")]
+        if len(done) > 1 and (main is None or any(found.kin.together(run.folder, main[1].folder) for run in done)):
+            return _of_runs(question, done)
+    others = "The comparisons below are of other models. " if found.comparisons or found.boundaries else ""
+    return Answer(
+        question,
+        "Not measured",
+        f"{others}Nothing here compares this model with one of its own kin (a common ancestor on record) on the same "
+        "held-out text: `smolmoe compare` does.",
+        "open",
+    )
+
+
+def _is_across(found: Overview, boundary: Boundary, model: ModelFacts) -> bool:
+    """Whether the runs of a boundary are the model's kin; where they are not on record, whether it is their place."""
+    if boundary.runs:
+        return any(found.kin.together(run, model.folder) for run in boundary.runs)
+    return model.folder.resolve().is_relative_to(boundary.folder.resolve())
+
+
+def _who(found: Comparison) -> tuple[str, str]:
+    """Whether an MoE or a dense model wins."""
+    kinds = {model.name: model.kind for model in found.models}
+    won = {kinds[pair.better] if pair.better else None for pair in rivals(found)}
+    if not won:
+        return "Compared", ""
+    if len(won) > 1:
+        return "It depends", "open"
+    return {"moe": ("Yes", "good"), "dense": ("No", "bad")}.get(won.pop() or "", ("No difference seen", "open"))
+
+
+def _of_boundary(question: str, boundary: Boundary) -> Answer:
+    label, row = next((pair for pair in boundary.rows.items() if pair[1].get("difference")), ("", {}))
+    difference = row.get("difference")
+    if not difference:
+        return Answer(question, "Not measured", "The runs were not compared.", "open")
+    gap = Interval(*(difference[key] for key in ("value", "low", "high")))
+    headline, tone, verdict = {
+        "few": ("Too few documents", "open", "compared with"),
+        "none": ("No difference seen", "open", "compared with"),
+        "lower": ("On equal tokens, yes", "good", "is better than"),
+        "higher": ("Not on equal tokens", "bad", "is worse than"),
+    }[side(gap, boundary.documents)]
+    shown = no_finding(gap, boundary.documents) or evidence(gap, boundary.documents)
+    return Answer(
+        question,
+        headline,
+        f"{label} {verdict} “{boundary.reference}” on held-out text after as many further tokens: {shown}, one seed"
+        f"{_cost_of_winning(boundary, label)}.",
+        tone,
+    )
+
+
+def _of_runs(question: str, runs: Sequence[Training]) -> Answer:
+    """Of runs that belong together: the lowest final loss beside the next one, of whatever models and budgets."""
+    best, second = sorted(runs, key=lambda run: run.summary["held_out"]["loss"])[:2]
+    gap = above(second, "all", (best, second))
+    if gap is None or best.documents is None:
+        return Answer(question, "Not measured", "The runs were not compared.", "open")
+    documents = len(best.documents.tokens)
+    headline = {"few": "Too few documents", "none": "No difference seen"}.get(side(gap, documents))
+    budgets = " and ".join(units.tokens(tokens) for run in (best, second) if (tokens := run.summary.get("tokens")))
+    trained = f" after {budgets} of training" if budgets else ""
+    return Answer(
+        question,
+        headline or "One run ends lower",
+        f"Of {len(runs)} runs with a common ancestor “{best.label}” has the lowest held-out loss, the next is "
+        f"“{second.label}”{trained}: {no_finding(gap, documents) or evidence(gap, documents)}, one seed each.",
+        "open" if headline else "",
+    )
+
+
+def _cost_of_winning(boundary: Boundary, label: str) -> str:
+    """What the win has cost, and whether another run ends lower still."""
+    rows, reference = boundary.rows, boundary.rows.get(boundary.reference or "", {})
+    flops, other = rows[label].get("flops"), reference.get("flops")
+    said = f", at {flops / other:.2f} times its FLOPs" if flops and other else ""
+    ends = {name: row["final"] for name, row in rows.items() if row.get("final") is not None}
+    best = min(ends, key=lambda name: ends[name])
+    return said + (f"; the lowest loss is that of “{best}”, {ends[best]:.4f}" if best != label else "")

@@ -1,0 +1,103 @@
+"""The token view: excerpts with their tokens coloured by expert, every layer's experts on hover."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+from markupsafe import Markup, escape
+
+from smolmoe.reports.specialisation_data import Probed
+from smolmoe.results.probe import Excerpt
+
+# Pale enough for black text, distinguishable with any colour vision; in print by the underline and the number.
+COLOURS = ("#77aadd", "#ee8866", "#eedd88", "#99ddff", "#ffaabb", "#bbcc33", "#dddddd", "#44bb99")
+UNDERLINES = ("solid", "dotted", "double", "dashed", "wavy")
+# Characters that would not be seen, and what stands for them.
+_SEEN = {" ": "·", "\n": "↵", "\r": "␍", "\t": "⇥", "\u00a0": "⍽", "\u200b": "␣", "\ufeff": "␣"}
+
+
+@dataclass(frozen=True)
+class Tokens:
+    """A block of a page; readable without scripts, at the clearest layer."""
+
+    shape: ClassVar[str] = "tokens"
+    probed: Probed
+
+    @property
+    def excerpts(self) -> Sequence[Excerpt]:
+        return self.probed.result.text
+
+    @property
+    def experts(self) -> int:
+        """E."""
+        return self.probed.experts
+
+    @property
+    def layers(self) -> Sequence[int]:
+        return self.probed.layers
+
+    @property
+    def names(self) -> Sequence[str | None]:
+        return self.probed.names
+
+    @property
+    def is_named(self) -> bool:
+        return any(self.names)
+
+    @property
+    def start(self) -> int:
+        """Place of the layer that is shown first."""
+        return self.probed.clearest
+
+    @property
+    def data(self) -> dict[str, Any]:
+        """What the page's script reads; gates in two digits, as they are shown."""
+        text = [{"experts": part.experts, "gates": _short(part.gates)} for part in self.excerpts]
+        return {"layers": self.layers, "names": self.names, "text": text}
+
+    def tokens(self, excerpt: Excerpt) -> Iterator[tuple[str, int]]:
+        """Each token and its first expert at the layer that is shown first."""
+        return ((text, chosen[0]) for text, chosen in zip(excerpt.tokens, excerpt.experts[self.start], strict=True))
+
+    @staticmethod
+    def html(text: str) -> Markup:
+        """A token; a line breaks where it ends, within a token too: that is how code is indented."""
+        return Markup("<br>").join(visible(line) for line in text.splitlines(keepends=True))
+
+    @staticmethod
+    def after(text: str) -> Markup:
+        """Where a line may break after a token."""
+        return Markup("<br>" if text.endswith("\n") else "<wbr>")
+
+
+def token_styles(experts: int) -> str:
+    """CSS of each expert's colour and underline."""
+    rules = (
+        f".e{expert}{{background:{COLOURS[expert % len(COLOURS)]};"
+        f"text-decoration-style:{UNDERLINES[expert % len(UNDERLINES)]}}}"
+        for expert in range(experts)
+    )
+    return "\n".join(rules)
+
+
+def script_json(data: Any) -> str:
+    """JSON that can stand in a script element: nothing in it ends the element or begins a comment."""
+    text = json.dumps(data, ensure_ascii=False, separators=(",", ":"))
+    return text.replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026")
+
+
+def visible(token: str) -> Markup:
+    """A token's text as HTML: spaces, line ends and control characters are seen."""
+    return Markup("").join(
+        Markup('<i class="w">{}</i>').format(_SEEN.get(character) or hex(ord(character)))
+        if character in _SEEN or not character.isprintable()
+        else escape(character)
+        for character in token
+    )
+
+
+def _short(gates: Any) -> list[list[list[float]]]:
+    return [[[round(gate, 2) for gate in token] for token in layer] for layer in gates]

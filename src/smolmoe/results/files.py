@@ -1,0 +1,21 @@
+"""The results that a report shows, whichever of them a file holds."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from smolmoe.results.base import Result, read_any
+from smolmoe.results.bench import BenchResult
+from smolmoe.results.comparison import Comparison
+from smolmoe.results.scaling_law import Sweep
+
+FILES = ("compare.json", "sweep.json", "bench.json")
+
+
+def read_result(path: Path) -> Result | None:
+    """What compare, sweep or bench wrote; None where the file is something else.
+
+    Raises:
+        DataError, CheckpointError: as `Result.read`.
+    """
+    return read_any(path, (Comparison, Sweep, BenchResult))

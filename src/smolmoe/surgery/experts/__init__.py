@@ -1,0 +1,1 @@
+"""Extract, remove, merge and add experts of an MoE: `extract`, `prune`, `merge-experts`, `add-expert`."""

@@ -1,0 +1,231 @@
+"""Export an MoE as another, equivalent MoE class: which bytes of which file become which tensor.
+
+Router rows, experts and everything outside the MoE are copied under their new names. Factors without a setting in the
+new class go into down projections: a shared expert behind a zero gate has weight one half, GLM's gates are scaled.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from importlib.metadata import version
+from typing import Any
+
+from smolmoe.core.claim import Claim
+from smolmoe.families import ExpertNames, MoeTarget
+from smolmoe.surgery.claim import ROUNDING
+from smolmoe.surgery.configs import COMMON
+from smolmoe.surgery.experts.moe_files import GENERIC, Ffn, MoeFiles, MoeLayer
+from smolmoe.surgery.experts.subset import SOURCE, Program
+from smolmoe.surgery.export.native_forms import Subject, check_target, rounds, settings_of, sizes_as, subject_of
+from smolmoe.surgery.tensors.program import Block, OutTensor, Read, Role
+
+# Settings that do not affect inference, and that any MoE class may have.
+_CARRIED = ("expert_names", "expert_layers", "router_aux_loss_coef")
+_TOKENS = ("bos_token_id", "eos_token_id", "pad_token_id", "tie_word_embeddings")
+
+
+def native_export(files: MoeFiles, to: str) -> tuple[Program, Claim]:
+    """The program that writes an MoE as another class, and the claim for the result relative to the MoE.
+
+    Args:
+        files: the MoE.
+        to: a key of `smolmoe.families.MOE_TARGETS`.
+
+    Raises:
+        TargetError: the class cannot compute the same function; states why, and which classes can.
+        SourceError: a config that its class cannot load, or layers of unequal widths.
+    """
+    subject = subject_of(files)
+    target = check_target(to, subject)
+    export = _Export(subject, target)
+    tensors = tuple(export.tensors())
+    return Program(_config(subject, target), tensors, {SOURCE: files.parts}), _claim(export)
+
+
+def _config(subject: Subject, target: MoeTarget) -> dict[str, Any]:
+    files, spec = subject.files, subject.spec
+    config: dict[str, Any] = {
+        "architectures": [target.architecture],
+        "model_type": "smolmoe" if target.name == GENERIC else target.name,
+        "dtype": subject.form.config.get("dtype"),
+        "transformers_version": version("transformers"),
+        "output_router_logits": False,
+    }
+    if target.name == GENERIC:
+        config |= {key: spec.config.get(key) for key in _TOKENS}
+    else:
+        config |= {key: spec.config[key] for key in COMMON}
+        config |= {"num_key_value_heads": spec.kv_heads, "head_dim": spec.head_dim, "hidden_act": spec.mlp.activation}
+    return config | settings_of(target, subject) | {key: files.config[key] for key in _CARRIED if key in files.config}
+
+
+def _claim(export: _Export) -> Claim:
+    files, spec = export.subject.files, export.subject.spec
+    dtypes = {files.parts.dtype(layer.experts[0]["down"]) for layer in files.layers.values()} & set(ROUNDING)
+    if dtypes and any(rounds(scale) for scale in (export.routed_scale, export.shared_scale)):
+        error = max(ROUNDING[dtype] for dtype in dtypes)
+        return Claim(
+            "rounded",
+            f"The scale of the gates goes into the down projections, which are rounded to {', '.join(sorted(dtypes))} "
+            "again.",
+            granularity=files.granularity,
+            predicted_ffn_error=tuple(error if index in files.layers else None for index in range(spec.layers)),
+        )
+    reason = "The same router rows choose the same experts with the same gates."
+    return Claim("exact", reason + export.said, granularity=files.granularity)
+
+
+@dataclass(frozen=True)
+class _Export:
+    subject: Subject
+    target: MoeTarget
+
+    @property
+    def files(self) -> MoeFiles:
+        return self.subject.files
+
+    @property
+    def routed_scale(self) -> float:
+        has_setting = "routed_scaling_factor" in self.target.config(self.subject.spec, self.subject.sizes)
+        return 1.0 if has_setting else self.subject.gates.scale
+
+    @property
+    def shared_scale(self) -> float:
+        """The factor on the shared expert's down projection: a zero gate means one half."""
+        if self.subject.gates.shared == "none":
+            return 1.0
+        before = {"half": 0.5}.get(self.subject.gates.shared, 1.0)
+        return before if not self.target.shared_gated or self.subject.gates.shared == "gated" else 2 * before
+
+    @property
+    def zero_width(self) -> int:
+        """Width of the zero shared expert, if the class requires one and the source has none; otherwise 0."""
+        if self.subject.gates.shared != "none":
+            return 0
+        return sizes_as(self.target, self.subject).shared_width
+
+    @property
+    def said(self) -> str:
+        """The factors applied to the weights, and the tensors added."""
+        factors = {"shared": self.shared_scale, "routed": self.routed_scale}
+        said = [
+            f" The {which} down projections are multiplied by {scale:g}."
+            for which, scale in factors.items()
+            if scale != 1
+        ]
+        if self.zero_width:
+            said.append(
+                f" The class requires a shared expert: one of width {self.zero_width} is added whose weights are all "
+                "zero; its output is zero and stays zero in training."
+            )
+        return "".join(said)
+
+    def tensors(self) -> Iterator[OutTensor]:
+        """The result's tensors, in the order of the MoE's."""
+        for part in self.files.in_order():
+            if isinstance(part, str):
+                yield from self._kept(part)
+            else:
+                yield from self._layer(part)
+
+    # -- outside the MoE ---------------------------------------------------------------------------------------------
+
+    def _kept(self, name: str) -> Iterator[OutTensor]:
+        plain = name.removeprefix("lm.") if self.files.kind == GENERIC else name
+        if plain.endswith(self.subject.form.dropped) or self._is_beyond(plain):
+            return
+        info = self.files.parts.tensors[name]
+        block = Block(info.shape, (Read(SOURCE, name),))
+        yield self._out(self._outside(plain), block, dtype=self.files.parts.dtype(name))
+        if plain.endswith("self_attn.q_proj.weight"):
+            yield from self._zero_biases(plain.removesuffix("q_proj.weight"), name.removesuffix("q_proj.weight"))
+
+    def _outside(self, plain: str) -> str:
+        return f"lm.{plain}" if self.target.name == GENERIC else plain
+
+    def _is_beyond(self, plain: str) -> bool:
+        """An extra multi-token prediction layer; the class does not load it either."""
+        prefix = f"{self.subject.spec.mlp.layers}."
+        return plain.startswith(prefix) and int(plain[len(prefix) :].split(".")[0]) >= self.subject.spec.layers
+
+    def _zero_biases(self, plain: str, stem: str) -> Iterator[OutTensor]:
+        """Zeros for biases of the new class, or of the source's dense form, that the source does not have."""
+        wanted = [*self.subject.form.zero_biases]
+        if self.target.name != GENERIC:
+            wanted += dict(self.target.zero_biases).get(self.subject.spec.attention_bias, ())
+        for projection in dict.fromkeys(wanted):
+            weight = f"{stem}{projection}.weight"
+            shape = self.files.parts.tensors[weight].shape[:1]
+            name = self._outside(f"{plain}{projection}.bias")
+            yield self._out(name, Block(shape), role="new", dtype=self.files.parts.dtype(weight))
+
+    # -- the MoE -------------------------------------------------------------------------------------------------------
+
+    def _layer(self, index: int) -> Iterator[OutTensor]:
+        layer, names = self.files.layers[index], self.target.names
+        mlp = self.subject.spec.mlp
+        inside = f"{mlp.module}." if self.target.name == GENERIC else ""
+        stem = self._outside(f"{mlp.layers}.{index}.{inside}")
+        dtype = self.files.parts.dtype(layer.router)
+        yield self._out(stem + names.router, self._block(layer.router), role="router", dtype=dtype)
+        if names.selection_bias is not None:
+            name = stem + names.selection_bias
+            yield self._out(name, self._bias(layer), role="router", dtype="float32")
+        yield from self._experts(stem, layer)
+        if layer.shared and names.shared is not None:
+            yield from self._ffn(stem, names.shared, layer.shared, self.shared_scale, "shared")
+        elif names.shared is not None and self.zero_width:
+            yield from self._zeros(stem, names.shared, layer)
+        if names.shared_gate is not None:
+            router = self.files.parts.tensors[layer.router]
+            row = self._block(layer.shared_gate) if layer.shared_gate else Block((1, router.shape[1]))
+            yield self._out(stem + names.shared_gate, row, role="shared", dtype=dtype)
+
+    def _bias(self, layer: MoeLayer) -> Block:
+        return self._block(layer.selection_bias) if layer.selection_bias else Block((self.files.experts,))
+
+    def _experts(self, stem: str, layer: MoeLayer) -> Iterator[OutTensor]:
+        names = self.target.names.experts
+        if "{e}" in names.down:
+            for e, ffn in enumerate(layer.experts):
+                own = ExpertNames(
+                    down=names.down.format(e=e), gate=str(names.gate).format(e=e), up=str(names.up).format(e=e)
+                )
+                yield from self._ffn(stem, own, ffn, self.routed_scale, "expert")
+            return
+        dtype = self.files.parts.dtype(layer.experts[0]["down"])
+        inner = [self._block(ffn[part]) for ffn in layer.experts for part in ("gate", "up")]
+        down = [self._block(ffn["down"], self.routed_scale) for ffn in layer.experts]
+        width, hidden = inner[0].shape
+        count = self.files.experts
+        for name, shape, blocks in (
+            (str(names.gate_up), (count, 2 * width, hidden), inner),
+            (names.down, (count, hidden, width), down),
+        ):
+            yield OutTensor(stem + name, stem + name, (), shape, dtype, "expert", tuple(blocks))
+
+    def _ffn(self, stem: str, names: ExpertNames, ffn: Ffn, scale: float, role: Role) -> Iterator[OutTensor]:
+        dtype = self.files.parts.dtype(ffn["down"])
+        gate, up, down = self._block(ffn["gate"]), self._block(ffn["up"]), self._block(ffn["down"], scale)
+        if names.gate_up is not None:
+            yield self._out(stem + names.gate_up, gate, up, role=role, dtype=dtype)
+        else:
+            yield self._out(stem + str(names.gate), gate, role=role, dtype=dtype)
+            yield self._out(stem + str(names.up), up, role=role, dtype=dtype)
+        yield self._out(stem + names.down, down, role=role, dtype=dtype)
+
+    def _zeros(self, stem: str, names: ExpertNames, layer: MoeLayer) -> Iterator[OutTensor]:
+        dtype = self.files.parts.dtype(layer.experts[0]["down"])
+        hidden, width = self.files.parts.tensors[layer.router].shape[1], self.zero_width
+        for name, shape in ((names.gate, (width, hidden)), (names.up, (width, hidden)), (names.down, (hidden, width))):
+            yield self._out(f"{stem}{name}", Block(shape), role="shared", dtype=dtype)
+
+    def _block(self, name: str, scale: float = 1.0) -> Block:
+        return Block(self.files.parts.tensors[name].shape, (Read(SOURCE, name),), scale=scale)
+
+    @staticmethod
+    def _out(name: str, *blocks: Block, role: Role = "kept", dtype: str) -> OutTensor:
+        """Stacked blocks."""
+        shape = (sum(block.shape[0] for block in blocks), *blocks[0].shape[1:])
+        return OutTensor(name, name, (), shape, dtype, role, blocks)

@@ -1,0 +1,105 @@
+"""The vocabulary of the tensor program: for every output tensor, the origin of each of its values.
+
+A program is data. The writer executes it, the claim and the parameter counts are derived from it, and everything else
+that needs to know which value went where (extraction, carrying Adam's moments, provenance) reads it too.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Literal
+
+Region = tuple[int | tuple[int, int], ...]
+Role = Literal["kept", "expert", "shared", "router", "new"]
+
+
+@dataclass(frozen=True)
+class Read:
+    """A tensor of a source: `source` is "base" or a specialist's name, `tensor` its name on disk there."""
+
+    source: str
+    tensor: str
+
+
+@dataclass(frozen=True)
+class Perturb:
+    """A change to copied values that makes experts differ.
+
+    Attributes:
+        kind: "noise" adds N(0, std) to every value; "drop" resamples the values of chosen neurons from
+            N(mean, std) of the values they replace (Drop-Upcycling, arXiv 2502.19261).
+        std: standard deviation of the noise.
+        ratio: share of neurons that drop chooses, rounded down.
+        axis: axis of the neurons in the block: 0 for gate and up, 1 for down.
+        indices: random stream that chooses the neurons; gate, up and down of one expert share it to drop
+            the same neurons.
+    """
+
+    kind: Literal["noise", "drop"]
+    std: float = 0.0
+    ratio: float = 0.0
+    axis: int = 0
+    indices: str = ""
+
+
+@dataclass(frozen=True)
+class Block:
+    """A contiguous run of an output tensor's values.
+
+    Copied from `reads` (averaged if there are several), oriented [out, in], narrowed to neurons `span` along
+    `axis`, perturbed, scaled; or filled, if `reads` is empty.
+
+    Attributes:
+        shape: of the block; the blocks of a tensor follow each other in its flattened order.
+        transposed: the source stores [in, out].
+        fill: for a block that copies nothing: "zeros", "normal" (N(0, std)) or "rows" (supplied to the writer by name,
+            as router centroids are).
+        repeat: how often each row of a filled block is repeated (the experts of one group share a row).
+        stream: name of the block's random stream.
+    """
+
+    shape: tuple[int, ...]
+    reads: tuple[Read, ...] = ()
+    axis: int = 0
+    span: tuple[int, int] | None = None
+    transposed: bool = False
+    scale: float = 1.0
+    perturb: Perturb | None = None
+    fill: Literal["zeros", "normal", "rows"] = "zeros"
+    std: float = 0.0
+    repeat: int = 1
+    stream: str = ""
+
+    @property
+    def size(self) -> int:
+        return math.prod(self.shape)
+
+
+@dataclass(frozen=True)
+class OutTensor:
+    """One tensor of the output.
+
+    Attributes:
+        name: on disk.
+        memory: name of the parameter it is part of, once loaded; `region` says which part (an index per leading
+            axis, or a (start, stop) pair), () for all of it.
+        dtype: torch's name.
+        role: its purpose; active parameters count experts' tensors at K/E.
+    """
+
+    name: str
+    memory: str
+    region: Region
+    shape: tuple[int, ...]
+    dtype: str
+    role: Role
+    blocks: tuple[Block, ...]
+
+    @property
+    def size(self) -> int:
+        return math.prod(self.shape)
+
+    @property
+    def nbytes(self) -> int:
+        return self.size * (4 if self.dtype == "float32" else 2)

@@ -1,0 +1,1 @@
+"""`smolmoe data teach`: text and log-probabilities from an OpenAI-compatible endpoint."""

@@ -1,0 +1,172 @@
+"""What a training run costs, before it is begun: parameters, memory, tokens, FLOPs, time."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import asdict, dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import init_empty_weights
+
+from smolmoe.core.devices import kind as kind_of
+from smolmoe.core.devices import pick_device
+from smolmoe.data.sources import look_at
+from smolmoe.moe.kernels.linear_cross_entropy import AT_ONCE
+from smolmoe.moe.kernels.register import set_experts
+from smolmoe.moe.loading import Skeleton, causal_lm_class
+from smolmoe.moe.size import ModelSize, size_of
+from smolmoe.recipe import TrainRecipe
+from smolmoe.training.arguments import DEFAULTS, check_trainer, precision
+from smolmoe.training.distillation import open_distillation
+from smolmoe.training.distributed import world_size
+from smolmoe.training.fit import check_fits
+from smolmoe.training.models import (
+    check_fit,
+    find_tokenizer,
+    granularity_of,
+    model_folder,
+    new_config,
+    parent_provenance,
+    set_attention,
+)
+
+# Shares of the speed of large matrix products that a training step of a small model reaches, seen on CPUs and GPUs.
+EFFICIENCY = 0.3
+STATE_BYTES = {"adamw": 16, "adafactor": 8, "sgd": 8}  # a parameter: weight, gradient, optimiser state, in fp32
+ACTIVATION_BYTES = 100  # per token, layer and unit of hidden size, kept for the backward pass
+LOGIT_BYTES = 12  # per token and vocabulary entry: logits, their fp32 copy, their gradient
+MEASURED_WINDOWS = 16  # held-out windows at once, see `evaluate.held_out`
+PROCESS_BYTES = 450_000_000  # of Python, torch and transformers; a GPU does not hold them
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """What a run will cost, roughly: memory within a factor of two, time within three.
+
+    Attributes:
+        size: of the model.
+        steps, tokens: of the run.
+        flops: of the run.
+        memory_bytes: at its peak, of one process.
+        seconds: on this machine, all processes like this one.
+        findings: what the doctor would say of its routers.
+        out: the run's folder, where it is known.
+    """
+
+    size: ModelSize
+    steps: int
+    tokens: int
+    flops: float
+    memory_bytes: int
+    seconds: float
+    findings: tuple[Any, ...] = ()
+    out: Path | None = None
+
+    def to_json(self) -> dict[str, Any]:
+        return {name: value for name, value in asdict(self).items() if name != "out"}
+
+
+def cost_of(
+    model: Any,
+    *,
+    steps: int,
+    blocks_a_step: int,
+    micro_batch: int,
+    length: int,
+    optimizer: str,
+    device: str,
+    bf16: bool,
+    whole_logits: bool,
+) -> Estimate:
+    """The cost of a run of a model that may lie on meta.
+
+    Args:
+        blocks_a_step: sequences of an optimiser step, over all processes and accumulated batches.
+        micro_batch: sequences of one batch of one process.
+        optimizer: transformers' name of it.
+        whole_logits: whether a batch's logits are all in memory; else no more than `linear_cross_entropy` takes.
+    """
+    size = size_of(model)
+    config = model.config.get_text_config()
+    tokens = steps * blocks_a_step * length
+    flops = tokens * size.flops_per_token(length)
+    kind = next((name for name in STATE_BYTES if optimizer.startswith(name)), "adamw")
+    at_once = micro_batch * length
+    logits = at_once * config.vocab_size
+    training = at_once * size.layers * config.hidden_size * ACTIVATION_BYTES
+    training += (logits if whole_logits else min(logits, AT_ONCE)) * LOGIT_BYTES
+    measuring = MEASURED_WINDOWS * length * config.vocab_size * LOGIT_BYTES  # at another time
+    state = STATE_BYTES[kind] * size.total + (0 if kind_of(device) == "cuda" else PROCESS_BYTES)
+    memory = state + max(training, measuring)
+    return Estimate(size, steps, tokens, flops, int(memory), flops / (EFFICIENCY * product_rate(device, bf16)))
+
+
+@cache  # the stages of a pipeline are estimated with one figure
+def product_rate(device: str, bf16: bool, seconds: float = 0.2) -> float:
+    """FLOP/s of large matrix products, measured in a fraction of a second."""
+    n = 4096 if kind_of(device) == "cuda" else 1024
+    dtype = torch.bfloat16 if bf16 else torch.float32
+    a, b = (torch.randn(n, n, device=device, dtype=dtype) for _ in range(2))
+    (a @ b).sum().item()
+    done, start = 0, time.perf_counter()
+    while (spent := time.perf_counter() - start) < seconds:
+        (a @ b)[0, 0].item()
+        done += 1
+    return 2.0 * n**3 * done / spent
+
+
+def blocks_a_step(recipe: TrainRecipe) -> int:
+    """Sequences of one optimiser step, over all processes and accumulated batches."""
+    trainer = {**DEFAULTS, **recipe.trainer}
+    accumulated = int(trainer.get("gradient_accumulation_steps", 1))
+    return int(trainer["per_device_train_batch_size"]) * accumulated * world_size()
+
+
+def estimate(recipe: TrainRecipe) -> Estimate:
+    """What a run will cost, from configs and file headers: nothing is trained, no weight is read.
+
+    Raises:
+        SmolmoeError: as `train`, for what can be seen beforehand. The number of steps must be given.
+    """
+    check_trainer(recipe)
+    open_distillation(recipe)
+    for source in (*recipe.data.sources, *recipe.data.validation):
+        look_at(source)
+    trainer = {**DEFAULTS, **recipe.trainer}
+    device = pick_device(recipe.device)
+    model, folder = skeleton(recipe), model_folder(recipe.model)
+    check_fits(recipe, model, granularity_of(parent_provenance(folder)))
+    set_attention(model, recipe.model.attention)
+    set_experts(model, recipe.model.experts, device=device, field="model.experts")
+    return cost_of(
+        model,
+        steps=int(trainer.get("max_steps", 0)),
+        blocks_a_step=blocks_a_step(recipe),
+        micro_batch=int(trainer["per_device_train_batch_size"]),
+        length=recipe.data.length,
+        optimizer=str(trainer["optim"]),
+        device=device,
+        bf16=bool(trainer.get("bf16", precision(device, trainer)["bf16"])),
+        whole_logits=bool(recipe.distill or recipe.parallel == "fsdp" or trainer.get("label_smoothing_factor")),
+    )
+
+
+def steps_for_flops(recipe: TrainRecipe, flops: float) -> int:
+    """How many steps of this run spend that many FLOPs."""
+    length = recipe.data.length
+    return max(1, round(flops / (size_of(skeleton(recipe)).flops_per_token(length) * blocks_a_step(recipe) * length)))
+
+
+def skeleton(recipe: TrainRecipe) -> Any:
+    """The recipe's model without its weights."""
+    folder = model_folder(recipe.model)
+    if folder is not None:
+        return Skeleton(folder).model
+    tokenizer = range(recipe.tokenizer) if isinstance(recipe.tokenizer, int) else find_tokenizer(recipe, None)
+    config = new_config(recipe.model, tokenizer, recipe.data.length)
+    check_fit(config.get_text_config(), tokenizer, recipe.data.length)
+    with init_empty_weights(include_buffers=False):
+        return causal_lm_class(config)._from_config(config)

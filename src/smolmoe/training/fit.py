@@ -1,0 +1,102 @@
+"""Whether a model can do what a recipe asks of it: known from its config, before a text or a weight is read."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from smolmoe.errors import RequestError
+from smolmoe.moe.balance import has_selection_bias
+from smolmoe.moe.gating import gate_spec
+from smolmoe.moe.routing import find_routers
+from smolmoe.recipe import TrainRecipe
+from smolmoe.recipe.train import ObjectiveRecipe, RoutingRecipe
+from smolmoe.training.guidance import Guidance, check_named
+
+
+def check_fits(recipe: TrainRecipe, model: Any, granularity: int) -> None:
+    """Refuse what this model cannot do.
+
+    Args:
+        model: loaded, or without its weights.
+        granularity: G of an upcycled model.
+
+    Raises:
+        RequestError
+    """
+    routers = [router for _, router in find_routers(model)]
+    if recipe.trainable == "routers" and not routers:
+        raise RequestError("the model is dense: it has no routers.", field="trainable", value=recipe.trainable)
+    check_terms(model, recipe.objective, recipe.routing, routers, granularity)
+    if recipe.guidance is not None:
+        check_named(recipe.guidance, model, recipe.routing.reserved)
+    if recipe.carry is not None and recipe.model.path is None:
+        raise RequestError(
+            "a new model has no state to carry.",
+            field="carry",
+            value=recipe.carry.optimizer,
+            fix="Remove it.",
+        )
+    for name in ("activation_checkpointing", "gradient_checkpointing"):
+        if recipe.trainer.get(name) and not model.supports_gradient_checkpointing:
+            raise RequestError(
+                f"{type(model).__name__} has none.", field=f"trainer.{name}", value=True, fix="Remove it."
+            )
+
+
+def check_terms(
+    model: Any, objective: ObjectiveRecipe, routing: RoutingRecipe, routers: Sequence[Any], granularity: int
+) -> None:
+    """Refuse router terms and interventions that this model has no place for.
+
+    Raises:
+        RequestError
+    """
+    if not routers:
+        asked = {f"objective.{name}": value for name, value in objective.model_dump(exclude_defaults=True).items()}
+        asked |= {f"routing.{name}": value for name, value in routing.model_dump(exclude_defaults=True).items()}
+        for field, value in asked.items():
+            raise RequestError(
+                "the model is dense: it has no routers.", field=field, value=value, fix="Remove it, or use an MoE."
+            )
+        return
+    if objective.bias_rate and not has_selection_bias(model):
+        raise RequestError(
+            f"{type(model).__name__} has no selection bias to balance with.",
+            field="objective.bias_rate",
+            value=objective.bias_rate,
+            fix="Use objective.load_balance, or upcycle with `target='glm4_moe'` or generic.",
+        )
+    if routing.tie_groups and granularity < 2:
+        raise RequestError(
+            "the experts form no groups (granularity 1).",
+            field="routing.tie_groups",
+            value=routing.tie_groups,
+            fix="Remove it.",
+        )
+    experts = gate_spec(routers[0]).experts
+    beyond = [expert for expert in routing.reserved if expert >= experts]
+    if beyond or len({*routing.reserved}) >= experts:
+        raise RequestError(
+            f"the model has experts 0 to {experts - 1}, and at least one must not be reserved.",
+            field="routing.reserved",
+            value=beyond or list(routing.reserved),
+            fix="Remove it, or reserve fewer experts.",
+        )
+
+
+def check_balance(objective: ObjectiveRecipe, guidance: Guidance) -> None:
+    """Refuse to balance where guidance leaves nothing to balance.
+
+    Raises:
+        RequestError
+    """
+    alone = bool((guidance.allowed.sum(-1) == 1).all())
+    for name in ("load_balance", "bias_rate"):
+        if alone and getattr(objective, name):
+            raise RequestError(
+                "every domain has one expert: there is nothing to balance.",
+                field=f"objective.{name}",
+                value=getattr(objective, name),
+                fix="Remove it, or give a domain several experts.",
+            )

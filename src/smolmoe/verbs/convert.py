@@ -1,0 +1,43 @@
+"""Convert: upcycle a dense model, and take out, merge or add experts."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+from pydantic import Field
+
+from smolmoe.recipe.upcycle import UpcycleRecipe
+from smolmoe.recipe.words import DryRun
+from smolmoe.surgery.experts.run import add_expert, extract, merge_experts, prune
+from smolmoe.verbs.signature import Report, takes
+
+__all__ = ["add_expert", "extract", "inspect", "merge_experts", "prune", "upcycle"]
+
+if TYPE_CHECKING:
+    from smolmoe.surgery.inspection import Inspection
+    from smolmoe.surgery.run import UpcycleResult
+
+
+def inspect(
+    source: Annotated[str | Path, Field(description="folder or hub id of a dense model")],
+    *,
+    revision: Annotated[str | None, Field(description="hub revision: commit, branch or tag")] = None,
+) -> Inspection:
+    """Show a dense model's structure and its possible targets."""
+    from smolmoe.surgery.inspection import inspect as run
+
+    return run(str(source), revision=revision)
+
+
+@takes(UpcycleRecipe, "source", "out")
+def upcycle(recipe: UpcycleRecipe, *, dry_run: DryRun = False, report: Report | None = None) -> UpcycleResult:
+    """Convert a dense model into an MoE and verify the files.
+
+    Raises:
+        SmolmoeError: a subclass with field, value and fix. Nothing is left half-written.
+        VerificationError: the files do not match the claim; they are kept for inspection.
+    """
+    from smolmoe.surgery.run import run_upcycle
+
+    return run_upcycle(recipe, dry_run=dry_run, report=report)

@@ -1,0 +1,191 @@
+"""Measure: verify, compare, benchmark and score models."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+from pydantic import Field
+
+from smolmoe.recipe.bench import BenchRecipe
+from smolmoe.recipe.pairs import BATCH_SIZE, MAX_NEW_TOKENS, TEMPLATE, PairsRecipe
+from smolmoe.recipe.resolve import Given, values_of
+from smolmoe.recipe.sweep import SweepRecipe
+from smolmoe.recipe.words import Device, DryRun, Overwrite, RecipeGiven, Seed, Set
+from smolmoe.verbs.signature import Report, said, spells_out, takes
+
+if TYPE_CHECKING:
+    from smolmoe.evaluation.correction import CorrectionScores
+    from smolmoe.results.bench import BenchResult
+    from smolmoe.results.comparison import Comparison
+    from smolmoe.results.scaling_law import Sweep
+    from smolmoe.scaling.forecast import SweepForecast
+    from smolmoe.verification.verify import Verification
+
+Paths = str | Path | Sequence[str | Path]
+
+
+def verify(
+    dense: Annotated[str | Path, Field(description="folder of the dense model")],
+    moe: Annotated[str | Path, Field(description="folder of the MoE made from it")],
+    *,
+    text: Annotated[
+        Path | None, Field(description="text to measure on, .txt or .jsonl (default: of this Python)")
+    ] = None,
+    device: Device = "cpu",
+    seed: Seed = 0,
+    **options: Any,
+) -> Verification:
+    """Measure an MoE's files against its dense source and claim.
+
+    The command exits with 1 where a check fails.
+
+    Args:
+        **options: `claim`, `sequences` and `length`, as `smolmoe.verification.verify.verify` takes them.
+    """
+    from smolmoe.verification.verify import verify as run
+
+    return run(dense, moe, text=text, device=device, seed=seed, **options)
+
+
+def compare(
+    models: Annotated[
+        Mapping[str, Paths], Field(description="name and folder of a model or run; several folders are seeds")
+    ],
+    data: Annotated[
+        str | Path, Field(description="held-out text: .jsonl, .parquet, .txt, folder, hub data set, or folder of a run")
+    ],
+    *,
+    by: Annotated[str | None, Field(description="column with the domain (default: one domain)")] = None,
+    tokens: Annotated[
+        int | None, Field(description="maximum number of tokens per domain (default: 20000, or the run's)")
+    ] = None,
+    document_tokens: Annotated[
+        int | None, Field(description="maximum number of tokens per document (default: 1024, or the run's)")
+    ] = None,
+    length: Annotated[
+        int | None, Field(description="maximum sequence length, in tokens (default: 256, or the run's)")
+    ] = None,
+    speed: Annotated[bool, Field(description="latency, tokens per second and memory")] = True,
+    tasks: Annotated[
+        str | Path | None, Field(description="task file (.yaml) or folder for lm-evaluation-harness")
+    ] = None,
+    out: Annotated[
+        Path | None, Field(description="output folder for compare.json and table.md (default: none)")
+    ] = None,
+    overwrite: Overwrite = False,
+    device: Device = "cpu",
+    report: Report | None = None,
+) -> Comparison:
+    """Compare models on the same held-out text.
+
+    The first model is the baseline. Losses come with intervals; parameters, FLOPs, speed and memory stand next to them.
+    """
+    from smolmoe.evaluation.compare.run import compare as run
+
+    return run(
+        models,
+        data,
+        by=by,
+        tokens=tokens,
+        document_tokens=document_tokens,
+        length=length,
+        speed=speed,
+        tasks=tasks,
+        out=out,
+        overwrite=overwrite,
+        device=device,
+        report=report,
+    )
+
+
+@takes(BenchRecipe, "model")
+def bench(recipe: BenchRecipe, *, settings: Any = None, report: Report | None = None) -> BenchResult:
+    """Measure parameters, FLOPs, latency, throughput and memory.
+
+    Args:
+        settings: a `BenchSettings`, instead of the fields from `batch_sizes` to `seed`.
+    """
+    from smolmoe.core.files import check_parent, write_json
+    from smolmoe.evaluation.bench.run import bench as run
+    from smolmoe.results.bench import BenchSettings
+
+    check_parent(recipe.out)
+    asked = recipe.model_dump(exclude={"model", "against", "out"})
+    found = run(recipe.model, against=recipe.against, settings=settings or BenchSettings(**asked), report=report)
+    if recipe.out is not None:
+        write_json(recipe.out, found.to_json())
+    return found
+
+
+@spells_out(SweepRecipe)
+def sweep(
+    recipe: RecipeGiven,
+    values: Mapping[str, Any] | None = None,
+    request: SweepRecipe | None = None,
+    *,
+    set: Set = (),  # noqa: A002 - the option's name
+    overwrite: Overwrite = False,
+    dry_run: DryRun = False,
+    report: Report | None = None,
+    **budgets: Any,
+) -> Sweep | SweepForecast:
+    """Train at several token budgets and fit a scaling law.
+
+    Args:
+        values, request: a recipe's values and a parsed SweepRecipe, instead of `budgets`; `recipe` is then its name.
+        **budgets: the fields of SweepRecipe.
+    """
+    from smolmoe.recipe.base import parse
+    from smolmoe.scaling.run import sweep as run
+
+    given: Given = recipe
+    if values is None:
+        values = values_of(given, {}, changes=set)
+    if request is None:
+        budgets = {"out": Path(f"{values.get('out', 'runs/recipe')}-sweep"), **budgets}
+        request = parse(SweepRecipe, budgets)
+    name = Path(given).stem if isinstance(given, str | Path) else "recipe"
+    if dry_run:
+        from smolmoe.scaling.forecast import forecast_sweep
+        from smolmoe.scaling.plan import make_plan
+
+        return forecast_sweep(make_plan(name, values, request))
+    return run(name, values, request, overwrite=overwrite, report=report)
+
+
+def score_corrections(
+    model: Annotated[str | Path, Field(description="folder or hub id of a model with its tokenizer")],
+    *,
+    data: Annotated[str | Path, Field(description="file with texts and corrections (.jsonl or .parquet)")],
+    rows: Annotated[int | None, Field(description="maximum number of rows, from the first (default: all)")] = None,
+    source_column: Annotated[str, Field(description="column with the text, including its instruction")] = "src",
+    target_column: Annotated[str, Field(description="column with the correction")] = "tgt",
+    references_column: Annotated[str | None, said(PairsRecipe, "references_column")] = None,
+    template: Annotated[str, said(PairsRecipe, "template")] = TEMPLATE,
+    chat: Annotated[bool, said(PairsRecipe, "chat")] = False,
+    max_new_tokens: Annotated[int, said(PairsRecipe, "max_new_tokens")] = MAX_NEW_TOKENS,
+    batch_size: Annotated[int, said(PairsRecipe, "batch_size")] = BATCH_SIZE,
+    device: Device = "cpu",
+    out: Annotated[Path | None, Field(description="output folder for scores.json and predictions.jsonl")] = None,
+    overwrite: Overwrite = False,
+    report: Report | None = None,
+) -> CorrectionScores:
+    """Score greedy corrections; the baseline copies the input."""
+    from smolmoe.data.prompts import CorrectionPrompt, read_corrections
+    from smolmoe.evaluation.correction import score_checkpoint
+
+    columns = {"source_column": source_column, "target_column": target_column, "references_column": references_column}
+    found = read_corrections(Path(data), rows=rows, **columns)  # type: ignore[arg-type]
+    return score_checkpoint(
+        model,
+        found,
+        out=out,
+        overwrite=overwrite,
+        device=device,
+        prompt=CorrectionPrompt(template, chat),
+        max_new_tokens=max_new_tokens,
+        batch_size=batch_size,
+        report=report,
+    )

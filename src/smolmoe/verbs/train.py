@@ -1,0 +1,272 @@
+"""Train: training runs, pipelines, alignment, and the data and targets for them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+from pydantic import Field
+
+from smolmoe.recipe.align import AlignRecipe
+from smolmoe.recipe.base import Recipe
+from smolmoe.recipe.distill import CacheRecipe
+from smolmoe.recipe.pairs import PairsRecipe
+from smolmoe.recipe.pipeline import PipelineRecipe
+from smolmoe.recipe.select import SelectRecipe
+from smolmoe.recipe.teach import TeachRecipe
+from smolmoe.recipe.train import TrainRecipe
+from smolmoe.recipe.words import Continue, DryRun, Overwrite, Resume, ResumeTraining, Seed
+from smolmoe.verbs.signature import Report, takes
+
+if TYPE_CHECKING:
+    from smolmoe.alignment.pairs import PairsReport
+    from smolmoe.alignment.run import AlignEstimate, AlignResult
+    from smolmoe.pipeline.forecast import StageForecast
+    from smolmoe.pipeline.run import PipelineResult
+    from smolmoe.recipe.files import Shipped
+    from smolmoe.results.distillation import CacheForecast, CacheResult
+    from smolmoe.selection.results import Selection
+    from smolmoe.training.estimate import Estimate
+    from smolmoe.training.run import TrainResult
+
+
+def quickstart(
+    out: Annotated[str | Path, Field(description="output folder of the run")] = Path("runs/quickstart"),
+    *,
+    minutes: Annotated[
+        float | None, Field(description="most minutes of training in all (default: the recipe's, 5)")
+    ] = None,
+    seed: Seed = 0,
+    overwrite: Overwrite = False,
+    changes: Sequence[str] = (),
+    report: Report | None = None,
+) -> PipelineResult:
+    """Train, upcycle, verify and report on a small example."""
+    from smolmoe.pipeline.quickstart import quickstart as run
+
+    return run(out, minutes=minutes, seed=seed, overwrite=overwrite, changes=changes, report=report)
+
+
+@takes(TrainRecipe, file=True, kind="train")
+def train(
+    recipe: TrainRecipe,
+    *,
+    resume: ResumeTraining = None,
+    overwrite: Overwrite = False,
+    dry_run: DryRun = False,
+    report: Report | None = None,
+) -> TrainResult | Estimate:
+    """Train a model from scratch, or continue training one.
+
+    Raises:
+        SmolmoeError: a subclass with field, value and fix. After TrainingError and OutputError the last whole
+            checkpoint can be resumed.
+    """
+    from smolmoe.training import run as training
+
+    if dry_run:
+        return replace(training.estimate(recipe), out=recipe.out)
+    return training.train(recipe, resume=resume, overwrite=overwrite, report=report)
+
+
+@dataclass(frozen=True)
+class PipelineForecast:
+    """What a pipeline would cost, stage by stage; `minutes` is its time budget."""
+
+    out: Path
+    stages: tuple[StageForecast, ...]
+    minutes: float | None = None
+
+    def to_json(self) -> dict[str, Any]:
+        return {"out": str(self.out), "stages": [stage.to_json() for stage in self.stages]}
+
+
+@takes(PipelineRecipe, file=True, kind="pipeline")
+def run(
+    recipe: PipelineRecipe,
+    *,
+    start: Annotated[str | None, Field(description="first stage to run again, with all later ones")] = None,
+    dry_run: DryRun = False,
+    report: Report | None = None,
+) -> PipelineResult | PipelineForecast:
+    """Run the stages of a pipeline; finished ones are skipped."""
+    if dry_run:
+        from smolmoe.pipeline.forecast import forecast
+
+        minutes = None if recipe.budget is None else recipe.budget.minutes
+        return PipelineForecast(recipe.out, tuple(forecast(recipe)), minutes)
+    from smolmoe.pipeline.run import run as start_pipeline
+
+    return start_pipeline(recipe, start=start, report=report)
+
+
+@takes(AlignRecipe, file=True, kind="train")
+def align(
+    recipe: AlignRecipe,
+    *,
+    resume: Resume = None,
+    overwrite: Overwrite = False,
+    dry_run: DryRun = False,
+    report: Report | None = None,
+) -> AlignResult | AlignEstimate:
+    """Align a model by the recipe's method: sft, dpo or cpo.
+
+    Raises:
+        SmolmoeError: a subclass with field, value and fix. After TrainingError and OutputError the last whole
+            checkpoint can be resumed.
+    """
+    from smolmoe.alignment import run as alignment
+
+    if dry_run:
+        return replace(alignment.estimate(recipe), out=recipe.out)
+    return alignment.align(recipe, resume=resume, overwrite=overwrite, report=report)
+
+
+def _by(method: str, summary: str) -> Callable[..., AlignResult | AlignEstimate]:
+    """`align` with its method fixed."""
+
+    def aligned(recipe: AlignRecipe, **options: Any) -> AlignResult | AlignEstimate:
+        return align(recipe, **options)
+
+    aligned.__name__, aligned.__doc__ = method, summary
+    return takes(AlignRecipe, file=True, kind="train", fixed={"method": method}, like=align)(aligned)
+
+
+sft = _by("sft", "Fine-tune on answers (supervised fine-tuning).")
+dpo = _by("dpo", "Train on preference pairs against a reference model (DPO).")
+cpo = _by("cpo", "Train on preference pairs without a reference model (CPO).")
+
+
+@takes(PairsRecipe, "model")
+def make_pairs(
+    recipe: PairsRecipe, *, resume: Continue = False, overwrite: Overwrite = False, report: Report | None = None
+) -> PairsReport:
+    """Sample preference pairs, ranked by distance to a reference.
+
+    A model answers each prompt at two temperatures; the answer nearer to a reference, by edit distance, is preferred.
+    """
+    from smolmoe.alignment.pairs_run import make_pairs as start
+
+    return start(recipe, resume=resume, overwrite=overwrite, report=report)
+
+
+@takes(CacheRecipe, "teacher", "data", "out")
+def distill(
+    recipe: CacheRecipe,
+    *,
+    resume: Continue = False,
+    overwrite: Overwrite = False,
+    dry_run: DryRun = False,
+    report: Report | None = None,
+) -> CacheResult | CacheForecast:
+    """Write a teacher's probabilities for every token of a text.
+
+    The cache is what section `distill` of a training recipe reads. Under `accelerate launch` the work is shared.
+    """
+    from smolmoe.distillation.run import cache_teacher, forecast_cache
+
+    values = dict(recipe)
+    device = values.pop("device")
+    if dry_run:
+        return forecast_cache(**values, report=report)
+    return cache_teacher(**values, device=device, resume=resume, overwrite=overwrite, report=report)
+
+
+class _Rows(Recipe):
+    """Where rows come from, as one argument."""
+
+    data: str = Field(description="file or folder of rows, preset, or hub data set")
+    text: str = Field("text", description="column with the text")
+
+
+def sources(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Values of a SelectRecipe of `data` and `text`: a preset's name or a path."""
+    from smolmoe.data.presets import EMBEDDED, PRESETS
+
+    rest = dict(values)
+    data, text = rest.pop("data", None), rest.pop("text", "text")
+    if data is None:
+        return rest
+    data = str(data)
+    source = {"preset": data} if data in {*PRESETS, EMBEDDED} else {"path": data, "text": text}
+    if str(rest.get("tokenizer", "")).isdecimal():
+        rest["tokenizer"] = int(rest["tokenizer"])
+    return {"sources": [source], **rest}
+
+
+@takes(SelectRecipe, "data", extra=_Rows, prepare=sources)
+def select(
+    recipe: SelectRecipe,
+    *,
+    out: Annotated[str | Path, Field(description="output folder for rows.jsonl, indices.json and report.json")],
+    overwrite: Overwrite = False,
+    report: Report | None = None,
+) -> Selection:
+    """Select training rows by score and group, without duplicates."""
+    from smolmoe.selection.run import run_select
+
+    return run_select(recipe, Path(out), overwrite=overwrite, report=report)
+
+
+@takes(TeachRecipe)
+def teach(
+    recipe: TeachRecipe, *, resume: Continue = False, dry_run: DryRun = False, report: Report | None = None
+) -> dict[str, Any]:
+    """Generate training rows with a model behind an HTTP endpoint."""
+    from smolmoe.teacher.job import plan
+    from smolmoe.teacher.job import teach as ask
+
+    return plan(recipe) if dry_run else ask(recipe, resume=resume, report=report)
+
+
+def fetch(
+    preset: Annotated[str | None, Field(description="name of the preset (default: list all)")] = None,
+    out: Annotated[str | Path | None, Field(description="output folder for the rows and provenance.json")] = None,
+    *,
+    rows: Annotated[int | None, Field(ge=1, description="maximum number of rows (default: all)")] = None,
+    split: Annotated[str | None, Field(description="split of the data set (default: the preset's)")] = None,
+    revision: Annotated[str | None, Field(description="commit, branch or tag (default: the newest)")] = None,
+    accept_licence: Annotated[
+        str | None, Field(description="name of the licence you accept, for a data set that is not free for every use")
+    ] = None,
+    resume: Continue = False,
+    list: Annotated[bool, Field(description="list of the presets")] = False,  # noqa: A002 - the option's name
+    report: Report | None = None,
+) -> Any:
+    """Download a known data set as training rows, or list all.
+
+    Returns:
+        What provenance.json holds; the catalogue (a list) where no preset is named.
+
+    Raises:
+        RequestError: no such preset, or no folder for it.
+    """
+    from smolmoe.data.fetch import catalogue
+    from smolmoe.data.fetch import fetch as fetch_rows
+    from smolmoe.errors import RequestError
+
+    if list or preset is None:
+        return catalogue()
+    if out is None:
+        raise RequestError("the output folder is missing.", field="out", fix="Add `out=DIR`.")
+    asked = {"rows": rows, "split": split, "revision": revision, "accept_licence": accept_licence}
+    return fetch_rows(preset, Path(out), **asked, resume=resume, report=report)  # type: ignore[arg-type]
+
+
+def recipes() -> tuple[Shipped, ...]:
+    """List the recipes that are shipped with smolmoe."""
+    from smolmoe.recipe.files import shipped
+
+    return tuple(shipped())
+
+
+def copy_recipe(
+    name: Annotated[str, Field(description="name of a shipped recipe")],
+    out: Annotated[str | Path | None, Field(description="output file (default: NAME.yaml)")] = None,
+) -> Path:
+    """Copy a shipped recipe to a file, to edit it."""
+    from smolmoe.recipe.files import copy
+
+    return copy(name, None if out is None else Path(out))

@@ -1,0 +1,1 @@
+"""Proofs on saved files: `verify` compares an MoE with its dense source, `doctor` examines the routers."""

@@ -1,0 +1,137 @@
+"""From measurements to a verdict: which checks a claim implies, and whether they hold."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from smolmoe.core.claim import Claim
+from smolmoe.results.verification import Check, Control, Decoding, Difference, HalfPrecision, Padding
+
+# Equivalent computations in fp32 (another batch shape, a KV cache) differ by rounding, far below this share of a logit.
+SELF_TOLERANCE = 1e-4
+# A control this close to the tolerance would mean that the measurement does not distinguish experts.
+CONTROL_FACTOR = 100
+# "rounded" predicts the rounding error from its statistics; twice that is no longer chance.
+ROUNDED_FACTOR = 2
+# Two computations in 16 bits differ from each other by about as much as each does from fp32.
+HALF_FACTOR = 3
+# Below this an FFN error is fp32 rounding, whatever was predicted.
+FFN_NOISE = 1e-5
+
+
+def judge(
+    claim: Claim,
+    *,
+    finite: bool,
+    not_finite: Mapping[str, str],
+    same_tokens: bool | None,
+    logits: Difference,
+    padding: Padding,
+    decoding: Decoding,
+    control: Control,
+    ffn_error: tuple[float | None, ...],
+    half: HalfPrecision | None,
+) -> tuple[Check, ...]:
+    """The checks that every MoE must pass, and those of its claim.
+
+    Args:
+        not_finite: tensors with NaN or infinity, and how much of which file.
+    """
+    checks = [_weights(not_finite), *_sanity(finite, same_tokens, logits, padding, decoding)]
+    if claim.kind == "exact":
+        checks += _exact(claim, logits, padding, decoding, control)
+        # Split groups are another function for the tokens concerned, which such a claim says.
+        if half is not None and not half.incomplete_groups:
+            meaning = f"Computed in {half.dtype}, the two differ on average by no more than rounding explains."
+            checks.append(_at_most(half.dtype, half.mean_abs, HALF_FACTOR * half.noise_mean_abs, meaning))
+    if claim.kind in ("rounded", "deviates"):
+        checks += _ffn(claim, ffn_error)
+    return tuple(checks)
+
+
+def _weights(not_finite: Mapping[str, str]) -> Check:
+    named = "".join(f" {name}: {said}." for name, said in list(not_finite.items())[:3])
+    more = f" And {len(not_finite) - 3} other tensors." if len(not_finite) > 3 else ""
+    meaning = f"Every weight of the MoE is finite.{named}{more}"
+    return Check("weights", not not_finite, float(len(not_finite)), 0.0, meaning)
+
+
+def _sanity(
+    finite: bool, same_tokens: bool | None, logits: Difference, padding: Padding, decoding: Decoding
+) -> list[Check]:
+    limit = SELF_TOLERANCE * logits.max_logit
+    checks = [
+        Check("finite", finite, float(not finite), 0.0, "Every logit of the MoE is finite."),
+        _at_most(
+            "padding (itself)",
+            max(padding.left_self, padding.right_self),
+            limit,
+            "Padding a batch does not change the MoE's logits at real tokens.",
+        ),
+        _at_most(
+            "cache (itself)",
+            decoding.max_abs_self,
+            limit,
+            "The KV cache does not change the MoE's logits.",
+        ),
+    ]
+    if same_tokens is not None:
+        meaning = "The MoE's tokenizer produces the same tokens as the dense model's."
+        checks.append(Check("tokenizer", same_tokens, float(not same_tokens), 0.0, meaning))
+    return checks
+
+
+def _exact(claim: Claim, logits: Difference, padding: Padding, decoding: Decoding, control: Control) -> list[Check]:
+    limit = claim.tolerance * logits.max_logit
+    # Where the dense model itself is undecided by less than the tolerance on both sides, either token is right.
+    close_call = decoding.margin is not None and decoding.margin <= 2 * limit
+    return [
+        _at_most("logits", logits.max_abs, limit, "The MoE's logits equal the dense model's."),
+        _at_most("padding", max(padding.left, padding.right), limit, "The same in padded batches, at real tokens."),
+        _at_most("cache", decoding.max_abs, limit, "The same when decoding with the KV cache."),
+        Check(
+            "greedy tokens",
+            decoding.equal or close_call,
+            decoding.margin or 0.0,
+            2 * limit,
+            "Greedy decoding gives the dense model's tokens (measured: its logit gap at the first difference).",
+        ),
+        Check(
+            "control",
+            control.max_abs >= CONTROL_FACTOR * limit,
+            control.max_abs,
+            CONTROL_FACTOR * limit,
+            "With random experts the logits are far off, so the measurement is sensitive to the experts.",
+        ),
+    ]
+
+
+def _ffn(claim: Claim, measured: tuple[float | None, ...]) -> list[Check]:
+    if not claim.predicted_ffn_error:  # planned without the weights
+        return []
+    if len(claim.predicted_ffn_error) != len(measured):
+        meaning = (
+            f"The claim predicts {len(claim.predicted_ffn_error)} FFN errors, but the model has {len(measured)} layers."
+        )
+        counts = float(len(claim.predicted_ffn_error)), float(len(measured))
+        return [Check("FFN errors", False, *counts, meaning)]
+    checks = []
+    for layer, (error, predicted) in enumerate(zip(measured, claim.predicted_ffn_error, strict=True)):
+        if predicted is None:
+            continue
+        name, value = f"FFN error, layer {layer}", float("inf") if error is None else error
+        if claim.kind == "rounded" or predicted <= FFN_NOISE:
+            limit = max(ROUNDED_FACTOR * predicted, FFN_NOISE)
+            checks.append(
+                _at_most(name, value, limit, f"At most {ROUNDED_FACTOR} times the predicted {predicted:.2g}.")
+            )
+        else:
+            low, high = (factor * predicted for factor in claim.band)
+            meaning = f"Within {claim.band[0]:g} to {claim.band[1]:g} times the predicted {predicted:.3g}."
+            limit = low if value < predicted else high
+            checks.append(Check(name, low <= value <= high, value, limit, meaning))
+    return checks
+
+
+def _at_most(name: str, measured: float, limit: float, meaning: str) -> Check:
+    return Check(name, measured <= limit, measured, limit, meaning)

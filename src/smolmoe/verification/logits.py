@@ -1,0 +1,109 @@
+"""How far apart two models' outputs are. Pure functions and sums of them; nothing here knows of models."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import torch
+import torch.nn.functional as F
+
+from smolmoe.moe.routing import Routing, flipped, margin
+
+
+def next_token_losses(logits: torch.Tensor, ids: torch.Tensor) -> torch.Tensor:
+    """[S-1]: -log p of each next token, in nats. Logits [S, V], ids [S]."""
+    return F.cross_entropy(logits[:-1].float(), ids[1:].to(logits.device), reduction="none")
+
+
+@dataclass
+class Comparison:
+    """Sums over sequences of what one model's logits [S, V] are against a reference's."""
+
+    per_sequence: list[float] = field(default_factory=list)
+    max_logit: float = 0.0
+    finite: bool = True
+    _abs: float = 0.0
+    _kl: float = 0.0
+    _agree: int = 0
+    _tokens: int = 0
+    _values: int = 0
+    _loss: float = 0.0
+    _reference_loss: float = 0.0
+    _predicted: int = 0
+
+    def add(self, reference: torch.Tensor, other: torch.Tensor, ids: torch.Tensor) -> None:
+        """Logits [S, V] of both for the tokens ids [S]."""
+        reference, other = reference.float(), other.float()
+        difference = (reference - other).abs_()
+        self.finite &= bool(torch.isfinite(other).all())
+        self.per_sequence.append(difference.max().item())
+        self.max_logit = max(self.max_logit, reference.abs().max().item())
+        self._abs += difference.double().sum().item()
+        self._values += difference.numel()
+        # In double precision: a KL of equal distributions must not drown in the sum's own rounding.
+        log_p, log_q = reference.double().log_softmax(-1), other.double().log_softmax(-1)
+        self._kl += F.kl_div(log_q, log_p, log_target=True, reduction="sum").item()
+        self._agree += int((reference.argmax(-1) == other.argmax(-1)).sum())
+        self._tokens += len(ids)
+        self._loss += next_token_losses(other, ids).double().sum().item()
+        self._reference_loss += next_token_losses(reference, ids).double().sum().item()
+        self._predicted += len(ids) - 1
+
+    @property
+    def max_abs(self) -> float:
+        # max() would quietly pass over a NaN
+        return max(self.per_sequence) if self.finite else float("inf")
+
+    @property
+    def mean_abs(self) -> float:
+        return self._abs / self._values
+
+    @property
+    def kl(self) -> float:
+        """Mean over tokens of KL(reference || other), in nats."""
+        return self._kl / self._tokens
+
+    @property
+    def top1(self) -> float:
+        """Top-1 agreement: share of tokens for which both have the same most likely token."""
+        return self._agree / self._tokens
+
+    @property
+    def loss(self) -> float:
+        return self._loss / self._predicted
+
+    @property
+    def reference_loss(self) -> float:
+        return self._reference_loss / self._predicted
+
+
+def before_first_close_call(base: Sequence[Routing], other: Sequence[Routing], noise: float = 1e-4) -> torch.Tensor:
+    """[S] bool: positions of one sequence that no close call of a router has touched in either run.
+
+    A token whose last chosen and first unchosen expert score the same up to rounding may go either way in two
+    equivalent computations; it and every later token then differ, which is not an error. A token that goes another
+    way by a margin above the noise is no close call.
+
+    Args:
+        base, other: each layer's routing of the same S tokens in two runs.
+        noise: largest margin of a close call, relative to the layer's largest |score|.
+    """
+    touched = torch.zeros(len(base[0].indices), dtype=torch.bool)
+    for a, b in zip(base, other, strict=True):
+        close = margin(a) <= noise * a.scores.abs().max()
+        touched |= (flipped(a, b) & close).cpu()
+    return touched.cumsum(0) == 0
+
+
+def flip_rate(base: Sequence[Routing], other: Sequence[Routing]) -> float:
+    """Share of (token, layer) pairs whose set of experts differs between two runs."""
+    return torch.cat([flipped(a, b) for a, b in zip(base, other, strict=True)]).float().mean().item()
+
+
+def largest(difference: torch.Tensor) -> float:
+    """The largest |value|; 0 if empty, infinite if any is NaN."""
+    if not difference.numel():
+        return 0.0
+    value = difference.abs().max().item()
+    return value if value == value else float("inf")

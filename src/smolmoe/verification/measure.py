@@ -1,0 +1,308 @@
+"""The runs that a verification consists of, one model in memory at a time."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+
+from smolmoe.moe.routing import Routing, RoutingCapture, find_routers
+from smolmoe.moe.streaming import StreamedModel
+from smolmoe.moe.structure import ffn_parts, find_layers
+from smolmoe.verification.logits import Comparison, before_first_close_call, largest
+from smolmoe.verification.sample import Side, padded, plain, real_positions
+
+SIDES: tuple[Side, ...] = ("left", "right")
+
+
+@dataclass(frozen=True)
+class Decoded:
+    """Greedy decoding with a KV cache: tokens [P, N] after P prompts, and the logits [P, N, V] that chose them."""
+
+    tokens: torch.Tensor
+    logits: torch.Tensor
+
+
+@dataclass
+class FfnTrace:
+    """FFN inputs and outputs [1, S, D], by layer and sequence."""
+
+    inputs: dict[int, list[torch.Tensor]] = field(default_factory=dict)
+    outputs: dict[int, list[torch.Tensor]] = field(default_factory=dict)
+
+    def forget(self) -> None:
+        """Give the memory back."""
+        self.inputs.clear()
+        self.outputs.clear()
+
+
+@dataclass(frozen=True)
+class DenseRun:
+    """Everything of the dense model that the MoE is measured against."""
+
+    logits: list[torch.Tensor]
+    ffn: FfnTrace
+    decoded: Decoded
+
+
+@dataclass(frozen=True)
+class MoeRun:
+    """The MoE against the dense model, and against itself.
+
+    Attributes:
+        plain: one sequence at a time.
+        padded: side -> largest |difference| of a padded batch's logits at real tokens from the dense model's.
+        padded_self: the same from the MoE's own unpadded logits, close calls of the router left out.
+        decoded: greedy decoding with the KV cache.
+        cached_self: largest |difference| of the cached logits from the MoE's own uncached ones.
+        ffn_error: per layer ||moe_ffn(x) - dense_ffn(x)|| / ||dense_ffn(x)||, None where a layer has no FFN module.
+        routing: each MoE layer's decisions on the plain sequences, in order.
+    """
+
+    plain: Comparison
+    padded: dict[str, float]
+    padded_self: dict[str, float]
+    decoded: Decoded
+    cached_self: float
+    ffn_error: tuple[float | None, ...]
+    routing: list[Routing]
+
+
+def run_dense(
+    streamed: StreamedModel,
+    sequences: Sequence[torch.Tensor],
+    prompts: Sequence[torch.Tensor],
+    new_tokens: int,
+    device: str,
+) -> DenseRun:
+    """The dense model on each sequence [S_i] by itself, and decoding after the prompts."""
+    trace = FfnTrace()
+    with _tracing(streamed, trace):
+        logits = [batch[0] for batch in streamed.logits([plain(sequence, device) for sequence in sequences])]
+    return DenseRun(logits, trace, decode(streamed, prompts, new_tokens, device))
+
+
+def run_moe(
+    streamed: StreamedModel,
+    dense: DenseRun,
+    sequences: Sequence[torch.Tensor],
+    prompts: Sequence[torch.Tensor],
+    device: str,
+) -> MoeRun:
+    """The MoE on the same: each sequence by itself, padded on either side, and decoding."""
+    count = len(sequences)
+    batches = [plain(sequence, device) for sequence in sequences]
+    batches += [padded(streamed.model, sequences, side, device) for side in SIDES]
+    comparison, own = Comparison(), []
+    to_dense: dict[str, float] = {}
+    to_itself: dict[str, float] = {}
+    with RoutingCapture(streamed.model) as capture, _ffn_errors(streamed, dense.ffn, count) as errors:
+        for index, logits in enumerate(streamed.logits(batches)):
+            if index < count:
+                comparison.add(dense.logits[index], logits[0], sequences[index])
+                own.append(logits[0])
+            else:
+                side = SIDES[index - count]
+                real = _unpadded(logits, sequences, side)
+                to_dense[side] = max(largest(a - b) for a, b in zip(real, dense.logits, strict=True))
+                sure = _sure_when_padded(capture, sequences, index, side)
+                to_itself[side] = max(largest((a - b)[s]) for a, b, s in zip(real, own, sure, strict=True))
+    routing = [_plain_routing(capture, layer, sequences) for layer in capture.layers]
+    decoded, cached_self = _decode_both_ways(streamed, prompts, dense.decoded.tokens.shape[1], device)
+    return MoeRun(comparison, to_dense, to_itself, decoded, cached_self, tuple(errors), routing)
+
+
+def run_plain(
+    streamed: StreamedModel, reference: Sequence[torch.Tensor], sequences: Sequence[torch.Tensor], device: str
+) -> Comparison:
+    """Only each sequence by itself, against the reference logits."""
+    comparison = Comparison()
+    batches = [plain(sequence, device) for sequence in sequences]
+    for index, logits in enumerate(streamed.logits(batches)):
+        comparison.add(reference[index], logits[0], sequences[index])
+    return comparison
+
+
+def decode(streamed: StreamedModel, prompts: Sequence[torch.Tensor], new_tokens: int, device: str) -> Decoded:
+    """Exactly `new_tokens` greedy tokens after each prompt [S_i], by the model's own `generate`, padded on the left."""
+    from transformers import GenerationConfig
+
+    # What the checkpoint's generation config asks for (an end token, penalties) would blur the comparison.
+    streamed.model.generation_config = GenerationConfig()
+    settings = GenerationConfig(
+        max_new_tokens=new_tokens,
+        do_sample=False,
+        use_cache=True,
+        pad_token_id=0,
+        output_logits=True,
+        return_dict_in_generate=True,
+    )
+    batch = padded(streamed.model, prompts, "left", device)
+    with torch.no_grad():
+        out = streamed.model.generate(
+            batch["input_ids"], attention_mask=batch["attention_mask"], generation_config=settings
+        )
+    return Decoded(out.sequences[:, batch["input_ids"].shape[1] :], torch.stack(out.logits, dim=1).float())
+
+
+def expert_names(model: Any) -> list[str]:
+    """The weights of all experts, routed and shared, by their names in the model."""
+    path, layers = find_layers(model)
+    routers = dict(find_routers(model))
+    names = []
+    for index, router in routers.items():
+        own = {id(parameter) for parameter in router.parameters()}
+        inside = {id(parameter) for part in ffn_parts(layers[index]) for parameter in part.parameters()} - own
+        names += [
+            f"{path}.{index}.{name}"
+            for name, parameter in layers[index].named_parameters()
+            if id(parameter) in inside and parameter.ndim >= 2
+        ]
+    return names
+
+
+def _decode_both_ways(
+    streamed: StreamedModel, prompts: Sequence[torch.Tensor], new_tokens: int, device: str
+) -> tuple[Decoded, float]:
+    """Decode with the KV cache, then give the whole text at once; the largest |difference| of the logits."""
+    with RoutingCapture(streamed.model) as cached:
+        decoded = decode(streamed, prompts, new_tokens, device)
+    whole = [torch.cat([prompt, new.cpu()]) for prompt, new in zip(prompts, decoded.tokens, strict=True)]
+    with RoutingCapture(streamed.model) as uncached:
+        logits = next(iter(streamed.logits([padded(streamed.model, whole, "left", device)])))
+    longest = max(len(prompt) for prompt in prompts)
+    worst = 0.0
+    for row, prompt in enumerate(prompts):
+        a = [_decoding_routing(cached, layer, row, len(prompts), longest) for layer in cached.layers]
+        width = longest + new_tokens
+        b = [uncached.routing(layer).at(slice(row * width, (row + 1) * width - 1)) for layer in uncached.layers]
+        real = slice(longest - len(prompt), None)
+        sure = before_first_close_call([r.at(real) for r in b], [r.at(real) for r in a])[len(prompt) - 1 :]
+        difference = decoded.logits[row] - logits[row, longest - 1 : -1]
+        worst = max(worst, largest(difference[sure.to(difference.device)]))
+    return decoded, worst
+
+
+def _decoding_routing(capture: RoutingCapture, layer: int, row: int, rows: int, prompt: int) -> Routing:
+    """A row's routing along the prompt (first call, [rows, prompt] tokens) and the new tokens (one call each)."""
+    first, *steps = capture.calls(layer)
+    parts = [first.at(slice(row * prompt, (row + 1) * prompt)), *(step.at(slice(row, row + 1)) for step in steps)]
+    return _joined(parts)
+
+
+def _joined(parts: Sequence[Routing]) -> Routing:
+    return Routing(
+        torch.cat([part.logits for part in parts]),
+        torch.cat([part.weights for part in parts]),
+        torch.cat([part.indices for part in parts]),
+        torch.cat([part.scores for part in parts]),
+    )
+
+
+def _plain_call(capture: RoutingCapture, layer: int, index: int, sequence: torch.Tensor) -> Routing:
+    # The call also saw the dense model's inputs, behind the MoE's own.
+    return capture.calls(layer)[index].at(slice(0, len(sequence)))
+
+
+def _plain_routing(capture: RoutingCapture, layer: int, sequences: Sequence[torch.Tensor]) -> Routing:
+    return _joined([_plain_call(capture, layer, index, sequence) for index, sequence in enumerate(sequences)])
+
+
+def _sure_when_padded(
+    capture: RoutingCapture, sequences: Sequence[torch.Tensor], call: int, side: Side
+) -> list[torch.Tensor]:
+    longest = max(len(sequence) for sequence in sequences)
+    sure = []
+    for row, sequence in enumerate(sequences):
+        place = real_positions(len(sequence), longest, side)
+        tokens = slice(row * longest + place.start, row * longest + place.stop)
+        base = [_plain_call(capture, layer, row, sequence) for layer in capture.layers]
+        other = [capture.calls(layer)[call].at(tokens) for layer in capture.layers]
+        sure.append(before_first_close_call(base, other).to(base[0].logits.device))
+    return sure
+
+
+def _unpadded(logits: torch.Tensor, sequences: Sequence[torch.Tensor], side: Side) -> list[torch.Tensor]:
+    return [logits[row, real_positions(len(sequence), logits.shape[1], side)] for row, sequence in enumerate(sequences)]
+
+
+@contextmanager
+def _tracing(streamed: StreamedModel, trace: FfnTrace) -> Iterator[None]:
+    handles = [
+        part.register_forward_hook(_tracer(trace, layer, streamed))
+        for layer in range(len(streamed.layers))
+        for part in streamed.mlp(layer)
+    ]
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def _tracer(trace: FfnTrace, layer: int, streamed: StreamedModel) -> Any:
+    def hook(module: torch.nn.Module, args: tuple[torch.Tensor, ...], output: Any) -> None:
+        inputs, outputs = trace.inputs.setdefault(layer, []), trace.outputs.setdefault(layer, [])
+        if len(inputs) == streamed.current:
+            inputs.append(args[0])
+            outputs.append(_tensor(output))
+        else:  # a second part of the same FFN
+            outputs[streamed.current] = outputs[streamed.current] + _tensor(output)
+
+    return hook
+
+
+@contextmanager
+def _ffn_errors(streamed: StreamedModel, trace: FfnTrace, count: int) -> Iterator[list[float | None]]:
+    """Run every FFN on the dense FFN's inputs as well; the list contains each layer's error after the block."""
+    remainders: dict[int, list[torch.Tensor]] = {layer: list(outputs) for layer, outputs in trace.outputs.items()}
+    handles: list[Any] = []
+    for layer in remainders:
+        for part in streamed.mlp(layer):
+            handles += _probe(streamed, part, trace.inputs[layer], remainders[layer], count)
+    errors: list[float | None] = []
+    try:
+        yield errors
+    finally:
+        for handle in handles:
+            handle.remove()
+    errors += [
+        _relative(remainders[layer], trace.outputs[layer]) if layer in remainders else None
+        for layer in range(len(streamed.layers))
+    ]
+
+
+def _probe(
+    streamed: StreamedModel,
+    part: torch.nn.Module,
+    inputs: list[torch.Tensor],
+    remainder: list[torch.Tensor],
+    count: int,
+) -> list[Any]:
+    def before(module: torch.nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...] | None:
+        if streamed.current >= count:
+            return None
+        return (torch.cat([args[0], inputs[streamed.current]]), *args[1:])
+
+    def after(module: torch.nn.Module, args: tuple[Any, ...], output: Any) -> Any:
+        if streamed.current >= count:
+            return None
+        own, dense = _tensor(output).chunk(2)
+        remainder[streamed.current] = remainder[streamed.current] - dense
+        return (own, *output[1:]) if isinstance(output, tuple) else own
+
+    return [part.register_forward_pre_hook(before), part.register_forward_hook(after)]
+
+
+def _relative(difference: Sequence[torch.Tensor], reference: Sequence[torch.Tensor]) -> float:
+    def norm(tensors: Sequence[torch.Tensor]) -> float:
+        return sum(tensor.double().square().sum().item() for tensor in tensors) ** 0.5
+
+    return norm(difference) / max(norm(reference), 1e-30)
+
+
+def _tensor(output: Any) -> torch.Tensor:
+    return output[0] if isinstance(output, tuple) else output

@@ -1,0 +1,388 @@
+"""The report: in a real browser, offline, whole, by keyboard, in light and dark, with what is missing said."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import browser
+import pytest
+import torch
+from devtools import Reader
+from safetensors.torch import save_file
+from tests.reports.overview_folder import EXAMPLES, upcycled, write_all, write_model, write_run
+
+from smolmoe.core.checkpoint import fingerprint, open_checkpoint
+from smolmoe.errors import CheckpointError, DataError, OutputError
+from smolmoe.reports.blocks import show
+from smolmoe.reports.names import COLOURS
+from smolmoe.reports.overview import Overview, find
+from smolmoe.reports.overview_sections import sections
+from smolmoe.reports.overview_summary import answers
+from smolmoe.reports.page import asset
+from smolmoe.reports.plot import thinned
+from smolmoe.reports.run import report
+from smolmoe.results.scaling_law import Sweep
+
+SECTIONS = {"claim", "boundary", "losses", "training", "balance", "routing", "layers", "tokens"} | {
+    "comparison",
+    "sweep",
+    "speed",
+    "provenance",
+}
+TAB, ENTER, RIGHT, LEFT = ("Tab", 9), ("Enter", 13), ("ArrowRight", 39), ("ArrowLeft", 37)
+
+
+@pytest.fixture(autouse=True)
+def elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Paths in the examples lead nowhere, also where a checkout holds runs of these names."""
+    monkeypatch.chdir(tmp_path)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_all(tmp_path_factory.mktemp("full") / "pipeline")
+
+
+@pytest.fixture(scope="module")
+def page(folder: Path) -> Path:
+    out = folder.parent / "report.html"
+    report([folder], out)
+    return out
+
+
+@pytest.fixture(scope="module")
+def reader(page: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Reader]:
+    with Reader(page, tmp_path_factory.mktemp("profile")) as opened:
+        yield opened
+
+
+def test_the_sweep_of_these_tests_is_what_a_sweep_writes() -> None:
+    values = json.loads((EXAMPLES / "sweep.json").read_text())
+    assert json.loads(json.dumps(Sweep.from_json(values).to_json())) == values
+
+
+def test_every_section_is_there_with_its_figures_drawn(reader: Reader) -> None:
+    assert set(reader.js("Array.from(document.querySelectorAll('main > section')).map(s => s.id)")) == SECTIONS
+    assert reader.js("document.body.dataset.ready") == "true"
+    charts = "Array.from(document.querySelectorAll('.chart'))"
+    assert reader.js(f"{charts}.length") == 12
+    assert reader.js(f"{charts}.every(c => c.dataset.drawn === 'light' && c.querySelector('svg.main-svg'))")
+    assert reader.js(f"{charts}.every(c => c.querySelector('details.data table tbody tr'))")
+    assert reader.js("Array.from(document.querySelectorAll('.plot')).every(p => p.ariaLabel.length > 40)")
+    ids = reader.js(
+        "Array.from(document.querySelectorAll('[id]')).map(e => e.id).filter(id => !/^(clip|cl|g)/.test(id))"
+    )
+    assert len(ids) == len(set(ids))
+
+
+def test_no_error_and_nothing_from_outside(reader: Reader, page: Path) -> None:
+    assert reader.console == []
+    assert reader.requests == []
+    assert browser.outside(re.sub(r"<script>.*?</script>", "", page.read_text(), flags=re.DOTALL)) == []
+    assert page.stat().st_size < 8_000_000
+
+
+def test_what_would_come_from_outside_is_seen(page: Path, tmp_path: Path) -> None:
+    """The control of the test above, and of the content security policy."""
+    broken = tmp_path / "broken.html"
+    text = re.sub(r"<script>.*?</script>", "", page.read_text(), flags=re.DOTALL)  # a small page loads at once
+    text = text.replace("</main>", '<img src="https://example.org/a.png"></main>')
+    broken.write_text(text.replace("</body>", "<script>nowhere.at.all</script></body>"))
+    with Reader(broken, tmp_path / "profile") as opened:
+        said = "\n".join(opened.console)
+    assert "Content Security Policy" in said
+    assert "nowhere is not defined" in said
+
+
+def test_by_keyboard(reader: Reader) -> None:
+    reader.js("document.activeElement.blur(), scrollTo(0, 0)")
+    reader.press(*TAB)
+    assert reader.js("document.activeElement.className") == "skip"
+    seen = []
+    while reader.press(*TAB) or (reader.js("document.activeElement !== document.body") and len(seen) < 200):
+        seen.append(
+            reader.js(
+                "(e => [e.id || e.className || e.tagName, getComputedStyle(e).outlineStyle, e.closest('section')?.id])"
+                "(document.activeElement)"
+            )
+        )
+    assert {outline for _, outline, _ in seen} <= {"solid", "auto"}, [s for s in seen if s[1] == "none"]
+    assert seen[0][0] == "theme"
+    assert {section for _, _, section in seen} >= SECTIONS
+    assert {name for name, _, _ in seen} >= {"routing-0-layer", "layer", "SUMMARY"}
+    reader.js("document.getElementById('routing-0-layer').focus()")
+    before = reader.js("document.querySelector('#routing-0 .plot').data[0].z.flat().join()")
+    reader.press(*LEFT)
+    assert reader.js("document.querySelector('#routing-0 output').textContent") == "layer 1"
+    assert reader.js("document.querySelector('#routing-0 .plot').data[0].z.flat().join()") != before
+    reader.press(*RIGHT)
+    reader.js("document.querySelector('#sweep summary').focus()")
+    reader.press(*ENTER)
+    assert reader.js("document.querySelector('#sweep details').open")
+
+
+def test_dark_by_preference_and_by_button(page: Path, tmp_path: Path) -> None:
+    with Reader(page, tmp_path, width=390, dark=True) as opened:
+        paper = "getComputedStyle(document.body).backgroundColor"
+        drawn = "Array.from(document.querySelectorAll('.chart')).map(c => c.dataset.drawn).join()"
+        text = "getComputedStyle(document.querySelector('#losses .xtick text')).fill"
+        dark, dark_text = opened.js(paper), opened.js(text)
+        assert set(opened.js(drawn).split(",")) == {"dark"}
+        assert opened.js("document.getElementById('theme').ariaPressed") == "true"
+        assert opened.js("document.documentElement.scrollWidth") == 390, "nothing is wider than a telephone"
+        opened.js("document.getElementById('theme').click()")
+        assert set(opened.js(drawn).split(",")) == {"light"}
+        light, light_text = opened.js(paper), opened.js(text)
+        assert opened.console == []
+    assert _lightness(dark) < 40 < 200 < _lightness(light)
+    assert _lightness(dark_text) > 120 > _lightness(light_text)
+
+
+def _lightness(colour: str) -> float:
+    return sum(map(float, re.findall(r"[\d.]+", colour)[:3])) / 3
+
+
+def test_text_cannot_break_the_page(reader: Reader, page: Path) -> None:
+    assert reader.js("document.querySelectorAll('main b').length") == reader.js(
+        "document.querySelectorAll('.checks b').length"
+    )
+    assert reader.js("document.querySelectorAll('main i:not(.w)').length") == 0
+    assert "</script⁄>" not in page.read_text()
+    assert "dense, <b>same</b> tokens" in reader.js("document.querySelector('#boundary .legend').textContent")
+    ticks = "Array.from(document.querySelectorAll('#routing-0 .ytick text')).map(t => t.textContent)"
+    assert "<i>web</i></script>" in reader.js(ticks)
+    assert "/home/somebody" not in page.read_text()
+
+
+def test_ten_seconds(folder: Path) -> None:
+    made, costs, wins = answers(find([folder]))
+    assert made.headline == "4 experts, top-2"
+    assert "verified, 2 of 2 checks" in made.sentence
+    assert made.tone == "good"
+    assert costs.headline == "1.6 M of 4.8 M"
+    verdict = json.loads((EXAMPLES / "compare.json").read_text())["verdict"][0]
+    assert (wins.headline, wins.sentence, wins.tone) == ("Yes", verdict, "good")
+
+
+def test_a_defeat_is_called_one(tmp_path: Path) -> None:
+    values = json.loads((EXAMPLES / "compare.json").read_text())
+    pairs = [pair for pair in values["pairs"] if (pair["first"], pair["second"]) == ("moe", "dense")]
+    for pair in pairs:
+        pair["loss"] |= {"value": 0.1, "documents": {"low": 0.05, "high": 0.15}}
+    values["verdict"][0] = "dense beats moe."
+    (tmp_path / "compare.json").write_text(json.dumps(values))
+    wins = answers(find([tmp_path]))[2]
+    assert (wins.headline, wins.sentence, wins.tone) == ("No", "dense beats moe.", "bad")
+    for pair in pairs:
+        pair["loss"]["p"] = 0.5
+    (tmp_path / "compare.json").write_text(json.dumps(values))
+    assert answers(find([tmp_path]))[2].headline == "No difference seen"
+
+
+def test_a_lower_loss_elsewhere_is_said(folder: Path) -> None:
+    file = folder / "boundary" / "report.json"
+    values = json.loads(file.read_text())
+    values["after"]["dense, same FLOPs"] = values["after"]["MoE"] | {"final": 3.0}
+    boundary = folder.parent / "other"
+    boundary.mkdir()
+    (boundary / "report.json").write_text(json.dumps(values))
+    wins = answers(find([boundary]))[2]
+    assert wins.headline == "On equal tokens, yes"
+    assert "the lowest loss is that of “dense, same FLOPs”, 3.0000" in wins.sentence
+
+
+def _losses_of(found: Overview) -> str:
+    return next(part.html for part in sections(found) if part.name == "losses")
+
+
+@pytest.mark.parametrize(
+    ("other", "reason"),
+    [
+        ({"source": "cd" * 32}, "no common ancestor is on record"),
+        ({"text": "another text"}, "they were measured on other held-out text"),
+    ],
+)
+def test_runs_that_do_not_belong_together_are_not_compared(tmp_path: Path, other: dict[str, str], reason: str) -> None:
+    write_run(tmp_path / "one")
+    write_run(tmp_path / "two", seed=1)
+    found = find([tmp_path])
+    assert [[run.label for run in group] for group in found.groups] == [["one", "two"]]
+    assert "above the lowest one here" in _losses_of(found)
+    write_run(tmp_path / "three", seed=2, **other)
+    found = find([tmp_path])
+    assert [[run.label for run in group] for group in found.groups] == [["one", "two"], ["three"]]
+    losses = _losses_of(found)
+    assert f"three: {reason}." in losses
+    assert "Final held-out loss: one, two<" in losses
+    training = next(part.html for part in sections(found) if part.name == "training")
+    assert training.count("Loss over training</h3>") == 2
+
+
+def test_the_summary_says_what_runs_of_one_base_were_measured_at(tmp_path: Path) -> None:
+    for seed, (name, nll) in enumerate({"one": 93.0, "two": 90.0}.items()):
+        write_run(tmp_path / name, seed=seed)
+        file = tmp_path / name / "held_out.json"
+        file.write_text(json.dumps(json.loads(file.read_text()) | {"nll": [nll] * 30}))
+    wins = answers(find([tmp_path]))[2]
+    assert wins.headline == "One run ends lower"
+    assert "“two” has the lowest held-out loss, the next is “one” after 123 K and 123 K of" in wins.sentence
+    assert "+0.1000 nats per token, 95% interval [+0.1000, +0.1000] over 30 documents" in wins.sentence
+    model = write_model(tmp_path / "stranger", **upcycled() | {"sources": {}})
+    assert answers(find([tmp_path]))[2].headline == "Not measured"  # of that model
+    assert model.is_dir()
+
+
+def test_an_moe_is_measured_by_the_dense_model_that_it_was_made_of(tmp_path: Path) -> None:
+    """Not by whatever dense model is in the folder: that once made "3.72 times" of 1.65."""
+    stranger = write_dense(tmp_path / "a-stranger", width=4)
+    moe = write_model(tmp_path / "moe", **upcycled())
+    costs = answers(find([tmp_path]))[1].sentence
+    assert "times" not in costs
+    assert "no dense model here is on record as what it was made of" in costs
+    own = write_dense(tmp_path / "b-own", width=16)
+    record = json.loads((moe / "smolmoe.json").read_text())
+    record["sources"]["base"]["sha256"] = fingerprint(open_checkpoint(own))
+    (moe / "smolmoe.json").write_text(json.dumps(record))
+    found = find([tmp_path])
+    assert f"{1_600_000 / 64:.2f} times those of b-own, the dense model it was made of" in answers(found)[1].sentence
+    command = next(part.command for part in sections(found) if part.name == "comparison")
+    assert str(own) in command
+    assert str(stranger) not in command
+
+
+def write_dense(folder: Path, width: int) -> Path:
+    write_model(folder, stage="train")
+    save_file({"model.embed_tokens.weight": torch.zeros(4, width)}, folder / "model.safetensors")
+    (folder / "config.json").write_text(json.dumps({"architectures": ["LlamaForCausalLM"]}))
+    return folder
+
+
+def test_a_comparison_of_other_models_is_no_answer(tmp_path: Path, folder: Path) -> None:
+    stranger = write_model(tmp_path / "stranger", **upcycled() | {"sources": {}})
+    wins = answers(find([stranger, folder / "compare"]))[2]
+    assert wins.headline == "Not measured"
+    assert wins.sentence.startswith("The comparisons below are of other models.")
+
+
+def test_records_and_the_points_of_a_sweep_are_no_runs(tmp_path: Path) -> None:
+    (tmp_path / "line" / "stages").mkdir(parents=True)
+    (tmp_path / "line" / "stages" / "probe.json").write_text("{}")  # the record of a stage of that name
+    write_run(tmp_path / "line" / ".trial")
+    write_run(tmp_path / "line" / "dense")
+    write_run(tmp_path / "sweep" / "seed-0" / "trunk-1000")
+    write_run(tmp_path / "sweep" / "seed-0" / "tokens-2000")
+    found = find([tmp_path])
+    assert [run.label for run in found.trainings] == ["line/dense"]
+    assert not found.probes
+
+
+def test_one_thing_has_one_name_and_one_colour(tmp_path: Path) -> None:
+    write_run(tmp_path / "dense-long", experts=0, seed=1)
+    write_run(tmp_path / "moe-long", seed=2)
+    row = {"losses": {"0": 3.2, "9": 3.1}, "final": 3.1, "tokens": 9, "flops": 1e9}
+    rows: dict[str, Any] = {name: dict(row) for name in ("A, b", "MoE")}
+    report = {
+        "documents": 30,
+        "held_out_tokens": 900,
+        "before": None,
+        "after": rows,
+        "boundary": 0,
+        "reference": "A, b",
+    }
+    rows["MoE"]["difference"] = {"value": -0.1, "low": -0.2, "high": -0.05}
+    (tmp_path / "growth").mkdir()
+    runs = {"A, b": "dense-long", "MoE": "moe-long"}
+    (tmp_path / "growth" / "report.json").write_text(json.dumps(report | {"runs": runs, "reference": "A, b"}))
+    values = json.loads((EXAMPLES / "compare.json").read_text())
+    for model, name in zip(values["models"], ("dense-long", "moe-long"), strict=False):
+        model["checkpoints"][0]["path"] = f"../{name}"
+    (tmp_path / "compare").mkdir()
+    (tmp_path / "compare" / "compare.json").write_text(json.dumps(values))
+    found = find([tmp_path])
+    assert list(found.boundaries[0].curves) == ["dense-long", "moe-long"]
+    _, said = found.comparisons[0]
+    assert [model.name for model in said.models] == ["dense-long", "moe-long", "moe"]
+    assert any("dense-long" in sentence for sentence in said.verdict)
+    assert not any(re.search(r"\bbase\b", sentence) for sentence in said.verdict[:2])
+    colours: dict[str, set[str]] = {}
+    for part in sections(found):
+        for data in re.findall(r'class="chart-data">(.*?)</script>', part.html, flags=re.DOTALL):
+            for trace in json.loads(data)["data"]:
+                if trace["name"] in ("dense-long", "moe-long"):
+                    colours.setdefault(trace["name"], set()).add(trace.get("line", trace["marker"])["color"])
+    assert {name: len(found) for name, found in colours.items()} == {"dense-long": 1, "moe-long": 1}
+    assert colours["dense-long"] != colours["moe-long"]
+
+
+def test_page_and_pictures_have_the_same_colours() -> None:
+    css = asset("page.css")
+    for place, colour in enumerate(COLOURS, start=1):
+        assert f"--c{place}: light-dark({colour}," in css
+
+
+def test_what_is_missing_is_said_with_its_command(tmp_path: Path) -> None:
+    write_model(tmp_path / "moe", **upcycled())
+    write_run(tmp_path / "trained", finished=False)
+    page = tmp_path / "report.html"
+    found = report([tmp_path], page)
+    missing = {part.name: part.command for part in sections(found) if not part.html}
+    assert set(missing) == SECTIONS - {"claim", "training", "balance", "provenance"}
+    text = page.read_text()
+    assert f"smolmoe probe {tmp_path}/moe --data TAGGED.jsonl --out DIR" in text
+    assert all(f'href="#{name}"' not in text for name in missing)
+    assert "Not finished: trained." in text
+    assert answers(found)[2].headline == "Not measured"
+
+
+def test_foreign_folders_and_schemas_are_refused(tmp_path: Path) -> None:
+    page = tmp_path / "report.html"
+    with pytest.raises(DataError, match="no such folder"):
+        report([tmp_path / "nowhere"], page)
+    (tmp_path / "foreign").mkdir()
+    (tmp_path / "foreign" / "notes.json").write_text("{}")
+    with pytest.raises(DataError, match="nothing in it that a report shows"):
+        report([tmp_path / "foreign"], page)
+    with pytest.raises(DataError, match="nothing in it that a report shows"):
+        report([tmp_path / "foreign" / "notes.json"], page)
+    write_model(tmp_path / "newer", schema_version=2)
+    with pytest.raises(CheckpointError, match=r"is of schema 2; this smolmoe \([\w.]+\) reads schema 1"):
+        report([tmp_path / "newer"], page)
+    run = write_run(tmp_path / "run")
+    (run / "run.json").write_text(json.dumps({"schema_version": 0, "recipe": {}}))
+    with pytest.raises(CheckpointError, match="is of schema 0"):
+        report([run], page)
+    values = json.loads((EXAMPLES / "compare.json").read_text()) | {"schema_version": 7}
+    (tmp_path / "compare.json").write_text(json.dumps(values))
+    with pytest.raises(CheckpointError, match="is of schema 7"):
+        report([tmp_path / "compare.json"], page)
+    assert not page.exists()
+
+
+def test_another_file_is_kept(folder: Path, tmp_path: Path) -> None:
+    page = tmp_path / "report.html"
+    page.write_text("<h1>mine</h1>")
+    with pytest.raises(OutputError, match="another file is there"):
+        report([folder], page)
+    assert page.read_text() == "<h1>mine</h1>"
+    report([folder], page, overwrite=True)
+    report([folder], page)  # an earlier page of ours
+    with pytest.raises(OutputError, match="is a folder"):
+        report([folder], tmp_path)
+
+
+def test_numbers_and_lines_keep_what_matters() -> None:
+    assert [show(value) for value in (None, float("nan"), 0.0, 12, 1e-9, True)] == [
+        "–",
+        "–",
+        "0.0000",
+        "12",
+        "1e-09",
+        "yes",
+    ]
+    points = [(float(x), 0.0) for x in range(1001)]
+    assert len(thinned(points)) <= 241
+    assert thinned(points)[-1] == points[-1]
