@@ -175,6 +175,14 @@ def test_a_missing_browser_is_no_success_in_ci(monkeypatch: pytest.MonkeyPatch) 
         browser.chromium()
 
 
+@pytest.mark.parametrize("folder", ["runs/maths", "runs/maths/model"])
+def test_a_model_is_called_as_its_run(folder: str, tmp_path: Path) -> None:
+    probe = make_probe()
+    probe["model"]["folder"] = folder
+    (tmp_path / "probe.json").write_text(json.dumps(probe))
+    assert "What the experts of maths do" in write_page(tmp_path / "page", tmp_path).read_text()
+
+
 def test_white_space_is_seen() -> None:
     assert visible(" a") == '<i class="w">·</i>a'
     assert visible("\n\t") == '<i class="w">↵</i><i class="w">⇥</i>'

@@ -60,9 +60,14 @@ def _figures(after: Probed, before: Probed | None, histories: Sequence[History])
     return [*found, *([pay] if pay else [])]
 
 
+def _name(folder: Path) -> str:
+    """The name of a model's folder; of a run's `model`, the run's."""
+    return folder.parent.name if folder.name == "model" and folder.parent.name else folder.name
+
+
 def _page(after: Probed, before: Probed | None, figures: Sequence[Figure]) -> Page:
     model = after.result.model
-    name = Path(model.folder).name or model.folder
+    name = _name(Path(model.folder)) or model.folder
     warned = flags(after)
     intro: list[Block] = [Words(headlines(after, before), "summary")]
     if warned:
