@@ -14,12 +14,14 @@ from smolmoe.core.links import TEMPLATES
 from smolmoe.errors import OutputError
 
 # What a model folder that is replaced may hold, those of a hub among them; anything else is the user's.
-OF_A_MODEL = (
+_NAMES = (
     *("config.json", "generation_config.json", "smolmoe.json", "*.safetensors", "*.safetensors.index.json"),
     *("tokenizer*", "special_tokens_map.json", "added_tokens.json", "vocab.*", "merges.txt", "*.jinja", TEMPLATES),
     *("modeling_*.py", "configuration_*.py", "tokenization_*.py", "__pycache__"),
     *("README.md", "LICENSE*", "NOTICE*", ".gitattributes", ".cache"),
 )
+# With what a write that was killed has left beside each: the next one takes its place.
+OF_A_MODEL = (*_NAMES, *(f".{name}.partial" for name in _NAMES))
 
 
 def check_output(out: Path, nbytes: int, sources: Sequence[Path], *, overwrite: bool) -> None:
