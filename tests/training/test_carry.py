@@ -107,6 +107,15 @@ def test_state_of_another_model(trained: Path, tmp_path: Path) -> None:
         train(recipe(tmp_path, other, carry={"optimizer": str(go_on(trained, tmp_path / "moe-run", "copy", 1))}))
 
 
+def test_a_run_that_kept_no_checkpoint_has_no_state(trained: Path, tmp_path: Path) -> None:
+    dense = dense_folder(tmp_path / "source")
+    bare = train(recipe(tmp_path, dense, out=str(tmp_path / "bare"), trainer=trainer(max_steps=1, save_strategy="no")))
+    with pytest.raises(CheckpointError, match="no state of an optimiser") as refused:
+        go_on(trained, tmp_path / "moe-run", "copy", 1, carry={"optimizer": str(bare.out)})
+    assert refused.value.field == "carry.optimizer"
+    assert "save_strategy" in str(refused.value.fix)
+
+
 def test_state_of_a_checkpoint_folder_is_checked_as_that_of_a_run(trained: Path, tmp_path: Path) -> None:
     whole = find_checkpoint(trained / "dense-run", "latest")
     expected = read_adam(trained / "dense-run")

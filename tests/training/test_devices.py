@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -246,7 +247,8 @@ def test_the_command_speaks_once(tmp_path: Path) -> None:
     path.write_text(yaml.safe_dump(values(tmp_path, moe, "run", 2, parallel="fsdp")))
     command = [*TORCHRUN, "-m", "smolmoe", "train", str(path)]
     first = subprocess.run(command, capture_output=True, text=True, check=True)
-    assert first.stdout.count("held-out loss") == 1
+    assert len(re.findall(r"^\s+held-out loss\s", first.stdout, re.MULTILINE)) == 1
+    assert first.stdout.count("parameters, 6 steps") == 1
     assert first.stderr.count("Tokenising") == 1
     assert "Warning" not in first.stderr
     second = subprocess.run(command, capture_output=True, text=True, check=False)

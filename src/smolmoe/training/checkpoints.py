@@ -274,6 +274,13 @@ def read_adam(run: Path) -> dict[str, dict[str, Any]]:
     """
     import torch
 
+    if not (run / NAMES).is_file() and not whole_checkpoints(run):
+        raise CheckpointError(
+            "has no complete checkpoint, and so no state of an optimiser.",
+            field="carry.optimizer",
+            value=str(run),
+            fix="Train the dense model with `trainer.save_strategy: steps` (the default).",
+        )
     folder = find_checkpoint(run, str(run) if (run / NAMES).is_file() else "latest")
     names = read_json(folder / NAMES, list)
     with using(folder / OPTIMIZER):
