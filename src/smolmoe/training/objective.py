@@ -1,9 +1,9 @@
 """Loss terms in addition to the cross-entropy, and router interventions: a mixin over any Trainer.
 
-The loss of a step is CE + w_b * mean over layers of load balance + w_z * mean over layers of z + w_g * mean over guided
-layers of KL(target || router); with a teacher of weight w, (1 - w) CE + w T^2 KL(teacher || student) takes the place of
-CE. Which load the balance term sees, and how it adds up over ranks and accumulated micro-batches, is in
-`smolmoe.moe.losses`. Under guidance the load is balanced within each domain's experts.
+The loss of a step is CE + sum over `ROUTER_LOSSES` of weight * mean over layers + w_g * mean over guided layers of
+KL(target || router); with a teacher of weight w, (1 - w) CE + w T^2 KL(teacher || student) replaces CE. Which load the
+balance term sees, and how it adds up over ranks and accumulated micro-batches, is in `smolmoe.moe.losses`. Under
+guidance the load is balanced within each domain's experts.
 """
 
 from __future__ import annotations
@@ -55,7 +55,8 @@ class Objective:
         granularity: int = 1,
         guidance: Guidance | None = None,
     ):
-        self.weights = {"load_balance": objective.load_balance, "z_loss": objective.z_loss}
+        weights = {loss: getattr(objective, loss.name) for loss in losses.ROUTER_LOSSES}
+        self.weights = {loss: weight for loss, weight in weights.items() if weight}
         self.scope = objective.balance_scope
         self.bias_rate = objective.bias_rate
         self.routers: list[Any] = [router for _, router in find_routers(model)]
@@ -107,14 +108,12 @@ class Objective:
         self.load = self._step_load()
         if self.scope != "batch":
             load = by_domain / by_domain.sum(-1, keepdim=True).clamp_min(1)
-        found: dict[str, torch.Tensor] = {}
-        if not any(self.weights.values()) and self.guidance is None:
-            return found
+        if not self.weights and self.guidance is None:
+            return {}
         logits = torch.stack([routing.logits for routing in routings])
-        if self.weights["load_balance"]:
-            found["load_balance"] = self.weights["load_balance"] * self._balance(logits, load, domains).mean()
-        if self.weights["z_loss"]:
-            found["z_loss"] = self.weights["z_loss"] * losses.z_loss(logits).mean()
+        allowed = None if self.guidance is None else self.guidance.allowed
+        routed = losses.RoutedTokens(logits, load, self.scoring, allowed, domains)
+        found = {loss.name: weight * loss.value(routed).mean() for loss, weight in self.weights.items()}
         if self.guidance is not None and domains is not None:
             found["guidance"] = self.guidance.term(logits, domains, self.scoring)
             hits = self.guidance.hits(logits, domains)
@@ -135,13 +134,6 @@ class Objective:
         if domains is None:
             return torch.stack([choice_counts(routing) for routing in routings])[:, None]
         return torch.stack([domain_counts(routing, domains, self.domains) for routing in routings])
-
-    def _balance(self, logits: torch.Tensor, load: torch.Tensor, domains: torch.Tensor | None) -> torch.Tensor:
-        """[L], of logits [L, T, E] and loads [L, Dm, E]."""
-        probabilities = losses.expert_probabilities(logits, self.scoring)
-        if self.guidance is None or domains is None:
-            return losses.load_balance(probabilities, load[:, 0])
-        return losses.domain_load_balance(probabilities, load, self.guidance.allowed, domains)
 
     def _step_load(self) -> torch.Tensor:
         """[L, E]: each expert's share of the choices of the step so far."""
