@@ -56,7 +56,12 @@ def test_equal_pairs_are_left_out_and_counted(tmp_path: Path, moe: Path) -> None
         ({"trainer": {"loss_type": "nonsense"}}, RequestError, "trainer.loss_type", "Unknown loss type"),
         ({"method": "cpo", "trainer": {"alpha": 0.25}}, RequestError, "trainer.alpha", "Add loss_type: alphapo or"),
         ({"method": "cpo", "trainer": {"alpha": 1, "loss_type": "hinge"}}, RequestError, "trainer.alpha", "hinge"),
-        ({"method": "cpo", "trainer": {"simpo_gamma": 1.0}}, RequestError, "trainer.simpo_gamma", "Add loss_type: simpo"),
+        (
+            {"method": "cpo", "trainer": {"simpo_gamma": 1.0}},
+            RequestError,
+            "trainer.simpo_gamma",
+            "Add loss_type: simpo",
+        ),
         ({"router": "free", "objective": {"load_balance": 0.1}}, RequestError, "AlignRecipe", "exclude each other"),
         ({"method": "sft", "beta": 0.1}, RequestError, "AlignRecipe", "preference loss"),
         ({"lora": {"rank": 2, "targets": ["q_prj"]}}, RequestError, "lora.targets", "q_proj"),

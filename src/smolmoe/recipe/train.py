@@ -35,9 +35,7 @@ class ModelRecipe(Recipe):
         return self
 
 
-_WEIGHTS: Any = {
-    loss.name: (float, Field(default=0.0, ge=0, description=loss.description)) for loss in ROUTER_LOSSES
-}
+_WEIGHTS: Any = {loss.name: (float, Field(default=0.0, ge=0, description=loss.description)) for loss in ROUTER_LOSSES}
 _RouterLosses: Any = create_model("_RouterLosses", __base__=Recipe, **_WEIGHTS)
 
 

@@ -73,6 +73,26 @@ _CHANGEABLE = (
 _PLACES = (".path", "tokenizer", "carry.optimizer", "distill.cache")
 
 
+@dataclass(frozen=True)
+class RunResult:
+    """What a run wrote.
+
+    Attributes:
+        out: the run folder.
+        summary: as in `summary.json`.
+    """
+
+    out: Path
+    summary: dict[str, Any]
+
+    @property
+    def model(self) -> Path:
+        return self.out / MODEL
+
+    def to_json(self) -> dict[str, Any]:
+        return {"out": str(self.out), **self.summary}
+
+
 def check_there(out: Path, resume: str | None) -> None:
     """See that there is a folder to resume in, before one is made for the lock: an empty one is a run killed early.
 

@@ -10,17 +10,15 @@ import torch
 from smolmoe.errors import RequestError
 from smolmoe.moe.routing import find_routers
 from smolmoe.moe.structure import find_layers
-from smolmoe.recipe import TrainRecipe
-from smolmoe.training.arguments import DEFAULTS
+from smolmoe.recipe import AlignRecipe, TrainRecipe
 
 
-def learning_rate_factors(model: Any, recipe: TrainRecipe) -> dict[str, float]:
-    """Parameter name -> its learning rate over the run's, as the recipe says, where that is not 1."""
-    base = float(recipe.trainer.get("learning_rate", DEFAULTS["learning_rate"]))
+def learning_rate_factors(model: Any, base: float, recipe: TrainRecipe | AlignRecipe) -> dict[str, float]:
+    """Parameter name -> its learning rate in the recipe, divided by the run's, where the recipe sets one."""
     factors: dict[str, float] = {}
     if recipe.routing.learning_rate is not None:
         factors |= dict.fromkeys(router_names(model), recipe.routing.learning_rate / base)
-    if recipe.expert_learning_rate is not None:
+    if isinstance(recipe, TrainRecipe) and recipe.expert_learning_rate is not None:
         factors |= dict.fromkeys(expert_names(model), recipe.expert_learning_rate / base)
     return factors
 

@@ -1,4 +1,4 @@
-"""One training run in one folder: from scratch, from a checkpoint, or on from where it stopped."""
+"""One training run in one folder: from scratch, from a checkpoint, or resumed."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import math
 import os
 import shutil
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -26,6 +26,7 @@ from smolmoe.training.folder import (
     MODEL,
     SUMMARY,
     TOKENIZER,
+    RunResult,
     begin,
     check_step,
     check_there,
@@ -41,33 +42,17 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-FLIP_BLOCKS = 4  # training blocks on which routing in fp32 is compared with routing as served
-MEASUREMENTS = 10  # held-out measurements of a run whose recipe does not say
+FLIP_BLOCKS = 4  # training blocks on which fp32 routing is compared with bf16 routing
+MEASUREMENTS = 10  # held-out evaluations of a run, by default
 
 
-@dataclass(frozen=True)
-class TrainResult:
-    """What a run wrote.
-
-    Attributes:
-        out: the run folder: `model/`, `best/`, `checkpoints/`, `metrics.jsonl`, `recipe.yaml`, `summary.json`.
-        summary: as in `summary.json`.
-    """
-
-    out: Path
-    summary: dict[str, Any]
-
-    @property
-    def model(self) -> Path:
-        return self.out / MODEL
+class TrainResult(RunResult):
+    """What a training run wrote: `model/`, `best/`, `checkpoints/`, `metrics.jsonl`, `recipe.yaml`, `summary.json`."""
 
     @property
     def best(self) -> Path | None:
-        """The model with the lowest held-out loss of the run; None where no checkpoint of it was kept."""
+        """The model with the lowest held-out loss of the run; None if its checkpoint was not kept."""
         return self.out / BEST if self.summary["best"]["model"] is not None else None
-
-    def to_json(self) -> dict[str, Any]:
-        return {"out": str(self.out), **self.summary}
 
 
 def train(
@@ -77,17 +62,17 @@ def train(
     overwrite: bool = False,
     report: Progress | None = None,
 ) -> TrainResult:
-    """Train one model and write it, with what was measured on the way, into one folder.
+    """Train one model; write the model and the measurements into one folder.
 
     Args:
-        recipe: what to train on what; a dict is parsed.
-        resume: latest, best, or a checkpoint's folder, to go on from there.
-        overwrite: start over where the folder holds a run.
-        report: called as the work goes on.
+        recipe: model, data and options; a dict is parsed.
+        resume: latest, best, or a checkpoint's folder, to resume from.
+        overwrite: start over if the folder contains a run.
+        report: called as the work progresses.
 
     Raises:
-        SmolmoeError: a subclass that names what is wrong. After TrainingError and OutputError the last whole checkpoint
-            can be resumed from.
+        SmolmoeError: a subclass that names the problem. After TrainingError and OutputError the last complete
+            checkpoint can be resumed from.
     """
     if isinstance(recipe, dict):
         recipe = parse(TrainRecipe, recipe)
@@ -100,12 +85,12 @@ def train(
 
 
 def estimate(recipe: TrainRecipe) -> Estimate:
-    """What a run will cost, and what the doctor would say of its routers: from configs.
+    """The cost of a run, and the doctor's findings on its routers, from configs.
 
     The weights are read once, to find NaN and infinity.
 
     Raises:
-        SmolmoeError: as `train`, for what can be seen beforehand. The number of steps must be given.
+        SmolmoeError: as `train`, for problems that are known before training. The number of steps must be given.
     """
     from smolmoe.core.files import place
     from smolmoe.moe.loading import Skeleton
@@ -119,7 +104,7 @@ def estimate(recipe: TrainRecipe) -> Estimate:
 
 
 def router_findings(recipe: TrainRecipe, model: Any, granularity: int) -> tuple[Finding, ...]:
-    """What the doctor would say of the routers of a model that is about to be trained by this recipe."""
+    """The doctor's findings on the routers of a model that this recipe is about to train."""
     from smolmoe.verification.routers import findings_at_start
 
     guided = recipe.guidance is not None
@@ -127,7 +112,7 @@ def router_findings(recipe: TrainRecipe, model: Any, granularity: int) -> tuple[
 
 
 class _Run:
-    """The parts of a run, made one after the other."""
+    """A run and what it builds on the way."""
 
     def __init__(self, recipe: TrainRecipe, resume: str | None, overwrite: bool, report: Progress):
         from smolmoe.training.arguments import check_trainer
@@ -146,7 +131,6 @@ class _Run:
         from smolmoe.training.distillation import open_distillation
         from smolmoe.training.distributed import build_once, in_turn, on_main
         from smolmoe.training.fit import check_fits
-        from smolmoe.training.metrics import FILE, MetricsFile
         from smolmoe.training.models import build_model, find_tokenizer, granularity_of, model_folder, parent_provenance
         from smolmoe.verification.routers import tell
 
@@ -169,7 +153,7 @@ class _Run:
         check_step(self.checkpoint, steps)
         self.carried = self._carried()
         trainer = self._trainer(corpus, held_out, steps)
-        # All is checked: from here on the folder is this run's.
+        # All checks passed: from here on the folder is this run's.
         on_main(
             lambda: begin(
                 recipe,
@@ -179,9 +163,10 @@ class _Run:
                 checkpoint=self.checkpoint,
             )
         )
-        trainer.metrics = MetricsFile(recipe.out / FILE, after=_step(self.checkpoint), write=self.writes)
-        trainer.clock.seconds = trainer.metrics.seconds
-        self._train(trainer)
+        trainer.open_metrics(_step(self.checkpoint), write=self.writes)
+        self.report("Training", _step(self.checkpoint), trainer.args.max_steps)
+        trainer.train_from(self.checkpoint)
+        trainer.flush()
         return self._finish(trainer, corpus, held_out, steps)
 
     def _model(self, build: Callable[[TrainRecipe, Any, Path | None], Any]) -> Any:
@@ -219,7 +204,7 @@ class _Run:
 
         recipe = self.recipe
         every = recipe.evaluation.every or max(1, steps // MEASUREMENTS)
-        folder = Path(os.path.realpath(recipe.out))  # which a link may lead to before it is there
+        folder = Path(os.path.realpath(recipe.out))  # a link may lead to a folder that does not exist yet
         arguments = training_arguments(recipe, folder, steps=steps, every=every)
         moments, scales = self.carried
         guidance = None
@@ -249,7 +234,7 @@ class _Run:
         )
 
     def _carried(self) -> tuple[dict[str, Any], dict[str, float]]:
-        """Adam moments of the dense source by the MoE's parameters, and learning-rate factors of scaled tensors."""
+        """The dense source's Adam moments by MoE parameter, and the learning-rate factors of scaled tensors."""
         carry = self.recipe.carry
         if carry is None:
             return {}, {}
@@ -261,25 +246,12 @@ class _Run:
             name: Moments(state["exp_avg"].float(), state["exp_avg_sq"].float(), float(state["step"]))
             for name, state in read_adam(Path(carry.optimizer)).items()
         }
-        if self.provenance.get("stage") != "upcycle":  # the model that was trained itself
+        if self.provenance.get("stage") != "upcycle":  # the state is of this very model
             return dense, {}
         plan = plan_of(self.source)
         return carry_moments(plan, dense, experts=carry.experts), learning_rate_scales(plan)
 
-    def _train(self, trainer: MoeTrainer) -> None:
-        from smolmoe.training.objective import NotFiniteError
-
-        self.report("Training", _step(self.checkpoint), trainer.args.max_steps)
-        try:
-            trainer.train(resume_from_checkpoint=None if self.checkpoint is None else str(self.checkpoint))
-        except NotFiniteError:
-            # The step was not taken, so the weights are those of the last good one. All ranks come here together.
-            if trainer.state.global_step:
-                trainer._save_checkpoint(trainer.model)
-            raise
-        trainer.flush()
-
-    # -- what is left --------------------------------------------------------------------------------------------
+    # -- results -------------------------------------------------------------------------------------------------
 
     def _finish(self, trainer: MoeTrainer, corpus: TokenCorpus, held_out: HeldOut, steps: int) -> TrainResult:
         from smolmoe.moe.size import size_of
@@ -291,14 +263,16 @@ class _Run:
         self.report("Writing the model", 0, 0)
         with room_for("the model", out):
             self._write_model(trainer)
-        # A run that was killed between its last checkpoint and here has measured that step already.
+        # A run that was killed after its last checkpoint has already measured that step.
         last = trainer.last_held_out or trainer.measured(None)
         start = losses_before(out, last)
+        size, length = size_of(self.model), self.recipe.data.length
+        tokens = steps * blocks_a_step(self.recipe) * length
         summary: dict[str, Any] = {
             "steps": steps,
-            "tokens": steps * blocks_a_step(self.recipe) * self.recipe.data.length,
-            "flops": self._flops(steps),
-            "parameters": size_of(self.model).to_json(),
+            "tokens": tokens,
+            "flops": tokens * size.flops_per_token(length),
+            "parameters": size.to_json(),
             "held_out": {**last.to_json(), "documents": len(last.tokens)},
             **({} if start is None else {"before": start.to_json(), "change": self._change(start, last)}),
             "train_seconds": round(trainer.clock.seconds, 2),
@@ -327,7 +301,7 @@ class _Run:
         return found.to_json()
 
     def _best(self, trainer: MoeTrainer, last: int, summary: dict[str, Any]) -> dict[str, Any]:
-        """Write `best/` with its card; says which step it is of, and of no folder where that has no checkpoint."""
+        """Write `best/` with its card; returns its step and loss, and no folder if that step has no checkpoint."""
         from smolmoe.training.best import find_best, write_best
         from smolmoe.training.checkpoints import room_for
 
@@ -337,13 +311,13 @@ class _Run:
         with room_for("the best checkpoint's model", out):
             folder = write_best(out, step, last, self._provenance())
         if folder is None:
-            logger.warning("Step %d had the lowest held-out loss (%.4f), and its checkpoint is not there.", step, loss)
+            logger.warning("Step %d had the lowest held-out loss (%.4f), but its checkpoint is missing.", step, loss)
         else:
             finish_model(folder, best)
         return {"step": step, "loss": loss, "model": None if folder is None else BEST}
 
     def _flips(self, corpus: TokenCorpus) -> dict[str, float]:
-        """Of routers trained in fp32: the share of tokens for which bf16, as it is served, chooses other experts."""
+        """For routers trained in fp32: the share of tokens for which bf16, as in inference, chooses other experts."""
         if not self.recipe.routing.fp32:
             return {}
         import torch
@@ -354,12 +328,6 @@ class _Run:
         batches = [{"input_ids": blocks[i]["input_ids"][None].to(device)} for i in range(FLIP_BLOCKS)]
         with torch.autocast(device.type, torch.bfloat16):
             return {"router_flips": measure_flips(self.model, batches)}
-
-    def _flops(self, steps: int) -> float:
-        from smolmoe.moe.size import size_of
-
-        length = self.recipe.data.length
-        return steps * blocks_a_step(self.recipe) * length * size_of(self.model).flops_per_token(length)
 
     def _write_model(self, trainer: MoeTrainer) -> None:
         partial = self.recipe.out / f".{MODEL}.partial"

@@ -9,43 +9,32 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import save_file
-from transformers import PrinterCallback, ProgressCallback, Trainer, TrainerCallback, default_data_collator
+from transformers import Trainer, default_data_collator
 from transformers.trainer import OPTIMIZER_NAME, SCHEDULER_NAME
 
 from smolmoe.core.files import write_json
 from smolmoe.moe import balance, losses
-from smolmoe.moe.control import saved_state, without_training_state
+from smolmoe.moe.control import without_training_state
 from smolmoe.moe.loading import no_progress_bar
 from smolmoe.moe.routing import RoutingCapture
 from smolmoe.recipe import TrainRecipe
 from smolmoe.training.allocator import kept_memory
-from smolmoe.training.checkpoints import AtomicCheckpoints
 from smolmoe.training.chunked_loss import HeadLoss, head_loss
 from smolmoe.training.distillation import Distillation
 from smolmoe.training.distributed import is_sharded, load_optimizer, place_moments, whole_state
 from smolmoe.training.folder import HELD_OUT_BEFORE
-from smolmoe.training.metrics import Clock, MetricsFile, flatten, peak_memory, perplexity
-from smolmoe.training.objective import Objective, RoutedTraining, RouterCallback
-from smolmoe.training.optim import (
-    expert_names,
-    install_moments,
-    learning_rate_factors,
-    router_names,
-    slow_start,
-    split_groups,
-)
+from smolmoe.training.metrics import flatten, peak_memory, perplexity
+from smolmoe.training.objective import Objective
+from smolmoe.training.optim import expert_names, install_moments
 from smolmoe.training.own_config import OwnConfig
-from smolmoe.training.saved_state import TRAINING_STATE
+from smolmoe.training.run_trainer import RunTrainer, Step, StepCallback
 
 logger = logging.getLogger(__name__)
 
 COLLAPSED = 0.5  # normalised entropy of a layer's load: as if E^0.5 experts were used alike
 
-Step = Callable[[int, int], None]  # step, of how many
 
-
-class MoeTrainer(RoutedTraining, AtomicCheckpoints, Trainer):
+class MoeTrainer(RunTrainer, Trainer):
     """One run: `train()`, with held-out measurements at the steps in `measured_at`. Set `metrics` before.
 
     Args:
@@ -57,15 +46,10 @@ class MoeTrainer(RoutedTraining, AtomicCheckpoints, Trainer):
         moments: Adam state to begin with, by parameter name.
         carried: names of all parameters that began with such state, in a resumed run too.
         scales: learning-rate factors of tensors that a conversion scaled.
-        on_step: told of every step done.
+        on_step: called after every step.
         distillation: a teacher, whose targets the batches hold.
         **trainer: what `transformers.Trainer` takes.
-
-    Attributes:
-        metrics: where rows go.
     """
-
-    metrics: MetricsFile
 
     def __init__(
         self,
@@ -81,36 +65,25 @@ class MoeTrainer(RoutedTraining, AtomicCheckpoints, Trainer):
         distillation: Distillation | None = None,
         **trainer: Any,
     ):
-        self.own_config = OwnConfig(trainer["model"])
+        own_config = OwnConfig(trainer["model"])
         # Stacks blocks as they are: the collator of a tokenizer would turn each of a teacher's numbers into an object.
         super().__init__(compute_loss_func=distillation, data_collator=default_data_collator, **trainer)
-        # Taken from the Trainer, which would delete the last checkpoint where it is not the best.
-        self.keep, self.args.save_total_limit = self.args.save_total_limit, None
+        self.begin(recipe, objective, own_config, on_step)
         self.is_sharded = is_sharded(self.model)
         # As of a model that transformers sharded while loading it: accelerate must not wrap it.
         self.is_distributed_loading_by_transformers = self.is_sharded
-        self.recipe = recipe
-        self.run_folder = recipe.out
-        self.objective = objective
         self.distillation = distillation
         self.measure = measure
         self.measured_at = measured_at
         self.moments = moments or {}
         self.carried = carried
         self.scales = scales or {}
-        self.on_step = on_step
-        self.control: Any
-        self.clock = Clock()
         self.last_held_out: Any = None
-        self._micro: list[dict[str, torch.Tensor]] = []
         self._steps: list[tuple[int, dict[str, torch.Tensor]]] = []
         self._window_from = (0, 0.0)
         self._collapsed: set[int] = set()
         self._gradients: dict[str, float] = {}
         self._rate = 0.0  # of the last step
-        for callback in (PrinterCallback, ProgressCallback):  # stdout is for results; progress is `on_step`'s
-            self.remove_callback(callback)
-        self.add_callback(RouterCallback(objective))
         self.add_callback(_Watch(self))
         self.head_loss = self._head_loss()
 
@@ -133,33 +106,18 @@ class MoeTrainer(RoutedTraining, AtomicCheckpoints, Trainer):
 
     # -- order, optimiser ----------------------------------------------------------------------------------------
 
-    def create_optimizer(self, model: Any = None) -> Any:
-        begun = self.optimizer is not None
-        optimizer = super().create_optimizer(model)
-        if not begun:
-            own = self.model if model is None else model
-            factors = learning_rate_factors(own, self.recipe)
-            split_groups(optimizer, own, factors, self.scales, self._slow_parameters(own))
-            install_moments(optimizer, own, place_moments(self.moments, own))
-        return optimizer
+    def set_up_optimizer(self, optimizer: Any, model: Any) -> None:
+        super().set_up_optimizer(optimizer, model)
+        install_moments(optimizer, model, place_moments(self.moments, model))
 
-    def _slow_parameters(self, model: Any) -> set[str]:
+    def slow_parameters(self, model: Any) -> set[str]:
         """Routers; and if most of the model resumes with carried moments, the experts that could not."""
         fresh = expert_names(model) - set(self.carried) if self.carried else set()
-        return router_names(model) | fresh
-
-    def create_scheduler(self, num_training_steps: int, optimizer: Any = None) -> Any:
-        scheduler = super().create_scheduler(num_training_steps, optimizer)
-        routing = self.recipe.routing
-        slow_start(scheduler, self.optimizer, freeze=routing.freeze, warmup=routing.warmup_steps or 0)
-        return scheduler
+        return super().slow_parameters(model) | fresh
 
     def _defer_fsdp_gradient_reduction(self) -> Any:
         """Not at all: until the last micro-batch, every process would keep the gradients of the whole model."""
         return nullcontext()
-
-    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
-        """Nothing: the model was loaded from there, by names that its class maps and a state dict does not."""
 
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
         if not self.is_sharded or checkpoint is None:
@@ -170,19 +128,6 @@ class MoeTrainer(RoutedTraining, AtomicCheckpoints, Trainer):
         self.lr_scheduler.load_state_dict(torch.load(folder / SCHEDULER_NAME, weights_only=True))
 
     # -- writing -------------------------------------------------------------------------------------------------
-
-    def _save(self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None) -> None:
-        """Save the model for inference; training-only state goes into a separate file."""
-        with self.objective.as_served(), self.own_config.restored():
-            state_dict = state_dict if state_dict is not None else self._whole_model()
-            if self.args.should_save:
-                super()._save(output_dir, without_training_state(state_dict))
-        own = whole_state(saved_state(self.model))
-        if own and output_dir is not None and self.args.should_save:
-            save_file(own, Path(output_dir) / TRAINING_STATE)
-
-    def _whole_model(self) -> dict[str, Any]:
-        return whole_state(self.model.state_dict(keep_vars=True)) if self.is_sharded else self.model.state_dict()
 
     def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
         """In the form of one process, so that any number of them can resume, sharded or not."""
@@ -197,7 +142,7 @@ class MoeTrainer(RoutedTraining, AtomicCheckpoints, Trainer):
     def write_model(self, folder: Path) -> None:
         """The trained model as it is to be used: what training alone needs folded in or left out."""
         self.objective.finish()
-        state_dict = without_training_state(self._whole_model())
+        state_dict = without_training_state(self.whole_model())
         if not self.args.should_save:
             return
         with no_progress_bar(), self.own_config.restored():
@@ -206,21 +151,12 @@ class MoeTrainer(RoutedTraining, AtomicCheckpoints, Trainer):
 
     # -- measuring -----------------------------------------------------------------------------------------------
 
-    def record(self, values: dict[str, torch.Tensor]) -> None:
-        self._micro.append(values)
-
     def record_gradients(self, norms: dict[str, float]) -> None:
-        self.metrics.add("gradients", self.state.global_step, norms=norms)
+        super().record_gradients(norms)
         self._gradients = norms
 
-    def finish_step(self) -> None:
-        """Put the step's micro-batches together; nothing is read off the device yet."""
-        names = self._micro[0]
-        mean = {name: torch.stack([values[name] for values in self._micro]).float().mean() for name in names}
-        self._micro.clear()
-        self._steps.append((self.state.global_step, mean))
-        if self.on_step is not None:
-            self.on_step(self.state.global_step, self.state.max_steps)
+    def keep_step(self, means: dict[str, torch.Tensor]) -> None:
+        self._steps.append((self.state.global_step, means))
 
     def flush(self) -> dict[str, Any] | None:
         """Write what happened since the last time; returns the window's row."""
@@ -352,8 +288,7 @@ class MoeTrainer(RoutedTraining, AtomicCheckpoints, Trainer):
 
     def _save_checkpoint(self, model: Any, trial: Any = None) -> None:
         self.flush()
-        with no_progress_bar():
-            super()._save_checkpoint(model, trial)
+        super()._save_checkpoint(model, trial)
 
     def _determine_best_metric(self, metrics: dict[str, float], trial: Any) -> bool:
         """A new best is saved at once, so that it can be gone back to."""
@@ -363,11 +298,8 @@ class MoeTrainer(RoutedTraining, AtomicCheckpoints, Trainer):
         return best
 
 
-class _Watch(TrainerCallback):
-    """The clock, the steps, and when to measure."""
-
-    def __init__(self, trainer: MoeTrainer):
-        self.trainer = trainer
+class _Watch(StepCallback):
+    """Also measures, and notes the learning rate."""
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         trainer = self.trainer
@@ -375,13 +307,10 @@ class _Watch(TrainerCallback):
         if 0 in trainer.measured_at and state.global_step == 0:
             trainer.evaluate()
 
-    def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        self.trainer.clock.start()
-
     def on_optimizer_step(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         self.trainer._rate = self.trainer._get_learning_rate()  # the schedule has not advanced yet
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        self.trainer.finish_step()
+        super().on_step_end(args, state, control)
         if state.global_step in self.trainer.measured_at:
             control.should_evaluate = True
