@@ -53,7 +53,7 @@ class Example:
         references: answers that count as right, where the rows give them.
         task: what the row says it is, if it does.
         chosen_turns, rejected_turns: the answer in parts, each with whether it is learned; none where all of it is.
-        left_out: why nothing can be learned from it (a field of `Dropped`); None if something can.
+        left_out: why nothing can be learned from it (a key of `REASONS`); None if something can.
     """
 
     prompt: str

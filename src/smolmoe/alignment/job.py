@@ -1,4 +1,4 @@
-"""What an alignment stands on: its rows, its model, and how a model is measured."""
+"""The inputs of an alignment: its rows and its model, and how a model is measured."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from smolmoe.core.progress import Progress
-from smolmoe.errors import RequestError, SourceError
+from smolmoe.errors import RequestError
 from smolmoe.recipe.align import LENGTH, AlignRecipe
 
 if TYPE_CHECKING:
@@ -22,7 +22,7 @@ logger = logging.getLogger(__name__)
 
 
 def router_findings(recipe: AlignRecipe, model: Any, granularity: int) -> tuple[Finding, ...]:
-    """What the doctor would say of a model's routers; nothing of those that are to stay as they are."""
+    """The doctor's findings on a model's routers; none on routers that stay frozen."""
     from smolmoe.alignment.routed_trainers import objective_of
     from smolmoe.verification.routers import findings_at_start
 
@@ -33,7 +33,7 @@ def router_findings(recipe: AlignRecipe, model: Any, granularity: int) -> tuple[
 
 @dataclass(frozen=True)
 class Measured:
-    """A model's held-out figures; `scores` where there is something to correct."""
+    """A model's held-out measurements; `scores` if there are texts to correct."""
 
     answers: Answers
     routers: RouterState | None
@@ -41,18 +41,18 @@ class Measured:
 
 
 class AlignJob:
-    """A recipe with everything filled in, and what it names.
+    """A recipe with all defaults filled in, and what it refers to.
 
     Attributes:
         recipe: with the method's defaults under `trainer`.
         device: to compute on.
-        source, provenance: folder of the model, and what its `smolmoe.json` says.
-        tokenizer: the model's, with a token to pad with.
-        pad_token: the token that the model's tokenizer pads with; None where it has none.
-        length: tokens of an example at most.
-        rows, validation: to train on, to measure on.
-        dropped, unused: examples left out of either.
-        ignored: what the rows hold that no example shows -> how often.
+        source, provenance: folder of the model, and the content of its `smolmoe.json`.
+        tokenizer: the model's, with a padding token.
+        pad_token: the padding token of the model's tokenizer; None if it has none.
+        length: maximum number of tokens of an example.
+        rows, validation: training and validation examples.
+        dropped, unused: skipped training and validation examples.
+        ignored: content of the rows that no example uses -> how often.
         corrections: texts to correct, before and after.
     """
 
@@ -81,20 +81,19 @@ class AlignJob:
         self.recipe = recipe.model_copy(update={"trainer": {**DEFAULTS[recipe.method], **recipe.trainer}})
 
     def prepare(self) -> None:
-        """The tokenizer and the rows; whether they fit the model is known from its config."""
+        """Read the tokenizer and the rows, and check them against the model's config."""
         from smolmoe.alignment.examples import read_examples
         from smolmoe.alignment.tokens import tokenised
         from smolmoe.evaluation.text_metrics import words
-        from smolmoe.moe.loading import Skeleton, load_config, load_tokenizer
+        from smolmoe.inference.sampling import answering_tokenizer
+        from smolmoe.moe.loading import Skeleton, load_config
         from smolmoe.training.models import check_fit, model_folder, parent_provenance
 
         recipe = self.recipe
         source = model_folder(recipe.model)
         assert source is not None  # the recipe has a path
         self.source, self.provenance = source, parent_provenance(source)
-        self.tokenizer = load_tokenizer(source)
-        if self.tokenizer is None:
-            raise SourceError("the model has no tokenizer.", field="model.path", value=str(source))
+        self.tokenizer = answering_tokenizer(source, "model.path")
         self.pad_token = self.tokenizer.pad_token
         if self.pad_token is None:
             logger.info("The tokenizer has no padding token: the end-of-text token pads, and is masked there.")
@@ -120,16 +119,15 @@ class AlignJob:
         self.unused = unused
         self.corrections = self._corrections()
         if self.corrections:
-            words("")  # without sacrebleu nothing need be begun
+            words("")  # fails at once if sacrebleu is missing
 
     def _check_model(self) -> None:
-        """Refuse what this model cannot do, before a row or a weight is read."""
+        """Refuse requests that this model cannot fulfil, before a row or a weight is read."""
         from smolmoe.alignment.lora import lora_config
-        from smolmoe.moe.kernels.register import set_experts
         from smolmoe.moe.loading import Skeleton
         from smolmoe.moe.routing import find_routers
         from smolmoe.training.fit import check_terms
-        from smolmoe.training.models import set_attention
+        from smolmoe.training.models import set_implementations
 
         recipe, model = self.recipe, Skeleton(self.source).model
         routers = [router for _, router in find_routers(model)]
@@ -138,8 +136,7 @@ class AlignJob:
                 "the model is dense: it has no routers.", field="router", value=recipe.router, fix="Remove it."
             )
         check_terms(model, recipe.objective, recipe.routing, routers, self.granularity)
-        set_attention(model, recipe.model.attention)
-        set_experts(model, recipe.model.experts, device=self.device, field="model.experts")
+        set_implementations(model, recipe.model, self.device)
         if recipe.lora is not None:
             lora_config(recipe.lora, model, train_routers=recipe.router != "frozen")
 
@@ -169,14 +166,12 @@ class AlignJob:
 
     def load(self, folder: Path) -> Any:
         """The model in a folder, on the job's device, as the recipe wants it computed."""
-        from smolmoe.moe.kernels.register import set_experts
         from smolmoe.moe.loading import load_model
-        from smolmoe.training.models import check_fit, set_attention
+        from smolmoe.training.models import check_fit, set_implementations
 
         model = load_model(folder, device=self.device, own=True)
         check_fit(model.config.get_text_config(), self.tokenizer, self.length)
-        set_attention(model, self.recipe.model.attention)
-        set_experts(model, self.recipe.model.experts, device=str(self.device), field="model.experts")
+        set_implementations(model, self.recipe.model, self.device)
         return model
 
     def rows_a_step(self) -> int:

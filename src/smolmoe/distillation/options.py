@@ -58,11 +58,16 @@ class CacheOptions:
         return asdict(self)
 
 
-def cache_options(*, top_k: int | None, sampled: int | None, **others: Any) -> CacheOptions:
-    """The options as named by the user; by default the 20 largest.
+def cache_options(*, top_k: int | None = None, sampled: int | None = None, **others: Any) -> CacheOptions:
+    """The options as named by the user.
+
+    Args:
+        top_k: keep the k largest probabilities and the remaining mass; default 20.
+        sampled: keep this many samples of each distribution instead (arXiv 2503.16870).
+        **others: temperature, batch_tokens and shard_tokens of `CacheOptions`.
 
     Raises:
-        RequestError: both kinds are asked, or a value that cannot be.
+        RequestError: both kinds, or a value out of its range.
     """
     if top_k is not None and sampled is not None:
         raise RequestError("a cache has only one kind.", field="sampled", value=sampled, fix="Remove `top_k`, or this.")

@@ -204,12 +204,10 @@ class _Walk:
     def encode(self, prompt: str) -> list[int]:
         """The start token and the prompt's last tokens: as a document begins in training."""
         from smolmoe.core.vocabulary import check_token, naming_rows
-        from smolmoe.moe.loading import load_tokenizer
+        from smolmoe.inference.sampling import answering_tokenizer
 
         selective = self._selective
-        tokenizer = load_tokenizer(selective.folder)
-        if tokenizer is None:
-            raise SourceError("the model has no tokenizer.", field="model", value=str(selective.folder))
+        tokenizer = answering_tokenizer(selective.folder)
         with naming_rows(prompt, field="prompt", what="prompt"):
             ids = list(tokenizer(prompt, add_special_tokens=False, verbose=False)["input_ids"])
         if not prompt.strip() or not ids:

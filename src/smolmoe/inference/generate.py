@@ -9,7 +9,16 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from smolmoe.core.devices import pick_device
-from smolmoe.errors import RequestError, SourceError
+from smolmoe.errors import RequestError
+from smolmoe.inference.sampling import (
+    answer_text,
+    answering_tokenizer,
+    check_ranges,
+    end_tokens,
+    padded,
+    plain_generation,
+    until_end,
+)
 
 if TYPE_CHECKING:
     from smolmoe.inference.offload import Traffic
@@ -18,12 +27,12 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class LoadedExperts:
-    """The experts that alone were loaded.
+    """The only experts that were loaded.
 
     Attributes:
-        names: what they are called; "expert 3" where one has no name.
-        indices: which of the model's experts they are.
-        confidence: of the secretary in its choice; None where they were named by the caller.
+        names: of the experts; "expert 3" if one has no name.
+        indices: their indices in the model.
+        confidence: of the secretary in its choice; None if the caller named them.
         bytes: of tensors, read and held.
     """
 
@@ -38,13 +47,13 @@ class Generation:
     """Continuations of a prompt.
 
     Attributes:
-        prompt: what was continued.
+        prompt: the prompt.
         texts: the continuations, without the prompt.
         new_tokens: tokens of each, an end-of-text token included.
-        seconds: for all of its batch, loading excluded.
+        seconds: for the whole batch, loading excluded.
         experts: the only ones loaded; None if all were loaded or the model is dense.
-        offload: what went to the device, where experts stayed on the CPU.
-        device: that it was computed on.
+        offload: transfers to the device, if experts stayed on the CPU.
+        device: device of the computation.
     """
 
     prompt: str
@@ -111,13 +120,11 @@ def generate_all(
     from smolmoe.core.checkpoint import open_checkpoint
     from smolmoe.core.model_config import check_decodes
     from smolmoe.core.vocabulary import naming_rows
-    from smolmoe.moe.loading import load_config, load_tokenizer
+    from smolmoe.moe.loading import load_config
 
     folder = open_checkpoint(model, field="model").folder
     check_decodes(folder, "model")
-    tokenizer = load_tokenizer(folder)
-    if tokenizer is None:
-        raise SourceError("the model has no tokenizer.", field="model", value=str(model), fix="Add its files.")
+    tokenizer = answering_tokenizer(folder)
     encoded = []
     for number, prompt in enumerate(prompts):
         with naming_rows(prompt, first=number, field="prompt", what="prompt"):
@@ -145,25 +152,15 @@ def _answer(
 ) -> list[tuple[tuple[str, ...], tuple[int, ...]]]:
     """For each prompt of a batch the continuations, and how many tokens each has."""
     import torch
-    from transformers import GenerationConfig
 
     from smolmoe.inference.decoding import fast_decoding
-    from smolmoe.inference.sampling import answer_text, end_tokens, until_end
 
-    ends = end_tokens(network, tokenizer)
-    longest, num = max(map(len, prompts)), options["num_return_sequences"]
-    pad = ends[0] if ends else 0
-    ids = torch.tensor([[pad] * (longest - len(prompt)) + prompt for prompt in prompts], device=device)
-    mask = torch.tensor([[0] * (longest - len(prompt)) + [1] * len(prompt) for prompt in prompts], device=device)
-    settings = network.generation_config
-    try:
-        # Of the checkpoint's own generation settings only the end of text: what is asked for is what is done.
-        network.generation_config = GenerationConfig(eos_token_id=ends or None)
-        with torch.no_grad(), torch.random.fork_rng(), fast_decoding(network):
-            torch.manual_seed(seed)
-            out = network.generate(input_ids=ids, attention_mask=mask, pad_token_id=pad, **options)
-    finally:
-        network.generation_config = settings
+    ends, num = end_tokens(network, tokenizer), options["num_return_sequences"]
+    ids, mask = padded(prompts, device, side="left", value=ends[0] if ends else 0)
+    longest = ids.shape[1]
+    with torch.no_grad(), torch.random.fork_rng(), plain_generation(network, ends), fast_decoding(network):
+        torch.manual_seed(seed)
+        out = network.generate(input_ids=ids, attention_mask=mask, **options)
     rows = [until_end(row[longest:], ends) for row in out.tolist()]
     groups = [rows[num * at : num * (at + 1)] for at in range(len(prompts))]
     return [
@@ -229,9 +226,7 @@ def _check_values(
         "num": (num, num >= 1, "at least 1"),
         "batch_size": (batch_size, batch_size >= 1, "at least 1"),
     }
-    for field, (value, is_valid, wanted) in valid.items():
-        if not is_valid:
-            raise RequestError("is out of range.", field=field, value=value, fix=f"Use a value {wanted}.")
+    check_ranges(valid)
     if num > 1 and temperature == 0:
         raise RequestError(
             "greedy decoding gives the same text every time.",

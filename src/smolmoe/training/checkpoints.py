@@ -203,6 +203,7 @@ class AtomicCheckpoints:
     state: Any
     optimizer: Any
     model: Any
+    accelerator: Any
     _staging: Path | None = None
 
     def _get_output_dir(self, trial: Any) -> str:
@@ -219,16 +220,16 @@ class AtomicCheckpoints:
                 if self.args.should_save:
                     shutil.rmtree(self._staging, ignore_errors=True)
                     self._staging.mkdir(parents=True)
-                self._barrier()
+                self.accelerator.wait_for_everyone()
                 super()._save_checkpoint(model, trial)  # type: ignore[misc]
-                self._barrier()
+                self.accelerator.wait_for_everyone()
                 if self.args.should_save:
                     self._finish(self._staging / name, root / name)
         finally:
             if self.args.should_save:
                 shutil.rmtree(self._staging, ignore_errors=True)
             self._staging = None
-        self._barrier()
+        self.accelerator.wait_for_everyone()
 
     def _finish(self, written: Path, place: Path) -> None:
         (written / "training_args.bin").unlink(missing_ok=True)  # pickled code; the recipe says the same
@@ -249,12 +250,6 @@ class AtomicCheckpoints:
         check_optimizer_fits(Path(checkpoint), self.model, self.optimizer, optimizer_names(self.model, self.optimizer))
         with using(Path(checkpoint) / OPTIMIZER):
             super()._load_optimizer_and_scheduler(checkpoint)  # type: ignore[misc]
-
-    def _barrier(self) -> None:
-        import torch.distributed as dist
-
-        if dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1:
-            dist.barrier()
 
 
 def optimizer_names(model: Any, optimizer: Any) -> list[str]:

@@ -1,4 +1,4 @@
-"""Several processes: who they are, how they wait for each other, and a model sharded over them (FSDP2)."""
+"""Several processes: their ranks, how they wait for each other, and a model sharded over them (FSDP2)."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def world_size() -> int:
 
 
 def rank() -> int:
-    """Which of them this one is; 0 writes and speaks."""
+    """The number of this process; 0 writes and prints."""
     return int(os.environ.get("RANK", "0"))
 
 

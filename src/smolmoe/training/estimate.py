@@ -1,4 +1,4 @@
-"""What a training run costs, before it is begun: parameters, memory, tokens, FLOPs, time."""
+"""The cost of a training run before it starts: parameters, memory, tokens, FLOPs, time."""
 
 from __future__ import annotations
 
@@ -15,7 +15,6 @@ from smolmoe.core.devices import kind as kind_of
 from smolmoe.core.devices import pick_device
 from smolmoe.data.sources import look_at
 from smolmoe.moe.kernels.linear_cross_entropy import AT_ONCE
-from smolmoe.moe.kernels.register import set_experts
 from smolmoe.moe.loading import Skeleton, causal_lm_class
 from smolmoe.moe.size import ModelSize, size_of
 from smolmoe.recipe import TrainRecipe
@@ -30,10 +29,10 @@ from smolmoe.training.models import (
     model_folder,
     new_config,
     parent_provenance,
-    set_attention,
+    set_implementations,
 )
 
-# Shares of the speed of large matrix products that a training step of a small model reaches, seen on CPUs and GPUs.
+# A training step of a small model reaches this share of the speed of large matrix products, on CPUs and GPUs.
 EFFICIENCY = 0.3
 STATE_BYTES = {"adamw": 16, "adafactor": 8, "sgd": 8}  # a parameter: weight, gradient, optimiser state, in fp32
 ACTIVATION_BYTES = 100  # per token, layer and unit of hidden size, kept for the backward pass
@@ -44,16 +43,15 @@ PROCESS_BYTES = 450_000_000  # of Python, torch and transformers; a GPU does not
 
 @dataclass(frozen=True)
 class Estimate:
-    """What a run will cost, roughly: memory within a factor of two, time within three.
+    """The approximate cost of a run: memory within a factor of two, time within three.
 
     Attributes:
         size: of the model.
-        steps, tokens: of the run.
-        flops: of the run.
-        memory_bytes: at its peak, of one process.
-        seconds: on this machine, all processes like this one.
-        findings: what the doctor would say of its routers.
-        out: the run's folder, where it is known.
+        steps, tokens, flops: of the run.
+        memory_bytes: peak memory of one process.
+        seconds: on this machine, if all processes are like this one.
+        findings: the doctor's findings on its routers.
+        out: the run's folder, if it is known.
     """
 
     size: ModelSize
@@ -81,7 +79,7 @@ def cost_of(
     bf16: bool,
     whole_logits: bool,
 ) -> Estimate:
-    """The cost of a run of a model that may lie on meta.
+    """The cost of a run of a model, which may be on the meta device.
 
     Args:
         blocks_a_step: sequences of an optimiser step, over all processes and accumulated batches.
@@ -126,10 +124,10 @@ def blocks_a_step(recipe: TrainRecipe) -> int:
 
 
 def estimate(recipe: TrainRecipe) -> Estimate:
-    """What a run will cost, from configs and file headers: nothing is trained, no weight is read.
+    """The cost of a run, from configs and file headers: nothing is trained, no weight is read.
 
     Raises:
-        SmolmoeError: as `train`, for what can be seen beforehand. The number of steps must be given.
+        SmolmoeError: as `train`, for problems that are known before training. The number of steps must be given.
     """
     check_trainer(recipe)
     open_distillation(recipe)
@@ -139,8 +137,7 @@ def estimate(recipe: TrainRecipe) -> Estimate:
     device = pick_device(recipe.device)
     model, folder = skeleton(recipe), model_folder(recipe.model)
     check_fits(recipe, model, granularity_of(parent_provenance(folder)))
-    set_attention(model, recipe.model.attention)
-    set_experts(model, recipe.model.experts, device=device, field="model.experts")
+    set_implementations(model, recipe.model, device)
     return cost_of(
         model,
         steps=int(trainer.get("max_steps", 0)),
@@ -155,7 +152,7 @@ def estimate(recipe: TrainRecipe) -> Estimate:
 
 
 def steps_for_flops(recipe: TrainRecipe, flops: float) -> int:
-    """How many steps of this run spend that many FLOPs."""
+    """The number of steps of this run that take so many FLOPs."""
     length = recipe.data.length
     return max(1, round(flops / (size_of(skeleton(recipe)).flops_per_token(length) * blocks_a_step(recipe) * length)))
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-import os
 import resource
 import sys
 import time
@@ -140,8 +139,3 @@ def flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, float]:
         elif isinstance(value, int | float) and not isinstance(value, bool):
             flat[f"{prefix}{name}"] = value
     return flat
-
-
-def is_main_process() -> bool:
-    """Whether this process writes: the only one, or rank 0."""
-    return int(os.environ.get("RANK", "0")) == 0

@@ -1,4 +1,4 @@
-"""The model and the tokenizer of a run, and whether they fit each other and the data."""
+"""The model and the tokenizer of a run, and checks that they fit each other and the data."""
 
 from __future__ import annotations
 
@@ -59,33 +59,36 @@ def build_model(recipe: TrainRecipe, tokenizer: Any, folder: Path | None) -> Any
     """
     model = load_model(folder, own=True) if folder is not None else _new_model(recipe, tokenizer)
     check_fit(model.config.get_text_config(), tokenizer, recipe.data.length)
-    set_attention(model, recipe.model.attention)
-    set_experts(model, recipe.model.experts, device=pick_device(recipe.device), field="model.experts")
-    # Nothing counts twice: balance is ours, per layer; the stock loss would be added to the cross-entropy unseen.
+    set_implementations(model, recipe.model, pick_device(recipe.device))
+    # Balance must not count twice: ours is per layer, and the stock loss would be added to the cross-entropy.
     if getattr(model.config, "output_router_logits", False):
         model.config.output_router_logits = False
     return model
 
 
-def set_attention(model: Any, implementation: str | None) -> None:
-    """Let a model attend by this implementation of transformers, where one is named.
+def set_implementations(model: Any, recipe: ModelRecipe, device: str) -> None:
+    """Set the recipe's implementations of attention and experts.
 
     Raises:
         RequestError: no implementation of that name, or it is not available.
     """
-    if implementation is None:
+    set_experts(model, recipe.experts, device=device, field="model.experts")
+    if recipe.attention is None:
         return
     try:
-        model.set_attn_implementation(implementation)
+        model.set_attn_implementation(recipe.attention)
     except Exception as error:  # of whatever type: a kernel may have to be fetched
         said = " ".join(str(error).split()).rstrip(".")
         raise RequestError(
-            f"transformers refuses it: {said}.", field="model.attention", value=implementation, fix="Use sdpa or eager."
+            f"transformers refuses it: {said}.",
+            field="model.attention",
+            value=recipe.attention,
+            fix="Use sdpa or eager.",
         ) from error
 
 
 def check_fit(config: Any, tokenizer: Any, length: int) -> None:
-    """Raises RequestError where the vocabulary is too small for the tokenizer, or blocks exceed the positions."""
+    """Raises RequestError if the vocabulary is too small for the tokenizer, or blocks exceed the positions."""
     if len(tokenizer) > config.vocab_size:
         raise RequestError(
             f"the tokenizer has {len(tokenizer):,} tokens, but the model only {config.vocab_size:,}.",
@@ -104,7 +107,7 @@ def check_fit(config: Any, tokenizer: Any, length: int) -> None:
 
 
 def new_config(recipe: ModelRecipe, tokenizer: Any, length: int) -> Any:
-    """The config of a new model; what the recipe leaves out of sizes and tokens follows from tokenizer and data.
+    """The config of a new model; sizes and tokens that the recipe omits follow from tokenizer and data.
 
     Raises:
         RequestError: an unknown model type or key.
@@ -158,13 +161,13 @@ def granularity_of(provenance: Mapping[str, Any]) -> int:
 def run_provenance(
     stage: str, recipe: TrainRecipe | AlignRecipe, source: Path | None, parent: Mapping[str, Any], *packages: str
 ) -> dict[str, Any]:
-    """What `smolmoe.json` says of a model that was trained.
+    """The content of `smolmoe.json` of a trained model.
 
     Args:
         stage: train or align.
-        source: the checkpoint that was trained on; None of a new model.
+        source: the checkpoint that training started from; None for a new model.
         parent: its provenance.
-        packages: that decide the result, too.
+        packages: further packages that affect the result.
     """
     trained = None if source is None else {"folder": source.name, "sha256": fingerprint(open_checkpoint(source))}
     return {

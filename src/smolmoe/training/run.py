@@ -116,12 +116,11 @@ class _Run:
 
     def __init__(self, recipe: TrainRecipe, resume: str | None, overwrite: bool, report: Progress):
         from smolmoe.training.arguments import check_trainer
-        from smolmoe.training.distributed import on_main
-        from smolmoe.training.metrics import is_main_process
+        from smolmoe.training.distributed import on_main, rank
 
         self.recipe = recipe
         self.report = report
-        self.writes = is_main_process()
+        self.writes = rank() == 0
         check_trainer(recipe)
         self.checkpoint = on_main(
             lambda: open_folder(recipe, resume, overwrite=overwrite, blocks_a_step=blocks_a_step(recipe))

@@ -162,7 +162,8 @@ class MoeTrainer(RunTrainer, Trainer):
         """Write what happened since the last time; returns the window's row."""
         if not self._steps:
             return None
-        values = self._average_over_ranks(torch.stack([torch.stack([*mean.values()]) for _, mean in self._steps]))
+        values = torch.stack([torch.stack([*mean.values()]) for _, mean in self._steps])
+        values = self.accelerator.reduce(values, "mean")
         names = list(self._steps[0][1])
         for (step, _), row in zip(self._steps, values.tolist(), strict=True):
             terms = dict(zip(names, row, strict=True))
@@ -181,12 +182,6 @@ class MoeTrainer(RunTrainer, Trainer):
         """Of the cross-entropy: what a teacher takes the place of."""
         return 0.0 if self.distillation is None else self.distillation.weight
 
-    def _average_over_ranks(self, values: torch.Tensor) -> torch.Tensor:
-        if self.args.world_size > 1:
-            torch.distributed.all_reduce(values)
-            values /= self.args.world_size
-        return values
-
     def _speed(self, step: int) -> dict[str, Any]:
         seconds, (from_step, from_seconds) = self.clock.read(), self._window_from
         self._window_from = (step, seconds)
@@ -204,15 +199,11 @@ class MoeTrainer(RunTrainer, Trainer):
         counts = self.objective.take_counts()
         if counts is None:
             return {}
-        if self.args.world_size > 1:
-            torch.distributed.all_reduce(counts)
-        found = self._routing(counts)
+        found = self._routing(self.accelerator.reduce(counts, "sum"))
         found["balanced_perplexity"] = losses.balanced_perplexity(ce, found["balance"], self.recipe.objective.beta)
         hits = self.objective.take_hits()
         if hits is not None:
-            if self.args.world_size > 1:
-                torch.distributed.all_reduce(hits)
-            *by_layer, tokens = hits.tolist()
+            *by_layer, tokens = self.accelerator.reduce(hits, "sum").tolist()
             found["routing_accuracy"] = [round(hit / max(1, tokens), 4) for hit in by_layer]
         return found
 
