@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import logging
 import random
 from collections.abc import Sequence
@@ -27,17 +26,17 @@ def make_pairs(
     """Answer each prompt at two temperatures, and prefer the answer nearer to a reference, by edit distance.
 
     Writes `pairs.jsonl` (prompt, chosen, rejected, score_chosen, score_rejected; the prompt without the template,
-    which the trainer is to put around it), `report.json`, and the samples in shards of `BATCHES` batches. A prompt's
-    answers are sampled from the seed and the prompt's place in the file. Shards and batches are the same in a resumed
-    run: on the same machine it writes exactly the pairs of an uninterrupted run.
+    which the trainer adds), `report.json`, and the samples in shards of `BATCHES` batches. A prompt's answers are
+    sampled from the seed and the prompt's index in the file. Shards and batches are the same in a resumed run: on the
+    same machine it writes exactly the pairs of an uninterrupted run.
 
     Args:
         resume: continue a stopped run of the same recipe.
-        overwrite: start over where the folder holds pairs.
+        overwrite: start over if the folder contains pairs.
 
     Raises:
-        OutputError: the folder holds something, or the run to resume was another.
-        DataError: rows without the columns named or with empty texts, a prompt that leaves no room in the model's
+        OutputError: the folder contains something else, or a run of another recipe.
+        DataError: rows without the named columns or with empty texts, a prompt that leaves no room in the model's
             positions, or no prompt whose answers differ in their distance.
         SourceError: no such model, or it has no tokenizer.
         RequestError: a template without a place for the prompt, or no such device.
@@ -51,6 +50,7 @@ def _make_pairs(recipe: PairsRecipe, resume: bool, overwrite: bool, report: Prog
     from smolmoe.core.checkpoint import fingerprint, open_checkpoint
     from smolmoe.core.devices import pick_device
     from smolmoe.data.prompts import CorrectionPrompt, prompt_ids
+    from smolmoe.data.sources import file_hash
     from smolmoe.inference.sampling import answering_tokenizer, check_room
     from smolmoe.moe.loading import load_config
 
@@ -64,7 +64,7 @@ def _make_pairs(recipe: PairsRecipe, resume: bool, overwrite: bool, report: Prog
         list(ids.values()), recipe.max_new_tokens, load_config(checkpoint.folder), [row.where for row in rows.values()]
     )
     asked = recipe.model_dump(mode="json", exclude={"model", "data", "out", "device"})
-    asked["model_sha256"], asked["data_sha256"] = fingerprint(checkpoint), _sha256(Path(recipe.data))
+    asked["model_sha256"], asked["data_sha256"] = fingerprint(checkpoint), file_hash(Path(recipe.data))
     size = BATCHES * recipe.batch_size
     order = sorted(ids, key=lambda index: (len(ids[index]), index))
     parts = [order[first : first + size] for first in range(0, len(order), size)]
@@ -148,8 +148,3 @@ def _draw(recipe: PairsRecipe) -> dict[int, CorrectionRow]:
     )
     chosen = random.Random(recipe.seed).sample(range(len(rows)), min(recipe.prompts, len(rows)))
     return {index: rows[index] for index in sorted(chosen)}
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -40,6 +40,16 @@ def parse_json(text: str | bytes) -> Any:
     return value
 
 
+def json_line(row: Any) -> str:
+    """A row as one line of JSON; half a surrogate pair, which UTF-8 cannot encode, makes it all escapes."""
+    line = json.dumps(row, ensure_ascii=False, default=str)
+    try:
+        line.encode()
+    except UnicodeEncodeError:
+        line = json.dumps(row, default=str)
+    return line + "\n"
+
+
 def unique(pairs: Sequence[tuple[str, Any]]) -> dict[str, Any]:
     """The object of these pairs, for `json`; raises DuplicateKeyError."""
     values = dict(pairs)

@@ -1,4 +1,4 @@
-"""Presets of the hub as files: streamed into shards of rows, resumable, with where they came from."""
+"""Presets of the hub as files: streamed into shards of rows, resumable, with their provenance."""
 
 from __future__ import annotations
 
@@ -16,9 +16,8 @@ from smolmoe.core.files import growing, write_json
 from smolmoe.core.json_text import read_json
 from smolmoe.core.progress import Progress
 from smolmoe.core.run_folder import is_ours
-from smolmoe.data.formats import check_columns
 from smolmoe.data.presets import EMBEDDED, PRESETS, Preset, documents_of, find_preset
-from smolmoe.data.sources import open_data_set, with_hub_errors
+from smolmoe.data.sources import open_data_set, with_columns, with_hub_errors
 from smolmoe.data.tally import Tally
 from smolmoe.errors import DataError, OutputError, RequestError
 from smolmoe.recipe.base import parse
@@ -59,25 +58,25 @@ def fetch(
     report: Progress | None = None,
     shard_rows: int = SHARD_ROWS,
 ) -> dict[str, Any]:
-    """Write a preset's documents as rows (`text`, `domain`, and the columns they were made of) into JSONL shards.
+    """Write a preset's documents as rows (`text`, `domain`, and their original columns) into JSONL shards.
 
     A shard appears when it is complete; a kill loses the current one. With `resume` the stream continues after the last
-    complete one: at its place in the data set, or, where several rows make one document, by reading up to there again.
+    complete shard: at its place in the data set, or, if several rows make one document, by reading again up to there.
 
     Args:
-        rows: to write at most; a finished folder can be resumed with more.
-        accept_licence: the licence of a preset that is not free for every use, named to take it nevertheless.
+        rows: maximum number of rows; a finished folder can be resumed with more.
+        accept_licence: the licence of a preset that is not free for every use, to accept it.
         report: called with the stage, the rows so far, and their maximum number.
-        shard_rows: rows a file.
+        shard_rows: rows per file.
 
     Returns:
-        What is written into provenance.json.
+        The content of provenance.json.
 
     Raises:
         DataError: no such preset, split or column.
-        RequestError: the licence asks for consent.
-        HubError: the data set cannot be had.
-        OutputError: the folder holds something else, or what is there was begun otherwise.
+        RequestError: the licence needs consent.
+        HubError: the data set is not available.
+        OutputError: the folder contains something else, or rows of another request.
     """
     if label == EMBEDDED:
         raise DataError(
@@ -174,7 +173,7 @@ class _Writing:
             raise self._other("content of the data set", self.state["hashed"], hashed)
         self.state |= {"hashed": hashed, "request": self.request}
         self.state |= {"revision": self.revision, "asked_revision": self.asked}
-        stream = _columns_of(stream, preset)
+        stream = with_columns(stream, preset.path, preset.columns, preset.optional)
         found = self._rows_of(label, preset, stream)
         total = min(preset.size, rows or preset.size)
         write_json(self.out / STATE, self.state)
@@ -250,15 +249,6 @@ class _Writing:
         }
         write_json(self.out / PROVENANCE, provenance)
         return provenance
-
-
-def _columns_of(stream: Any, preset: Preset) -> Any:
-    """The stream with the preset's columns alone, where it says which it has."""
-    there = stream.column_names
-    if there is None:
-        return stream
-    check_columns(there, preset.columns, "columns", preset.path)
-    return stream.select_columns([name for name in there if name in (*preset.columns, *preset.optional)])
 
 
 def _commit(path: str, revision: str | None) -> str | None:

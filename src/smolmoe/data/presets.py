@@ -285,13 +285,6 @@ def _best_thread(root: _Message, replies: Mapping[str, Sequence[_Message]]) -> l
     return thread
 
 
-_DOLLY = _answered(("instruction", "context"), "response", "chat")
-_ALPACA = _answered(("instruction", "input"), "output", "chat")
-_COEDIT = _answered(("src",), "tgt", "correction")
-_GSM8K = _answered(("question",), "answer", "math")
-_MBPP = _answered(("text",), "code", "code")
-
-
 def _asked(
     path: str, columns: tuple[str, ...], conversations: Conversations, shown: Shown = _dialogues, **about: Any
 ) -> Preset:
@@ -309,7 +302,7 @@ PRESETS: dict[str, Preset] = {
     "alpaca": _asked(
         "tatsu-lab/alpaca",
         ("instruction", "output"),
-        _ALPACA,
+        _answered(("instruction", "input"), "output", "chat"),
         licence="cc-by-nc-4.0",
         size=52_002,
         optional=("input", "system"),
@@ -325,7 +318,7 @@ PRESETS: dict[str, Preset] = {
     "coedit": _asked(
         "grammarly/coedit",
         ("src", "tgt"),
-        _COEDIT,
+        _answered(("src",), "tgt", "correction"),
         _plainly,
         licence="apache-2.0",
         size=69_071,
@@ -341,14 +334,14 @@ PRESETS: dict[str, Preset] = {
     "dolly": _asked(
         "databricks/databricks-dolly-15k",
         ("instruction", "context", "response"),
-        _DOLLY,
+        _answered(("instruction", "context"), "response", "chat"),
         licence="cc-by-sa-3.0",
         size=15_011,
     ),
     "gsm8k": _asked(
         "openai/gsm8k",
         ("question", "answer"),
-        _GSM8K,
+        _answered(("question",), "answer", "math"),
         _plainly,
         licence="mit",
         size=7_473,
@@ -367,7 +360,7 @@ PRESETS: dict[str, Preset] = {
     "mbpp": _asked(
         "google-research-datasets/mbpp",
         ("text", "code"),
-        _MBPP,
+        _answered(("text",), "code", "code"),
         _plainly,
         licence="cc-by-4.0",
         size=374,

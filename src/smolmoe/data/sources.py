@@ -195,7 +195,7 @@ def _local(recipe: SourceRecipe, path: Path, quiet: bool) -> Source:
                     if document := _document(row, text, recipe.domain_column, where, file, tally):
                         yield document
 
-    contents = [[suffix_of(file), _file_hash(file)] for file in found.files]
+    contents = [[suffix_of(file), file_hash(file)] for file in found.files]
     identity: dict[str, Any] = {"files": contents, "columns": [recipe.text, recipe.domain_column]}
     if any(kinds.values()):
         identity["presets"] = [kinds[file] for file in found.files]
@@ -278,7 +278,8 @@ def _preset_documents(kind: str, files: Sequence[Path], tally: Tally) -> Iterato
         raise DataError(error.message, field="data", value=place, fix=error.fix) from error
 
 
-def _file_hash(file: Path) -> str:
+def file_hash(file: Path) -> str:
+    """SHA-256 of a file."""
     with file.open("rb") as stream:
         return hashlib.file_digest(stream, "sha256").hexdigest()
 
@@ -320,11 +321,8 @@ def _data_set(recipe: SourceRecipe, path: str, name: str | None, split: str, pre
             fix="Set shuffle_buffer to 0.",
         )
     rows, hashed = open_data_set(path, name, split, recipe)
-    there = rows.column_names
-    if there is not None:
-        required, optional = (preset.columns, preset.optional) if preset else ((recipe.text,), (recipe.domain_column,))
-        check_columns(there, required, "columns", path)
-        rows = rows.select_columns([column for column in there if column in (*required, *optional)])
+    required, optional = (preset.columns, preset.optional) if preset else ((recipe.text,), (recipe.domain_column,))
+    rows = with_columns(rows, path, required, optional)
 
     def read(tally: Tally) -> Iterator[Document]:
         with_errors = with_hub_errors(path, iter(rows))
@@ -343,6 +341,18 @@ def _data_set(recipe: SourceRecipe, path: str, name: str | None, split: str, pre
         identity["shuffle_buffer"] = recipe.shuffle_buffer
     counted = not recipe.streaming and not (preset and preset.joins_rows)
     return Source(path, identity, read, len(rows) if counted else None, recipe.streaming)
+
+
+def with_columns(rows: Any, path: str, required: Sequence[str], optional: Sequence[str]) -> Any:
+    """The rows of a data set with these columns alone, if it states its columns.
+
+    Raises:
+        DataError: a required column is missing.
+    """
+    if rows.column_names is None:
+        return rows
+    check_columns(rows.column_names, required, "columns", path)
+    return rows.select_columns([name for name in rows.column_names if name in (*required, *optional)])
 
 
 def open_data_set(path: str, name: str | None, split: str, recipe: SourceRecipe) -> tuple[Any, str]:

@@ -1,7 +1,8 @@
-"""What a written checkpoint is, from its files alone: class, sizes, claim, what was measured, where it comes from."""
+"""Facts about a written checkpoint from its files alone: class, sizes, claim, measurements, origin."""
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -51,10 +52,7 @@ class ModelFacts:
         config = read_config(checkpoint.folder, "model")
         sizes: dict[str, int] = {}
         for info in checkpoint.tensors.values():
-            count = 1
-            for length in info.shape:
-                count *= length
-            sizes[info.dtype] = sizes.get(info.dtype, 0) + count
+            sizes[info.dtype] = sizes.get(info.dtype, 0) + math.prod(info.shape)
         return cls(
             folder=Path(folder),
             config=config,

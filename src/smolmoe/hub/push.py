@@ -1,4 +1,4 @@
-"""To the hub, or into a folder of the same form: a checkpoint's files, its card, and nothing else."""
+"""Upload a checkpoint's files and card, and nothing else, to the hub, or write them into a folder."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import json
 import re
 import shutil
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from fnmatch import fnmatch
 from functools import partial
 from pathlib import Path
@@ -59,10 +59,10 @@ class Push:
         model: the folder.
         repo: a hub id, or the folder that was written.
         files: name -> bytes, as sent.
-        refused: name -> why it stays here.
-        redacted: file -> keys whose absolute paths were cut to their last part.
-        replaced: file -> why it is sent otherwise than it is here.
-        url: of the commit on the hub; None of a folder, and of a dry run.
+        refused: name -> why it is not sent.
+        redacted: file -> keys whose absolute paths were reduced to their last part.
+        replaced: file -> why it is sent in another form.
+        url: of the commit on the hub; None for a folder, and for a dry run.
         dry_run: nothing was sent.
     """
 
@@ -76,25 +76,14 @@ class Push:
     dry_run: bool
 
     def to_json(self) -> dict[str, Any]:
-        return {
-            "schema_version": 1,
-            "kind": "push",
-            "model": str(self.model),
-            "repo": self.repo,
-            "files": self.files,
-            "bytes": sum(self.files.values()),
-            "refused": self.refused,
-            "redacted": self.redacted,
-            "replaced": self.replaced,
-            "url": self.url,
-            "dry_run": self.dry_run,
-        }
+        added = {"model": str(self.model), "bytes": sum(self.files.values())}
+        return {"schema_version": 1, "kind": "push", **asdict(self), **added}
 
 
 def push(
     model: str | Path, repo: str, *, private: bool = False, dry_run: bool = False, overwrite: bool = False
 ) -> Push:
-    """Send a checkpoint with its model card to the hub, or write the same files into a folder.
+    """Upload a checkpoint with its model card to the hub, or write the same files into a folder.
 
     The card is rewritten for the repository, unless it is not ours. Absolute paths of this machine are reduced to their
     last part in uploaded files; local files are not changed.
@@ -143,7 +132,7 @@ def _check_model(folder: Path) -> None:
 
 
 def _local(repo: str) -> Path | None:
-    """The folder that REPO means, None of a hub id.
+    """The folder that REPO names, or None for a hub id.
 
     Raises:
         RequestError: neither.
@@ -185,7 +174,7 @@ def _refusal(name: str) -> str | None:
 
 
 def _contents(folder: Path, sent: Sequence[str], name: str) -> tuple[dict[str, bytes], dict[str, list[str]]]:
-    """Files that are sent otherwise than they are here: the card, and what names places on this machine."""
+    """Files that are sent in another form: the card, and files with paths of this machine."""
     from smolmoe.hub.card import MARK
     from smolmoe.hub.card_writer import card_text
     from smolmoe.hub.model_facts import places, without_places

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from importlib import import_module
 from itertools import chain, groupby
 from pathlib import Path
 from typing import Any
@@ -13,8 +12,8 @@ from smolmoe.core.files import expanded
 from smolmoe.data.folders import DataFiles
 from smolmoe.data.formats import check_columns, rows_of
 from smolmoe.data.presets import EMBEDDED, Preset, documents_of, find_preset
-from smolmoe.data.sources import Source, local_files, open_source, text_column
-from smolmoe.errors import DataError, HubError
+from smolmoe.data.sources import Source, local_files, open_data_set, open_source, text_column, with_hub_errors
+from smolmoe.errors import DataError
 from smolmoe.recipe.data import SourceRecipe
 
 
@@ -72,10 +71,10 @@ class RowSource:
 
 
 def open_rows(recipe: SourceRecipe, *, quiet: bool = False) -> RowSource:
-    """Find and identify a source, as `open_source` does, of which not only the text is wanted.
+    """Find and identify a source as `open_source` does, and read all columns of its rows.
 
-    Rows of a preset keep the columns of its data set and have its document as `text` and its `domain`; where several
-    rows make one document, it has nothing else. A `domain` of the recipe takes the place of the row's.
+    Rows of a preset keep the columns of its data set and get the document as `text` and its `domain`; if several rows
+    make one document, its row has only these. A `domain` of the recipe replaces the row's.
 
     Raises:
         DataError, HubError: as `open_source` does; a row lacks the text's column.
@@ -165,21 +164,10 @@ def _hub_rows(
     needed = preset.columns if preset else (recipe.text,)
 
     def rows() -> Iterator[Row]:
-        datasets = import_module("datasets")
-        try:
-            found = datasets.load_dataset(path, name, split=split, revision=recipe.revision, streaming=recipe.streaming)
-            if recipe.streaming and recipe.shuffle_buffer:
-                found = found.shuffle(seed=0, buffer_size=recipe.shuffle_buffer)
-            for number, values in enumerate(found, 1):
-                check_columns(tuple(values), needed, "columns", path, where=f"row {number}: ")
-                yield Row(path, number, dict(values), recipe.text)
-        except (OSError, datasets.exceptions.DatasetsError) as error:
-            raise HubError(
-                f"the data set cannot be read ({type(error).__name__}).",
-                field="path",
-                value=path,
-                fix="Check the connection to huggingface.co, or save the data as .jsonl or .parquet and use its path.",
-            ) from error
+        found, _ = open_data_set(path, name, split, recipe)
+        for number, values in enumerate(with_hub_errors(path, iter(found)), 1):
+            check_columns(tuple(values), needed, "columns", path, where=f"row {number}: ")
+            yield Row(path, number, dict(values), recipe.text)
 
     return rows
 

@@ -1,8 +1,8 @@
-"""Choose rows to train on: read once to score, once more to write what was chosen."""
+"""Choose rows to train on: the rows are read once to score them, and again to write the chosen ones."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
@@ -37,7 +37,6 @@ if TYPE_CHECKING:
 
 
 LONGEST_WINDOW = 1024  # tokens that a model reads at a time
-TOKENIZER_CHARACTERS = 50_000_000  # more text makes no better tokenizer
 
 
 def run_select(
@@ -45,14 +44,14 @@ def run_select(
 ) -> Selection:
     """Choose rows and write them to `out`: `rows.jsonl`, `indices.json`, `report.json`, and what is held out.
 
-    The rows are read twice; of their texts no more than a batch is in memory. The same rows, recipe and tokenizer give
-    the same choice.
+    The rows are read twice; no more than a batch of texts is in memory. The same rows, recipe and tokenizer give the
+    same choice.
 
     Raises:
-        DataError: a source cannot be read, a row lacks a column, nothing is left to choose from, no score is a number,
+        DataError: a source cannot be read, a row lacks a column, no candidate is left, every score is NaN or infinite,
             or the rows changed while they were read.
-        SourceError, CheckpointError, HubError: tokenizer or model cannot be had.
-        OutputError: `out` is taken, or the disk is full.
+        SourceError, CheckpointError, HubError: tokenizer or model cannot be loaded.
+        OutputError: `out` is not free, or the disk is full.
     """
     said = report or silent
     with whole_or_nothing(out, overwrite=overwrite, check=lambda: _check_free(out, overwrite)) as work:
@@ -93,7 +92,7 @@ class Tools:
 
 
 def names_rows(data: str) -> bool:
-    """Whether rows are meant: a name without spaces that ends like a file is one, whether or not it is there."""
+    """Whether the argument means rows: a preset, a name that ends like a file's (existing or not), or a path."""
     from smolmoe.core.files import expanded
     from smolmoe.data.formats import suffix_of
     from smolmoe.data.presets import EMBEDDED, PRESETS
@@ -110,7 +109,7 @@ def open_tools(recipe: SelectRecipe) -> Tools:
     """Tokenizer, model and scorer of a recipe.
 
     Raises:
-        SourceError, CheckpointError, HubError: tokenizer or model cannot be had.
+        SourceError, CheckpointError, HubError: tokenizer or model cannot be loaded.
     """
     tokenizer = _tokenizer(recipe)
     if recipe.score == "random":
@@ -147,15 +146,14 @@ def _learned(recipe: SelectRecipe, vocabulary: int) -> Any:
     from smolmoe.data.tokenizer import train_tokenizer
 
     sieve = Sieve(recipe)
-    documents, characters = [], 0
-    for source in (open_rows(source, quiet=True) for source in recipe.sources):
-        for row in source.rows():
+
+    def documents() -> Iterator[Document]:
+        for row in chain.from_iterable(open_rows(source, quiet=True).rows() for source in recipe.sources):
             text = row.string(row.text) or ""
-            if sieve.is_apart(text) or characters > TOKENIZER_CHARACTERS:
-                continue
-            documents.append(whole(Document(text), Tally(), row.place))
-            characters += len(text)
-    return train_tokenizer(documents, vocabulary)
+            if not sieve.is_apart(text):
+                yield whole(Document(text), Tally(), row.place)
+
+    return train_tokenizer(documents(), vocabulary)
 
 
 def model_losses(name: str, tokenizer: Any, device: str) -> tuple[Losses, str]:
@@ -164,7 +162,7 @@ def model_losses(name: str, tokenizer: Any, device: str) -> tuple[Losses, str]:
     A text longer than the model's positions, or 1,024 tokens, is read in windows of as many.
 
     Raises:
-        SourceError, CheckpointError, HubError: the model cannot be had.
+        SourceError, CheckpointError, HubError: the model cannot be loaded.
     """
     from smolmoe.core.checkpoint import fingerprint, open_checkpoint
     from smolmoe.core.devices import pick_device
@@ -237,19 +235,19 @@ def score_text(
     top: int = 8,
     device: str = "cpu",
 ) -> TextScore:
-    """What the scores see in one text.
+    """The scores of one text, explained.
 
     Args:
         tokenizer: folder or hub id; by default the model's.
-        model: whose loss is asked, too.
-        against: rows that it is compared with; by default some text of this Python installation.
+        model: adds the loss under this model.
+        against: rows to compare with; by default some text of this Python installation.
         weights: of text and prompt.
-        top: the most frequent tokens to show.
+        top: number of most frequent tokens to show.
 
     Raises:
         RequestError: neither tokenizer nor model is named.
         DataError: the text holds no tokens, or the rows cannot be read.
-        SourceError, CheckpointError, HubError: tokenizer or model cannot be had.
+        SourceError, CheckpointError, HubError: tokenizer or model cannot be loaded.
     """
     found = find_tokenizer(tokenizer, model)
     if found is None:
@@ -286,8 +284,8 @@ def score_rows(recipe: SelectRecipe, *, top: int = 5, report: Progress | None = 
     """The rows of a file under the entropy scores and, where the recipe names a model, under its loss.
 
     Args:
-        recipe: sources, groups, tokenizer or model, weights; rows that it sieves out are not scored.
-        top: rows to show at each end.
+        recipe: sources, groups, tokenizer or model, weights; rows that it filters out are not scored.
+        top: number of rows to show at each end.
 
     Raises:
         DataError, SourceError, CheckpointError, HubError: as `run_select` raises them.
