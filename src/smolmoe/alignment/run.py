@@ -149,12 +149,8 @@ class _Run(AlignJob):
         from smolmoe.training.saved_state import check_finite, load_training_state, model_of, using
 
         recipe = self.recipe
-        arguments = trainer_arguments(
-            recipe,
-            length=self.length,
-            save_steps=max(1, self.steps() // CHECKPOINTS),
-            device=self.device,
-        )
+        save_steps = max(1, self.steps() // CHECKPOINTS)
+        arguments = trainer_arguments(recipe, length=self.length, save_steps=save_steps)
         adapters, reference = None, None
         if recipe.lora is not None:
             adapters = lora_config(recipe.lora, model, train_routers=recipe.router != "frozen")

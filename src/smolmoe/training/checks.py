@@ -1,6 +1,6 @@
-"""What of a recipe's `trainer` cannot be done here: found before a text or a weight is read, by a dry run too.
+"""Checks of a recipe's `trainer` against libraries, engine and machine, before text or weights are read.
 
-Types and ranges of single values are checked where the recipe is read (`smolmoe.recipe.trainer`).
+`smolmoe.recipe.trainer` checks types and ranges of single values.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from typing import Any
 
 from smolmoe.errors import RequestError
 
-# Optimisers of other packages, by how transformers' name of them begins: what is imported, and what pip calls it.
+# Optimisers of other packages: beginning of their name in transformers -> imported module, and package of pip.
 _OPTIMISERS: dict[str, tuple[str, str]] = {
     **dict.fromkeys(
         ("adamw_8bit", "adamw_bnb", "ademamix", "lion", "paged_", "rmsprop_bnb"), ("bitsandbytes", "bitsandbytes")
@@ -28,7 +28,7 @@ _OPTIMISERS: dict[str, tuple[str, str]] = {
     "adamw_torch_xla": ("torch_xla", "torch_xla"),
     "adamw_torch_npu": ("torch_npu", "torch_npu"),
 }
-# Optimisers that this engine cannot drive, by how their names begin or end, and why.
+# Optimisers that this engine cannot use: beginning or end of their names -> reason.
 _IN_BACKWARD = "it updates weights inside the backward pass, before router terms and gradient norms are known"
 _UNFIT = {
     "lomo": _IN_BACKWARD,
@@ -36,7 +36,7 @@ _UNFIT = {
     "layerwise": _IN_BACKWARD,
     "schedule_free": "it trains different weights from those used for inference, and would measure and save the former",
 }
-# What transformers reads of `optim_args`; it passes over the rest in silence.
+# Arguments in `optim_args` that transformers reads; it ignores others silently.
 _ARGUMENTS: dict[str, tuple[str, ...]] = {
     **dict.fromkeys(("adamw_torch", "adamw_torch_fused", "adafactor"), ()),
     "sgd": ("momentum", "dampening", "weight_decay", "nesterov"),
@@ -52,15 +52,12 @@ _TRACKIO = ("trackio_space_id", "trackio_bucket_id", "trackio_static_space_id")
 
 
 def check_combinations(given: Mapping[str, Any], values: Mapping[str, Any], device: str) -> None:
-    """Refuse packages that are not there, and values that this engine or this machine cannot honour.
+    """Raises RequestError for missing packages, and values that this engine or this machine cannot use.
 
     Args:
-        given: what the recipe says under `trainer`.
+        given: the recipe's values under `trainer`.
         values: the same over the defaults.
         device: to compute on.
-
-    Raises:
-        RequestError
     """
     _check_optimiser(given, str(values["optim"]))
     _check_loggers(given, values.get("report_to"))
@@ -151,23 +148,23 @@ def _check_kernels(given: Mapping[str, Any], device: str) -> None:
 
 
 def refused_by(library: str, build: Callable[[Mapping[str, Any]], Any], given: Mapping[str, Any]) -> Any:
-    """What `build` makes of all values given.
+    """The result of `build` for all given values.
 
     Args:
-        library: whose refusal it is.
-        build: makes the library's arguments of values over the defaults, and what follows from them alone.
+        library: named in the error.
+        build: makes the library's arguments from values over the defaults.
 
     Raises:
-        RequestError: the library refuses them; it names the one at fault where that is refused by itself too.
+        RequestError: the library refuses them; the error names the value at fault if it is refused alone, too.
     """
     try:
         return build(given)
-    except Exception as error:  # the libraries raise whatever they like; each means a value that they do not take
+    except Exception as error:  # the libraries raise many kinds; each means a refused value
         raise _of_library(library, error, *_culprit(build, given)) from error
 
 
 def _culprit(build: Callable[[Mapping[str, Any]], Any], given: Mapping[str, Any]) -> tuple[str, Any]:
-    """The value that is refused by itself, or without which the others are taken."""
+    """The value that is refused alone, or without which the others are accepted."""
     alone = ({name: given[name]} for name in given)
     others = [name for name in reversed([*given]) if _takes(build, {key: given[key] for key in given if key != name})]
     name = next((next(iter(one)) for one in alone if not _takes(build, one)), next(iter(others), None))
@@ -188,7 +185,7 @@ def _of_library(library: str, error: Exception, field: str, value: Any) -> Reque
 
 
 def try_out(arguments: Any, steps: int) -> None:
-    """Make the optimiser's class and the schedule of such arguments, to see what transformers says of them."""
+    """Make the optimiser and the schedule of these arguments, so that transformers checks them."""
     import torch
     from transformers import Trainer, get_scheduler
 

@@ -95,11 +95,7 @@ def resolve(recipe: GuidanceRecipe, model: Any, shares: Mapping[str, float], res
 
 
 def check_named(recipe: GuidanceRecipe, model: Any, reserved: Sequence[int] = ()) -> None:
-    """The checks of `resolve` that need no corpus.
-
-    Raises:
-        RequestError
-    """
+    """The checks of `resolve` that need no corpus; raises RequestError."""
     layers, experts, named = _model_of(recipe, model)
     if named:
         _check_experts(named, recipe.free, reserved, experts, ())

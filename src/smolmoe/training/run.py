@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import math
-import os
 import shutil
 from collections.abc import Callable
 from dataclasses import asdict, replace
@@ -203,8 +202,7 @@ class _Run:
 
         recipe = self.recipe
         every = recipe.evaluation.every or max(1, steps // MEASUREMENTS)
-        folder = Path(os.path.realpath(recipe.out))  # a link may lead to a folder that does not exist yet
-        arguments = training_arguments(recipe, folder, steps=steps, every=every)
+        arguments = training_arguments(recipe, steps=steps, every=every)
         moments, scales = self.carried
         guidance = None
         if recipe.guidance is not None:
