@@ -9,6 +9,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from jinja2 import TemplateError
+
 from smolmoe.data.tally import Tally, whole_text
 from smolmoe.errors import DataError, RequestError
 
@@ -219,8 +221,6 @@ class Renderer:
             self.shown.add("tools")
 
     def _rendered(self, messages: Sequence[Message], tools: Any, where: str, is_prompt: bool) -> str:
-        from jinja2 import TemplateError
-
         if self.template is None and not getattr(self.tokenizer, "chat_template", None):
             raise RequestError(
                 f"{where} is a chat, but the tokenizer has no chat template.",

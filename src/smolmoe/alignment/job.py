@@ -6,17 +6,28 @@ import logging
 import math
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+from smolmoe.alignment.arguments import DEFAULTS, check_trainer
+from smolmoe.alignment.examples import read_examples
+from smolmoe.alignment.lora import lora_config
+from smolmoe.alignment.measure import Answers, RouterState, held_out_answers, router_state
+from smolmoe.alignment.tokens import Dropped, Row, tokenised
+from smolmoe.core.devices import pick_device
 from smolmoe.core.progress import Progress
+from smolmoe.data.prompts import CorrectionPrompt, CorrectionRow, prompt_ids, read_corrections, strip_instructions
 from smolmoe.errors import RequestError
+from smolmoe.evaluation.correction import score_corrections
+from smolmoe.evaluation.text_metrics import words
+from smolmoe.inference.sampling import answering_tokenizer
+from smolmoe.moe.loading import Skeleton, load_config, load_model
+from smolmoe.moe.routing import find_routers
 from smolmoe.recipe.align import LENGTH, AlignRecipe
-
-if TYPE_CHECKING:
-    from smolmoe.alignment.measure import Answers, RouterState
-    from smolmoe.alignment.tokens import Dropped, Row
-    from smolmoe.data.prompts import CorrectionRow
-    from smolmoe.verification.findings import Finding
+from smolmoe.training.distributed import world_size
+from smolmoe.training.fit import check_terms
+from smolmoe.training.models import check_fit, granularity_of, model_folder, parent_provenance, set_implementations
+from smolmoe.verification.findings import Finding
+from smolmoe.verification.routers import findings_at_start
 
 logger = logging.getLogger(__name__)
 
@@ -24,7 +35,6 @@ logger = logging.getLogger(__name__)
 def router_findings(recipe: AlignRecipe, model: Any, granularity: int) -> tuple[Finding, ...]:
     """The doctor's findings on a model's routers; none on routers that stay frozen."""
     from smolmoe.alignment.routed_trainers import objective_of
-    from smolmoe.verification.routers import findings_at_start
 
     if recipe.router == "frozen":
         return ()
@@ -69,10 +79,6 @@ class AlignJob:
     ignored: dict[str, int]
 
     def __init__(self, recipe: AlignRecipe, report: Progress):
-        from smolmoe.alignment.arguments import DEFAULTS, check_trainer
-        from smolmoe.core.devices import pick_device
-        from smolmoe.training.distributed import world_size
-
         if world_size() > 1:
             raise RequestError("alignment runs in one process.", field="processes", value=world_size())
         check_trainer(recipe)
@@ -82,13 +88,6 @@ class AlignJob:
 
     def prepare(self) -> None:
         """Read the tokenizer and the rows, and check them against the model's config."""
-        from smolmoe.alignment.examples import read_examples
-        from smolmoe.alignment.tokens import tokenised
-        from smolmoe.evaluation.text_metrics import words
-        from smolmoe.inference.sampling import answering_tokenizer
-        from smolmoe.moe.loading import Skeleton, load_config
-        from smolmoe.training.models import check_fit, model_folder, parent_provenance
-
         recipe = self.recipe
         source = model_folder(recipe.model)
         assert source is not None  # the recipe has a path
@@ -123,12 +122,6 @@ class AlignJob:
 
     def _check_model(self) -> None:
         """Refuse requests that this model cannot fulfil, before a row or a weight is read."""
-        from smolmoe.alignment.lora import lora_config
-        from smolmoe.moe.loading import Skeleton
-        from smolmoe.moe.routing import find_routers
-        from smolmoe.training.fit import check_terms
-        from smolmoe.training.models import set_implementations
-
         recipe, model = self.recipe, Skeleton(self.source).model
         routers = [router for _, router in find_routers(model)]
         if recipe.router is not None and not routers:
@@ -143,14 +136,10 @@ class AlignJob:
     @property
     def granularity(self) -> int:
         """G of an upcycled model."""
-        from smolmoe.training.models import granularity_of
-
         return granularity_of(self.provenance)
 
     def _corrections(self) -> list[CorrectionRow]:
         """Texts to correct: from their own file, otherwise the held-out rows with references."""
-        from smolmoe.data.prompts import CorrectionRow, read_corrections, strip_instructions
-
         wanted, file = self.recipe.answers, self.recipe.data.corrections
         if not wanted:
             return []
@@ -166,9 +155,6 @@ class AlignJob:
 
     def load(self, folder: Path) -> Any:
         """The model in a folder, on the job's device, as the recipe wants it computed."""
-        from smolmoe.moe.loading import load_model
-        from smolmoe.training.models import check_fit, set_implementations
-
         model = load_model(folder, device=self.device, own=True)
         check_fit(model.config.get_text_config(), self.tokenizer, self.length)
         set_implementations(model, self.recipe.model, self.device)
@@ -196,8 +182,6 @@ class AlignJob:
         Args:
             when: before or after, for the report.
         """
-        from smolmoe.alignment.measure import held_out_answers, router_state
-
         name = f"Measuring {when}"
         answers = held_out_answers(model, self.validation, step=lambda done, total: self.report(name, done, total))
         logger.info("%s: held-out loss %.4f", when, answers.loss)
@@ -207,9 +191,6 @@ class AlignJob:
         """How well the model corrects held-out texts, compared with leaving them unchanged."""
         if not self.corrections:
             return None
-        from smolmoe.data.prompts import CorrectionPrompt, prompt_ids
-        from smolmoe.evaluation.correction import score_corrections
-
         data = self.recipe.data
         asking = CorrectionPrompt(data.template, chat=data.chat)
         positions = getattr(model.config.get_text_config(), "max_position_embeddings", None) or math.inf

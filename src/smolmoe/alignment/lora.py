@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from torch import nn
+from transformers import Conv1D
 
 from smolmoe.alignment.libraries import require
 from smolmoe.errors import RequestError, TargetError
@@ -121,7 +122,6 @@ def _words_of_experts(model: nn.Module) -> set[str]:
 
 
 def _is_linear(module: nn.Module) -> bool:
-    from transformers import Conv1D
 
     return isinstance(module, nn.Linear | Conv1D)
 

@@ -6,15 +6,18 @@ import logging
 import random
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+from smolmoe.alignment.pairs import Answered, PairsFolder, PairsReport, Shard
+from smolmoe.core.checkpoint import fingerprint, open_checkpoint
+from smolmoe.core.devices import pick_device
 from smolmoe.core.files import growing
 from smolmoe.core.progress import Progress
+from smolmoe.data.prompts import CorrectionPrompt, CorrectionRow, prompt_ids, read_corrections
+from smolmoe.data.sources import file_hash
+from smolmoe.inference.sampling import answering_model, answering_tokenizer, check_room, sample_answers
+from smolmoe.moe.loading import load_config
 from smolmoe.recipe.pairs import PairsRecipe
-
-if TYPE_CHECKING:
-    from smolmoe.alignment.pairs import PairsReport, Shard
-    from smolmoe.data.prompts import CorrectionPrompt, CorrectionRow
 
 BATCHES = 4  # in a shard: what a kill can cost
 logger = logging.getLogger(__name__)
@@ -46,13 +49,6 @@ def make_pairs(
 
 
 def _make_pairs(recipe: PairsRecipe, resume: bool, overwrite: bool, report: Progress | None) -> PairsReport:
-    from smolmoe.alignment.pairs import PairsFolder
-    from smolmoe.core.checkpoint import fingerprint, open_checkpoint
-    from smolmoe.core.devices import pick_device
-    from smolmoe.data.prompts import CorrectionPrompt, prompt_ids
-    from smolmoe.data.sources import file_hash
-    from smolmoe.inference.sampling import answering_tokenizer, check_room
-    from smolmoe.moe.loading import load_config
 
     pick_device(recipe.device)
     checkpoint = open_checkpoint(recipe.model, field="model")
@@ -100,16 +96,11 @@ class _Answering:
         rows: dict[int, CorrectionRow],
         ids: dict[int, list[int]],
     ):
-        from smolmoe.inference.sampling import answering_model
-
         self.model = answering_model(folder, recipe.device)
         self.tokenizer, self.recipe, self.prompt, self.rows, self.ids = tokenizer, recipe, prompt, rows, ids
 
     def __call__(self, indices: Sequence[int]) -> Shard:
         """Two answers to each of the rows of these indices."""
-        from smolmoe.alignment.pairs import Answered, Shard
-        from smolmoe.inference.sampling import sample_answers
-
         both = [
             sample_answers(
                 self.model,
@@ -138,8 +129,6 @@ class _Answering:
 
 def _draw(recipe: PairsRecipe) -> dict[int, CorrectionRow]:
     """The rows to ask, by their index in the file."""
-    from smolmoe.data.prompts import read_corrections
-
     rows = read_corrections(
         recipe.data,
         source_column=recipe.source_column,

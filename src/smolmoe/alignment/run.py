@@ -8,18 +8,33 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from smolmoe.alignment.arguments import trainer_arguments
 from smolmoe.alignment.job import AlignJob, Measured, router_findings
 from smolmoe.alignment.libraries import quiet
+from smolmoe.alignment.lora import load_adapters, lora_config, trainable
+from smolmoe.alignment.measure import drift
+from smolmoe.alignment.tokens import fingerprint
 from smolmoe.core.devices import facts
 from smolmoe.core.files import growing, place, write_json
 from smolmoe.core.folders import move_into_place
 from smolmoe.core.progress import Progress, silent
 from smolmoe.errors import RequestError
+from smolmoe.evaluation.held_out import change
 from smolmoe.hub.card_writer import finish_model
+from smolmoe.moe.balance import routing_statistics
+from smolmoe.moe.loading import Skeleton
+from smolmoe.moe.size import size_of
 from smolmoe.recipe import parse
 from smolmoe.recipe.align import BETA, AlignRecipe
+from smolmoe.training.arguments import precision
+from smolmoe.training.checkpoints import room_for, step_of
+from smolmoe.training.estimate import cost_of
 from smolmoe.training.folder import ADAPTERS, MODEL, SUMMARY, RunResult, begin, check_step, check_there, open_folder
+from smolmoe.training.models import run_provenance
+from smolmoe.training.optim import router_names
+from smolmoe.training.saved_state import check_finite, load_training_state, model_of, using
 from smolmoe.verification.findings import Finding
+from smolmoe.verification.routers import tell
 
 CHECKPOINTS = 5  # of a run, by default
 
@@ -109,11 +124,6 @@ class _Run(AlignJob):
     trainable: int
 
     def go(self, resume: str | None, overwrite: bool) -> AlignResult:
-        from smolmoe.alignment.lora import trainable
-        from smolmoe.alignment.tokens import fingerprint
-        from smolmoe.training.checkpoints import room_for, step_of
-        from smolmoe.verification.routers import tell
-
         recipe = self.recipe
         checkpoint = open_folder(recipe, resume, overwrite=overwrite, blocks_a_step=self.rows_a_step())
         self.prepare()
@@ -143,10 +153,7 @@ class _Run(AlignJob):
     # -- training ------------------------------------------------------------------------------------------------
 
     def _trainer(self, model: Any, checkpoint: Path | None) -> Any:
-        from smolmoe.alignment.arguments import trainer_arguments
-        from smolmoe.alignment.lora import load_adapters, lora_config
         from smolmoe.alignment.routed_trainers import make_trainer
-        from smolmoe.training.saved_state import check_finite, load_training_state, model_of, using
 
         recipe = self.recipe
         save_steps = max(1, self.steps() // CHECKPOINTS)
@@ -200,16 +207,9 @@ class _Run(AlignJob):
             move_into_place(folder, self.recipe.out / name)
 
     def _provenance(self) -> dict[str, Any]:
-        from smolmoe.training.models import run_provenance
-
         return run_provenance("align", self.recipe, self.source, self.provenance, "trl", "peft")
 
     def _finish(self, trainer: Any, before: Measured, findings: tuple[Finding, ...]) -> AlignResult:
-        from smolmoe.alignment.measure import drift
-        from smolmoe.evaluation.held_out import change
-        from smolmoe.moe.balance import routing_statistics
-        from smolmoe.moe.size import size_of
-
         after_model = self.load(self.recipe.out / MODEL)
         after = self.measured(after_model, "after")
         beta = self.recipe.beta or BETA
@@ -243,12 +243,6 @@ class _Run(AlignJob):
     # -- estimate -----------------------------------------------------------------------------------------------
 
     def estimate(self) -> AlignEstimate:
-        from smolmoe.alignment.lora import lora_config, trainable
-        from smolmoe.moe.loading import Skeleton
-        from smolmoe.training.arguments import precision
-        from smolmoe.training.estimate import cost_of
-        from smolmoe.training.optim import router_names
-
         recipe = self.recipe
         self.prepare()
         model = Skeleton(self.source).model

@@ -49,10 +49,10 @@ def whole_or_nothing(
         work.mkdir()
         yield work
         for path in (*work.rglob("*"), work):
-            flush(path)
+            _flush(path)
         check()
         _put(work, target, out, overwrite=overwrite)
-        flush(target.parent)
+        _flush(target.parent)
 
 
 def move_into_place(work: Path, out: Path) -> None:
@@ -174,8 +174,7 @@ def _exchange(first: Path, second: Path) -> bool:
     return not failed
 
 
-def flush(path: Path) -> None:
-    """Write a file, or the names in a folder, through to the disk."""
+def _flush(path: Path) -> None:
     if path.is_dir() and os.name != "posix":
         return
     fd = os.open(path, os.O_RDONLY)

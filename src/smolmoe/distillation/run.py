@@ -7,13 +7,18 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+from accelerate import PartialState
+from accelerate.utils import gather_object
+
+from smolmoe.core.devices import kind, pick_device
 from smolmoe.core.progress import Progress, silent
-
-if TYPE_CHECKING:
-    from smolmoe.distillation.cache import Job
-    from smolmoe.results.distillation import CacheForecast, CacheResult
+from smolmoe.distillation.cache import Job, begin, describe, finish, forecast, write_shards
+from smolmoe.distillation.options import cache_options
+from smolmoe.errors import SmolmoeError
+from smolmoe.results.distillation import CacheForecast, CacheResult
+from smolmoe.training.distributed import held_by_main, in_turn, on_main, rank, world_size
 
 
 def cache_teacher(
@@ -38,11 +43,6 @@ def cache_teacher(
     Raises:
         SmolmoeError: a subclass that names the problem with teacher, text, options or folder.
     """
-    from smolmoe.core.devices import kind, pick_device
-    from smolmoe.distillation.cache import begin
-    from smolmoe.distillation.options import cache_options
-    from smolmoe.training.distributed import held_by_main
-
     asked, place = cache_options(**options), pick_device(device)
     start = partial(
         begin,
@@ -61,11 +61,6 @@ def cache_teacher(
 
 
 def _write(begin: Callable[[], Job], device: str, report: Progress) -> CacheResult:
-    from accelerate.utils import gather_object
-
-    from smolmoe.distillation.cache import describe, finish, write_shards
-    from smolmoe.errors import SmolmoeError
-    from smolmoe.training.distributed import in_turn, on_main, rank, world_size
 
     started = time.perf_counter()
     job = on_main(begin)
@@ -97,9 +92,6 @@ def forecast_cache(
     Raises:
         SmolmoeError: as there, except for the folder.
     """
-    from smolmoe.distillation.cache import forecast
-    from smolmoe.distillation.options import cache_options
-
     return forecast(str(teacher), _names(data), Path(out), cache_options(**options), report=report or silent)
 
 
@@ -109,12 +101,8 @@ def _names(data: str | Path | Sequence[str]) -> list[str]:
 
 def _join(device: str) -> str:
     """Meet the other processes, if there are any; returns the device of this one."""
-    from smolmoe.training.distributed import world_size
-
     if world_size() == 1:
         return device
-    from accelerate import PartialState
-
     return str(PartialState(cpu=device == "cpu").device)
 
 

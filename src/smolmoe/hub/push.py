@@ -14,13 +14,17 @@ from typing import Any
 
 from smolmoe.core.checkpoint import open_checkpoint
 from smolmoe.core.files import expanded
+from smolmoe.core.folders import whole_or_nothing
 from smolmoe.core.hub_access import why_not
 from smolmoe.core.json_text import read_object
 from smolmoe.core.links import TEMPLATES, leads_out
 from smolmoe.core.model_code import CODE_FILE, OURS, TOKENIZER_FILES, without_code
+from smolmoe.core.model_folder import check_output, check_replaceable
 from smolmoe.core.provenance import PROVENANCE_FILE
 from smolmoe.errors import HubError, RequestError, SourceError
-from smolmoe.hub.card_writer import CARD
+from smolmoe.hub.card import MARK
+from smolmoe.hub.card_writer import CARD, card_text
+from smolmoe.hub.model_facts import places, without_places
 
 LOCAL = "file:"
 _SENT = (
@@ -175,10 +179,6 @@ def _refusal(name: str) -> str | None:
 
 def _contents(folder: Path, sent: Sequence[str], name: str) -> tuple[dict[str, bytes], dict[str, list[str]]]:
     """Files that are sent in another form: the card, and files with paths of this machine."""
-    from smolmoe.hub.card import MARK
-    from smolmoe.hub.card_writer import card_text
-    from smolmoe.hub.model_facts import places, without_places
-
     contents: dict[str, bytes] = {}
     redacted: dict[str, list[str]] = {}
     for file in _WITH_PLACES:
@@ -213,8 +213,6 @@ def _code(folder: Path, sent: Sequence[str], contents: dict[str, bytes]) -> dict
 def _write(
     folder: Path, out: Path, names: dict[str, int], contents: dict[str, bytes], *, overwrite: bool, dry_run: bool
 ) -> None:
-    from smolmoe.core.folders import whole_or_nothing
-    from smolmoe.core.model_folder import check_output, check_replaceable
 
     out = out.absolute()
     check_output(out, sum(names.values()), [folder], overwrite=overwrite)

@@ -13,15 +13,16 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+import torch
+
+from smolmoe.core.vocabulary import check_token, naming_rows
 from smolmoe.errors import RequestError, SourceError
+from smolmoe.inference.sampling import answering_tokenizer
+from smolmoe.inference.selective import SelectiveModel, TensorBytes
+from smolmoe.moe.gating import gate_spec, route
 from smolmoe.moe.names import expert_names, find_experts, group_by_name, named_layers
-
-if TYPE_CHECKING:
-    import torch
-
-    from smolmoe.inference.selective import SelectiveModel, TensorBytes
 
 AUTO = "auto"
 MOST_TOKENS = 512  # of a prompt, its last: more decide nothing and cost time
@@ -86,8 +87,6 @@ def route_prompt(model: str | Path, prompt: str) -> Choice:
         SourceError: no such model, a dense one, or one without a tokenizer.
         CheckpointError: its files are missing or corrupt.
     """
-    from smolmoe.inference.selective import SelectiveModel
-
     started = time.monotonic()
     choice = choose(SelectiveModel(model), prompt)
     return replace(choice, seconds=round(time.monotonic() - started, 3))
@@ -127,8 +126,6 @@ def load_experts(
         SourceError: no such model, or a dense one.
         CheckpointError: its files are missing or corrupt.
     """
-    from smolmoe.inference.selective import SelectiveModel
-
     selective = SelectiveModel(model)
     choice = choose(selective, prompt, keep=True) if asked == AUTO else None
     names = [asked] if isinstance(asked, str) else asked
@@ -171,8 +168,6 @@ def name_evidence(logits: torch.Tensor, groups: Sequence[Sequence[int]], scoring
 
     A name's probability is the sum of its experts'; sigmoid scores are divided by their sum.
     """
-    import torch
-
     log_scores = torch.nn.functional.logsigmoid(logits.float()) if scoring == "sigmoid" else logits.float()
     log_probs = log_scores.log_softmax(-1)
     return torch.stack([log_probs[:, list(group)].logsumexp(-1).mean() for group in groups])
@@ -203,9 +198,6 @@ class _Walk:
 
     def encode(self, prompt: str) -> list[int]:
         """The start token and the prompt's last tokens: as a document begins in training."""
-        from smolmoe.core.vocabulary import check_token, naming_rows
-        from smolmoe.inference.sampling import answering_tokenizer
-
         selective = self._selective
         tokenizer = answering_tokenizer(selective.folder)
         with naming_rows(prompt, field="prompt", what="prompt"):
@@ -220,8 +212,6 @@ class _Walk:
         return self._start + ids[-most:]
 
     def run(self, ids: list[int]) -> None:
-        import torch
-
         selective = self._selective
         selective.load_group("stem")
         hooks = [
@@ -247,8 +237,6 @@ class _Walk:
         self._selective.load_group(index)
 
     def _route(self, layer: int, x: torch.Tensor) -> Any:
-        from smolmoe.moe.gating import gate_spec, route
-
         router = self._selective.routers[layer]
         spec = gate_spec(router)
         logits, _, _ = route(x, router.weight, None, spec)
@@ -262,8 +250,6 @@ class _Walk:
 
     def shares(self) -> dict[str, float]:
         """Name -> share, by the layers that were reached so far and have a say."""
-        import torch
-
         deciding = deciding_layers([layer for layer in self._evidence if layer in self._guided] or list(self._evidence))
         mean = torch.stack([self._evidence[layer] for layer in deciding]).mean(0)
         return dict(zip(self.groups, mean.softmax(0).tolist(), strict=True))

@@ -6,10 +6,18 @@ import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+import torch
+
+from smolmoe.core.checkpoint import open_checkpoint
 from smolmoe.core.devices import pick_device
+from smolmoe.core.model_config import check_decodes
+from smolmoe.core.vocabulary import check_token, naming_rows
 from smolmoe.errors import RequestError
+from smolmoe.inference.decoding import fast_decoding
+from smolmoe.inference.expert_choice import labels, load_experts
+from smolmoe.inference.offload import Traffic, offload_experts
 from smolmoe.inference.sampling import (
     answer_text,
     answering_tokenizer,
@@ -19,10 +27,9 @@ from smolmoe.inference.sampling import (
     plain_generation,
     until_end,
 )
-
-if TYPE_CHECKING:
-    from smolmoe.inference.offload import Traffic
-    from smolmoe.inference.selective import TensorBytes
+from smolmoe.inference.selective import TensorBytes
+from smolmoe.moe.kernels.register import set_experts
+from smolmoe.moe.loading import Skeleton, load_config, load_model
 
 
 @dataclass(frozen=True)
@@ -117,11 +124,6 @@ def generate_all(
     device = pick_device(device)
     _check_values(max_new_tokens, temperature, top_p, repetition_penalty, num, batch_size)
     _check_experts(prompts, experts, offload_experts, expert_memory)
-    from smolmoe.core.checkpoint import open_checkpoint
-    from smolmoe.core.model_config import check_decodes
-    from smolmoe.core.vocabulary import naming_rows
-    from smolmoe.moe.loading import load_config
-
     folder = open_checkpoint(model, field="model").folder
     check_decodes(folder, "model")
     tokenizer = answering_tokenizer(folder)
@@ -151,10 +153,6 @@ def _answer(
     network: Any, tokenizer: Any, prompts: Sequence[list[int]], seed: int, device: str, options: dict[str, Any]
 ) -> list[tuple[tuple[str, ...], tuple[int, ...]]]:
     """For each prompt of a batch the continuations, and how many tokens each has."""
-    import torch
-
-    from smolmoe.inference.decoding import fast_decoding
-
     ends, num = end_tokens(network, tokenizer), options["num_return_sequences"]
     ids, mask = padded(prompts, device, side="left", value=ends[0] if ends else 0)
     longest = ids.shape[1]
@@ -172,11 +170,7 @@ def _answer(
 def _load(folder: Path, prompt: str, experts: str | Sequence[str | int] | None) -> tuple[Any, LoadedExperts | None]:
     """The model on the CPU, whole or with only some experts."""
     if experts is None:
-        from smolmoe.moe.loading import Skeleton, load_model
-
         return load_model(folder, dtype=Skeleton(folder).stored_dtype()), None
-    from smolmoe.inference.expert_choice import labels, load_experts
-
     selective, indices, choice = load_experts(folder, experts, prompt)
     names = labels(selective.config, indices, selective.experts)
     loaded = LoadedExperts(names, indices, choice.confidence if choice else None, selective.bytes())
@@ -185,12 +179,8 @@ def _load(folder: Path, prompt: str, experts: str | Sequence[str | int] | None) 
 
 def _place(network: Any, device: str, offload: bool, memory: int | None) -> Traffic | None:
     if not offload:
-        from smolmoe.moe.kernels.register import set_experts
-
         set_experts(network.to(device))
         return None
-    from smolmoe.inference.offload import offload_experts
-
     return offload_experts(network, device=device, expert_memory=memory)
 
 
@@ -237,7 +227,6 @@ def _check_values(
 
 
 def _encode(tokenizer: Any, prompt: str) -> list[int]:
-    from smolmoe.core.vocabulary import check_token
 
     ids = list(tokenizer(prompt)["input_ids"])
     if not ids and tokenizer.bos_token_id is not None:

@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 from torch import nn
+from transformers.integrations.moe import ALL_EXPERTS_FUNCTIONS
 
 from smolmoe.errors import RequestError, TargetError
 from smolmoe.moe.routing import find_routers
@@ -193,7 +194,6 @@ def _forward(
 
 
 def _is_eager(module: Any) -> bool:
-    from transformers.integrations.moe import ALL_EXPERTS_FUNCTIONS
 
     return getattr(module.config, "_experts_implementation", None) not in ALL_EXPERTS_FUNCTIONS
 

@@ -7,16 +7,18 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
+from torch.nn.utils.rnn import pad_sequence
+from transformers import GenerationConfig, LogitsProcessorList
 
+from smolmoe.core.devices import pick_device
 from smolmoe.core.progress import Progress
 from smolmoe.errors import DataError, RequestError, SourceError
-
-if TYPE_CHECKING:
-    import torch
+from smolmoe.moe.loading import Skeleton, load_model, load_tokenizer
 
 
 def answering_tokenizer(folder: Path, field: str = "model") -> Any:
@@ -28,8 +30,6 @@ def answering_tokenizer(folder: Path, field: str = "model") -> Any:
     Raises:
         SourceError: the tokenizer is missing or cannot be read.
     """
-    from smolmoe.moe.loading import load_tokenizer
-
     tokenizer = load_tokenizer(folder)
     if tokenizer is None:
         raise SourceError("the model has no tokenizer.", field=field, value=str(folder), fix="Add its files.")
@@ -44,9 +44,6 @@ def answering_model(folder: Path, device: str) -> Any:
         SourceError: no such model, or one that transformers cannot run.
         CheckpointError: its files are missing or corrupt.
     """
-    from smolmoe.core.devices import pick_device
-    from smolmoe.moe.loading import Skeleton, load_model
-
     return load_model(folder, dtype=Skeleton(folder).stored_dtype(), device=pick_device(device))
 
 
@@ -134,9 +131,6 @@ def _answer(
     temperature: float,
 ) -> list[list[int]]:
     """The new tokens of each prompt of a batch, those after the end of text included."""
-    import torch
-    from transformers import LogitsProcessorList
-
     ids, mask = padded(prompts, model.device, side="left")
     longest = ids.shape[1]
     draws = _uniform(seeds, max_new_tokens) if temperature else None
@@ -157,9 +151,6 @@ def padded(
     sequences: Sequence[Sequence[int]], device: Any, *, side: str = "right", value: int = 0
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Token ids and attention mask, int64 [B, S], padded with a token that nothing attends to."""
-    import torch
-    from torch.nn.utils.rnn import pad_sequence
-
     rows = [torch.tensor(sequence, dtype=torch.long) for sequence in sequences]
     ids = pad_sequence(rows, batch_first=True, padding_value=value, padding_side=side)
     mask = pad_sequence([torch.ones_like(row) for row in rows], batch_first=True, padding_side=side)
@@ -178,8 +169,6 @@ class _Draw:
         self.start = start
 
     def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
-        import torch
-
         number = self.numbers[:, input_ids.shape[1] - self.start, None]
         cumulated = (scores.double() / self.temperature).softmax(dim=-1).cumsum(dim=-1)
         # Rounding may leave the total short of 1; a token of no probability is never the first above the number.
@@ -195,8 +184,6 @@ def _uniform(seeds: Sequence[Sequence[int]], count: int) -> NDArray[np.float64]:
 @contextmanager
 def plain_generation(model: Any, ends: list[int]) -> Iterator[None]:
     """Within, the model is in evaluation mode, and ignores the checkpoint's generation settings but the end of text."""
-    from transformers import GenerationConfig
-
     was_training, settings = model.training, model.generation_config
     model.eval()
     model.generation_config = GenerationConfig(eos_token_id=ends or None, pad_token_id=ends[0] if ends else 0)

@@ -15,6 +15,7 @@ from typing import Any
 
 import torch
 from torch import nn
+from transformers import GenerationConfig
 
 from smolmoe.core.checkpoint import FLOAT_DTYPES, Checkpoint, open_checkpoint
 from smolmoe.errors import CheckpointError, SourceError
@@ -207,8 +208,6 @@ class SelectiveModel:
 
 def generation_config(folder: Path, config: Any) -> Any:
     """The folder's settings of text generation, as `from_pretrained` takes them."""
-    from transformers import GenerationConfig
-
     if (folder / "generation_config.json").is_file():
         return GenerationConfig.from_pretrained(folder)
     return GenerationConfig.from_model_config(config)

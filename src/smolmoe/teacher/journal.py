@@ -1,4 +1,4 @@
-"""An append-only file with one line per answer; every answer is on disk before the next step."""
+"""Every answer on the disk before the next step is taken: an append-only file, a line for each."""
 
 from __future__ import annotations
 
@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any, Self
 
 from smolmoe.core.files import followed
-from smolmoe.core.folders import flush
 from smolmoe.core.json_text import parse_json
 from smolmoe.core.run_folder import differences, occupied
 from smolmoe.errors import DataError, OutputError
@@ -25,7 +24,7 @@ logger = logging.getLogger(__name__)
 
 @dataclass
 class Totals:
-    """Totals of the journal's entries; tokens as far as the endpoint counts them."""
+    """What the journal's entries add up to; tokens as far as the endpoint told them."""
 
     entries: int = 0
     tries: int = 0
@@ -62,10 +61,10 @@ class Journal:
         """Open the journal there, or begin one; its folder is held.
 
         Args:
-            options: that determine the answers.
+            options: what the answers follow from.
 
         Raises:
-            OutputError: it contains answers and `resume` is not set, or was started with other options.
+            OutputError: it holds answers and is not to be resumed, or was begun with other options.
             DataError: a line in it, not the last one, is corrupt.
         """
         followed(path.parent).mkdir(parents=True, exist_ok=True)
@@ -85,7 +84,7 @@ class Journal:
             self._end = 0
             self._new = True
             self._append({"format": FORMAT, "options": options})
-            flush(self.path.parent)  # with the new file's name
+            _sync_folder(self.path.parent)
         elif not resume:
             held = f"{len(self.answered)} answers already"
             raise occupied(self.path.parent, held, "Use `resume=True`, or name another folder.")
@@ -160,3 +159,12 @@ class Journal:
         if self._new and not self.totals.entries:
             self.path.unlink(missing_ok=True)
         os.close(self._fd)
+
+
+def _sync_folder(folder: Path) -> None:
+    """A new file's name is on the disk only when its folder is."""
+    fd = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(fd)
+    finally:
+        os.close(fd)

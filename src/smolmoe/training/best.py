@@ -7,18 +7,16 @@ import os
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from smolmoe.core.files import write_json
 from smolmoe.core.folders import move_into_place
 from smolmoe.core.json_text import BAD_FILE, read_json
+from smolmoe.evaluation.held_out import DocumentLosses
 from smolmoe.training.checkpoints import FOLDER, PREFIX, problem_of
 from smolmoe.training.folder import BEST, HELD_OUT_BEFORE, MODEL
 from smolmoe.training.metrics import FILE, read_metrics
 from smolmoe.training.saved_state import MANIFEST, NAMES, RUN, STATE, TRAINING_STATE
-
-if TYPE_CHECKING:
-    from smolmoe.evaluation.held_out import DocumentLosses
 
 logger = logging.getLogger(__name__)
 

@@ -9,6 +9,9 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
+import torch
+from safetensors import SafetensorError
+
 from smolmoe.core import units
 from smolmoe.core.files import write_json
 from smolmoe.errors import CheckpointError, OutputError
@@ -176,8 +179,6 @@ def _remove_partial(run: Path) -> None:
 @contextmanager
 def room_for(what: str, folder: Path) -> Iterator[None]:
     """Turn a failed write (a full disk, above all) into an error that says what is still there."""
-    from safetensors import SafetensorError
-
     try:
         yield
     except (OSError, RuntimeError, SafetensorError) as error:
@@ -267,8 +268,6 @@ def read_adam(run: Path) -> dict[str, dict[str, Any]]:
     Raises:
         CheckpointError: no checkpoint, one of its files was changed, or its optimiser was not Adam.
     """
-    import torch
-
     folder = find_checkpoint(run, str(run) if (run / NAMES).is_file() else "latest")
     names = read_json(folder / NAMES, list)
     with using(folder / OPTIMIZER):

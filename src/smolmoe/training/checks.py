@@ -10,6 +10,12 @@ from collections.abc import Callable, Mapping
 from importlib.util import find_spec
 from typing import Any
 
+import torch
+from torch._inductor import list_mode_options
+from transformers import Trainer, get_scheduler
+from transformers.integrations import get_available_reporting_integrations
+from transformers.integrations.integration_utils import INTEGRATION_TO_CALLBACK
+
 from smolmoe.errors import RequestError
 
 # Optimisers of other packages: beginning of their name in transformers -> imported module, and package of pip.
@@ -108,8 +114,6 @@ def _check_optimiser(given: Mapping[str, Any], name: str) -> None:
 
 
 def _check_loggers(given: Mapping[str, Any], asked: Any) -> None:
-    from transformers.integrations import get_available_reporting_integrations
-    from transformers.integrations.integration_utils import INTEGRATION_TO_CALLBACK
 
     names = [asked] if isinstance(asked, str) else list(asked or ())
     if names not in (["all"], ["none"]):
@@ -135,14 +139,10 @@ def _check_kernels(given: Mapping[str, Any], device: str) -> None:
         raise _unused("liger_kernel_config", given["liger_kernel_config"], "use_liger_kernel: true")
     backend, mode = (given.get(f"torch_compile_{name}") for name in ("backend", "mode"))
     if backend is not None:
-        import torch
-
         known = torch.compiler.list_backends(exclude_tags=())
         if backend not in known:
             raise _refused("torch_compile_backend", backend, "no such backend", f"Use one of {', '.join(known)}.")
     if mode is not None:
-        from torch._inductor import list_mode_options
-
         if mode not in list_mode_options():
             raise _refused("torch_compile_mode", mode, "no such mode", f"Use one of {', '.join(list_mode_options())}.")
 
@@ -186,9 +186,6 @@ def _of_library(library: str, error: Exception, field: str, value: Any) -> Reque
 
 def try_out(arguments: Any, steps: int) -> None:
     """Make the optimiser and the schedule of these arguments, so that transformers checks them."""
-    import torch
-    from transformers import Trainer, get_scheduler
-
     kind, options = torch.optim.SGD, {"lr": arguments.learning_rate}
     if not arguments.optim.value.startswith(_LOW_RANK):  # those look for their modules in the model
         kind, options = Trainer.get_optimizer_cls_and_kwargs(arguments, None)

@@ -11,6 +11,7 @@ import torch
 from smolmoe.data.same_tokenizer import tokenizer_difference
 from smolmoe.data.targets import TOKENIZER, TargetCache, open_cache
 from smolmoe.errors import DataError, RequestError
+from smolmoe.moe.loading import load_tokenizer
 from smolmoe.recipe import TrainRecipe
 from smolmoe.training.distillation_losses import IGNORED, losses_of_rows, shifted
 
@@ -62,8 +63,6 @@ class Distillation:
 
     def check_tokenizer(self, tokenizer: Any) -> None:
         """Raises DataError where the student's tokenizer is not the teacher's, naming tokens that differ."""
-        from smolmoe.moe.loading import load_tokenizer
-
         theirs = load_tokenizer(self.cache.folder / TOKENIZER)
         if theirs is None:
             raise DataError(

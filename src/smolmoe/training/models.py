@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from transformers import CONFIG_MAPPING, AutoConfig, AutoModelForCausalLM
 
 from smolmoe.core.checkpoint import fingerprint, open_checkpoint
 from smolmoe.core.devices import pick_device
@@ -112,8 +113,6 @@ def new_config(recipe: ModelRecipe, tokenizer: Any, length: int) -> Any:
     Raises:
         RequestError: an unknown model type or key.
     """
-    from transformers import CONFIG_MAPPING, AutoConfig
-
     register()
     values = dict(recipe.config or {})
     kind = values.pop("model_type", None)
@@ -139,7 +138,6 @@ def new_config(recipe: ModelRecipe, tokenizer: Any, length: int) -> Any:
 
 
 def _new_model(recipe: TrainRecipe, tokenizer: Any) -> Any:
-    from transformers import AutoModelForCausalLM
 
     config = new_config(recipe.model, tokenizer, recipe.data.length)
     check_fit(config.get_text_config(), tokenizer, recipe.data.length)

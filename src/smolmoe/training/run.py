@@ -8,17 +8,32 @@ import shutil
 from collections.abc import Callable
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
+
+import torch
 
 from smolmoe.core.devices import facts
-from smolmoe.core.files import write_json
+from smolmoe.core.files import place, write_json
 from smolmoe.core.folders import move_into_place
 from smolmoe.core.progress import Progress, silent
+from smolmoe.data.corpus import TokenCorpus
+from smolmoe.evaluation.held_out import DocumentLosses, HeldOut, change, document_losses
 from smolmoe.hub.card_writer import finish_model
+from smolmoe.inference.generate import generate
+from smolmoe.moe.control import measure_flips
+from smolmoe.moe.loading import Skeleton, load_tokenizer
+from smolmoe.moe.size import size_of
 from smolmoe.recipe import TrainRecipe, parse
+from smolmoe.surgery.moments import Moments, carry_moments, learning_rate_scales, plan_of
 from smolmoe.training import text
-from smolmoe.training.estimate import blocks_a_step, skeleton
+from smolmoe.training.arguments import check_trainer, training_arguments
+from smolmoe.training.best import find_best, losses_before, write_best
+from smolmoe.training.checkpoints import read_adam, room_for, step_of
+from smolmoe.training.distillation import open_distillation
+from smolmoe.training.distributed import build_once, check_optimizer, held_by_main, in_turn, join, on_main, rank, shard
+from smolmoe.training.estimate import Estimate, blocks_a_step, skeleton
 from smolmoe.training.estimate import estimate as cost
+from smolmoe.training.fit import check_fits
 from smolmoe.training.folder import (
     BEST,
     HELD_OUT,
@@ -31,13 +46,21 @@ from smolmoe.training.folder import (
     check_there,
     open_folder,
 )
-
-if TYPE_CHECKING:
-    from smolmoe.data.corpus import TokenCorpus
-    from smolmoe.evaluation.held_out import DocumentLosses, HeldOut
-    from smolmoe.training.estimate import Estimate
-    from smolmoe.training.trainer import MoeTrainer
-    from smolmoe.verification.findings import Finding
+from smolmoe.training.guidance import resolve
+from smolmoe.training.models import (
+    build_model,
+    find_tokenizer,
+    granularity_of,
+    model_folder,
+    parent_provenance,
+    run_provenance,
+)
+from smolmoe.training.objective import Objective
+from smolmoe.training.optim import freeze
+from smolmoe.training.saved_state import load_training_state, model_of
+from smolmoe.training.trainer import MoeTrainer
+from smolmoe.verification.findings import Finding
+from smolmoe.verification.routers import findings_at_start, tell
 
 logger = logging.getLogger(__name__)
 
@@ -75,8 +98,6 @@ def train(
     """
     if isinstance(recipe, dict):
         recipe = parse(TrainRecipe, recipe)
-    from smolmoe.training.distributed import held_by_main, join, on_main
-
     join(recipe)
     on_main(lambda: check_there(recipe.out, resume))
     with held_by_main(recipe.out):
@@ -91,10 +112,6 @@ def estimate(recipe: TrainRecipe) -> Estimate:
     Raises:
         SmolmoeError: as `train`, for problems that are known before training. The number of steps must be given.
     """
-    from smolmoe.core.files import place
-    from smolmoe.moe.loading import Skeleton
-    from smolmoe.training.models import granularity_of, model_folder, parent_provenance
-
     place(recipe.out, "growing folder")
     costs, folder = cost(recipe), model_folder(recipe.model)
     if folder is not None:
@@ -104,8 +121,6 @@ def estimate(recipe: TrainRecipe) -> Estimate:
 
 def router_findings(recipe: TrainRecipe, model: Any, granularity: int) -> tuple[Finding, ...]:
     """The doctor's findings on the routers of a model that this recipe is about to train."""
-    from smolmoe.verification.routers import findings_at_start
-
     guided = recipe.guidance is not None
     return findings_at_start(model, recipe.objective, recipe.routing, guided=guided, granularity=granularity)
 
@@ -114,9 +129,6 @@ class _Run:
     """A run and what it builds on the way."""
 
     def __init__(self, recipe: TrainRecipe, resume: str | None, overwrite: bool, report: Progress):
-        from smolmoe.training.arguments import check_trainer
-        from smolmoe.training.distributed import on_main, rank
-
         self.recipe = recipe
         self.report = report
         self.writes = rank() == 0
@@ -126,12 +138,6 @@ class _Run:
         )
 
     def go(self) -> TrainResult:
-        from smolmoe.training.distillation import open_distillation
-        from smolmoe.training.distributed import build_once, in_turn, on_main
-        from smolmoe.training.fit import check_fits
-        from smolmoe.training.models import build_model, find_tokenizer, granularity_of, model_folder, parent_provenance
-        from smolmoe.verification.routers import tell
-
         recipe = self.recipe
         self.source = in_turn(lambda: model_folder(recipe.model))
         self.provenance = parent_provenance(self.source)
@@ -168,16 +174,12 @@ class _Run:
         return self._finish(trainer, corpus, held_out, steps)
 
     def _model(self, build: Callable[[TrainRecipe, Any, Path | None], Any]) -> Any:
-        from smolmoe.training.saved_state import model_of
-
         checkpoint = self.checkpoint
         if checkpoint is None:
             return build(self.recipe, self.tokenizer, self.source)
         return model_of(checkpoint, lambda: build(self.recipe, self.tokenizer, checkpoint))
 
     def _tokenizer(self, find: Callable[[TrainRecipe, Path | None], Any]) -> Any:
-        from smolmoe.moe.loading import load_tokenizer
-
         if self.checkpoint is not None and (self.recipe.out / TOKENIZER).is_dir():
             return load_tokenizer(self.recipe.out / TOKENIZER)
         if isinstance(self.recipe.tokenizer, int):
@@ -191,15 +193,6 @@ class _Run:
     # -- training ------------------------------------------------------------------------------------------------
 
     def _trainer(self, corpus: TokenCorpus, held_out: HeldOut, steps: int) -> MoeTrainer:
-        from smolmoe.evaluation.held_out import document_losses
-        from smolmoe.training.arguments import training_arguments
-        from smolmoe.training.distributed import check_optimizer, shard
-        from smolmoe.training.guidance import resolve
-        from smolmoe.training.objective import Objective
-        from smolmoe.training.optim import freeze
-        from smolmoe.training.saved_state import load_training_state
-        from smolmoe.training.trainer import MoeTrainer
-
         recipe = self.recipe
         every = recipe.evaluation.every or max(1, steps // MEASUREMENTS)
         arguments = training_arguments(recipe, steps=steps, every=every)
@@ -235,9 +228,6 @@ class _Run:
         carry = self.recipe.carry
         if carry is None:
             return {}, {}
-        from smolmoe.surgery.moments import Moments, carry_moments, learning_rate_scales, plan_of
-        from smolmoe.training.checkpoints import read_adam
-
         assert self.source is not None  # see `check_fits`
         dense = {
             name: Moments(state["exp_avg"].float(), state["exp_avg_sq"].float(), float(state["step"]))
@@ -251,11 +241,6 @@ class _Run:
     # -- results -------------------------------------------------------------------------------------------------
 
     def _finish(self, trainer: MoeTrainer, corpus: TokenCorpus, held_out: HeldOut, steps: int) -> TrainResult:
-        from smolmoe.moe.size import size_of
-        from smolmoe.training.best import losses_before
-        from smolmoe.training.checkpoints import room_for
-        from smolmoe.training.distributed import on_main
-
         out = self.recipe.out
         self.report("Writing the model", 0, 0)
         with room_for("the model", out):
@@ -290,8 +275,6 @@ class _Run:
         return TrainResult(out, on_main(write))
 
     def _change(self, before: DocumentLosses, after: DocumentLosses) -> dict[str, Any]:
-        from smolmoe.evaluation.held_out import change
-
         found = change(before, after)
         if found.verdict == "worse":
             logger.warning("The held-out loss got worse: %.4f before, %.4f after.", found.before, found.after)
@@ -299,9 +282,6 @@ class _Run:
 
     def _best(self, trainer: MoeTrainer, last: int, summary: dict[str, Any]) -> dict[str, Any]:
         """Write `best/` with its card; returns its step and loss, and no folder if that step has no checkpoint."""
-        from smolmoe.training.best import find_best, write_best
-        from smolmoe.training.checkpoints import room_for
-
         out = self.recipe.out
         best = find_best(out, trainer.state.best_global_step, last, summary)
         step, loss = best["steps"], best["held_out"]["loss"]
@@ -317,10 +297,6 @@ class _Run:
         """For routers trained in fp32: the share of tokens for which bf16, as in inference, chooses other experts."""
         if not self.recipe.routing.fp32:
             return {}
-        import torch
-
-        from smolmoe.moe.control import measure_flips
-
         blocks, device = self._blocks(corpus, FLIP_BLOCKS), self.model.device
         batches = [{"input_ids": blocks[i]["input_ids"][None].to(device)} for i in range(FLIP_BLOCKS)]
         with torch.autocast(device.type, torch.bfloat16):
@@ -336,13 +312,9 @@ class _Run:
             move_into_place(partial, self.recipe.out / MODEL)
 
     def _provenance(self) -> dict[str, Any]:
-        from smolmoe.training.models import run_provenance
-
         return run_provenance("train", self.recipe, self.source, self.provenance)
 
     def _samples(self) -> list[dict[str, str]]:
-        from smolmoe.inference.generate import generate
-
         samples = self.recipe.samples
         positions = getattr(self.model.config.get_text_config(), "max_position_embeddings", None) or math.inf
         found = []
@@ -359,6 +331,5 @@ class _Run:
 
 
 def _step(checkpoint: Path | None) -> int:
-    from smolmoe.training.checkpoints import step_of
 
     return 0 if checkpoint is None else step_of(checkpoint)

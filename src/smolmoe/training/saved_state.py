@@ -3,15 +3,23 @@
 from __future__ import annotations
 
 import math
+import random
 import zlib
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NoReturn
 
+import numpy as np
+import torch
+from safetensors.torch import load_file
+from transformers import TrainerControl, TrainerState
+from transformers.trainer_pt_utils import safe_globals
+
 from smolmoe.core.json_text import TYPES, read_object, type_name
 from smolmoe.core.provenance import check_schema
 from smolmoe.errors import CheckpointError, SmolmoeError
+from smolmoe.moe.control import load_state, saved_state
 
 MANIFEST = "manifest.json"  # size and checksum of every file: what a crash of the machine cut short shows here
 RUN = "run.json"  # what was asked, and of which data: a resumed run must agree
@@ -117,8 +125,6 @@ def read_state(folder: Path) -> dict[str, Any]:
     if not all(isinstance(entry, dict) for entry in found["log_history"]):
         wrong(file, "has something other than entries in 'log_history'")
     with using(file):
-        from transformers import TrainerControl, TrainerState
-
         TrainerState.load_from_json(str(file))
         TrainerControl(**found["stateful_callbacks"]["TrainerControl"]["args"])
     return found
@@ -182,7 +188,6 @@ def crc32(file: Path) -> int:
 
 
 def _load(file: Path) -> Any:
-    import torch
 
     try:
         return torch.load(file, map_location="cpu", weights_only=True, mmap=True)
@@ -227,11 +232,6 @@ def _check_scheduler(file: Path, step: int) -> None:
 
 
 def _check_generators(file: Path) -> None:
-    import random
-
-    import numpy as np
-    import torch
-    from transformers.trainer_pt_utils import safe_globals
 
     with using(file):
         with safe_globals():
@@ -275,7 +275,6 @@ def check_optimizer_fits(folder: Path, model: Any, optimizer: Any, names: Sequen
 
 
 def _is_adam(optimizer: Any) -> bool:
-    import torch
 
     return isinstance(getattr(optimizer, "optimizer", optimizer), torch.optim.Adam)  # AdamW among them
 
@@ -309,10 +308,6 @@ def load_training_state(model: Any, folder: Path) -> None:
     Raises:
         CheckpointError: it is not there, or is of another model.
     """
-    from safetensors.torch import load_file
-
-    from smolmoe.moe.control import load_state, saved_state
-
     file = folder / TRAINING_STATE
     if not file.is_file():
         if saved_state(model):

@@ -6,6 +6,7 @@ from itertools import chain
 from typing import Any
 
 import numpy as np
+from torch.utils.data import Subset
 
 from smolmoe.core.progress import Progress
 from smolmoe.data.blocks import Blocks, whole_windows
@@ -91,8 +92,6 @@ def run_blocks(recipe: TrainRecipe, corpus: TokenCorpus, count: int, targets: An
     Args:
         targets: a teacher's, of this text.
     """
-    from torch.utils.data import Subset
-
     data = recipe.data
     weights = [source.weight for source in data.sources]
     blocks = Blocks(
