@@ -122,7 +122,6 @@ def _words_of_experts(model: nn.Module) -> set[str]:
 
 
 def _is_linear(module: nn.Module) -> bool:
-
     return isinstance(module, nn.Linear | Conv1D)
 
 

@@ -49,7 +49,6 @@ def make_pairs(
 
 
 def _make_pairs(recipe: PairsRecipe, resume: bool, overwrite: bool, report: Progress | None) -> PairsReport:
-
     pick_device(recipe.device)
     checkpoint = open_checkpoint(recipe.model, field="model")
     prompt = CorrectionPrompt(recipe.template, recipe.chat)

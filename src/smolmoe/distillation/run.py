@@ -61,7 +61,6 @@ def cache_teacher(
 
 
 def _write(begin: Callable[[], Job], device: str, report: Progress) -> CacheResult:
-
     started = time.perf_counter()
     job = on_main(begin)
     error: SmolmoeError | None = None

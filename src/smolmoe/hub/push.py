@@ -213,7 +213,6 @@ def _code(folder: Path, sent: Sequence[str], contents: dict[str, bytes]) -> dict
 def _write(
     folder: Path, out: Path, names: dict[str, int], contents: dict[str, bytes], *, overwrite: bool, dry_run: bool
 ) -> None:
-
     out = out.absolute()
     check_output(out, sum(names.values()), [folder], overwrite=overwrite)
     if dry_run:

@@ -227,7 +227,6 @@ def _check_values(
 
 
 def _encode(tokenizer: Any, prompt: str) -> list[int]:
-
     ids = list(tokenizer(prompt)["input_ids"])
     if not ids and tokenizer.bos_token_id is not None:
         ids = [check_token(tokenizer, tokenizer.bos_token_id, "beginning-of-text token")]

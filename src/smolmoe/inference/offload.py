@@ -194,7 +194,6 @@ def _forward(
 
 
 def _is_eager(module: Any) -> bool:
-
     return getattr(module.config, "_experts_implementation", None) not in ALL_EXPERTS_FUNCTIONS
 
 

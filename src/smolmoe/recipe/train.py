@@ -36,10 +36,10 @@ class ModelRecipe(Recipe):
 
 
 _WEIGHTS: Any = {loss.name: (float, Field(default=0.0, ge=0, description=loss.description)) for loss in ROUTER_LOSSES}
-_RouterLosses: Any = create_model("_RouterLosses", __base__=Recipe, **_WEIGHTS)
+RouterLosses: Any = create_model("RouterLosses", __base__=Recipe, **_WEIGHTS)
 
 
-class ObjectiveRecipe(_RouterLosses):
+class ObjectiveRecipe(RouterLosses):
     """Losses added to the cross-entropy, by weight, and what else balances the routers."""
 
     balance_scope: Literal["batch", "micro_batch"] = Field(

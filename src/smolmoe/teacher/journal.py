@@ -1,4 +1,4 @@
-"""Every answer on the disk before the next step is taken: an append-only file, a line for each."""
+"""An append-only file with one line per answer; every answer is on disk before the next step."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ logger = logging.getLogger(__name__)
 
 @dataclass
 class Totals:
-    """What the journal's entries add up to; tokens as far as the endpoint told them."""
+    """Totals of the journal's entries; tokens as far as the endpoint counts them."""
 
     entries: int = 0
     tries: int = 0
@@ -61,10 +61,10 @@ class Journal:
         """Open the journal there, or begin one; its folder is held.
 
         Args:
-            options: what the answers follow from.
+            options: that determine the answers.
 
         Raises:
-            OutputError: it holds answers and is not to be resumed, or was begun with other options.
+            OutputError: it contains answers and `resume` is not set, or was started with other options.
             DataError: a line in it, not the last one, is corrupt.
         """
         followed(path.parent).mkdir(parents=True, exist_ok=True)

@@ -11,7 +11,6 @@ from importlib.util import find_spec
 from typing import Any
 
 import torch
-from torch._inductor import list_mode_options
 from transformers import Trainer, get_scheduler
 from transformers.integrations import get_available_reporting_integrations
 from transformers.integrations.integration_utils import INTEGRATION_TO_CALLBACK
@@ -114,7 +113,6 @@ def _check_optimiser(given: Mapping[str, Any], name: str) -> None:
 
 
 def _check_loggers(given: Mapping[str, Any], asked: Any) -> None:
-
     names = [asked] if isinstance(asked, str) else list(asked or ())
     if names not in (["all"], ["none"]):
         there = {*get_available_reporting_integrations(), "flyte"}
@@ -143,6 +141,8 @@ def _check_kernels(given: Mapping[str, Any], device: str) -> None:
         if backend not in known:
             raise _refused("torch_compile_backend", backend, "no such backend", f"Use one of {', '.join(known)}.")
     if mode is not None:
+        from torch._inductor import list_mode_options
+
         if mode not in list_mode_options():
             raise _refused("torch_compile_mode", mode, "no such mode", f"Use one of {', '.join(list_mode_options())}.")
 

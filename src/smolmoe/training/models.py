@@ -138,7 +138,6 @@ def new_config(recipe: ModelRecipe, tokenizer: Any, length: int) -> Any:
 
 
 def _new_model(recipe: TrainRecipe, tokenizer: Any) -> Any:
-
     config = new_config(recipe.model, tokenizer, recipe.data.length)
     check_fit(config.get_text_config(), tokenizer, recipe.data.length)
     with torch.random.fork_rng():

@@ -331,5 +331,4 @@ class _Run:
 
 
 def _step(checkpoint: Path | None) -> int:
-
     return 0 if checkpoint is None else step_of(checkpoint)

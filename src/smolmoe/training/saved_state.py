@@ -188,7 +188,6 @@ def crc32(file: Path) -> int:
 
 
 def _load(file: Path) -> Any:
-
     try:
         return torch.load(file, map_location="cpu", weights_only=True, mmap=True)
     except MemoryError:
@@ -232,7 +231,6 @@ def _check_scheduler(file: Path, step: int) -> None:
 
 
 def _check_generators(file: Path) -> None:
-
     with using(file):
         with safe_globals():
             found = torch.load(file, map_location="cpu", weights_only=True)
@@ -275,7 +273,6 @@ def check_optimizer_fits(folder: Path, model: Any, optimizer: Any, names: Sequen
 
 
 def _is_adam(optimizer: Any) -> bool:
-
     return isinstance(getattr(optimizer, "optimizer", optimizer), torch.optim.Adam)  # AdamW among them
 
 
