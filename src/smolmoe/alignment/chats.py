@@ -32,7 +32,7 @@ _OWN = ("role", "from", "content", "value")
 
 
 class NotTextError(Exception):
-    """A message holds something else than text, such as an image."""
+    """A message holds something other than text, such as an image."""
 
 
 @dataclass

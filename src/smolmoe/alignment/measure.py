@@ -97,7 +97,7 @@ def held_out_answers(model: Any, rows: Sequence[Row], *, step: Step | None = Non
 
 @torch.no_grad()
 def router_state(model: Any, rows: Sequence[Row]) -> RouterState | None:
-    """How the model routes the prompts of the rows; None of a dense model."""
+    """How the model routes the prompts of the rows; None for a dense model."""
     routers: list[Any] = [router for _, router in find_routers(model)]
     if not routers:
         return None

@@ -28,7 +28,7 @@ class Preference:
     Attributes:
         distances: of each answer to its nearest reference, in characters inserted, deleted or replaced.
         scores: 1 - distance / the longest of all these texts, for each answer; 1 is a reference itself.
-        winner: index of the nearer answer; None where neither is.
+        winner: index of the nearer answer; None if neither is.
         same: whether the answers are one and the same text.
     """
 

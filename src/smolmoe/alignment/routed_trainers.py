@@ -189,7 +189,7 @@ def write_model(trainer: Any, folder: Any, adapters: Any | None, *, pad_token: s
 
     Args:
         folder: of the model.
-        adapters: folder of the adapters, where there are any.
+        adapters: folder of the adapters, if there are any.
         pad_token: of the model's tokenizer; if it has none, the trainer's pads with another token.
     """
     trainer.objective.finish()

@@ -39,7 +39,7 @@ _TELLING: tuple[tuple[str, tuple[str, ...]], ...] = (
     ("mbpp", ("text", "code")),
     ("pairs", ("chosen", "rejected")),
 )
-_OTHER_NAMES = ("response", "answer", "output")  # of a completion, where there is no column of that name
+_OTHER_NAMES = ("response", "answer", "output")  # of a completion, if there is no column of that name
 _VERDICTS = ("true", "false", "0", "1", "0.0", "1.0")  # of KTO, as JSON, CSV and tables have them
 _ANSWERS = {"completion", "chosen", *_OTHER_NAMES}
 

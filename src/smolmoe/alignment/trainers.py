@@ -74,7 +74,7 @@ def dataset(rows: Sequence[Row], method: str) -> Any:
 
 
 def collator(rows: Sequence[Row], method: str, tokenizer: Any, arguments: Any) -> Any | None:
-    """A collator that keeps from DPO's loss what is not learned of an answer; None where the trainer's own does.
+    """A collator that keeps from DPO's loss what is not learned of an answer; None if the trainer's own does.
 
     TRL's knows answers that are learned whole.
     """

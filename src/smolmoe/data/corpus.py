@@ -109,7 +109,7 @@ def load_corpus(
         report: called with the source being tokenised, its documents so far, and their number (0 if unknown).
 
     Raises:
-        DataError: a source cannot be read, or a side is empty; HubError: a hub data set cannot be had; OutputError:
+        DataError: a source cannot be read, or a side is empty; HubError: a hub data set cannot be loaded; OutputError:
             the cache cannot be written.
     """
     end_of_text(tokenizer)  # before anything is read

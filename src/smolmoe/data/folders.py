@@ -121,7 +121,7 @@ def _is_none(name: str, records: set[str], none: re.Pattern[str]) -> bool:
 
 
 def _problem(file: Path) -> str | None:
-    """Why a file of a folder is not read; None where it is."""
+    """Why a file of a folder is not read; None if it is."""
     if not file.is_file():
         return "a broken link" if file.is_symlink() else "not a regular file"
     suffix = suffix_of(file)

@@ -33,7 +33,7 @@ READABLE = (*_TEXT, *_TABLES, *(text + packed for text in _TEXT for packed in _C
 
 
 def suffix_of(path: str | Path) -> str | None:
-    """The part of a file's name that says how it is read, in lower case (".jsonl.gz"); None where it is not read."""
+    """The part of a file's name that says how it is read, in lower case (".jsonl.gz"); None if it is not read."""
     name = Path(path).name.lower()
     return next((suffix for suffix in sorted(READABLE, key=len, reverse=True) if name.endswith(suffix)), None)
 
@@ -42,7 +42,7 @@ def rows_of(file: Path, required: Sequence[str], optional: Sequence[str] | None)
     """The rows of a file, each after its place ("line 3"); of {} and null the required columns are empty.
 
     Raises:
-        DataError: naming the file, the line (or row) and what is wrong with it.
+        DataError: naming the file, the line (or row) and the problem.
     """
     suffix = suffix_of(file)
     if suffix is None:
@@ -185,7 +185,7 @@ def _parsed(file: Path, where: str, text: str) -> Any:
 
 
 def _row_of_duplicate(text: str) -> int:
-    """Number of the first element with a key twice, in an array that is JSON otherwise; 1 where there is no array."""
+    """Number of the first element with a key twice, in an array that is JSON otherwise; 1 if there is no array."""
     decoder, at, number = json.JSONDecoder(object_pairs_hook=unique), text.find("[") + 1, 0
     with suppress(ValueError):
         while True:

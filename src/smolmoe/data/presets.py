@@ -54,7 +54,7 @@ class Preset:
         columns: that every row must have.
         licence: as the data set's card on the hub gives it (SPDX), or `mixed`: each row is under its own.
         size: rows of the split, about.
-        optional: columns that are read where they are there.
+        optional: columns that are read if they exist.
         documents: turns the rows, in their order, into documents; None stands for one that has no text.
         conversations: what the documents are made of, where that is questions and answers.
         joins_rows: several rows make one document.
@@ -95,7 +95,7 @@ def find_preset(name: str) -> Preset:
 
 
 def preset_of(columns: Sequence[str], text: str = "text") -> str | None:
-    """The preset whose rows have these columns; None where they are no preset's.
+    """The preset whose rows have these columns; None if they are no preset's.
 
     Args:
         text: the column that is read otherwise. Rows that have it are a preset's only where that preset has a column of
@@ -116,7 +116,7 @@ def documents_of(name: str, rows: Iterable[Row], tally: Tally | None = None) -> 
         tally: takes those that give none.
 
     Raises:
-        DataError: no such preset; a row lacks one of its columns, or holds something else than text in it.
+        DataError: no such preset; a row lacks one of its columns, or holds something other than text in it.
     """
     preset, tally = find_preset(name), tally if tally is not None else Tally()
     for document in preset.documents(_checked(name, preset, rows)):

@@ -87,7 +87,7 @@ def prompt_ids(tokenizer: Any, prompt: str | Messages, where: str = "") -> list[
 
 
 def check_chat(tokenizer: Any) -> None:
-    """Raise SourceError where the tokenizer has no chat template."""
+    """Raise SourceError if the tokenizer has no chat template."""
     if not getattr(tokenizer, "chat_template", None):
         raise SourceError(
             "the model's tokenizer has no chat template.", field="chat", value=True, fix="Use a template only."
@@ -128,7 +128,7 @@ def read_corrections(
         rows: how many to take, from the first; None takes all.
 
     Raises:
-        DataError: a row lacks a column that is named or holds something else than text there (with its line), or there
+        DataError: a row lacks a column that is named or holds something other than text there (with its line), or there
             are no rows.
         RequestError: `rows` is below 1.
     """

@@ -48,7 +48,7 @@ def tokenizer_hash(tokenizer: Any) -> str:
 def tokenizer_difference(
     one: Any, other: Any, *, names: tuple[str, str] = ("one", "other"), ends: bool = True
 ) -> str | None:
-    """In words, how two tokenizers read text otherwise; None where they read it alike.
+    """In words, how two tokenizers read text otherwise; None if they read it alike.
 
     Args:
         names: what the two are called.

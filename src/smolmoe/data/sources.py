@@ -37,7 +37,7 @@ class Source:
         label: what to call it in messages.
         identity: the same for the same documents: hashes of contents, and the options that choose among them.
         read: goes through the documents, from the start at each call, and tallies what it leaves out.
-        expected: their number, where it is known beforehand.
+        expected: their number, if it is known beforehand.
         streamed: read in its own order, and only as far as needed.
         files: of a local source, which are read and which are not.
     """
@@ -78,7 +78,7 @@ def open_source(recipe: SourceRecipe, *, quiet: bool = False) -> Source:
 
     Raises:
         DataError: no such file or preset, no readable file in the folder, no such column.
-        HubError: the data set cannot be had from the hub.
+        HubError: the data set is not available from the hub.
     """
     if recipe.preset == EMBEDDED:
         source = _embedded()
@@ -216,7 +216,7 @@ def text_column(file: Path, recipe: SourceRecipe) -> str:
 
 
 def local_files(recipe: SourceRecipe, path: Path) -> tuple[DataFiles, dict[Path, str | None]]:
-    """The files of a local source, and the preset whose columns each has; None where the recipe's text column is read.
+    """The files of a local source, and the preset whose columns each has; None if the recipe's text column is read.
 
     Raises:
         DataError: no text was found, or its first row cannot be read.
@@ -287,7 +287,7 @@ def file_hash(file: Path) -> str:
 def _document(
     row: Mapping[str, Any], column: str, domain_column: str, where: str, origin: object, tally: Tally
 ) -> Document | None:
-    """The document in a row; None where its text is empty."""
+    """The document in a row; None if its text is empty."""
     text, domain = row[column], row.get(domain_column)
     if is_empty(text):
         tally.add(NO_TEXT, f"{origin}, {where}")
@@ -375,7 +375,7 @@ def open_data_set(path: str, name: str | None, split: str, recipe: SourceRecipe)
             value=name if "config" in str(error).lower() else split,
             fix="Set `name` and `split` of this source to those of the data set.",
         ) from error
-    except Exception as error:  # the hub client raises many kinds; each means that the data set cannot be had
+    except Exception as error:  # the hub client raises many kinds; each means that the data set cannot be loaded
         raise _unreachable(path, error) from error
     if recipe.streaming and recipe.shuffle_buffer:
         # The seed is fixed: it decides which documents a run reads, not the order that the recipe's seed gives them.

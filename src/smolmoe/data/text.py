@@ -21,7 +21,7 @@ class Document:
     """One text, and the domain that it belongs to where that is known.
 
     Attributes:
-        place: where it was read ("rows.jsonl, line 3"); None where several rows make one document, or none does.
+        place: where it was read ("rows.jsonl, line 3"); None if several rows make one document, or none does.
     """
 
     text: str
@@ -38,7 +38,7 @@ def read_documents(path: str | Path) -> list[Document]:
     """The documents of a file or folder, as training reads them.
 
     Raises:
-        DataError: naming the file, the line (or row) and what is wrong with it.
+        DataError: naming the file, the line (or row) and the problem.
     """
     from smolmoe.data.sources import open_source
     from smolmoe.recipe.data import SourceRecipe
@@ -70,10 +70,10 @@ def read_rows(path: str | Path, required: Sequence[str], optional: Sequence[str]
 
     Args:
         required: columns that every row must have.
-        optional: columns to read where they are there; None for all.
+        optional: columns to read if they exist; None for all.
 
     Raises:
-        DataError: naming the file, the line (or row) and what is wrong with it.
+        DataError: naming the file, the line (or row) and the problem.
     """
     file = Path(path)
     if not file.is_file():

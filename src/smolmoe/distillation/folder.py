@@ -1,4 +1,4 @@
-"""The folder of a cache: who may write there, and whether what goes on is what was begun."""
+"""The folder of a cache: protection against overwriting, and whether what goes on is what was begun."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ _PARTS = {"teacher": "the teacher", "tokenizer": "its tokenizer", "text": "the t
 
 
 def open_folder(out: Path, request: dict[str, Any], *, resume: bool, overwrite: bool) -> None:
-    """See that the folder may be written, and take away what is to be overwritten.
+    """Check that the folder may be written, and take away what is to be overwritten.
 
     Raises:
         OutputError: it holds something else, a cache that could be lost, or one of another request.
@@ -57,7 +57,7 @@ def _check_same(found: dict[str, Any], asked: dict[str, Any], out: Path) -> None
 
 
 def check_room(out: Path, store: TokenStore, options: CacheOptions, vocabulary: int) -> None:
-    """Raises OutputError where the disk does not hold what is still to be written."""
+    """Raises OutputError if the disk does not hold what is still to be written."""
     there = sum(sum(file_sizes(shard).values()) for shard in out.glob("shard-*"))
     needed, free = options.most_bytes(vocabulary) * store.tokens - there, shutil.disk_usage(out).free
     if options.kind == "top_k" and needed > free:

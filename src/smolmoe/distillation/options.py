@@ -41,7 +41,7 @@ class CacheOptions:
             raise RequestError(f"at most {MOST_DRAWS:,} samples per token.", field="sampled", value=self.size)
 
     def check_vocabulary(self, vocabulary: int) -> None:
-        """Raises RequestError where more is kept than there is."""
+        """Raises RequestError if more is kept than there is."""
         if self.kind == "top_k" and self.size > vocabulary:
             raise RequestError(
                 f"the teacher has {vocabulary:,} tokens.", field="top_k", value=self.size, fix=f"At most {vocabulary}."

@@ -29,7 +29,7 @@ class Text:
     """Sources whose documents a teacher reads, each text once.
 
     Attributes:
-        held_out: share of the documents that a training holds out, which are left out; 0 where there is no recipe.
+        held_out: share of the documents that a training holds out, which are left out; 0 if there is no recipe.
         validation: sources whose texts are left out.
     """
 

@@ -86,7 +86,7 @@ class ModelFacts:
 
     @property
     def experts(self) -> int | None:
-        """E; None of a dense model."""
+        """E; None for a dense model."""
         return next((int(self.config[key]) for key in _COUNTS if self.config.get(key)), None)
 
     @property
@@ -95,7 +95,7 @@ class ModelFacts:
 
     @property
     def active(self) -> int | None:
-        """Parameters that a token uses; None where it was not counted."""
+        """Parameters that a token uses; None if it was not counted."""
         return self.parameters.get("active") or (None if self.experts else self.total)
 
     @cached_property
@@ -115,7 +115,7 @@ class ModelFacts:
 
     @property
     def base(self) -> str | None:
-        """Hub id of the model at its root, where there is one."""
+        """Hub id of the model at its root, if there is one."""
         found = (self.provenance.get("origin") or {}).get("model")
         return found if isinstance(found, str) and re.fullmatch(r"[\w.-]+/[\w.-]+", found) else None
 

@@ -22,7 +22,7 @@ def fast_decoding(model: Any) -> Iterator[None]:
 
     The libraries below torch write a packed copy of a weight for every product, which for few rows takes longer than
     the product. Linear layers of fp32 and bf16 models take the kernel of our experts, up to so many rows as it is
-    faster for. What it is not for (the transposed weights of GPT-2, any layer where there is no C compiler) takes, in
+    faster for. What it is not for (the transposed weights of GPT-2, any layer if there is no C compiler) takes, in
     calls with one or two tokens of a bf16 model, torch's own products.
 
     Calls that need gradients, are compiled or under autocast run as without it. Results differ by rounding.

@@ -177,7 +177,7 @@ class SelectiveModel:
         return groups, of_experts
 
     def _head(self) -> str | None:
-        """The parameter that only the logits need, where there is one."""
+        """The parameter that only the logits need, if there is one."""
         head = self.model.get_output_embeddings()
         names = [
             name for name, parameter in self.model.named_parameters() if head is not None and parameter is head.weight

@@ -47,7 +47,7 @@ class Place:
 
     @property
     def deviations(self) -> float:
-        """How far above the mean it is, in standard deviations; 0 where the neighbours do not differ."""
+        """How far above the mean it is, in standard deviations; 0 if the neighbours do not differ."""
         return (self.bits - self.mean) / self.deviation if self.deviation > 1e-6 else 0.0
 
 

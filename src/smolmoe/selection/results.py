@@ -29,7 +29,7 @@ class GroupResult:
         rows, chosen_rows: that could be chosen, and that were.
         filled: what was chosen beyond the quota, for groups that had too little.
         shortfall: what the supply lacks of the quota.
-        scores, chosen_scores: quantiles, "0" to "1"; None where there are no rows.
+        scores, chosen_scores: quantiles, "0" to "1"; None if there are no rows.
     """
 
     values: Mapping[str, str]
@@ -56,13 +56,13 @@ class Selection:
         out: its folder.
         recipe: what was asked.
         inputs: label, identity (with hashes) and files of each source.
-        tokenizer, model: hashes; None where none was used.
+        tokenizer, model: hashes; None if none was used.
         columns: of the chosen rows: "text", and those that were added, "score" and "group".
         read: rows that were read.
         dropped: reason -> rows that could not be chosen.
         held_out: rows that were kept out for evaluation.
         rows: chosen.
-        tokens: in the chosen rows; None where no tokenizer was used.
+        tokens: in the chosen rows; None if no tokenizer was used.
         total: rows or tokens chosen, by the unit of the budget.
         shortfall: what the total lacks of the budget: where all was taken, or the next row did not fit.
         length_correlation: Spearman's, of score and length, over all that could be chosen.

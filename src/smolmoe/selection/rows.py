@@ -34,7 +34,7 @@ class Row:
     text: str
 
     def string(self, column: str) -> str | None:
-        """A cell of text; None where the column is not there or empty.
+        """A cell of text; None if the column is not there or empty.
 
         Raises:
             DataError: it holds something else.

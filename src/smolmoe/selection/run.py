@@ -82,7 +82,7 @@ class Tools:
 
     Attributes:
         scorer: of the recipe.
-        tokenizer: None where nothing is tokenised.
+        tokenizer: None if nothing is tokenised.
         model: hash of the model whose loss is the score.
     """
 
@@ -128,7 +128,7 @@ def _tokenizer(recipe: SelectRecipe) -> Any | None:
 
 
 def find_tokenizer(name: str | None, model: str | None) -> Any | None:
-    """The tokenizer of that name, or the model's; None where neither is named.
+    """The tokenizer of that name, or the model's; None if neither is named.
 
     Raises:
         SourceError: the folder holds none; HubError: there is no such folder, nor one on the hub.

@@ -266,7 +266,7 @@ class Asking:
 
 
 def cost(prompt_tokens: int, answer_tokens: int, recipe: TeachRecipe) -> float | None:
-    """What so many tokens cost; None where no price was given."""
+    """What so many tokens cost; None if no price was given."""
     if recipe.price_in is None and recipe.price_out is None:
         return None
     return (prompt_tokens * (recipe.price_in or 0.0) + answer_tokens * (recipe.price_out or 0.0)) / 1e6

@@ -76,7 +76,7 @@ class Endpoint:
     """Asks one model at one endpoint; its own retries are off."""
 
     def __init__(self, recipe: TeachRecipe):
-        """Raises RequestError where the address or the key cannot be used, or the `openai` package is not there."""
+        """Raises RequestError if the address or the key cannot be used, or the `openai` package is not there."""
         check_address(recipe.base_url)
         self._key = _key(recipe.api_key_env)
         self._recipe = recipe
@@ -213,7 +213,7 @@ def _is_upgrade(here: SplitResult, there: SplitResult) -> bool:
 
 
 def check_address(url: str) -> None:
-    """Raises RequestError where a URL is none, or holds what may be a secret."""
+    """Raises RequestError if a URL is none, or holds what may be a secret."""
     try:
         parts = urlsplit(url)
         usable = parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
@@ -270,7 +270,7 @@ def client_library() -> Any:
 
 
 def _message(error: Any) -> str:
-    """What the endpoint said, as short as it can be had."""
+    """What the endpoint said, as short as it can be loaded."""
     body = error.body
     said = body.get("message") or body.get("detail") or body if isinstance(body, dict) else body
     return " ".join(str(said or error.response.reason_phrase or "no message").split())[:_SAID].rstrip(".")
@@ -309,7 +309,7 @@ def _tokens(data: Any) -> tuple[int | None, int | None]:
 
 
 def _logprobs(choice: dict[str, Any]) -> list[list[Any]] | None:
-    """The log-probabilities, compact; None where the endpoint gives none in the form of the API."""
+    """The log-probabilities, compact; None if the endpoint gives none in the form of the API."""
     try:
         content = choice["logprobs"]["content"]
         return [

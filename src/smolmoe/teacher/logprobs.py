@@ -42,7 +42,7 @@ class StudentTokens:
     """The bytes of each of a tokenizer's tokens, and the other way round."""
 
     def __init__(self, tokenizer: Any):
-        """Raises RequestError where the tokenizer's tokens stand for no bytes that could be compared."""
+        """Raises RequestError if the tokenizer's tokens stand for no bytes that could be compared."""
         self.tokenizer = tokenizer
         self._id_of: dict[bytes, int | None] = {}  # None: of several
         for name, content in _contents(tokenizer):

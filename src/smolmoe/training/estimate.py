@@ -38,7 +38,7 @@ STATE_BYTES = {"adamw": 16, "adafactor": 8, "sgd": 8}  # a parameter: weight, gr
 ACTIVATION_BYTES = 100  # per token, layer and unit of hidden size, kept for the backward pass
 LOGIT_BYTES = 12  # per token and vocabulary entry: logits, their fp32 copy, their gradient
 MEASURED_WINDOWS = 16  # held-out windows at once, see `evaluate.held_out`
-PROCESS_BYTES = 450_000_000  # of Python, torch and transformers; a GPU does not hold them
+PROCESS_BYTES = 450_000_000  # of Python, torch and transformers; not on a GPU
 
 
 @dataclass(frozen=True)
@@ -84,8 +84,8 @@ def cost_of(
     Args:
         blocks_a_step: sequences of an optimiser step, over all processes and accumulated batches.
         micro_batch: sequences of one batch of one process.
-        optimizer: transformers' name of it.
-        whole_logits: whether a batch's logits are all in memory; else no more than `linear_cross_entropy` takes.
+        optimizer: its name in transformers.
+        whole_logits: whether a batch's logits are all in memory; else at most those of `linear_cross_entropy`.
     """
     size = size_of(model)
     config = model.config.get_text_config()
@@ -102,9 +102,9 @@ def cost_of(
     return Estimate(size, steps, tokens, flops, int(memory), flops / (EFFICIENCY * product_rate(device, bf16)))
 
 
-@cache  # the stages of a pipeline are estimated with one figure
+@cache  # all stages of a pipeline are estimated with one value
 def product_rate(device: str, bf16: bool, seconds: float = 0.2) -> float:
-    """FLOP/s of large matrix products, measured in a fraction of a second."""
+    """FLOP/s of large matrix products, measured for a fraction of a second."""
     n = 4096 if kind_of(device) == "cuda" else 1024
     dtype = torch.bfloat16 if bf16 else torch.float32
     a, b = (torch.randn(n, n, device=device, dtype=dtype) for _ in range(2))

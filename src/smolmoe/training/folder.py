@@ -75,7 +75,7 @@ _PLACES = (".path", "tokenizer", "carry.optimizer", "distill.cache")
 
 @dataclass(frozen=True)
 class RunResult:
-    """What a run wrote.
+    """The output of a run.
 
     Attributes:
         out: the run folder.
@@ -170,9 +170,11 @@ def begin(
                     value=data,
                     fix="Restore it, or start a new run in another folder.",
                 )
-    Path(os.path.realpath(out)).mkdir(parents=True, exist_ok=True)  # a link may lead to a folder that is not there yet
+    Path(os.path.realpath(out)).mkdir(
+        parents=True, exist_ok=True
+    )  # a link may lead to a folder that does not exist yet
     (out / SUMMARY).unlink(missing_ok=True)
-    write_json(out / RUN, record)  # first: it says whose folder this is
+    write_json(out / RUN, record)  # first: it marks the folder as a run's
     write_text(out / RECIPE, yaml.safe_dump(asked, sort_keys=False, allow_unicode=True))
     tokenizer.save_pretrained(out / TOKENIZER)
 

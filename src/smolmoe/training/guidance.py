@@ -83,7 +83,7 @@ def resolve(recipe: GuidanceRecipe, model: Any, shares: Mapping[str, float], res
     _check_domains(named, domains)
     members = torch.zeros(len(shares), experts, dtype=torch.bool)
     for row, domain in enumerate(shares):
-        members[row, list(named.get(domain, ()))] = True  # none of a domain that is only measured on
+        members[row, list(named.get(domain, ()))] = True  # empty for a domain of held-out text only
     free = torch.zeros(experts, dtype=torch.bool)
     free[list(recipe.free)] = True
     _check_floor(recipe.floor, members, free)
@@ -189,7 +189,7 @@ def _check_floor(floor: float, members: torch.Tensor, free: torch.Tensor) -> Non
 
 
 def _layers(asked: Sequence[int] | None, present: Sequence[int]) -> tuple[int, ...]:
-    """Positions of the asked layers among those that have a router."""
+    """Indices of the requested layers among those with a router."""
     wrong = [layer for layer in asked or () if layer not in present]
     if wrong or asked == ():
         raise RequestError(

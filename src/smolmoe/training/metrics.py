@@ -1,4 +1,4 @@
-"""What a run measures of itself: rows of `metrics.jsonl`, and the same values for TensorBoard and its like."""
+"""Measurements of a run: rows of `metrics.jsonl`, and the same values for loggers such as TensorBoard."""
 
 from __future__ import annotations
 
@@ -21,16 +21,16 @@ FILE = "metrics.jsonl"
 
 
 class MetricsFile:
-    """`metrics.jsonl`: one JSON object a line, each with its `kind` and `step`.
+    """`metrics.jsonl`: one JSON object per line, each with its `kind` and `step`.
 
     Kinds: "step" (losses of one step), "window" (routing, speed and memory since the last window), "held_out",
     "gradients" (of each term on the routers), "alarm".
 
     Args:
-        after: keep rows up to this step and append after them: later rows, which a resumed run rewrites, are dropped.
+        after: keep rows up to this step and append: a resumed run rewrites the later ones.
 
     Attributes:
-        seconds: spent training until the last row that was kept.
+        seconds: training time until the last row that was kept.
 
     Raises:
         CheckpointError: a row to keep cannot be read.
@@ -57,7 +57,7 @@ class MetricsFile:
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:
-    """The rows of a `metrics.jsonl`; a last line that a kill cut short is left out."""
+    """The rows of a `metrics.jsonl`, without a truncated last line."""
     return read_rows(path)
 
 
@@ -118,7 +118,7 @@ class Clock:
 
 
 def peak_memory(device: torch.device) -> int:
-    """Bytes: the most that was allocated on a GPU, else the process's largest resident size."""
+    """Bytes: peak allocation on a GPU, else the peak resident size of the process."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
     unit = 1 if sys.platform == "darwin" else 1024
@@ -126,12 +126,12 @@ def peak_memory(device: torch.device) -> int:
 
 
 def perplexity(loss: float) -> float:
-    """exp(loss), infinite where that is no float."""
+    """exp(loss), infinite if it exceeds the range of floats."""
     return math.exp(loss) if loss < 700 else math.inf
 
 
 def flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, float]:
-    """Nested numbers as `a/b`: what loggers take."""
+    """Nested numbers with keys `a/b`, for loggers."""
     flat: dict[str, float] = {}
     for name, value in values.items():
         if isinstance(value, Mapping):

@@ -24,14 +24,14 @@ _TOKEN_KEYS = ("bos_token_id", "eos_token_id", "pad_token_id")
 
 
 def model_folder(recipe: ModelRecipe) -> Path | None:
-    """The local folder of the checkpoint to train on, downloaded where it is a hub id; None for a new model."""
+    """The local folder of the checkpoint to train on, downloaded if it is a hub id; None for a new model."""
     if recipe.path is None:
         return None
     return open_checkpoint(recipe.path, revision=recipe.revision, field="model.path").folder
 
 
 def find_tokenizer(recipe: TrainRecipe, folder: Path | None) -> Any:
-    """The tokenizer that the recipe names, else the model's own.
+    """The recipe's tokenizer, by default the model's.
 
     Raises:
         SourceError: the tokenizer is missing or cannot be read.

@@ -69,7 +69,7 @@ MEASUREMENTS = 10  # held-out evaluations of a run, by default
 
 
 class TrainResult(RunResult):
-    """What a training run wrote: `model/`, `best/`, `checkpoints/`, `metrics.jsonl`, `recipe.yaml`, `summary.json`."""
+    """The output of a training run: `model/`, `best/`, `checkpoints/`, `metrics.jsonl`, `summary.json`."""
 
     @property
     def best(self) -> Path | None:

@@ -1,4 +1,4 @@
-"""What a trainer of transformers and those of TRL need to train in a run folder: a mixin over any of them."""
+"""A mixin with which a trainer of transformers or TRL trains in a run folder."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ class RunTrainer(RoutedTraining, AtomicCheckpoints):
     processing_class: Any
 
     def begin(self, recipe: Any, objective: Objective, own_config: OwnConfig, on_step: Step | None) -> None:
-        """Set what the library's trainer does not take.
+        """Set what is not an argument of the library's trainer.
 
         Args:
             recipe: of a training or an alignment.
@@ -108,7 +108,7 @@ class RunTrainer(RoutedTraining, AtomicCheckpoints):
     # -- checkpoints ---------------------------------------------------------------------------------------------
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
-        """Nothing: the model was loaded from there, by names that its class maps and a state dict does not."""
+        """Do nothing: the model was loaded from there by its class, which maps names that a state dict does not."""
 
     def _save_checkpoint(self, model: Any, trial: Any = None) -> None:
         with self.clock.paused(), no_progress_bar():

@@ -1,4 +1,4 @@
-"""The Trainer of transformers with our objective, checkpoints and measurements."""
+"""The Trainer of transformers with router terms, atomic checkpoints and held-out evaluation."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ from smolmoe.training.run_trainer import RunTrainer, Step, StepCallback
 
 logger = logging.getLogger(__name__)
 
-COLLAPSED = 0.5  # normalised entropy of a layer's load: as if E^0.5 experts were used alike
+COLLAPSED = 0.5  # normalised entropy of a layer's load: like E^0.5 experts with equal loads
 
 
 class MoeTrainer(RunTrainer, Trainer):
@@ -40,15 +40,15 @@ class MoeTrainer(RunTrainer, Trainer):
     Args:
         recipe: of the run.
         objective: router terms.
-        measure: gives the held-out losses of a model: `loss`, `by_domain`, and of an MoE whose routers the capture
+        measure: returns the held-out losses of a model: `loss`, `by_domain`, and for an MoE whose routers the capture
             records also `counts` [L, E].
         measured_at: steps; 0 is before the first.
-        moments: Adam state to begin with, by parameter name.
-        carried: names of all parameters that began with such state, in a resumed run too.
+        moments: initial Adam state, by parameter name.
+        carried: names of all parameters that started with such a state, in a resumed run, too.
         scales: learning-rate factors of tensors that a conversion scaled.
         on_step: called after every step.
-        distillation: a teacher, whose targets the batches hold.
-        **trainer: what `transformers.Trainer` takes.
+        distillation: a teacher, whose targets are in the batches.
+        **trainer: arguments of `transformers.Trainer`.
     """
 
     def __init__(
@@ -66,11 +66,11 @@ class MoeTrainer(RunTrainer, Trainer):
         **trainer: Any,
     ):
         own_config = OwnConfig(trainer["model"])
-        # Stacks blocks as they are: the collator of a tokenizer would turn each of a teacher's numbers into an object.
+        # This collator stacks tensors; a tokenizer's would convert each of a teacher's numbers into an object.
         super().__init__(compute_loss_func=distillation, data_collator=default_data_collator, **trainer)
         self.begin(recipe, objective, own_config, on_step)
         self.is_sharded = is_sharded(self.model)
-        # As of a model that transformers sharded while loading it: accelerate must not wrap it.
+        # As if transformers had sharded the model while loading it: accelerate must not wrap it.
         self.is_distributed_loading_by_transformers = self.is_sharded
         self.distillation = distillation
         self.measure = measure
@@ -94,7 +94,7 @@ class MoeTrainer(RunTrainer, Trainer):
     # -- loss ----------------------------------------------------------------------------------------------------
 
     def _head_loss(self) -> HeadLoss | None:
-        """The loss without whole logits; None where something else needs those, or the head is not here as a whole."""
+        """The loss without full logits; None if something else needs them, or the head is sharded or copied."""
         needs_logits = self.distillation is not None or self.args.label_smoothing_factor
         if needs_logits or self.is_sharded or self.args.n_gpu > 1 or self.args.torch_compile:
             return None
@@ -116,7 +116,7 @@ class MoeTrainer(RunTrainer, Trainer):
         return super().slow_parameters(model) | fresh
 
     def _defer_fsdp_gradient_reduction(self) -> Any:
-        """Not at all: until the last micro-batch, every process would keep the gradients of the whole model."""
+        """Disabled: every process would keep the gradients of the whole model until the last micro-batch."""
         return nullcontext()
 
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
@@ -130,7 +130,7 @@ class MoeTrainer(RunTrainer, Trainer):
     # -- writing -------------------------------------------------------------------------------------------------
 
     def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
-        """In the form of one process, so that any number of them can resume, sharded or not."""
+        """In the format of a single process, so that any number of processes can resume, sharded or not."""
         if not self.is_sharded:
             super()._save_optimizer_and_scheduler(output_dir)
             return
@@ -140,7 +140,7 @@ class MoeTrainer(RunTrainer, Trainer):
             torch.save(self.lr_scheduler.state_dict(), Path(output_dir) / SCHEDULER_NAME)
 
     def write_model(self, folder: Path) -> None:
-        """The trained model as it is to be used: what training alone needs folded in or left out."""
+        """Write the trained model for inference: training-only state is folded in or removed."""
         self.objective.finish()
         state_dict = without_training_state(self.whole_model())
         if not self.args.should_save:
@@ -159,7 +159,7 @@ class MoeTrainer(RunTrainer, Trainer):
         self._steps.append((self.state.global_step, means))
 
     def flush(self) -> dict[str, Any] | None:
-        """Write what happened since the last time; returns the window's row."""
+        """Write the rows since the last call; returns the window's row."""
         if not self._steps:
             return None
         values = torch.stack([torch.stack([*mean.values()]) for _, mean in self._steps])
@@ -179,7 +179,7 @@ class MoeTrainer(RunTrainer, Trainer):
         return row
 
     def _share_left_out(self) -> float:
-        """Of the cross-entropy: what a teacher takes the place of."""
+        """The share of the cross-entropy that a teacher replaces."""
         return 0.0 if self.distillation is None else self.distillation.weight
 
     def _speed(self, step: int) -> dict[str, Any]:
@@ -225,9 +225,9 @@ class MoeTrainer(RunTrainer, Trainer):
 
     @contextmanager
     def as_stored(self) -> Iterator[Any]:
-        """The model computing in the type that its weights have: accelerate's autocast is off within.
+        """Within, the model computes in the dtype of its weights: accelerate's autocast is off.
 
-        An exact conversion would otherwise show a jump of the size of bf16's rounding.
+        Otherwise an exact conversion would show a jump of the size of bf16 rounding.
         """
         model = self.accelerator.unwrap_model(self.model)
         wrapped, own = model.__dict__.get("forward"), model.__dict__.get("_original_forward")
@@ -241,12 +241,12 @@ class MoeTrainer(RunTrainer, Trainer):
             model.forward = wrapped
 
     def measured(self, capture: RoutingCapture | None) -> Any:
-        """What `measure` gives of the model now."""
+        """The result of `measure` for the current model."""
         with self.as_stored() as model:
             return self.measure(model, capture)
 
     def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
-        """The held-out losses, by domain, and how even routing is on the same tokens."""
+        """Measure the held-out losses, by domain, and the balance of routing on the same tokens."""
         with self.clock.paused():
             self.flush()
             found = self.last_held_out = self.measured(self.objective.capture)
@@ -282,7 +282,7 @@ class MoeTrainer(RunTrainer, Trainer):
         super()._save_checkpoint(model, trial)
 
     def _determine_best_metric(self, metrics: dict[str, float], trial: Any) -> bool:
-        """A new best is saved at once, so that it can be gone back to."""
+        """Save a new best step at once."""
         best: bool = super()._determine_best_metric(metrics, trial)
         if best and self.state.global_step and self.args.save_strategy != "no":
             self.control.should_save = True
@@ -299,7 +299,7 @@ class _Watch(StepCallback):
             trainer.evaluate()
 
     def on_optimizer_step(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        self.trainer._rate = self.trainer._get_learning_rate()  # the schedule has not advanced yet
+        self.trainer._rate = self.trainer._get_learning_rate()  # before the schedule advances
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         super().on_step_end(args, state, control)
