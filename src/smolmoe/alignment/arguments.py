@@ -87,7 +87,7 @@ _LOSSES = {
     "cpo": ("sigmoid", "hinge", "ipo", "simpo", "alphapo"),
 }
 
-_AVERAGING = ("alphapo", "simpo", "ipo")  # of CPO, those by the probability of a mean token
+_AVERAGING = ("alphapo", "simpo", "ipo")  # losses of CPO on the mean log-probability per token
 _DIVERGING = {"sigmoid", "sigmoid_norm", "hinge", "ipo", "exo_pair", "robust", "discopop", "sft"}
 
 
@@ -100,7 +100,7 @@ def config_class(method: str) -> Any:
     trl = require("trl")
     if method == "cpo":
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # that CPO is experimental, which its place in TRL says
+            warnings.simplefilter("ignore")  # the warning that CPO is experimental, which its module path in TRL says
             return require("trl.experimental.cpo").CPOConfig
     return trl.SFTConfig if method == "sft" else trl.DPOConfig
 

@@ -166,7 +166,7 @@ class AlignJob:
         return int(trainer["per_device_train_batch_size"]) * int(trainer.get("gradient_accumulation_steps", 1))
 
     def steps(self) -> int:
-        """Of the whole run."""
+        """Optimiser steps of the run."""
         trainer = self.recipe.trainer
         steps = int(trainer.get("max_steps", -1))
         if steps > 0:

@@ -27,8 +27,8 @@ class Answers:
 
     Attributes:
         chosen: [N].
-        rejected: [N]; None of supervised data.
-        tokens: of all chosen answers, as far as they are learned.
+        rejected: [N]; None for supervised data.
+        tokens: learned tokens of all chosen answers.
     """
 
     chosen: torch.Tensor
@@ -46,11 +46,11 @@ class Answers:
         return DocumentLosses(nll, tuple(len(row.chosen) for row in rows), ("",) * len(rows))
 
     def to_json(self, before: Answers | None = None, beta: float = 0.0) -> dict[str, float]:
-        """Loss; for pairs, how often and by how much the chosen answer is more likely.
+        """Loss; for pairs, the share and the mean margin by which the chosen answer is more likely.
 
         Args:
-            before: of the same answers under the reference; then also how often and by how much the margin has grown,
-                which is DPO's reward margin (arXiv 2305.18290) with this `beta`.
+            before: the same answers under the reference; adds the share and the mean by which the margin has grown:
+                DPO's reward margin (arXiv 2305.18290) with this `beta`.
         """
         found = {"loss": self.loss}
         if self.rejected is None:

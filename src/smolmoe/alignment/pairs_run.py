@@ -19,7 +19,7 @@ from smolmoe.inference.sampling import answering_model, answering_tokenizer, che
 from smolmoe.moe.loading import load_config
 from smolmoe.recipe.pairs import PairsRecipe
 
-BATCHES = 4  # in a shard: what a kill can cost
+BATCHES = 4  # per shard: the most that a kill can lose
 logger = logging.getLogger(__name__)
 
 
@@ -78,7 +78,7 @@ def _make_pairs(recipe: PairsRecipe, resume: bool, overwrite: bool, report: Prog
 
 
 def run_pairs(recipe: PairsRecipe, *, report: Progress | None = None) -> dict[str, Any]:
-    """Write the pairs; returns the outcome of the prompts."""
+    """Write the pairs; returns the report."""
     resume = recipe.out.is_dir() and any(recipe.out.iterdir())
     return make_pairs(recipe, resume=resume, report=report).to_json()
 
@@ -99,7 +99,7 @@ class _Answering:
         self.tokenizer, self.recipe, self.prompt, self.rows, self.ids = tokenizer, recipe, prompt, rows, ids
 
     def __call__(self, indices: Sequence[int]) -> Shard:
-        """Two answers to each of the rows of these indices."""
+        """Two answers to each row of these indices."""
         both = [
             sample_answers(
                 self.model,
@@ -127,7 +127,7 @@ class _Answering:
 
 
 def _draw(recipe: PairsRecipe) -> dict[int, CorrectionRow]:
-    """The rows to ask, by their index in the file."""
+    """The sampled rows, by their index in the file."""
     rows = read_corrections(
         recipe.data,
         source_column=recipe.source_column,

@@ -1,4 +1,4 @@
-"""The training engine's router terms over TRL's trainers: what is recorded when, what is kept, what is saved."""
+"""TRL's trainers with the training engine's router terms, checkpoints and metrics."""
 
 from __future__ import annotations
 
@@ -29,14 +29,14 @@ from smolmoe.training.run_trainer import RunTrainer, Step, StepCallback
 
 
 class PolicyObjective(Objective):
-    """Router terms of the passes of the policy alone, on the tokens that its attention mask keeps.
+    """Router terms of the policy's passes only, on the tokens that its attention mask keeps.
 
-    A pass without gradients (the reference's, with adapters off, or one that measures) is not recorded, and routers
-    decide in it as they are served: without noise, sampling or dropped experts.
+    A pass without gradients (the reference's, with adapters off, or an evaluation) is not recorded, and its routers
+    decide as in inference: without noise, sampling or dropped experts.
 
     Args:
-        policy: the model that the trainer calls: `model` itself, or what PEFT wrapped around it.
-        model, objective, routing, granularity: as of `Objective`.
+        policy: the model that the trainer calls: `model` itself, or PEFT's wrapper around it.
+        model, objective, routing, granularity: as in `Objective`.
     """
 
     def __init__(self, policy: Any, model: Any, objective: ObjectiveRecipe, routing: Any, granularity: int = 1):
@@ -74,7 +74,7 @@ class PolicyObjective(Objective):
 
 
 class _Aligned(RunTrainer):
-    """What the three trainers have in common; rows name the loss after the method."""
+    """The common part of the three trainers; rows name the loss after the method."""
 
     def record_gradients(self, norms: dict[str, float]) -> None:
         super().record_gradients(self._by_method(norms))
@@ -87,7 +87,7 @@ class _Aligned(RunTrainer):
         return {self.recipe.method if name == "ce" else name: value for name, value in values.items()}
 
     def finish_window(self, logs: dict[str, Any]) -> None:
-        """Write what TRL has measured since the last time, and what the routers chose."""
+        """Write TRL's measurements and the routing since the last call."""
         found = {name: value for name, value in logs.items() if isinstance(value, int | float)}
         own = ("loss", "grad_norm", "epoch", "total_flos", "train_loss", "train_runtime")
         row = {name: value for name, value in found.items() if name not in own and not name.startswith("train_")}
@@ -111,10 +111,10 @@ class CpoTrainer(_Aligned, ContrastiveTrainer):
 
 
 class _Watch(StepCallback):
-    """Also takes what TRL logs."""
+    """Also takes TRL's logs."""
 
     def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, Any] | None = None, **kwargs: Any) -> None:
-        if logs and "loss" in logs:  # the run's last entry sums up what is in the summary
+        if logs and "loss" in logs:  # the run's last entry is a summary
             self.trainer.finish_window(logs)
 
     def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
@@ -137,7 +137,7 @@ def make_trainer(
 
     Args:
         rows: to train on.
-        reference: for DPO, a separate model; None if `adapters` are switched off for it.
+        reference: for DPO, a separate model; None to switch off `adapters` instead.
         adapters: PEFT's config, or None to train all weights.
         granularity: G of an upcycled model.
     """
@@ -151,7 +151,7 @@ def make_trainer(
             continue
         show_backbone(one)
         if getattr(one.config, "output_router_logits", False):
-            one.config.output_router_logits = False  # nothing counts twice: balance is ours
+            one.config.output_router_logits = False  # balance must not count twice
     own_config = OwnConfig(model)
     freeze_routers = recipe.router == "frozen"
     if freeze_routers:
@@ -176,7 +176,7 @@ def make_trainer(
 
 
 def objective_of(recipe: AlignRecipe, model: Any) -> ObjectiveRecipe:
-    """The recipe's terms; an MoE whose routers are to stay balanced gets the balance term where no other is given."""
+    """The recipe's terms; with `router: balanced`, an MoE gets a balance term if the recipe has none."""
     given = recipe.objective
     is_free = recipe.router in ("frozen", "free") or not router_names(model)
     if is_free or given.load_balance or given.bias_rate:
@@ -185,12 +185,12 @@ def objective_of(recipe: AlignRecipe, model: Any) -> ObjectiveRecipe:
 
 
 def write_model(trainer: Any, folder: Any, adapters: Any | None, *, pad_token: str | None) -> None:
-    """The trained model in its class's format; adapters are saved next to it and merged into it.
+    """Write the trained model in its class's format; adapters are saved separately and merged into it.
 
     Args:
         folder: of the model.
         adapters: folder of the adapters, if there are any.
-        pad_token: of the model's tokenizer; if it has none, the trainer's pads with another token.
+        pad_token: of the model's tokenizer, which the trainer may have replaced.
     """
     trainer.objective.finish()
     model = trainer.accelerator.unwrap_model(trainer.model)

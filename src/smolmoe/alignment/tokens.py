@@ -72,7 +72,7 @@ def tokenised(
         field: named in the error.
 
     Raises:
-        DataError: none is left.
+        DataError: no example is left.
         RequestError: the tokenizer has no end-of-text token.
     """
     if tokenizer.eos_token_id is None:

@@ -23,7 +23,7 @@ from smolmoe.errors import DataError, OutputError, RequestError
 from smolmoe.recipe.base import parse
 from smolmoe.recipe.data import SourceRecipe
 
-STATE = "state.json"  # what is written so far, and where the stream stands
+STATE = "state.json"  # completed shards, and the position in the stream
 PROVENANCE = "provenance.json"
 SHARD_ROWS = 10_000
 SCHEMA_VERSION = 1
@@ -107,7 +107,7 @@ def _check_licence(label: str, preset: Preset, accepted: str | None) -> None:
 
 
 class _Writing:
-    """A folder of shards, and where the stream stands."""
+    """A folder of shards, and the position in the stream."""
 
     def __init__(self, out: Path, request: dict[str, Any], *, resume: bool, revision: str | None):
         self.out, self.request = out, request
@@ -182,7 +182,7 @@ class _Writing:
                 report("Fetching", self.rows, max(total, self.rows))
             wanted = shard_rows if rows is None else min(shard_rows, rows - self.rows)
             self._shard(found, wanted)
-            if preset.joins_rows:  # a resumed fetch goes through all the rows again
+            if preset.joins_rows:  # a resumed fetch reads all rows again
                 self.state["left_out"] = dict(self.tally.counts)
             else:
                 self.state["left_out"] = dict(Counter(self.state.get("left_out", {})) + self.tally.counts)
@@ -203,7 +203,7 @@ class _Writing:
                 yield {**row, "text": document.text, "domain": document.domain}
 
     def _shard(self, found: Iterator[dict[str, Any]], wanted: int) -> None:
-        """Write the next file whole, or none where the data set has ended."""
+        """Write the next file atomically, or none at the end of the data set."""
         name = f"rows-{len(self.state['shards']):05d}.jsonl"
         partial = self.out / f".{name}.partial"
         digest, count, columns = hashlib.sha256(), 0, dict.fromkeys(self.state["columns"])
@@ -228,7 +228,7 @@ class _Writing:
         self.state |= {"columns": list(columns), "domains": dict(domains)}
 
     def finish(self, preset: Preset) -> dict[str, Any]:
-        """Write and return where the rows came from."""
+        """Write and return the provenance of the rows."""
         if not self.rows:
             raise DataError("the data set contains no text.", field="preset", value=self.request["preset"])
         digests = "".join(shard["sha256"] for shard in self.state["shards"])
@@ -252,12 +252,12 @@ class _Writing:
 
 
 def _commit(path: str, revision: str | None) -> str | None:
-    """The commit that a data set of the hub stands at, so that a resumed fetch reads the same one."""
+    """The current commit of a data set on the hub, so that a resumed fetch reads the same one."""
     if Path(path).exists():
         return revision
     hub = import_module("huggingface_hub")
     try:
         found = hub.HfApi().dataset_info(path, revision=revision).sha
-    except Exception:  # the client raises many kinds; opening the data set says what is wrong
+    except Exception:  # the client raises many kinds; opening the data set reports the problem
         return revision
     return str(found) if found else revision
