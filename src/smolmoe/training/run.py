@@ -25,12 +25,11 @@ from smolmoe.moe.loading import Skeleton, load_tokenizer
 from smolmoe.moe.size import size_of
 from smolmoe.recipe import TrainRecipe, parse
 from smolmoe.surgery.moments import Moments, carry_moments, learning_rate_scales, plan_of
-from smolmoe.training import text
+from smolmoe.training import distributed, models, text
 from smolmoe.training.arguments import check_trainer, training_arguments
 from smolmoe.training.best import find_best, losses_before, write_best
 from smolmoe.training.checkpoints import read_adam, room_for, step_of
 from smolmoe.training.distillation import open_distillation
-from smolmoe.training.distributed import build_once, check_optimizer, held_by_main, in_turn, join, on_main, rank, shard
 from smolmoe.training.estimate import Estimate, blocks_a_step, skeleton
 from smolmoe.training.estimate import estimate as cost
 from smolmoe.training.fit import check_fits
@@ -48,7 +47,6 @@ from smolmoe.training.folder import (
 )
 from smolmoe.training.guidance import resolve
 from smolmoe.training.models import (
-    build_model,
     find_tokenizer,
     granularity_of,
     model_folder,
@@ -98,9 +96,9 @@ def train(
     """
     if isinstance(recipe, dict):
         recipe = parse(TrainRecipe, recipe)
-    join(recipe)
-    on_main(lambda: check_there(recipe.out, resume))
-    with held_by_main(recipe.out):
+    distributed.join(recipe)
+    distributed.on_main(lambda: check_there(recipe.out, resume))
+    with distributed.held_by_main(recipe.out):
         return _Run(recipe, resume, overwrite, report or silent).go()
 
 
@@ -131,34 +129,34 @@ class _Run:
     def __init__(self, recipe: TrainRecipe, resume: str | None, overwrite: bool, report: Progress):
         self.recipe = recipe
         self.report = report
-        self.writes = rank() == 0
+        self.writes = distributed.rank() == 0
         check_trainer(recipe)
-        self.checkpoint = on_main(
+        self.checkpoint = distributed.on_main(
             lambda: open_folder(recipe, resume, overwrite=overwrite, blocks_a_step=blocks_a_step(recipe))
         )
 
     def go(self) -> TrainResult:
         recipe = self.recipe
-        self.source = in_turn(lambda: model_folder(recipe.model))
+        self.source = distributed.in_turn(lambda: model_folder(recipe.model))
         self.provenance = parent_provenance(self.source)
         self.report("Reading the model", 0, 0)
-        self.tokenizer = on_main(lambda: self._tokenizer(find_tokenizer))
+        self.tokenizer = distributed.on_main(lambda: self._tokenizer(find_tokenizer))
         self.distillation = open_distillation(recipe, self.tokenizer)
-        build = build_once if recipe.parallel == "fsdp" else in_turn
-        self.model = build(lambda: self._model(build_model))
+        build = distributed.build_once if recipe.parallel == "fsdp" else distributed.in_turn
+        self.model = build(lambda: self._model(models.build_model))
         self.granularity = granularity_of(self.provenance)
         check_fits(recipe, self.model, self.granularity)
         self.findings = router_findings(recipe, self.model, self.granularity)
         tell(self.findings)
         self.report("Tokenising", 0, 0)
-        corpus = in_turn(lambda: text.read_corpus(recipe, self.tokenizer, self.report))
+        corpus = distributed.in_turn(lambda: text.read_corpus(recipe, self.tokenizer, self.report))
         held_out = text.held_out_windows(recipe, corpus, self.tokenizer)
         steps = text.count_steps(recipe, corpus)
         check_step(self.checkpoint, steps)
         self.carried = self._carried()
         trainer = self._trainer(corpus, held_out, steps)
         # All checks passed: from here on the folder is this run's.
-        on_main(
+        distributed.on_main(
             lambda: begin(
                 recipe,
                 self.tokenizer,
@@ -205,8 +203,8 @@ class _Run:
         if self.checkpoint is not None:
             load_training_state(self.model, self.checkpoint)
         if recipe.parallel == "fsdp" and arguments.world_size > 1:
-            check_optimizer(arguments.optim.value)
-            shard(self.model, arguments.device.type, bf16=arguments.bf16)
+            distributed.check_optimizer(arguments.optim.value)
+            distributed.shard(self.model, arguments.device.type, bf16=arguments.bf16)
         return MoeTrainer(
             recipe=recipe,
             objective=objective,
@@ -272,7 +270,7 @@ class _Run:
             finish_model(out / MODEL, summary)
             return summary
 
-        return TrainResult(out, on_main(write))
+        return TrainResult(out, distributed.on_main(write))
 
     def _change(self, before: DocumentLosses, after: DocumentLosses) -> dict[str, Any]:
         found = change(before, after)
