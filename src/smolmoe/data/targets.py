@@ -51,7 +51,7 @@ def digest_documents(documents: Iterable[NDArray[Any]]) -> NDArray[np.uint64]:
 
 
 def text_hash(digests: NDArray[np.uint64]) -> str:
-    """The same for the same documents in any order."""
+    """A hash of the documents, independent of their order."""
     return hashlib.sha256(np.unique(digests, axis=0).tobytes()).hexdigest()[:16]
 
 
@@ -63,7 +63,7 @@ def pack_ids(ids: NDArray[Any], vocabulary: int) -> NDArray[Any]:
 
 
 def unpack_ids(packed: NDArray[Any]) -> NDArray[np.int32]:
-    """What `pack_ids` was given, as int32."""
+    """The inverse of `pack_ids`, as int32."""
     if packed.dtype != np.uint8:
         return packed.astype(np.int32)
     low, middle, high = (packed[..., byte].astype(np.int32) for byte in range(3))
@@ -77,7 +77,7 @@ class TargetRows:
     Attributes:
         ids: int32 [S, w].
         values: log-probabilities, float16 [S, w]; of a sampled cache shares of the draws, float32 [S, w].
-        rest: float16 [S]: log of the mass left over; of a sampled cache the entropy.
+        rest: float16 [S]: log of the remaining mass; in a sampled cache the entropy.
     """
 
     ids: NDArray[np.int32]
@@ -89,7 +89,7 @@ class TargetCache:
     """A complete cache. Files are mapped when their rows are read; another process gets the folder's name.
 
     Attributes:
-        folder: where it is.
+        folder: of the cache.
         about: the content of cache.json.
         kind: `top_k` or `sampled`.
         size: k, or samples per row.
@@ -117,7 +117,7 @@ class TargetCache:
 
     @property
     def identity(self) -> str:
-        """The same for caches of the same content."""
+        """A hash of the content."""
         content = {name: self.about[name] for name in ("kind", "size", "temperature", "vocabulary", "text", "teacher")}
         return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:16]
 
@@ -144,7 +144,7 @@ class TargetCache:
         return first
 
     def read(self, pieces: Sequence[tuple[int, int]]) -> TargetRows:
-        """The rows of pieces (first row, how many) one after the other; a piece lies within one document."""
+        """The concatenated rows of pieces (first row, count); a piece lies within one document."""
         parts = [self._piece(first, count) for first, count in pieces]
         return TargetRows(*(np.concatenate(arrays) for arrays in zip(*parts, strict=True)))
 

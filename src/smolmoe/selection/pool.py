@@ -123,7 +123,7 @@ def _usable(pool: Pool) -> Pool:
     """Without the rows that have no tokens, or a NaN or infinite score.
 
     Raises:
-        DataError: nothing is left.
+        DataError: no candidate is left.
     """
     keep = np.isfinite(pool.scores) & (pool.sizes > 0)
     dropped = Counter(pool.dropped)

@@ -1,4 +1,4 @@
-"""Rows with all their columns, from every kind of source that training reads."""
+"""Rows with all their columns, from all sources that training can read."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ from smolmoe.recipe.data import SourceRecipe
 
 @dataclass(frozen=True)
 class Row:
-    """A row and where it stands.
+    """A row and its place.
 
     Attributes:
         origin: its file or data set.
         number: of its line, row or paragraph there, from 1.
         values: column -> value.
-        text: name of the column that holds its text.
+        text: name of its text column.
     """
 
     origin: str
@@ -34,13 +34,13 @@ class Row:
     text: str
 
     def string(self, column: str) -> str | None:
-        """A cell of text; None if the column is not there or empty.
+        """A cell of text; None if the column is missing or empty.
 
         Raises:
-            DataError: it holds something else.
+            DataError: it is not text.
         """
         value = self.values.get(column)
-        if value != value:  # NaN is how tables without types hold nothing
+        if value != value:  # untyped tables have NaN for empty cells
             return None
         if value is not None and not isinstance(value, str):
             raise DataError(f'"{column}" is a {type(value).__name__}, not a string.', field="data", value=self.place)
@@ -48,7 +48,7 @@ class Row:
 
     @property
     def is_nothing(self) -> bool:
-        """Whether no column holds anything."""
+        """Whether all columns are empty."""
         return all(value is None or value != value for value in self.values.values())
 
     @property
@@ -58,7 +58,7 @@ class Row:
 
 @dataclass(frozen=True)
 class RowSource:
-    """Rows, from the start at each call of `rows`; label, identity and files are those of the source's documents."""
+    """Rows, from the start at each call of `rows`; label, identity and files are those of the source."""
 
     label: str
     identity: dict[str, Any]
@@ -122,7 +122,7 @@ def _file_rows(recipe: SourceRecipe, path: Path) -> Callable[[], Iterator[Row]]:
 def _rows_of(file: Path, recipe: SourceRecipe) -> Iterator[Row]:
     text = text_column(file, recipe)
     for where, values in rows_of(file, (text,), None):
-        if text != recipe.text:  # all rows are to have their text in the same column
+        if text != recipe.text:  # all rows get their text in the same column
             values = {recipe.text: values[text]}
         yield _row(file, where, values, recipe.text)
 
@@ -141,13 +141,13 @@ def _preset_rows(recipe: SourceRecipe, source: Source) -> Callable[[], Iterator[
 
 
 def _joined(source: Source) -> Iterator[Row]:
-    """Documents, as rows that have nothing else."""
+    """Documents, as rows without other columns."""
     for number, document in enumerate(source.documents(), 1):
         yield Row(source.label, number, {"text": document.text, "domain": document.domain}, "text")
 
 
 def with_documents(preset: str, rows: Iterator[Row]) -> Iterator[Row]:
-    """The rows of a preset's data set, with the document that each holds; the text of those that hold none is empty."""
+    """The rows of a preset's data set, each with its document as `text`; None for rows without one."""
     for row in rows:
         try:
             document = next(documents_of(preset, [row.values]), None)

@@ -42,7 +42,7 @@ LONGEST_WINDOW = 1024  # tokens that a model reads at a time
 def run_select(
     recipe: SelectRecipe, out: Path, *, overwrite: bool = False, report: Progress | None = None
 ) -> Selection:
-    """Choose rows and write them to `out`: `rows.jsonl`, `indices.json`, `report.json`, and what is held out.
+    """Choose rows and write them to `out`: `rows.jsonl`, `indices.json`, `report.json`, and the held-out rows.
 
     The rows are read twice; no more than a batch of texts is in memory. The same rows, recipe and tokenizer give the
     same choice.
@@ -78,7 +78,7 @@ def _check_free(out: Path, overwrite: bool) -> None:
 
 @dataclass(frozen=True)
 class Tools:
-    """What scores the rows.
+    """The scorer of the rows.
 
     Attributes:
         scorer: of the recipe.
@@ -131,7 +131,7 @@ def find_tokenizer(name: str | None, model: str | None) -> Any | None:
     """The tokenizer of that name, or the model's; None if neither is named.
 
     Raises:
-        SourceError: the folder holds none; HubError: there is no such folder, nor one on the hub.
+        SourceError: the folder has none; HubError: neither a folder nor a hub id.
     """
     from smolmoe.core.checkpoint import open_checkpoint
     from smolmoe.moe import loading
@@ -142,7 +142,7 @@ def find_tokenizer(name: str | None, model: str | None) -> Any | None:
 
 
 def _learned(recipe: SelectRecipe, vocabulary: int) -> Any:
-    """A tokenizer learned from the beginning of what may be chosen."""
+    """A tokenizer learned from the beginning of the candidate rows."""
     from smolmoe.data.tokenizer import train_tokenizer
 
     sieve = Sieve(recipe)
@@ -159,7 +159,7 @@ def _learned(recipe: SelectRecipe, vocabulary: int) -> Any:
 def model_losses(name: str, tokenizer: Any, device: str) -> tuple[Losses, str]:
     """A function for the loss of texts under a model, in nats per token, read from their start; and the model's hash.
 
-    A text longer than the model's positions, or 1,024 tokens, is read in windows of as many.
+    A text longer than the model's positions, or 1,024 tokens, is read in windows of that length.
 
     Raises:
         SourceError, CheckpointError, HubError: the model cannot be loaded.
@@ -246,7 +246,7 @@ def score_text(
 
     Raises:
         RequestError: neither tokenizer nor model is named.
-        DataError: the text holds no tokens, or the rows cannot be read.
+        DataError: the text has no tokens, or the rows cannot be read.
         SourceError, CheckpointError, HubError: tokenizer or model cannot be loaded.
     """
     found = find_tokenizer(tokenizer, model)
@@ -281,7 +281,7 @@ def score_text(
 
 
 def score_rows(recipe: SelectRecipe, *, top: int = 5, report: Progress | None = None) -> RowScores:
-    """The rows of a file under the entropy scores and, where the recipe names a model, under its loss.
+    """The rows of a file under the entropy scores and, if the recipe names a model, under its loss.
 
     Args:
         recipe: sources, groups, tokenizer or model, weights; rows that it filters out are not scored.
