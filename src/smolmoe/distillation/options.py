@@ -1,4 +1,4 @@
-"""What is kept of a teacher's distributions, and what that costs."""
+"""The options of a cache of a teacher's distributions, and its size."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ class CacheOptions:
 
     Attributes:
         kind: `top_k` or `sampled`.
-        size: k, or draws a token.
-        temperature: that logits are divided by.
-        batch_tokens: tokens that the teacher reads at once; no window is longer.
-        shard_tokens: tokens of a shard, which is what an interrupted run loses at most.
+        size: k, or samples per token.
+        temperature: logits are divided by it.
+        batch_tokens: tokens in a batch of the teacher, and the longest window.
+        shard_tokens: tokens of a shard, the most that an interrupted run loses.
     """
 
     kind: str = "top_k"
@@ -41,7 +41,7 @@ class CacheOptions:
             raise RequestError(f"at most {MOST_DRAWS:,} samples per token.", field="sampled", value=self.size)
 
     def check_vocabulary(self, vocabulary: int) -> None:
-        """Raises RequestError if more is kept than there is."""
+        """Raises RequestError if k exceeds the vocabulary."""
         if self.kind == "top_k" and self.size > vocabulary:
             raise RequestError(
                 f"the teacher has {vocabulary:,} tokens.", field="top_k", value=self.size, fix=f"At most {vocabulary}."

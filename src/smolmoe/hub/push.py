@@ -95,13 +95,13 @@ def push(
     Args:
         model: a checkpoint folder.
         repo: a hub id (`me/my-moe`); or a folder, as `file:DIR` or a path that begins with `.`, `/` or `~`.
-        private: of a repository that is made now.
-        overwrite: replace a model folder that is there.
+        private: for a new repository.
+        overwrite: replace an existing model folder.
 
     Raises:
         SourceError, CheckpointError: MODEL is no checkpoint with safetensors, or has weights that are NaN or infinite.
-        RequestError: REPO is neither an id nor a folder, or `private` was asked of a folder.
-        OutputError: there is something in the folder.
+        RequestError: REPO is neither an id nor a folder, or `private` was set for a folder.
+        OutputError: the folder is not free.
         HubError: the hub refuses, or cannot be reached.
     """
     folder = expanded(model)
@@ -132,7 +132,7 @@ def _check_model(folder: Path) -> None:
         raise SourceError(
             "is the folder of a run.", field="model", value=str(folder), fix=f"Push its model: {folder / 'model'}."
         )
-    open_checkpoint(folder, field="model").check_finite()  # what is published is used
+    open_checkpoint(folder, field="model").check_finite()  # NaN must not be published
 
 
 def _local(repo: str) -> Path | None:
@@ -153,7 +153,7 @@ def _local(repo: str) -> Path | None:
 
 
 def _chosen(folder: Path) -> tuple[list[str], dict[str, str]]:
-    """Names that are sent, and why the others are not."""
+    """Names to send, and the reasons why others are not sent."""
     sent, refused = [], {}
     for path in sorted(folder.iterdir()):
         if path.is_dir():

@@ -109,15 +109,15 @@ def generate_all(
         repetition_penalty: above 1, repeated tokens become less likely.
         seed: of the sampling.
         batch_size: prompts at once.
-        experts: names or indices of the experts to read and to hold, no others; or "auto" for those that the prompt
-            calls for (see `secretary`), one prompt only. The model is the whole one restricted to them.
-        offload_experts: experts stay on the CPU; those a layer's router chooses are brought to the device.
-        expert_memory: bytes that experts may take on the device then, see `moe.offload.offload_experts`.
+        experts: names or indices of the only experts to load; or "auto" to choose by the prompt (see `secretary`), for
+            one prompt only. The result is that of the model restricted to them.
+        offload_experts: experts stay on the CPU; those that a layer's router chooses are copied to the device.
+        expert_memory: maximum bytes of experts on the device, see `inference.offload.offload_experts`.
 
     Raises:
         RequestError: a value out of its range, an expert that does not exist, no prompt, or one that leaves no room in
             the model's context.
-        DataError: a prompt holds a token that the model does not have.
+        DataError: a prompt has a token that the model does not have.
         SourceError: no such model, or it has no tokenizer.
         CheckpointError: its files are missing or corrupt.
     """
@@ -168,7 +168,7 @@ def _answer(
 
 
 def _load(folder: Path, prompt: str, experts: str | Sequence[str | int] | None) -> tuple[Any, LoadedExperts | None]:
-    """The model on the CPU, whole or with only some experts."""
+    """The model on the CPU, complete or with some experts."""
     if experts is None:
         return load_model(folder, dtype=Skeleton(folder).stored_dtype()), None
     selective, indices, choice = load_experts(folder, experts, prompt)

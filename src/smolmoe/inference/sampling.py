@@ -171,7 +171,7 @@ class _Draw:
     def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
         number = self.numbers[:, input_ids.shape[1] - self.start, None]
         cumulated = (scores.double() / self.temperature).softmax(dim=-1).cumsum(dim=-1)
-        # Rounding may leave the total short of 1; a token of no probability is never the first above the number.
+        # Rounding may make the total less than 1; a token of probability 0 is never the first above the number.
         chosen = torch.searchsorted(cumulated, number * cumulated[:, -1:], right=True).clamp_(max=scores.shape[1] - 1)
         return torch.full_like(scores, float("-inf")).scatter_(1, chosen, 0.0)
 
@@ -256,7 +256,7 @@ def until_end(answer: Sequence[int], ends: Sequence[int]) -> list[int]:
 
 
 def answer_text(tokenizer: Any, prompt: list[int], answer: list[int]) -> str:
-    """The answer's text: cut from the whole, since some tokenizers drop the space before a first token."""
+    """The answer's text, decoded with the prompt, since some tokenizers drop the space before a first token."""
     whole = tokenizer.decode(prompt + answer, skip_special_tokens=True)
     start = tokenizer.decode(prompt, skip_special_tokens=True)
     return whole[len(start) :] if whole.startswith(start) else tokenizer.decode(answer, skip_special_tokens=True)

@@ -1,4 +1,4 @@
-"""A whole job: prompts in, rows and a report out."""
+"""A complete job: from prompts to rows and a report."""
 
 from __future__ import annotations
 
@@ -36,8 +36,8 @@ def teach(
 ) -> dict[str, Any]:
     """Ask an endpoint every prompt of a file, and write rows to train on; returns the report that is written.
 
-    Every answer is on disk before it counts, so that a killed job can continue with `resume`: answered prompts
-    are not asked again; those in progress at the kill, and those that failed, are.
+    Every answer is on disk before it counts, so that a killed job can continue with `resume`: it does not repeat
+    answered prompts, but those in progress at the kill and those that failed.
 
     Args:
         report: called with the stage, the number of settled questions and their total.

@@ -41,7 +41,7 @@ class Totals:
 
 
 class Journal:
-    """The questions and their results; the last entry of a question counts, and an answer is never replaced.
+    """The questions and their results; the last entry of a question counts; answers are never replaced.
 
     A line is on disk (fsync) when `add` returns. An incomplete last line, after a kill or on a full disk, is
     removed when the journal is opened again: its question counts as not asked.
@@ -49,7 +49,7 @@ class Journal:
 
     def __init__(self, path: Path, fd: int):
         self.path = path
-        self.answered: dict[str, int] = {}  # id -> where its line begins
+        self.answered: dict[str, int] = {}  # id -> offset of its line
         self.failed: dict[str, int] = {}
         self.totals = Totals()
         self._fd = fd
@@ -146,7 +146,7 @@ class Journal:
         self._end += len(line)
 
     def get(self, name: str) -> dict[str, Any]:
-        """The entry that counts for a question."""
+        """The valid entry of a question."""
         at = self.answered.get(name, self.failed.get(name))
         assert at is not None
         with self.path.open("rb") as file:
@@ -155,14 +155,14 @@ class Journal:
         return entry
 
     def close(self) -> None:
-        """Close it; a journal without entries is no journal, and goes."""
+        """Close the journal; a new one without entries is deleted."""
         if self._new and not self.totals.entries:
             self.path.unlink(missing_ok=True)
         os.close(self._fd)
 
 
 def _sync_folder(folder: Path) -> None:
-    """A new file's name is on the disk only when its folder is."""
+    """Write a folder, which contains the name of a new file, to the disk."""
     fd = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(fd)

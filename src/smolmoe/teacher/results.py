@@ -21,12 +21,12 @@ from smolmoe.teacher.targets import TargetWriter
 
 ROWS = "rows.jsonl"
 REPORT = "report.json"
-# Not .jsonl: the folder is read by its .jsonl files, and only the rows are text.
+# Not .jsonl: training reads the folder's .jsonl files, and only the rows are text.
 FAILED = "failed.ndjson"
 LOGPROBS = "logprobs.ndjson"
-STUDENT_TEXT = "student_text"  # column: the answer where it has targets, else empty, which training passes over
+STUDENT_TEXT = "student_text"  # column: the answer if it has targets, else empty, which training skips
 SCHEMA_VERSION = 1
-_SHOWN = 10  # failures and mismatches named in the report; all are in the files
+_SHOWN = 10  # failures and mismatches in the report; the files have all
 
 
 def write_results(
@@ -56,7 +56,7 @@ class _Results:
         self._used: set[str] = set()
         self.targets: TargetWriter | None = None
         if student is not None:
-            assert recipe.top_logprobs is not None  # the recipe sees to it
+            assert recipe.top_logprobs is not None  # the recipe checks it
             teacher = {"model": recipe.model, "base_url": recipe.base_url, "prompts": prompts}
             self.targets = TargetWriter(recipe.out, student.tokenizer, recipe.top_logprobs, teacher)
 
@@ -151,7 +151,7 @@ class _Results:
 def row_of(prompt: Prompt, sample: int, answer: dict[str, Any]) -> dict[str, Any]:
     """A row for training: the prompt's columns, the answer, and `text`, a dialogue of both.
 
-    A column of the prompts' file that is called as one of the results is kept as `given_...`.
+    A column of the prompts' file with the name of a result is kept as `given_...`.
     """
     result = {
         "text": dialogue([("user", prompt.text.strip()), ("assistant", answer["text"].strip())]),

@@ -46,10 +46,10 @@ class TargetWriter:
         self._partial.mkdir()
 
     def add(self, targets: Targets, finish_reason: str | None) -> None:
-        """Take an answer; the same answer twice is kept once.
+        """Take an answer; duplicates are kept once.
 
         Raises:
-            Mismatch: it did not end by itself.
+            Mismatch: it was truncated.
         """
         if finish_reason != "stop":
             raise Mismatch(f"the answer was truncated (finish_reason {finish_reason})")
@@ -112,7 +112,7 @@ class TargetWriter:
 def _best(names: list[int], logprobs: list[float], k: int) -> tuple[list[int], list[float]]:
     """The k most likely candidates, padded if there are fewer.
 
-    Fillers weigh nothing; they must differ, since the student's probabilities of a row's ids are summed.
+    Padding has no weight; its ids must be distinct, since the student's probabilities of a row's ids are summed.
     """
     best = sorted(zip(logprobs, names, strict=True), reverse=True)[:k]
     kept = [name for _, name in best]
