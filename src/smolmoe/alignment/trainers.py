@@ -74,9 +74,9 @@ def dataset(rows: Sequence[Row], method: str) -> Any:
 
 
 def collator(rows: Sequence[Row], method: str, tokenizer: Any, arguments: Any) -> Any | None:
-    """A collator that masks the unlearned parts of answers in DPO's loss; None if there are none.
+    """A collator that masks the unlearned parts of answers in DPO's loss; None if all answers are learned completely.
 
-    TRL's collator supports only answers that are learned completely.
+    TRL's collator supports only such answers.
     """
     if method != "dpo" or not any(row.chosen_loss or row.rejected_loss for row in rows):
         return None

@@ -115,7 +115,7 @@ def read_rows(path: Path) -> list[dict[str, Any]]:
             raise _bad_row(path, number, str(error)) from error
         if not isinstance(row, dict) or not isinstance(row.get("kind"), str):
             raise _bad_row(path, number, "there is no object with a kind")
-        for key in ("step", "loss", "tokens"):
+        for key in ("step", "loss", "tokens", "seconds"):
             if not isinstance(row.get(key), int | float | None):
                 raise _bad_row(path, number, f"its {key} is {row[key]!r}")
         rows.append(row)

@@ -5,7 +5,7 @@ log2(n), the maximum for n tokens, and long texts even less; nor does a text rea
 from the corpus, since it repeats its words. Excerpts of n tokens are a fair measure only if short and long texts are of
 one kind, which they often are not. So the measure is empirical: the distance of a text's entropy from the regression
 line over log(n) through the texts of its group that are nearest in length, in standard deviations. Every text competes
-with texts of its own length.
+with texts of similar length.
 """
 
 from __future__ import annotations

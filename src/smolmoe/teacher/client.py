@@ -105,7 +105,7 @@ class Asking:
             pass
 
     async def _next(self, waiting: Iterator[Question]) -> bool:
-        """Settle one more question; false if there is none left, or the job should end."""
+        """Settle one more question; false if none is left, or the job should end."""
         question = next(waiting, None)
         if question is None:
             return False

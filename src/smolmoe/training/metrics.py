@@ -9,13 +9,14 @@ import sys
 import time
 from collections.abc import Mapping
 from contextlib import contextmanager
+from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from smolmoe.core.json_text import read_rows
-from smolmoe.errors import CheckpointError
+from smolmoe.errors import CheckpointError, DataError
 
 FILE = "metrics.jsonl"
 
@@ -65,26 +66,13 @@ def _rows_until(path: Path, step: int) -> list[dict[str, Any]]:
     """The rows of the steps up to this one.
 
     Raises:
-        CheckpointError: one of them is no row; only the file's last line may have been cut short.
+        CheckpointError: a line other than the last one, which a kill may truncate, is not a row.
     """
-    rows: list[dict[str, Any]] = []
-    lines = path.read_bytes().splitlines()
-    for number, line in enumerate(lines, 1):
-        try:
-            row = json.loads(line)
-            if row["step"] > step:
-                break
-            rows.append({**row, "seconds": float(row["seconds"])} if "seconds" in row else {**row})
-        except (ValueError, TypeError, KeyError, RecursionError) as error:
-            if number == len(lines):
-                break
-            raise CheckpointError(
-                f"line {number} is not a row of measurements.",
-                field="metrics",
-                value=str(path),
-                fix="Restore the file, or delete the line: it is then missing from the run's curves.",
-            ) from error
-    return rows
+    try:
+        return [*takewhile(lambda row: (row.get("step") or 0) <= step, read_rows(path))]
+    except DataError as error:
+        fix = "Restore the file, or delete the line: it is then missing from the run's curves."
+        raise CheckpointError(error.message, field="metrics", value=str(path), fix=fix) from error
 
 
 class Clock:
