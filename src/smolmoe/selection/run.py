@@ -6,18 +6,23 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
-from smolmoe.core.files import check_no_others, write_json
+from smolmoe.core.checkpoint import fingerprint, open_checkpoint
+from smolmoe.core.devices import pick_device
+from smolmoe.core.files import check_no_others, expanded, write_json
 from smolmoe.core.folders import whole_or_nothing
 from smolmoe.core.progress import Progress, silent
 from smolmoe.core.run_folder import is_ours, occupied
 from smolmoe.core.vocabulary import within_vocabulary
+from smolmoe.data.formats import suffix_of
+from smolmoe.data.presets import EMBEDDED, PRESETS
 from smolmoe.data.same_tokenizer import tokenizer_hash
 from smolmoe.data.tally import Tally, whole
 from smolmoe.data.text import Document, default_documents
+from smolmoe.data.tokenizer import train_tokenizer
 from smolmoe.data.tokens import end_of_text
 from smolmoe.errors import DataError, RequestError
 from smolmoe.recipe.base import parse
@@ -29,12 +34,8 @@ from smolmoe.selection.pool import Pool, scan
 from smolmoe.selection.quotas import Choice, rank_correlation
 from smolmoe.selection.results import INDEX, REPORT, WRITTEN, Selection, group_results, relative_length
 from smolmoe.selection.rows import RowSource, open_rows
-from smolmoe.selection.scores import DrawScorer, EntropyScorer, LossScorer, token_ids
+from smolmoe.selection.scores import DrawScorer, EntropyScorer, Losses, LossScorer, Scorer, token_ids
 from smolmoe.selection.writing import added_columns, write_choice
-
-if TYPE_CHECKING:
-    from smolmoe.selection.scores import Losses, Scorer
-
 
 LONGEST_WINDOW = 1024  # tokens that a model reads at a time
 
@@ -93,10 +94,6 @@ class Tools:
 
 def names_rows(data: str) -> bool:
     """Whether the argument means rows: a preset, a name that ends like a file's (existing or not), or a path."""
-    from smolmoe.core.files import expanded
-    from smolmoe.data.formats import suffix_of
-    from smolmoe.data.presets import EMBEDDED, PRESETS
-
     if data in {*PRESETS, EMBEDDED} or (suffix_of(data) is not None and not any(map(str.isspace, data))):
         return True
     try:
@@ -133,7 +130,6 @@ def find_tokenizer(name: str | None, model: str | None) -> Any | None:
     Raises:
         SourceError: the folder has none; HubError: neither a folder nor a hub id.
     """
-    from smolmoe.core.checkpoint import open_checkpoint
     from smolmoe.moe import loading
 
     if name is None and model is None:
@@ -143,8 +139,6 @@ def find_tokenizer(name: str | None, model: str | None) -> Any | None:
 
 def _learned(recipe: SelectRecipe, vocabulary: int) -> Any:
     """A tokenizer learned from the beginning of the candidate rows."""
-    from smolmoe.data.tokenizer import train_tokenizer
-
     sieve = Sieve(recipe)
 
     def documents() -> Iterator[Document]:
@@ -164,8 +158,6 @@ def model_losses(name: str, tokenizer: Any, device: str) -> tuple[Losses, str]:
     Raises:
         SourceError, CheckpointError, HubError: the model cannot be loaded.
     """
-    from smolmoe.core.checkpoint import fingerprint, open_checkpoint
-    from smolmoe.core.devices import pick_device
     from smolmoe.evaluation.held_out import cut_windows, document_losses
     from smolmoe.moe.loading import load_model
 
