@@ -98,7 +98,7 @@ def test_rows_that_do_not_fit_the_method(tmp_path: Path, moe: Path) -> None:
     file = write_corrections(tmp_path / "gec.jsonl")
     with pytest.raises(DataError, match='no "chosen"'):
         align(recipe(tmp_path, moe, "dpo", data={"train": [str(file)]}))
-    with pytest.raises(DataError, match="none of 40 rows is left for measuring"):
+    with pytest.raises(DataError, match="none of 40 rows is left for validation"):
         align(recipe(tmp_path, moe, "sft", data={"train": [str(file)], "held_out": 0.001}))
     with pytest.raises(DataError, match="longer than 4 tokens"):
         align(recipe(tmp_path, moe, "sft", data={"train": [str(file)], "length": 4}))

@@ -106,7 +106,7 @@ def read_examples(recipe: AlignDataRecipe, tokenizer: Any, *, pairs: bool) -> Ex
     for side, found in (("train", train), ("validation", validation)):
         if not found:
             raise DataError(
-                f"none of {len(rows)} rows is left for {'training' if side == 'train' else 'measuring'}.",
+                f"none of {len(rows)} rows is left for {'training' if side == 'train' else 'validation'}.",
                 field=f"data.{side}",
                 value=", ".join(getattr(recipe, side) or recipe.train),
                 fix="Use more rows, set data.validation to a separate file, or set data.held_out.",

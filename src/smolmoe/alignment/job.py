@@ -95,7 +95,7 @@ class AlignJob:
         self.tokenizer = answering_tokenizer(source, "model.path")
         self.pad_token = self.tokenizer.pad_token
         if self.pad_token is None:
-            logger.info("The tokenizer has no padding token: the end-of-text token pads, and is masked there.")
+            logger.info("The tokenizer has no padding token: the end-of-text token is used for padding, and masked.")
             self.tokenizer.pad_token = self.tokenizer.eos_token
         config = load_config(source).get_text_config()
         positions = getattr(config, "max_position_embeddings", None) or math.inf
@@ -202,7 +202,7 @@ class AlignJob:
         new = max(length(text) for row in self.corrections for text in (row.source, *row.references))
         rows = [row for row, given in zip(self.corrections, asked, strict=True) if given + new <= positions]
         if not rows:
-            logger.warning("No text leaves room for a correction of %d tokens: none is scored.", new)
+            logger.warning("No text leaves room for a correction of %d tokens, so none is scored.", new)
             return None
         scores = score_corrections(
             model,

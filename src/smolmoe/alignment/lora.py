@@ -85,7 +85,7 @@ def _linear_names(model: nn.Module, recipe: LoraRecipe) -> list[str]:
                 "no linear module in the model's layers has this name.",
                 field="lora.targets",
                 value=target,
-                fix=f"Modules: {', '.join(there)}." + (" The experts' own: lora.experts: true." if words else ""),
+                fix=f"Modules: {', '.join(there)}." + (" For the experts use lora.experts: true." if words else ""),
             )
         if target in words and not recipe.experts:
             logger.warning(

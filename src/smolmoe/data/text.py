@@ -60,7 +60,7 @@ def read_lines(path: Path, *, field: str) -> list[str]:
     try:
         return [line for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
     except (OSError, UnicodeDecodeError) as error:
-        raise DataError("it is no text file that can be read.", field=field, value=str(path)) from error
+        raise DataError("is not a readable text file.", field=field, value=str(path)) from error
 
 
 def read_rows(path: str | Path, required: Sequence[str], optional: Sequence[str] | None = ()) -> Rows:

@@ -49,7 +49,7 @@ def _check_same(found: dict[str, Any], asked: dict[str, Any], out: Path) -> None
     options = differences(before, now)
     said = f"{' and '.join(changed)} changed" + (f" ({options})" if options else "")
     raise OutputError(
-        f"the cache there was begun with another request: {said}.",
+        f"the cache there was started with another request: {said}.",
         field="out",
         value=str(out),
         fix="Resume with the same one, start over with `overwrite=True`, or name another folder.",

@@ -43,7 +43,7 @@ DECIDED: dict[str, str] = {
     "greater_is_better": "nothing: the held-out loss decides",
     "remove_unused_columns": "nothing",
     "use_cache": "nothing",
-    "logging_nan_inf_filter": "nothing: a loss that is not a number stops the run",
+    "logging_nan_inf_filter": "nothing: a NaN or infinite loss stops the run",
     "auto_find_batch_size": "per_device_train_batch_size: another batch size would change the training",
     "ignore_data_skip": "nothing: a resumed run continues where it was",
     "restore_callback_states_from_checkpoint": "nothing: a resumed run continues where it was",

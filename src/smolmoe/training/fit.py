@@ -37,7 +37,7 @@ def check_fits(recipe: TrainRecipe, model: Any, granularity: int) -> None:
     for name in ("activation_checkpointing", "gradient_checkpointing"):
         if recipe.trainer.get(name) and not model.supports_gradient_checkpointing:
             raise RequestError(
-                f"{type(model).__name__} has none.", field=f"trainer.{name}", value=True, fix="Remove it."
+                f"{type(model).__name__} does not support it.", field=f"trainer.{name}", value=True, fix="Remove it."
             )
 
 

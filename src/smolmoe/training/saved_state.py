@@ -104,7 +104,7 @@ def read_record(file: Path) -> dict[str, Any]:
     check_schema(found.get("schema_version"), file)
     for key, kind in (("recipe", dict), ("data", str), ("blocks_a_step", int)):
         if not isinstance(found.get(key), kind) and (key in found or key != "blocks_a_step"):
-            wrong(file, f"holds {type_name(found.get(key))} for {key!r} where {TYPES[kind]} belongs")
+            wrong(file, f"holds {type_name(found.get(key))} for {key!r} instead of {TYPES[kind]}")
     return found
 
 
