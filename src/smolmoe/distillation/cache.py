@@ -6,7 +6,7 @@ import shutil
 import tempfile
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -96,7 +96,7 @@ def begin(
         "teacher": {"name": checkpoint.folder.name, "sha256": fingerprint(checkpoint), "dtype": dtype},
         "tokenizer": tokenizer_hash(tokenizer),
         "text": text.identity,
-        "options": options.to_json(),
+        "options": asdict(options),
     }
     job = Job(out, checkpoint.folder, options, dtype, finished=(out / ABOUT).is_file() and not overwrite)
     open_folder(out, request, resume=resume, overwrite=overwrite)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any
 
 from smolmoe.errors import RequestError
@@ -53,9 +53,6 @@ class CacheOptions:
         if self.kind == "top_k":
             return self.size * (of_id + 2) + 2
         return self.size * (of_id + (1 if self.size < 2**8 else 2)) + 6
-
-    def to_json(self) -> dict[str, Any]:
-        return asdict(self)
 
 
 def cache_options(*, top_k: int | None = None, sampled: int | None = None, **others: Any) -> CacheOptions:

@@ -6,7 +6,7 @@ import math
 from collections import OrderedDict
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -37,9 +37,6 @@ class Traffic:
     moved_bytes: int = 0
     hits: int = 0
     misses: int = 0
-
-    def to_json(self) -> dict[str, int]:
-        return asdict(self)
 
 
 def offload_experts(model: nn.Module, *, device: str | torch.device, expert_memory: int | None = None) -> Traffic:
