@@ -60,7 +60,7 @@ def test_equal_pairs_are_left_out_and_counted(tmp_path: Path, moe: Path) -> None
             {"method": "cpo", "trainer": {"simpo_gamma": 1.0}},
             RequestError,
             "trainer.simpo_gamma",
-            "Add loss_type: simpo",
+            "without loss_type: simpo",
         ),
         ({"router": "free", "objective": {"load_balance": 0.1}}, RequestError, "AlignRecipe", "exclude each other"),
         ({"method": "sft", "beta": 0.1}, RequestError, "AlignRecipe", "preference loss"),

@@ -10,7 +10,7 @@ from smolmoe.alignment.libraries import require
 from smolmoe.errors import RequestError
 from smolmoe.recipe.align import BETA, LENGTH, AlignRecipe
 from smolmoe.training.arguments import DECIDED, builder, check_values
-from smolmoe.training.checks import refused_by
+from smolmoe.training.checks import refused_by, unused
 
 _COMMON: dict[str, Any] = {
     "num_train_epochs": 1,
@@ -125,9 +125,7 @@ def _check_losses(recipe: AlignRecipe) -> None:
         message = f"{loss} raises an answer's full probability to this power, which is 0 for all but short answers"
         raise RequestError(f"{message}: the loss is NaN.", field="trainer.alpha", value=given["alpha"], fix=fix)
     if recipe.method == "cpo" and given.get("simpo_gamma") and "simpo" not in losses:
-        loss, message = ", ".join(losses) or "sigmoid", "only the SimPO loss has this margin, so it has no effect on"
-        fix = "Add loss_type: simpo, or remove it."
-        raise RequestError(f"{message} {loss}.", field="trainer.simpo_gamma", value=given["simpo_gamma"], fix=fix)
+        raise unused("simpo_gamma", given["simpo_gamma"], "loss_type: simpo")
     smoothing = given.get("label_smoothing", 0)
     if ("exo_pair" in losses and smoothing == 0) or ("robust" in losses and smoothing >= 0.5):
         raise _refused("label_smoothing", smoothing, f"{', '.join(losses)} needs one above 0 and below 0.5")

@@ -85,7 +85,7 @@ def check_combinations(given: Mapping[str, Any], values: Mapping[str, Any], devi
             )
     for name in _LOADING:
         if given.get(name) and not values.get("dataloader_num_workers"):
-            raise _unused(name, given[name], "dataloader_num_workers of 1 or more")
+            raise unused(name, given[name], "dataloader_num_workers of 1 or more")
     context = given.get("dataloader_multiprocessing_context")
     if context and context not in multiprocessing.get_all_start_methods():
         raise _refused("dataloader_multiprocessing_context", context, "this system does not support this start method")
@@ -109,7 +109,7 @@ def _check_optimiser(given: Mapping[str, Any], name: str) -> None:
             fix = f"It takes {', '.join(known)}." if known else "Remove it."
             raise _refused("optim_args", given["optim_args"], f"{name} takes no {key}", fix)
     if given.get("optim_target_modules") and not name.startswith(_LOW_RANK):
-        raise _unused("optim_target_modules", given["optim_target_modules"], "a low-rank optimiser (galore, apollo)")
+        raise unused("optim_target_modules", given["optim_target_modules"], "a low-rank optimiser (galore, apollo)")
 
 
 def _check_loggers(given: Mapping[str, Any], asked: Any) -> None:
@@ -125,7 +125,7 @@ def _check_loggers(given: Mapping[str, Any], asked: Any) -> None:
                 raise _missing(_LOGGERS.get(name, name), _LOGGERS.get(name, name), "report_to", asked)
     for name in _TRACKIO:
         if given.get(name) and "trackio" not in names:
-            raise _unused(name, given[name], "report_to: trackio")
+            raise unused(name, given[name], "report_to: trackio")
 
 
 def _check_kernels(given: Mapping[str, Any], device: str) -> None:
@@ -134,7 +134,7 @@ def _check_kernels(given: Mapping[str, Any], device: str) -> None:
         if device == "cpu":
             raise _refused("use_liger_kernel", True, "Liger's kernels need a GPU", "Remove it.")
     elif given.get("liger_kernel_config"):
-        raise _unused("liger_kernel_config", given["liger_kernel_config"], "use_liger_kernel: true")
+        raise unused("liger_kernel_config", given["liger_kernel_config"], "use_liger_kernel: true")
     backend, mode = (given.get(f"torch_compile_{name}") for name in ("backend", "mode"))
     if backend is not None:
         known = torch.compiler.list_backends(exclude_tags=())
@@ -209,7 +209,8 @@ def _missing(module: str, package: str, field: str, value: object) -> RequestErr
     return _refused(field, value, f"transformers refuses it: {module} is not installed (pip install {package})")
 
 
-def _unused(field: str, value: object, needs: str) -> RequestError:
+def unused(field: str, value: object, needs: str) -> RequestError:
+    """The error for a value under `trainer` without effect."""
     return _refused(field, value, f"it has no effect without {needs}", "Remove it, or add that.")
 
 
