@@ -244,7 +244,7 @@ def ours(model: Any, data: list[Any], arguments: argparse.Namespace, folder: str
         measure=lambda model, capture: None,
         measured_at=set(),
         model=model,
-        args=training_arguments(recipe, Path(folder), steps=steps, every=steps + 1),
+        args=training_arguments(recipe, steps=steps, every=steps + 1),
         train_dataset=data,
     )
     trainer.metrics = MetricsFile(Path(folder) / "metrics.jsonl")

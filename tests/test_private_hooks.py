@@ -31,6 +31,9 @@ _BY_OWNER = {
     "accelerate:Accelerator.prepare_model.": {
         "_original_forward": "attribute",
     },
+    "accelerate.utils:": {
+        "gather_object": "(object)",
+    },
     "datasets.utils:": {
         "disable_progress_bars": "()",
     },

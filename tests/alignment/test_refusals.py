@@ -56,6 +56,12 @@ def test_equal_pairs_are_left_out_and_counted(tmp_path: Path, moe: Path) -> None
         ({"trainer": {"loss_type": "nonsense"}}, RequestError, "trainer.loss_type", "Unknown loss type"),
         ({"method": "cpo", "trainer": {"alpha": 0.25}}, RequestError, "trainer.alpha", "Add loss_type: alphapo or"),
         ({"method": "cpo", "trainer": {"alpha": 1, "loss_type": "hinge"}}, RequestError, "trainer.alpha", "hinge"),
+        (
+            {"method": "cpo", "trainer": {"simpo_gamma": 1.0}},
+            RequestError,
+            "trainer.simpo_gamma",
+            "without loss_type: simpo",
+        ),
         ({"router": "free", "objective": {"load_balance": 0.1}}, RequestError, "AlignRecipe", "exclude each other"),
         ({"method": "sft", "beta": 0.1}, RequestError, "AlignRecipe", "preference loss"),
         ({"lora": {"rank": 2, "targets": ["q_prj"]}}, RequestError, "lora.targets", "q_proj"),
@@ -92,7 +98,7 @@ def test_rows_that_do_not_fit_the_method(tmp_path: Path, moe: Path) -> None:
     file = write_corrections(tmp_path / "gec.jsonl")
     with pytest.raises(DataError, match='no "chosen"'):
         align(recipe(tmp_path, moe, "dpo", data={"train": [str(file)]}))
-    with pytest.raises(DataError, match="none of 40 rows is left for measuring"):
+    with pytest.raises(DataError, match="none of 40 rows is left for validation"):
         align(recipe(tmp_path, moe, "sft", data={"train": [str(file)], "held_out": 0.001}))
     with pytest.raises(DataError, match="longer than 4 tokens"):
         align(recipe(tmp_path, moe, "sft", data={"train": [str(file)], "length": 4}))

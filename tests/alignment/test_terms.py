@@ -62,7 +62,7 @@ def build(folder: Path, model: Any, method: str, *, reference: Any = None, **cha
         model=model,
         reference=reference,
         tokenizer=tiny_tokenizer(),
-        arguments=trainer_arguments(values, length=64, save_steps=1, device="cpu"),
+        arguments=trainer_arguments(values, length=64, save_steps=1),
         adapters=adapters,
     )
     made.gradients_every = 0

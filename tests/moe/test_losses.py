@@ -195,3 +195,17 @@ def test_domain_load_balance_is_one_for_lone_experts_and_sees_imbalance_among_se
     assert probabilities.grad[3, 1] > 0 > probabilities.grad[3, 2]
     both = domain_load_balance(probabilities.expand(2, 4, 3), load.expand(2, 2, 3), allowed, domain_ids)
     torch.testing.assert_close(both, value.detach().expand(2))
+
+
+def test_every_router_loss_is_a_weight_in_recipes_and_a_term_with_a_gradient() -> None:
+    from smolmoe.moe.losses import ROUTER_LOSSES, RoutedTokens
+    from smolmoe.recipe.train import ObjectiveRecipe
+
+    for loss in ROUTER_LOSSES:
+        assert ObjectiveRecipe.model_fields[loss.name].description == loss.description
+        logits = torch.randn(2, 5, 4, requires_grad=True)
+        value = loss.value(RoutedTokens(logits, torch.rand(2, 1, 4), "softmax"))
+        assert value.shape == (2,)
+        value.mean().backward()
+        assert logits.grad is not None
+        assert logits.grad.any()

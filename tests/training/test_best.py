@@ -92,7 +92,7 @@ def test_without_checkpoints_there_is_no_best(tmp_path: Path, moe: Path, caplog:
     assert result.summary["best"]["model"] is None
     assert not (tmp_path / "run" / "best").exists()
     assert not (tmp_path / "run" / "checkpoints").exists()
-    assert "its checkpoint is not there" in caplog.text
+    assert "its checkpoint is missing" in caplog.text
 
 
 def test_a_change_has_an_interval_over_documents() -> None:

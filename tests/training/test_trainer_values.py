@@ -50,7 +50,7 @@ TAKEN: dict[str, tuple[Any, ...]] = {
     "discopop_tau": PART,
     "cpo_alpha": (*PART, 0),
     "alpha": (0,),
-    "simpo_gamma": (*PART, 0),
+    "simpo_gamma": (0,),
     **dict.fromkeys(  # True: not here
         ("fp16", "use_liger_kernel", "tf32", "dataloader_persistent_workers", "activation_offloading"), (0,)
     ),

@@ -1,20 +1,16 @@
-"""From a recipe to the configs of TRL: what is passed through, what is ours, what is assumed."""
+"""From a recipe to the configs of TRL: passed-through values, fixed values and defaults."""
 
 from __future__ import annotations
 
-import os
 import warnings
 from collections.abc import Callable, Mapping
-from dataclasses import fields
 from typing import Any
 
 from smolmoe.alignment.libraries import require
-from smolmoe.core.devices import pick_device
 from smolmoe.errors import RequestError
 from smolmoe.recipe.align import BETA, LENGTH, AlignRecipe
-from smolmoe.recipe.base import check_passed_on, new_names
-from smolmoe.training.arguments import DECIDED, on_device, precision
-from smolmoe.training.checks import check_combinations, refused_by, try_out
+from smolmoe.training.arguments import DECIDED, builder, check_values
+from smolmoe.training.checks import refused_by, unused
 
 _COMMON: dict[str, Any] = {
     "num_train_epochs": 1,
@@ -31,7 +27,7 @@ _COMMON: dict[str, Any] = {
     "dataloader_pin_memory": False,
     "disable_tqdm": True,
 }
-# Rates and batches of the seed experiments on CoEdIT.
+# Learning rates and batch sizes of the first experiments on CoEdIT.
 DEFAULTS: dict[str, dict[str, Any]] = {
     "sft": {**_COMMON, "learning_rate": 7e-5, "per_device_train_batch_size": 12},
     "dpo": {
@@ -42,7 +38,7 @@ DEFAULTS: dict[str, dict[str, Any]] = {
     },
     "cpo": {**_COMMON, "learning_rate": 5e-7, "per_device_train_batch_size": 8},
 }
-# What is decided elsewhere: the field, and where the user says it instead.
+# Fields that are decided elsewhere, and what the user sets instead.
 _OURS = {
     **DECIDED,
     "data_seed": "seed",
@@ -81,7 +77,7 @@ _OURS = {
         "nothing: the reference is the initial model",
     ),
 }
-# Losses that TRL looks at when training has begun only.
+# Losses, which TRL checks only after training has started.
 _LOSSES = {
     "sft": ("nll", "dft"),
     "dpo": (
@@ -91,7 +87,7 @@ _LOSSES = {
     "cpo": ("sigmoid", "hinge", "ipo", "simpo", "alphapo"),
 }
 
-_AVERAGING = ("alphapo", "simpo", "ipo")  # of CPO, those by the probability of a mean token
+_AVERAGING = ("alphapo", "simpo", "ipo")  # losses of CPO on the mean log-probability per token
 _DIVERGING = {"sigmoid", "sigmoid_norm", "hinge", "ipo", "exo_pair", "robust", "discopop", "sft"}
 
 
@@ -104,28 +100,20 @@ def config_class(method: str) -> Any:
     trl = require("trl")
     if method == "cpo":
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # that CPO is experimental, which its place in TRL says
+            warnings.simplefilter("ignore")  # the warning that CPO is experimental, which its module path in TRL says
             return require("trl.experimental.cpo").CPOConfig
     return trl.SFTConfig if method == "sft" else trl.DPOConfig
 
 
 def check_trainer(recipe: AlignRecipe) -> None:
-    """Refuse what is no field of the method's config, what is decided elsewhere, and values that cannot be used.
-
-    Raises:
-        RequestError
-    """
-    _check_keys(recipe)
-    given, device = recipe.trainer, pick_device(recipe.device)
-    check_combinations(given, {**DEFAULTS[recipe.method], **given}, device)
+    """Raises RequestError for a key under `trainer` that is unknown or set elsewhere, or an unusable value."""
+    config, build = config_class(recipe.method), _builder(recipe, length=LENGTH, save_steps=1)
     _check_losses(recipe)
-    steps = max(1, int(given.get("max_steps", 1)))
-    build = _builder(recipe, length=LENGTH, save_steps=1, device=device)
-    refused_by("TRL", lambda values: try_out(build(values), steps), given)
+    check_values(recipe, "TRL", config, DEFAULTS[recipe.method], _OURS, build)
 
 
 def _check_losses(recipe: AlignRecipe) -> None:
-    """What TRL says of its losses when the model is there, or in the first step, only."""
+    """Refuse losses that TRL would refuse only with the model or in the first step."""
     given, known = recipe.trainer, _LOSSES[recipe.method]
     losses = given.get("loss_type", ())
     losses = [losses] if isinstance(losses, str) else losses
@@ -136,6 +124,8 @@ def _check_losses(recipe: AlignRecipe) -> None:
         loss, fix = ", ".join(losses) or "sigmoid", f"Add loss_type: {' or '.join(_AVERAGING)}, or leave alpha out."
         message = f"{loss} raises an answer's full probability to this power, which is 0 for all but short answers"
         raise RequestError(f"{message}: the loss is NaN.", field="trainer.alpha", value=given["alpha"], fix=fix)
+    if recipe.method == "cpo" and given.get("simpo_gamma") and "simpo" not in losses:
+        raise unused("simpo_gamma", given["simpo_gamma"], "loss_type: simpo")
     smoothing = given.get("label_smoothing", 0)
     if ("exo_pair" in losses and smoothing == 0) or ("robust" in losses and smoothing >= 0.5):
         raise _refused("label_smoothing", smoothing, f"{', '.join(losses)} needs one above 0 and below 0.5")
@@ -157,36 +147,22 @@ def _refused(field: str, value: object, message: str, fix: str | None = None) ->
     return RequestError(f"TRL refuses it: {message}.", field=f"trainer.{field}", value=value, fix=fix)
 
 
-def _check_keys(recipe: AlignRecipe) -> None:
-    known = [field.name for field in fields(config_class(recipe.method))]
-    check_passed_on(recipe.trainer, known, _OURS)
-
-
-def trainer_arguments(recipe: AlignRecipe, *, length: int, save_steps: int, device: str) -> Any:
-    """The config of one run, with everything off that would count, cut or measure a second time.
+def trainer_arguments(recipe: AlignRecipe, *, length: int, save_steps: int) -> Any:
+    """The config of one run, whose recipe `check_trainer` has checked; TRL itself does not balance or evaluate.
 
     Args:
-        length: tokens of an example at most.
-        save_steps: steps between checkpoints where the recipe does not say.
+        length: maximum number of tokens of an example.
+        save_steps: steps between checkpoints, by default.
 
     Raises:
-        RequestError: a value that TRL does not take; keys are `check_trainer`'s to look at.
+        RequestError: a value that TRL does not take.
     """
-    return refused_by("TRL", _builder(recipe, length=length, save_steps=save_steps, device=device), recipe.trainer)
+    return refused_by("TRL", _builder(recipe, length=length, save_steps=save_steps), recipe.trainer)
 
 
-def _builder(recipe: AlignRecipe, *, length: int, save_steps: int, device: str) -> Callable[[Mapping[str, Any]], Any]:
-    """What makes the config of values under `trainer`."""
-    config, beta = config_class(recipe.method), recipe.beta or BETA
-
-    def build(given: Mapping[str, Any]) -> Any:
-        values = {"save_strategy": "steps", "save_steps": save_steps, **precision(device, given)}
-        values |= {**DEFAULTS[recipe.method], **new_names(given)}
-        values |= {"output_dir": os.path.realpath(recipe.out), "seed": recipe.seed, "use_cpu": device == "cpu"}
-        values |= {"remove_unused_columns": False, "logging_nan_inf_filter": False, "eval_strategy": "no"}
-        values["max_length"] = length
-        values |= {} if recipe.method == "cpo" else {"router_aux_loss_coef": 0.0}
-        values |= {} if recipe.method == "sft" else {"beta": beta}
-        return on_device(config(**values), device)
-
-    return build
+def _builder(recipe: AlignRecipe, *, length: int, save_steps: int) -> Callable[[Mapping[str, Any]], Any]:
+    decided: dict[str, Any] = {"eval_strategy": "no", "max_length": length}
+    decided |= {} if recipe.method == "cpo" else {"router_aux_loss_coef": 0.0}
+    decided |= {} if recipe.method == "sft" else {"beta": recipe.beta or BETA}
+    defaults = {"save_steps": save_steps, **DEFAULTS[recipe.method]}
+    return builder(recipe, config_class(recipe.method), defaults, **decided)

@@ -1,4 +1,4 @@
-"""Chats of any of the usual schemas as messages, and messages as text through a chat template."""
+"""Chats of all usual schemas as messages, and messages as text through a chat template."""
 
 from __future__ import annotations
 
@@ -8,6 +8,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+
+from jinja2 import TemplateError
 
 from smolmoe.data.tally import Tally, whole_text
 from smolmoe.errors import DataError, RequestError
@@ -30,15 +32,15 @@ _OWN = ("role", "from", "content", "value")
 
 
 class NotTextError(Exception):
-    """A message holds something else than text, such as an image."""
+    """A message contains something other than text, such as an image."""
 
 
 @dataclass
 class Unused:
-    """What a row holds that no example shows.
+    """Content of the rows that no example uses.
 
     Attributes:
-        counts: what -> how often.
+        counts: content -> how often.
     """
 
     counts: Counter[str] = field(default_factory=Counter)
@@ -56,7 +58,7 @@ def is_chat(value: Any) -> bool:
 
 
 def parsed(value: Any) -> Any:
-    """A value that is JSON in a string, as messages and tools often are, as what it holds; any other as it is."""
+    """The content of a string of JSON, as messages and tools often are; any other value unchanged."""
     if not isinstance(value, str) or not value.lstrip().startswith(("[", "{")):
         return value
     try:
@@ -68,7 +70,7 @@ def parsed(value: Any) -> Any:
 
 
 def parsed_chat(value: Any) -> Any:
-    """As `parsed`, of messages alone: an answer may be JSON itself."""
+    """As `parsed`, for messages only: an answer may be JSON itself."""
     found = parsed(value)
     items = found if isinstance(found, list) else [found]
     named = all(
@@ -78,11 +80,11 @@ def parsed_chat(value: Any) -> Any:
 
 
 def messages_of(value: Any, where: str, unused: Unused) -> list[Message]:
-    """Messages of any schema, their other keys kept; one message or a plain answer is a list of one.
+    """Messages of any schema with their other keys; one message or a plain answer becomes a list of one.
 
     Raises:
-        DataError: it is no such thing.
-        NotTextError: a message has a part that is no text.
+        DataError: the value contains no messages.
+        NotTextError: a part of a message is not text.
     """
     if isinstance(value, str):
         return [{"role": "assistant", "content": whole_text(value, unused.tally, where)}]
@@ -149,7 +151,7 @@ def starts_with(messages: Sequence[Message], beginning: Sequence[Message]) -> bo
 
 
 def shared(one: Sequence[Message], other: Sequence[Message]) -> int:
-    """How many messages both begin with."""
+    """The number of messages at the beginning that both share."""
     return next(
         (at for at, both in enumerate(zip(one, other, strict=False)) if not _same(*both)), min(map(len, (one, other)))
     )
@@ -161,7 +163,7 @@ def _same(one: Message, other: Message) -> bool:
 
 
 class Renderer:
-    """A chat template, and which keys of the messages it shows.
+    """A chat template, and the keys of the messages that it uses.
 
     Args:
         template: the recipe's file, or None for the tokenizer's own.
@@ -173,9 +175,9 @@ class Renderer:
         self.shown: set[str] = set()
 
     def pieces(self, before: Sequence[Message], answer: Sequence[Message], tools: Any, where: str) -> tuple[str, Turns]:
-        """The prompt, and what follows it turn by turn, each with whether it is learned.
+        """The prompt, and the following turns, each with whether it is learned.
 
-        Learned are the assistant's turns that hold something and whose `weight` is not 0.
+        Non-empty turns of the assistant are learned, unless their `weight` is 0.
         """
         prompt = done = self._rendered(before, tools, where, True)
         messages, parts = [*before], list[tuple[str, bool]]()
@@ -201,7 +203,7 @@ class Renderer:
             done = end
         self._look_for_keys(messages, tools, where)
         bos = self.tokenizer.bos_token
-        # The tokenizer puts its own in front.
+        # The tokenizer adds its own.
         is_twice = bos and self.tokenizer("").input_ids[:1]
         return prompt.removeprefix(bos) if is_twice else prompt, tuple(parts)
 
@@ -219,8 +221,6 @@ class Renderer:
             self.shown.add("tools")
 
     def _rendered(self, messages: Sequence[Message], tools: Any, where: str, is_prompt: bool) -> str:
-        from jinja2 import TemplateError
-
         if self.template is None and not getattr(self.tokenizer, "chat_template", None):
             raise RequestError(
                 f"{where} is a chat, but the tokenizer has no chat template.",

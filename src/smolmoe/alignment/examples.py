@@ -1,4 +1,4 @@
-"""Rows of any of the usual schemas as examples: a prompt, an answer, and in preference data a worse one."""
+"""Rows of all usual schemas as examples: a prompt, an answer, and in preference data a worse answer."""
 
 from __future__ import annotations
 
@@ -38,22 +38,22 @@ from smolmoe.data.text import is_empty
 from smolmoe.errors import DataError
 from smolmoe.recipe.align import AlignDataRecipe
 
-_ASSISTANT = "\n\nAssistant:"  # ends the prompt in texts that hold a whole dialogue (Anthropic/hh-rlhf)
+_ASSISTANT = "\n\nAssistant:"  # ends the prompt in texts of complete dialogues (Anthropic/hh-rlhf)
 
 
 @dataclass(frozen=True)
 class Example:
-    """One prompt as the model reads it, and what to answer.
+    """One prompt as the model reads it, and its answers.
 
     Attributes:
-        prompt: with everything that comes before the answer, ready to be tokenised.
+        prompt: everything before the answer, ready to be tokenised.
         chosen: the answer; of preference data the better one.
         rejected: the worse answer; None in supervised data.
-        source: the prompt as it stands in the row.
-        references: answers that count as right, where the rows give them.
-        task: what the row says it is, if it does.
-        chosen_turns, rejected_turns: the answer in parts, each with whether it is learned; none where all of it is.
-        left_out: why nothing can be learned from it (a field of `Dropped`); None if something can.
+        source: the prompt as in the row.
+        references: correct answers, if the rows have them.
+        task: the row's task, if it has one.
+        chosen_turns, rejected_turns: the answer in parts, each with whether it is learned; empty if all are.
+        left_out: why nothing can be learned from it (a key of `REASONS`); None if something can.
     """
 
     prompt: str
@@ -69,10 +69,10 @@ class Example:
 
 @dataclass(frozen=True)
 class Examples:
-    """What is trained on, and what is measured on; no prompt is in both.
+    """Training and validation examples; no prompt is in both.
 
     Attributes:
-        ignored: what rows hold that no example shows (columns, keys of messages, turns, roles) -> how often.
+        ignored: content of the rows that no example uses (columns, keys of messages, turns, roles) -> how often.
     """
 
     train: list[Example]
@@ -90,7 +90,7 @@ def read_examples(recipe: AlignDataRecipe, tokenizer: Any, *, pairs: bool) -> Ex
         pairs: whether every row must have a rejected answer.
 
     Raises:
-        DataError: no such file, columns that are not there, values that are no text, no rows, or none left on a side.
+        DataError: no such file, missing columns, values that are not text, no rows, or no rows left on a side.
         RequestError: a chat and no template, or a template that does not render it.
     """
     reader = _Reader(recipe, tokenizer, pairs)
@@ -106,7 +106,7 @@ def read_examples(recipe: AlignDataRecipe, tokenizer: Any, *, pairs: bool) -> Ex
     for side, found in (("train", train), ("validation", validation)):
         if not found:
             raise DataError(
-                f"none of {len(rows)} rows is left for {'training' if side == 'train' else 'measuring'}.",
+                f"none of {len(rows)} rows is left for {'training' if side == 'train' else 'validation'}.",
                 field=f"data.{side}",
                 value=", ".join(getattr(recipe, side) or recipe.train),
                 fix="Use more rows, set data.validation to a separate file, or set data.held_out.",
@@ -142,7 +142,7 @@ class _Reader:
             yield from self._trees(file)
             return
         for where, values in rows_of(file, (), None):
-            # NaN is how tables without types hold nothing.
+            # Untyped tables have NaN for empty cells.
             row = {column: None if value != value else value for column, value in values.items()}
             if all(value is None for value in row.values()):
                 yield _nothing("empty")
@@ -164,7 +164,7 @@ class _Reader:
             except NotTextError:
                 yield _nothing("not_text")
 
-    # -- what a row gives ----------------------------------------------------------------------------------------
+    # -- examples of a row ---------------------------------------------------------------------------------------
 
     def _examples(self, values: Mapping[str, Any], where: str) -> Iterator[Example]:
         is_pair = values.get("rejected") is not None and values.get("chosen") is not None
@@ -342,7 +342,7 @@ class _Reader:
 
 
 class _Keys:
-    """Which keys of a row's messages, and whether its tools, no rendering of it shows."""
+    """The keys of a row's messages, and its tools, that the chat template does not use."""
 
     def __init__(self, renderer: Renderer, unused: Unused, messages: Sequence[Message], tools: Any):
         self.renderer, self.unused, self.messages = renderer, unused, messages
@@ -360,7 +360,7 @@ class _Keys:
 
 
 def _apart(before: list[Message], answers: list[list[Message]]) -> tuple[list[Message], list[list[Message]]]:
-    """The prompt and the answers without it, where they repeat it, and with what both of them add to it."""
+    """Remove a prompt that the answers repeat from them, and add the beginning that they share to the prompt."""
     first = answers[0]
     if before and before[0]["role"] != "system" and first and first[0]["role"] == "system":
         with_system = [first[0], *before]
@@ -380,7 +380,7 @@ def _apart(before: list[Message], answers: list[list[Message]]) -> tuple[list[Me
 
 
 def _shared_text(one: str, other: str) -> str:
-    """The beginning of both, up to where an answer begins or a word ends."""
+    """The common beginning of both, up to the beginning of an answer or the end of a word."""
     letters = enumerate(zip(one, other, strict=False))
     beginning = one[: next((at for at, both in letters if both[0] != both[1]), min(len(one), len(other)))]
     if _ASSISTANT in beginning:

@@ -1,4 +1,4 @@
-"""What an alignment stands on: its rows, its model, and how a model is measured."""
+"""The inputs of an alignment: its rows and its model, and how a model is measured."""
 
 from __future__ import annotations
 
@@ -6,25 +6,35 @@ import logging
 import math
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+from smolmoe.alignment.arguments import DEFAULTS, check_trainer
+from smolmoe.alignment.examples import read_examples
+from smolmoe.alignment.lora import lora_config
+from smolmoe.alignment.measure import Answers, RouterState, held_out_answers, router_state
+from smolmoe.alignment.tokens import Dropped, Row, tokenised
+from smolmoe.core.devices import pick_device
 from smolmoe.core.progress import Progress
-from smolmoe.errors import RequestError, SourceError
+from smolmoe.data.prompts import CorrectionPrompt, CorrectionRow, prompt_ids, read_corrections, strip_instructions
+from smolmoe.errors import RequestError
+from smolmoe.evaluation.correction import score_corrections
+from smolmoe.evaluation.text_metrics import words
+from smolmoe.inference.sampling import answering_tokenizer
+from smolmoe.moe.loading import Skeleton, load_config, load_model
+from smolmoe.moe.routing import find_routers
 from smolmoe.recipe.align import LENGTH, AlignRecipe
-
-if TYPE_CHECKING:
-    from smolmoe.alignment.measure import Answers, RouterState
-    from smolmoe.alignment.tokens import Dropped, Row
-    from smolmoe.data.prompts import CorrectionRow
-    from smolmoe.verification.findings import Finding
+from smolmoe.training.distributed import world_size
+from smolmoe.training.fit import check_terms
+from smolmoe.training.models import check_fit, granularity_of, model_folder, parent_provenance, set_implementations
+from smolmoe.verification.findings import Finding
+from smolmoe.verification.routers import findings_at_start
 
 logger = logging.getLogger(__name__)
 
 
 def router_findings(recipe: AlignRecipe, model: Any, granularity: int) -> tuple[Finding, ...]:
-    """What the doctor would say of a model's routers; nothing of those that are to stay as they are."""
+    """The doctor's findings on a model's routers; none on routers that stay frozen."""
     from smolmoe.alignment.routed_trainers import objective_of
-    from smolmoe.verification.routers import findings_at_start
 
     if recipe.router == "frozen":
         return ()
@@ -33,7 +43,7 @@ def router_findings(recipe: AlignRecipe, model: Any, granularity: int) -> tuple[
 
 @dataclass(frozen=True)
 class Measured:
-    """A model's held-out figures; `scores` where there is something to correct."""
+    """A model's held-out measurements; `scores` if there are texts to correct."""
 
     answers: Answers
     routers: RouterState | None
@@ -41,18 +51,18 @@ class Measured:
 
 
 class AlignJob:
-    """A recipe with everything filled in, and what it names.
+    """A recipe with all defaults filled in, and what it refers to.
 
     Attributes:
         recipe: with the method's defaults under `trainer`.
         device: to compute on.
-        source, provenance: folder of the model, and what its `smolmoe.json` says.
-        tokenizer: the model's, with a token to pad with.
-        pad_token: the token that the model's tokenizer pads with; None where it has none.
-        length: tokens of an example at most.
-        rows, validation: to train on, to measure on.
-        dropped, unused: examples left out of either.
-        ignored: what the rows hold that no example shows -> how often.
+        source, provenance: folder of the model, and the content of its `smolmoe.json`.
+        tokenizer: the model's, with a padding token.
+        pad_token: the padding token of the model's tokenizer; None if it has none.
+        length: maximum number of tokens of an example.
+        rows, validation: training and validation examples.
+        dropped, unused: skipped training and validation examples.
+        ignored: content of the rows that no example uses -> how often.
         corrections: texts to correct, before and after.
     """
 
@@ -69,10 +79,6 @@ class AlignJob:
     ignored: dict[str, int]
 
     def __init__(self, recipe: AlignRecipe, report: Progress):
-        from smolmoe.alignment.arguments import DEFAULTS, check_trainer
-        from smolmoe.core.devices import pick_device
-        from smolmoe.training.distributed import world_size
-
         if world_size() > 1:
             raise RequestError("alignment runs in one process.", field="processes", value=world_size())
         check_trainer(recipe)
@@ -81,23 +87,15 @@ class AlignJob:
         self.recipe = recipe.model_copy(update={"trainer": {**DEFAULTS[recipe.method], **recipe.trainer}})
 
     def prepare(self) -> None:
-        """The tokenizer and the rows; whether they fit the model is known from its config."""
-        from smolmoe.alignment.examples import read_examples
-        from smolmoe.alignment.tokens import tokenised
-        from smolmoe.evaluation.text_metrics import words
-        from smolmoe.moe.loading import Skeleton, load_config, load_tokenizer
-        from smolmoe.training.models import check_fit, model_folder, parent_provenance
-
+        """Read the tokenizer and the rows, and check them against the model's config."""
         recipe = self.recipe
         source = model_folder(recipe.model)
         assert source is not None  # the recipe has a path
         self.source, self.provenance = source, parent_provenance(source)
-        self.tokenizer = load_tokenizer(source)
-        if self.tokenizer is None:
-            raise SourceError("the model has no tokenizer.", field="model.path", value=str(source))
+        self.tokenizer = answering_tokenizer(source, "model.path")
         self.pad_token = self.tokenizer.pad_token
         if self.pad_token is None:
-            logger.info("The tokenizer has no padding token: the end-of-text token pads, and is masked there.")
+            logger.info("The tokenizer has no padding token: the end-of-text token is used for padding, and masked.")
             self.tokenizer.pad_token = self.tokenizer.eos_token
         config = load_config(source).get_text_config()
         positions = getattr(config, "max_position_embeddings", None) or math.inf
@@ -120,17 +118,10 @@ class AlignJob:
         self.unused = unused
         self.corrections = self._corrections()
         if self.corrections:
-            words("")  # without sacrebleu nothing need be begun
+            words("")  # fails at once if sacrebleu is missing
 
     def _check_model(self) -> None:
-        """Refuse what this model cannot do, before a row or a weight is read."""
-        from smolmoe.alignment.lora import lora_config
-        from smolmoe.moe.kernels.register import set_experts
-        from smolmoe.moe.loading import Skeleton
-        from smolmoe.moe.routing import find_routers
-        from smolmoe.training.fit import check_terms
-        from smolmoe.training.models import set_attention
-
+        """Refuse requests that this model cannot fulfil, before a row or a weight is read."""
         recipe, model = self.recipe, Skeleton(self.source).model
         routers = [router for _, router in find_routers(model)]
         if recipe.router is not None and not routers:
@@ -138,22 +129,17 @@ class AlignJob:
                 "the model is dense: it has no routers.", field="router", value=recipe.router, fix="Remove it."
             )
         check_terms(model, recipe.objective, recipe.routing, routers, self.granularity)
-        set_attention(model, recipe.model.attention)
-        set_experts(model, recipe.model.experts, device=self.device, field="model.experts")
+        set_implementations(model, recipe.model, self.device)
         if recipe.lora is not None:
             lora_config(recipe.lora, model, train_routers=recipe.router != "frozen")
 
     @property
     def granularity(self) -> int:
         """G of an upcycled model."""
-        from smolmoe.training.models import granularity_of
-
         return granularity_of(self.provenance)
 
     def _corrections(self) -> list[CorrectionRow]:
         """Texts to correct: from their own file, otherwise the held-out rows with references."""
-        from smolmoe.data.prompts import CorrectionRow, read_corrections, strip_instructions
-
         wanted, file = self.recipe.answers, self.recipe.data.corrections
         if not wanted:
             return []
@@ -169,14 +155,9 @@ class AlignJob:
 
     def load(self, folder: Path) -> Any:
         """The model in a folder, on the job's device, as the recipe wants it computed."""
-        from smolmoe.moe.kernels.register import set_experts
-        from smolmoe.moe.loading import load_model
-        from smolmoe.training.models import check_fit, set_attention
-
         model = load_model(folder, device=self.device, own=True)
         check_fit(model.config.get_text_config(), self.tokenizer, self.length)
-        set_attention(model, self.recipe.model.attention)
-        set_experts(model, self.recipe.model.experts, device=str(self.device), field="model.experts")
+        set_implementations(model, self.recipe.model, self.device)
         return model
 
     def rows_a_step(self) -> int:
@@ -185,7 +166,7 @@ class AlignJob:
         return int(trainer["per_device_train_batch_size"]) * int(trainer.get("gradient_accumulation_steps", 1))
 
     def steps(self) -> int:
-        """Of the whole run."""
+        """Optimiser steps of the run."""
         trainer = self.recipe.trainer
         steps = int(trainer.get("max_steps", -1))
         if steps > 0:
@@ -201,8 +182,6 @@ class AlignJob:
         Args:
             when: before or after, for the report.
         """
-        from smolmoe.alignment.measure import held_out_answers, router_state
-
         name = f"Measuring {when}"
         answers = held_out_answers(model, self.validation, step=lambda done, total: self.report(name, done, total))
         logger.info("%s: held-out loss %.4f", when, answers.loss)
@@ -212,9 +191,6 @@ class AlignJob:
         """How well the model corrects held-out texts, compared with leaving them unchanged."""
         if not self.corrections:
             return None
-        from smolmoe.data.prompts import CorrectionPrompt, prompt_ids
-        from smolmoe.evaluation.correction import score_corrections
-
         data = self.recipe.data
         asking = CorrectionPrompt(data.template, chat=data.chat)
         positions = getattr(model.config.get_text_config(), "max_position_embeddings", None) or math.inf
@@ -226,7 +202,7 @@ class AlignJob:
         new = max(length(text) for row in self.corrections for text in (row.source, *row.references))
         rows = [row for row, given in zip(self.corrections, asked, strict=True) if given + new <= positions]
         if not rows:
-            logger.warning("No text leaves room for a correction of %d tokens: none is scored.", new)
+            logger.warning("No text leaves room for a correction of %d tokens, so none is scored.", new)
             return None
         scores = score_corrections(
             model,

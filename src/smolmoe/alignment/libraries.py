@@ -1,4 +1,4 @@
-"""The optional libraries that alignment stands on."""
+"""The optional libraries of alignment."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def require(name: str) -> Any:
 
 @contextmanager
 def quiet() -> Iterator[None]:
-    """Within, TRL's and transformers' notices of what they will rename, and datasets' progress bars, are off."""
+    """Within, deprecation notices of TRL and transformers, and progress bars of datasets, are off."""
     bars = require("datasets.utils")
     shown = not bars.are_progress_bars_disabled()
     bars.disable_progress_bars()

@@ -1,4 +1,4 @@
-"""Adapters of low rank (arXiv 2106.09685) through PEFT, on the attention and on stacked experts."""
+"""Low-rank adapters (arXiv 2106.09685) through PEFT, on the attention and on stacked experts."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from torch import nn
+from transformers import Conv1D
 
 from smolmoe.alignment.libraries import require
 from smolmoe.errors import RequestError, TargetError
@@ -17,7 +18,7 @@ from smolmoe.recipe.align import LoraRecipe
 
 logger = logging.getLogger(__name__)
 
-# What others call the matrices of an expert: Llama and its kin, Mixtral, Granite, and what holds them.
+# Names of an expert's matrices in Llama-like models, Mixtral and Granite, and of their modules.
 _IN_EXPERTS = (
     *("gate_proj", "up_proj", "down_proj", "gate_up_proj", "w1", "w2", "w3", "input_linear", "output_linear"),
     *("experts", "mlp", "block_sparse_moe", "feed_forward", "c_fc", "c_proj", "fc1", "fc2"),
@@ -27,12 +28,12 @@ _IN_EXPERTS = (
 def lora_config(recipe: LoraRecipe, model: nn.Module, *, train_routers: bool) -> Any:
     """PEFT's config for a model that is not wrapped yet.
 
-    A stacked expert tensor [E, out, in] gets E adapters, A [E * r, in] and B [out, E * r]; an expert that no token
-    reaches gives its own no gradient. Routers are small, so trained ones are stored in full next to the adapters; the
-    reference pass of DPO, in which adapters are off, has the routers as they were.
+    A stacked expert tensor [E, out, in] gets E adapters, A [E * r, in] and B [out, E * r]; the adapter of an expert
+    without tokens gets no gradient. Routers are small, so trained ones are stored in full next to the adapters; the
+    reference pass of DPO, in which adapters are off, uses the original routers.
 
     Raises:
-        RequestError: a target that the model does not have, or experts of a dense model.
+        RequestError: the model lacks a target, or is dense and experts are requested.
         TargetError: experts that are not stacked tensors.
     """
     peft = require("peft")
@@ -53,7 +54,7 @@ def lora_config(recipe: LoraRecipe, model: nn.Module, *, train_routers: bool) ->
 
 
 def load_adapters(model: Any, folder: Path) -> None:
-    """Put the adapters (and routers) of a checkpoint into a model that has such."""
+    """Load the adapters (and routers) of a checkpoint into a wrapped model."""
     require("peft")
     from peft import load_peft_weights, set_peft_model_state_dict
 
@@ -61,7 +62,7 @@ def load_adapters(model: Any, folder: Path) -> None:
 
 
 def _linear_names(model: nn.Module, recipe: LoraRecipe) -> list[str]:
-    """Full names of the linear modules that are called so; by default those of the attention."""
+    """Full names of the linear modules with the recipe's names; by default those of the attention."""
     path, _ = find_layers(model)
     linear = [name for name, module in model.named_modules() if _is_linear(module) and name.startswith(f"{path}.")]
     targets = recipe.targets
@@ -76,7 +77,7 @@ def _linear_names(model: nn.Module, recipe: LoraRecipe) -> list[str]:
         found = [name for name in linear if _is_called(name, target)]
         if not found and target.rpartition(".")[2] in words:
             if recipe.experts:
-                continue  # has its adapters by `lora.experts`
+                continue  # `lora.experts` adds its adapters
             raise _means_experts(target, "in the experts it is part of stacked tensors; no linear module has this name")
         if not found:
             there = sorted({name.rpartition(".")[2] for name in linear})
@@ -84,7 +85,7 @@ def _linear_names(model: nn.Module, recipe: LoraRecipe) -> list[str]:
                 "no linear module in the model's layers has this name.",
                 field="lora.targets",
                 value=target,
-                fix=f"Modules: {', '.join(there)}." + (" The experts' own: lora.experts: true." if words else ""),
+                fix=f"Modules: {', '.join(there)}." + (" For the experts use lora.experts: true." if words else ""),
             )
         if target in words and not recipe.experts:
             logger.warning(
@@ -110,7 +111,7 @@ def _means_experts(target: str, why: str) -> RequestError:
 
 
 def _words_of_experts(model: nn.Module) -> set[str]:
-    """What the matrices of experts in stacked tensors are called: here, on disk, and in the dense model."""
+    """Names of the matrices of stacked experts: in memory, on disk, and in the dense model."""
     _, layers = find_layers(model)
     words: set[str] = set()
     for index, router in find_routers(model):
@@ -121,8 +122,6 @@ def _words_of_experts(model: nn.Module) -> set[str]:
 
 
 def _is_linear(module: nn.Module) -> bool:
-    from transformers import Conv1D
-
     return isinstance(module, nn.Linear | Conv1D)
 
 
@@ -150,6 +149,6 @@ def _name_of(model: nn.Module, wanted: nn.Module) -> str:
 
 
 def trainable(model: nn.Module) -> int:
-    """Numbers that training changes; tied weights count once, on meta too."""
+    """The number of trained parameters; tied weights count once, on the meta device, too."""
     tied = set(getattr(model, "all_tied_weights_keys", None) or ())
     return sum(p.numel() for name, p in model.named_parameters() if p.requires_grad and name not in tied)

@@ -1,4 +1,4 @@
-"""What a model thinks of held-out answers, and how its routers treat held-out prompts, before and after."""
+"""A model's log-probabilities of held-out answers, and its routing of held-out prompts, before and after."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ import torch
 
 from smolmoe.alignment.tokens import Row
 from smolmoe.evaluation.held_out import DocumentLosses
+from smolmoe.inference.sampling import padded
 from smolmoe.moe.gating import gate_spec
 from smolmoe.moe.losses import expert_probabilities
 from smolmoe.moe.routing import RoutingCapture, find_routers
@@ -26,8 +27,8 @@ class Answers:
 
     Attributes:
         chosen: [N].
-        rejected: [N]; None of supervised data.
-        tokens: of all chosen answers, as far as they are learned.
+        rejected: [N]; None for supervised data.
+        tokens: learned tokens of all chosen answers.
     """
 
     chosen: torch.Tensor
@@ -45,11 +46,11 @@ class Answers:
         return DocumentLosses(nll, tuple(len(row.chosen) for row in rows), ("",) * len(rows))
 
     def to_json(self, before: Answers | None = None, beta: float = 0.0) -> dict[str, float]:
-        """Loss; for pairs, how often and by how much the chosen answer is more likely.
+        """Loss; for pairs, the share and the mean margin by which the chosen answer is more likely.
 
         Args:
-            before: of the same answers under the reference; then also how often and by how much the margin has grown,
-                which is DPO's reward margin (arXiv 2305.18290) with this `beta`.
+            before: the same answers under the reference; adds the share and the mean by which the margin has grown:
+                DPO's reward margin (arXiv 2305.18290) with this `beta`.
         """
         found = {"loss": self.loss}
         if self.rejected is None:
@@ -65,7 +66,7 @@ class Answers:
 
 @dataclass(frozen=True)
 class RouterState:
-    """What the routers of a model say of some tokens.
+    """The outputs of a model's routers for some tokens.
 
     Attributes:
         logits: [L, T, E] in fp32, on the CPU.
@@ -96,7 +97,7 @@ def held_out_answers(model: Any, rows: Sequence[Row], *, step: Step | None = Non
 
 @torch.no_grad()
 def router_state(model: Any, rows: Sequence[Row]) -> RouterState | None:
-    """How the model routes the prompts of the rows; None of a dense model."""
+    """How the model routes the prompts of the rows; None for a dense model."""
     routers: list[Any] = [router for _, router in find_routers(model)]
     if not routers:
         return None
@@ -104,7 +105,7 @@ def router_state(model: Any, rows: Sequence[Row]) -> RouterState | None:
     model.eval()
     with capture:
         for prompts in _prompts(rows):
-            ids, mask = _padded(prompts, model.device)
+            ids, mask = padded(prompts, model.device)
             capture.keep = mask.flatten().bool()
             model(input_ids=ids, attention_mask=mask, use_cache=False)
     routings = [capture.routing(layer) for layer in capture.layers]
@@ -119,8 +120,8 @@ def router_state(model: Any, rows: Sequence[Row]) -> RouterState | None:
 def drift(before: RouterState, after: RouterState) -> dict[str, Any]:
     """How far routers have moved on the same tokens.
 
-    `changed`: share of the top-k choices that are others now. `kl`: KL(before ‖ after) of the routers' distributions in
-    nats, mean over tokens. `weights`: |W' - W| / |W|. Each with its value in every layer under `by_layer`.
+    `changed`: share of the top-k choices that changed. `kl`: KL(before ‖ after) of the routers' distributions in nats,
+    mean over tokens. `weights`: |W' - W| / |W|. `by_layer` has the values of every layer.
     """
     shared = (before.chosen & after.chosen).sum((1, 2)) / before.chosen.sum((1, 2))
     old, new = (expert_probabilities(state.logits, state.scoring) for state in (before, after))
@@ -138,7 +139,7 @@ def drift(before: RouterState, after: RouterState) -> dict[str, Any]:
 
 
 def _prompts(rows: Sequence[Row]) -> Iterator[list[tuple[int, ...]]]:
-    """Batches of prompts until there are tokens enough."""
+    """Batches of prompts, until they have `DRIFT_TOKENS` tokens."""
     spent, batch = 0, []
     for prompt in dict.fromkeys(row.prompt for row in rows):
         if spent >= DRIFT_TOKENS:
@@ -155,13 +156,13 @@ def _prompts(rows: Sequence[Row]) -> Iterator[list[tuple[int, ...]]]:
 def _log_probabilities(
     model: Any, pairs: Sequence[tuple[tuple[int, ...], tuple[int, ...], tuple[bool, ...]]], step: Step | None
 ) -> torch.Tensor:
-    """[N] of (prompt, answer, which tokens of it are learned, or nothing for all), like lengths sharing a batch."""
+    """[N], of (prompt, answer, mask of its learned tokens, empty for all); similar lengths share a batch."""
     model.eval()
     found = torch.zeros(len(pairs), dtype=torch.float64)
     order = sorted(range(len(pairs)), key=lambda index: len(pairs[index][0]) + len(pairs[index][1]))
     for first in range(0, len(order), BATCH):
         at = order[first : first + BATCH]
-        ids, mask = _padded([pairs[index][0] + pairs[index][1] for index in at], model.device)
+        ids, mask = padded([pairs[index][0] + pairs[index][1] for index in at], model.device)
         logits = model(input_ids=ids, attention_mask=mask, use_cache=False).logits[:, :-1]
         said = logits.float().log_softmax(-1).gather(-1, ids[:, 1:, None])[..., 0]
         starts = torch.tensor([len(pairs[index][0]) for index in at], device=ids.device)
@@ -175,14 +176,3 @@ def _log_probabilities(
         if step is not None:
             step(min(first + BATCH, len(order)), len(order))
     return found
-
-
-def _padded(sequences: Sequence[Sequence[int]], device: Any) -> tuple[torch.Tensor, torch.Tensor]:
-    """Ids and attention mask [B, S], filled up on the right with token 0, which nothing attends to."""
-    longest = max(map(len, sequences))
-    ids = torch.zeros(len(sequences), longest, dtype=torch.long)
-    mask = torch.zeros_like(ids)
-    for row, sequence in enumerate(sequences):
-        ids[row, : len(sequence)] = torch.tensor(sequence)
-        mask[row, : len(sequence)] = 1
-    return ids.to(device), mask.to(device)

@@ -1,4 +1,4 @@
-"""Preference pairs: of two answers to a prompt the one nearer to a reference is preferred."""
+"""Preference pairs: the one of two answers to a prompt that is nearer to a reference is preferred."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ from smolmoe.errors import CheckpointError, DataError, OutputError
 
 PAIRS = "pairs.jsonl"
 REPORT = "report.json"
-ASKED = "run.json"  # what decides the samples: a resumed run must agree
-SAMPLES = "samples"  # a file for each shard of prompts, written whole
+ASKED = "run.json"  # the request: a resumed run must have the same
+SAMPLES = "samples"  # one file per shard of prompts, written atomically
 WRITTEN = (PAIRS, REPORT, ASKED, SAMPLES)
 
 
@@ -28,8 +28,8 @@ class Preference:
     Attributes:
         distances: of each answer to its nearest reference, in characters inserted, deleted or replaced.
         scores: 1 - distance / the longest of all these texts, for each answer; 1 is a reference itself.
-        winner: index of the nearer answer; None where neither is.
-        same: whether the answers are one and the same text.
+        winner: index of the nearer answer; None if neither is.
+        same: whether the answers are equal.
     """
 
     distances: tuple[int, int]
@@ -50,8 +50,8 @@ def prefer(answers: Sequence[str], references: Sequence[str]) -> Preference:
 def edit_distance(a: str, b: str) -> int:
     """Levenshtein distance in characters.
 
-    A column of the table is two integers of len(a) bits, for where it rises and where it falls (Myers, 1999), so that a
-    character of `b` costs a dozen operations on whole integers.
+    A column of the table is two integers of len(a) bits, for its rises and its falls (Myers, 1999), so that a character
+    of `b` costs a dozen integer operations.
     """
     if not a or not b:
         return len(a) + len(b)
@@ -79,9 +79,9 @@ class Answered:
 
     Attributes:
         index: of the row in its file, from 0.
-        prompt, answers: as the file of pairs has them, texts or messages.
+        prompt, answers: as in the file of pairs, texts or messages.
         texts: the answers as plain texts.
-        references: what they are compared with.
+        references: to compare them with.
     """
 
     index: int
@@ -97,7 +97,7 @@ class Shard:
 
     Attributes:
         answered: in any order.
-        seconds, new_tokens, cut: of the sampling; `cut` answers had not ended.
+        seconds, new_tokens, cut: of the sampling; `cut` answers were truncated.
     """
 
     answered: tuple[Answered, ...]
@@ -111,13 +111,13 @@ class PairsReport:
     """The outcome of the prompts.
 
     Attributes:
-        asked: prompts that were asked for; fewer are in the data where `prompts` is smaller.
-        pairs, ties, same: prompts that gave a pair; whose answers differ and are equally near; whose answers are one.
-        wins: how often each temperature's answer was preferred.
+        asked, prompts: requested and answered prompts; the data may have fewer than requested.
+        pairs, ties, same: prompts that gave a pair; with different answers at equal distances; with equal answers.
+        wins: number of preferred answers of each temperature.
         distance_chosen, distance_rejected: means over the pairs, in characters.
         distances: means over all prompts, of each temperature.
         seconds, new_tokens, cut: of the sampling, over all runs that it took.
-        settings: what decided the samples, hashes included.
+        settings: that determine the samples, hashes included.
         sha256: of the file of pairs.
     """
 
@@ -143,13 +143,13 @@ class PairsReport:
 
 
 class PairsFolder:
-    """The folder of one making of pairs: what was asked, the shards that are there, and the result."""
+    """The folder of a run of pairs: its request, its shards, and its result."""
 
     def __init__(self, path: Path, asked: dict[str, Any], *, resume: bool, overwrite: bool):
         """Open a folder for a request; existing content is kept unless `overwrite` is set.
 
         Raises:
-            OutputError: it holds pairs or something else, or those to resume were asked for otherwise.
+            OutputError: it contains pairs or something else, or pairs of another request.
         """
         self.path = path
         asked = json.loads(json.dumps(asked))
@@ -182,7 +182,7 @@ class PairsFolder:
         write_json(self._shard(number), asdict(shard))
 
     def shards(self, count: int) -> Iterator[Shard]:
-        """The shards in their order.
+        """The shards, in order.
 
         Raises:
             CheckpointError: one cannot be read.
@@ -210,7 +210,7 @@ class PairsFolder:
         """Compare the answers of all shards, and write the pairs, in the rows' order, and the report.
 
         Raises:
-            DataError: no prompt gave a pair; the samples stay.
+            DataError: no prompt gave a pair; the samples are kept.
         """
         shards = list(self.shards(count))
         answered = sorted((one for shard in shards for one in shard.answered), key=lambda one: one.index)

@@ -2,22 +2,24 @@
 
 from __future__ import annotations
 
-import hashlib
 import logging
 import random
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+from smolmoe.alignment.pairs import Answered, PairsFolder, PairsReport, Shard
+from smolmoe.core.checkpoint import fingerprint, open_checkpoint
+from smolmoe.core.devices import pick_device
 from smolmoe.core.files import growing
 from smolmoe.core.progress import Progress
+from smolmoe.data.prompts import CorrectionPrompt, CorrectionRow, prompt_ids, read_corrections
+from smolmoe.data.sources import file_hash
+from smolmoe.inference.sampling import answering_model, answering_tokenizer, check_room, sample_answers
+from smolmoe.moe.loading import load_config
 from smolmoe.recipe.pairs import PairsRecipe
 
-if TYPE_CHECKING:
-    from smolmoe.alignment.pairs import PairsReport, Shard
-    from smolmoe.data.prompts import CorrectionPrompt, CorrectionRow
-
-BATCHES = 4  # in a shard: what a kill can cost
+BATCHES = 4  # per shard: the most that a kill can lose
 logger = logging.getLogger(__name__)
 
 
@@ -27,17 +29,17 @@ def make_pairs(
     """Answer each prompt at two temperatures, and prefer the answer nearer to a reference, by edit distance.
 
     Writes `pairs.jsonl` (prompt, chosen, rejected, score_chosen, score_rejected; the prompt without the template,
-    which the trainer is to put around it), `report.json`, and the samples in shards of `BATCHES` batches. A prompt's
-    answers are sampled from the seed and the prompt's place in the file. Shards and batches are the same in a resumed
-    run: on the same machine it writes exactly the pairs of an uninterrupted run.
+    which the trainer adds), `report.json`, and the samples in shards of `BATCHES` batches. A prompt's answers are
+    sampled from the seed and the prompt's index in the file. Shards and batches are the same in a resumed run: on the
+    same machine it writes exactly the pairs of an uninterrupted run.
 
     Args:
         resume: continue a stopped run of the same recipe.
-        overwrite: start over where the folder holds pairs.
+        overwrite: start over if the folder contains pairs.
 
     Raises:
-        OutputError: the folder holds something, or the run to resume was another.
-        DataError: rows without the columns named or with empty texts, a prompt that leaves no room in the model's
+        OutputError: the folder contains something else, or a run of another recipe.
+        DataError: rows without the named columns or with empty texts, a prompt that leaves no room in the model's
             positions, or no prompt whose answers differ in their distance.
         SourceError: no such model, or it has no tokenizer.
         RequestError: a template without a place for the prompt, or no such device.
@@ -47,13 +49,6 @@ def make_pairs(
 
 
 def _make_pairs(recipe: PairsRecipe, resume: bool, overwrite: bool, report: Progress | None) -> PairsReport:
-    from smolmoe.alignment.pairs import PairsFolder
-    from smolmoe.core.checkpoint import fingerprint, open_checkpoint
-    from smolmoe.core.devices import pick_device
-    from smolmoe.data.prompts import CorrectionPrompt, prompt_ids
-    from smolmoe.inference.sampling import answering_tokenizer, check_room
-    from smolmoe.moe.loading import load_config
-
     pick_device(recipe.device)
     checkpoint = open_checkpoint(recipe.model, field="model")
     prompt = CorrectionPrompt(recipe.template, recipe.chat)
@@ -64,7 +59,7 @@ def _make_pairs(recipe: PairsRecipe, resume: bool, overwrite: bool, report: Prog
         list(ids.values()), recipe.max_new_tokens, load_config(checkpoint.folder), [row.where for row in rows.values()]
     )
     asked = recipe.model_dump(mode="json", exclude={"model", "data", "out", "device"})
-    asked["model_sha256"], asked["data_sha256"] = fingerprint(checkpoint), _sha256(Path(recipe.data))
+    asked["model_sha256"], asked["data_sha256"] = fingerprint(checkpoint), file_hash(Path(recipe.data))
     size = BATCHES * recipe.batch_size
     order = sorted(ids, key=lambda index: (len(ids[index]), index))
     parts = [order[first : first + size] for first in range(0, len(order), size)]
@@ -83,7 +78,7 @@ def _make_pairs(recipe: PairsRecipe, resume: bool, overwrite: bool, report: Prog
 
 
 def run_pairs(recipe: PairsRecipe, *, report: Progress | None = None) -> dict[str, Any]:
-    """Write the pairs; returns the outcome of the prompts."""
+    """Write the pairs; returns the report."""
     resume = recipe.out.is_dir() and any(recipe.out.iterdir())
     return make_pairs(recipe, resume=resume, report=report).to_json()
 
@@ -100,16 +95,11 @@ class _Answering:
         rows: dict[int, CorrectionRow],
         ids: dict[int, list[int]],
     ):
-        from smolmoe.inference.sampling import answering_model
-
         self.model = answering_model(folder, recipe.device)
         self.tokenizer, self.recipe, self.prompt, self.rows, self.ids = tokenizer, recipe, prompt, rows, ids
 
     def __call__(self, indices: Sequence[int]) -> Shard:
-        """Two answers to each of the rows of these indices."""
-        from smolmoe.alignment.pairs import Answered, Shard
-        from smolmoe.inference.sampling import sample_answers
-
+        """Two answers to each row of these indices."""
         both = [
             sample_answers(
                 self.model,
@@ -137,9 +127,7 @@ class _Answering:
 
 
 def _draw(recipe: PairsRecipe) -> dict[int, CorrectionRow]:
-    """The rows to ask, by their index in the file."""
-    from smolmoe.data.prompts import read_corrections
-
+    """The sampled rows, by their index in the file."""
     rows = read_corrections(
         recipe.data,
         source_column=recipe.source_column,
@@ -148,8 +136,3 @@ def _draw(recipe: PairsRecipe) -> dict[int, CorrectionRow]:
     )
     chosen = random.Random(recipe.seed).sample(range(len(rows)), min(recipe.prompts, len(rows)))
     return {index: rows[index] for index in sorted(chosen)}
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -1,14 +1,12 @@
-"""The training engine's router terms over TRL's trainers: what is recorded when, what is kept, what is saved."""
+"""TRL's trainers with the training engine's router terms, checkpoints and metrics."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import torch
-from safetensors.torch import save_file
-from transformers import PrinterCallback, ProgressCallback, TrainerCallback
 
 from smolmoe.alignment.tokens import Row
 from smolmoe.alignment.trainers import (
@@ -20,29 +18,25 @@ from smolmoe.alignment.trainers import (
     show_backbone,
 )
 from smolmoe.moe import balance
-from smolmoe.moe.control import saved_state, without_training_state
+from smolmoe.moe.control import without_training_state
 from smolmoe.moe.loading import no_progress_bar
 from smolmoe.recipe.align import LOAD_BALANCE, AlignRecipe
 from smolmoe.recipe.train import ObjectiveRecipe
-from smolmoe.training.checkpoints import AtomicCheckpoints
-from smolmoe.training.metrics import Clock, MetricsFile
-from smolmoe.training.objective import Objective, RoutedTraining, RouterCallback
-from smolmoe.training.optim import router_names, slow_start, split_groups
+from smolmoe.training.objective import Objective
+from smolmoe.training.optim import router_names
 from smolmoe.training.own_config import OwnConfig
-from smolmoe.training.saved_state import TRAINING_STATE
-
-Step = Callable[[int, int], None]  # step, of how many
+from smolmoe.training.run_trainer import RunTrainer, Step, StepCallback
 
 
 class PolicyObjective(Objective):
-    """Router terms of the passes of the policy alone, on the tokens that its attention mask keeps.
+    """Router terms of the policy's passes only, on the tokens that its attention mask keeps.
 
-    A pass without gradients (the reference's, with adapters off, or one that measures) is not recorded, and routers
-    decide in it as they are served: without noise, sampling or dropped experts.
+    A pass without gradients (the reference's, with adapters off, or an evaluation) is not recorded, and its routers
+    decide as in inference: without noise, sampling or dropped experts.
 
     Args:
-        policy: the model that the trainer calls: `model` itself, or what PEFT wrapped around it.
-        model, objective, routing, granularity: as of `Objective`.
+        policy: the model that the trainer calls: `model` itself, or PEFT's wrapper around it.
+        model, objective, routing, granularity: as in `Objective`.
     """
 
     def __init__(self, policy: Any, model: Any, objective: ObjectiveRecipe, routing: Any, granularity: int = 1):
@@ -79,91 +73,21 @@ class PolicyObjective(Objective):
         self._pass.close()
 
 
-class _Aligned(RoutedTraining, AtomicCheckpoints):
-    """What the three trainers have in common. Set `objective` and `metrics` before training."""
-
-    recipe: AlignRecipe
-    metrics: MetricsFile
-    clock: Clock
-    is_sharded = False
-    accelerator: Any
-    control: Any
-    optimizer: Any
-    lr_scheduler: Any
-    processing_class: Any
-
-    def begin(self, recipe: AlignRecipe, objective: Objective, own_config: OwnConfig, on_step: Step | None) -> None:
-        """What a trainer of TRL does not take when it is made.
-
-        Args:
-            own_config: the model's, as it was before.
-        """
-        trainer: Any = self
-        self.own_config = own_config
-        self.recipe, self.objective, self.on_step = recipe, objective, on_step
-        self.run_folder = recipe.out
-        self.keep, self.args.save_total_limit = self.args.save_total_limit, None
-        self.clock = Clock()
-        self._micro: list[dict[str, torch.Tensor]] = []
-        for callback in (PrinterCallback, ProgressCallback):  # stdout is for results; progress is `on_step`'s
-            trainer.remove_callback(callback)
-        trainer.add_callback(RouterCallback(objective))
-        trainer.add_callback(_Watch(self))
-
-    def create_optimizer(self, model: Any = None) -> Any:
-        begun = self.optimizer is not None
-        optimizer = super().create_optimizer(model)  # type: ignore[misc]
-        if not begun:
-            own = self.model if model is None else model
-            rate, routers = self.recipe.routing.learning_rate, router_names(own)
-            factors = {} if rate is None else dict.fromkeys(routers, rate / self.args.learning_rate)
-            split_groups(optimizer, own, factors, {}, routers)
-        return optimizer
-
-    def create_scheduler(self, num_training_steps: int, optimizer: Any = None) -> Any:
-        scheduler = super().create_scheduler(num_training_steps, optimizer)  # type: ignore[misc]
-        routing = self.recipe.routing
-        slow_start(scheduler, self.optimizer, freeze=routing.freeze, warmup=routing.warmup_steps or 0)
-        return scheduler
-
-    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
-        """Nothing: the model was loaded from there, by names that its class maps and a state dict does not."""
-
-    def _save(self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None) -> None:
-        """Save the model for inference; training-only state goes into a separate file."""
-        with self.objective.as_served(), self.own_config.restored():
-            state_dict = state_dict if state_dict is not None else self.model.state_dict()
-            super()._save(output_dir, without_training_state(state_dict))  # type: ignore[misc]
-        own = saved_state(self.model)
-        if own and output_dir is not None:
-            save_file(own, f"{output_dir}/{TRAINING_STATE}")
-
-    def _save_checkpoint(self, model: Any, trial: Any = None) -> None:
-        with self.clock.paused(), no_progress_bar():
-            super()._save_checkpoint(model, trial)
-
-    # -- measuring -----------------------------------------------------------------------------------------------
-
-    def record(self, values: dict[str, torch.Tensor]) -> None:
-        self._micro.append(values)
+class _Aligned(RunTrainer):
+    """The common part of the three trainers; rows name the loss after the method."""
 
     def record_gradients(self, norms: dict[str, float]) -> None:
-        norms = {self.recipe.method if name == "ce" else name: norm for name, norm in norms.items()}
-        self.metrics.add("gradients", self.state.global_step, norms=norms)
+        super().record_gradients(self._by_method(norms))
 
-    def finish_step(self) -> None:
-        """Write the step's row: the method's loss and each term, their means over the step's micro-batches."""
-        names = self._micro[0]
-        mean = {name: torch.stack([values[name] for values in self._micro]).float().mean() for name in names}
-        self._micro.clear()
-        values = dict(zip(names, torch.stack([*mean.values()]).tolist(), strict=True))
-        values = {self.recipe.method if name == "ce" else name: value for name, value in values.items()}
+    def keep_step(self, means: dict[str, torch.Tensor]) -> None:
+        values = self._by_method(dict(zip(means, torch.stack([*means.values()]).tolist(), strict=True)))
         self.metrics.add("step", self.state.global_step, loss=sum(values.values()), **values)
-        if self.on_step is not None:
-            self.on_step(self.state.global_step, self.state.max_steps)
+
+    def _by_method(self, values: dict[str, float]) -> dict[str, float]:
+        return {self.recipe.method if name == "ce" else name: value for name, value in values.items()}
 
     def finish_window(self, logs: dict[str, Any]) -> None:
-        """Write what TRL has measured since the last time, and what the routers chose."""
+        """Write TRL's measurements and the routing since the last call."""
         found = {name: value for name, value in logs.items() if isinstance(value, int | float)}
         own = ("loss", "grad_norm", "epoch", "total_flos", "train_loss", "train_runtime")
         row = {name: value for name, value in found.items() if name not in own and not name.startswith("train_")}
@@ -186,20 +110,11 @@ class CpoTrainer(_Aligned, ContrastiveTrainer):
     """CPO with router terms."""
 
 
-class _Watch(TrainerCallback):
-    """The clock, the steps, and what is logged."""
-
-    def __init__(self, trainer: Any):
-        self.trainer = trainer
-
-    def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        self.trainer.clock.start()
-
-    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        self.trainer.finish_step()
+class _Watch(StepCallback):
+    """Also takes TRL's logs."""
 
     def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, Any] | None = None, **kwargs: Any) -> None:
-        if logs and "loss" in logs:  # the run's last entry sums up what is in the summary
+        if logs and "loss" in logs:  # the run's last entry is a summary
             self.trainer.finish_window(logs)
 
     def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
@@ -222,7 +137,7 @@ def make_trainer(
 
     Args:
         rows: to train on.
-        reference: for DPO, a separate model; None if `adapters` are switched off for it.
+        reference: for DPO, a separate model; None to switch off `adapters` instead.
         adapters: PEFT's config, or None to train all weights.
         granularity: G of an upcycled model.
     """
@@ -236,7 +151,7 @@ def make_trainer(
             continue
         show_backbone(one)
         if getattr(one.config, "output_router_logits", False):
-            one.config.output_router_logits = False  # nothing counts twice: balance is ours
+            one.config.output_router_logits = False  # balance must not count twice
     own_config = OwnConfig(model)
     freeze_routers = recipe.router == "frozen"
     if freeze_routers:
@@ -256,11 +171,12 @@ def make_trainer(
     base = trainer.model.get_base_model() if adapters is not None else trainer.model
     objective = PolicyObjective(trainer.model, base, objective_of(recipe, base), recipe.routing, granularity)
     trainer.begin(recipe, objective, own_config, on_step)
+    trainer.add_callback(_Watch(trainer))
     return trainer
 
 
 def objective_of(recipe: AlignRecipe, model: Any) -> ObjectiveRecipe:
-    """The recipe's terms; an MoE whose routers are to stay balanced gets the balance term where no other is given."""
+    """The recipe's terms; with `router: balanced`, an MoE gets a balance term if the recipe has none."""
     given = recipe.objective
     is_free = recipe.router in ("frozen", "free") or not router_names(model)
     if is_free or given.load_balance or given.bias_rate:
@@ -269,12 +185,12 @@ def objective_of(recipe: AlignRecipe, model: Any) -> ObjectiveRecipe:
 
 
 def write_model(trainer: Any, folder: Any, adapters: Any | None, *, pad_token: str | None) -> None:
-    """The trained model in its class's format; adapters are saved next to it and merged into it.
+    """Write the trained model in its class's format; adapters are saved separately and merged into it.
 
     Args:
         folder: of the model.
-        adapters: folder of the adapters, where there are any.
-        pad_token: of the model's tokenizer; if it has none, the trainer's pads with another token.
+        adapters: folder of the adapters, if there are any.
+        pad_token: of the model's tokenizer, which the trainer may have replaced.
     """
     trainer.objective.finish()
     model = trainer.accelerator.unwrap_model(trainer.model)

@@ -8,56 +8,54 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from smolmoe.alignment.arguments import trainer_arguments
 from smolmoe.alignment.job import AlignJob, Measured, router_findings
 from smolmoe.alignment.libraries import quiet
+from smolmoe.alignment.lora import load_adapters, lora_config, trainable
+from smolmoe.alignment.measure import drift
+from smolmoe.alignment.tokens import fingerprint
 from smolmoe.core.devices import facts
 from smolmoe.core.files import growing, place, write_json
 from smolmoe.core.folders import move_into_place
 from smolmoe.core.progress import Progress, silent
 from smolmoe.errors import RequestError
+from smolmoe.evaluation.held_out import change
 from smolmoe.hub.card_writer import finish_model
+from smolmoe.moe.balance import routing_statistics
+from smolmoe.moe.loading import Skeleton
+from smolmoe.moe.size import size_of
 from smolmoe.recipe import parse
 from smolmoe.recipe.align import BETA, AlignRecipe
-from smolmoe.training.folder import ADAPTERS, MODEL, SUMMARY, begin, check_step, check_there, open_folder
+from smolmoe.training.arguments import precision
+from smolmoe.training.checkpoints import room_for, step_of
+from smolmoe.training.estimate import cost_of
+from smolmoe.training.folder import ADAPTERS, MODEL, SUMMARY, RunResult, begin, check_step, check_there, open_folder
+from smolmoe.training.models import run_provenance
+from smolmoe.training.optim import router_names
+from smolmoe.training.saved_state import check_finite, load_training_state, model_of, using
 from smolmoe.verification.findings import Finding
+from smolmoe.verification.routers import tell
 
-CHECKPOINTS = 5  # of a run whose recipe does not say
+CHECKPOINTS = 5  # of a run, by default
 
 
-@dataclass(frozen=True)
-class AlignResult:
-    """What an alignment wrote.
-
-    Attributes:
-        out: the run folder: `model/`, `adapters/` (with LoRA), `checkpoints/`, `metrics.jsonl`, `recipe.yaml`,
-            `summary.json`.
-        summary: as in `summary.json`.
-    """
-
-    out: Path
-    summary: dict[str, Any]
-
-    @property
-    def model(self) -> Path:
-        return self.out / MODEL
-
-    def to_json(self) -> dict[str, Any]:
-        return {"out": str(self.out), **self.summary}
+class AlignResult(RunResult):
+    """What an alignment wrote: `model/`, `adapters/` (with LoRA), `checkpoints/`, `metrics.jsonl`, `summary.json`."""
 
 
 @dataclass(frozen=True)
 class AlignEstimate:
-    """What an alignment will cost, roughly: time within a factor of three.
+    """The approximate cost of an alignment: time within a factor of three.
 
     Attributes:
         total, active, trainable: parameters.
-        rows, validation: examples to train on and to measure on.
-        dropped: examples left out, by reason.
-        ignored: what the rows hold that no example shows -> how often.
+        rows, validation: numbers of training and validation examples.
+        dropped: skipped examples, by reason.
+        ignored: content of the rows that no example uses -> how often.
         steps, tokens, flops: of the run, the reference's pass included.
-        memory_bytes: at its peak.
-        seconds: on this machine, without measuring.
-        findings: what the doctor would say of its routers.
+        memory_bytes: peak memory.
+        seconds: on this machine, without evaluation.
+        findings: the doctor's findings on its routers.
         out: the run's folder.
     """
 
@@ -87,17 +85,17 @@ def align(
     overwrite: bool = False,
     report: Progress | None = None,
 ) -> AlignResult:
-    """Align one model and write it, with what was measured before and after, into one folder.
+    """Align one model; write the model and the measurements before and after into one folder.
 
     Args:
-        recipe: which model, by which method, on what; a dict is parsed.
+        recipe: model, method and data; a dict is parsed.
         resume: latest, or a checkpoint's folder, to resume from.
-        overwrite: start over where the folder holds a run.
+        overwrite: start over if the folder contains a run.
         report: called as the work progresses.
 
     Raises:
-        SmolmoeError: a subclass that names what is wrong. After TrainingError and OutputError the last whole checkpoint
-            can be resumed from.
+        SmolmoeError: a subclass that names the problem. After TrainingError and OutputError the last complete
+            checkpoint can be resumed from.
     """
     if isinstance(recipe, dict):
         recipe = parse(AlignRecipe, recipe)
@@ -108,10 +106,10 @@ def align(
 
 
 def estimate(recipe: AlignRecipe | dict[str, Any]) -> AlignEstimate:
-    """What an alignment will cost: its rows are read and tokenised, and the weights looked at for NaN and infinity.
+    """The cost of an alignment: the rows are read and tokenised, and the weights are checked for NaN and infinity.
 
     Raises:
-        SmolmoeError: as `align`, for what can be seen beforehand.
+        SmolmoeError: as `align`, for problems that are known before training.
     """
     if isinstance(recipe, dict):
         recipe = parse(AlignRecipe, recipe)
@@ -121,17 +119,11 @@ def estimate(recipe: AlignRecipe | dict[str, Any]) -> AlignEstimate:
 
 
 class _Run(AlignJob):
-    """The parts of a run, made one after the other."""
+    """A run and what it builds on the way."""
 
     trainable: int
 
     def go(self, resume: str | None, overwrite: bool) -> AlignResult:
-        from smolmoe.alignment.lora import trainable
-        from smolmoe.alignment.tokens import fingerprint
-        from smolmoe.training.checkpoints import room_for, step_of
-        from smolmoe.training.metrics import FILE, MetricsFile
-        from smolmoe.verification.routers import tell
-
         recipe = self.recipe
         checkpoint = open_folder(recipe, resume, overwrite=overwrite, blocks_a_step=self.rows_a_step())
         self.prepare()
@@ -143,7 +135,7 @@ class _Run(AlignJob):
         before = self.measured(model, "before")
         trainer = self._trainer(model, checkpoint)
         self.trainable = trainable(trainer.model)
-        # All is checked: from here on the folder is this run's.
+        # All checks passed: from here on the folder is this run's.
         begin(
             recipe,
             self.tokenizer,
@@ -151,8 +143,7 @@ class _Run(AlignJob):
             blocks_a_step=self.rows_a_step(),
             checkpoint=checkpoint,
         )
-        trainer.metrics = MetricsFile(recipe.out / FILE, after=0 if checkpoint is None else step_of(checkpoint))
-        trainer.clock.seconds = trainer.metrics.seconds
+        trainer.open_metrics(0 if checkpoint is None else step_of(checkpoint))
         self._train(trainer, checkpoint)
         self.report("Writing the model", 0, 0)
         with room_for("the model", recipe.out):
@@ -162,23 +153,16 @@ class _Run(AlignJob):
     # -- training ------------------------------------------------------------------------------------------------
 
     def _trainer(self, model: Any, checkpoint: Path | None) -> Any:
-        from smolmoe.alignment.arguments import trainer_arguments
-        from smolmoe.alignment.lora import load_adapters, lora_config
         from smolmoe.alignment.routed_trainers import make_trainer
-        from smolmoe.training.saved_state import check_finite, load_training_state, model_of, using
 
         recipe = self.recipe
-        arguments = trainer_arguments(
-            recipe,
-            length=self.length,
-            save_steps=max(1, self.steps() // CHECKPOINTS),
-            device=self.device,
-        )
+        save_steps = max(1, self.steps() // CHECKPOINTS)
+        arguments = trainer_arguments(recipe, length=self.length, save_steps=save_steps)
         adapters, reference = None, None
         if recipe.lora is not None:
             adapters = lora_config(recipe.lora, model, train_routers=recipe.router != "frozen")
         else:
-            # Of a resumed run too, the reference is the model that it began from.
+            # In a resumed run, too, the reference is the initial model.
             reference = model if checkpoint is not None else copy.deepcopy(model) if recipe.method == "dpo" else None
             model = model if checkpoint is None else model_of(checkpoint, lambda: self.load(checkpoint))
         trainer = make_trainer(
@@ -201,20 +185,13 @@ class _Run(AlignJob):
         return trainer
 
     def _train(self, trainer: Any, checkpoint: Path | None) -> None:
-        from smolmoe.training.objective import NotFiniteError
-
         self.report("Training", 0, self.steps())
         try:
-            trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
-        except NotFiniteError:
-            # The step was not taken, so the weights are those of the last good one.
-            if trainer.state.global_step:
-                trainer._save_checkpoint(trainer.model)
-            raise
+            trainer.train_from(checkpoint)
         except (ValueError, NotImplementedError) as error:
             if trainer.state.global_step:
                 raise
-            # What TRL looks at in its first step only: the kind of loss, above all.
+            # TRL checks some values, such as the kind of loss, only in its first step.
             raise RequestError(f"TRL refuses it: {error}", field="trainer", value=self.recipe.trainer) from error
 
     def _write(self, trainer: Any) -> None:
@@ -230,16 +207,9 @@ class _Run(AlignJob):
             move_into_place(folder, self.recipe.out / name)
 
     def _provenance(self) -> dict[str, Any]:
-        from smolmoe.training.models import run_provenance
-
         return run_provenance("align", self.recipe, self.source, self.provenance, "trl", "peft")
 
     def _finish(self, trainer: Any, before: Measured, findings: tuple[Finding, ...]) -> AlignResult:
-        from smolmoe.alignment.measure import drift
-        from smolmoe.evaluation.held_out import change
-        from smolmoe.moe.balance import routing_statistics
-        from smolmoe.moe.size import size_of
-
         after_model = self.load(self.recipe.out / MODEL)
         after = self.measured(after_model, "after")
         beta = self.recipe.beta or BETA
@@ -270,15 +240,9 @@ class _Run(AlignJob):
         finish_model(self.recipe.out / MODEL, summary)
         return AlignResult(self.recipe.out, summary)
 
-    # -- before it is begun --------------------------------------------------------------------------------------
+    # -- estimate -----------------------------------------------------------------------------------------------
 
     def estimate(self) -> AlignEstimate:
-        from smolmoe.alignment.lora import lora_config, trainable
-        from smolmoe.moe.loading import Skeleton
-        from smolmoe.training.arguments import precision
-        from smolmoe.training.estimate import cost_of
-        from smolmoe.training.optim import router_names
-
         recipe = self.recipe
         self.prepare()
         model = Skeleton(self.source).model

@@ -1,4 +1,4 @@
-"""How data sets call the columns of rows to align on, and by which columns a file's format is known."""
+"""The column names of data sets for alignment, and the columns that identify a file's format."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from smolmoe.data.presets import PRESETS
 from smolmoe.errors import DataError
 from smolmoe.recipe.align import AlignDataRecipe
 
-# Role -> column, as data sets call them; a format is known by the columns in _TELLING.
+# Role -> column name in the data set; the columns in _TELLING identify a format.
 _PAIR = {"chosen": "chosen", "rejected": "rejected"}
 COLUMNS: dict[str, dict[str, str]] = {
     "coedit": {"prompt": "src", "completion": "tgt", "references": "refs", **_PAIR},
@@ -39,16 +39,16 @@ _TELLING: tuple[tuple[str, tuple[str, ...]], ...] = (
     ("mbpp", ("text", "code")),
     ("pairs", ("chosen", "rejected")),
 )
-_OTHER_NAMES = ("response", "answer", "output")  # of a completion, where there is no column of that name
+_OTHER_NAMES = ("response", "answer", "output")  # for a completion, if its own column is missing
 _VERDICTS = ("true", "false", "0", "1", "0.0", "1.0")  # of KTO, as JSON, CSV and tables have them
 _ANSWERS = {"completion", "chosen", *_OTHER_NAMES}
 
 
 def format_of(recipe: AlignDataRecipe, columns: Sequence[str], file: Path) -> str:
-    """The format of a file, said by the recipe or known by its columns.
+    """The format of a file, from the recipe or its columns.
 
     Raises:
-        DataError: it is none that is known.
+        DataError: an unknown format.
     """
     if recipe.format is not None:
         return recipe.format
@@ -70,7 +70,7 @@ def format_of(recipe: AlignDataRecipe, columns: Sequence[str], file: Path) -> st
 
 
 def columns_of(recipe: AlignDataRecipe, kind: str, row: Mapping[str, Any]) -> dict[str, str]:
-    """Role -> column, of this row."""
+    """Role -> column for this row."""
     system = "system" if "system" in row else "system_prompt"
     named = {"system": system, "tools": "tools", **COLUMNS[kind], **recipe.columns}
     if "completion" in named and "completion" not in recipe.columns and named["completion"] not in row:
@@ -89,9 +89,9 @@ def required_columns(kind: str, row: Mapping[str, Any], named: Mapping[str, str]
 
 
 def check_label(row: Mapping[str, Any], where: str, file: Path) -> None:
-    """Answers that a label calls good or bad (KTO) are no examples: half of them are to be unlearned.
+    """Refuse answers with a label for good or bad (KTO): half of them are to be unlearned.
 
-    Of pairs the numbers 0 and 1 may mean anything; they have a better and a worse answer already.
+    In pairs, which already have a better and a worse answer, the numbers 0 and 1 may mean anything.
 
     Raises:
         DataError: the row has such a label.

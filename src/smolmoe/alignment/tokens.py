@@ -1,11 +1,12 @@
-"""Examples as tokens, the same for training, for measuring and for what a trainer of TRL takes."""
+"""Examples as tokens, the same for training, for measuring and for TRL's trainers."""
 
 from __future__ import annotations
 
 import hashlib
 import json
+from collections import Counter
 from collections.abc import Iterable, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 from smolmoe.alignment.chats import Turns
@@ -19,10 +20,10 @@ class Row:
 
     Attributes:
         prompt: ids, at least one.
-        chosen, rejected: ids of the answers, each with the end-of-text token at its end; `rejected` is empty in
-            supervised data.
-        example: what was tokenised.
-        chosen_loss, rejected_loss: of each token of the answers, whether it is learned; all of them where it is empty.
+        chosen, rejected: ids of the answers, each ending with the end-of-text token; `rejected` is empty in supervised
+            data.
+        example: the source of the tokens.
+        chosen_loss, rejected_loss: for each token of the answers, whether it is learned; empty if all are.
     """
 
     prompt: tuple[int, ...]
@@ -34,56 +35,44 @@ class Row:
 
     @property
     def tokens(self) -> int:
-        """Of all sequences that are made of it."""
+        """Of its one or two sequences."""
         sequences = 2 if self.rejected else 1
         return sequences * len(self.prompt) + len(self.chosen) + len(self.rejected)
 
 
-@dataclass(frozen=True)
-class Dropped:
-    """Examples that were left out, by reason.
+# Why an example is skipped -> what the error says of such rows. A prompt is not truncated: it would be another prompt.
+REASONS = {
+    "equal": "are pairs of equal answers",
+    "too_long": "are longer than {length} tokens",
+    "empty": "have no prompt or no answer",
+    "no_answer": "have no prompt or no answer",  # a chat without a turn of the assistant
+    "no_prompt": "have no prompt or no answer",  # a chat that begins with the assistant
+    "unknown_role": "have no known assistant role",
+    "not_text": "contain something other than text",
+    "weight_0": "have only answers of weight 0",
+    "prompts_differ": "have answers to different prompts",
+}
 
-    Attributes:
-        equal: pairs whose answers are the same.
-        too_long: examples that exceed the length; a prompt that were cut would be another prompt.
-        empty: examples without a prompt or without an answer, or whose answer is empty.
-        no_answer, no_prompt: chats without a turn of the assistant, or with nothing before it.
-        unknown_role: chats in which only a role that is not known could be the assistant's.
-        not_text: chats with images or other things that are no text.
-        weight_0: chats whose answers all have `weight: 0`.
-        prompts_differ: pairs whose answers follow different prompts.
-    """
 
-    equal: int = 0
-    too_long: int = 0
-    empty: int = 0
-    no_answer: int = 0
-    no_prompt: int = 0
-    unknown_role: int = 0
-    not_text: int = 0
-    weight_0: int = 0
-    prompts_differ: int = 0
+class Dropped(Counter[str]):
+    """Numbers of skipped examples, by the `REASONS`."""
 
     def to_json(self) -> dict[str, int]:
-        """The first three, and the others where there are any."""
-        counts = asdict(self)
-        return {name: count for name, count in counts.items() if count or name in ("equal", "too_long", "empty")}
-
-    def one_more(self, reason: str) -> Dropped:
-        return replace(self, **{reason: getattr(self, reason) + 1})
+        """The first three, and the others if there are any."""
+        return {name: self[name] for name in REASONS if self[name] or name in ("equal", "too_long", "empty")}
 
 
 def tokenised(
     examples: Sequence[Example], tokenizer: Any, length: int, *, field: str = "data.train"
 ) -> tuple[list[Row], Dropped]:
-    """The examples in tokens, without those of which nothing can be learned.
+    """The examples in tokens, without those that nothing can be learned from.
 
     Args:
-        length: tokens of a prompt and an answer at most.
-        field: what the error names.
+        length: maximum number of tokens of a prompt and an answer.
+        field: named in the error.
 
     Raises:
-        DataError: none is left.
+        DataError: no example is left.
         RequestError: the tokenizer has no end-of-text token.
     """
     if tokenizer.eos_token_id is None:
@@ -94,17 +83,17 @@ def tokenised(
     dropped = Dropped()
     for example in examples:
         if example.left_out is not None:
-            dropped = dropped.one_more(example.left_out)
+            dropped[example.left_out] += 1
             continue
         row = _row(example, tokenizer)
         longest = len(row.prompt) + max(len(row.chosen), len(row.rejected))
         is_empty = not row.prompt or not example.chosen.strip()
         if is_empty:
-            dropped = dropped.one_more("empty")
+            dropped["empty"] += 1
         elif row.chosen == row.rejected:
-            dropped = dropped.one_more("equal")
+            dropped["equal"] += 1
         elif longest > length:
-            dropped = dropped.one_more("too_long")
+            dropped["too_long"] += 1
         else:
             rows.append(row)
     if not rows:
@@ -132,7 +121,7 @@ def _row(example: Example, tokenizer: Any) -> Row:
 
 
 def _turns(ids: list[int], prompt: str, answer: str, turns: Turns, tokenizer: Any) -> tuple[list[int], list[bool]]:
-    """An answer's tokens, and which of them are learned; nothing of the latter where all are."""
+    """An answer's tokens, and for each whether it is learned; no list of the latter if all are."""
     if not turns:
         return _answer(ids, prompt, answer, tokenizer), []
     found: list[int] = []
@@ -170,18 +159,12 @@ def _without_end(ids: list[int], end: int) -> list[int]:
 
 
 def _none_left(dropped: Dropped, length: int, field: str) -> DataError:
-    reasons = {
-        "are pairs of equal answers": dropped.equal,
-        f"are longer than {length} tokens": dropped.too_long,
-        "have no prompt or no answer": dropped.empty + dropped.no_answer + dropped.no_prompt,
-        "have no known assistant role": dropped.unknown_role,
-        "contain something other than text": dropped.not_text,
-        "have only answers of weight 0": dropped.weight_0,
-        "have answers to different prompts": dropped.prompts_differ,
-    }
-    said = ", ".join(f"{count} {what}" for what, count in reasons.items() if count)
-    if dropped.too_long >= max(dropped.equal, dropped.empty):
+    counts: Counter[str] = Counter()
+    for reason, said in REASONS.items():
+        counts[said.format(length=length)] += dropped[reason]
+    said = ", ".join(f"{count} {what}" for what, count in counts.items() if count)
+    if dropped["too_long"] >= max(dropped["equal"], dropped["empty"]):
         fix = "Set a larger data.length, up to the model's context, or use shorter rows."
     else:
-        fix = "Use rows with two different answers." if dropped.equal else "Use rows with prompts and answers."
-    return DataError(f"no usable row: {said}.", field=field, value=sum(reasons.values()), fix=fix)
+        fix = "Use rows with two different answers." if dropped["equal"] else "Use rows with prompts and answers."
+    return DataError(f"no usable row: {said}.", field=field, value=dropped.total(), fix=fix)

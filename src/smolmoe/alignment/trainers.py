@@ -1,4 +1,4 @@
-"""TRL's trainers (1.16) on rows that are tokenised already, quiet towards the network and the run's folder."""
+"""TRL's trainers (1.16) for tokenised rows, without network access and model cards."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from smolmoe.alignment.tokens import Row
 _trl = require("trl")
 _dpo = require("trl.trainer.dpo_trainer")
 with warnings.catch_warnings():
-    warnings.simplefilter("ignore")  # that CPO is experimental, which its place in TRL says
+    warnings.simplefilter("ignore")  # the warning that CPO is experimental, which its module path in TRL says
     _cpo = require("trl.experimental.cpo")
 _SFT: Any = _trl.SFTTrainer
 _DPO: Any = _trl.DPOTrainer
@@ -22,12 +22,12 @@ IGNORED = -100
 
 
 class ReadyRows:
-    """For a trainer of TRL: takes rows as they are, and gives its loss without a second pass for outputs."""
+    """For a trainer of TRL: takes tokenised rows, and computes its loss without a second pass for outputs."""
 
     def compute_loss(
         self, model: Any, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None
     ) -> Any:
-        # TRL runs the model once more where the outputs are asked for, and nobody here reads them.
+        # TRL runs the model again if outputs are requested, which nothing here reads.
         loss = super().compute_loss(model, inputs, num_items_in_batch=num_items_in_batch)  # type: ignore[misc]
         return (loss, None) if return_outputs else loss
 
@@ -35,14 +35,14 @@ class ReadyRows:
         return dataset
 
     def create_model_card(self, *args: Any, **kwargs: Any) -> None:
-        """None: `smolmoe.json` says what the model is."""
+        """No card: `smolmoe.json` describes the model."""
 
     def _send_telemetry(self) -> None:
-        """Nothing leaves the machine."""
+        """No telemetry."""
 
 
 class SupervisedTrainer(ReadyRows, _SFT):
-    """SFT on answers alone."""
+    """SFT on answers only."""
 
 
 class PreferenceTrainer(ReadyRows, _DPO):
@@ -57,9 +57,9 @@ class ContrastiveTrainer(ReadyRows, _CPO):
 
 
 def show_backbone(model: Any) -> None:
-    """Let TRL, which puts its own head on a model's backbone, find the backbone in a wrapped model.
+    """Let TRL, which puts its own head on a model's backbone, find the backbone in our generic class.
 
-    Our generic class keeps a causal LM inside and is its own `base_model`. Nothing is registered or saved.
+    That class contains a causal LM and is its own `base_model`. Nothing is registered or saved.
     """
     if model.base_model is not model or not hasattr(model, "lm"):
         return
@@ -68,15 +68,15 @@ def show_backbone(model: Any) -> None:
 
 
 def dataset(rows: Sequence[Row], method: str) -> Any:
-    """The rows as the method's trainer takes them."""
+    """The rows in the format of the method's trainer."""
     make = {"sft": _supervised, "dpo": _preference, "cpo": _contrastive}[method]
     return require("datasets").Dataset.from_list([make(row) for row in rows])
 
 
 def collator(rows: Sequence[Row], method: str, tokenizer: Any, arguments: Any) -> Any | None:
-    """A collator that keeps from DPO's loss what is not learned of an answer; None where the trainer's own does.
+    """A collator that masks the unlearned parts of answers in DPO's loss; None if all answers are learned completely.
 
-    TRL's knows answers that are learned whole.
+    TRL's collator supports only such answers.
     """
     if method != "dpo" or not any(row.chosen_loss or row.rejected_loss for row in rows):
         return None
@@ -100,7 +100,7 @@ def collator(rows: Sequence[Row], method: str, tokenizer: Any, arguments: Any) -
 
 
 def _labels(row: Row, side: str) -> list[int]:
-    """The answer's tokens, those that are not learned left out."""
+    """The answer's tokens, with those that are not learned ignored."""
     answer, loss = getattr(row, side), getattr(row, f"{side}_loss")
     return [token if not loss or loss[at] else IGNORED for at, token in enumerate(answer)]
 

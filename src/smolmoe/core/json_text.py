@@ -40,6 +40,16 @@ def parse_json(text: str | bytes) -> Any:
     return value
 
 
+def json_line(row: Any) -> str:
+    """A row as one line of JSON; half a surrogate pair, which UTF-8 cannot encode, makes it all escapes."""
+    line = json.dumps(row, ensure_ascii=False, default=str)
+    try:
+        line.encode()
+    except UnicodeEncodeError:
+        line = json.dumps(row, default=str)
+    return line + "\n"
+
+
 def unique(pairs: Sequence[tuple[str, Any]]) -> dict[str, Any]:
     """The object of these pairs, for `json`; raises DuplicateKeyError."""
     values = dict(pairs)
@@ -105,7 +115,7 @@ def read_rows(path: Path) -> list[dict[str, Any]]:
             raise _bad_row(path, number, str(error)) from error
         if not isinstance(row, dict) or not isinstance(row.get("kind"), str):
             raise _bad_row(path, number, "there is no object with a kind")
-        for key in ("step", "loss", "tokens"):
+        for key in ("step", "loss", "tokens", "seconds"):
             if not isinstance(row.get(key), int | float | None):
                 raise _bad_row(path, number, f"its {key} is {row[key]!r}")
         rows.append(row)

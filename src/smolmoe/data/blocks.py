@@ -19,7 +19,7 @@ WINDOW = 1024  # blocks of the stream that are shuffled among each other
 
 
 def whole_windows(count: int) -> int:
-    """The blocks of the stream that the first `count` places are sampled from, if the stream is not an epoch's."""
+    """The number of stream blocks that the first `count` places are sampled from, if the stream has no epochs."""
     return -(-count // WINDOW) * WINDOW
 
 
@@ -32,10 +32,10 @@ class Blocks(Dataset[dict[str, torch.Tensor]]):
     Args:
         store: the documents.
         count: blocks.
-        length: S, tokens a block.
+        length: S, tokens per block.
         seed: of the documents' order.
-        weights: the sources' shares of the tokens; None for their natural sizes (`order_documents` says more).
-        targets: a teacher's, for all documents that the blocks are made of. A block then also has what it says of each
+        weights: the sources' shares of the tokens; None for their natural sizes (see `order_documents`).
+        targets: a teacher's, for all documents that the blocks are made of. A block then also has its targets for each
             token: `target_ids`, `target_values` [S, w] and `target_rest` [S], see `TargetRows`. The teacher read each
             document from its beginning, after the end-of-text token, which ends the document before it in a block.
         isolate: give `position_ids` that restart with each document, so that no token sees another document. A
@@ -44,7 +44,7 @@ class Blocks(Dataset[dict[str, torch.Tensor]]):
             an attention mask, for transformers finds the documents' borders in the positions.
 
     Raises:
-        DataError: the store does not fill one block, a source with a weight holds nothing, or a document has no
+        DataError: the store does not fill one block, a source with a weight is empty, or a document has no
             targets.
     """
 
@@ -70,7 +70,7 @@ class Blocks(Dataset[dict[str, torch.Tensor]]):
         self.count = count
         self.length = length
         self.isolate = isolate
-        # Not by its epochs where a store holds as much of a stream as was needed: more of it must change nothing.
+        # A store of a streamed source has no epochs: reading more of the stream must not change the order.
         window = WINDOW if any(store.streamed) else min(WINDOW, store.tokens // length)
         self._places = shuffle_blocks(count, window, seed)
         tokens = (int(self._places.max(initial=0)) + 1) * length

@@ -34,14 +34,14 @@ from smolmoe.recipe.data import DataRecipe
 logger = logging.getLogger(__name__)
 
 
-FORMAT = 1  # of the cache; counts up when the same recipe would give other tokens
+FORMAT = 1  # of the cache; increases when the same recipe would give other tokens
 UNKNOWN_DOMAIN = "text"
 SIDES = ("train", "validation")
 ABOUT = "corpus.json"
-# Texts are tokenised together, up to this many and this many characters: enough to keep a fast tokenizer busy.
+# Texts are tokenised in batches of at most so many texts and characters: enough for a fast tokenizer.
 BATCH_DOCUMENTS = 512
 BATCH_CHARACTERS = 2_000_000
-ABANDONED = 7 * 86400  # seconds after which a folder that was never finished belongs to a run that was killed
+ABANDONED = 7 * 86400  # seconds after which an incomplete folder is considered abandoned
 
 
 @dataclass(frozen=True)
@@ -49,11 +49,10 @@ class TokenCorpus:
     """Tokenised documents to train on and to validate on; no text is in both, and none twice.
 
     Attributes:
-        domains: names; a document's domain id is its position here, "text" where no domain is known.
-        fingerprint: of the texts, the tokenizer and the options that change the tokens or the split. A run that is
-            longer, and so reads further in a streamed source, has the same.
-        dropped: documents left out: "duplicates", those that are "held out" by validation sources, and rows that have
-            "no text".
+        domains: names; a document's domain id is its index here, "text" if its domain is unknown.
+        fingerprint: of the texts, the tokenizer and the options that change the tokens or the split. It does not depend
+            on how far a streamed source is read.
+        dropped: skipped documents: "duplicates", those "held out" by validation sources, and rows with "no text".
         unread: files of folders that are not read, each with the reason.
     """
 
@@ -75,11 +74,11 @@ class TokenCorpus:
 
     @property
     def changed(self) -> dict[str, int]:
-        """What was left out or changed because of what the rows hold."""
+        """Rows that were skipped or changed because of their content."""
         return {reason: count for reason, count in self.dropped.items() if reason in (NO_TEXT, HALF_PAIR)}
 
     def with_files(self, sources: Sequence[Source]) -> TokenCorpus:
-        """With the files that its sources do not read: the cache goes by those that are read."""
+        """With the unread files of its sources, which the cache does not record."""
         found = [source.files for source in sources if source.files is not None]
         return replace(self, unread={str(file): why for files in found for file, why in files.unread.items()})
 
@@ -97,19 +96,19 @@ class TokenCorpus:
 def load_corpus(
     recipe: DataRecipe, tokenizer: Any, *, tokens: int | None = None, report: Progress | None = None
 ) -> TokenCorpus:
-    """The corpus of a recipe, from the cache where it was tokenised before.
+    """The corpus of a recipe, from the cache if it was tokenised before.
 
-    Which side a document is on follows from its text alone (`is_held_out`), or from the source where the recipe has
-    validation sources. Of equal texts the first is kept, and a text on the validation side is never trained on.
+    The side of a document depends only on its text (`is_held_out`), or on its source if the recipe has validation
+    sources. Of equal texts the first is kept, and a validation text is never trained on.
 
     Args:
         tokenizer: a transformers tokenizer with an end-of-text token.
-        tokens: training tokens that the run needs. A streamed source is read until its share of them is there: by
-            weight, or the same for all sources where they have no weights. None reads streams to their end.
+        tokens: training tokens that the run needs. A streamed source is read until it has given its share: by weight,
+            or the same for all sources without weights. None reads streams to their end.
         report: called with the source being tokenised, its documents so far, and their number (0 if unknown).
 
     Raises:
-        DataError: a source cannot be read, or a side is empty; HubError: a hub data set cannot be had; OutputError:
+        DataError: a source cannot be read, or a side is empty; HubError: a hub data set cannot be loaded; OutputError:
             the cache cannot be written.
     """
     end_of_text(tokenizer)  # before anything is read
@@ -187,12 +186,12 @@ def _read(folder: Path, fingerprint: str) -> TokenCorpus | None:
 
 @contextmanager
 def _beside(folder: Path) -> Iterator[Path]:
-    """A new folder that takes its place when the work is done; another process may have been quicker."""
+    """A temporary folder that is moved to `folder` when complete; another process may have been faster."""
     with _writing(folder):
         folder.parent.mkdir(parents=True, exist_ok=True)
         for left in folder.parent.glob(f".{folder.name}.*"):
             if time.time() - left.stat().st_mtime > ABANDONED:
-                with suppress(OutputError), locked(left):  # a run that takes longer than that holds its lock
+                with suppress(OutputError), locked(left):  # a run that takes longer still has its lock
                     shutil.rmtree(left, ignore_errors=True)
         partial = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
     try:
@@ -216,7 +215,7 @@ def _writing(folder: Path) -> Iterator[None]:
 
 
 class _Build:
-    """Goes through the sources once, and writes both sides as it goes."""
+    """Reads the sources once, and writes both sides."""
 
     def __init__(self, recipe: DataRecipe, tokenizer: Any, folder: Path, report: Progress | None):
         self.recipe = recipe
@@ -227,13 +226,13 @@ class _Build:
         with _writing(folder):
             self.writers = {side: StoreWriter(folder / side, self.dtype) for side in SIDES}
         self.domains: dict[str, int] = {}
-        # Digests of the texts met: 16 bytes of each, so that millions of documents fit in memory.
+        # Digests of the texts so far: 16 bytes each, so that millions of documents fit in memory.
         self.held: set[bytes] = set()
         self.seen: set[bytes] = set()
         self.dropped = {"duplicates": 0, "held out": 0}
 
     def run(self, sources: Sequence[Source], validation: Sequence[Source], limits: Sequence[int | None]) -> None:
-        """Write the stores, and last what describes them."""
+        """Write the stores, and last their description."""
         try:
             for number, source in enumerate(validation):
                 self._take(source, number, 1.0, None)
@@ -246,7 +245,7 @@ class _Build:
                 for writer in self.writers.values():
                     writer.finish()
                 about = {"dtype": self.dtype, "domains": list(self.domains), "dropped": self.dropped}
-                # No stream's order matters for documents that are only measured on.
+                # The order of a stream does not matter for held-out documents.
                 measured = [False] * len(validation or sources)
                 streamed = {"train": [source.streamed for source in sources], "validation": measured}
                 write_json(self.folder / ABOUT, {**about, "streamed": streamed})
@@ -255,7 +254,7 @@ class _Build:
                 writer.close()
 
     def _take(self, source: Source, number: int, share: float, limit: int | None) -> None:
-        """Tokenise the new documents of a source and hold a share out, until `limit` training tokens are there."""
+        """Tokenise the new documents of a source and hold out a share, up to `limit` training tokens."""
         before = self.writers["train"].tokens
         read = 0
         tally = Tally()

@@ -1,11 +1,11 @@
 """A corpus that needs no download: code, prose and mathematics from the user's own Python installation.
 
-- code: the sources of the standard library, whole files, without their long docstrings;
+- code: the source files of the standard library, without their long docstrings;
 - prose: the language reference (`pydoc_data.topics`), by section, and those long docstrings;
-- math: worked problems made on the spot (`smolmoe.data.word_problems`).
+- math: generated problems with solutions (`smolmoe.data.word_problems`).
 
-The code and the prose never share a text, and no long paragraph of prose occurs in two documents, so that what is held
-out for validation is not met in training.
+Code and prose never share a text, and no long paragraph of prose occurs in two documents, so that held-out text is not
+trained on.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ SKIPPED_FOLDERS = re.compile(
     r"tests?|idle_test|(site|dist)-packages|lib-dynload|ensurepip|encodings|pydoc_data|lib2to3|distutils|__\w+__"
 )
 SKIPPED_FILES = re.compile(r"_sysconfigdata|_sysconfig_vars|sitecustomize|this\.py|entities\.py|__main__\.py")
-CODE_CHARACTERS = range(400, 40_000)  # a file is one document of code: none may dominate a split
+CODE_CHARACTERS = range(400, 40_000)  # a file is one document: none may dominate a split
 LONG_DOCSTRING = 200  # characters; shorter ones belong to the code
 LONG_PARAGRAPH = 80  # characters; prose that repeats one is a copy
 
@@ -60,9 +60,9 @@ def embedded_corpus(*, seed: int = 0, megabytes: float = 4.5, validation: float 
     and the machine. Exact duplicates are removed.
 
     Args:
-        seed: which files are chosen, the problems that are made, and the order of the documents.
-        megabytes: of text, roughly; the installation holds about 4 of code and 1.5 of prose.
-        validation: the share of documents to hold out.
+        seed: of the choice of files, the problems, and the order of the documents.
+        megabytes: approximate size; an installation has about 4 of code and 1.5 of prose.
+        validation: share of held-out documents.
 
     Raises:
         DataError: this Python has no sources of its standard library.
@@ -81,19 +81,19 @@ def embedded_corpus(*, seed: int = 0, megabytes: float = 4.5, validation: float 
 
 
 def is_held_out(text: str, share: float) -> bool:
-    """Whether a document belongs to the `share` that is held out: decided by its text alone."""
+    """Whether a document belongs to the held-out `share`: depends only on its text."""
     return _hash(text) < share
 
 
 def _hash(text: str) -> float:
-    """A number in [0, 1) that depends on `text` only."""
+    """A number in [0, 1) that depends only on `text`."""
     return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big") / 2**64
 
 
 def _library_documents(seed: int, code_budget: int, prose_budget: int) -> list[Document]:
     """Code and prose, each up to its budget in characters."""
     prose = _Prose(prose_budget)
-    # Half at most, so that a small corpus holds both kinds of prose.
+    # At most half, so that a small corpus has both kinds of prose.
     for section in _shuffled(_reference_sections(), seed):
         if prose.characters >= prose_budget // 2:
             break
@@ -132,7 +132,7 @@ class _Prose:
         self._seen: set[str] = set()
 
     def add(self, text: str) -> None:
-        """Take `text` unless the budget is spent or one of its long paragraphs was met before."""
+        """Take `text` unless the budget is spent or one of its long paragraphs occurred before."""
         text = text.strip()
         paragraphs = [" ".join(part.split()) for part in re.split(r"\n\s*\n", text)]
         long = {part for part in paragraphs if len(part) >= LONG_PARAGRAPH}
@@ -144,9 +144,9 @@ class _Prose:
 
 
 def _reference_sections() -> list[str]:
-    """The language reference, one text a section; nothing where the distribution left it out.
+    """The language reference, one text per section; empty if the distribution lacks it.
 
-    Topics overlap (one may be a chapter and another a section of it); `_Prose` drops what it met before.
+    Topics overlap (one may be a section of another); `_Prose` drops repetitions.
     """
     try:
         topics: dict[str, str] = importlib.import_module("pydoc_data.topics").topics
@@ -176,7 +176,7 @@ def _sources(seed: int) -> Iterator[str]:
 
 
 def _shuffled(texts: list[str], seed: int) -> list[str]:
-    """In an order that one text more or less (another version of Python) does not upset."""
+    """In an order that hardly changes with one text more or less (another version of Python)."""
     return sorted(texts, key=lambda text: _hash(f"{seed} {text}"))
 
 
@@ -184,7 +184,7 @@ def split_docstrings(source: str) -> tuple[str, list[str]]:
     """The code without its long docstrings, and those docstrings.
 
     Raises:
-        SyntaxError, ValueError: `source` is no Python.
+        SyntaxError, ValueError: `source` is not Python.
     """
     lines = source.splitlines(keepends=True)
     docstrings: list[str] = []
@@ -205,16 +205,16 @@ def split_docstrings(source: str) -> tuple[str, list[str]]:
 
 
 def _blank(lines: list[str], statement: ast.stmt, *, keep: bool) -> None:
-    """Empty the lines of `statement`, leaving `pass` in its place where a body would else be empty.
+    """Empty the lines of `statement`; with `keep`, put `pass` in its place.
 
-    What shares its first or last line with the statement (a `class A:` before it, a comment after it) stays.
+    Other content of its first and last lines (a `class A:` before it, a comment after it) is kept.
     """
     first, last = statement.lineno - 1, (statement.end_lineno or statement.lineno) - 1
     before = lines[first].encode()[: statement.col_offset].decode()
     after = lines[last].encode()[statement.end_col_offset :].decode()
     for index in range(first, last + 1):
         lines[index] = ""
-    # Written on the last line: were both one line, nothing else of it would be lost.
+    # On the last line, which may be the first one, too.
     if keep:
         lines[last] = before + "pass" + after
     elif before.strip() or after.strip():

@@ -1,4 +1,4 @@
-"""Presets of the hub as files: streamed into shards of rows, resumable, with where they came from."""
+"""Presets of the hub as files: streamed into shards of rows, resumable, with their provenance."""
 
 from __future__ import annotations
 
@@ -16,15 +16,14 @@ from smolmoe.core.files import growing, write_json
 from smolmoe.core.json_text import read_json
 from smolmoe.core.progress import Progress
 from smolmoe.core.run_folder import is_ours
-from smolmoe.data.formats import check_columns
 from smolmoe.data.presets import EMBEDDED, PRESETS, Preset, documents_of, find_preset
-from smolmoe.data.sources import open_data_set, with_hub_errors
+from smolmoe.data.sources import open_data_set, with_columns, with_hub_errors
 from smolmoe.data.tally import Tally
 from smolmoe.errors import DataError, OutputError, RequestError
 from smolmoe.recipe.base import parse
 from smolmoe.recipe.data import SourceRecipe
 
-STATE = "state.json"  # what is written so far, and where the stream stands
+STATE = "state.json"  # completed shards, and the position in the stream
 PROVENANCE = "provenance.json"
 SHARD_ROWS = 10_000
 SCHEMA_VERSION = 1
@@ -59,25 +58,25 @@ def fetch(
     report: Progress | None = None,
     shard_rows: int = SHARD_ROWS,
 ) -> dict[str, Any]:
-    """Write a preset's documents as rows (`text`, `domain`, and the columns they were made of) into JSONL shards.
+    """Write a preset's documents as rows (`text`, `domain`, and their original columns) into JSONL shards.
 
     A shard appears when it is complete; a kill loses the current one. With `resume` the stream continues after the last
-    complete one: at its place in the data set, or, where several rows make one document, by reading up to there again.
+    complete shard: at its place in the data set, or, if several rows make one document, by reading again up to there.
 
     Args:
-        rows: to write at most; a finished folder can be resumed with more.
-        accept_licence: the licence of a preset that is not free for every use, named to take it nevertheless.
+        rows: maximum number of rows; a finished folder can be resumed with more.
+        accept_licence: the licence of a preset that is not free for every use, to accept it.
         report: called with the stage, the rows so far, and their maximum number.
-        shard_rows: rows a file.
+        shard_rows: rows per file.
 
     Returns:
-        What is written into provenance.json.
+        The content of provenance.json.
 
     Raises:
         DataError: no such preset, split or column.
-        RequestError: the licence asks for consent.
-        HubError: the data set cannot be had.
-        OutputError: the folder holds something else, or what is there was begun otherwise.
+        RequestError: the licence needs consent.
+        HubError: the data set is not available.
+        OutputError: the folder contains something else, or rows of another request.
     """
     if label == EMBEDDED:
         raise DataError(
@@ -108,7 +107,7 @@ def _check_licence(label: str, preset: Preset, accepted: str | None) -> None:
 
 
 class _Writing:
-    """A folder of shards, and where the stream stands."""
+    """A folder of shards, and the position in the stream."""
 
     def __init__(self, out: Path, request: dict[str, Any], *, resume: bool, revision: str | None):
         self.out, self.request = out, request
@@ -174,7 +173,7 @@ class _Writing:
             raise self._other("content of the data set", self.state["hashed"], hashed)
         self.state |= {"hashed": hashed, "request": self.request}
         self.state |= {"revision": self.revision, "asked_revision": self.asked}
-        stream = _columns_of(stream, preset)
+        stream = with_columns(stream, preset.path, preset.columns, preset.optional)
         found = self._rows_of(label, preset, stream)
         total = min(preset.size, rows or preset.size)
         write_json(self.out / STATE, self.state)
@@ -183,7 +182,7 @@ class _Writing:
                 report("Fetching", self.rows, max(total, self.rows))
             wanted = shard_rows if rows is None else min(shard_rows, rows - self.rows)
             self._shard(found, wanted)
-            if preset.joins_rows:  # a resumed fetch goes through all the rows again
+            if preset.joins_rows:  # a resumed fetch reads all rows again
                 self.state["left_out"] = dict(self.tally.counts)
             else:
                 self.state["left_out"] = dict(Counter(self.state.get("left_out", {})) + self.tally.counts)
@@ -204,7 +203,7 @@ class _Writing:
                 yield {**row, "text": document.text, "domain": document.domain}
 
     def _shard(self, found: Iterator[dict[str, Any]], wanted: int) -> None:
-        """Write the next file whole, or none where the data set has ended."""
+        """Write the next file atomically, or none at the end of the data set."""
         name = f"rows-{len(self.state['shards']):05d}.jsonl"
         partial = self.out / f".{name}.partial"
         digest, count, columns = hashlib.sha256(), 0, dict.fromkeys(self.state["columns"])
@@ -229,7 +228,7 @@ class _Writing:
         self.state |= {"columns": list(columns), "domains": dict(domains)}
 
     def finish(self, preset: Preset) -> dict[str, Any]:
-        """Write and return where the rows came from."""
+        """Write and return the provenance of the rows."""
         if not self.rows:
             raise DataError("the data set contains no text.", field="preset", value=self.request["preset"])
         digests = "".join(shard["sha256"] for shard in self.state["shards"])
@@ -252,22 +251,13 @@ class _Writing:
         return provenance
 
 
-def _columns_of(stream: Any, preset: Preset) -> Any:
-    """The stream with the preset's columns alone, where it says which it has."""
-    there = stream.column_names
-    if there is None:
-        return stream
-    check_columns(there, preset.columns, "columns", preset.path)
-    return stream.select_columns([name for name in there if name in (*preset.columns, *preset.optional)])
-
-
 def _commit(path: str, revision: str | None) -> str | None:
-    """The commit that a data set of the hub stands at, so that a resumed fetch reads the same one."""
+    """The current commit of a data set on the hub, so that a resumed fetch reads the same one."""
     if Path(path).exists():
         return revision
     hub = import_module("huggingface_hub")
     try:
         found = hub.HfApi().dataset_info(path, revision=revision).sha
-    except Exception:  # the client raises many kinds; opening the data set says what is wrong
+    except Exception:  # the client raises many kinds; opening the data set reports the problem
         return revision
     return str(found) if found else revision

@@ -1,4 +1,4 @@
-"""Which files of a folder are data, which are not read, and which are none."""
+"""The files of a folder that are data, those that cannot be read, and those that are not data."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from smolmoe.errors import DataError
 logger = logging.getLogger(__name__)
 
 NAMED = 5  # files in a message
-# Papers about the data, checksums, and what writers of data sets leave behind.
+# Documentation, checksums, and files that writers of data sets leave.
 _NO_DATA = re.compile(
     r"(readme|licen[cs]e|notice|copying|citation|changelog|contributing|authors)([._-].*)?"
     r"|_success|_metadata|_common_metadata|_committed_.*|_started_.*|thumbs\.db|desktop\.ini"
@@ -23,7 +23,7 @@ _NO_DATA = re.compile(
     r"|dataset_infos?\.json|dataset_dict\.json|state\.json"
 )
 _NO_FOLDERS = re.compile(r"__macosx|__pycache__")
-# What our own commands write next to their rows, by the file that shows whose folder it is.
+# Files that our commands write next to their rows, by the file that identifies the command.
 _RECORDS = {
     "journal.ndjson": ("journal.ndjson", "failed.ndjson", "logprobs.ndjson", "report.json", "targets"),
     "indices.json": ("indices.json", "report.json", "held-out.jsonl", "tokenizer"),
@@ -34,12 +34,12 @@ _RECORDS = {
 
 @dataclass(frozen=True)
 class DataFiles:
-    """What a path holds.
+    """The files of a path.
 
     Attributes:
         files: that are read, in the order of their names.
-        unread: that may be data and are not read, each with the reason.
-        passed_over: that are no data: hidden files, checksums, papers, records of the command that wrote the rows.
+        unread: possible data that are not read, each with the reason.
+        passed_over: not data: hidden files, checksums, documentation, records of the command that wrote the rows.
     """
 
     files: tuple[Path, ...]
@@ -55,7 +55,7 @@ class DataFiles:
 
 
 def find_files(path: Path) -> DataFiles:
-    """The files of rows in a folder and the folders in it; of a file, itself.
+    """The data files in a folder and its subfolders; a file is returned itself.
 
     Raises:
         DataError: no text file was found.
@@ -81,7 +81,7 @@ def find_files(path: Path) -> DataFiles:
 
 
 def say_unread(found: DataFiles) -> None:
-    """Name the files that are not read."""
+    """Warn of files that are not read."""
     logger.debug("skipped, not data: %s", ", ".join(map(str, found.passed_over)))
     if found.unread:
         total = len(found.files) + len(found.unread)
@@ -96,7 +96,7 @@ def _listed(unread: dict[Path, str]) -> str:
 
 
 def _below(folder: Path, passed_over: list[Path]) -> Iterator[Path]:
-    """Files that may be data, at any depth, links to folders included, each folder once."""
+    """Possible data files at any depth, links to folders included, each folder once."""
     seen = set()
     for here, folders, names in os.walk(folder, followlinks=True):
         place = Path(here)
@@ -121,7 +121,7 @@ def _is_none(name: str, records: set[str], none: re.Pattern[str]) -> bool:
 
 
 def _problem(file: Path) -> str | None:
-    """Why a file of a folder is not read; None where it is."""
+    """Why a file of a folder is not read; None if it is."""
     if not file.is_file():
         return "a broken link" if file.is_symlink() else "not a regular file"
     suffix = suffix_of(file)

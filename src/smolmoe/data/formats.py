@@ -1,4 +1,4 @@
-"""Files of rows: which formats and compressions are read, and the rows of each."""
+"""Files of rows: the supported formats and compressions, and the rows of each."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from smolmoe.errors import DataError
 Rows = Iterator[tuple[str, dict[str, Any]]]
 
 FORM = 'Each one must be {"text": "...", "domain": "..."}; the domain is optional.'
-_WHOLE = "the file"  # where the whole of it is one value
+_WHOLE = "the file"  # the place of a value that is the complete file
 _BETWEEN = re.compile(r"[\s,]*")  # elements of an array
 _TEXT = (".jsonl", ".ndjson", ".json", ".csv", ".tsv", ".txt")
 _COMPRESSIONS = (".gz", ".zst", ".bz2", ".xz")
@@ -33,16 +33,16 @@ READABLE = (*_TEXT, *_TABLES, *(text + packed for text in _TEXT for packed in _C
 
 
 def suffix_of(path: str | Path) -> str | None:
-    """The part of a file's name that says how it is read, in lower case (".jsonl.gz"); None where it is not read."""
+    """The lower-case suffix that determines a file's format (".jsonl.gz"); None for other files."""
     name = Path(path).name.lower()
     return next((suffix for suffix in sorted(READABLE, key=len, reverse=True) if name.endswith(suffix)), None)
 
 
 def rows_of(file: Path, required: Sequence[str], optional: Sequence[str] | None) -> Rows:
-    """The rows of a file, each after its place ("line 3"); of {} and null the required columns are empty.
+    """The rows of a file, each after its place ("line 3"); the required columns of {} and null are empty.
 
     Raises:
-        DataError: naming the file, the line (or row) and what is wrong with it.
+        DataError: naming the file, the line (or row) and the problem.
     """
     suffix = suffix_of(file)
     if suffix is None:
@@ -67,10 +67,10 @@ def rows_of(file: Path, required: Sequence[str], optional: Sequence[str] | None)
 
 
 def check_columns(there: Sequence[str], required: Sequence[str], kind: str, value: object, *, where: str = "") -> None:
-    """Raise DataError for the first required column that is not `there`, naming those that are and the nearest one.
+    """Raise DataError for the first required column that is not in `there`, naming the existing and the nearest ones.
 
     Args:
-        kind: what they are called in the message: "keys" or "columns".
+        kind: their name in the message: "keys" or "columns".
         value: the file or data set.
         where: the line or row, if it concerns only one, as "line 3: ".
     """
@@ -91,7 +91,7 @@ def check_columns(there: Sequence[str], required: Sequence[str], kind: str, valu
 
 @contextmanager
 def _opened(file: Path) -> Iterator[Any]:
-    """The file's bytes, decompressed; what is wrong with the compression becomes a DataError."""
+    """The file's bytes, decompressed; errors of reading and decompression become a DataError."""
     packed = file.suffix.lower()
     try:
         if packed == ".zst":  # pyarrow comes with `datasets`; Python has zstd from 3.14 on
@@ -113,7 +113,7 @@ def _opened(file: Path) -> Iterator[Any]:
 
 
 def _lines(file: Path) -> Iterator[str]:
-    """The lines of a UTF-8 file, split at newlines alone: JSON strings may hold U+2028 and its like unescaped."""
+    """The lines of a UTF-8 file, split at newlines only: JSON strings may contain U+2028 unescaped."""
     offset = 0
     with _opened(file) as stream:
         for number, line in enumerate(stream, 1):
@@ -163,7 +163,7 @@ def _json_lines(file: Path, required: Sequence[str]) -> Rows:
     for number, line in enumerate(_lines(file), 1):
         if line.strip():
             where = f"line {number}"
-            # Files that were joined hold the mark of each one's beginning.
+            # Concatenated files have a byte order mark at each beginning.
             yield where, _row(file, where, _parsed(file, where, line.rstrip("\r\n").removeprefix("\ufeff")), required)
 
 
@@ -185,7 +185,7 @@ def _parsed(file: Path, where: str, text: str) -> Any:
 
 
 def _row_of_duplicate(text: str) -> int:
-    """Number of the first element with a key twice, in an array that is JSON otherwise; 1 where there is no array."""
+    """Number of the first array element with a duplicate key; 1 if there is no array."""
     decoder, at, number = json.JSONDecoder(object_pairs_hook=unique), text.find("[") + 1, 0
     with suppress(ValueError):
         while True:
@@ -205,7 +205,7 @@ def _row(file: Path, where: str, row: Any, required: Sequence[str]) -> dict[str,
 
 
 def _json_rows(file: Path, required: Sequence[str]) -> Rows:
-    """One array of objects, or an object a line, both of which are called .json."""
+    """One array of objects, or one object per line: both occur as .json."""
     first = next((line for line in _lines(file) if line.strip()), "").strip()
     try:
         is_lines = isinstance(json.loads(first), dict)
@@ -279,7 +279,7 @@ def _parquet_rows(file: Path, required: Sequence[str], optional: Sequence[str] |
 
 
 def _arrow_rows(file: Path, required: Sequence[str], optional: Sequence[str] | None) -> Rows:
-    """What `datasets` saves to disk is a stream; others write files."""
+    """`datasets` saves streams to disk; others write files."""
     pyarrow = import_module("pyarrow")
     with _readable(file, "arrow"), pyarrow.memory_map(str(file)) as source:
         is_file = source.read(6) == b"ARROW1"

@@ -1,4 +1,4 @@
-"""The endless order in which documents are read: a function of the seed and the weights, not of how far it is read."""
+"""The endless order of the documents: it depends on the seed and the weights, not on how much of it is read."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from smolmoe.errors import DataError
 
 # Permutations of a small corpus are sampled this many documents at a time.
 _DRAWN = 2**16
-_OF_BLOCKS = 2**32  # no source has this number
+_OF_BLOCKS = 2**32  # not the number of any source
 
 
 @dataclass(frozen=True)
@@ -22,8 +22,8 @@ class Order:
     """The beginning of the order.
 
     Attributes:
-        documents: indices into the store, in the order of reading [n].
-        ends: tokens read when each of them ends [n].
+        documents: indices into the store, in reading order [n].
+        ends: tokens read at the end of each [n].
     """
 
     documents: NDArray[np.int64]
@@ -31,16 +31,15 @@ class Order:
 
 
 def order_documents(store: TokenStore, tokens: int, *, seed: int, weights: Sequence[float] | None) -> Order:
-    """The documents that hold the first `tokens` tokens of the endless order.
+    """The documents with the first `tokens` tokens of the endless order.
 
     Without weights all documents are shuffled together, differently in each epoch. With weights each source is shuffled
-    separately, and the next document comes from the source that is furthest behind: fewest tokens read by weight. So
-    the sources' shares follow the weights at every moment, and none is ever ahead by more than a document. A streamed
-    source keeps its order; a store with one is read by equal weights by default, since a stream has no known
-    size.
+    separately, and the next document comes from the source with the fewest tokens read, relative to its weight. So the
+    sources' shares follow the weights at every moment, to within one document. A streamed source keeps its order; a
+    store with one is read by equal weights by default, since a stream has no known size.
 
     Raises:
-        DataError: a source with a weight, or the whole store, holds no tokens; weights that are not one a source.
+        DataError: a source with a weight, or the whole store, has no tokens; not one weight per source.
     """
     sources = len(store.streamed)
     if weights is not None and (len(weights) != sources or min(weights) <= 0):
@@ -81,7 +80,7 @@ def _cut(documents: NDArray[np.int64], lengths: NDArray[np.int64], tokens: int) 
 def _repeat(
     members: NDArray[np.int64], lengths: NDArray[np.int64], tokens: int, *, seed: int, source: int, shuffled: bool
 ) -> NDArray[np.int64]:
-    """The documents that hold the first `tokens` tokens of the epochs of one source."""
+    """The documents with the first `tokens` tokens of the epochs of one source."""
     epoch = int(lengths[members].sum())
     if epoch == 0:
         raise DataError(
@@ -101,9 +100,9 @@ def _repeat(
 
 
 def shuffle_blocks(count: int, window: int, seed: int) -> NDArray[np.int64]:
-    """Which block of the stream stands at each of the first `count` places: every `window` blocks are shuffled [count].
+    """The stream's block at each of the first `count` places: every `window` blocks are shuffled [count].
 
-    Neighbours in the stream are pieces of the same documents. In one batch they would be many samples of one text.
+    Neighbours in the stream are pieces of the same documents: unshuffled, a batch would have many samples of one text.
     """
     windows = -(-count // window)
     drawn = [_permutations(window, 1, seed, _OF_BLOCKS, number) + number * window for number in range(windows)]
@@ -111,9 +110,9 @@ def shuffle_blocks(count: int, window: int, seed: int) -> NDArray[np.int64]:
 
 
 def _permutations(size: int, count: int, seed: int, source: int, number: int) -> NDArray[np.int64]:
-    """`count` permutations, one after the other.
+    """`count` concatenated permutations.
 
-    Sorted raw bits: unlike numpy's own shuffling, these are the same in every version of it.
+    They sort raw bits: unlike numpy's own shuffling, this gives the same result in every version of numpy.
     """
     words = np.random.SeedSequence([seed % 2**64, source, number])
     bits = np.random.PCG64(words).random_raw(size * count).reshape(count, size)

@@ -1,4 +1,4 @@
-"""Known data sets: where they are, which columns they have, and how their rows become documents."""
+"""Known data sets: their places, their columns, and the conversion of their rows to documents."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ _ROLES = {"user": "User", "prompter": "User", "human": "User", "assistant": "Ass
 
 @dataclass(frozen=True)
 class Conversation:
-    """What one document is made of.
+    """The content of one document.
 
     Attributes:
-        turns: (role, text), the roles system, user (or prompter, human) and assistant; some may be empty.
+        turns: (role, text), with the roles system, user (or prompter, human) and assistant; some may be empty.
         domain: of the document.
-        unused: rows that belong to it and are not in it.
+        unused: rows of the conversation that are not in it.
     """
 
     turns: tuple[tuple[str, str], ...]
@@ -34,7 +34,7 @@ class Conversation:
 
     @property
     def is_whole(self) -> bool:
-        """Whether there is a question, and an answer at the end."""
+        """Whether it has a question, and an answer at the end."""
         return bool(self.turns and self.turns[-1][0] == "assistant" and self.turns[-1][1]) and any(
             text for role, text in self.turns if role not in ("system", "assistant")
         )
@@ -50,16 +50,16 @@ class Preset:
     """A data set on the hub.
 
     Attributes:
-        path, name, split: what `datasets.load_dataset` takes.
-        columns: that every row must have.
-        licence: as the data set's card on the hub gives it (SPDX), or `mixed`: each row is under its own.
-        size: rows of the split, about.
-        optional: columns that are read where they are there.
-        documents: turns the rows, in their order, into documents; None stands for one that has no text.
-        conversations: what the documents are made of, where that is questions and answers.
+        path, name, split: arguments of `datasets.load_dataset`.
+        columns: required in every row.
+        licence: from the data set's card on the hub (SPDX), or `mixed` if each row has its own.
+        size: approximate number of rows of the split.
+        optional: columns that are read if they exist.
+        documents: converts the rows, in their order, to documents; None for a row without text.
+        conversations: converts the rows to questions and answers, if they are such.
         joins_rows: several rows make one document.
-        telling: columns by which rows on disk are known as this data set's (default: `columns`); none where a file's
-            `text` column is what it would be read by in any case.
+        telling: columns that identify rows on disk as this data set's (default: `columns`); empty if a file would be
+            read by its `text` column anyway.
     """
 
     path: str
@@ -76,7 +76,7 @@ class Preset:
 
     @property
     def free(self) -> bool:
-        """Whether the licence allows every use, under conditions such as naming the source, of every row."""
+        """Whether the licence allows every use of every row, under conditions such as attribution."""
         return self.licence in FREE
 
 
@@ -95,11 +95,11 @@ def find_preset(name: str) -> Preset:
 
 
 def preset_of(columns: Sequence[str], text: str = "text") -> str | None:
-    """The preset whose rows have these columns; None where they are no preset's.
+    """The preset whose rows have these columns, or None.
 
     Args:
-        text: the column that is read otherwise. Rows that have it are a preset's only where that preset has a column of
-            this name itself, and no domain yet, which the rows of `data fetch` and `data select` have.
+        text: the column that is read without a preset. Rows with it belong to a preset only if the preset itself has
+            this column, and if they have no domain, unlike rows of `data fetch` and `data select`.
     """
     for name, preset in PRESETS.items():
         telling = preset.columns if preset.telling is None else preset.telling
@@ -110,13 +110,13 @@ def preset_of(columns: Sequence[str], text: str = "text") -> str | None:
 
 
 def documents_of(name: str, rows: Iterable[Row], tally: Tally | None = None) -> Iterator[Document]:
-    """The documents that the rows of a preset's data set hold; rows without text give none.
+    """The documents of the rows of a preset's data set, without rows that have no text.
 
     Args:
-        tally: takes those that give none.
+        tally: counts the latter.
 
     Raises:
-        DataError: no such preset; a row lacks one of its columns, or holds something else than text in it.
+        DataError: no such preset; a row lacks one of its columns, or has something other than text in it.
     """
     preset, tally = find_preset(name), tally if tally is not None else Tally()
     for document in preset.documents(_checked(name, preset, rows)):
@@ -152,7 +152,7 @@ def _column(column: str, domain: str) -> Documents:
 
 
 def _dialogues(conversations: Conversations) -> Documents:
-    """Each conversation is a document, the speaker before each turn."""
+    """Each conversation is a document, with the speaker before each turn."""
 
     def documents(rows: Iterable[Row]) -> Iterator[Document | None]:
         for one in conversations(rows):
@@ -162,7 +162,7 @@ def _dialogues(conversations: Conversations) -> Documents:
 
 
 def _plainly(conversations: Conversations) -> Documents:
-    """Each conversation is a document, its turns below each other."""
+    """Each conversation is a document, one turn per line."""
 
     def documents(rows: Iterable[Row]) -> Iterator[Document | None]:
         for one in conversations(rows):
@@ -172,7 +172,7 @@ def _plainly(conversations: Conversations) -> Documents:
 
 
 def _answered(question: Sequence[str], answer: str, domain: str) -> Conversations:
-    """Each row is a question, in columns that are put below each other, and its answer."""
+    """Each row is a question, the lines of several columns, and its answer."""
 
     def conversations(rows: Iterable[Row]) -> Iterator[Conversation]:
         for row in rows:
@@ -184,7 +184,7 @@ def _answered(question: Sequence[str], answer: str, domain: str) -> Conversation
 
 
 def dialogue(turns: Sequence[tuple[str, str]]) -> str:
-    """A conversation as plain text, the speaker before each turn."""
+    """A conversation as plain text, with the speaker before each turn."""
     return "\n".join(f"{_ROLES.get(role, role.capitalize())}: {text}" for role, text in turns if text)
 
 
@@ -197,7 +197,7 @@ def _nemotron(rows: Iterable[Row]) -> Iterator[Conversation]:
 
 
 def _messages(value: Any) -> list[tuple[str, str]]:
-    """(role, text) of a list of messages, or of a string, which the user said."""
+    """(role, text) of a list of messages, or of a string as the user's message."""
     if value is None:
         return []
     if isinstance(value, str):
@@ -237,17 +237,17 @@ class _Message:
 
 
 def _oasst(rows: Iterable[Row]) -> Iterator[Conversation]:
-    """One conversation of each tree: from the prompt, the best-ranked reply each time.
+    """One conversation of each tree: from the prompt, always the best-ranked reply.
 
-    Only one, since the conversations of a tree begin alike: were they several documents, some could be held out
-    and their beginnings trained on. All messages are held in memory, as a tree's need not stand together.
+    The conversations of a tree have the same beginning: as several documents, some could be held out while their
+    beginnings are trained on. All messages are kept in memory, since those of a tree may be far apart.
     """
     roots: list[_Message] = []
     replies: dict[str, list[_Message]] = {}
     for row in rows:
         text = _string(row, "text")
         if row.get("deleted") or not text or row["message_id"] is None:
-            yield Conversation((), "chat")  # a row that nothing is made of
+            yield Conversation((), "chat")  # an unused row
             continue
         rank = row.get("rank")
         message = _Message(str(row["message_id"]), _string(row, "role"), text, float("inf") if rank is None else rank)
@@ -263,7 +263,7 @@ def _oasst(rows: Iterable[Row]) -> Iterator[Conversation]:
         reached += size
         yield Conversation(turns, "chat", unused=size - len(thread))
     for _ in range(len(roots) + sum(map(len, replies.values())) - reached):
-        yield Conversation((), "chat")  # a reply to a message that is not there
+        yield Conversation((), "chat")  # a reply to a missing message
 
 
 def _size(root: _Message, replies: Mapping[str, Sequence[_Message]]) -> int:
@@ -285,20 +285,13 @@ def _best_thread(root: _Message, replies: Mapping[str, Sequence[_Message]]) -> l
     return thread
 
 
-_DOLLY = _answered(("instruction", "context"), "response", "chat")
-_ALPACA = _answered(("instruction", "input"), "output", "chat")
-_COEDIT = _answered(("src",), "tgt", "correction")
-_GSM8K = _answered(("question",), "answer", "math")
-_MBPP = _answered(("text",), "code", "code")
-
-
 def _asked(
     path: str, columns: tuple[str, ...], conversations: Conversations, shown: Shown = _dialogues, **about: Any
 ) -> Preset:
     """A data set of questions and answers.
 
     Args:
-        shown: how its conversations become documents: `_dialogues` or `_plainly`.
+        shown: converts its conversations to documents: `_dialogues` or `_plainly`.
         about: the preset's other attributes.
     """
     return Preset(path, columns, shown(conversations), conversations=conversations, **about)
@@ -309,7 +302,7 @@ PRESETS: dict[str, Preset] = {
     "alpaca": _asked(
         "tatsu-lab/alpaca",
         ("instruction", "output"),
-        _ALPACA,
+        _answered(("instruction", "input"), "output", "chat"),
         licence="cc-by-nc-4.0",
         size=52_002,
         optional=("input", "system"),
@@ -325,7 +318,7 @@ PRESETS: dict[str, Preset] = {
     "coedit": _asked(
         "grammarly/coedit",
         ("src", "tgt"),
-        _COEDIT,
+        _answered(("src",), "tgt", "correction"),
         _plainly,
         licence="apache-2.0",
         size=69_071,
@@ -341,14 +334,14 @@ PRESETS: dict[str, Preset] = {
     "dolly": _asked(
         "databricks/databricks-dolly-15k",
         ("instruction", "context", "response"),
-        _DOLLY,
+        _answered(("instruction", "context"), "response", "chat"),
         licence="cc-by-sa-3.0",
         size=15_011,
     ),
     "gsm8k": _asked(
         "openai/gsm8k",
         ("question", "answer"),
-        _GSM8K,
+        _answered(("question",), "answer", "math"),
         _plainly,
         licence="mit",
         size=7_473,
@@ -367,7 +360,7 @@ PRESETS: dict[str, Preset] = {
     "mbpp": _asked(
         "google-research-datasets/mbpp",
         ("text", "code"),
-        _MBPP,
+        _answered(("text",), "code", "code"),
         _plainly,
         licence="cc-by-4.0",
         size=374,

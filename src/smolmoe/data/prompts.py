@@ -1,7 +1,7 @@
-"""Corrections as rows, and how a text to correct becomes a model's input.
+"""Corrections as rows, and the conversion of a text to correct to a model's input.
 
-Sampling, scoring and training put a template around the same text, so that a model is asked as it was taught: files of
-rows and of preference pairs hold texts that have no template around them yet.
+Sampling, scoring and training put the same template around a text. Files of rows and of preference pairs contain texts
+without the template.
 """
 
 from __future__ import annotations
@@ -20,21 +20,21 @@ Messages = list[dict[str, str]]
 PLACE = "{prompt}"
 # The tasks of CoEdIT (arXiv 2305.09857), all of whose sources begin with an instruction and a colon.
 INSTRUCTED_TASKS = ("gec", "simplification", "clarity", "coherence", "formality", "neutralize", "paraphrase")
-LONGEST_INSTRUCTION = 10  # words; a longer beginning up to a colon is text
+LONGEST_INSTRUCTION = 10  # words; a longer beginning up to a colon is part of the text
 REFERENCES = "refs"
 
 
 @dataclass(frozen=True)
 class CorrectionPrompt:
-    """How a text to correct is put to a model, and how its answer follows.
+    """The prompt format of a text to correct, and of its answer.
 
     Attributes:
-        template: the model's input, `{prompt}` in it being the text; it should end where a token does. The answer
-            follows at once, and the end-of-text token after it.
-        chat: put it as a user's message through the tokenizer's chat template.
+        template: the model's input, with `{prompt}` for the text; its end should be the end of a token. The answer
+            follows directly, and then the end-of-text token.
+        chat: send it as a user's message through the tokenizer's chat template.
 
     Raises:
-        RequestError: the template does not hold `{prompt}` exactly once.
+        RequestError: the template does not contain `{prompt}` exactly once.
     """
 
     template: str = PLACE + "\n"
@@ -50,24 +50,24 @@ class CorrectionPrompt:
             )
 
     def ask(self, source: str) -> str | Messages:
-        """What the model gets: a text, or with `chat` the messages."""
+        """The model's input: a text, or with `chat` the messages."""
         text = self.template.replace(PLACE, source)
         return [{"role": "user", "content": text.strip()}] if self.chat else text
 
     def row(self, source: str) -> str | Messages:
-        """The prompt as a file of preference pairs has it: a text without the template, or with `chat` the messages."""
+        """The prompt in a file of preference pairs: a text without the template, or with `chat` the messages."""
         return self.ask(source) if self.chat else source
 
     def answer(self, target: str) -> str | Messages:
-        """An answer as a file of preference pairs has it; TRL adds the end-of-text token."""
+        """An answer in a file of preference pairs; TRL adds the end-of-text token."""
         return [{"role": "assistant", "content": target}] if self.chat else target
 
 
 def prompt_ids(tokenizer: Any, prompt: str | Messages, where: str = "") -> list[int]:
-    """The tokens of a prompt, those that a chat template or the tokenizer puts before it included.
+    """The tokens of a prompt, with those that a chat template or the tokenizer adds before it.
 
     Args:
-        where: the place of its row, for what is refused.
+        where: the place of its row, for errors.
 
     Raises:
         SourceError: messages, for a tokenizer without a chat template.
@@ -87,7 +87,7 @@ def prompt_ids(tokenizer: Any, prompt: str | Messages, where: str = "") -> list[
 
 
 def check_chat(tokenizer: Any) -> None:
-    """Raise SourceError where the tokenizer has no chat template."""
+    """Raise SourceError if the tokenizer has no chat template."""
     if not getattr(tokenizer, "chat_template", None):
         raise SourceError(
             "the model's tokenizer has no chat template.", field="chat", value=True, fix="Use a template only."
@@ -96,11 +96,11 @@ def check_chat(tokenizer: Any) -> None:
 
 @dataclass(frozen=True)
 class CorrectionRow:
-    """A text and how people corrected it.
+    """A text and its corrections by people.
 
     Attributes:
         instructed: the text with its instruction, as the model gets it ("Fix grammar: He go.").
-        source: the text alone ("He go."), which copying gives.
+        source: the text alone ("He go.").
         references: corrections, each once; the first is the one to train on.
         where: its place in the file.
     """
@@ -119,16 +119,16 @@ def read_corrections(
     references_column: str | None = None,
     rows: int | None = None,
 ) -> list[CorrectionRow]:
-    """The corrections of a file of rows, in its order; rows without a text or a correction are left out, and logged.
+    """The corrections of a file of rows, in its order; rows without a text or a correction are skipped, and logged.
 
-    The instruction is what `strip_instructions` finds.
+    `strip_instructions` finds the instruction.
 
     Args:
-        references_column: a list of further references; by default "refs", where a row has it.
-        rows: how many to take, from the first; None takes all.
+        references_column: a list of further references; by default "refs", if a row has it.
+        rows: number of rows to take from the beginning; None takes all.
 
     Raises:
-        DataError: a row lacks a column that is named or holds something else than text there (with its line), or there
+        DataError: a row lacks a column that is named or holds something other than text there (with its line), or there
             are no rows.
         RequestError: `rows` is below 1.
     """
@@ -159,9 +159,9 @@ def read_corrections(
 def strip_instructions(sources: Sequence[str], tasks: Sequence[Any]) -> list[str]:
     """The texts without the instructions before them.
 
-    An instruction is what stands before the first ": ", if that is at most ten words and text follows. It is taken away
-    from a row whose `task` is one of CoEdIT's, and from all rows of a file without tasks if all begin with one and
-    each of these instructions comes more than once on average; from no others.
+    An instruction is the part before the first ": ", if it has at most ten words and text follows. It is removed from
+    rows whose `task` is one of CoEdIT's, and from all rows of a file without tasks if all begin with an instruction and
+    each instruction occurs more than once on average; from no others.
     """
     split = [_split(source) for source in sources]
     instructions = {instruction for instruction, _ in split}

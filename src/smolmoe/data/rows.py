@@ -1,4 +1,4 @@
-"""Documents of a training's data as tagged rows, each on the side that training has it on."""
+"""Documents of a training's data as tagged rows, split into training and held-out text as in the training."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ from smolmoe.recipe.data import DataRecipe, SourceRecipe
 
 
 def write_rows(recipe: DataRecipe, folder: Path, *, characters: int) -> tuple[Path, Path]:
-    """Write `held-out.jsonl` and `training.jsonl` with about that many characters of each domain; returns their paths.
+    """Write `held-out.jsonl` and `training.jsonl` with about `characters` of each domain; returns their paths.
 
-    No text is in both, and none twice: a document is on the side that `load_corpus` puts it on.
+    No text is in both, and none twice; the split is that of `load_corpus`.
     """
     folder.mkdir(parents=True, exist_ok=True)
     paths = folder / "held-out.jsonl", folder / "training.jsonl"

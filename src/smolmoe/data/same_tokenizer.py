@@ -1,8 +1,8 @@
-"""Whether two tokenizers read text alike: by what is loaded and what it makes of text, not by the files they lie in.
+"""Whether two tokenizers tokenise text equally: compared as loaded and by their output, not by their files.
 
-The same tokenizer has many files: merges as strings or pairs, keys left out that have a default, vocab.json and
-merges.txt or tokenizer.model next to tokenizer.json, the name of a class. So the vocabulary and the merges are compared
-as loaded, and the rules around them (normaliser, splitting, added tokens) by their output on test text.
+The same tokenizer can have different files: merges as strings or pairs, omitted default keys, vocab.json and merges.txt
+or tokenizer.model in addition to tokenizer.json, another class name. So the vocabulary and the merges are compared as
+loaded, and the other rules (normaliser, splitting, added tokens) by their output on test texts.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from typing import Any
 
 from smolmoe.data.tokens import end_of_text
 
-SHOWN = 5  # tokens named where vocabularies differ
+SHOWN = 5  # differing tokens to name
 # Normalisers and pre-tokenizers differ in case, accents, widths, spaces, digits, punctuation, contractions, scripts.
 _TRIALS = (
     "The quick brown fox jumps over the lazy dog.",
@@ -40,7 +40,7 @@ _MARKUP = re.compile(r"<[^<>]{1,40}>|\[[^\[\]]{1,40}\]")
 
 
 def tokenizer_hash(tokenizer: Any) -> str:
-    """The same for tokenizers that cut text alike and end it with the same token, whatever their files and classes."""
+    """A hash of the tokenisation and the end-of-text token, independent of files and classes."""
     alike = [_vocabulary(tokenizer), _tables(tokenizer), _trials(tokenizer), end_of_text(tokenizer)]
     return hashlib.sha256(json.dumps(alike, sort_keys=True).encode()).hexdigest()
 
@@ -48,10 +48,10 @@ def tokenizer_hash(tokenizer: Any) -> str:
 def tokenizer_difference(
     one: Any, other: Any, *, names: tuple[str, str] = ("one", "other"), ends: bool = True
 ) -> str | None:
-    """In words, how two tokenizers read text otherwise; None where they read it alike.
+    """How two tokenizers differ, in words; None if they tokenise equally.
 
     Args:
-        names: what the two are called.
+        names: of the two, for the text.
         ends: whether the end-of-text token counts.
     """
     vocabularies = _vocabulary(one), _vocabulary(other)

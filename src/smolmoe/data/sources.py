@@ -31,15 +31,15 @@ Documents = Callable[[Tally], Iterator[Document]]
 
 @dataclass(frozen=True)
 class Source:
-    """Documents, and what they follow from.
+    """A source of documents, and what identifies it.
 
     Attributes:
-        label: what to call it in messages.
-        identity: the same for the same documents: hashes of contents, and the options that choose among them.
-        read: goes through the documents, from the start at each call, and tallies what it leaves out.
-        expected: their number, where it is known beforehand.
+        label: its name in messages.
+        identity: equal for equal documents: hashes of contents, and the options that select documents.
+        read: iterates over the documents, from the start at each call, and tallies those it skips.
+        expected: their number, if it is known beforehand.
         streamed: read in its own order, and only as far as needed.
-        files: of a local source, which are read and which are not.
+        files: of a local source, read and unread.
     """
 
     label: str
@@ -53,7 +53,7 @@ class Source:
         """The documents, from the start at each call.
 
         Args:
-            tally: takes what is left out; without one it is logged once the documents are gone through.
+            tally: takes the skipped documents; without one they are logged at the end.
         """
         if tally is not None:
             return self.read(tally)
@@ -68,17 +68,17 @@ class Source:
 
 
 def open_source(recipe: SourceRecipe, *, quiet: bool = False) -> Source:
-    """Find a source and identify it; its text is read when its documents are asked for.
+    """Find a source and identify it; its text is read later, with its documents.
 
     A path that exists is local; one that looks like a file's and does not exist is an error; any other is a data set
-    on the hub. Texts that are empty or missing are left out and tallied.
+    on the hub. Empty and missing texts are skipped and tallied.
 
     Args:
-        quiet: do not name the files of a folder that are not read; for those who open a source a second time.
+        quiet: do not warn of unread files of a folder, for callers that open a source again.
 
     Raises:
         DataError: no such file or preset, no readable file in the folder, no such column.
-        HubError: the data set cannot be had from the hub.
+        HubError: the data set is not available from the hub.
     """
     if recipe.preset == EMBEDDED:
         source = _embedded()
@@ -99,13 +99,13 @@ def open_source(recipe: SourceRecipe, *, quiet: bool = False) -> Source:
 
 
 def with_domains(source: Source, by: str) -> Iterator[Document]:
-    """The documents of a source that have a domain, each with its place; the others are left out and counted.
+    """The documents of a source that have a domain, each with its place; the others are skipped and counted.
 
     Args:
-        by: the column of the domain, as it was asked for.
+        by: the requested column of the domain.
 
     Raises:
-        DataError: none has.
+        DataError: no document has one.
     """
     tally, tagged = Tally(), False
     for number, document in enumerate(source.documents(tally), 1):
@@ -126,10 +126,10 @@ def with_domains(source: Source, by: str) -> Iterator[Document]:
 
 
 def look_at(recipe: SourceRecipe) -> None:
-    """Find the files of a local source and name those that are not read, without reading them through.
+    """Find the files of a local source and warn of unread ones, without reading the text.
 
     Raises:
-        DataError: no such file or preset, or no file in the folder that is read.
+        DataError: no such file or preset, or no readable file in the folder.
     """
     if recipe.preset is not None and recipe.preset != EMBEDDED:
         find_preset(recipe.preset)
@@ -165,8 +165,8 @@ def _limited(source: Source, recipe: SourceRecipe) -> Source:
 
 @cache
 def _embedded() -> Source:
-    """Made once a process: it takes seconds."""
-    # A share of 0 holds nothing out: the split is the caller's, by the same rule.
+    """Made once per process: it takes seconds."""
+    # A share of 0 holds nothing out: the caller splits by the same rule.
     documents = embedded_corpus(validation=0.0).train
     digest = hashlib.sha256()
     for document in documents:
@@ -175,7 +175,7 @@ def _embedded() -> Source:
 
 
 def _looks_like_a_file(path: str) -> bool:
-    """A name that ends in a format's suffix is meant as a file, whether or not it is there."""
+    """Whether a name means a file, existing or not: it ends in a format's suffix, or looks like a path."""
     is_named = suffix_of(path) is not None or path.lower().endswith((".gz", ".zst"))
     return path.startswith((".", "/", "~")) or "\\" in path or path.count("/") > 1 or is_named
 
@@ -195,7 +195,7 @@ def _local(recipe: SourceRecipe, path: Path, quiet: bool) -> Source:
                     if document := _document(row, text, recipe.domain_column, where, file, tally):
                         yield document
 
-    contents = [[suffix_of(file), _file_hash(file)] for file in found.files]
+    contents = [[suffix_of(file), file_hash(file)] for file in found.files]
     identity: dict[str, Any] = {"files": contents, "columns": [recipe.text, recipe.domain_column]}
     if any(kinds.values()):
         identity["presets"] = [kinds[file] for file in found.files]
@@ -216,7 +216,7 @@ def text_column(file: Path, recipe: SourceRecipe) -> str:
 
 
 def local_files(recipe: SourceRecipe, path: Path) -> tuple[DataFiles, dict[Path, str | None]]:
-    """The files of a local source, and the preset whose columns each has; None where the recipe's text column is read.
+    """The files of a local source, and each one's preset by its columns; None to read the recipe's text column.
 
     Raises:
         DataError: no text was found, or its first row cannot be read.
@@ -231,7 +231,7 @@ def local_files(recipe: SourceRecipe, path: Path) -> tuple[DataFiles, dict[Path,
         columns = first_columns(file)
         kinds[file] = preset_of(columns) if recipe.text == "text" else None
         if kinds[file] is None and path.is_dir() and suffix_of(file) == ".json" and recipe.text not in columns:
-            unread[file] = f'no column "{recipe.text}"'  # a file about the data
+            unread[file] = f'no column "{recipe.text}"'  # metadata
     files = tuple(file for file in found.files if file not in unread)
     return replace(found, files=files, unread=unread) if files else found, kinds
 
@@ -250,7 +250,7 @@ def _say_presets(kinds: Mapping[Path, str | None]) -> None:
 
 
 def first_columns(file: Path) -> tuple[str, ...]:
-    """Of the first row that has any."""
+    """The columns of the first non-empty row."""
     return next((tuple(row) for _, row in rows_of(file, (), None) if row), ())
 
 
@@ -270,7 +270,7 @@ def _preset_documents(kind: str, files: Sequence[Path], tally: Tally) -> Iterato
             if document is None:
                 tally.add(NO_TEXT, place)
             else:
-                # A document of several rows is made when the last was read, which says nothing of its place.
+                # A document of several rows appears after its last row, so `place` is not its own.
                 yield whole(document if preset.joins_rows else replace(document, place=place), tally, place)
     except DataError as error:
         if error.value in [str(file) for file in files]:
@@ -278,7 +278,8 @@ def _preset_documents(kind: str, files: Sequence[Path], tally: Tally) -> Iterato
         raise DataError(error.message, field="data", value=place, fix=error.fix) from error
 
 
-def _file_hash(file: Path) -> str:
+def file_hash(file: Path) -> str:
+    """SHA-256 of a file."""
     with file.open("rb") as stream:
         return hashlib.file_digest(stream, "sha256").hexdigest()
 
@@ -286,7 +287,7 @@ def _file_hash(file: Path) -> str:
 def _document(
     row: Mapping[str, Any], column: str, domain_column: str, where: str, origin: object, tally: Tally
 ) -> Document | None:
-    """The document in a row; None where its text is empty."""
+    """The document in a row; None if its text is empty."""
     text, domain = row[column], row.get(domain_column)
     if is_empty(text):
         tally.add(NO_TEXT, f"{origin}, {where}")
@@ -311,7 +312,7 @@ def label(value: Any, column: str, where: str, origin: object) -> str | None:
 
 
 def _data_set(recipe: SourceRecipe, path: str, name: str | None, split: str, preset: Preset | None) -> Source:
-    """A data set that the `datasets` library finds under `path`: on the hub, or a folder of files of that form."""
+    """A data set that the `datasets` library finds under `path`: on the hub, or a folder in its format."""
     if preset is not None and preset.joins_rows and recipe.shuffle_buffer:
         raise DataError(
             "its rows are parts of documents, which shuffling would mix.",
@@ -320,11 +321,8 @@ def _data_set(recipe: SourceRecipe, path: str, name: str | None, split: str, pre
             fix="Set shuffle_buffer to 0.",
         )
     rows, hashed = open_data_set(path, name, split, recipe)
-    there = rows.column_names
-    if there is not None:
-        required, optional = (preset.columns, preset.optional) if preset else ((recipe.text,), (recipe.domain_column,))
-        check_columns(there, required, "columns", path)
-        rows = rows.select_columns([column for column in there if column in (*required, *optional)])
+    required, optional = (preset.columns, preset.optional) if preset else ((recipe.text,), (recipe.domain_column,))
+    rows = with_columns(rows, path, required, optional)
 
     def read(tally: Tally) -> Iterator[Document]:
         with_errors = with_hub_errors(path, iter(rows))
@@ -345,6 +343,18 @@ def _data_set(recipe: SourceRecipe, path: str, name: str | None, split: str, pre
     return Source(path, identity, read, len(rows) if counted else None, recipe.streaming)
 
 
+def with_columns(rows: Any, path: str, required: Sequence[str], optional: Sequence[str]) -> Any:
+    """The rows of a data set with these columns alone, if it states its columns.
+
+    Raises:
+        DataError: a required column is missing.
+    """
+    if rows.column_names is None:
+        return rows
+    check_columns(rows.column_names, required, "columns", path)
+    return rows.select_columns([name for name in rows.column_names if name in (*required, *optional)])
+
+
 def open_data_set(path: str, name: str | None, split: str, recipe: SourceRecipe) -> tuple[Any, str]:
     """The rows, and a hash of the data set's configuration and files (on the hub: of their commit)."""
     datasets = import_module("datasets")
@@ -358,14 +368,14 @@ def open_data_set(path: str, name: str | None, split: str, recipe: SourceRecipe)
             value=path,
             fix="Check the name (owner/name); for a private or gated data set log in with `hf auth login`.",
         ) from error
-    except ValueError as error:  # says which splits or configurations there are
+    except ValueError as error:  # names the existing splits or configurations
         raise DataError(
             f"{first_line(error)}",
             field="name" if "config" in str(error).lower() else "split",
             value=name if "config" in str(error).lower() else split,
             fix="Set `name` and `split` of this source to those of the data set.",
         ) from error
-    except Exception as error:  # the hub client raises many kinds; each means that the data set cannot be had
+    except Exception as error:  # the hub client raises many kinds; each means that the data set cannot be loaded
         raise _unreachable(path, error) from error
     if recipe.streaming and recipe.shuffle_buffer:
         # The seed is fixed: it decides which documents a run reads, not the order that the recipe's seed gives them.
@@ -374,12 +384,12 @@ def open_data_set(path: str, name: str | None, split: str, recipe: SourceRecipe)
 
 
 def with_hub_errors(path: str, rows: Iterator[Any]) -> Iterator[Any]:
-    """The rows; what breaks while they are read becomes a HubError."""
+    """The rows; an error while reading becomes a HubError."""
     try:
         yield from rows
     except SmolmoeError:
         raise
-    except Exception as error:  # as above, and what breaks in its files
+    except Exception as error:  # as above, and errors in its files
         raise _unreachable(path, error) from error
 
 

@@ -1,4 +1,4 @@
-"""What a source leaves out or changes, counted by reason, so that it can be said."""
+"""Counts of the rows that a source skips or changes, by reason, for messages."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ class Tally:
         self.first.setdefault(reason, where)
 
     def log(self, label: str) -> None:
-        """Warn of what was left out and of what was changed."""
+        """Warn of skipped and changed rows."""
         for reason, count in self.counts.items():
             first = f" (the first: {self.first[reason]})" if reason in self.first else ""
             logger.warning("%s: %s: %d%s.", label, _SAID.get(reason, reason), count, first)
@@ -44,7 +44,7 @@ def whole(document: Document, tally: Tally, where: str) -> Document:
 
 
 def whole_text(text: str, tally: Tally, where: str) -> str:
-    """The text; halves of surrogate pairs, which JSON can hold and no tokenizer takes, become question marks."""
+    """The text, with halves of surrogate pairs, which JSON allows but no tokenizer, replaced by question marks."""
     try:
         text.encode()
     except UnicodeEncodeError:

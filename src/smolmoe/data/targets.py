@@ -1,7 +1,7 @@
-"""What a teacher says of every token of a text: a cache on disk, keyed by document, read through memory maps.
+"""A teacher's probabilities for every token of a text: a cache on disk, keyed by document, read by memory map.
 
-A document is known by the digest of its token ids, so the cache serves any order, mixture, block length or choice of
-documents. It has a row for each token: the row of token i holds what the teacher expects in its place, having read the
+A document's key is the digest of its token ids, so the cache serves any order, mixture, block length or choice of
+documents. It has a row for each token: the row of token i holds the teacher's prediction for this token, after the
 end-of-text token and the document's tokens before i.
 
 `FOLDER/cache.json` is written last and describes the rest: shards, each a folder of .npy files.
@@ -29,8 +29,9 @@ from numpy.typing import NDArray
 
 from smolmoe.core.files import expanded
 from smolmoe.core.json_text import read_json
+from smolmoe.core.provenance import versions
 from smolmoe.data.tokens import TokenStore
-from smolmoe.errors import DataError
+from smolmoe.errors import CheckpointError, DataError
 
 FORMAT = 1
 ABOUT = "cache.json"
@@ -50,7 +51,7 @@ def digest_documents(documents: Iterable[NDArray[Any]]) -> NDArray[np.uint64]:
 
 
 def text_hash(digests: NDArray[np.uint64]) -> str:
-    """The same for the same documents in any order."""
+    """A hash of the documents, independent of their order."""
     return hashlib.sha256(np.unique(digests, axis=0).tobytes()).hexdigest()[:16]
 
 
@@ -62,7 +63,7 @@ def pack_ids(ids: NDArray[Any], vocabulary: int) -> NDArray[Any]:
 
 
 def unpack_ids(packed: NDArray[Any]) -> NDArray[np.int32]:
-    """What `pack_ids` was given, as int32."""
+    """The inverse of `pack_ids`, as int32."""
     if packed.dtype != np.uint8:
         return packed.astype(np.int32)
     low, middle, high = (packed[..., byte].astype(np.int32) for byte in range(3))
@@ -71,12 +72,12 @@ def unpack_ids(packed: NDArray[Any]) -> NDArray[np.int32]:
 
 @dataclass(frozen=True)
 class TargetRows:
-    """What the teacher says of S tokens, w entries each; entries that a row does not have are of id 0 and weight 0.
+    """The teacher's predictions for S tokens, w entries each; a row with fewer entries is filled with id 0, weight 0.
 
     Attributes:
         ids: int32 [S, w].
         values: log-probabilities, float16 [S, w]; of a sampled cache shares of the draws, float32 [S, w].
-        rest: float16 [S]: log of the mass left over; of a sampled cache the entropy.
+        rest: float16 [S]: log of the remaining mass; in a sampled cache the entropy.
     """
 
     ids: NDArray[np.int32]
@@ -85,16 +86,16 @@ class TargetRows:
 
 
 class TargetCache:
-    """A finished cache. Files are mapped as their rows are asked for; another process gets the folder's name.
+    """A complete cache. Files are mapped when their rows are read; another process gets the folder's name.
 
     Attributes:
-        folder: where it is.
-        about: all that cache.json says.
+        folder: of the cache.
+        about: the content of cache.json.
         kind: `top_k` or `sampled`.
-        size: k, or draws a row.
-        width: w, the most entries of a row.
-        temperature: that the teacher's logits were divided by.
-        vocabulary: ids that targets are of.
+        size: k, or samples per row.
+        width: w, the maximum number of entries of a row.
+        temperature: the teacher's logits were divided by it.
+        vocabulary: number of token ids.
         text: hash of the documents.
     """
 
@@ -116,7 +117,7 @@ class TargetCache:
 
     @property
     def identity(self) -> str:
-        """The same for caches of the same content."""
+        """A hash of the content."""
         content = {name: self.about[name] for name in ("kind", "size", "temperature", "vocabulary", "text", "teacher")}
         return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:16]
 
@@ -143,7 +144,7 @@ class TargetCache:
         return first
 
     def read(self, pieces: Sequence[tuple[int, int]]) -> TargetRows:
-        """The rows of pieces (first row, how many) one after the other; a piece lies within one document."""
+        """The concatenated rows of pieces (first row, count); a piece lies within one document."""
         parts = [self._piece(first, count) for first, count in pieces]
         return TargetRows(*(np.concatenate(arrays) for arrays in zip(*parts, strict=True)))
 
@@ -224,6 +225,79 @@ def open_cache(folder: str | Path) -> TargetCache:
 def file_sizes(shard: Path) -> dict[str, int]:
     """Bytes of each file of a shard."""
     return {file.name: file.stat().st_size for file in sorted(shard.iterdir())}
+
+
+def shard_array(shard: Path, name: str) -> NDArray[Any]:
+    """An array of a shard.
+
+    Raises:
+        CheckpointError: it cannot be read.
+    """
+    try:
+        found: NDArray[Any] = np.load(shard / f"{name}.npy")
+    except (OSError, ValueError, EOFError) as error:
+        raise CheckpointError(
+            f"{shard.name}/{name}.npy cannot be read ({error}).",
+            field="out",
+            value=str(shard),
+            fix="Delete the shard, then use `resume=True`: it is written again.",
+        ) from error
+    return found
+
+
+def describe_cache(
+    shards: Sequence[Path], *, kind: str, size: int, vocabulary: int, text: str, **about: Any
+) -> dict[str, Any]:
+    """The content of cache.json.
+
+    Args:
+        shards: complete folders.
+        text: hash of the documents.
+        about: other entries.
+
+    Raises:
+        CheckpointError: a shard cannot be read.
+    """
+    found = [_describe_shard(shard, kind, size) for shard in shards]
+    tokens = sum(shard["tokens"] for shard in found)
+    nbytes = sum(sum(shard["files"].values()) for shard in found)
+
+    def mean(name: str) -> float | None:
+        known = [shard[name] * shard["tokens"] / tokens for shard in found if shard[name] is not None]
+        return sum(known) if known else None
+
+    return {
+        "format": FORMAT,
+        "kind": kind,
+        "size": size,
+        "vocabulary": vocabulary,
+        "width": max(shard["width"] for shard in found),
+        "text": text,
+        "documents": sum(shard["documents"] for shard in found),
+        "tokens": tokens,
+        "bytes": nbytes,
+        "bytes_per_token": round(nbytes / tokens, 2),
+        **{name: mean(name) for name in ("entries", "left_over", "entropy")},
+        **about,
+        "versions": versions(),
+        "shards": found,
+    }
+
+
+def _describe_shard(shard: Path, kind: str, size: int) -> dict[str, Any]:
+    rest = shard_array(shard, "rest").astype(np.float64)
+    sampled = kind == "sampled"
+    widths = np.diff(shard_array(shard, "ends").astype(np.int64), prepend=0) if sampled else np.array([size])
+    return {
+        "name": shard.name,
+        "documents": len(shard_array(shard, "documents")),
+        "tokens": len(rest),
+        "width": int(widths.max()),
+        "entries": float(widths.mean()),
+        "left_over": None if sampled else float(np.exp(rest).mean()),
+        "entropy": float(rest.mean()) if sampled else None,
+        "files": file_sizes(shard),
+    }
 
 
 def _check_files(folder: Path, shards: Sequence[dict[str, Any]]) -> None:

@@ -1,4 +1,4 @@
-"""Text as documents with domain tags: read it from files, get a small default, cut it into token sequences."""
+"""Text as documents with domain tags: reading files, a small default text, cutting into token sequences."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ from smolmoe.errors import DataError
 
 @dataclass(frozen=True)
 class Document:
-    """One text, and the domain that it belongs to where that is known.
+    """One text, and its domain, if known.
 
     Attributes:
-        place: where it was read ("rows.jsonl, line 3"); None where several rows make one document, or none does.
+        place: of its row ("rows.jsonl, line 3"); None if it is not made from exactly one row.
     """
 
     text: str
@@ -30,7 +30,7 @@ class Document:
 
 
 def is_empty(text: Any) -> bool:
-    """Nothing, or blanks; NaN is how tables without types hold nothing."""
+    """Whether a cell is None, blank, or NaN, the empty cell of untyped tables."""
     return text is None or text != text or (isinstance(text, str) and not text.strip())
 
 
@@ -38,7 +38,7 @@ def read_documents(path: str | Path) -> list[Document]:
     """The documents of a file or folder, as training reads them.
 
     Raises:
-        DataError: naming the file, the line (or row) and what is wrong with it.
+        DataError: naming the file, the line (or row) and the problem.
     """
     from smolmoe.data.sources import open_source
     from smolmoe.recipe.data import SourceRecipe
@@ -60,20 +60,20 @@ def read_lines(path: Path, *, field: str) -> list[str]:
     try:
         return [line for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
     except (OSError, UnicodeDecodeError) as error:
-        raise DataError("it is no text file that can be read.", field=field, value=str(path)) from error
+        raise DataError("is not a readable text file.", field=field, value=str(path)) from error
 
 
 def read_rows(path: str | Path, required: Sequence[str], optional: Sequence[str] | None = ()) -> Rows:
-    """The rows of a file one at a time, each after the place where it stands ("line 3", "row 3", "paragraph 3").
+    """The rows of a file one at a time, each after its place ("line 3", "row 3", "paragraph 3").
 
     Of a table (`.parquet`, `.arrow`) only the columns that are named are read. A `.txt` file has the one column `text`.
 
     Args:
         required: columns that every row must have.
-        optional: columns to read where they are there; None for all.
+        optional: columns to read if they exist; None for all.
 
     Raises:
-        DataError: naming the file, the line (or row) and what is wrong with it.
+        DataError: naming the file, the line (or row) and the problem.
     """
     file = Path(path)
     if not file.is_file():
@@ -83,7 +83,7 @@ def read_rows(path: str | Path, required: Sequence[str], optional: Sequence[str]
 
 
 def write_documents(path: str | Path, documents: Sequence[Document]) -> None:
-    """Write `documents` as `.jsonl`, in the form that `read_documents` reads."""
+    """Write `documents` as `.jsonl`, in the format of `read_documents`."""
     with Path(path).open("w", encoding="utf-8") as file:
         for document in documents:
             row = {"text": document.text} | ({} if document.domain is None else {"domain": document.domain})
@@ -93,7 +93,7 @@ def write_documents(path: str | Path, documents: Sequence[Document]) -> None:
 def default_documents(seed: int = 0) -> list[Document]:
     """Two dozen documents each of code, prose and mathematics from this Python installation, in well under a second.
 
-    Meant for checks that need real text but no particular one (verification, the doctor).
+    For checks that need some real text (verification, the doctor).
     """
     from smolmoe.data.embedded import DOMAINS, embedded_corpus
 
@@ -112,16 +112,16 @@ def encode(
 ) -> list[list[int]]:
     """`count` token sequences of unequal lengths between `length // 2` and `length`, made of shuffled `documents`.
 
-    A document shorter than its sequence is followed by the next one; the documents are gone through again where they
-    do not suffice. The lengths are all different as far as the range allows, so that batches of them need padding.
+    A document shorter than its sequence is followed by the next one, cyclically. The lengths are as different as the
+    range allows, so that batches need padding.
 
     Args:
         tokenizer: a transformers tokenizer.
         length: the longest sequence, in tokens.
-        data: what the documents are from.
+        data: source of the documents, for errors.
 
     Raises:
-        DataError: `length` is below 2, `count` below 1, the documents hold no tokens, or one that the model lacks.
+        DataError: `length` is below 2, `count` below 1, the documents have no tokens, or one that the model lacks.
     """
     if length < 2 or count < 1:
         field, value = ("length", length) if length < 2 else ("count", count)
@@ -137,7 +137,7 @@ def encode(
         while len(ids) < wanted:
             if empty == len(order):
                 raise DataError("the documents contain no tokens.", field="data", value=f"{len(documents)} documents")
-            # Sixteen characters a token is more than any tokenizer needs, and far less than a book.
+            # 16 characters per token are more than any tokenizer needs, and far less than a book.
             text = documents[order[position % len(order)]].text[: 16 * length]
             at = order[position % len(order)]
             with naming_rows(data, [documents[at].place or f"document {at + 1}"]):
@@ -150,7 +150,7 @@ def encode(
 
 
 def _unequal(rng: random.Random, allowed: range, count: int) -> list[int]:
-    """`count` values of `allowed`, none twice before all are used."""
+    """`count` values of `allowed`, without repetition until all are used."""
     drawn: list[int] = []
     while len(drawn) < count:
         drawn += rng.sample(allowed, len(allowed))

@@ -18,13 +18,13 @@ from smolmoe.errors import DataError
 
 @dataclass(frozen=True)
 class TokenStore:
-    """N tokens of D documents, one after the other, an end-of-text token after each.
+    """N tokens of D concatenated documents, each ending with an end-of-text token.
 
     Attributes:
         ids: token ids [N], uint16 or uint32.
-        starts: where each document begins, and N at last: int64 [D + 1].
+        starts: of each document, and N at the end: int64 [D + 1].
         domain_ids, source_ids: of each document, int16 [D].
-        streamed: for each source, whether its documents are to be read in their order.
+        streamed: for each source, whether its documents are read in their order.
     """
 
     ids: NDArray[Any]
@@ -55,11 +55,11 @@ class TokenStore:
         return np.asarray(self.ids[self.starts[index] : self.starts[index + 1]])
 
     def documents(self) -> Iterator[NDArray[Any]]:
-        """The token ids of each document, read as they are asked for."""
+        """The token ids of each document, read lazily."""
         return (self.document(index) for index in range(len(self)))
 
     def __getstate__(self) -> dict[str, Any]:
-        """A memory map goes to another process as the name of its file, not as its contents."""
+        """Pickle a memory map as the name of its file, without its contents."""
         state = dict(self.__dict__)
         if isinstance(self.ids, np.memmap):
             state["ids"] = (str(self.ids.filename), self.ids.dtype.str)
@@ -73,7 +73,7 @@ class TokenStore:
 
 
 class StoreWriter:
-    """Writes a TokenStore to `STEM.ids` and `STEM.index.npz`, the token ids as they come.
+    """Writes a TokenStore to `STEM.ids` and `STEM.index.npz`, incrementally.
 
     Args:
         stem: path without suffix.
@@ -97,7 +97,7 @@ class StoreWriter:
         return len(self._ends) - 1
 
     def add(self, documents: Sequence[Sequence[int]], domains: Sequence[int], source: int) -> None:
-        """Append documents of one source; `domains` holds the domain's id of each."""
+        """Append documents of one source; `domains` has the domain id of each."""
         np.fromiter(chain.from_iterable(documents), dtype=self._dtype).tofile(self._file)
         for ids in documents:
             self._ends.append(self._ends[-1] + len(ids))
@@ -105,7 +105,7 @@ class StoreWriter:
         self._sources.extend([source] * len(documents))
 
     def finish(self) -> None:
-        """Write the index; without it the files are no store."""
+        """Write the index, which completes the store."""
         self._file.close()
         np.savez(
             _index_file(self._stem),
@@ -115,7 +115,7 @@ class StoreWriter:
         )
 
     def close(self) -> None:
-        """Let go of the file."""
+        """Close the file."""
         self._file.close()
 
 
@@ -130,7 +130,7 @@ def open_store(stem: Path, dtype: str, streamed: tuple[bool, ...]) -> TokenStore
     size = int(starts[-1]) * np.dtype(dtype).itemsize
     if _ids_file(stem).stat().st_size != size:
         raise ValueError(f"{_ids_file(stem).name} does not have the {size} bytes that its index says")
-    if size == 0:  # nothing cannot be mapped
+    if size == 0:  # an empty file cannot be mapped
         return TokenStore(np.empty(0, dtype=dtype), starts, domain_ids, source_ids, streamed)
     return TokenStore(np.memmap(_ids_file(stem), dtype=dtype, mode="r"), starts, domain_ids, source_ids, streamed)
 
@@ -173,6 +173,6 @@ def end_of_text(tokenizer: Any) -> int:
 
 
 def id_type(tokenizer: Any) -> str:
-    """The smallest unsigned type that holds every id of the tokenizer."""
+    """The smallest unsigned dtype for all ids of the tokenizer."""
     largest = max(end_of_text(tokenizer), *tokenizer.get_vocab().values())
     return "<u2" if largest < 2**16 else "<u4"

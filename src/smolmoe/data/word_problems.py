@@ -1,4 +1,4 @@
-"""Worked problems in elementary mathematics, made on the spot: a question, its solution in steps, the answer.
+"""Generated problems in elementary mathematics: a question, its solution in steps, the answer.
 
 Every number in a solution follows from the numbers of its question. Answers are whole numbers or exact fractions.
 """
@@ -36,7 +36,7 @@ Made = tuple[str, list[str], object]
 
 
 def worked_problem(rng: random.Random, kind: str | None = None) -> Problem:
-    """A problem of `kind` (a key of `KINDS`), or of a kind drawn at random."""
+    """A problem of `kind` (a key of `KINDS`), or of a random kind."""
     kind = kind or rng.choice(sorted(KINDS))
     question, steps, answer = KINDS[kind](rng)
     return Problem(kind, question, tuple(steps), str(answer))

@@ -1,4 +1,4 @@
-"""A teacher's targets for a text, in one folder: begun, written shard by shard by any number of processes, finished."""
+"""A teacher's targets for a text in one folder, written shard by shard by any number of processes."""
 
 from __future__ import annotations
 
@@ -6,27 +6,27 @@ import shutil
 import tempfile
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from smolmoe.core.checkpoint import Checkpoint, fingerprint, open_checkpoint
 from smolmoe.core.files import place, write_json
 from smolmoe.core.json_text import read_object
 from smolmoe.core.progress import Progress
-from smolmoe.core.provenance import command, versions
+from smolmoe.core.provenance import command
 from smolmoe.data.same_tokenizer import tokenizer_hash
 from smolmoe.data.targets import (
     ABOUT,
     FORMAT,
     REQUEST,
     TOKENIZER,
+    describe_cache,
     digest_documents,
-    file_sizes,
     open_cache,
+    shard_array,
     text_hash,
 )
 from smolmoe.data.tokens import end_of_text
@@ -35,14 +35,14 @@ from smolmoe.distillation.options import CacheOptions
 from smolmoe.distillation.shards import plan_shards, shard_name, write_shard
 from smolmoe.distillation.teacher import Teacher, longest_window, vocabulary_of
 from smolmoe.distillation.text import open_text, read_text, write_text
-from smolmoe.errors import CheckpointError, OutputError, SourceError
+from smolmoe.errors import OutputError, SourceError
 from smolmoe.moe.loading import Skeleton, load_config, load_model, load_tokenizer
 from smolmoe.results.distillation import CacheForecast, CacheResult
 
 
 @dataclass(frozen=True)
 class Job:
-    """A cache that is being written: all that its processes must agree on."""
+    """A cache that is being written: what its processes must agree on."""
 
     folder: Path
     teacher: Path
@@ -52,7 +52,7 @@ class Job:
 
 
 def forecast(teacher: str, data: Sequence[str], out: Path, options: CacheOptions, *, report: Progress) -> CacheForecast:
-    """What `begin` and the rest would write: the text is tokenised, the teacher's weights are not read."""
+    """What the cache would contain: the text is tokenised, the teacher's weights are not read."""
     place(out, "growing folder")
     checkpoint, tokenizer, vocabulary = _teacher(teacher, options)
     window = longest_window(load_config(checkpoint.folder).get_text_config(), options.batch_tokens)
@@ -78,14 +78,14 @@ def begin(
     overwrite: bool,
     report: Progress,
 ) -> Job:
-    """Check what is asked, and make the folder with the tokenised text in it; one process does it.
+    """Check the request, and write the tokenised text into the folder; one process does it.
 
     Args:
-        stored_dtype: the teacher computes in the type of its files, else in float32.
+        stored_dtype: the teacher computes in the dtype of its files, else in float32.
 
     Raises:
-        SmolmoeError: a teacher, a text or options that will not do; OutputError: the folder holds something else, or a
-            cache that was begun with another request.
+        SmolmoeError: teacher, text or options cannot be used; OutputError: the folder contains something else, or a
+            cache that was started with another request.
     """
     checkpoint, tokenizer, vocabulary = _teacher(teacher, options)
     text = open_text(data)
@@ -96,7 +96,7 @@ def begin(
         "teacher": {"name": checkpoint.folder.name, "sha256": fingerprint(checkpoint), "dtype": dtype},
         "tokenizer": tokenizer_hash(tokenizer),
         "text": text.identity,
-        "options": options.to_json(),
+        "options": asdict(options),
     }
     job = Job(out, checkpoint.folder, options, dtype, finished=(out / ABOUT).is_file() and not overwrite)
     open_folder(out, request, resume=resume, overwrite=overwrite)
@@ -112,7 +112,7 @@ def begin(
 
 
 def write_shards(job: Job, *, rank: int, ranks: int, device: str, report: Progress) -> int:
-    """Write those of this process's shards that are not there; returns how many were."""
+    """Write this process's missing shards; returns the number of those that existed."""
     import torch
 
     tokenizer = load_tokenizer(job.teacher)
@@ -143,7 +143,7 @@ def write_shards(job: Job, *, rank: int, ranks: int, device: str, report: Progre
 
 
 def finish(job: Job) -> None:
-    """Describe the shards in cache.json, which makes them a cache; one process does it when all are there.
+    """Describe the shards in cache.json, which completes the cache; one process does it when all shards exist.
 
     Raises:
         OutputError: a shard is missing, or is not of this text.
@@ -152,7 +152,7 @@ def finish(job: Job) -> None:
     store = read_text(job.folder / TEXT, tokenizer)
     names = [shard_name(number) for number in range(len(plan_shards(store, job.options.shard_tokens)))]
     absent = [name for name in names if not (job.folder / name).is_dir()]
-    digests = [_array(job.folder / name, "documents") for name in names if name not in absent]
+    digests = [shard_array(job.folder / name, "documents") for name in names if name not in absent]
     text = text_hash(digest_documents(store.documents()))
     if absent or text_hash(np.concatenate(digests)) != text:
         raise OutputError(
@@ -161,14 +161,26 @@ def finish(job: Job) -> None:
             value=str(job.folder),
             fix="Start over with `overwrite=True`.",
         )
-    shards = [_described(job.folder / name, job.options) for name in names]
+    request = read_object(job.folder / REQUEST)
+    about = describe_cache(
+        [job.folder / name for name in names],
+        kind=job.options.kind,
+        size=job.options.size,
+        vocabulary=vocabulary_of(tokenizer, load_config(job.teacher).get_text_config().vocab_size),
+        text=text,
+        temperature=job.options.temperature,
+        teacher=request["teacher"],
+        request=request,
+        command=command(),
+        made=time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+    )
     with writing(job.folder):
-        write_json(job.folder / ABOUT, _about(job, shards, text, tokenizer))
+        write_json(job.folder / ABOUT, about)
         shutil.rmtree(job.folder / TEXT)
 
 
 def describe(job: Job, *, reused: int, seconds: float) -> CacheResult:
-    """The cache as it was written, read back."""
+    """The result, read from the written cache."""
     cache = open_cache(job.folder)
     about = cache.about
     return CacheResult(
@@ -179,70 +191,6 @@ def describe(job: Job, *, reused: int, seconds: float) -> CacheResult:
         reused=reused,
         seconds=round(seconds, 2),
     )
-
-
-def _about(job: Job, shards: list[dict[str, Any]], text: str, tokenizer: Any) -> dict[str, Any]:
-    request = read_object(job.folder / REQUEST)
-    tokens = sum(shard["tokens"] for shard in shards)
-    size = sum(sum(shard["files"].values()) for shard in shards)
-
-    def mean(name: str) -> float | None:
-        found = [shard[name] * shard["tokens"] / tokens for shard in shards if shard[name] is not None]
-        return sum(found) if found else None
-
-    return {
-        "format": FORMAT,
-        "kind": job.options.kind,
-        "size": job.options.size,
-        "temperature": job.options.temperature,
-        "vocabulary": vocabulary_of(tokenizer, load_config(job.teacher).get_text_config().vocab_size),
-        "width": max(shard["width"] for shard in shards),
-        "text": text,
-        "documents": sum(shard["documents"] for shard in shards),
-        "tokens": tokens,
-        "bytes": size,
-        "bytes_per_token": round(size / tokens, 2),
-        "entries": mean("entries"),
-        "left_over": mean("left_over"),
-        "entropy": mean("entropy"),
-        "teacher": request["teacher"],
-        "request": request,
-        "versions": versions(),
-        "command": command(),
-        "made": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
-        "shards": shards,
-    }
-
-
-def _array(shard: Path, name: str) -> NDArray[Any]:
-    file = shard / f"{name}.npy"
-    try:
-        found: NDArray[Any] = np.load(file)
-    except (OSError, ValueError, EOFError) as error:
-        raise CheckpointError(
-            f"{shard.name}/{file.name} cannot be read ({error}).",
-            field="out",
-            value=str(shard),
-            fix="Delete the shard, then use `resume=True`: it is written again.",
-        ) from error
-    return found
-
-
-def _described(shard: Path, options: CacheOptions) -> dict[str, Any]:
-    rest = _array(shard, "rest").astype(np.float64)
-    tokens = len(rest)
-    sampled = options.kind == "sampled"
-    widths = np.diff(_array(shard, "ends").astype(np.int64), prepend=0) if sampled else np.array([options.size])
-    return {
-        "name": shard.name,
-        "documents": len(_array(shard, "documents")),
-        "tokens": tokens,
-        "width": int(widths.max()),
-        "entries": float(widths.mean()),
-        "left_over": None if sampled else float(np.exp(rest).mean()),
-        "entropy": float(rest.mean()) if sampled else None,
-        "files": file_sizes(shard),
-    }
 
 
 def _teacher(teacher: str, options: CacheOptions) -> tuple[Checkpoint, Any, int]:
@@ -266,5 +214,5 @@ def _teacher(teacher: str, options: CacheOptions) -> tuple[Checkpoint, Any, int]
 
 
 def _dtype(checkpoint: Checkpoint) -> str:
-    """The type that most of the numbers are stored in."""
+    """The dtype that most numbers are stored in."""
     return str(Skeleton(checkpoint.folder).stored_dtype()).removeprefix("torch.")

@@ -1,4 +1,4 @@
-"""The folder of a cache: who may write there, and whether what goes on is what was begun."""
+"""The folder of a cache: protection against overwriting, and checks of a resumed request."""
 
 from __future__ import annotations
 
@@ -22,15 +22,15 @@ _PARTS = {"teacher": "the teacher", "tokenizer": "its tokenizer", "text": "the t
 
 
 def open_folder(out: Path, request: dict[str, Any], *, resume: bool, overwrite: bool) -> None:
-    """See that the folder may be written, and take away what is to be overwritten.
+    """Check that the folder may be written, and delete what will be overwritten.
 
     Raises:
-        OutputError: it holds something else, a cache that could be lost, or one of another request.
+        OutputError: it contains something else, a cache that could be lost, or one of another request.
     """
     if not is_ours(out, "a teacher's cache", REQUEST, leftovers=(f".{REQUEST}.partial",)):
         return
     if overwrite:
-        remove(out, ABOUT, TOKENIZER, "shard-*", TEXT, ".*.partial")  # the request goes last, when there is another
+        remove(out, ABOUT, TOKENIZER, "shard-*", TEXT, ".*.partial")  # the request is replaced later
     elif resume:
         _check_same(read_object(out / REQUEST, fix="Start over with `overwrite=True`."), request, out)
         for partial in out.glob(".*.partial"):
@@ -49,7 +49,7 @@ def _check_same(found: dict[str, Any], asked: dict[str, Any], out: Path) -> None
     options = differences(before, now)
     said = f"{' and '.join(changed)} changed" + (f" ({options})" if options else "")
     raise OutputError(
-        f"the cache there was begun with another request: {said}.",
+        f"the cache there was started with another request: {said}.",
         field="out",
         value=str(out),
         fix="Resume with the same one, start over with `overwrite=True`, or name another folder.",
@@ -57,7 +57,7 @@ def _check_same(found: dict[str, Any], asked: dict[str, Any], out: Path) -> None
 
 
 def check_room(out: Path, store: TokenStore, options: CacheOptions, vocabulary: int) -> None:
-    """Raises OutputError where the disk does not hold what is still to be written."""
+    """Raises OutputError if the disk has too little space for the rest."""
     there = sum(sum(file_sizes(shard).values()) for shard in out.glob("shard-*"))
     needed, free = options.most_bytes(vocabulary) * store.tokens - there, shutil.disk_usage(out).free
     if options.kind == "top_k" and needed > free:
@@ -71,15 +71,15 @@ def check_room(out: Path, store: TokenStore, options: CacheOptions, vocabulary: 
 
 @contextmanager
 def writing(folder: Path) -> Iterator[None]:
-    """What the disk refuses within becomes an OutputError."""
-    fix = "Free some space, then go on with `resume=True`."
+    """Within, failed writes become an OutputError."""
+    fix = "Free some space, then use `resume=True`."
     with files.writing(folder, said="the cache cannot be written", fix=fix):
         yield
 
 
 @contextmanager
 def nothing_left(folder: Path) -> Iterator[None]:
-    """What came into an empty folder within goes again where something fails."""
+    """If the block fails, an initially empty folder is emptied again."""
     was_empty = not folder.exists() or not any(folder.iterdir())
     try:
         yield

@@ -1,8 +1,8 @@
-"""What is kept of a teacher's distributions, and what that costs."""
+"""The options of a cache of a teacher's distributions, and its size."""
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any
 
 from smolmoe.errors import RequestError
@@ -17,10 +17,10 @@ class CacheOptions:
 
     Attributes:
         kind: `top_k` or `sampled`.
-        size: k, or draws a token.
-        temperature: that logits are divided by.
-        batch_tokens: tokens that the teacher reads at once; no window is longer.
-        shard_tokens: tokens of a shard, which is what an interrupted run loses at most.
+        size: k, or samples per token.
+        temperature: logits are divided by it.
+        batch_tokens: tokens in a batch of the teacher, and the longest window.
+        shard_tokens: tokens of a shard, the most that an interrupted run loses.
     """
 
     kind: str = "top_k"
@@ -41,7 +41,7 @@ class CacheOptions:
             raise RequestError(f"at most {MOST_DRAWS:,} samples per token.", field="sampled", value=self.size)
 
     def check_vocabulary(self, vocabulary: int) -> None:
-        """Raises RequestError where more is kept than there is."""
+        """Raises RequestError if k exceeds the vocabulary."""
         if self.kind == "top_k" and self.size > vocabulary:
             raise RequestError(
                 f"the teacher has {vocabulary:,} tokens.", field="top_k", value=self.size, fix=f"At most {vocabulary}."
@@ -54,15 +54,17 @@ class CacheOptions:
             return self.size * (of_id + 2) + 2
         return self.size * (of_id + (1 if self.size < 2**8 else 2)) + 6
 
-    def to_json(self) -> dict[str, Any]:
-        return asdict(self)
 
+def cache_options(*, top_k: int | None = None, sampled: int | None = None, **others: Any) -> CacheOptions:
+    """The options as named by the user.
 
-def cache_options(*, top_k: int | None, sampled: int | None, **others: Any) -> CacheOptions:
-    """The options as named by the user; by default the 20 largest.
+    Args:
+        top_k: keep the k largest probabilities and the remaining mass; default 20.
+        sampled: keep this many samples of each distribution instead (arXiv 2503.16870).
+        **others: temperature, batch_tokens and shard_tokens of `CacheOptions`.
 
     Raises:
-        RequestError: both kinds are asked, or a value that cannot be.
+        RequestError: both kinds, or a value out of its range.
     """
     if top_k is not None and sampled is not None:
         raise RequestError("a cache has only one kind.", field="sampled", value=sampled, fix="Remove `top_k`, or this.")

@@ -1,4 +1,4 @@
-"""Shards of a cache: runs of documents, each shard a folder that exists only when complete."""
+"""Shards of a cache: consecutive documents in a folder that exists only when complete."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ Told = Callable[[int], None]  # tokens done
 
 
 def plan_shards(store: TokenStore, tokens: int) -> list[range]:
-    """Documents of each shard: whole ones, in order, up to the one that fills it. Every process plans the same."""
+    """The consecutive documents of each shard, up to the one that fills it. Every process plans the same."""
     shards, first = [], 0
     for document in range(len(store)):
         full = store.starts[document + 1] - store.starts[first] >= tokens
@@ -39,7 +39,7 @@ def shard_name(number: int) -> str:
 def write_shard(
     folder: Path, name: str, teacher: Teacher, store: TokenStore, documents: range, options: CacheOptions, told: Told
 ) -> None:
-    """Show the teacher a shard's documents, and write what it says into `folder / name`."""
+    """Run the teacher on a shard's documents, and write its predictions into `folder / name`."""
     texts = [store.document(index) for index in documents]
     digests = digest_documents(texts)
     starts = np.cumsum([0, *map(len, texts)])
@@ -66,7 +66,7 @@ def write_shard(
 def _packed(
     rows: NDArray[np.int64], entries: Entries, vocabulary: int, options: CacheOptions
 ) -> tuple[NDArray[Any], ...]:
-    """Rows, ids and values of a batch's entries in the types that are kept."""
+    """Rows, ids and values of a batch's entries in the stored dtypes."""
     of_row = rows[entries.rows.cpu().numpy()]
     values = entries.values.cpu().numpy()
     if options.kind == "sampled":
@@ -96,6 +96,6 @@ def _joined(parts: list[tuple[NDArray[Any], ...]], tokens: int, options: CacheOp
 
 
 def _uniforms(digest: NDArray[np.uint64], ids: NDArray[Any]) -> NDArray[np.float64]:
-    """A number in [0, 1) for each token, the same wherever and whenever the document is read."""
+    """A number in [0, 1) for each token, which depends only on the document."""
     bits = np.random.PCG64([int(half) for half in digest]).random_raw(len(ids))
     return np.asarray((bits >> np.uint64(11)) * 2.0**-53)

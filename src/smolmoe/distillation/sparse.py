@@ -1,4 +1,4 @@
-"""A distribution over the vocabulary as a few of its entries: the largest ones, or sampled ones."""
+"""Sparse distributions over the vocabulary: their largest entries, or samples."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ import torch
 
 @dataclass(frozen=True)
 class Entries:
-    """Entries of M rows, row by row: m of them.
+    """m entries of M rows, row by row.
 
     Attributes:
         rows, ids: int64 [m], the row and the token of each entry.
-        values: [m], log-probabilities float16, or counts of draws int64.
-        rest: float16 [M], log of the mass left over, or the entropy in nats.
+        values: [m], log-probabilities float16, or counts of samples int64.
+        rest: float16 [M], log of the remaining mass, or the entropy in nats.
     """
 
     rows: torch.Tensor
@@ -24,7 +24,7 @@ class Entries:
 
 
 def largest(log_probabilities: torch.Tensor, k: int) -> Entries:
-    """The k largest of each row [M, V], and the mass of all others, summed and not as the difference from 1."""
+    """The k largest of each row [M, V], and the mass of all others, as a sum and not as the difference from 1."""
     values, ids = log_probabilities.topk(k, dim=-1)
     others = log_probabilities.scatter(-1, ids, float("-inf")).logsumexp(-1)
     rows = torch.arange(len(ids), device=ids.device).repeat_interleave(k)
@@ -32,11 +32,11 @@ def largest(log_probabilities: torch.Tensor, k: int) -> Entries:
 
 
 def drawn(log_probabilities: torch.Tensor, draws: int, uniforms: torch.Tensor) -> Entries:
-    """Tokens sampled from each row's distribution [M, V]: importance sampling whose weights are counts.
+    """Tokens sampled from each row's distribution [M, V], with their counts.
 
-    All draws of a row follow from one uniform number u, at (u + i) / draws of the cumulated probabilities.
-    So a token's expected share of the draws is its probability, as with independent draws (arXiv 2503.16870), and its
-    count is never further than 1 from draws times the probability, which makes the shares less noisy.
+    All samples of a row follow from one uniform number u, at (u + i) / draws of the cumulated probabilities. A token's
+    expected share is its probability, as with independent samples (arXiv 2503.16870), and its count differs by less
+    than 1 from draws times the probability, which makes the shares less noisy.
 
     Args:
         uniforms: float64 [M] in [0, 1).
@@ -46,7 +46,7 @@ def drawn(log_probabilities: torch.Tensor, draws: int, uniforms: torch.Tensor) -
     cumulated = probabilities.cumsum(-1)
     places = torch.arange(draws, device=cumulated.device, dtype=exact) + uniforms.to(cumulated).unsqueeze(-1)
     ids = torch.searchsorted(cumulated, places / draws * cumulated[:, -1:], right=True)
-    # Rounding may point behind the last token that has any probability.
+    # Rounding may give an index behind the last token with a probability.
     last = (probabilities > 0).long().cumsum(-1).argmax(-1, keepdim=True)
     ids = torch.minimum(ids, last)
     width = log_probabilities.shape[-1]

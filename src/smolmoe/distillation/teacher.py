@@ -1,4 +1,4 @@
-"""Reading documents with a teacher: its log-probabilities of every next token."""
+"""A teacher's log-probabilities of every next token of documents."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ from numpy.typing import NDArray
 from smolmoe.data.tokens import end_of_text
 from smolmoe.errors import RequestError, SourceError
 
-SLICE = 2**24  # log-probabilities held at once: 64 MB in float32
+SLICE = 2**24  # log-probabilities in memory at once: 64 MB in float32
 
 
 @dataclass(frozen=True)
 class Window:
-    """Tokens [start, stop) of what a teacher reads of a document; its answers from `keep` on are wanted."""
+    """Tokens [start, stop) of a document; the teacher's predictions from `keep` on are used."""
 
     document: int
     start: int
@@ -28,10 +28,10 @@ class Window:
 
 
 def windows_of(document: int, tokens: int, longest: int) -> Iterator[Window]:
-    """Windows over a document of so many tokens, each answer wanted once.
+    """Windows over a document of this many tokens; each prediction is used once.
 
-    A document that one window does not hold is read in windows that overlap by half, so that every answer but those of
-    the first window has at least half a window before it.
+    A document longer than one window is read in windows that overlap by half, so that all predictions after the first
+    window have at least half a window of context.
     """
     yield Window(document, 0, min(tokens, longest), 0)
     for covered, end in pairwise([*range(longest, tokens, max(1, longest // 2)), tokens]):
@@ -39,7 +39,7 @@ def windows_of(document: int, tokens: int, longest: int) -> Iterator[Window]:
 
 
 def batches(windows: Sequence[Window], batch_tokens: int) -> Iterator[list[Window]]:
-    """Windows of like length together, the longest first, at most that many tokens, filling included."""
+    """Batches of windows of similar length, the longest first, of at most this many tokens with padding."""
     group: list[Window] = []
     for window in sorted(windows, key=lambda window: window.start - window.stop):
         if group and (len(group) + 1) * (group[0].stop - group[0].start) > batch_tokens:
@@ -51,17 +51,17 @@ def batches(windows: Sequence[Window], batch_tokens: int) -> Iterator[list[Windo
 
 
 class Teacher:
-    """A causal LM that documents are shown to, one after the other.
+    """A causal LM that reads separate documents.
 
     Args:
-        model: in memory, dense or a mixture.
-        tokenizer: its own.
+        model: in memory, dense or an MoE.
+        tokenizer: of the model.
         temperature: logits are divided by it.
-        batch_tokens: tokens that it reads at once.
+        batch_tokens: tokens in a batch.
 
     Attributes:
-        vocabulary: ids that the tokenizer has; what a model has beyond them is never a token, and left out.
-        longest: tokens that it reads in one window.
+        vocabulary: number of the tokenizer's ids; further rows of the embedding are not tokens, and ignored.
+        longest: tokens of the longest window.
 
     Raises:
         RequestError: the model has fewer tokens than its tokenizer, or no room for two.
@@ -79,7 +79,7 @@ class Teacher:
     def read(self, documents: Sequence[NDArray[Any]]) -> Iterator[tuple[NDArray[np.int64], torch.Tensor]]:
         """Rows (counted over all tokens of the documents, in order) and log-probabilities [M, V], in parts.
 
-        The row of a token holds what is expected in its place.
+        The row of a token has the prediction for this token.
 
         Raises:
             SourceError: the teacher computes NaN or infinite logits.
@@ -94,7 +94,7 @@ class Teacher:
                 yield from self._parts(np.concatenate(rows), kept)
 
     def _logits(self, group: Sequence[Window], documents: Sequence[NDArray[Any]]) -> torch.Tensor:
-        """[W, S, V'], filled up on the right, where no causal model sees it."""
+        """[W, S, V'], padded on the right, which does not affect a causal model."""
         inputs = torch.zeros(len(group), max(w.stop - w.start for w in group), dtype=torch.long)
         for at, window in enumerate(group):
             ids = documents[window.document][max(0, window.start - 1) : window.stop - 1].astype(np.int64)
@@ -119,13 +119,13 @@ class Teacher:
 
 
 def vocabulary_of(tokenizer: Any, rows: int) -> int:
-    """Ids that the tokenizer has, from 0 to its largest.
+    """The number of ids from 0 to the tokenizer's largest.
 
     Args:
         rows: of the teacher's embedding.
 
     Raises:
-        RequestError: the teacher has fewer.
+        RequestError: the embedding has fewer rows.
     """
     size = 1 + max(end_of_text(tokenizer), *tokenizer.get_vocab().values())
     if size > rows:
@@ -139,7 +139,7 @@ def vocabulary_of(tokenizer: Any, rows: int) -> int:
 
 
 def longest_window(config: Any, batch_tokens: int) -> int:
-    """Tokens that a teacher reads in one window: what its positions and the batch hold.
+    """Tokens of the longest window, limited by the teacher's positions and the batch.
 
     Raises:
         RequestError: fewer than 2.

@@ -1,4 +1,4 @@
-"""The text that a teacher is shown: sources as everywhere, tokenised once into a store next to the cache."""
+"""The text for a teacher: sources as in a training, tokenised once into a store in the cache's folder."""
 
 from __future__ import annotations
 
@@ -29,8 +29,8 @@ class Text:
     """Sources whose documents a teacher reads, each text once.
 
     Attributes:
-        held_out: share of the documents that a training holds out, which are left out; 0 where there is no recipe.
-        validation: sources whose texts are left out.
+        held_out: share of the documents that the training holds out, and that are skipped; 0 without a recipe.
+        validation: sources whose texts are skipped.
     """
 
     sources: tuple[Source, ...]
@@ -39,7 +39,7 @@ class Text:
 
     @property
     def identity(self) -> dict[str, Any]:
-        """The same for the same documents."""
+        """Equal for equal documents."""
         return {
             "sources": [source.identity for source in self.sources],
             "held_out": self.held_out,
@@ -65,7 +65,7 @@ class Text:
 def open_text(data: Sequence[str]) -> Text:
     """The text that DATA names: files, folders, presets, hub data sets, or the recipe of a training (YAML).
 
-    Of a recipe it is what that training trains on: all its sources, without what it holds out.
+    A recipe stands for its training text: all sources, without the held-out documents.
 
     Raises:
         RequestError, DataError, HubError: there is no such thing.
@@ -130,10 +130,10 @@ def write_text(text: Text, tokenizer: Any, folder: Path, report: Progress) -> No
 
 
 def read_text(folder: Path, tokenizer: Any, *, check: bool = False) -> TokenStore:
-    """What `write_text` wrote.
+    """The store that `write_text` wrote.
 
     Args:
-        check: read every token, and see that the tokenizer has it.
+        check: check that the tokenizer has every token.
 
     Raises:
         CheckpointError: it is damaged.

@@ -1,1 +1,1 @@
-"""What is published: model cards, and `push`."""
+"""Publishing: model cards, and `push`."""

@@ -1,4 +1,4 @@
-"""The model card of a checkpoint: README.md with the hub's metadata, from what its files say of themselves."""
+"""The model card of a checkpoint: README.md with the hub's metadata, from its files."""
 
 from __future__ import annotations
 
@@ -28,10 +28,10 @@ _STAGES = {
 def card(facts: ModelFacts, *, name: str, comparison: Sequence[str] = ()) -> str:
     """The README.md of a checkpoint.
 
-    Paths of this machine are left out; names, prompts and reasons are escaped.
+    Paths of this machine are removed; names, prompts and reasons are escaped.
 
     Args:
-        name: what the snippets load: a hub id, or a folder.
+        name: the hub id or folder that the snippets load.
         comparison: the sentences of `smolmoe compare` on this checkpoint.
     """
     parts = [
@@ -52,7 +52,7 @@ def card(facts: ModelFacts, *, name: str, comparison: Sequence[str] = ()) -> str
 
 
 def metadata(facts: ModelFacts) -> dict[str, Any]:
-    """The hub's metadata: only what is known."""
+    """The hub's metadata, without unknown entries."""
     origin = facts.provenance.get("origin") or {}
     keys = ("license", "license_name", "license_link", "language")
     found: dict[str, Any] = {key: origin[key] for key in keys if _is_name(origin.get(key))}
@@ -73,7 +73,7 @@ def _tags(facts: ModelFacts) -> list[str]:
 
 
 def _is_name(value: Any) -> bool:
-    """One word, or several: what a source's card says may be anything, and could end the metadata."""
+    """Whether a value is one word, or a list of words: a source's card could break the metadata."""
     words = value if isinstance(value, list) else [value]
     return bool(words) and all(isinstance(word, str) and re.fullmatch(r"[\w.+:/#?=&%-]+", word) for word in words)
 
@@ -182,7 +182,7 @@ def _use(facts: ModelFacts, name: str) -> str:
 
 
 def engines(facts: ModelFacts) -> dict[str, str]:
-    """Engine -> what is known of the class there."""
+    """Engine -> its known support of the class."""
     found = dict(facts.target.runs) if facts.target else {}
     dense = "yes, if it runs this dense class" if not facts.experts else _NO_DATA
     return {"transformers": "yes", **dict.fromkeys(("vLLM", "SGLang", "llama.cpp"), dense), **found}
@@ -230,7 +230,7 @@ def _made(facts: ModelFacts) -> str:
 
 
 def sources(values: Mapping[str, Any]) -> list[tuple[str, str, str]]:
-    """(role, name, revision and hash in words) of everything that a checkpoint was made of."""
+    """(role, name, revision and hash in words) of all sources of a checkpoint."""
     found = []
     for key, source in (values.get("sources") or {}).items():
         if not source:
@@ -252,14 +252,14 @@ def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 
 
 def _plain(text: str) -> str:
-    """Text in which markdown and HTML find nothing of theirs."""
+    """Text with markdown and HTML escaped."""
     flat = _one_line(text).strip()
     flat = flat.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
     return re.sub(r"([\\`*_\[\]|#~$])", r"\\\1", flat)
 
 
 def _one_line(text: str) -> str:
-    """Without line ends, control characters, and those that turn the direction of the text around them."""
+    """Text without line ends, control characters, and characters that change the direction of writing."""
     return re.sub(r"[\s\x00-\x1f\x7f-\x9f\u200e\u200f\u2028-\u202e\u2066-\u2069]+", " ", text)
 
 
@@ -277,7 +277,7 @@ def _fence(text: str, language: str) -> str:
 
 
 def _short(number: float | str) -> str:
-    """A number as smolmoe.json has it: those that JSON has no sign for are text there."""
+    """A number of smolmoe.json, where NaN and infinities are text."""
     return f"{float(number):.2g}"
 
 

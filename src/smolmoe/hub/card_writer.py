@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from smolmoe.results.comparison import Comparison
 
 CARD = "README.md"
-# Of a training's summary, what its model's smolmoe.json keeps.
+# Entries of a training's summary that the model's smolmoe.json keeps.
 _KEPT = ("steps", "tokens", "flops", "parameters", "held_out")
 
 
@@ -24,10 +24,10 @@ def write_card(folder: Path, *, name: str | None = None) -> Path:
 
     Args:
         folder: with config.json, weights and smolmoe.json.
-        name: what the snippets load.  [default: a path with the folder's name]
+        name: that the snippets load.  [default: a path with the folder's name]
 
     Raises:
-        SourceError, CheckpointError: it is no checkpoint.
+        SourceError, CheckpointError: not a checkpoint.
     """
     path = folder / CARD
     write_text(path, card_text(folder, name=name))
@@ -35,7 +35,7 @@ def write_card(folder: Path, *, name: str | None = None) -> Path:
 
 
 def card_text(folder: Path, *, name: str | None = None) -> str:
-    """The model card of a checkpoint, as `write_card` writes it."""
+    """The text of `write_card`."""
     from smolmoe.hub.card import card
     from smolmoe.hub.model_facts import ModelFacts
 
@@ -44,10 +44,10 @@ def card_text(folder: Path, *, name: str | None = None) -> str:
 
 
 def finish_model(folder: Path, summary: Mapping[str, Any]) -> None:
-    """Write down what was measured of a trained model in its smolmoe.json, and its card.
+    """Record a trained model's measurements in its smolmoe.json, and write its card.
 
     Args:
-        folder: the run's `model`; its metrics are next to it.
+        folder: the run's `model`, next to its metrics.
         summary: of the run.
     """
     measured = {key: summary[key] for key in _KEPT if key in summary}
@@ -74,7 +74,7 @@ def _compared(folder: Path) -> list[str]:
         for file in sorted({above / "compare.json", *above.glob("*/compare.json")}):
             try:
                 found = Comparison.read(file) if file.is_file() else None
-            except (CheckpointError, DataError):  # a neighbour that nobody asked about
+            except (CheckpointError, DataError):  # an unrelated file
                 continue
             if found and _is_of(found, place):
                 return list(found.verdict)
@@ -82,7 +82,7 @@ def _compared(folder: Path) -> list[str]:
 
 
 def _is_of(found: Comparison, place: Path) -> bool:
-    """Whether a checkpoint was compared, as it is now: at its path, and with the hash on record."""
+    """Whether the comparison has this checkpoint in its current state: by its path and its hash."""
     from smolmoe.core.checkpoint import fingerprint, open_checkpoint
 
     checkpoints = [checkpoint for model in found.models for checkpoint in model.checkpoints]

@@ -1,7 +1,8 @@
-"""What a written checkpoint is, from its files alone: class, sizes, claim, what was measured, where it comes from."""
+"""Facts about a written checkpoint from its files alone: class, sizes, claim, measurements, origin."""
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -16,7 +17,7 @@ from smolmoe.families import MOE_TARGETS, MoeTarget
 from smolmoe.families.architecture import architecture_of
 
 _COUNTS = ("num_experts", "num_local_experts", "n_routed_experts")
-# A path from the root, a home or a drive; not what follows a scheme or stands inside a relative one.
+# A path from the root, a home or a drive; not after a scheme or inside a relative path.
 _PATH = re.compile(r"(?<![\w.:/\\<-])(?:~?/|[A-Za-z]:[\\/])[^\s'\"`,;|<>()\[\]{}]*[^\s'\"`,;|<>()\[\]{}.]")
 
 
@@ -25,8 +26,8 @@ class ModelFacts:
     """A checkpoint folder, read.
 
     Attributes:
-        folder: where it is.
-        config, provenance: what config.json and smolmoe.json say; the latter is empty of a model that is not ours.
+        folder: of the checkpoint.
+        config, provenance: contents of config.json and smolmoe.json; the latter is empty without that file.
         total: parameters in the files.
         nbytes: of the weight files.
         dtypes: of the weights, the most frequent first.
@@ -42,19 +43,16 @@ class ModelFacts:
 
     @classmethod
     def read(cls, folder: Path) -> ModelFacts:
-        """Read a checkpoint's headers and words; no weight is read.
+        """Read a checkpoint's headers and JSON files; no weight is read.
 
         Raises:
-            SourceError, CheckpointError: it is no checkpoint, or of a schema that is not read here.
+            SourceError, CheckpointError: not a checkpoint, or of an unknown schema.
         """
         checkpoint = open_checkpoint(folder, field="model")
         config = read_config(checkpoint.folder, "model")
         sizes: dict[str, int] = {}
         for info in checkpoint.tensors.values():
-            count = 1
-            for length in info.shape:
-                count *= length
-            sizes[info.dtype] = sizes.get(info.dtype, 0) + count
+            sizes[info.dtype] = sizes.get(info.dtype, 0) + math.prod(info.shape)
         return cls(
             folder=Path(folder),
             config=config,
@@ -66,7 +64,7 @@ class ModelFacts:
 
     @property
     def name(self) -> str:
-        """The folder's name; of a run's `model` the run's."""
+        """The folder's name; for a run's `model` the run's name."""
         folder = self.folder.resolve()
         if folder.name == "best" and (folder.parent / "run.json").is_file():
             return f"{folder.parent.name}-best"
@@ -83,12 +81,12 @@ class ModelFacts:
 
     @property
     def needs_code(self) -> bool:
-        """It loads through Python code in its folder."""
+        """Whether it loads through Python code in its folder."""
         return self.target is not None and self.target.name == "generic"
 
     @property
     def experts(self) -> int | None:
-        """E; None of a dense model."""
+        """E; None for a dense model."""
         return next((int(self.config[key]) for key in _COUNTS if self.config.get(key)), None)
 
     @property
@@ -97,18 +95,18 @@ class ModelFacts:
 
     @property
     def active(self) -> int | None:
-        """Parameters that a token uses; None where it was not counted."""
+        """Parameters per token; None if they were not counted."""
         return self.parameters.get("active") or (None if self.experts else self.total)
 
     @cached_property
     def parameters(self) -> dict[str, int]:
-        """What was counted when it was made: total, active, and both without embeddings where that is known."""
+        """Counts from its creation: total, active, and both without embeddings if known."""
         found = dict(self.provenance.get("parameters") or self.measured.get("parameters") or {})
         return {key: found[key] for key in _COUNTED if isinstance(found.get(key), int)}
 
     @property
     def measured(self) -> Mapping[str, Any]:
-        """What was measured after it was written."""
+        """Later measurements."""
         return self.provenance.get("measured") or {}
 
     @property
@@ -117,7 +115,7 @@ class ModelFacts:
 
     @property
     def base(self) -> str | None:
-        """Hub id of the model at its root, where there is one."""
+        """Hub id of the original model, if there is one."""
         found = (self.provenance.get("origin") or {}).get("model")
         return found if isinstance(found, str) and re.fullmatch(r"[\w.-]+/[\w.-]+", found) else None
 
@@ -126,7 +124,7 @@ _COUNTED = ("total", "active", "total_without_embeddings", "active_without_embed
 
 
 def without_places(value: Any) -> Any:
-    """Plain data with this machine's absolute paths cut to their last part: `/home/me/dense` becomes `…/dense`."""
+    """Plain data with this machine's absolute paths reduced to their last part: `/home/me/dense` becomes `…/dense`."""
     if isinstance(value, str):
         return _PATH.sub(lambda found: "…/" + re.split(r"[\\/]", found[0].rstrip("/\\"))[-1], value)
     if isinstance(value, Mapping):
@@ -137,7 +135,7 @@ def without_places(value: Any) -> Any:
 
 
 def places(value: Any, at: str = "") -> list[str]:
-    """Keys under which absolute paths stand, such as `verification.dense`."""
+    """Keys of values with absolute paths, such as `verification.dense`."""
     if isinstance(value, str):
         return [at] if _PATH.search(value) else []
     if isinstance(value, Mapping):

@@ -1,4 +1,4 @@
-"""To the hub, or into a folder of the same form: a checkpoint's files, its card, and nothing else."""
+"""Upload a checkpoint's files and card, and nothing else, to the hub, or write them into a folder."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import json
 import re
 import shutil
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from fnmatch import fnmatch
 from functools import partial
 from pathlib import Path
@@ -14,13 +14,17 @@ from typing import Any
 
 from smolmoe.core.checkpoint import open_checkpoint
 from smolmoe.core.files import expanded
+from smolmoe.core.folders import whole_or_nothing
 from smolmoe.core.hub_access import why_not
 from smolmoe.core.json_text import read_object
 from smolmoe.core.links import TEMPLATES, leads_out
 from smolmoe.core.model_code import CODE_FILE, OURS, TOKENIZER_FILES, without_code
+from smolmoe.core.model_folder import check_output, check_replaceable
 from smolmoe.core.provenance import PROVENANCE_FILE
 from smolmoe.errors import HubError, RequestError, SourceError
-from smolmoe.hub.card_writer import CARD
+from smolmoe.hub.card import MARK
+from smolmoe.hub.card_writer import CARD, card_text
+from smolmoe.hub.model_facts import places, without_places
 
 LOCAL = "file:"
 _SENT = (
@@ -59,10 +63,10 @@ class Push:
         model: the folder.
         repo: a hub id, or the folder that was written.
         files: name -> bytes, as sent.
-        refused: name -> why it stays here.
-        redacted: file -> keys whose absolute paths were cut to their last part.
-        replaced: file -> why it is sent otherwise than it is here.
-        url: of the commit on the hub; None of a folder, and of a dry run.
+        refused: name -> why it is not sent.
+        redacted: file -> keys whose absolute paths were reduced to their last part.
+        replaced: file -> why it is sent in another form.
+        url: of the commit on the hub; None for a folder, and for a dry run.
         dry_run: nothing was sent.
     """
 
@@ -76,25 +80,14 @@ class Push:
     dry_run: bool
 
     def to_json(self) -> dict[str, Any]:
-        return {
-            "schema_version": 1,
-            "kind": "push",
-            "model": str(self.model),
-            "repo": self.repo,
-            "files": self.files,
-            "bytes": sum(self.files.values()),
-            "refused": self.refused,
-            "redacted": self.redacted,
-            "replaced": self.replaced,
-            "url": self.url,
-            "dry_run": self.dry_run,
-        }
+        added = {"model": str(self.model), "bytes": sum(self.files.values())}
+        return {"schema_version": 1, "kind": "push", **asdict(self), **added}
 
 
 def push(
     model: str | Path, repo: str, *, private: bool = False, dry_run: bool = False, overwrite: bool = False
 ) -> Push:
-    """Send a checkpoint with its model card to the hub, or write the same files into a folder.
+    """Upload a checkpoint with its model card to the hub, or write the same files into a folder.
 
     The card is rewritten for the repository, unless it is not ours. Absolute paths of this machine are reduced to their
     last part in uploaded files; local files are not changed.
@@ -102,13 +95,13 @@ def push(
     Args:
         model: a checkpoint folder.
         repo: a hub id (`me/my-moe`); or a folder, as `file:DIR` or a path that begins with `.`, `/` or `~`.
-        private: of a repository that is made now.
-        overwrite: replace a model folder that is there.
+        private: for a new repository.
+        overwrite: replace an existing model folder.
 
     Raises:
         SourceError, CheckpointError: MODEL is no checkpoint with safetensors, or has weights that are NaN or infinite.
-        RequestError: REPO is neither an id nor a folder, or `private` was asked of a folder.
-        OutputError: there is something in the folder.
+        RequestError: REPO is neither an id nor a folder, or `private` was set for a folder.
+        OutputError: the folder is not free.
         HubError: the hub refuses, or cannot be reached.
     """
     folder = expanded(model)
@@ -139,11 +132,11 @@ def _check_model(folder: Path) -> None:
         raise SourceError(
             "is the folder of a run.", field="model", value=str(folder), fix=f"Push its model: {folder / 'model'}."
         )
-    open_checkpoint(folder, field="model").check_finite()  # what is published is used
+    open_checkpoint(folder, field="model").check_finite()  # NaN must not be published
 
 
 def _local(repo: str) -> Path | None:
-    """The folder that REPO means, None of a hub id.
+    """The folder that REPO names, or None for a hub id.
 
     Raises:
         RequestError: neither.
@@ -160,7 +153,7 @@ def _local(repo: str) -> Path | None:
 
 
 def _chosen(folder: Path) -> tuple[list[str], dict[str, str]]:
-    """Names that are sent, and why the others are not."""
+    """Names to send, and the reasons why others are not sent."""
     sent, refused = [], {}
     for path in sorted(folder.iterdir()):
         if path.is_dir():
@@ -185,11 +178,7 @@ def _refusal(name: str) -> str | None:
 
 
 def _contents(folder: Path, sent: Sequence[str], name: str) -> tuple[dict[str, bytes], dict[str, list[str]]]:
-    """Files that are sent otherwise than they are here: the card, and what names places on this machine."""
-    from smolmoe.hub.card import MARK
-    from smolmoe.hub.card_writer import card_text
-    from smolmoe.hub.model_facts import places, without_places
-
+    """Files that are sent in another form: the card, and files with paths of this machine."""
     contents: dict[str, bytes] = {}
     redacted: dict[str, list[str]] = {}
     for file in _WITH_PLACES:
@@ -224,9 +213,6 @@ def _code(folder: Path, sent: Sequence[str], contents: dict[str, bytes]) -> dict
 def _write(
     folder: Path, out: Path, names: dict[str, int], contents: dict[str, bytes], *, overwrite: bool, dry_run: bool
 ) -> None:
-    from smolmoe.core.folders import whole_or_nothing
-    from smolmoe.core.model_folder import check_output, check_replaceable
-
     out = out.absolute()
     check_output(out, sum(names.values()), [folder], overwrite=overwrite)
     if dry_run:

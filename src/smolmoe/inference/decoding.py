@@ -1,4 +1,4 @@
-"""What makes transformers' `generate` fast on the CPU."""
+"""Faster `generate` of transformers on the CPU."""
 
 from __future__ import annotations
 
@@ -13,19 +13,19 @@ from torch.nn import functional as F
 
 from smolmoe.moe.kernels.native import FEW, few_linear
 
-FEW_ROWS = 2  # of bf16: for more, oneDNN is faster than torch's own products, though it packs a weight for each
+FEW_ROWS = 2  # in bf16; for more rows oneDNN is faster than torch's own products, although it packs the weights
 
 
 @contextmanager
 def fast_decoding(model: Any) -> Iterator[None]:
-    """Within, products of a few tokens take on the CPU what it takes to read their weights once.
+    """Within, matrix products of a few tokens on the CPU take only the time of reading the weights once.
 
-    The libraries below torch write a packed copy of a weight for every product, which for few rows takes longer than
-    the product. Linear layers of fp32 and bf16 models take the kernel of our experts, up to so many rows as it is
-    faster for. What it is not for (the transposed weights of GPT-2, any layer where there is no C compiler) takes, in
-    calls with one or two tokens of a bf16 model, torch's own products.
+    The libraries below torch write a packed copy of the weight for every product, which takes longer than a product of
+    few rows. Linear layers of fp32 and bf16 models use the kernel of our experts, up to the number of rows for which it
+    is faster. Other layers (the transposed weights of GPT-2, all layers without a C compiler) use torch's own products
+    in calls with one or two tokens of a bf16 model.
 
-    Calls that need gradients, are compiled or under autocast run as without it. Results differ by rounding.
+    Calls that need gradients, are compiled or run under autocast are not changed. Results differ by rounding.
     """
     with _few_linear_rows(model), _torchs_own_products(model):
         yield
@@ -44,7 +44,7 @@ def _few_linear_rows(model: Any) -> Iterator[None]:
 
 
 def _is_plain(module: nn.Module) -> bool:
-    """A linear layer of torch's, without a forward of somebody else's, as offloading puts there."""
+    """A linear layer of torch without a replaced forward, as after offloading."""
     if type(module) is not nn.Linear or "forward" in vars(module):
         return False
     return type(module.weight) is nn.Parameter and module.weight.is_cpu and module.weight.dtype in FEW
@@ -52,7 +52,7 @@ def _is_plain(module: nn.Module) -> bool:
 
 def _linear(module: nn.Linear, x: torch.Tensor) -> torch.Tensor:
     weight, bias = module._parameters["weight"], module._parameters["bias"]  # attributes take a microsecond each
-    assert weight is not None  # it was there when this layer was taken
+    assert weight is not None  # see `_is_plain`
     out = few_linear(x, weight) if _is_usual(x) else None
     if out is None:
         return F.linear(x, weight, bias)
@@ -67,8 +67,8 @@ def _is_usual(x: torch.Tensor) -> bool:
 
 @contextmanager
 def _torchs_own_products(model: Any) -> Iterator[None]:
-    """Within, a call of the model with one or two tokens in bf16 on the CPU leaves oneDNN alone."""
-    before: list[bool] = []  # what was off stays off afterwards, so that nobody else's setting is lost
+    """Within, calls of the model with one or two tokens in bf16 on the CPU do not use oneDNN."""
+    before: list[bool] = []  # the previous settings, to restore them
 
     def switch_off(model: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         if _has_few_rows(model, args, kwargs):

@@ -6,24 +6,40 @@ import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+import torch
+
+from smolmoe.core.checkpoint import open_checkpoint
 from smolmoe.core.devices import pick_device
-from smolmoe.errors import RequestError, SourceError
-
-if TYPE_CHECKING:
-    from smolmoe.inference.offload import Traffic
-    from smolmoe.inference.selective import TensorBytes
+from smolmoe.core.model_config import check_decodes
+from smolmoe.core.vocabulary import check_token, naming_rows
+from smolmoe.errors import RequestError
+from smolmoe.inference.decoding import fast_decoding
+from smolmoe.inference.expert_choice import labels, load_experts
+from smolmoe.inference.offload import Traffic, offload_experts
+from smolmoe.inference.sampling import (
+    answer_text,
+    answering_tokenizer,
+    check_ranges,
+    end_tokens,
+    padded,
+    plain_generation,
+    until_end,
+)
+from smolmoe.inference.selective import TensorBytes
+from smolmoe.moe.kernels.register import set_experts
+from smolmoe.moe.loading import Skeleton, load_config, load_model
 
 
 @dataclass(frozen=True)
 class LoadedExperts:
-    """The experts that alone were loaded.
+    """The only experts that were loaded.
 
     Attributes:
-        names: what they are called; "expert 3" where one has no name.
-        indices: which of the model's experts they are.
-        confidence: of the secretary in its choice; None where they were named by the caller.
+        names: of the experts; "expert 3" if one has no name.
+        indices: their indices in the model.
+        confidence: of the secretary in its choice; None if the caller named them.
         bytes: of tensors, read and held.
     """
 
@@ -38,13 +54,13 @@ class Generation:
     """Continuations of a prompt.
 
     Attributes:
-        prompt: what was continued.
+        prompt: the prompt.
         texts: the continuations, without the prompt.
         new_tokens: tokens of each, an end-of-text token included.
-        seconds: for all of its batch, loading excluded.
+        seconds: for the whole batch, loading excluded.
         experts: the only ones loaded; None if all were loaded or the model is dense.
-        offload: what went to the device, where experts stayed on the CPU.
-        device: that it was computed on.
+        offload: transfers to the device, if experts stayed on the CPU.
+        device: device of the computation.
     """
 
     prompt: str
@@ -93,31 +109,24 @@ def generate_all(
         repetition_penalty: above 1, repeated tokens become less likely.
         seed: of the sampling.
         batch_size: prompts at once.
-        experts: names or indices of the experts to read and to hold, no others; or "auto" for those that the prompt
-            calls for (see `secretary`), one prompt only. The model is the whole one restricted to them.
-        offload_experts: experts stay on the CPU; those a layer's router chooses are brought to the device.
-        expert_memory: bytes that experts may take on the device then, see `moe.offload.offload_experts`.
+        experts: names or indices of the only experts to load; or "auto" to choose by the prompt (see `secretary`), for
+            one prompt only. The result is that of the model restricted to them.
+        offload_experts: experts stay on the CPU; those that a layer's router chooses are copied to the device.
+        expert_memory: maximum bytes of experts on the device, see `inference.offload.offload_experts`.
 
     Raises:
         RequestError: a value out of its range, an expert that does not exist, no prompt, or one that leaves no room in
             the model's context.
-        DataError: a prompt holds a token that the model does not have.
+        DataError: a prompt has a token that the model does not have.
         SourceError: no such model, or it has no tokenizer.
         CheckpointError: its files are missing or corrupt.
     """
     device = pick_device(device)
     _check_values(max_new_tokens, temperature, top_p, repetition_penalty, num, batch_size)
     _check_experts(prompts, experts, offload_experts, expert_memory)
-    from smolmoe.core.checkpoint import open_checkpoint
-    from smolmoe.core.model_config import check_decodes
-    from smolmoe.core.vocabulary import naming_rows
-    from smolmoe.moe.loading import load_config, load_tokenizer
-
     folder = open_checkpoint(model, field="model").folder
     check_decodes(folder, "model")
-    tokenizer = load_tokenizer(folder)
-    if tokenizer is None:
-        raise SourceError("the model has no tokenizer.", field="model", value=str(model), fix="Add its files.")
+    tokenizer = answering_tokenizer(folder)
     encoded = []
     for number, prompt in enumerate(prompts):
         with naming_rows(prompt, first=number, field="prompt", what="prompt"):
@@ -144,26 +153,12 @@ def _answer(
     network: Any, tokenizer: Any, prompts: Sequence[list[int]], seed: int, device: str, options: dict[str, Any]
 ) -> list[tuple[tuple[str, ...], tuple[int, ...]]]:
     """For each prompt of a batch the continuations, and how many tokens each has."""
-    import torch
-    from transformers import GenerationConfig
-
-    from smolmoe.inference.decoding import fast_decoding
-    from smolmoe.inference.sampling import answer_text, end_tokens, until_end
-
-    ends = end_tokens(network, tokenizer)
-    longest, num = max(map(len, prompts)), options["num_return_sequences"]
-    pad = ends[0] if ends else 0
-    ids = torch.tensor([[pad] * (longest - len(prompt)) + prompt for prompt in prompts], device=device)
-    mask = torch.tensor([[0] * (longest - len(prompt)) + [1] * len(prompt) for prompt in prompts], device=device)
-    settings = network.generation_config
-    try:
-        # Of the checkpoint's own generation settings only the end of text: what is asked for is what is done.
-        network.generation_config = GenerationConfig(eos_token_id=ends or None)
-        with torch.no_grad(), torch.random.fork_rng(), fast_decoding(network):
-            torch.manual_seed(seed)
-            out = network.generate(input_ids=ids, attention_mask=mask, pad_token_id=pad, **options)
-    finally:
-        network.generation_config = settings
+    ends, num = end_tokens(network, tokenizer), options["num_return_sequences"]
+    ids, mask = padded(prompts, device, side="left", value=ends[0] if ends else 0)
+    longest = ids.shape[1]
+    with torch.no_grad(), torch.random.fork_rng(), plain_generation(network, ends), fast_decoding(network):
+        torch.manual_seed(seed)
+        out = network.generate(input_ids=ids, attention_mask=mask, **options)
     rows = [until_end(row[longest:], ends) for row in out.tolist()]
     groups = [rows[num * at : num * (at + 1)] for at in range(len(prompts))]
     return [
@@ -173,13 +168,9 @@ def _answer(
 
 
 def _load(folder: Path, prompt: str, experts: str | Sequence[str | int] | None) -> tuple[Any, LoadedExperts | None]:
-    """The model on the CPU, whole or with only some experts."""
+    """The model on the CPU, complete or with some experts."""
     if experts is None:
-        from smolmoe.moe.loading import Skeleton, load_model
-
         return load_model(folder, dtype=Skeleton(folder).stored_dtype()), None
-    from smolmoe.inference.expert_choice import labels, load_experts
-
     selective, indices, choice = load_experts(folder, experts, prompt)
     names = labels(selective.config, indices, selective.experts)
     loaded = LoadedExperts(names, indices, choice.confidence if choice else None, selective.bytes())
@@ -188,12 +179,8 @@ def _load(folder: Path, prompt: str, experts: str | Sequence[str | int] | None) 
 
 def _place(network: Any, device: str, offload: bool, memory: int | None) -> Traffic | None:
     if not offload:
-        from smolmoe.moe.kernels.register import set_experts
-
         set_experts(network.to(device))
         return None
-    from smolmoe.inference.offload import offload_experts
-
     return offload_experts(network, device=device, expert_memory=memory)
 
 
@@ -229,9 +216,7 @@ def _check_values(
         "num": (num, num >= 1, "at least 1"),
         "batch_size": (batch_size, batch_size >= 1, "at least 1"),
     }
-    for field, (value, is_valid, wanted) in valid.items():
-        if not is_valid:
-            raise RequestError("is out of range.", field=field, value=value, fix=f"Use a value {wanted}.")
+    check_ranges(valid)
     if num > 1 and temperature == 0:
         raise RequestError(
             "greedy decoding gives the same text every time.",
@@ -242,8 +227,6 @@ def _check_values(
 
 
 def _encode(tokenizer: Any, prompt: str) -> list[int]:
-    from smolmoe.core.vocabulary import check_token
-
     ids = list(tokenizer(prompt)["input_ids"])
     if not ids and tokenizer.bos_token_id is not None:
         ids = [check_token(tokenizer, tokenizer.bos_token_id, "beginning-of-text token")]

@@ -1,4 +1,4 @@
-"""Experts that stay on the CPU: those that a layer's router chose are brought to the device for its forward."""
+"""Experts in CPU memory: those that a layer's router chooses are copied to the device for its forward."""
 
 from __future__ import annotations
 
@@ -6,12 +6,13 @@ import math
 from collections import OrderedDict
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
 import torch
 from torch import nn
+from transformers.integrations.moe import ALL_EXPERTS_FUNCTIONS
 
 from smolmoe.errors import RequestError, TargetError
 from smolmoe.moe.routing import find_routers
@@ -20,14 +21,14 @@ from smolmoe.moe.structure import ffn_parts, find_layers
 
 @dataclass
 class Traffic:
-    """What went to the device.
+    """Transfers to the device.
 
     Attributes:
         experts_bytes: of all routed experts, in CPU memory.
-        budget_bytes: what experts may take on the device.
-        held_bytes: what they take there; never above the budget.
+        budget_bytes: maximum size of experts on the device.
+        held_bytes: their size there; never above the budget.
         moved_bytes: copied to the device so far.
-        hits, misses: experts that a forward needed and that were there already, or were not.
+        hits, misses: needed experts that were on the device already, and that were not.
     """
 
     experts_bytes: int = 0
@@ -37,21 +38,18 @@ class Traffic:
     hits: int = 0
     misses: int = 0
 
-    def to_json(self) -> dict[str, int]:
-        return asdict(self)
-
 
 def offload_experts(model: nn.Module, *, device: str | torch.device, expert_memory: int | None = None) -> Traffic:
-    """Moves all but the routed experts of a model in CPU memory to the device, and lets experts follow when chosen.
+    """Moves all but the routed experts of a model in CPU memory to the device; chosen experts are copied on demand.
 
     Experts on the device are a least-recently-used cache. Each layer runs its own experts' forward on it, so outputs
-    are bit for bit those of the whole model on that device. For inference; there are no gradients for the experts.
+    are bitwise those of the whole model on that device. For inference; experts get no gradients.
 
     Args:
-        model: any MoE of transformers that keeps its experts stacked, [E, ...] each; changed in place.
-        device: where to compute.
-        expert_memory: bytes for experts on the device, a layer's experts at least (a prompt may need them all at once);
-            by default such a layer's, and in every layer those of one token: the next may well use the same.
+        model: any MoE of transformers with stacked experts, [E, ...] each; changed in place.
+        device: to compute on.
+        expert_memory: bytes for experts on the device, at least one layer's experts (a prompt may need them all);
+            by default one layer's experts, and in every layer those of one token, which the next one often uses, too.
 
     Returns:
         Running counts of moved and held experts.
@@ -80,7 +78,7 @@ def offload_experts(model: nn.Module, *, device: str | torch.device, expert_memo
         if id(module) not in kept:
             module._apply(lambda tensor: tensor.to(device), recurse=False)
     for layers in kinds.values():
-        # What remains after one layer of each kind is divided by size.
+        # The rest after one layer of each kind is divided in proportion to size.
         own, size = _nbytes(modules[layers[0]]), sum(_nbytes(modules[layer]) for layer in layers)
         share = own + (traffic.budget_bytes - least) * size // traffic.experts_bytes
         cache = _Cache([modules[layer] for layer in layers], torch.device(device), share, traffic)
@@ -141,7 +139,7 @@ def _kind(module: nn.Module) -> tuple[Any, ...]:
 
 
 class _Cache:
-    """Room on the device for S experts of one kind: a stack [S, ...] of each parameter, and who is in which slot."""
+    """Device memory for S experts of one kind: a stack [S, ...] of each parameter, and the experts in its slots."""
 
     def __init__(self, modules: Sequence[nn.Module], device: torch.device, budget: int, traffic: Traffic):
         first = dict(modules[0].named_parameters(recurse=False))
@@ -158,10 +156,10 @@ class _Cache:
         traffic.held_bytes += slots * self._expert_bytes
 
     def bring(self, module: nn.Module, experts: Sequence[int]) -> list[int]:
-        """The slots in which these experts of a module are, copied there where they were not."""
+        """The slots of these experts of a module, which are copied there if they are missing."""
         wanted = [(id(module), expert) for expert in experts]
         there = [key for key in wanted if key in self._slots]
-        for key in there:  # first, so that none of them makes room for another
+        for key in there:  # first, so that none of them is replaced
             self._slots.move_to_end(key)
         self._traffic.hits += len(there)
         return [self._slots[key] if key in self._slots else self._load(module, key) for key in wanted]
@@ -193,13 +191,11 @@ def _forward(
 
 
 def _is_eager(module: Any) -> bool:
-    from transformers.integrations.moe import ALL_EXPERTS_FUNCTIONS
-
     return getattr(module.config, "_experts_implementation", None) not in ALL_EXPERTS_FUNCTIONS
 
 
 class _ByExpert:
-    """A stack indexed by expert. A loop over experts adds up in their order: by slot, the last bit could differ."""
+    """A stack indexed by expert. A loop over experts adds up in their order; by slot, rounding would differ."""
 
     def __init__(self, stack: torch.Tensor, places: dict[int, int]):
         self._stack, self._places = stack, places
@@ -210,7 +206,7 @@ class _ByExpert:
 
 @contextmanager
 def _in_place_of(module: nn.Module, values: dict[str, Any]) -> Iterator[None]:
-    """Within, these attributes of the module, parameters or not, are others."""
+    """Within, these attributes and parameters of the module are replaced."""
     parameters = {name: module._parameters.pop(name) for name in values if name in module._parameters}
     plain = {name: vars(module)[name] for name in values if name in vars(module)}
     vars(module).update(values)

@@ -3,33 +3,36 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
+from torch.nn.utils.rnn import pad_sequence
+from transformers import GenerationConfig, LogitsProcessorList
 
+from smolmoe.core.devices import pick_device
 from smolmoe.core.progress import Progress
 from smolmoe.errors import DataError, RequestError, SourceError
-
-if TYPE_CHECKING:
-    import torch
+from smolmoe.moe.loading import Skeleton, load_model, load_tokenizer
 
 
-def answering_tokenizer(folder: Path) -> Any:
+def answering_tokenizer(folder: Path, field: str = "model") -> Any:
     """The tokenizer of a model's folder.
+
+    Args:
+        field: named in the error.
 
     Raises:
         SourceError: the tokenizer is missing or cannot be read.
     """
-    from smolmoe.moe.loading import load_tokenizer
-
     tokenizer = load_tokenizer(folder)
     if tokenizer is None:
-        raise SourceError("the model has no tokenizer.", field="model", value=str(folder), fix="Add its files.")
+        raise SourceError("the model has no tokenizer.", field=field, value=str(folder), fix="Add its files.")
     return tokenizer
 
 
@@ -41,9 +44,6 @@ def answering_model(folder: Path, device: str) -> Any:
         SourceError: no such model, or one that transformers cannot run.
         CheckpointError: its files are missing or corrupt.
     """
-    from smolmoe.core.devices import pick_device
-    from smolmoe.moe.loading import Skeleton, load_model
-
     return load_model(folder, dtype=Skeleton(folder).stored_dtype(), device=pick_device(device))
 
 
@@ -53,19 +53,15 @@ class Samples:
 
     Attributes:
         texts: the answers, without the prompts.
-        new_tokens: of all of them, the end-of-text tokens included.
-        cut: how many had not ended when `max_new_tokens` were there.
-        seconds: for all of them.
+        new_tokens: of all answers, end-of-text tokens included.
+        cut: number of answers that reached `max_new_tokens` without ending.
+        seconds: for all answers.
     """
 
     texts: tuple[str, ...]
     new_tokens: int
     cut: int
     seconds: float
-
-    @property
-    def tokens_per_second(self) -> float:
-        return self.new_tokens / self.seconds if self.seconds else 0.0
 
 
 def sample_answers(
@@ -80,18 +76,18 @@ def sample_answers(
     device: str | None = None,
     report: Progress | None = None,
 ) -> Samples:
-    """Answer every prompt once, by `generate` of transformers on prompts of like length, filled up on the left.
+    """Answer every prompt once, by `generate` of transformers on prompts of similar length, padded on the left.
 
     Answers end at the model's or the tokenizer's end-of-text token. With a temperature a token is sampled with a random
-    number from its prompt's seed and its position: other rows of the batch change an answer only where
-    rounding in the model's logits does.
+    number from its prompt's seed and its position: other rows of the batch change an answer only by rounding in the
+    model's logits.
 
     Args:
-        model: in memory; left in the mode it was in.
+        model: in memory; its training mode is restored.
         prompts: token ids of each.
-        temperature: 0 takes the most likely token.
-        seeds: of each prompt, integers >= 0; without them a prompt's index is its seed.
-        device: to move the model to; None leaves it where it is.
+        temperature: 0 always takes the most likely token.
+        seeds: of each prompt, integers >= 0; by default a prompt's index.
+        device: to move the model to; None does not move it.
 
     Raises:
         RequestError: a value out of its range.
@@ -107,7 +103,7 @@ def sample_answers(
     texts = [""] * len(prompts)
     new_tokens, cut = 0, 0
     started = time.monotonic()
-    with _plain_generation(model, ends):
+    with plain_generation(model, ends):
         for first in range(0, len(order), batch_size):
             chosen = order[first : first + batch_size]
             if report is not None:
@@ -135,21 +131,14 @@ def _answer(
     temperature: float,
 ) -> list[list[int]]:
     """The new tokens of each prompt of a batch, those after the end of text included."""
-    import torch
-    from transformers import LogitsProcessorList
-
-    longest = max(map(len, prompts))
-    ids = torch.zeros(len(prompts), longest, dtype=torch.long)
-    mask = torch.zeros_like(ids)
-    for row, prompt in enumerate(prompts):
-        ids[row, longest - len(prompt) :] = torch.tensor(prompt)
-        mask[row, longest - len(prompt) :] = 1
+    ids, mask = padded(prompts, model.device, side="left")
+    longest = ids.shape[1]
     draws = _uniform(seeds, max_new_tokens) if temperature else None
     drawing = [] if draws is None else [_Draw(torch.from_numpy(draws).to(model.device), temperature, longest)]
     with torch.no_grad():
         out = model.generate(
-            input_ids=ids.to(model.device),
-            attention_mask=mask.to(model.device),
+            input_ids=ids,
+            attention_mask=mask,
             max_new_tokens=max_new_tokens,
             do_sample=False,
             use_cache=True,
@@ -158,10 +147,20 @@ def _answer(
     return out[:, longest:].tolist()
 
 
-class _Draw:
-    """Leaves of each row's logits only the token that the row's random number picks out of their distribution.
+def padded(
+    sequences: Sequence[Sequence[int]], device: Any, *, side: str = "right", value: int = 0
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Token ids and attention mask, int64 [B, S], padded with a token that nothing attends to."""
+    rows = [torch.tensor(sequence, dtype=torch.long) for sequence in sequences]
+    ids = pad_sequence(rows, batch_first=True, padding_value=value, padding_side=side)
+    mask = pad_sequence([torch.ones_like(row) for row in rows], batch_first=True, padding_side=side)
+    return ids.to(device), mask.to(device)
 
-    Done here, since `generate` draws a batch's tokens from one stream: an answer would depend on its neighbours.
+
+class _Draw:
+    """Keeps of each row's logits only the token that the row's random number selects from their distribution.
+
+    `generate` itself samples a whole batch from one stream: an answer would depend on its neighbours.
     """
 
     def __init__(self, numbers: torch.Tensor, temperature: float, start: int):
@@ -170,25 +169,21 @@ class _Draw:
         self.start = start
 
     def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
-        import torch
-
         number = self.numbers[:, input_ids.shape[1] - self.start, None]
         cumulated = (scores.double() / self.temperature).softmax(dim=-1).cumsum(dim=-1)
-        # Rounding may leave the total short of 1; a token of no probability is never the first above the number.
+        # Rounding may make the total less than 1; a token of probability 0 is never the first above the number.
         chosen = torch.searchsorted(cumulated, number * cumulated[:, -1:], right=True).clamp_(max=scores.shape[1] - 1)
         return torch.full_like(scores, float("-inf")).scatter_(1, chosen, 0.0)
 
 
 def _uniform(seeds: Sequence[Sequence[int]], count: int) -> NDArray[np.float64]:
-    """`count` numbers in [0, 1) for each seed, the same wherever the seed stands [B, count]."""
+    """`count` numbers in [0, 1) for each seed, whatever its place in the batch [B, count]."""
     return np.stack([np.random.default_rng(list(seed)).random(count) for seed in seeds])
 
 
 @contextmanager
-def _plain_generation(model: Any, ends: list[int]) -> Iterator[None]:
-    """The model in evaluation mode, generating as it is asked to and by none of the checkpoint's own settings."""
-    from transformers import GenerationConfig
-
+def plain_generation(model: Any, ends: list[int]) -> Iterator[None]:
+    """Within, the model is in evaluation mode, and ignores the checkpoint's generation settings but the end of text."""
     was_training, settings = model.training, model.generation_config
     model.eval()
     model.generation_config = GenerationConfig(eos_token_id=ends or None, pad_token_id=ends[0] if ends else 0)
@@ -206,6 +201,15 @@ def check_values(*, max_new_tokens: int, batch_size: int, temperature: float) ->
         "batch_size": (batch_size, batch_size >= 1, "at least 1"),
         "temperature": (temperature, 0 <= temperature < float("inf"), "0 (greedy) or above"),
     }
+    check_ranges(valid)
+
+
+def check_ranges(valid: Mapping[str, tuple[object, bool, str]]) -> None:
+    """Raise RequestError for the first field whose value is out of its range.
+
+    Args:
+        valid: field -> value, whether it is in range, and the range in words.
+    """
     for field, (value, is_valid, wanted) in valid.items():
         if not is_valid:
             raise RequestError("is out of range.", field=field, value=value, fix=f"Use a value {wanted}.")
@@ -214,7 +218,7 @@ def check_values(*, max_new_tokens: int, batch_size: int, temperature: float) ->
 def check_room(
     prompts: Sequence[Sequence[int]], max_new_tokens: int, config: Any, where: Sequence[str] | None = None
 ) -> None:
-    """Raise DataError where prompts and answers may be longer than the model's positions, naming the longest prompt.
+    """Raise DataError if prompts and answers may exceed the model's positions, naming the longest prompt.
 
     Args:
         where: each prompt's place in its file.
@@ -252,7 +256,7 @@ def until_end(answer: Sequence[int], ends: Sequence[int]) -> list[int]:
 
 
 def answer_text(tokenizer: Any, prompt: list[int], answer: list[int]) -> str:
-    """The answer's text: cut from the whole, since some tokenizers drop the space before a first token."""
+    """The answer's text, decoded with the prompt, since some tokenizers drop the space before a first token."""
     whole = tokenizer.decode(prompt + answer, skip_special_tokens=True)
     start = tokenizer.decode(prompt, skip_special_tokens=True)
     return whole[len(start) :] if whole.startswith(start) else tokenizer.decode(answer, skip_special_tokens=True)

@@ -1,20 +1,21 @@
-"""An MoE of which only some experts are read and held, by ranges of bytes of its files.
+"""An MoE with only some experts in memory, read by byte ranges of its files.
 
-The model is the whole one with routers that may choose no others (see `restrict.only_experts`, whose result it equals);
-the tensors of an expert that is not wanted are never read.
+It equals the complete model with routers that can choose only these experts (see `restrict.only_experts`); tensors of
+other experts are never read.
 """
 
 from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
+from transformers import GenerationConfig
 
 from smolmoe.core.checkpoint import FLOAT_DTYPES, Checkpoint, open_checkpoint
 from smolmoe.errors import CheckpointError, SourceError
@@ -33,8 +34,8 @@ class TensorBytes:
 
     Attributes:
         total: in the files.
-        shared: of those, what belongs to no routed expert: embeddings, attention, norms, routers, shared experts.
-        read: from the files, what was read twice counted twice.
+        shared: of those, outside routed experts: embeddings, attention, norms, routers, shared experts.
+        read: from the files, repeated reads included.
         held: in memory now.
     """
 
@@ -43,13 +44,10 @@ class TensorBytes:
     read: int
     held: int
 
-    def to_json(self) -> dict[str, int]:
-        return asdict(self)
-
 
 @dataclass(frozen=True)
 class CountingCheckpoint(Checkpoint):
-    """A checkpoint that notes the bytes it reads, name by name."""
+    """A checkpoint that records the bytes it reads, by tensor."""
 
     reads: list[tuple[str, int]] = field(default_factory=list)
 
@@ -60,7 +58,7 @@ class CountingCheckpoint(Checkpoint):
 
 
 class SelectiveModel:
-    """A checkpoint folder of an MoE as a transformers model that is filled by layers and by experts.
+    """A checkpoint folder of an MoE as a transformers model that is loaded by layers and by experts.
 
         selective = SelectiveModel(folder)
         selective.load_shared()
@@ -68,19 +66,19 @@ class SelectiveModel:
         selective.model(input_ids).logits  # [B, S, V]
 
     Args:
-        folder: of any MoE of transformers with stacked experts in memory, whatever they are on disk, and routers that
-            `gating.gate_spec` knows. Parameters are of the dtype that most of it is stored in.
+        folder: of any MoE of transformers with stacked experts in memory, in any format on disk, and routers that
+            `gating.gate_spec` knows. Parameters have the most frequent dtype of the files.
 
     Attributes:
         model: the transformers model, on the CPU.
-        checkpoint: its files, and what was read of them.
+        checkpoint: its files, and the record of reads.
         experts: E.
         layers: the MoE layers.
-        chosen: MoE layer -> the experts that it holds.
+        chosen: MoE layer -> its loaded experts.
 
     Raises:
         SourceError: no such model, or a dense one.
-        CheckpointError: files that are not whole.
+        CheckpointError: incomplete files.
         TargetError: experts or routers of another kind.
     """
 
@@ -105,7 +103,7 @@ class SelectiveModel:
             router.forward = partial(self.restricted, layer)
 
     def load_shared(self) -> None:
-        """Reads all that belongs to no routed expert and was not read yet."""
+        """Reads everything outside routed experts that was not read yet."""
         for group in self._groups:
             self.load_group(group)
 
@@ -120,7 +118,7 @@ class SelectiveModel:
         self.model.requires_grad_(False)
 
     def load_experts(self, experts: Mapping[int, Sequence[int]]) -> None:
-        """MoE layer -> the experts, ascending, that it shall hold instead of those it holds."""
+        """Replaces loaded experts: MoE layer -> the experts to load, ascending."""
         for layer, wanted in experts.items():
             if self.chosen.get(layer) == tuple(wanted):
                 continue
@@ -138,7 +136,7 @@ class SelectiveModel:
         self.chosen.pop(layer, None)
 
     def bytes(self) -> TensorBytes:
-        """What was read so far, and what is in memory."""
+        """Bytes read so far, and bytes in memory."""
         sizes = {name: info.nbytes for name, info in self.checkpoint.tensors.items()}
         experts = sum(sizes[name] for names in self._of_experts.values() for name in names)
         read = sum(nbytes for _, nbytes in self.checkpoint.reads)
@@ -148,18 +146,18 @@ class SelectiveModel:
         return TensorBytes(sum(sizes.values()), sum(sizes.values()) - experts, read, sum(held.values()))
 
     def restricted(self, layer: int, x: torch.Tensor) -> RouterOutput:
-        """What the layer's router decides if there are no experts but those held; indices are their places, 0 first."""
+        """The decision of the layer's router among the loaded experts; indices count these from 0."""
         router, chosen = self.routers[layer], self.chosen[layer]
         available = torch.zeros(self.experts, dtype=torch.bool, device=x.device)
         available[list(chosen)] = True
         bias = getattr(router, "e_score_correction_bias", None)
         logits, gates, indices = route(x, router.weight, bias, gate_spec(router), available=available)
-        # Where fewer than K are held, the rest of K have gate 0: whose place they get does not matter.
+        # With fewer than K loaded experts the rest of K have gate 0: their indices do not matter.
         place = available.cumsum(0).sub(1).masked_fill(~available, 0)
         return logits, gates, place[indices]
 
     def _sorted_names(self) -> tuple[dict[int | str, list[str]], dict[int, list[str]]]:
-        """Names on disk of the shared tensors, by what is read together, and of the routed experts, by layer."""
+        """Names on disk of the shared tensors, by group of loading, and of the routed experts, by layer."""
         paths = {id(module): path for path, module in self.model.named_modules()}
         experts = {f"{paths[id(module)]}.": layer for layer, module in self._modules.items()}
         groups: dict[int | str, list[str]] = {"stem": [], **{i: [] for i in range(len(self.decoder))}, "head": []}
@@ -176,24 +174,24 @@ class SelectiveModel:
         return groups, of_experts
 
     def _head(self) -> str | None:
-        """The parameter that only the logits need, where there is one."""
+        """The parameter that only the logits need, if there is one."""
         head = self.model.get_output_embeddings()
         names = [
             name for name, parameter in self.model.named_parameters() if head is not None and parameter is head.weight
         ]
-        # One that is tied is needed where what it is tied to is needed, even if the files have it twice.
+        # A tied parameter is needed with the other one, even if the files have it twice.
         tied = {*self.model.all_tied_weights_keys, *self.model.all_tied_weights_keys.values()}
         return next((name for name in names if name not in tied), None)
 
     def _drop_experts(self, layer: int, count: int) -> None:
-        """Makes room for `count` experts of a layer, not yet in memory."""
+        """Replaces a layer's experts by `count` experts on the meta device."""
         module = self._modules[layer]
         for name, parameter in list(module.named_parameters(recurse=False)):
             empty = torch.empty(count, *parameter.shape[1:], dtype=parameter.dtype, device="meta")
             module._parameters[name] = nn.Parameter(empty, requires_grad=False)
 
     def _sources(self, layer: int, wanted: Sequence[int]) -> dict[str, _Rows]:
-        """What to read, under the names that a checkpoint with only these experts would have."""
+        """The tensors to read, under the names of a checkpoint with only these experts."""
         sources = {}
         for disk in self._of_experts[layer]:
             number = _NUMBER.search(disk)
@@ -206,16 +204,14 @@ class SelectiveModel:
 
 
 def generation_config(folder: Path, config: Any) -> Any:
-    """The folder's settings of text generation, as `from_pretrained` takes them."""
-    from transformers import GenerationConfig
-
+    """The folder's generation config, as `from_pretrained` reads it."""
     if (folder / "generation_config.json").is_file():
         return GenerationConfig.from_pretrained(folder)
     return GenerationConfig.from_model_config(config)
 
 
 class _Skeleton(Skeleton):
-    """Reads through a counting checkpoint, and takes tensors from elsewhere than their names say."""
+    """Reads through a counting checkpoint, and can load tensors under other names."""
 
     def __init__(self, checkpoint: Checkpoint):
         super().__init__(checkpoint.folder, dtype=_stored_dtype(checkpoint))
@@ -229,7 +225,7 @@ class _Skeleton(Skeleton):
 
 
 class _Rows:
-    """What transformers takes for a lazily read tensor: indexing it reads these rows of it, or all."""
+    """A lazily read tensor for transformers: indexing reads these rows of it, or all."""
 
     def __init__(self, checkpoint: Checkpoint, name: str, rows: Sequence[int] | None):
         self._checkpoint, self._name, self._wanted = checkpoint, name, rows

@@ -14,16 +14,57 @@ and may be taken in parts, as long as every part sees the same f:
 Across ranks this is exact: the mean over ranks is the gradient of the loss of all their tokens. Within accumulation the
 last micro-batch sees the step's load and the earlier ones a running estimate of it, the best there is before the later
 tokens are routed (arXiv 2501.11873); with n = 1 nothing is estimated. `LoadCounter` keeps the counts.
+
+`ROUTER_LOSSES` lists what a recipe can add. Recipes read it, so this module imports torch only inside functions.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
-import torch
+if TYPE_CHECKING:
+    import torch
 
-Reduce = Callable[[torch.Tensor], torch.Tensor]
+Reduce = Callable[["torch.Tensor"], "torch.Tensor"]
+
+
+@dataclass(frozen=True)
+class RoutedTokens:
+    """What the routers of all MoE layers say of the tokens of one micro-batch.
+
+    Attributes:
+        logits: [L, T, E], with their graph.
+        load: [L, Dm, E] shares or counts of each domain's choices; one domain without guidance.
+        scoring: softmax or sigmoid.
+        allowed: [Dm, E] bool, the experts of each domain; None without guidance.
+        domain_ids: [T]; None without guidance.
+    """
+
+    logits: torch.Tensor
+    load: torch.Tensor
+    scoring: str
+    allowed: torch.Tensor | None = None
+    domain_ids: torch.Tensor | None = None
+
+
+@dataclass(frozen=True)
+class RouterLoss:
+    """A loss on the routers that a recipe can add.
+
+    Attributes:
+        name: of its weight in `objective`, and of its values in `metrics.jsonl`.
+        label: in figures.
+        description: of its weight.
+        value: [L], before the weight.
+    """
+
+    name: str
+    label: str
+    description: str
+    value: Callable[[RoutedTokens], torch.Tensor]
 
 
 def expert_probabilities(logits: torch.Tensor, scoring: str = "softmax") -> torch.Tensor:
@@ -31,6 +72,8 @@ def expert_probabilities(logits: torch.Tensor, scoring: str = "softmax") -> torc
 
     The latter is what arXiv 2412.19437 balances. 1/E each for equal logits; one of them 1 at collapse.
     """
+    import torch
+
     logits = logits.float()
     if scoring == "sigmoid":
         logits = torch.nn.functional.logsigmoid(logits)  # exp of it over the sum: no 0/0 where all scores underflow
@@ -69,6 +112,8 @@ def guidance_target(members: torch.Tensor, free: torch.Tensor, floor: float) -> 
         free: [E] bool, experts not covered by guidance.
         floor: probability of each expert that is not the token's domain's.
     """
+    import torch
+
     off = ~members & ~free
     own = (1 - floor * off.sum(-1, keepdim=True)) / members.sum(-1, keepdim=True).clamp_min(1)
     return torch.where(members, own, torch.where(off, floor, 0.0)).float()
@@ -92,6 +137,8 @@ def guidance(
         free: [E] bool, experts whose probability is left out.
         weights: [T], of the tokens, 1 on average over the training; all alike by default.
     """
+    import torch
+
     scores = logits.float() if scoring == "softmax" else torch.nn.functional.logsigmoid(logits.float())
     said = scores.masked_fill(free, float("-inf")).log_softmax(-1).masked_fill(free, 0.0)
     divergence = (torch.special.xlogy(target, target) - target * said).sum(-1)
@@ -113,12 +160,29 @@ def domain_load_balance(
         allowed: [Dm, E] bool, the experts of each domain.
         domain_ids: [T].
     """
+    import torch
+
     among = load.detach().to(probabilities) * allowed
     among = among / among.sum(-1, keepdim=True).clamp_min(torch.finfo(among.dtype).tiny)
     own = probabilities * allowed[domain_ids]
     own = own / own.sum(-1, keepdim=True).clamp_min(torch.finfo(own.dtype).tiny)
     weight = among.index_select(-2, domain_ids) * allowed.sum(-1)[domain_ids].unsqueeze(-1)
     return (weight * own).sum(-1).mean(-1)
+
+
+def _balance(routed: RoutedTokens) -> torch.Tensor:
+    probabilities = expert_probabilities(routed.logits, routed.scoring)
+    if routed.allowed is None or routed.domain_ids is None:
+        return load_balance(probabilities, routed.load[:, 0])
+    return domain_load_balance(probabilities, routed.load, routed.allowed, routed.domain_ids)
+
+
+ROUTER_LOSSES = (
+    RouterLoss(
+        "load_balance", "load balance", "weight of the load-balancing loss, 1 at perfect balance", value=_balance
+    ),
+    RouterLoss("z_loss", "router z", "weight of the router z-loss", value=lambda routed: z_loss(routed.logits)),
+)
 
 
 def balanced_perplexity(cross_entropy: float, balance: float, beta: float = 1.0) -> float:
@@ -148,6 +212,8 @@ class LoadCounter:
     """
 
     def __init__(self, layers: int, experts: int, reduce: Reduce | None = None):
+        import torch
+
         self.shape = (layers, experts)
         self.totals: torch.Tensor | None = None
         self.rank_share = torch.ones(())
@@ -163,6 +229,8 @@ class LoadCounter:
         Returns:
             [L, E] fp32, the load of the step so far over all ranks, each layer summing to 1.
         """
+        import torch
+
         own = torch.as_tensor(tokens, device=layer_counts.device, dtype=torch.int64).reshape(1)
         here = torch.cat([layer_counts.detach().long().reshape(-1), own, torch.ones_like(own)])
         everywhere = self._reduce(here)

@@ -7,6 +7,7 @@ from typing import Literal, Self
 
 from pydantic import Field, model_validator
 
+from smolmoe.moe.losses import ROUTER_LOSSES
 from smolmoe.recipe.base import Recipe, Seed
 from smolmoe.recipe.train import ModelRecipe, ObjectiveRecipe, RoutingRecipe
 from smolmoe.recipe.trainer import AlignTrainerValues
@@ -122,7 +123,8 @@ class AlignRecipe(Recipe):
             raise ValueError("`model` must be a path: what is aligned has been trained")
         if self.method == "sft" and self.beta is not None:
             raise ValueError("`beta` belongs to a preference loss; sft has none")
-        terms = [name for name in ("load_balance", "z_loss", "bias_rate") if getattr(self.objective, name)]
+        names = (*(loss.name for loss in ROUTER_LOSSES), "bias_rate")
+        terms = [name for name in names if getattr(self.objective, name)]
         if self.router in ("frozen", "free") and terms:
             raise ValueError(f"`router: {self.router}` and `objective.{terms[0]}` exclude each other")
         if self.router == "frozen" and self.routing.temperature != 1:

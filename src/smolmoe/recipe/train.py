@@ -5,8 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import Field, model_validator
+from pydantic import Field, create_model, model_validator
 
+from smolmoe.moe.losses import ROUTER_LOSSES
 from smolmoe.recipe.base import Index, Recipe, Seed, Vocabulary
 from smolmoe.recipe.data import DataRecipe
 from smolmoe.recipe.trainer import TrainerValues
@@ -34,17 +35,17 @@ class ModelRecipe(Recipe):
         return self
 
 
-class ObjectiveRecipe(Recipe):
-    """What is added to the cross-entropy, and what keeps routers even."""
+_WEIGHTS: Any = {loss.name: (float, Field(default=0.0, ge=0, description=loss.description)) for loss in ROUTER_LOSSES}
+RouterLosses: Any = create_model("RouterLosses", __base__=Recipe, **_WEIGHTS)
 
-    load_balance: float = Field(
-        default=0.0, ge=0, description="weight of the load-balancing loss, 1 at perfect balance"
-    )
+
+class ObjectiveRecipe(RouterLosses):
+    """Losses added to the cross-entropy, by weight, and what else balances the routers."""
+
     balance_scope: Literal["batch", "micro_batch"] = Field(
         default="batch",
         description="tokens whose load counts: all of the step's (ranks, accumulation so far), or one batch's",
     )
-    z_loss: float = Field(default=0.0, ge=0, description="weight of the router z-loss")
     bias_rate: float = Field(
         default=0.0, ge=0, description="step of the loss-free balancing bias, where the class has one"
     )

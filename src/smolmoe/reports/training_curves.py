@@ -10,11 +10,12 @@ from typing import Any
 
 from smolmoe.core.json_text import read_rows
 from smolmoe.errors import DataError
+from smolmoe.moe.losses import ROUTER_LOSSES
 from smolmoe.reports.figures import Band, Figure, Lines, Points, Series
 from smolmoe.reports.names import Looks
 
 Row = Mapping[str, Any]
-_TERMS = {"load_balance": "load balance", "z_loss": "router z", "guidance": "guidance"}
+_TERMS = {loss.name: loss.label for loss in ROUTER_LOSSES} | {"guidance": "guidance"}
 
 
 @dataclass(frozen=True)

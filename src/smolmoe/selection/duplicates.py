@@ -1,4 +1,4 @@
-"""Texts that repeat an earlier one, word for word or nearly."""
+"""Detection of texts that repeat an earlier one, exactly or nearly."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-SHINGLE = 9  # characters: about two words, and it works where words are not set apart
+SHINGLE = 9  # characters: about two words; works in scripts without spaces, too
 PERMUTATIONS = 128
-CHUNK = 8192  # shingles hashed at a time: a book takes no more memory than a page
+CHUNK = 8192  # shingles hashed at a time, to bound the memory for long texts
 
 
 def digest(text: str) -> str:
@@ -20,7 +20,7 @@ def digest(text: str) -> str:
 
 
 def shingles(text: str) -> NDArray[np.uint32]:
-    """Hashes of the distinct runs of characters in a text, whatever its case and spacing; sorted."""
+    """Sorted hashes of the distinct runs of characters in a text, ignoring case and spacing."""
     plain = " ".join(text.casefold().split())
     codes = np.frombuffer(plain.encode("utf-32-le", "surrogatepass"), dtype="<u4").astype(np.uint64)
     width = min(SHINGLE, len(codes))
@@ -32,13 +32,13 @@ def shingles(text: str) -> NDArray[np.uint32]:
 
 
 class Duplicates:
-    """Remembers the texts that were kept; of texts that repeat each other the first one met is kept.
+    """Remembers the kept texts; of texts that repeat each other the first one is kept.
 
     Near duplicates are found by MinHash with locality-sensitive hashing (Broder 1997), on runs of characters without
     case and spacing, with a fixed seed. The similarity is an estimate, with a standard error of at most .045.
 
     Args:
-        threshold: Jaccard similarity from which two texts repeat each other; 0 looks for exact repetitions only.
+        threshold: Jaccard similarity of near duplicates; 0 detects exact duplicates only.
     """
 
     def __init__(self, threshold: float):
@@ -51,7 +51,7 @@ class Duplicates:
             self._index = datasketch.MinHashLSH(threshold=threshold, num_perm=PERMUTATIONS)
 
     def repeats(self, text: str) -> str | None:
-        """ "exact" or "near" where the text repeats one that was kept; else it is kept, too."""
+        """The kind of duplicate, "exact" or "near"; None for a new text, which is then kept."""
         exact = bytes.fromhex(digest(text))[:16]
         if exact in self._digests:
             return "exact"

@@ -1,11 +1,11 @@
-"""How varied a text's tokens are: entropy in bits, and against texts of about the same length.
+"""The variety of a text's tokens: entropy in bits, and relative to texts of similar length.
 
-The plain entropy of n tokens grows with n, so that long documents win. Formulas for n overshoot: no text comes near
-log2(n), the most that n tokens can have, and the less so the longer it is; nor does one have the entropy of n tokens
-sampled one by one from the corpus, since a text repeats its words. Excerpts of n tokens are a fair measure only where
-short and long texts are of one kind, which they often are not. So the measure is empirical: among the texts of its
-group that are nearest in length, how far a text is above the straight line through their entropies over log(n), in
-standard deviations from that line. Wherever on the scale of lengths a text is, it competes with its neighbours there.
+The plain entropy of n tokens grows with n and favours long documents. Formulas in n overcorrect: no text comes near
+log2(n), the maximum for n tokens, and long texts even less; nor does a text reach the entropy of n independent samples
+from the corpus, since it repeats its words. Excerpts of n tokens are a fair measure only if short and long texts are of
+one kind, which they often are not. So the measure is empirical: the distance of a text's entropy from the regression
+line over log(n) through the texts of its group that are nearest in length, in standard deviations. Every text competes
+with texts of similar length.
 """
 
 from __future__ import annotations
@@ -17,8 +17,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-NEIGHBOURS = 101  # texts that a text is measured against, itself among them
-FEWEST = 30  # texts of a group, below which all groups' are its neighbours
+NEIGHBOURS = 101  # texts to compare a text with, including itself
+FEWEST = 30  # a group with fewer texts is compared with all groups
 
 Floats = NDArray[np.float64]
 
@@ -47,19 +47,19 @@ class Place:
 
     @property
     def deviations(self) -> float:
-        """How far above the mean it is, in standard deviations; 0 where the neighbours do not differ."""
+        """Standard deviations above the mean; 0 if the neighbours do not differ."""
         return (self.bits - self.mean) / self.deviation if self.deviation > 1e-6 else 0.0
 
 
 class Neighbours:
-    """Texts in the order of their lengths, with sums from which the line through any of them follows.
+    """Texts sorted by length, with prefix sums for the regression line through any range.
 
     Args:
         tokens, bits: length and entropy of each text, [N] with N > 0.
     """
 
     def __init__(self, tokens: NDArray[np.int64], bits: Floats):
-        order = np.lexsort((bits, tokens))  # whatever the order of the rows
+        order = np.lexsort((bits, tokens))  # independent of the order of the rows
         self._tokens = tokens[order]
         x = np.log(np.maximum(self._tokens, 1))
         y = bits[order]
@@ -69,7 +69,7 @@ class Neighbours:
         np.cumsum([x, y, x * x, x * y, y * y], axis=1, out=self._sums[:, 1:])
 
     def place(self, tokens: int, bits: float) -> Place:
-        """Where a text stands among those nearest in length."""
+        """The place of a text among those nearest in length."""
         count = min(NEIGHBOURS, len(self._tokens))
         first, last = np.searchsorted(self._tokens, tokens), np.searchsorted(self._tokens, tokens, side="right")
         begin = int(np.clip((first + last) // 2 - count // 2, 0, len(self._tokens) - count))
@@ -84,7 +84,7 @@ class Neighbours:
 
 
 class Measured:
-    """The entropies of N texts, each of a group, as they come; the texts themselves are not kept."""
+    """The entropies of N texts, each in a group; the texts themselves are not kept."""
 
     def __init__(self) -> None:
         self.plain = array("d")
@@ -101,7 +101,7 @@ class Measured:
         self.groups.append(group)
 
     def neighbours(self, group: int) -> Neighbours:
-        """The texts of a group; of all groups where it has too few."""
+        """The texts of a group, or of all groups if it has too few."""
         mine = np.asarray(self.groups) == group
         if mine.sum() < FEWEST:
             mine[:] = True
@@ -118,5 +118,5 @@ class Measured:
         return scores
 
     def compare(self, ids: Sequence[int], group: int = 0) -> Place:
-        """Where a text that need not be among them stands in a group."""
+        """The place of any text in a group."""
         return self.neighbours(group).place(len(ids), entropy(ids))

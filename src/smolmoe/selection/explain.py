@@ -1,4 +1,4 @@
-"""What the scores see: of one text, and of the rows of a file."""
+"""Explanations of the scores: of one text, and of the rows of a file."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ EXCERPT = 60  # characters
 
 @dataclass(frozen=True)
 class Frequent:
-    """A token of a text: how often it is there, its share of the tokens, and of the entropy −Σ p·log2 p."""
+    """A token of a text: its count, its share of the tokens, and its share of the entropy −Σ p·log2 p."""
 
     token: str
     count: int
@@ -32,12 +32,12 @@ class PartScore:
     """The entropy of a text or of a prompt.
 
     Attributes:
-        tokens, distinct: in it.
-        bits: its entropy; `most` is log2 of its tokens, as if none came twice.
+        tokens, distinct: number of tokens, and of distinct ones.
+        bits: its entropy; `most` is log2 of its tokens, the maximum.
         shortest, longest: lengths of the texts that it is compared with.
-        expected, deviation: mean and standard deviation, in bits, of these at its length.
-        normalised: deviations above the mean.
-        frequent: the tokens that come most often.
+        expected, deviation: their mean and standard deviation, in bits, at its length.
+        normalised: standard deviations above the mean.
+        frequent: the most frequent tokens.
     """
 
     tokens: int
@@ -54,10 +54,10 @@ class PartScore:
 
 @dataclass(frozen=True)
 class TextScore:
-    """A text as seen by the scores; `loss` in nats per token, if a model was given.
+    """The scores of a text; `loss` in nats per token, if a model was given.
 
     Attributes:
-        against: what it is compared with.
+        against: the texts it is compared with.
         score, plain: the weighted entropies of text and prompt: normalised, and in bits.
     """
 
@@ -104,7 +104,7 @@ def part_score(ids: Sequence[int], measured: Measured, decode: Callable[[int], s
 
 @dataclass(frozen=True)
 class RowScore:
-    """A row: where it stands, its length in tokens, its score, and how its text begins."""
+    """A row: its place, its group, its length in tokens, its score, and the beginning of its text."""
 
     place: str
     group: str
@@ -131,7 +131,7 @@ class ScoreTable:
 
 @dataclass(frozen=True)
 class RowScores:
-    """The rows of a file under each score: "entropy", "entropy, plain", and "loss" where there is a model."""
+    """The rows of a file under each score: "entropy", "entropy, plain", and with a model "loss"."""
 
     rows: int
     tokens: int
@@ -143,7 +143,7 @@ class RowScores:
 
 
 def score_table(pool: Pool, top: int, rows: Mapping[int, Row]) -> ScoreTable:
-    """The pool under its scores; `rows` holds at least those of `extremes`, by place."""
+    """The table of a pool's scores; `rows` has at least those of `extremes`, by place."""
     order = pool.scores.argsort(kind="stable")
 
     def shown(index: int) -> RowScore:

@@ -1,4 +1,4 @@
-"""What a row must be to be chosen from."""
+"""The filters of candidate rows."""
 
 from __future__ import annotations
 
@@ -11,25 +11,25 @@ from smolmoe.recipe.select import SelectRecipe
 from smolmoe.selection.duplicates import Duplicates, digest
 from smolmoe.selection.rows import Row
 
-PROMPT = "prompt"  # the column of prompts where the recipe names none
+PROMPT = "prompt"  # the default column of prompts
 
 
 @dataclass(frozen=True)
 class Candidate:
-    """What the scores see of a row."""
+    """The texts of a row that are scored."""
 
     text: str
     prompt: str | None
 
 
 class Sieve:
-    """Lets the rows through that may be chosen, and counts the others by what speaks against them.
+    """Selects candidate rows, and counts the others by reason.
 
-    Lengths count characters; of texts that repeat each other the first is let through, whatever the scores would say.
+    Lengths are in characters; of duplicates the first is a candidate, whatever its score.
 
     Attributes:
         dropped: reason -> rows.
-        held_out: texts that were kept out for evaluation, each once.
+        held_out: distinct texts that are held out for evaluation.
     """
 
     def __init__(self, recipe: SelectRecipe):
@@ -40,10 +40,10 @@ class Sieve:
         self.held_out = 0
 
     def candidate(self, row: Row) -> Candidate | None:
-        """The row's texts where it may be chosen.
+        """The texts of a candidate row; None for other rows.
 
         Raises:
-            DataError: its text or prompt is no string, or the prompt's column is not there although it was named.
+            DataError: its text or prompt is not a string, or the named column of the prompt is missing.
         """
         text, prompt = row.string(row.text) or "", self._prompt(row)
         if text.strip() and self.is_apart(text):
@@ -57,7 +57,7 @@ class Sieve:
         return None
 
     def is_apart(self, text: str) -> bool:
-        """Whether a text is kept out for evaluation: by its hash alone, as in training."""
+        """Whether a text is held out for evaluation: by its hash, as in training."""
         return self._recipe.held_out > 0 and is_held_out(text, self._recipe.held_out)
 
     def _prompt(self, row: Row) -> str | None:

@@ -1,11 +1,11 @@
-"""The rows that may be chosen, with their scores and without their texts."""
+"""The candidate rows with their scores, without their texts."""
 
 from __future__ import annotations
 
 from array import array
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import chain, islice
 
 import numpy as np
@@ -27,19 +27,19 @@ DIGEST = 32  # bytes
 
 @dataclass(frozen=True)
 class Pool:
-    """N rows that may be chosen, in the order in which they were read.
+    """N candidate rows, in the order of reading.
 
     Attributes:
-        places: the number of each among all rows read.
-        digests: SHA-256 of each text, one after the other.
-        group_ids: of each, the position of its group in `groups`.
-        sizes: tokens of each, or characters where no tokenizer was used.
+        places: index of each among all rows read.
+        digests: SHA-256 of each text, concatenated.
+        group_ids: index of each row's group in `groups`.
+        sizes: tokens of each, or characters if no tokenizer was used.
         scores: of each.
-        groups: values of the grouping columns, in order of first appearance, chosen from or not.
-        columns: every column met.
-        read: rows, in all.
+        groups: values of the grouping columns, in order of first appearance, with or without candidates.
+        columns: all columns of all rows.
+        read: number of rows read.
         dropped: reason -> rows.
-        held_out: texts kept out for evaluation.
+        held_out: texts held out for evaluation.
         counts_tokens: whether `sizes` are tokens.
     """
 
@@ -59,7 +59,7 @@ class Pool:
         return self.digests[DIGEST * index : DIGEST * (index + 1)].hex()
 
     def costs(self, recipe: SelectRecipe) -> NDArray[np.int64]:
-        """What each row takes of the budget."""
+        """The share of each row in the budget: 1, or its tokens."""
         return self.sizes if recipe.unit == "tokens" else np.ones_like(self.sizes)
 
     def choose(self, recipe: SelectRecipe) -> Choice:
@@ -69,10 +69,10 @@ class Pool:
 
 
 def scan(recipe: SelectRecipe, sources: Sequence[RowSource], scorer: Scorer, report: Progress) -> Pool:
-    """Read all rows, sieve and score them; of their texts no more than a batch is in memory.
+    """Read, filter and score all rows; no more than a batch of texts is in memory.
 
     Raises:
-        DataError: a row cannot be read or lacks a column, nothing is left to choose from, or no score is a number.
+        DataError: a row cannot be read or lacks a column, no candidate is left, or every score is NaN or infinite.
     """
     sieve = Sieve(recipe)
     groups: dict[tuple[str, ...], int] = {}
@@ -123,7 +123,7 @@ def _usable(pool: Pool) -> Pool:
     """Without the rows that have no tokens, or a NaN or infinite score.
 
     Raises:
-        DataError: nothing is left.
+        DataError: no candidate is left.
     """
     keep = np.isfinite(pool.scores) & (pool.sizes > 0)
     dropped = Counter(pool.dropped)
@@ -141,16 +141,12 @@ def _usable(pool: Pool) -> Pool:
         )
     kept = np.flatnonzero(keep)
     digests = np.frombuffer(pool.digests, dtype=f"V{DIGEST}")[kept].tobytes()
-    return Pool(
-        pool.places[kept],
-        digests,
-        pool.group_ids[kept],
-        pool.sizes[kept],
-        pool.scores[kept],
-        pool.groups,
-        pool.columns,
-        pool.read,
-        dict(dropped),
-        pool.held_out,
-        pool.counts_tokens,
+    return replace(
+        pool,
+        places=pool.places[kept],
+        digests=digests,
+        group_ids=pool.group_ids[kept],
+        sizes=pool.sizes[kept],
+        scores=pool.scores[kept],
+        dropped=dict(dropped),
     )

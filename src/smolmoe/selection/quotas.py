@@ -1,4 +1,4 @@
-"""How many rows or tokens each group gives, and which rows these are."""
+"""The number of rows or tokens taken from each group, and the choice of these rows."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ class Choice:
     """Rows chosen from N candidates in G groups.
 
     Attributes:
-        chosen: whether each candidate is, bool [N].
-        filled: whether it was chosen beyond its group's quota, for a group that had too little: bool [N].
+        chosen: bool [N].
+        filled: chosen beyond its group's quota, in place of a group with too little supply: bool [N].
         quotas: of each group, in rows or tokens: int64 [G].
     """
 
@@ -28,9 +28,9 @@ class Choice:
 
 
 def even_quotas(total: int, supply: Ints) -> Ints:
-    """total//G for each of the G groups with anything in them; what is left goes, one each, to the largest groups.
+    """total//G for each of the G non-empty groups; the remainder goes, one each, to the largest groups.
 
-    A quota may exceed its group's supply: the difference is a shortfall. Equal groups count in their order.
+    A quota may exceed its group's supply: the difference is a shortfall. Equal groups keep their order.
     """
     quotas = np.zeros(len(supply), dtype=np.int64)
     there = np.flatnonzero(supply)
@@ -56,7 +56,7 @@ def proportional_quotas(total: int, supply: Ints) -> Ints:
 
 
 def preference(scores: Floats, groups: Ints, prefer: str) -> Floats:
-    """How much each candidate is wanted [N]; the most wanted has the highest value.
+    """The preference for each candidate [N]; the most wanted has the highest value.
 
     Args:
         prefer: "high" or "low" scores, or "middle": those next to their group's median, by rank.
@@ -73,9 +73,9 @@ def preference(scores: Floats, groups: Ints, prefer: str) -> Floats:
 
 
 def choose(wanted: Floats, groups: Ints, sizes: Ints, budget: int, quota: str, count: int) -> Choice:
-    """The most wanted candidates of each group, up to its quota, and of all that is left where a group has too little.
+    """The most wanted candidates of each group up to its quota; shortfalls are filled from all remaining candidates.
 
-    No quota is exceeded: a candidate that would do so is passed over for the next that fits. Of equally wanted ones the
+    No quota is exceeded: a candidate that would exceed it is skipped for the next that fits. Of equally wanted ones the
     first is taken.
 
     Args:
@@ -106,15 +106,9 @@ def _take(order: Ints, sizes: Ints, room: int, chosen: NDArray[np.bool_]) -> Non
 
 
 def rank_correlation(a: Sequence[float] | Floats, b: Sequence[float] | Floats) -> float:
-    """Spearman's: the correlation of the ranks, equal values sharing theirs; 0 where all of either are equal."""
-    ranks = [_ranks(np.asarray(values, dtype=np.float64)) for values in (a, b)]
-    spread = ranks[0].std() * ranks[1].std() if len(ranks[0]) else 0.0
-    if spread == 0:
+    """Spearman's correlation of the ranks; 0 if all values of either are equal."""
+    from scipy.stats import spearmanr
+
+    if min(len(np.unique(a)), len(np.unique(b))) < 2:
         return 0.0
-    return float(((ranks[0] - ranks[0].mean()) * (ranks[1] - ranks[1].mean())).mean() / spread)
-
-
-def _ranks(values: Floats) -> Floats:
-    _, where, counts = np.unique(values, return_inverse=True, return_counts=True)
-    ends = np.cumsum(counts)
-    return np.asarray((ends - (counts - 1) / 2)[where])
+    return float(spearmanr(a, b).statistic)

@@ -1,4 +1,4 @@
-"""What was chosen, out of what, and why not more."""
+"""The result of a selection: chosen rows, candidates and shortfalls."""
 
 from __future__ import annotations
 
@@ -26,10 +26,10 @@ class GroupResult:
 
     Attributes:
         values: of the grouping columns.
-        rows, chosen_rows: that could be chosen, and that were.
-        filled: what was chosen beyond the quota, for groups that had too little.
-        shortfall: what the supply lacks of the quota.
-        scores, chosen_scores: quantiles, "0" to "1"; None where there are no rows.
+        rows, chosen_rows: candidates, and chosen ones.
+        filled: amount chosen beyond the quota, in place of groups with too little supply.
+        shortfall: quota minus supply, if positive.
+        scores, chosen_scores: quantiles, "0" to "1"; None if there are no rows.
     """
 
     values: Mapping[str, str]
@@ -50,23 +50,23 @@ class GroupResult:
 
 @dataclass(frozen=True)
 class Selection:
-    """A choice of rows, as `report.json` has it.
+    """A selection of rows, as in `report.json`.
 
     Attributes:
         out: its folder.
-        recipe: what was asked.
+        recipe: the request.
         inputs: label, identity (with hashes) and files of each source.
-        tokenizer, model: hashes; None where none was used.
-        columns: of the chosen rows: "text", and those that were added, "score" and "group".
-        read: rows that were read.
-        dropped: reason -> rows that could not be chosen.
-        held_out: rows that were kept out for evaluation.
-        rows: chosen.
-        tokens: in the chosen rows; None where no tokenizer was used.
-        total: rows or tokens chosen, by the unit of the budget.
-        shortfall: what the total lacks of the budget: where all was taken, or the next row did not fit.
-        length_correlation: Spearman's, of score and length, over all that could be chosen.
-        chosen_length: mean length of the chosen, relative to as many rows of the same groups at their mean length.
+        tokenizer, model: hashes; None if none was used.
+        columns: of the chosen rows: "text", and the added "score" and "group".
+        read: number of rows read.
+        dropped: reason -> rows that are not candidates.
+        held_out: texts held out for evaluation.
+        rows: number of chosen rows.
+        tokens: in the chosen rows; None if no tokenizer was used.
+        total: chosen rows or tokens, in the unit of the budget.
+        shortfall: budget minus total: all was taken, or the next row did not fit.
+        length_correlation: Spearman's, of score and length, over all candidates.
+        chosen_length: mean length of the chosen rows, relative to the mean lengths of their groups.
         groups: in order of first appearance.
     """
 
@@ -89,12 +89,12 @@ class Selection:
 
     @property
     def path(self) -> Path:
-        """The chosen rows: what training takes as a source."""
+        """The chosen rows, a source for training."""
         return self.out / ROWS
 
     @property
     def empty_groups(self) -> tuple[str, ...]:
-        """Groups of which no row could be chosen; they have no quota."""
+        """Groups without candidates; they have no quota."""
         return tuple(group.label for group in self.groups if group.rows == 0)
 
     def to_json(self) -> dict[str, Any]:
@@ -102,7 +102,7 @@ class Selection:
 
 
 def quantiles(scores: Floats) -> dict[str, float] | None:
-    """The scores below which a share of them lies; None of none."""
+    """The quantiles of scores; None without scores."""
     if len(scores) == 0:
         return None
     return {f"{share:g}": float(value) for share, value in zip(QUANTILES, np.quantile(scores, QUANTILES), strict=True)}
@@ -134,7 +134,7 @@ def group_results(recipe: SelectRecipe, pool: Pool, choice: Choice) -> tuple[Gro
 
 
 def relative_length(pool: Pool, choice: Choice) -> float:
-    """Mean length of the chosen rows, relative to as many rows of the same groups at their mean length; 0 of none."""
+    """Mean length of the chosen rows, relative to the mean lengths of their groups; 0 without rows."""
     chosen = choice.chosen
     groups = len(pool.groups)
     rows = np.maximum(np.bincount(pool.group_ids, minlength=groups), 1)

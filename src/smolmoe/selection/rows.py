@@ -1,10 +1,9 @@
-"""Rows with all their columns, from every kind of source that training reads."""
+"""Rows with all their columns, from all sources that training can read."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from importlib import import_module
 from itertools import chain, groupby
 from pathlib import Path
 from typing import Any
@@ -13,20 +12,20 @@ from smolmoe.core.files import expanded
 from smolmoe.data.folders import DataFiles
 from smolmoe.data.formats import check_columns, rows_of
 from smolmoe.data.presets import EMBEDDED, Preset, documents_of, find_preset
-from smolmoe.data.sources import Source, local_files, open_source, text_column
-from smolmoe.errors import DataError, HubError
+from smolmoe.data.sources import Source, local_files, open_data_set, open_source, text_column, with_hub_errors
+from smolmoe.errors import DataError
 from smolmoe.recipe.data import SourceRecipe
 
 
 @dataclass(frozen=True)
 class Row:
-    """A row and where it stands.
+    """A row and its place.
 
     Attributes:
         origin: its file or data set.
         number: of its line, row or paragraph there, from 1.
         values: column -> value.
-        text: name of the column that holds its text.
+        text: name of its text column.
     """
 
     origin: str
@@ -35,13 +34,13 @@ class Row:
     text: str
 
     def string(self, column: str) -> str | None:
-        """A cell of text; None where the column is not there or empty.
+        """A cell of text; None if the column is missing or empty.
 
         Raises:
-            DataError: it holds something else.
+            DataError: it is not text.
         """
         value = self.values.get(column)
-        if value != value:  # NaN is how tables without types hold nothing
+        if value != value:  # untyped tables have NaN for empty cells
             return None
         if value is not None and not isinstance(value, str):
             raise DataError(f'"{column}" is a {type(value).__name__}, not a string.', field="data", value=self.place)
@@ -49,7 +48,7 @@ class Row:
 
     @property
     def is_nothing(self) -> bool:
-        """Whether no column holds anything."""
+        """Whether all columns are empty."""
         return all(value is None or value != value for value in self.values.values())
 
     @property
@@ -59,7 +58,7 @@ class Row:
 
 @dataclass(frozen=True)
 class RowSource:
-    """Rows, from the start at each call of `rows`; label, identity and files are those of the source's documents."""
+    """Rows, from the start at each call of `rows`; label, identity and files are those of the source."""
 
     label: str
     identity: dict[str, Any]
@@ -72,10 +71,10 @@ class RowSource:
 
 
 def open_rows(recipe: SourceRecipe, *, quiet: bool = False) -> RowSource:
-    """Find and identify a source, as `open_source` does, of which not only the text is wanted.
+    """Find and identify a source as `open_source` does, and read all columns of its rows.
 
-    Rows of a preset keep the columns of its data set and have its document as `text` and its `domain`; where several
-    rows make one document, it has nothing else. A `domain` of the recipe takes the place of the row's.
+    Rows of a preset keep the columns of its data set and get the document as `text` and its `domain`; if several rows
+    make one document, its row has only these. A `domain` of the recipe replaces the row's.
 
     Raises:
         DataError, HubError: as `open_source` does; a row lacks the text's column.
@@ -123,7 +122,7 @@ def _file_rows(recipe: SourceRecipe, path: Path) -> Callable[[], Iterator[Row]]:
 def _rows_of(file: Path, recipe: SourceRecipe) -> Iterator[Row]:
     text = text_column(file, recipe)
     for where, values in rows_of(file, (text,), None):
-        if text != recipe.text:  # all rows are to have their text in the same column
+        if text != recipe.text:  # all rows get their text in the same column
             values = {recipe.text: values[text]}
         yield _row(file, where, values, recipe.text)
 
@@ -142,13 +141,13 @@ def _preset_rows(recipe: SourceRecipe, source: Source) -> Callable[[], Iterator[
 
 
 def _joined(source: Source) -> Iterator[Row]:
-    """Documents, as rows that have nothing else."""
+    """Documents, as rows without other columns."""
     for number, document in enumerate(source.documents(), 1):
         yield Row(source.label, number, {"text": document.text, "domain": document.domain}, "text")
 
 
 def with_documents(preset: str, rows: Iterator[Row]) -> Iterator[Row]:
-    """The rows of a preset's data set, with the document that each holds; the text of those that hold none is empty."""
+    """The rows of a preset's data set, each with its document as `text`; None for rows without one."""
     for row in rows:
         try:
             document = next(documents_of(preset, [row.values]), None)
@@ -165,21 +164,10 @@ def _hub_rows(
     needed = preset.columns if preset else (recipe.text,)
 
     def rows() -> Iterator[Row]:
-        datasets = import_module("datasets")
-        try:
-            found = datasets.load_dataset(path, name, split=split, revision=recipe.revision, streaming=recipe.streaming)
-            if recipe.streaming and recipe.shuffle_buffer:
-                found = found.shuffle(seed=0, buffer_size=recipe.shuffle_buffer)
-            for number, values in enumerate(found, 1):
-                check_columns(tuple(values), needed, "columns", path, where=f"row {number}: ")
-                yield Row(path, number, dict(values), recipe.text)
-        except (OSError, datasets.exceptions.DatasetsError) as error:
-            raise HubError(
-                f"the data set cannot be read ({type(error).__name__}).",
-                field="path",
-                value=path,
-                fix="Check the connection to huggingface.co, or save the data as .jsonl or .parquet and use its path.",
-            ) from error
+        found, _ = open_data_set(path, name, split, recipe)
+        for number, values in enumerate(with_hub_errors(path, iter(found)), 1):
+            check_columns(tuple(values), needed, "columns", path, where=f"row {number}: ")
+            yield Row(path, number, dict(values), recipe.text)
 
     return rows
 

@@ -1,23 +1,28 @@
-"""Choose rows to train on: read once to score, once more to write what was chosen."""
+"""Choose rows to train on: the rows are read once to score them, and again to write the chosen ones."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
-from smolmoe.core.files import check_no_others, write_json
+from smolmoe.core.checkpoint import fingerprint, open_checkpoint
+from smolmoe.core.devices import pick_device
+from smolmoe.core.files import check_no_others, expanded, write_json
 from smolmoe.core.folders import whole_or_nothing
 from smolmoe.core.progress import Progress, silent
 from smolmoe.core.run_folder import is_ours, occupied
 from smolmoe.core.vocabulary import within_vocabulary
+from smolmoe.data.formats import suffix_of
+from smolmoe.data.presets import EMBEDDED, PRESETS
 from smolmoe.data.same_tokenizer import tokenizer_hash
 from smolmoe.data.tally import Tally, whole
 from smolmoe.data.text import Document, default_documents
+from smolmoe.data.tokenizer import train_tokenizer
 from smolmoe.data.tokens import end_of_text
 from smolmoe.errors import DataError, RequestError
 from smolmoe.recipe.base import parse
@@ -29,30 +34,25 @@ from smolmoe.selection.pool import Pool, scan
 from smolmoe.selection.quotas import Choice, rank_correlation
 from smolmoe.selection.results import INDEX, REPORT, WRITTEN, Selection, group_results, relative_length
 from smolmoe.selection.rows import RowSource, open_rows
-from smolmoe.selection.scores import DrawScorer, EntropyScorer, LossScorer, token_ids
+from smolmoe.selection.scores import DrawScorer, EntropyScorer, Losses, LossScorer, Scorer, token_ids
 from smolmoe.selection.writing import added_columns, write_choice
 
-if TYPE_CHECKING:
-    from smolmoe.selection.scores import Losses, Scorer
-
-
 LONGEST_WINDOW = 1024  # tokens that a model reads at a time
-TOKENIZER_CHARACTERS = 50_000_000  # more text makes no better tokenizer
 
 
 def run_select(
     recipe: SelectRecipe, out: Path, *, overwrite: bool = False, report: Progress | None = None
 ) -> Selection:
-    """Choose rows and write them to `out`: `rows.jsonl`, `indices.json`, `report.json`, and what is held out.
+    """Choose rows and write them to `out`: `rows.jsonl`, `indices.json`, `report.json`, and the held-out rows.
 
-    The rows are read twice; of their texts no more than a batch is in memory. The same rows, recipe and tokenizer give
-    the same choice.
+    The rows are read twice; no more than a batch of texts is in memory. The same rows, recipe and tokenizer give the
+    same choice.
 
     Raises:
-        DataError: a source cannot be read, a row lacks a column, nothing is left to choose from, no score is a number,
+        DataError: a source cannot be read, a row lacks a column, no candidate is left, every score is NaN or infinite,
             or the rows changed while they were read.
-        SourceError, CheckpointError, HubError: tokenizer or model cannot be had.
-        OutputError: `out` is taken, or the disk is full.
+        SourceError, CheckpointError, HubError: tokenizer or model cannot be loaded.
+        OutputError: `out` is not free, or the disk is full.
     """
     said = report or silent
     with whole_or_nothing(out, overwrite=overwrite, check=lambda: _check_free(out, overwrite)) as work:
@@ -79,11 +79,11 @@ def _check_free(out: Path, overwrite: bool) -> None:
 
 @dataclass(frozen=True)
 class Tools:
-    """What scores the rows.
+    """The scorer of the rows.
 
     Attributes:
         scorer: of the recipe.
-        tokenizer: None where nothing is tokenised.
+        tokenizer: None if nothing is tokenised.
         model: hash of the model whose loss is the score.
     """
 
@@ -93,11 +93,7 @@ class Tools:
 
 
 def names_rows(data: str) -> bool:
-    """Whether rows are meant: a name without spaces that ends like a file is one, whether or not it is there."""
-    from smolmoe.core.files import expanded
-    from smolmoe.data.formats import suffix_of
-    from smolmoe.data.presets import EMBEDDED, PRESETS
-
+    """Whether the argument means rows: a preset, a name that ends like a file's (existing or not), or a path."""
     if data in {*PRESETS, EMBEDDED} or (suffix_of(data) is not None and not any(map(str.isspace, data))):
         return True
     try:
@@ -110,7 +106,7 @@ def open_tools(recipe: SelectRecipe) -> Tools:
     """Tokenizer, model and scorer of a recipe.
 
     Raises:
-        SourceError, CheckpointError, HubError: tokenizer or model cannot be had.
+        SourceError, CheckpointError, HubError: tokenizer or model cannot be loaded.
     """
     tokenizer = _tokenizer(recipe)
     if recipe.score == "random":
@@ -129,12 +125,11 @@ def _tokenizer(recipe: SelectRecipe) -> Any | None:
 
 
 def find_tokenizer(name: str | None, model: str | None) -> Any | None:
-    """The tokenizer of that name, or the model's; None where neither is named.
+    """The tokenizer of that name, or the model's; None if neither is named.
 
     Raises:
-        SourceError: the folder holds none; HubError: there is no such folder, nor one on the hub.
+        SourceError: the folder has none; HubError: neither a folder nor a hub id.
     """
-    from smolmoe.core.checkpoint import open_checkpoint
     from smolmoe.moe import loading
 
     if name is None and model is None:
@@ -143,31 +138,26 @@ def find_tokenizer(name: str | None, model: str | None) -> Any | None:
 
 
 def _learned(recipe: SelectRecipe, vocabulary: int) -> Any:
-    """A tokenizer learned from the beginning of what may be chosen."""
-    from smolmoe.data.tokenizer import train_tokenizer
-
+    """A tokenizer learned from the beginning of the candidate rows."""
     sieve = Sieve(recipe)
-    documents, characters = [], 0
-    for source in (open_rows(source, quiet=True) for source in recipe.sources):
-        for row in source.rows():
+
+    def documents() -> Iterator[Document]:
+        for row in chain.from_iterable(open_rows(source, quiet=True).rows() for source in recipe.sources):
             text = row.string(row.text) or ""
-            if sieve.is_apart(text) or characters > TOKENIZER_CHARACTERS:
-                continue
-            documents.append(whole(Document(text), Tally(), row.place))
-            characters += len(text)
-    return train_tokenizer(documents, vocabulary)
+            if not sieve.is_apart(text):
+                yield whole(Document(text), Tally(), row.place)
+
+    return train_tokenizer(documents(), vocabulary)
 
 
 def model_losses(name: str, tokenizer: Any, device: str) -> tuple[Losses, str]:
     """A function for the loss of texts under a model, in nats per token, read from their start; and the model's hash.
 
-    A text longer than the model's positions, or 1,024 tokens, is read in windows of as many.
+    A text longer than the model's positions, or 1,024 tokens, is read in windows of that length.
 
     Raises:
-        SourceError, CheckpointError, HubError: the model cannot be had.
+        SourceError, CheckpointError, HubError: the model cannot be loaded.
     """
-    from smolmoe.core.checkpoint import fingerprint, open_checkpoint
-    from smolmoe.core.devices import pick_device
     from smolmoe.evaluation.held_out import cut_windows, document_losses
     from smolmoe.moe.loading import load_model
 
@@ -237,19 +227,19 @@ def score_text(
     top: int = 8,
     device: str = "cpu",
 ) -> TextScore:
-    """What the scores see in one text.
+    """The scores of one text, explained.
 
     Args:
         tokenizer: folder or hub id; by default the model's.
-        model: whose loss is asked, too.
-        against: rows that it is compared with; by default some text of this Python installation.
+        model: adds the loss under this model.
+        against: rows to compare with; by default some text of this Python installation.
         weights: of text and prompt.
-        top: the most frequent tokens to show.
+        top: number of most frequent tokens to show.
 
     Raises:
         RequestError: neither tokenizer nor model is named.
-        DataError: the text holds no tokens, or the rows cannot be read.
-        SourceError, CheckpointError, HubError: tokenizer or model cannot be had.
+        DataError: the text has no tokens, or the rows cannot be read.
+        SourceError, CheckpointError, HubError: tokenizer or model cannot be loaded.
     """
     found = find_tokenizer(tokenizer, model)
     if found is None:
@@ -283,11 +273,11 @@ def score_text(
 
 
 def score_rows(recipe: SelectRecipe, *, top: int = 5, report: Progress | None = None) -> RowScores:
-    """The rows of a file under the entropy scores and, where the recipe names a model, under its loss.
+    """The rows of a file under the entropy scores and, if the recipe names a model, under its loss.
 
     Args:
-        recipe: sources, groups, tokenizer or model, weights; rows that it sieves out are not scored.
-        top: rows to show at each end.
+        recipe: sources, groups, tokenizer or model, weights; rows that it filters out are not scored.
+        top: number of rows to show at each end.
 
     Raises:
         DataError, SourceError, CheckpointError, HubError: as `run_select` raises them.

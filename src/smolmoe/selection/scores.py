@@ -1,4 +1,4 @@
-"""Scores of texts that need no model: the variety of their tokens, and a draw."""
+"""Scores of texts: the variety of their tokens, the loss of a model, and a random number."""
 
 from __future__ import annotations
 
@@ -17,19 +17,19 @@ Losses = Callable[[Sequence[Sequence[int]]], Sequence[float]]
 
 
 class Scorer(Protocol):
-    """Takes candidates as they come, and scores them at the end; it does not keep their texts."""
+    """Takes candidates in batches, and scores them at the end; it does not keep their texts."""
 
     tokens: array[int]
 
     def add(self, candidates: Sequence[Candidate], groups: Sequence[int]) -> None:
-        """Candidates, and the number of each one's group."""
+        """Take candidates, and the index of each one's group."""
 
     def scores(self) -> Floats:
-        """Of every candidate, in order: [N]."""
+        """The score of every candidate, in order: [N]."""
 
 
 def token_ids(tokenizer: Any, texts: Sequence[str]) -> list[list[int]]:
-    """The ids of each text's own tokens, without special ones. Half a surrogate pair is a question mark."""
+    """The token ids of each text, without special tokens. Half a surrogate pair becomes a question mark."""
     if not texts:
         return []
     clean = [text.encode("utf-8", "replace").decode() for text in texts]
@@ -38,14 +38,14 @@ def token_ids(tokenizer: Any, texts: Sequence[str]) -> list[list[int]]:
 
 
 class EntropyScorer:
-    """`text_weight`·H(text) + `prompt_weight`·H(prompt), each H against texts as long, or plain in bits.
+    """`text_weight`·H(text) + `prompt_weight`·H(prompt), each H relative to texts of that length, or plain in bits.
 
-    A row without a prompt is scored by its text alone, under both weights.
+    A row without a prompt is scored by its text only, with both weights.
 
     Args:
         tokenizer: whose tokens are counted.
         weights: of text and prompt.
-        plain: in bits, whatever the length.
+        plain: in bits, not relative to the length.
     """
 
     def __init__(self, tokenizer: Any, weights: tuple[float, float], *, plain: bool):
@@ -97,10 +97,10 @@ class LossScorer:
 
 
 class DrawScorer:
-    """A number between 0 and 1 that follows from the seed and the text, wherever the row stands.
+    """A number between 0 and 1 from the seed and the text, independent of the order of the rows.
 
     Args:
-        tokenizer: to count tokens; without one none are counted.
+        tokenizer: to count tokens; None does not count them.
     """
 
     def __init__(self, tokenizer: Any | None, seed: int):

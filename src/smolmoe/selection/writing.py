@@ -6,10 +6,10 @@ import json
 from collections.abc import Sequence
 from itertools import chain
 from pathlib import Path
-from typing import Any, TextIO
 
 import numpy as np
 
+from smolmoe.core.json_text import json_line
 from smolmoe.core.progress import Progress
 from smolmoe.errors import DataError
 from smolmoe.recipe.select import SelectRecipe
@@ -35,10 +35,10 @@ def added_columns(pool: Pool) -> dict[str, str]:
 def write_choice(
     recipe: SelectRecipe, sources: Sequence[RowSource], pool: Pool, choice: Choice, folder: Path, report: Progress
 ) -> None:
-    """Go through the rows again and write the chosen ones in their order, where they stand, and what is held out.
+    """Read the rows again; write the chosen ones in their order, their index, and the held-out ones.
 
     Raises:
-        DataError: a row is not the one that was scored.
+        DataError: a row differs from the one that was scored.
     """
     names = added_columns(pool)
     wanted = {int(pool.places[index]): int(index) for index in np.flatnonzero(choice.chosen)}
@@ -58,12 +58,12 @@ def write_choice(
                 _check_same(row, digest(text), pool.digest(at))
                 group = dict(zip(recipe.by, pool.groups[pool.group_ids[at]], strict=True))
                 added = {names["score"]: float(pool.scores[at]), names["group"]: ", ".join(group.values()) or "all"}
-                _write(chosen, row.values | added)
+                chosen.write(json_line(row.values | added))
                 index.write("\n" if index.tell() == 1 else ",\n")
                 index.write(json.dumps({"source": row.origin, "row": row.number, "digest": pool.digest(at)}))
             elif text.strip() and sieve.is_apart(text) and digest(text) not in apart:
                 apart.add(digest(text))
-                _write(held_out, row.values)
+                held_out.write(json_line(row.values))
             if place % 1000 == 0:
                 report("Writing", place, pool.read)
         index.write("\n]\n")
@@ -80,12 +80,3 @@ def _check_same(row: Row, now: str, before: str) -> None:
 
 def _changed(where: str) -> DataError:
     return DataError("the rows changed while they were read.", field="data", value=where, fix="Select again.")
-
-
-def _write(file: TextIO, values: dict[str, Any]) -> None:
-    line = json.dumps(values, ensure_ascii=False, default=str)
-    try:
-        line.encode()
-    except UnicodeEncodeError:  # half a surrogate pair, which only JSON's escapes can hold
-        line = json.dumps(values, default=str)
-    file.write(line + "\n")

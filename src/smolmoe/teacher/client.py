@@ -1,4 +1,4 @@
-"""Ask many questions at once, within bounds, until each has an answer or has failed for good."""
+"""Ask many questions concurrently, with limits and retries, until each is answered or has failed."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ from smolmoe.teacher.endpoint import SILENT, Answer, Endpoint, NoAnswer
 from smolmoe.teacher.journal import Journal
 from smolmoe.teacher.prompts import Question
 
-FIRST_WAIT = 1.0  # seconds before the second try, twice as long before each further one
+FIRST_WAIT = 1.0  # seconds before the second try, doubled before each further one
 LONGEST_WAIT = 60.0
-LONGEST_ASKED = 600.0  # an endpoint that asks for more is better asked another day
-FIRST_TRIES = 3  # where nothing was answered yet: an endpoint that is down must show soon
+LONGEST_ASKED = 600.0  # seconds; the job ends if the endpoint asks for a longer wait
+FIRST_TRIES = 3  # before the first answer: an endpoint that is down must be reported soon
 GIVEN_UP_IN_A_ROW = 10
 
 INTERRUPTED = "interrupted"
@@ -35,13 +35,13 @@ logger = logging.getLogger(__name__)
 
 @dataclass
 class Tally:
-    """What this call did.
+    """Counts of one call.
 
     Attributes:
         answered, failed: questions.
-        requests: sent, further tries included.
-        retried: how often another try was needed, by what was wrong.
-        stopped: why questions are left, where they are.
+        requests: sent, retries included.
+        retried: retries, by reason.
+        stopped: why questions are left, if any are.
     """
 
     answered: int = 0
@@ -59,8 +59,8 @@ class Asking:
     """The state of one job.
 
     Args:
-        examine: looks at each answer before it is kept, and raises EndpointError where further ones would be no use.
-        report: called with the number of questions settled so far.
+        examine: checks each answer before it is kept; raises EndpointError if further ones would be useless.
+        report: called with the number of settled questions.
         first_wait: seconds before the second try.
     """
 
@@ -81,7 +81,7 @@ class Asking:
         self._stopping = asyncio.Event()
         self._under_way = 0
         self._given_up = 0  # in a row
-        self._not_before = 0.0  # for all: the endpoint asked for a pause
+        self._not_before = 0.0  # for all requests, if the endpoint asked for a pause
         self._next_slot = 0.0
 
     async def run(self, questions: Sequence[Question]) -> Tally:
@@ -89,7 +89,7 @@ class Asking:
         waiting = iter(questions)
         with self._interruptible():
             try:
-                # One alone until one is answered: a wrong key must cost one request, not as many as run at once.
+                # One at a time until the first answer: a wrong key must cost one request only.
                 while not self.tally.answered and await self._next(waiting):
                     pass
                 async with asyncio.TaskGroup() as group:
@@ -105,7 +105,7 @@ class Asking:
             pass
 
     async def _next(self, waiting: Iterator[Question]) -> bool:
-        """Settle one more; false if there are no more, or the job should end."""
+        """Settle one more question; false if none is left, or the job should end."""
         question = next(waiting, None)
         if question is None:
             return False
@@ -116,7 +116,7 @@ class Asking:
         return True
 
     async def _settle(self, question: Question) -> None:
-        """Ask until there is an answer or no hope, and write it down; a stop in between leaves it unasked."""
+        """Ask until the question is answered or has failed, and record it; a stop leaves it unasked."""
         entry: dict[str, Any] = {"id": question.id, "tries": 0, "prompt_tokens": None, "answer_tokens": None}
         self._under_way += 1
         try:
@@ -162,7 +162,7 @@ class Asking:
                     value=self._recipe.base_url,
                     fix="Use `resume=True` to resume when it is ready again.",
                 )
-            # A little more than asked, and not all at once.
+            # A little more than requested, with jitter.
             wait = problem.wait + self._first_wait * random.uniform(0, 0.5)
             self._not_before = max(self._not_before, time.monotonic() + problem.wait)
         self.tally.retried[problem.kind] += 1
@@ -170,7 +170,7 @@ class Asking:
         await self._sleep(wait)
 
     async def _turn(self) -> None:
-        """Wait for the moment at which the next request may be sent."""
+        """Wait until the next request may be sent."""
         if self._recipe.requests_per_minute is not None:
             slot = max(self._next_slot, time.monotonic())
             self._next_slot = slot + 60 / self._recipe.requests_per_minute
@@ -191,7 +191,7 @@ class Asking:
         raise _Stopped
 
     def _give_up(self, question: Question, entry: dict[str, Any], problem: NoAnswer) -> None:
-        # With answers of an earlier call the options are known to be good; without any now, it may be down since.
+        # Answers of an earlier call prove the options; without one in this call the endpoint may be down.
         unproven = not self._journal.answered or problem.kind == SILENT[1]
         if unproven and not self.tally.answered and not problem.own:
             tries = f" after {entry['tries']} tries" if problem.again else ""
@@ -221,13 +221,13 @@ class Asking:
 
     @staticmethod
     def _add_tokens(entry: dict[str, Any], told: Answer | NoAnswer) -> None:
-        """A try that came to nothing may have cost tokens, too."""
+        """Add the tokens of a try, which a failed one may have cost, too."""
         for name in ("prompt_tokens", "answer_tokens"):
             if (count := getattr(told, name)) is not None:
                 entry[name] = (entry[name] or 0) + count
 
     def _mind_the_cost(self) -> None:
-        """Stop where one more answer, at the mean price of those so far, would be one too many."""
+        """Stop if one more answer, at the mean price so far, would exceed the limit."""
         limit, totals = self._recipe.max_cost, self._journal.totals
         if limit is None or not totals.entries:
             return
@@ -236,14 +236,14 @@ class Asking:
             self._halt(MAX_COST)
 
     def _halt(self, why: str, error: Exception | None = None) -> None:
-        """Start nothing more; requests under way are waited for, as they are paid for."""
+        """Start no more requests; wait for those in progress, since they are paid for."""
         if not self._stopping.is_set():
             self.tally.stopped, self.error = why, error
             self._stopping.set()
 
     @contextmanager
     def _interruptible(self) -> Iterator[None]:
-        """Ctrl-C ends the job when what is under way is answered; a second one does not wait for that."""
+        """Ctrl-C ends the job after the requests in progress; a second one ends it at once."""
         if threading.current_thread() is not threading.main_thread():
             yield
             return
@@ -266,7 +266,7 @@ class Asking:
 
 
 def cost(prompt_tokens: int, answer_tokens: int, recipe: TeachRecipe) -> float | None:
-    """What so many tokens cost; None where no price was given."""
+    """The cost of tokens; None without a price."""
     if recipe.price_in is None and recipe.price_out is None:
         return None
     return (prompt_tokens * (recipe.price_in or 0.0) + answer_tokens * (recipe.price_out or 0.0)) / 1e6

@@ -1,6 +1,6 @@
 """One request to an OpenAI-compatible endpoint: an answer, or the reason for its absence and whether to retry.
 
-This module alone holds the key, and takes it out of all that leaves it.
+Only this module has the key, and removes it from everything that it returns or raises.
 """
 
 from __future__ import annotations
@@ -21,9 +21,9 @@ from smolmoe.recipe.teach import TeachRecipe
 from smolmoe.teacher.prompts import messages_of
 
 DEFAULT_KEY = "OPENAI_API_KEY"
-_NO_KEY = "none"  # the client insists on one; endpoints without keys take any
-_SECRET_LENGTH = 8  # shorter "keys" are words such as EMPTY, which answers may hold
-_SAID = 500  # characters of an endpoint's message to pass on
+_NO_KEY = "none"  # the client requires one; endpoints without keys accept any
+_SECRET_LENGTH = 8  # shorter "keys" are words such as EMPTY, which may occur in answers
+_SAID = 500  # maximum length of an endpoint's message in ours
 SILENT = ("timeout", "connection")  # kinds of NoAnswer without any response
 _STOPPING = (401, 402, 403, 404)
 _AGAIN = (408, 409, 425, 429)
@@ -33,7 +33,7 @@ _OF_THE_PROMPT = ("context_length_exceeded", "string_above_max_length", "content
 
 @dataclass(frozen=True)
 class Answer:
-    """What a model said. `logprobs`: for each token [token, bytes, log-probability, [[token, bytes, ...], ...]]."""
+    """A model's answer. `logprobs`: for each token [token, bytes, log-probability, [[token, bytes, ...], ...]]."""
 
     text: str
     model: str
@@ -47,10 +47,10 @@ class NoAnswer(Exception):  # noqa: N818 - what happens, not an error of the pro
     """There is no answer to this request.
 
     Attributes:
-        reason: why, in words, and `kind` in one word or two.
+        reason: in words; `kind` is a short form.
         again: a retry may help, after `wait` seconds if the endpoint states a wait.
-        own: it is the prompt's own fault, and other prompts may do.
-        prompt_tokens, answer_tokens: what it cost all the same.
+        own: the prompt is the cause; other prompts may succeed.
+        prompt_tokens, answer_tokens: its cost.
     """
 
     def __init__(
@@ -73,10 +73,10 @@ class NoAnswer(Exception):  # noqa: N818 - what happens, not an error of the pro
 
 
 class Endpoint:
-    """Asks one model at one endpoint; its own retries are off."""
+    """Asks one model at one endpoint, without retries of the client."""
 
     def __init__(self, recipe: TeachRecipe):
-        """Raises RequestError where the address or the key cannot be used, or the `openai` package is not there."""
+        """Raises RequestError if the address or the key cannot be used, or the `openai` package is missing."""
         check_address(recipe.base_url)
         self._key = _key(recipe.api_key_env)
         self._recipe = recipe
@@ -102,7 +102,7 @@ class Endpoint:
         """
         problem: NoAnswer | EndpointError
         try:
-            # The client's timeout is for each part that arrives; an answer in drops would never end.
+            # The client's timeout is per received part; a slow stream of parts would never end.
             async with asyncio.timeout(self._recipe.timeout):
                 response = await self._client.chat.completions.with_raw_response.create(
                     model=self._recipe.model, messages=messages_of(prompt, self._recipe), **self._options
@@ -118,11 +118,11 @@ class Endpoint:
             cause = error.__cause__
             said = f"{type(cause).__name__}: {cause}" if cause else str(error)
             problem = NoAnswer(self._hide(f"no connection, or it was lost ({said})"), kind=SILENT[1], again=True)
-            if isinstance(cause, _Elsewhere):  # some versions of the client wrap whatever stops a request
+            if isinstance(cause, _Elsewhere):  # some versions of the client wrap all errors
                 problem = self._elsewhere(str(cause))
         else:
             return self._answer(body)
-        # Raised outside the handlers: the client's errors hold the request, and its headers the key.
+        # Raised outside the handlers: the client's errors contain the request, whose headers contain the key.
         raise problem
 
     async def close(self) -> None:
@@ -178,7 +178,7 @@ class Endpoint:
         )
 
     def _hide(self, text: str) -> str:
-        """Without the key, and without halves of surrogate pairs, which no file takes."""
+        """The text without the key, and without halves of surrogate pairs, which UTF-8 cannot encode."""
         text = text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
         if len(self._key) < _SECRET_LENGTH:
             return text
@@ -186,11 +186,11 @@ class Endpoint:
 
 
 class _Elsewhere(Exception):  # noqa: N818 - a way out of the client
-    """The endpoint redirects to another host; says which."""
+    """The endpoint redirects to another host, the argument."""
 
 
 async def _stay(response: Any) -> None:
-    """Let the client follow a redirect only to where it is: the same host and port, and never from https to http."""
+    """Let the client follow redirects only to the same host and port, and never from https to http."""
     if not 300 <= response.status_code < 400 or "location" not in response.headers:
         return
     try:
@@ -213,7 +213,7 @@ def _is_upgrade(here: SplitResult, there: SplitResult) -> bool:
 
 
 def check_address(url: str) -> None:
-    """Raises RequestError where a URL is none, or holds what may be a secret."""
+    """Raises RequestError for an invalid URL, or one that may contain a secret."""
     try:
         parts = urlsplit(url)
         usable = parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
@@ -270,14 +270,14 @@ def client_library() -> Any:
 
 
 def _message(error: Any) -> str:
-    """What the endpoint said, as short as it can be had."""
+    """The endpoint's message, shortened."""
     body = error.body
     said = body.get("message") or body.get("detail") or body if isinstance(body, dict) else body
     return " ".join(str(said or error.response.reason_phrase or "no message").split())[:_SAID].rstrip(".")
 
 
 def _retry_after(headers: Mapping[str, str]) -> float | None:
-    """Seconds that a `Retry-After` header asks for, as a number or a date."""
+    """The seconds of a `Retry-After` header, which is a number or a date."""
     value = headers.get("retry-after")
     if value is None:
         return None
@@ -299,7 +299,7 @@ def _first_choice(data: Any) -> dict[str, Any] | None:
 
 
 def _tokens(data: Any) -> tuple[int | None, int | None]:
-    """Tokens of the prompt and of the answer, as far as the endpoint counts them."""
+    """Tokens of the prompt and of the answer, if the endpoint counts them."""
     usage = data.get("usage") if isinstance(data, dict) else None
     if not isinstance(usage, dict):
         return None, None
@@ -309,7 +309,7 @@ def _tokens(data: Any) -> tuple[int | None, int | None]:
 
 
 def _logprobs(choice: dict[str, Any]) -> list[list[Any]] | None:
-    """The log-probabilities, compact; None where the endpoint gives none in the form of the API."""
+    """The log-probabilities, compact; None if the response has none in the API's format."""
     try:
         content = choice["logprobs"]["content"]
         return [

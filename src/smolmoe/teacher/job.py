@@ -1,4 +1,4 @@
-"""A whole job: prompts in, rows and a report out."""
+"""A complete job: from prompts to rows and a report."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from smolmoe.core.files import growing, place
+from smolmoe.core.files import growing, place, write_json
 from smolmoe.core.json_text import read_json
 from smolmoe.core.progress import Progress
 from smolmoe.data.tally import Tally
@@ -22,7 +22,7 @@ from smolmoe.teacher.endpoint import Answer, Endpoint, check_address, client_lib
 from smolmoe.teacher.journal import FILE, Journal
 from smolmoe.teacher.logprobs import Mismatch, StudentTokens
 from smolmoe.teacher.prompts import Prompt, Question, questions_of, read_prompts
-from smolmoe.teacher.results import REPORT, ROWS, fit, write_report, write_results
+from smolmoe.teacher.results import REPORT, ROWS, fit, write_results
 
 STAGE = "Asking the teacher"
 REFUSALS = 3  # answers that do not fit the student, none fitting, before the job ends
@@ -36,18 +36,18 @@ def teach(
 ) -> dict[str, Any]:
     """Ask an endpoint every prompt of a file, and write rows to train on; returns the report that is written.
 
-    Every answer is on disk before it counts, so that a killed job can continue with `resume`: answered prompts
-    are not asked again; those in progress at the kill, and those that failed, are.
+    Every answer is on disk before it counts, so that a killed job can continue with `resume`: it does not repeat
+    answered prompts, but those in progress at the kill and those that failed.
 
     Args:
         report: called with the stage, the number of settled questions and their total.
         first_wait: seconds before the second try of a prompt, doubled before each further one.
 
     Raises:
-        RequestError, DataError, SourceError: prompts, options, student or address cannot be used; there is no openai
-            package.
-        EndpointError: the endpoint is down, refuses, or does not give what was asked for. Answers up to then are kept.
-        OutputError: the folder holds other answers, or none may be written there.
+        RequestError, DataError, SourceError: prompts, options, student or address cannot be used; the openai package is
+            not installed.
+        EndpointError: the endpoint is down, refuses, or its answers lack something. Answers so far are kept.
+        OutputError: the folder contains other answers, or cannot be written.
     """
     prompts, apart = _prompts(recipe)
     questions = list(questions_of(prompts, recipe))
@@ -86,20 +86,20 @@ def _teach(
         if journal.totals.entries:
             found = write_results(prompts, journal, recipe, tally, student)
             found["prompts"]["left_out"] = apart
-            write_report({**found, "seconds": round(seconds, 3)}, recipe.out)
+            write_json(recipe.out / REPORT, {**found, "seconds": round(seconds, 3)})
     finally:
         journal.close()
     if job.error is not None:
         raise job.error
     if not journal.totals.entries:
-        raise KeyboardInterrupt  # before the first answer: there is nothing to tell
+        raise KeyboardInterrupt  # before the first answer: there is nothing to report
     if journal.totals.untold:
         logger.warning("%d answers have no token count: the totals are too low", journal.totals.untold)
     return {**found, "seconds": round(seconds, 3)}
 
 
 def plan(recipe: TeachRecipe) -> dict[str, Any]:
-    """What `teach` would ask; nothing is sent or written.
+    """The questions and cost of `teach`; nothing is sent or written.
 
     Raises:
         RequestError, DataError, SourceError: as `teach`.
@@ -124,7 +124,7 @@ def plan(recipe: TeachRecipe) -> dict[str, Any]:
 
 
 def _prompts(recipe: TeachRecipe) -> tuple[list[Prompt], dict[str, int]]:
-    """The prompts, and how many rows are left out or lose something, by reason."""
+    """The prompts, and the number of rows that are skipped or changed, by reason."""
     tally = Tally()
     prompts = read_prompts(recipe, tally)
     tally.log(str(recipe.prompts))
@@ -139,7 +139,7 @@ async def _run(job: Asking, endpoint: Endpoint, questions: list[Question]) -> cl
 
 
 class _Examiner:
-    """Ends a job early whose answers lack what it is for."""
+    """Ends a job early if its answers lack what the recipe needs."""
 
     def __init__(self, recipe: TeachRecipe, student: StudentTokens | None):
         self._recipe, self._student = recipe, student
@@ -182,7 +182,7 @@ def _student(name: str) -> StudentTokens:
 
 
 def _check_folder(out: Path) -> None:
-    """Rows that are there must be those of a journal, from which they can be written again."""
+    """Refuse to overwrite rows without a journal, which could not be written again."""
     place(out, "growing folder")
     if out.exists() and not out.is_dir():
         raise OutputError("a file of that name exists.", field="out", value=str(out), fix="Use a new folder.")
@@ -203,7 +203,7 @@ def _progress(report: Progress | None, before: int, total: int) -> Callable[[int
 
 
 def _seconds_before(out: Path) -> float:
-    """What earlier calls took, as far as their report was written."""
+    """The seconds of earlier calls, from their report; 0 without one."""
     try:
         return float(read_json(out / REPORT)["seconds"])
     except (OSError, ValueError, KeyError, TypeError):

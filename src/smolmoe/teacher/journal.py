@@ -1,4 +1,4 @@
-"""Every answer on the disk before the next step is taken: an append-only file, a line for each."""
+"""An append-only file with one line per answer; every answer is on disk before the next step."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ logger = logging.getLogger(__name__)
 
 @dataclass
 class Totals:
-    """What the journal's entries add up to; tokens as far as the endpoint told them."""
+    """Totals of the journal's entries; tokens as far as the endpoint counts them."""
 
     entries: int = 0
     tries: int = 0
@@ -41,7 +41,7 @@ class Totals:
 
 
 class Journal:
-    """The questions and their results; the last entry of a question counts, and an answer is never replaced.
+    """The questions and their results; the last entry of a question counts; answers are never replaced.
 
     A line is on disk (fsync) when `add` returns. An incomplete last line, after a kill or on a full disk, is
     removed when the journal is opened again: its question counts as not asked.
@@ -49,7 +49,7 @@ class Journal:
 
     def __init__(self, path: Path, fd: int):
         self.path = path
-        self.answered: dict[str, int] = {}  # id -> where its line begins
+        self.answered: dict[str, int] = {}  # id -> offset of its line
         self.failed: dict[str, int] = {}
         self.totals = Totals()
         self._fd = fd
@@ -61,10 +61,10 @@ class Journal:
         """Open the journal there, or begin one; its folder is held.
 
         Args:
-            options: what the answers follow from.
+            options: that determine the answers.
 
         Raises:
-            OutputError: it holds answers and is not to be resumed, or was begun with other options.
+            OutputError: it contains answers and `resume` is not set, or was started with other options.
             DataError: a line in it, not the last one, is corrupt.
         """
         followed(path.parent).mkdir(parents=True, exist_ok=True)
@@ -146,7 +146,7 @@ class Journal:
         self._end += len(line)
 
     def get(self, name: str) -> dict[str, Any]:
-        """The entry that counts for a question."""
+        """The valid entry of a question."""
         at = self.answered.get(name, self.failed.get(name))
         assert at is not None
         with self.path.open("rb") as file:
@@ -155,14 +155,14 @@ class Journal:
         return entry
 
     def close(self) -> None:
-        """Close it; a journal without entries is no journal, and goes."""
+        """Close the journal; a new one without entries is deleted."""
         if self._new and not self.totals.entries:
             self.path.unlink(missing_ok=True)
         os.close(self._fd)
 
 
 def _sync_folder(folder: Path) -> None:
-    """A new file's name is on the disk only when its folder is."""
+    """Write a folder, which contains the name of a new file, to the disk."""
     fd = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(fd)

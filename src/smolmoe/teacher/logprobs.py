@@ -1,4 +1,4 @@
-"""Do a teacher's log-probabilities belong to the student's tokens?"""
+"""Matching of a teacher's log-probabilities to the student's tokens."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ from typing import Any
 from smolmoe.errors import RequestError
 
 _NAMED = 5  # differing tokens to name
-ROUNDING = 1e-2  # by how much probabilities that are sent as decimals may add up to more than 1
+ROUNDING = 1e-2  # tolerance of the sum of probabilities, which are sent as rounded decimals
 
 Token = list[Any]  # [token, bytes or None, log-probability]
 
 
 class Mismatch(Exception):  # noqa: N818 - of one answer; the caller decides what follows
-    """These log-probabilities are not of the student's tokens; `tokens` are the ones that differ."""
+    """The log-probabilities do not fit the student's tokens; `tokens` are the differing ones."""
 
     def __init__(self, reason: str, tokens: Sequence[str] = ()):
         named = ", ".join(map(repr, tokens[:_NAMED]))
@@ -28,8 +28,8 @@ class Mismatch(Exception):  # noqa: N818 - of one answer; the caller decides wha
 
 @dataclass(frozen=True)
 class Targets:
-    """Of one answer's S tokens: the text that the student cuts into them, their ids [S], and the candidates with their
-    log-probabilities (nats), [S][as many as known].
+    """One answer's S tokens: the text that the student tokenises into them, their ids [S], and the candidates with
+    their log-probabilities (nats), [S][variable].
     """
 
     text: str
@@ -39,30 +39,30 @@ class Targets:
 
 
 class StudentTokens:
-    """The bytes of each of a tokenizer's tokens, and the other way round."""
+    """The mapping from bytes to a tokenizer's tokens."""
 
     def __init__(self, tokenizer: Any):
-        """Raises RequestError where the tokenizer's tokens stand for no bytes that could be compared."""
+        """Raises RequestError if the tokenizer's tokens cannot be compared as bytes."""
         self.tokenizer = tokenizer
-        self._id_of: dict[bytes, int | None] = {}  # None: of several
+        self._id_of: dict[bytes, int | None] = {}  # None: several tokens
         for name, content in _contents(tokenizer):
             self._id_of[content] = None if content in self._id_of else name
         for name, byte in _fallbacks(tokenizer):
-            # The tokenizer itself takes a byte's own token only where no other says the same.
+            # The tokenizer uses a byte's own token only if no other token has this content.
             self._id_of.setdefault(byte, name)
         self._special = set(tokenizer.all_special_ids)
 
     def match(self, response: str, logprobs: Sequence[list[Any]]) -> Targets:
-        """The log-probabilities of an answer as those of the student's tokens.
+        """The log-probabilities of an answer for the student's tokens.
 
-        Candidates without any text are left out: control tokens, which some endpoints send so and which cannot be told
-        apart. What they had of the probability is then among what is left over.
+        Candidates without text are skipped: some endpoints send all control tokens like this, so they cannot be
+        distinguished. Their probability becomes part of the remaining mass.
 
         Args:
-            logprobs: for each token [token, bytes or None, log-probability, candidates], as `Answer` has them.
+            logprobs: for each token [token, bytes or None, log-probability, candidates], as in `Answer`.
 
         Raises:
-            Mismatch: a token is none of the student's, or of several; the student would cut the response otherwise;
+            Mismatch: a token matches none or several of the student's; the student tokenises the response differently;
                 the probabilities add up to more than 1.
         """
         logprobs = [[*entry[:3], [token for token in entry[3] if _bytes(token)]] for entry in logprobs]
@@ -88,9 +88,9 @@ class StudentTokens:
         )
 
     def _cut(self, response: str, ids: list[int]) -> tuple[str, list[int]]:
-        """The response and its tokens, without the end of text, as the student cuts it.
+        """The response as the student tokenises it, without the end of text, and its tokens.
 
-        If an answer continues after a space, a tokenizer that prepends a space to every text already has that space.
+        A tokenizer that prepends a space to every text needs an answer's leading space removed.
         """
         differing: list[str] = []
         for text in (response, response[1:]) if response.startswith(" ") else (response,):
@@ -103,7 +103,7 @@ class StudentTokens:
 
     def _id(self, token: Token) -> int:
         found = self._id_of[_bytes(token)]
-        assert found is not None  # looked at before
+        assert found is not None  # checked before
         return found
 
     def _first_difference(self, theirs: list[int], ours: list[int]) -> list[str]:
@@ -124,7 +124,7 @@ def _bytes(token: Token) -> bytes:
 
 
 def _contents(tokenizer: Any) -> Iterator[tuple[int, bytes]]:
-    """(id, bytes) of every token, those for single bytes of a byte fallback apart."""
+    """(id, bytes) of every token, except those of a byte fallback."""
     added = {name: token.content.encode() for name, token in tokenizer.added_tokens_decoder.items()}
     letters = _byte_letters() if _decoder(tokenizer, "ByteLevel") else None
     if letters is None and not any(_decoder(tokenizer, kind) for kind in ("ByteFallback", "Metaspace")):
@@ -147,7 +147,7 @@ def _contents(tokenizer: Any) -> Iterator[tuple[int, bytes]]:
 
 
 def _fallbacks(tokenizer: Any) -> Iterator[tuple[int, bytes]]:
-    """(id, byte) of a byte fallback's tokens, written <0x0A>."""
+    """(id, byte) of a byte fallback's tokens, such as <0x0A>."""
     if not _decoder(tokenizer, "ByteFallback"):
         return
     for piece, name in tokenizer.get_vocab().items():
@@ -160,7 +160,7 @@ def _is_fallback(piece: str) -> bool:
 
 
 def _decoder(tokenizer: Any, kind: str) -> bool:
-    """Whether the tokenizer's decoder has a step of that kind."""
+    """Whether the tokenizer's decoder has a step of this kind."""
     backend = getattr(tokenizer, "backend_tokenizer", None)
     decoder = json.loads(backend.to_str())["decoder"] if backend is not None else None
     steps = decoder.get("decoders", [decoder]) if decoder else []
@@ -168,7 +168,7 @@ def _decoder(tokenizer: Any, kind: str) -> bool:
 
 
 def _byte_letters() -> dict[str, int]:
-    """The letter that byte-level tokenizers write each byte as: itself where it can be seen, else one after U+0100."""
+    """The letters of byte-level tokenizers: a visible byte is itself, others are letters from U+0100 on."""
     visible = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
     letters = {chr(byte): byte for byte in visible}
     for byte in range(256):

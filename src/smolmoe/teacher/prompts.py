@@ -1,4 +1,4 @@
-"""Prompts from a file, and what is to be asked for each."""
+"""Prompts from a file, and the questions to ask."""
 
 from __future__ import annotations
 
@@ -33,24 +33,24 @@ class Prompt:
 
 @dataclass(frozen=True)
 class Question:
-    """One request: the same prompt, options and sample give the same `id`, whichever rows they stand in."""
+    """One request; equal prompts, options and samples have the same `id`, whatever their rows."""
 
     id: str
     prompt: str
-    row: int  # the first that asks it
+    row: int  # the first with this prompt
     sample: int
 
 
 def read_prompts(recipe: TeachRecipe, tally: Tally | None = None) -> list[Prompt]:
-    """The prompts of a file or folder, in its order; duplicates are kept, rows without a prompt left out.
+    """The prompts of a file or folder, in its order; duplicates are kept, rows without a prompt skipped.
 
-    Rows of a known data set (Dolly, GSM8K, ...), by their columns, are asked what that set asks.
+    Rows of a known data set (Dolly, GSM8K, ...), identified by their columns, give its questions.
 
     Args:
-        tally: takes what is left out; without one it is logged.
+        tally: takes the skipped rows; without one they are logged.
 
     Raises:
-        DataError: no such file or column, a prompt that is no text, no prompts.
+        DataError: no such file or column, a prompt that is not text, no prompts.
     """
     path = recipe.prompts
     own = tally if tally is not None else Tally()
@@ -78,7 +78,7 @@ def read_prompts(recipe: TeachRecipe, tally: Tally | None = None) -> list[Prompt
 
 
 def _rows(path: Path, column: str) -> Iterator[tuple[str, Any, dict[str, Any]]]:
-    """Where each row stands, its prompt, and all its columns."""
+    """The place of each row, its prompt, and all its columns."""
     if not path.exists():
         raise DataError("no such file.", field="prompts", value=str(path), fix="Use the path of a file.")
     found = find_files(path)
@@ -96,7 +96,7 @@ def _rows(path: Path, column: str) -> Iterator[tuple[str, Any, dict[str, Any]]]:
 
 
 def _asked(file: Path, preset: Preset, where: str) -> Iterator[tuple[str, str | None, dict[str, Any]]]:
-    """What the rows of a known data set ask: the first question of each conversation, and what precedes it."""
+    """The questions of a known data set: the first one of each conversation, with what precedes it."""
     rows = rows_of(file, preset.columns, None)
     if preset.joins_rows:
         assert preset.conversations is not None
@@ -110,7 +110,7 @@ def _asked(file: Path, preset: Preset, where: str) -> Iterator[tuple[str, str | 
 
 
 def _question(one: Conversation) -> str | None:
-    """Up to the first turn that is not the system's or the assistant's."""
+    """The turns up to the first one that is not the system's or the assistant's."""
     before = []
     for role, text in one.turns:
         before.append(text)
@@ -120,7 +120,7 @@ def _question(one: Conversation) -> str | None:
 
 
 def questions_of(prompts: list[Prompt], recipe: TeachRecipe) -> Iterator[Question]:
-    """What to ask, in the order of the rows: each prompt `samples` times, and no question twice."""
+    """The questions in the order of the rows: each prompt `samples` times, without duplicates."""
     asked = set()
     for prompt in prompts:
         for sample in range(recipe.samples):
@@ -131,13 +131,13 @@ def questions_of(prompts: list[Prompt], recipe: TeachRecipe) -> Iterator[Questio
 
 
 def identity(prompt: str, sample: int, recipe: TeachRecipe) -> str:
-    """Digest of a prompt, of the options that its answer follows from, and of which sample it is."""
+    """Digest of a prompt, the options of its answer, and the number of the sample."""
     asked = json.dumps({"prompt": prompt, "sample": sample, **recipe.sampling()}, sort_keys=True, ensure_ascii=False)
     return hashlib.sha256(asked.encode()).hexdigest()[:32]
 
 
 def messages_of(prompt: str, recipe: TeachRecipe) -> list[dict[str, str]]:
-    """The conversation that is sent."""
+    """The conversation to send."""
     system = [{"role": "system", "content": recipe.system}] if recipe.system else []
     return [*system, {"role": "user", "content": prompt}]
 

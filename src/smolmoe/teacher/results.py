@@ -1,15 +1,15 @@
-"""What a job leaves: rows in the prompts' order, prompts that failed, log-probabilities, a report."""
+"""The output of a job: rows in the prompts' order, failed prompts, log-probabilities, a report."""
 
 from __future__ import annotations
 
-import json
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import IO, Any
 
-from smolmoe.core.files import replacing, write_json
+from smolmoe.core.files import replacing
+from smolmoe.core.json_text import json_line
 from smolmoe.core.provenance import versions
 from smolmoe.data.presets import dialogue
 from smolmoe.recipe.teach import TeachRecipe
@@ -21,12 +21,12 @@ from smolmoe.teacher.targets import TargetWriter
 
 ROWS = "rows.jsonl"
 REPORT = "report.json"
-# Not .jsonl: the folder is read by its .jsonl files, and only the rows are text.
+# Not .jsonl: training reads the folder's .jsonl files, and only the rows are text.
 FAILED = "failed.ndjson"
 LOGPROBS = "logprobs.ndjson"
-STUDENT_TEXT = "student_text"  # column: the answer where it has targets, else empty, which training passes over
+STUDENT_TEXT = "student_text"  # column: the answer if it has targets, else empty, which training skips
 SCHEMA_VERSION = 1
-_SHOWN = 10  # failures and mismatches named in the report; all are in the files
+_SHOWN = 10  # failures and mismatches in the report; the files have all
 
 
 def write_results(
@@ -44,7 +44,7 @@ def write_results(
 
 
 class _Results:
-    """What the rows add up to, as they are written."""
+    """Totals of the rows as they are written."""
 
     def __init__(self, journal: Journal, recipe: TeachRecipe, student: StudentTokens | None, prompts: str):
         self._journal, self._recipe, self._student, self._prompts = journal, recipe, student, prompts
@@ -56,12 +56,12 @@ class _Results:
         self._used: set[str] = set()
         self.targets: TargetWriter | None = None
         if student is not None:
-            assert recipe.top_logprobs is not None  # the recipe sees to it
+            assert recipe.top_logprobs is not None  # the recipe checks it
             teacher = {"model": recipe.model, "base_url": recipe.base_url, "prompts": prompts}
             self.targets = TargetWriter(recipe.out, student.tokenizer, recipe.top_logprobs, teacher)
 
-    def add(self, prompt: Prompt, sample: int, streams: Mapping[str, IO[bytes]]) -> None:
-        """Write what there is to one row."""
+    def add(self, prompt: Prompt, sample: int, streams: Mapping[str, IO[str]]) -> None:
+        """Write the results of one row."""
         name = identity(prompt.text, sample, self._recipe)
         first = name not in self._used
         self._used.add(name)
@@ -71,16 +71,16 @@ class _Results:
             if self._recipe.top_logprobs is not None:
                 about = {"row": prompt.row, "sample": sample, "response": answer["text"], "tokens": answer["logprobs"]}
                 fitting = self._fitting(answer)
-                _line(streams[LOGPROBS], about | fitting)
+                streams[LOGPROBS].write(json_line(about | fitting))
                 if self.targets is not None:
                     row[STUDENT_TEXT] = fitting.get("text", "")
-            _line(streams[ROWS], row)
+            streams[ROWS].write(json_line(row))
             self._finish[str(answer["finish_reason"])] += first
         elif name in self._journal.failed:
             state, entry = "failed", self._journal.get(name)
             failure = {"row": prompt.row, "sample": sample, "prompt": prompt.text, "tries": entry["tries"]}
             self._failures.append({**failure, **entry["failure"]})
-            _line(streams[FAILED], self._failures[-1])
+            streams[FAILED].write(json_line(self._failures[-1]))
         else:
             state = "left"
         self._rows[state] += 1
@@ -104,7 +104,7 @@ class _Results:
         }
 
     def report(self, prompts: list[Prompt], tally: Tally, targets: dict[str, Any] | None) -> dict[str, Any]:
-        """All of it, for people and machines."""
+        """The content of `report.json`."""
         totals, reasons = self._journal.totals, Counter(failure["kind"] for failure in self._failures)
         shown = [{**failure, "prompt": failure["prompt"][:200]} for failure in self._failures[:_SHOWN]]
         report = {
@@ -148,15 +148,10 @@ class _Results:
         return report
 
 
-def write_report(report: dict[str, Any], out: Path) -> None:
-    """The report, in its place."""
-    write_json(out / REPORT, report)
-
-
 def row_of(prompt: Prompt, sample: int, answer: dict[str, Any]) -> dict[str, Any]:
     """A row for training: the prompt's columns, the answer, and `text`, a dialogue of both.
 
-    A column of the prompts' file that is called as one of the results is kept as `given_...`.
+    A column of the prompts' file with the name of a result is kept as `given_...`.
     """
     result = {
         "text": dialogue([("user", prompt.text.strip()), ("assistant", answer["text"].strip())]),
@@ -186,15 +181,8 @@ def fit(student: StudentTokens, response: str, logprobs: list[list[Any]] | None,
 
 
 @contextmanager
-def _written(files: dict[str, Path]) -> Iterator[Mapping[str, IO[bytes]]]:
+def _written(files: dict[str, Path]) -> Iterator[Mapping[str, IO[str]]]:
     """Temporary files, renamed into place at the end."""
     with ExitStack() as places, ExitStack() as opened:
         partial = {name: places.enter_context(replacing(path)) for name, path in files.items()}
-        yield {name: opened.enter_context(path.open("wb")) for name, path in partial.items()}
-
-
-def _line(stream: IO[bytes], row: dict[str, Any]) -> None:
-    try:
-        stream.write(json.dumps(row, ensure_ascii=False, default=str).encode() + b"\n")
-    except UnicodeEncodeError:  # half of a surrogate pair in a column of the prompts' file
-        stream.write(json.dumps(row, default=str).encode() + b"\n")
+        yield {name: opened.enter_context(path.open("w", encoding="utf-8")) for name, path in partial.items()}

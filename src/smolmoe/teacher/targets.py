@@ -1,7 +1,7 @@
 """Log-probabilities over HTTP as a cache that `distill` trains on.
 
-A document is an answer alone: its tokens, each with the teacher's candidates, and the end-of-text token, which
-endpoints give no candidates for; as the teacher did end there, it is taken to have been sure of it.
+A document is one answer: its tokens, each with the teacher's candidates, and the end-of-text token. Endpoints give no
+candidates for the latter; since the teacher ended there, it gets probability 1.
 """
 
 from __future__ import annotations
@@ -15,8 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from smolmoe.core.files import write_json
-from smolmoe.core.provenance import versions
-from smolmoe.data.targets import ABOUT, FORMAT, TOKENIZER, digest_documents, file_sizes, pack_ids, text_hash
+from smolmoe.data.targets import ABOUT, TOKENIZER, describe_cache, digest_documents, pack_ids, text_hash
 from smolmoe.data.tokens import end_of_text
 from smolmoe.teacher.logprobs import Mismatch, Targets
 
@@ -30,8 +29,8 @@ class TargetWriter:
     """Writes `FOLDER` to a temporary place in `out` and renames it at the end, replacing an earlier cache.
 
     Args:
-        k: candidates of each token to keep.
-        teacher: what the cache says its teacher is.
+        k: number of candidates kept per token.
+        teacher: description of the teacher in the cache.
     """
 
     def __init__(self, out: Path, tokenizer: Any, k: int, teacher: dict[str, Any], shard_tokens: int = SHARD_TOKENS):
@@ -40,17 +39,17 @@ class TargetWriter:
         self._vocabulary = 1 + max(end_of_text(tokenizer), *tokenizer.get_vocab().values())
         self._shard_tokens = shard_tokens
         self._held: list[Arrays] = []
-        self._shards: list[dict[str, Any]] = []
+        self._shards: list[Path] = []
         self._digests: list[NDArray[np.uint64]] = []
         self._seen: set[bytes] = set()
         shutil.rmtree(self._partial, ignore_errors=True)
         self._partial.mkdir()
 
     def add(self, targets: Targets, finish_reason: str | None) -> None:
-        """Take an answer; the same answer twice is kept once.
+        """Take an answer; duplicates are kept once.
 
         Raises:
-            Mismatch: it did not end by itself.
+            Mismatch: it was truncated.
         """
         if finish_reason != "stop":
             raise Mismatch(f"the answer was truncated (finish_reason {finish_reason})")
@@ -83,9 +82,7 @@ class TargetWriter:
         }
         for name, array in arrays.items():
             np.save(folder / f"{name}.npy", array)
-        about = {"name": folder.name, "documents": len(documents), "tokens": len(ids), "files": file_sizes(folder)}
-        about |= {"width": self._k, "entries": float(self._k), "entropy": None}
-        self._shards.append(about | {"left_over": float(np.exp(rest.astype(np.float64)).mean())})
+        self._shards.append(folder)
         self._digests.append(digests)
         self._held = []
 
@@ -97,27 +94,15 @@ class TargetWriter:
         if not self._shards:
             shutil.rmtree(self._partial)
             return None
-        tokens = sum(shard["tokens"] for shard in self._shards)
-        size = sum(sum(shard["files"].values()) for shard in self._shards)
-        about = {
-            "format": FORMAT,
-            "kind": "top_k",
-            "size": self._k,
-            "temperature": 1.0,
-            "vocabulary": self._vocabulary,
-            "width": self._k,
-            "text": text_hash(np.concatenate(self._digests)),
-            "documents": sum(shard["documents"] for shard in self._shards),
-            "tokens": tokens,
-            "bytes": size,
-            "bytes_per_token": round(size / tokens, 2),
-            "entries": float(self._k),
-            "left_over": sum(shard["left_over"] * shard["tokens"] for shard in self._shards) / tokens,
-            "entropy": None,
-            "teacher": self._teacher,
-            "versions": versions(),
-            "shards": self._shards,
-        }
+        about = describe_cache(
+            self._shards,
+            kind="top_k",
+            size=self._k,
+            vocabulary=self._vocabulary,
+            text=text_hash(np.concatenate(self._digests)),
+            temperature=1.0,
+            teacher=self._teacher,
+        )
         self._tokenizer.save_pretrained(self._partial / TOKENIZER)
         write_json(self._partial / ABOUT, about)
         self._partial.rename(self._place)
@@ -127,7 +112,7 @@ class TargetWriter:
 def _best(names: list[int], logprobs: list[float], k: int) -> tuple[list[int], list[float]]:
     """The k most likely candidates, padded if there are fewer.
 
-    Fillers weigh nothing; they must differ, since the student's probabilities of a row's ids are summed.
+    Padding has no weight; its ids must be distinct, since the student's probabilities of a row's ids are summed.
     """
     best = sorted(zip(logprobs, names, strict=True), reverse=True)[:k]
     kept = [name for _, name in best]

@@ -1,4 +1,4 @@
-"""Memory that a training step frees and the next one takes again, without the kernel in between."""
+"""Keep memory that one training step frees for the next one, instead of returning it to the kernel."""
 
 from __future__ import annotations
 
@@ -9,15 +9,15 @@ from contextlib import contextmanager
 
 _TRIM_THRESHOLD, _MMAP_THRESHOLD, _MMAP_MAX = -1, -3, -4  # of glibc's malloc.h
 _USUAL_MMAPS = 65536
-_LARGEST = 2**25  # what glibc, which moves its thresholds until they are set, comes to with large tensors
+_LARGEST = 2**25  # the value that glibc, which adapts its thresholds until they are set, reaches with large tensors
 
 
 @contextmanager
 def kept_memory() -> Iterator[None]:
-    """Within, freed memory of this process stays with it; elsewhere than on Linux with glibc nothing changes.
+    """Within, this process keeps its freed memory; only Linux with glibc is affected.
 
-    The tensors of every step are of the same sizes. glibc gives each of the large ones back as it is freed, and the
-    kernel clears every page of the next: on a CPU that takes longer than what is then written there.
+    The tensors of every step have the same sizes. glibc returns each large one to the kernel, which then clears every
+    page of the next: on a CPU that takes longer than the writes themselves.
     """
     libc = _glibc()
     if libc is None:

@@ -1,17 +1,17 @@
-"""From a recipe to transformers' TrainingArguments: what is passed through, what is ours, what is assumed."""
+"""From a recipe to transformers' TrainingArguments: passed-through values, fixed values and defaults."""
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Mapping
 from dataclasses import fields
-from pathlib import Path
 from typing import Any
 
 import torch
 from transformers import TrainingArguments
 
 from smolmoe.core.devices import kind, pick_device
-from smolmoe.recipe import TrainRecipe
+from smolmoe.recipe import AlignRecipe, TrainRecipe
 from smolmoe.recipe.base import check_passed_on, new_names
 from smolmoe.training.checks import check_combinations, refused_by, try_out
 
@@ -31,8 +31,8 @@ DEFAULTS: dict[str, Any] = {
     "disable_tqdm": True,
     "ddp_find_unused_parameters": False,  # every parameter is used: experts are stacked, idle ones among them
 }
-# What the engine or the command decides, of a training and of an alignment: the field, and where the user says it
-# instead; "nothing" and the reason if it cannot be set.
+# Fields that the engine or the command decides, in trainings and alignments, and what the user sets instead; "nothing",
+# with the reason, if the field cannot be set.
 DECIDED: dict[str, str] = {
     "output_dir": "out",
     "seed": "seed",
@@ -43,7 +43,7 @@ DECIDED: dict[str, str] = {
     "greater_is_better": "nothing: the held-out loss decides",
     "remove_unused_columns": "nothing",
     "use_cache": "nothing",
-    "logging_nan_inf_filter": "nothing: a loss that is not a number stops the run",
+    "logging_nan_inf_filter": "nothing: a NaN or infinite loss stops the run",
     "auto_find_batch_size": "per_device_train_batch_size: another batch size would change the training",
     "ignore_data_skip": "nothing: a resumed run continues where it was",
     "restore_callback_states_from_checkpoint": "nothing: a resumed run continues where it was",
@@ -86,76 +86,82 @@ _OURS = {
 
 
 def check_trainer(recipe: TrainRecipe) -> None:
-    """Refuse what is no field of TrainingArguments, what the engine decides, and values that cannot be used.
-
-    Raises:
-        RequestError
-    """
-    check_trainer_keys(recipe.trainer)
-    check_combinations(recipe.trainer, {**DEFAULTS, **recipe.trainer}, pick_device(recipe.device))
+    """Raises RequestError for a key under `trainer` that is unknown or set elsewhere, or an unusable value."""
     steps = max(1, int(recipe.trainer.get("max_steps", 1)))
-    build = _builder(recipe, recipe.out, steps=steps, every=1)
-    refused_by("transformers", lambda given: try_out(build(given), steps), recipe.trainer)
+    build = _builder(recipe, steps=steps, every=1)
+    check_values(recipe, "transformers", TrainingArguments, DEFAULTS, _OURS, build)
 
 
-def check_trainer_keys(values: dict[str, Any]) -> None:
-    """Refuse what is no field of TrainingArguments, and what the engine decides.
-
-    Raises:
-        RequestError
-    """
-    known = [field.name for field in fields(TrainingArguments)]
-    check_passed_on(values, known, _OURS)
-
-
-def training_arguments(recipe: TrainRecipe, folder: Path, *, steps: int, every: int) -> TrainingArguments:
-    """The arguments of one run.
+def training_arguments(recipe: TrainRecipe, *, steps: int, every: int) -> TrainingArguments:
+    """The arguments of one run, whose recipe `check_trainer` has checked.
 
     Args:
-        folder: of the run; loggers write there.
         steps: optimiser steps of the whole run.
-        every: steps between held-out measurements, and between checkpoints where the recipe does not say.
+        every: steps between held-out evaluations, and by default between checkpoints.
 
     Raises:
-        RequestError: a key or a value that TrainingArguments does not take.
+        RequestError: a value that TrainingArguments does not take.
     """
-    check_trainer_keys(recipe.trainer)
-    return refused_by("transformers", _builder(recipe, folder, steps=steps, every=every), recipe.trainer)
+    return refused_by("transformers", _builder(recipe, steps=steps, every=every), recipe.trainer)
 
 
-def _builder(
-    recipe: TrainRecipe, folder: Path, *, steps: int, every: int
-) -> Callable[[Mapping[str, Any]], TrainingArguments]:
-    """What makes the arguments of values under `trainer`."""
-    device = pick_device(recipe.device)
+def _builder(recipe: TrainRecipe, *, steps: int, every: int) -> Callable[[Mapping[str, Any]], TrainingArguments]:
+    return builder(
+        recipe,
+        TrainingArguments,
+        {"save_steps": every, **DEFAULTS},
+        max_steps=steps,
+        train_sampling_strategy="sequential",  # the order is the data set's own
+        metric_for_best_model="eval_loss",
+        greater_is_better=False,
+    )
 
-    def build(given: Mapping[str, Any]) -> TrainingArguments:
-        values = {
-            "save_strategy": "steps",
-            "save_steps": every,
-            **precision(device, given),
-            **DEFAULTS,
-            **new_names(given),
-        }
-        values |= {"max_steps": steps, "output_dir": str(folder), "seed": recipe.seed, "use_cpu": device == "cpu"}
-        arguments = TrainingArguments(
-            **values,
-            train_sampling_strategy="sequential",  # the order is the data set's own
-            remove_unused_columns=False,
-            logging_nan_inf_filter=False,
-            metric_for_best_model="eval_loss",
-            greater_is_better=False,
-        )
-        return on_device(arguments, device)
+
+def check_values(
+    recipe: TrainRecipe | AlignRecipe,
+    library: str,
+    config: Any,
+    defaults: Mapping[str, Any],
+    decided: Mapping[str, str],
+    build: Callable[[Mapping[str, Any]], Any],
+) -> None:
+    """Raises RequestError for values under `trainer` that the library, this engine or this machine cannot use.
+
+    Args:
+        config: the library's class, which `build` makes.
+        decided: fields that the recipe sets elsewhere, as `check_passed_on` takes them.
+    """
+    given = recipe.trainer
+    check_passed_on(given, [field.name for field in fields(config)], decided)
+    check_combinations(given, {**defaults, **given}, pick_device(recipe.device))
+    steps = max(1, int(given.get("max_steps", 1)))
+    refused_by(library, lambda values: try_out(build(values), steps), given)
+
+
+def builder(
+    recipe: TrainRecipe | AlignRecipe, config: Any, defaults: Mapping[str, Any], **decided: Any
+) -> Callable[[Mapping[str, Any]], Any]:
+    """A function that makes the library's config from values under `trainer`.
+
+    Args:
+        decided: fields that the values cannot change.
+    """
+    device, folder = pick_device(recipe.device), os.path.realpath(recipe.out)
+
+    def build(given: Mapping[str, Any]) -> Any:
+        values = {"save_strategy": "steps", **precision(device, given), **defaults, **new_names(given)}
+        values |= {"output_dir": folder, "seed": recipe.seed, "use_cpu": device == "cpu"}
+        values |= {"remove_unused_columns": False, "logging_nan_inf_filter": False, **decided}
+        return on_device(config(**values), device)
 
     return build
 
 
 def on_device(arguments: Any, device: str) -> Any:
-    """The arguments with one process on this one device.
+    """The arguments, restricted to this device in a single process.
 
-    By themselves they take the first GPU, and put copies of the model on all others (`torch.nn.DataParallel`), whose
-    routers nobody would record.
+    By default they use the first GPU and put copies of the model on all others (`torch.nn.DataParallel`), whose routers
+    nobody would record.
     """
     if kind(device) == "cuda" and arguments.world_size == 1:
         place = torch.device("cuda", int(device.partition(":")[2] or 0))
@@ -166,10 +172,10 @@ def on_device(arguments: Any, device: str) -> Any:
 
 
 def precision(device: str, given: Mapping[str, Any] | None = None) -> dict[str, bool]:
-    """bf16 autocast where the hardware multiplies bf16 matrices faster than fp32 ones; weights stay in fp32.
+    """bf16 autocast if the hardware multiplies bf16 matrices faster than fp32 ones; weights stay in fp32.
 
     Args:
-        given: what the recipe says under `trainer`; with fp16 there is no bf16.
+        given: the recipe's values under `trainer`; fp16 turns bf16 off.
     """
     return {"bf16": bf16_is_fast(device) and not (given or {}).get("fp16")}
 

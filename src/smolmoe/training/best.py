@@ -1,4 +1,4 @@
-"""`best/`: the model of a run's checkpoint with the lowest held-out loss, as `model/` is the last."""
+"""`best/`: the model of the checkpoint with the lowest held-out loss; `model/` is the last one."""
 
 from __future__ import annotations
 
@@ -7,22 +7,20 @@ import os
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from smolmoe.core.files import write_json
 from smolmoe.core.folders import move_into_place
 from smolmoe.core.json_text import BAD_FILE, read_json
+from smolmoe.evaluation.held_out import DocumentLosses
 from smolmoe.training.checkpoints import FOLDER, PREFIX, problem_of
 from smolmoe.training.folder import BEST, HELD_OUT_BEFORE, MODEL
 from smolmoe.training.metrics import FILE, read_metrics
 from smolmoe.training.saved_state import MANIFEST, NAMES, RUN, STATE, TRAINING_STATE
 
-if TYPE_CHECKING:
-    from smolmoe.evaluation.held_out import DocumentLosses
-
 logger = logging.getLogger(__name__)
 
-# Of a checkpoint, what only resuming needs.
+# Files of a checkpoint that only resuming needs.
 _OF_TRAINING = {
     MANIFEST,
     NAMES,
@@ -38,9 +36,9 @@ _OF_ONE_FOLDER = {"README.md", "smolmoe.json"}  # written for each
 
 
 def losses_before(run: Path, last: DocumentLosses) -> DocumentLosses | None:
-    """The losses before the first step; None where the run began elsewhere, or measured other documents then.
+    """The losses before the first step; None if the run was moved, or measured other documents.
 
-    A file that says nothing of use is none: a run that is trained must not fail by it.
+    An unreadable file counts as missing: it must not make a finished training fail.
 
     Args:
         last: those at the end.
@@ -57,12 +55,12 @@ def losses_before(run: Path, last: DocumentLosses) -> DocumentLosses | None:
 
 
 def find_best(run: Path, step: int | None, last: int, summary: Mapping[str, Any]) -> dict[str, Any]:
-    """The run's summary as if it had ended at its best step.
+    """The run's summary as of its best step.
 
     Args:
-        step: the Trainer's best, which it saved; None where it saves nothing.
+        step: the Trainer's best step, which it saved; None if it saves nothing.
         last: the run's last step.
-        summary: of the whole run.
+        summary: of the complete run.
     """
     rows = {row["step"]: row for row in read_metrics(run / FILE) if row["kind"] == "held_out" and row["step"]}
     if step not in rows:
@@ -75,14 +73,14 @@ def find_best(run: Path, step: int | None, last: int, summary: Mapping[str, Any]
 
 
 def write_best(run: Path, step: int, last: int, provenance: Mapping[str, Any]) -> Path | None:
-    """Write the folder of the best step's model; returns it, or None where that step has no whole checkpoint.
+    """Write the folder of the best step's model; returns it, or None if that step has no complete checkpoint.
 
-    Weights are hard links to those of `model/` or of the checkpoint, which may be deleted: they take no room of their
-    own until then. Where the file system has no such links they are copied.
+    Weights are hard links to those of `model/` or of the checkpoint, which may be deleted: they need no space until
+    then. File systems without hard links get copies.
 
     Args:
         step: with the lowest held-out loss.
-        last: whose model is in `model/`.
+        last: the step of `model/`.
         provenance: for its `smolmoe.json`.
     """
     partial = run / f".{BEST}.partial"
@@ -101,7 +99,7 @@ def write_best(run: Path, step: int, last: int, provenance: Mapping[str, Any]) -
 
 
 def _link_or_copy(source: Path, target: Path) -> None:
-    """Link weights; what a user may edit in place is copied."""
+    """Link weights; copy files that a user may edit in place."""
     if source.suffix == ".safetensors":
         try:
             os.link(source, target)

@@ -9,6 +9,9 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
+import torch
+from safetensors import SafetensorError
+
 from smolmoe.core import units
 from smolmoe.core.files import write_json
 from smolmoe.errors import CheckpointError, OutputError
@@ -35,7 +38,7 @@ PREFIX = "checkpoint-"
 
 
 def write_manifest(folder: Path) -> None:
-    """Record size and checksum of every file of a checkpoint: its presence says that all were written."""
+    """Record size and checksum of every file of a checkpoint. The manifest is written last: it marks completion."""
     files = [path for path in sorted(folder.rglob("*")) if path.is_file() and path.name != MANIFEST]
     entries = {
         path.relative_to(folder).as_posix(): {"bytes": path.stat().st_size, "crc32": crc32(path)} for path in files
@@ -44,7 +47,7 @@ def write_manifest(folder: Path) -> None:
 
 
 def problem_of(folder: Path) -> str | None:
-    """Why a checkpoint cannot be used, or None where it is whole; contents are not looked at."""
+    """Why a checkpoint cannot be used, or None if it is complete; contents are not checked."""
     try:
         files = read_manifest(folder)
     except CheckpointError:
@@ -59,25 +62,25 @@ def problem_of(folder: Path) -> str | None:
 
 
 def step_of(folder: Path) -> int:
-    """The step of a checkpoint, by its name, or by its state where it has been given another."""
+    """The step of a checkpoint, from its name, or from its state if it was renamed."""
     name = folder.name.removeprefix(PREFIX)
     step: int = int(name) if name.isdigit() else read_state(folder)["global_step"]
     return step
 
 
 def _candidates(run: Path) -> list[Path]:
-    """Folders that are called as checkpoints are, the oldest first."""
+    """Folders with names of checkpoints, the oldest first."""
     found = (path for path in (run / FOLDER).glob(f"{PREFIX}*") if path.name.removeprefix(PREFIX).isdigit())
     return sorted(found, key=step_of)
 
 
 def has_checkpoints(run: Path) -> bool:
-    """Whether a run has written a checkpoint, whole or not."""
+    """Whether a run has a checkpoint, complete or not."""
     return bool(_candidates(run))
 
 
 def whole_checkpoints(run: Path) -> list[Path]:
-    """The usable checkpoints of a run, the oldest first; others are named in a warning and left out."""
+    """The usable checkpoints of a run, the oldest first; a warning names the others."""
     found = []
     for path in _candidates(run):
         problem = problem_of(path)
@@ -89,7 +92,7 @@ def whole_checkpoints(run: Path) -> list[Path]:
 
 
 def find_checkpoint(run: Path, which: str) -> Path:
-    """The checkpoint to resume from, whose files have been looked at.
+    """The checkpoint to resume from, with its files checked.
 
     Args:
         which: latest, best (lowest held-out loss), or a folder.
@@ -140,13 +143,13 @@ def _find(run: Path, which: str) -> Path:
 
 
 def best_step(checkpoint: Path) -> int | None:
-    """The step of the lowest held-out loss until then."""
+    """The step with the lowest held-out loss so far."""
     step: int | None = read_state(checkpoint)["best_global_step"]
     return step
 
 
 def remove_old(run: Path, keep: int | None, best: int | None) -> None:
-    """Delete all but the last `keep` checkpoints and the best one, and what interrupted writes left."""
+    """Delete all but the last `keep` checkpoints and the best one, and leftovers of interrupted writes."""
     _remove_partial(run)
     if keep is None:
         return
@@ -175,9 +178,7 @@ def _remove_partial(run: Path) -> None:
 
 @contextmanager
 def room_for(what: str, folder: Path) -> Iterator[None]:
-    """Turn a failed write (a full disk, above all) into an error that says what is still there."""
-    from safetensors import SafetensorError
-
+    """Turn a failed write (mostly a full disk) into an error that says what was kept."""
     try:
         yield
     except (OSError, RuntimeError, SafetensorError) as error:
@@ -194,7 +195,7 @@ def room_for(what: str, folder: Path) -> Iterator[None]:
 class AtomicCheckpoints:
     """For a Trainer: its checkpoints go to a temporary place and are renamed when complete.
 
-    Set `run_folder` before training, and `keep`: the number of last checkpoints that stay, None for all.
+    Set `run_folder` before training, and `keep`: the number of last checkpoints to keep, None for all.
     """
 
     run_folder: Path
@@ -203,6 +204,7 @@ class AtomicCheckpoints:
     state: Any
     optimizer: Any
     model: Any
+    accelerator: Any
     _staging: Path | None = None
 
     def _get_output_dir(self, trial: Any) -> str:
@@ -219,21 +221,21 @@ class AtomicCheckpoints:
                 if self.args.should_save:
                     shutil.rmtree(self._staging, ignore_errors=True)
                     self._staging.mkdir(parents=True)
-                self._barrier()
+                self.accelerator.wait_for_everyone()
                 super()._save_checkpoint(model, trial)  # type: ignore[misc]
-                self._barrier()
+                self.accelerator.wait_for_everyone()
                 if self.args.should_save:
                     self._finish(self._staging / name, root / name)
         finally:
             if self.args.should_save:
                 shutil.rmtree(self._staging, ignore_errors=True)
             self._staging = None
-        self._barrier()
+        self.accelerator.wait_for_everyone()
 
     def _finish(self, written: Path, place: Path) -> None:
-        (written / "training_args.bin").unlink(missing_ok=True)  # pickled code; the recipe says the same
+        (written / "training_args.bin").unlink(missing_ok=True)  # pickled code; the recipe has the same information
         state = read_json(written / STATE, dict)
-        if state["best_global_step"] == self.state.global_step:  # said to be where it was written
+        if state["best_global_step"] == self.state.global_step:  # it names the temporary folder
             write_json(written / STATE, state | {"best_model_checkpoint": str(place)})
         write_json(written / NAMES, optimizer_names(self.model, self.optimizer))
         shutil.copyfile(self.run_folder / RUN, written / RUN)
@@ -250,12 +252,6 @@ class AtomicCheckpoints:
         with using(Path(checkpoint) / OPTIMIZER):
             super()._load_optimizer_and_scheduler(checkpoint)  # type: ignore[misc]
 
-    def _barrier(self) -> None:
-        import torch.distributed as dist
-
-        if dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1:
-            dist.barrier()
-
 
 def optimizer_names(model: Any, optimizer: Any) -> list[str]:
     """Names of the parameters in the order of the optimiser's state."""
@@ -264,7 +260,7 @@ def optimizer_names(model: Any, optimizer: Any) -> list[str]:
 
 
 def read_adam(run: Path) -> dict[str, dict[str, Any]]:
-    """The Adam state that a run ended with: parameter name -> `exp_avg`, `exp_avg_sq`, `step`.
+    """The last Adam state of a run: parameter name -> `exp_avg`, `exp_avg_sq`, `step`.
 
     Args:
         run: a run folder, or one of its checkpoints.
@@ -272,8 +268,6 @@ def read_adam(run: Path) -> dict[str, dict[str, Any]]:
     Raises:
         CheckpointError: no checkpoint, one of its files was changed, or its optimiser was not Adam.
     """
-    import torch
-
     if not (run / NAMES).is_file() and not whole_checkpoints(run):
         raise CheckpointError(
             "has no complete checkpoint, and so no state of an optimiser.",

@@ -1,6 +1,6 @@
-"""What of a recipe's `trainer` cannot be done here: found before a text or a weight is read, by a dry run too.
+"""Checks of a recipe's `trainer` against libraries, engine and machine, before text or weights are read.
 
-Types and ranges of single values are checked where the recipe is read (`smolmoe.recipe.trainer`).
+`smolmoe.recipe.trainer` checks types and ranges of single values.
 """
 
 from __future__ import annotations
@@ -10,9 +10,14 @@ from collections.abc import Callable, Mapping
 from importlib.util import find_spec
 from typing import Any
 
+import torch
+from transformers import Trainer, get_scheduler
+from transformers.integrations import get_available_reporting_integrations
+from transformers.integrations.integration_utils import INTEGRATION_TO_CALLBACK
+
 from smolmoe.errors import RequestError
 
-# Optimisers of other packages, by how transformers' name of them begins: what is imported, and what pip calls it.
+# Optimisers of other packages: beginning of their name in transformers -> imported module, and package of pip.
 _OPTIMISERS: dict[str, tuple[str, str]] = {
     **dict.fromkeys(
         ("adamw_8bit", "adamw_bnb", "ademamix", "lion", "paged_", "rmsprop_bnb"), ("bitsandbytes", "bitsandbytes")
@@ -28,7 +33,7 @@ _OPTIMISERS: dict[str, tuple[str, str]] = {
     "adamw_torch_xla": ("torch_xla", "torch_xla"),
     "adamw_torch_npu": ("torch_npu", "torch_npu"),
 }
-# Optimisers that this engine cannot drive, by how their names begin or end, and why.
+# Optimisers that this engine cannot use: beginning or end of their names -> reason.
 _IN_BACKWARD = "it updates weights inside the backward pass, before router terms and gradient norms are known"
 _UNFIT = {
     "lomo": _IN_BACKWARD,
@@ -36,7 +41,7 @@ _UNFIT = {
     "layerwise": _IN_BACKWARD,
     "schedule_free": "it trains different weights from those used for inference, and would measure and save the former",
 }
-# What transformers reads of `optim_args`; it passes over the rest in silence.
+# Arguments in `optim_args` that transformers reads; it ignores others silently.
 _ARGUMENTS: dict[str, tuple[str, ...]] = {
     **dict.fromkeys(("adamw_torch", "adamw_torch_fused", "adafactor"), ()),
     "sgd": ("momentum", "dampening", "weight_decay", "nesterov"),
@@ -52,15 +57,12 @@ _TRACKIO = ("trackio_space_id", "trackio_bucket_id", "trackio_static_space_id")
 
 
 def check_combinations(given: Mapping[str, Any], values: Mapping[str, Any], device: str) -> None:
-    """Refuse packages that are not there, and values that this engine or this machine cannot honour.
+    """Raises RequestError for missing packages, and values that this engine or this machine cannot use.
 
     Args:
-        given: what the recipe says under `trainer`.
+        given: the recipe's values under `trainer`.
         values: the same over the defaults.
         device: to compute on.
-
-    Raises:
-        RequestError
     """
     _check_optimiser(given, str(values["optim"]))
     _check_loggers(given, values.get("report_to"))
@@ -83,7 +85,7 @@ def check_combinations(given: Mapping[str, Any], values: Mapping[str, Any], devi
             )
     for name in _LOADING:
         if given.get(name) and not values.get("dataloader_num_workers"):
-            raise _unused(name, given[name], "dataloader_num_workers of 1 or more")
+            raise unused(name, given[name], "dataloader_num_workers of 1 or more")
     context = given.get("dataloader_multiprocessing_context")
     if context and context not in multiprocessing.get_all_start_methods():
         raise _refused("dataloader_multiprocessing_context", context, "this system does not support this start method")
@@ -107,13 +109,10 @@ def _check_optimiser(given: Mapping[str, Any], name: str) -> None:
             fix = f"It takes {', '.join(known)}." if known else "Remove it."
             raise _refused("optim_args", given["optim_args"], f"{name} takes no {key}", fix)
     if given.get("optim_target_modules") and not name.startswith(_LOW_RANK):
-        raise _unused("optim_target_modules", given["optim_target_modules"], "a low-rank optimiser (galore, apollo)")
+        raise unused("optim_target_modules", given["optim_target_modules"], "a low-rank optimiser (galore, apollo)")
 
 
 def _check_loggers(given: Mapping[str, Any], asked: Any) -> None:
-    from transformers.integrations import get_available_reporting_integrations
-    from transformers.integrations.integration_utils import INTEGRATION_TO_CALLBACK
-
     names = [asked] if isinstance(asked, str) else list(asked or ())
     if names not in (["all"], ["none"]):
         there = {*get_available_reporting_integrations(), "flyte"}
@@ -126,7 +125,7 @@ def _check_loggers(given: Mapping[str, Any], asked: Any) -> None:
                 raise _missing(_LOGGERS.get(name, name), _LOGGERS.get(name, name), "report_to", asked)
     for name in _TRACKIO:
         if given.get(name) and "trackio" not in names:
-            raise _unused(name, given[name], "report_to: trackio")
+            raise unused(name, given[name], "report_to: trackio")
 
 
 def _check_kernels(given: Mapping[str, Any], device: str) -> None:
@@ -135,11 +134,9 @@ def _check_kernels(given: Mapping[str, Any], device: str) -> None:
         if device == "cpu":
             raise _refused("use_liger_kernel", True, "Liger's kernels need a GPU", "Remove it.")
     elif given.get("liger_kernel_config"):
-        raise _unused("liger_kernel_config", given["liger_kernel_config"], "use_liger_kernel: true")
+        raise unused("liger_kernel_config", given["liger_kernel_config"], "use_liger_kernel: true")
     backend, mode = (given.get(f"torch_compile_{name}") for name in ("backend", "mode"))
     if backend is not None:
-        import torch
-
         known = torch.compiler.list_backends(exclude_tags=())
         if backend not in known:
             raise _refused("torch_compile_backend", backend, "no such backend", f"Use one of {', '.join(known)}.")
@@ -151,23 +148,23 @@ def _check_kernels(given: Mapping[str, Any], device: str) -> None:
 
 
 def refused_by(library: str, build: Callable[[Mapping[str, Any]], Any], given: Mapping[str, Any]) -> Any:
-    """What `build` makes of all values given.
+    """The result of `build` for all given values.
 
     Args:
-        library: whose refusal it is.
-        build: makes the library's arguments of values over the defaults, and what follows from them alone.
+        library: named in the error.
+        build: makes the library's arguments from values over the defaults.
 
     Raises:
-        RequestError: the library refuses them; it names the one at fault where that is refused by itself too.
+        RequestError: the library refuses them; the error names the value at fault if it is refused alone, too.
     """
     try:
         return build(given)
-    except Exception as error:  # the libraries raise whatever they like; each means a value that they do not take
+    except Exception as error:  # the libraries raise many kinds; each means a refused value
         raise _of_library(library, error, *_culprit(build, given)) from error
 
 
 def _culprit(build: Callable[[Mapping[str, Any]], Any], given: Mapping[str, Any]) -> tuple[str, Any]:
-    """The value that is refused by itself, or without which the others are taken."""
+    """The value that is refused alone, or without which the others are accepted."""
     alone = ({name: given[name]} for name in given)
     others = [name for name in reversed([*given]) if _takes(build, {key: given[key] for key in given if key != name})]
     name = next((next(iter(one)) for one in alone if not _takes(build, one)), next(iter(others), None))
@@ -188,10 +185,7 @@ def _of_library(library: str, error: Exception, field: str, value: Any) -> Reque
 
 
 def try_out(arguments: Any, steps: int) -> None:
-    """Make the optimiser's class and the schedule of such arguments, to see what transformers says of them."""
-    import torch
-    from transformers import Trainer, get_scheduler
-
+    """Make the optimiser and the schedule of these arguments, so that transformers checks them."""
     kind, options = torch.optim.SGD, {"lr": arguments.learning_rate}
     if not arguments.optim.value.startswith(_LOW_RANK):  # those look for their modules in the model
         kind, options = Trainer.get_optimizer_cls_and_kwargs(arguments, None)
@@ -215,7 +209,8 @@ def _missing(module: str, package: str, field: str, value: object) -> RequestErr
     return _refused(field, value, f"transformers refuses it: {module} is not installed (pip install {package})")
 
 
-def _unused(field: str, value: object, needs: str) -> RequestError:
+def unused(field: str, value: object, needs: str) -> RequestError:
+    """The error for a value under `trainer` without effect."""
     return _refused(field, value, f"it has no effect without {needs}", "Remove it, or add that.")
 
 

@@ -1,4 +1,4 @@
-"""A model's own loss without its logits in memory, where its class allows that."""
+"""A model's loss without its logits in memory, for classes that allow it."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ from smolmoe.moe.kernels.linear_cross_entropy import IGNORED, linear_cross_entro
 
 logger = logging.getLogger(__name__)
 
-FACTOR = 2.0**12  # exact in every number type, and beyond where a bounded function is still near linear
+FACTOR = 2.0**12  # exact in every dtype, and beyond the linear range of a soft cap
 
 
 class HeadLoss:
     """The loss of a causal language model from the inputs of its output head. Made by `head_loss`.
 
-    While it is applied the head passes its inputs on, so that they reach the model's loss function in the logits'
-    place, and a scaling of the logits is one of theirs. The model's `logits` are then those inputs as well.
+    While it is applied, the head returns its inputs, so that the model's loss function gets them instead of the logits;
+    a scaling of the logits then scales these inputs. The model's `logits` are these inputs, too.
     """
 
     def __init__(self, head: nn.Linear, owners: list[Any]):
@@ -57,10 +57,10 @@ class HeadLoss:
 
 
 def head_loss(model: Any) -> HeadLoss | None:
-    """For this model; None where its loss is not the cross-entropy of a linear function of what its head is given.
+    """The loss for this model; None if its loss is not the cross-entropy of a linear function of the head's inputs.
 
-    What the class does after the head is not known from here, so that a few made-up tokens go through it: with the
-    stock loss, with ours, and with inputs of the head that are much larger (which a soft cap on logits bends).
+    What the class does after the head is unknown, so a few arbitrary tokens are passed through it: with the stock loss,
+    with ours, and with much larger inputs of the head (to detect a soft cap on logits).
     """
     head = model.get_output_embeddings()
     if type(head) is not nn.Linear or type(head.weight) is not nn.Parameter:
@@ -69,7 +69,7 @@ def head_loss(model: Any) -> HeadLoss | None:
     found = HeadLoss(head, owners)
     try:
         reason = _difference(model, found, head, owners)
-    except Exception as error:  # of a class that cannot be called so
+    except Exception as error:  # the class cannot be called like this
         reason = f"{type(error).__name__}: {error}"
     if reason is not None:
         logger.info("The loss of %s is computed from full logits: %s", type(model).__name__, reason)
@@ -82,7 +82,7 @@ def _head_of(module: Any) -> Any:
 
 
 def _difference(model: Any, found: HeadLoss, head: nn.Linear, owners: list[Any]) -> str | None:
-    """In words, in what the model's loss is not ours; None where it is."""
+    """How the model's loss differs from ours, in words; None if it does not."""
     ids = torch.arange(8, device=head.weight.device).view(2, 4) % head.weight.shape[0]
     was_training, seen = model.training, []
 
@@ -121,7 +121,7 @@ def _difference(model: Any, found: HeadLoss, head: nn.Linear, owners: list[Any])
 
 @contextmanager
 def _replaced(head: Any, owners: list[Any], forward: Callable[..., Any], loss: Callable[..., Any]) -> Iterator[None]:
-    """Another forward of the head, and another loss function of the models that have it."""
+    """Within, the head has another forward, and the models that own it another loss function."""
     before = [(module, name, module.__dict__.get(name)) for module, name in _places(head, owners)]
     for module, name, _ in before:
         module.__dict__[name] = forward if name == "forward" else loss

@@ -1,4 +1,4 @@
-"""Training towards a teacher's cached targets: what the recipe asks, checked, and the losses of a micro-batch."""
+"""Training on a teacher's cached targets: checks of the recipe, and the losses of a micro-batch."""
 
 from __future__ import annotations
 
@@ -11,15 +11,16 @@ import torch
 from smolmoe.data.same_tokenizer import tokenizer_difference
 from smolmoe.data.targets import TOKENIZER, TargetCache, open_cache
 from smolmoe.errors import DataError, RequestError
+from smolmoe.moe.loading import load_tokenizer
 from smolmoe.recipe import TrainRecipe
 from smolmoe.training.distillation_losses import IGNORED, losses_of_rows, shifted
 
-INPUTS = ("target_ids", "target_values", "target_rest")  # of a batch, in addition to the model's inputs
+INPUTS = ("target_ids", "target_values", "target_rest")  # in a batch, in addition to the model's inputs
 
 
 @dataclass(frozen=True)
 class Distillation:
-    """Cross-entropy and divergence from the teacher, as transformers' Trainer calls a loss function.
+    """Cross-entropy and divergence from the teacher, as a loss function of transformers' Trainer.
 
     Attributes:
         cache: the teacher's targets.
@@ -30,7 +31,7 @@ class Distillation:
     weight: float
 
     def pack(self, inputs: dict[str, Any]) -> dict[str, Any]:
-        """The inputs with the targets next to the labels, where the model does not see them."""
+        """The inputs with the targets moved into the labels, which the model does not see."""
         absent = [name for name in (*INPUTS, "labels") if name not in inputs]
         if absent:
             raise RequestError("the batches have no teacher targets.", field="distill", value=absent[0])
@@ -40,9 +41,9 @@ class Distillation:
     def __call__(
         self, outputs: Any, labels: Mapping[str, torch.Tensor], num_items_in_batch: Any = None
     ) -> torch.Tensor:
-        """[CE, w T^2 KL] over the micro-batch: sums over the step's items where their number is given, else means.
+        """[CE, w T^2 KL] of the micro-batch: divided by the step's number of items if it is given, else means.
 
-        Position i answers for token i + 1, in labels and targets alike; both are divided by the same number.
+        Position i predicts token i + 1, in labels and targets alike.
         """
         logits = outputs["logits"] if isinstance(outputs, dict) else outputs[0]
         ids, values, rest = (shifted(labels[name], 0.0) for name in INPUTS)
@@ -61,9 +62,7 @@ class Distillation:
         return torch.stack([cross_entropy.sum(), factor * divergence.sum()]) / items
 
     def check_tokenizer(self, tokenizer: Any) -> None:
-        """Raises DataError where the student's tokenizer is not the teacher's, naming tokens that differ."""
-        from smolmoe.moe.loading import load_tokenizer
-
+        """Raises DataError if the student's tokenizer differs from the teacher's, naming the differing tokens."""
         theirs = load_tokenizer(self.cache.folder / TOKENIZER)
         if theirs is None:
             raise DataError(
@@ -86,11 +85,11 @@ def open_distillation(recipe: TrainRecipe, tokenizer: Any = None) -> Distillatio
     """The teacher that the recipe names; None without one.
 
     Args:
-        tokenizer: of the student, where it is known already.
+        tokenizer: of the student, if it is known already.
 
     Raises:
         DataError: the cache cannot be read, or the teacher has another tokenizer; RequestError: it has another
-            temperature, or smoothed labels are asked too.
+            temperature, or label smoothing is set, too.
     """
     asked = recipe.distill
     if asked is None:

@@ -1,15 +1,15 @@
-"""Learning from a teacher's sparse targets, as pure functions of rows: w entries of a vocabulary each.
+"""Losses on a teacher's sparse targets, as pure functions of rows with w entries of the vocabulary each.
 
 The divergence is KL(teacher ‖ student) with both logits divided by a temperature T. It is computed from the student's
 log-probabilities at the entries alone. Multiplied by T^2 its gradient keeps its size as T changes (arXiv 1503.02531).
 
 - Top-k with a tail: the k entries and one bucket for all other tokens, on both sides. It is at most the full
-  divergence, since what lies in the bucket is compared as a whole, and equal to it for k = V.
-- Sampled: shares of draws from the teacher's distribution. The full divergence and its gradient are linear in the
-  teacher's probabilities, up to the entropy, which is the teacher's own and kept exactly. So the expectation over the
-  draws is the full divergence, and that of the gradient the full gradient (arXiv 2503.16870).
+  divergence, since the bucket is compared as one entry, and equal to it for k = V.
+- Sampled: shares of samples from the teacher's distribution. The full divergence and its gradient are linear in the
+  teacher's probabilities, except for the teacher's entropy, which is stored exactly. So the expectation over the
+  samples is the full divergence, and that of the gradient the full gradient (arXiv 2503.16870).
 
-Top-k without the tail, its mass scaled up to 1, has neither: its minimum is another distribution.
+Top-k without the tail, rescaled to a mass of 1, has neither property: its minimum is another distribution.
 """
 
 from __future__ import annotations
@@ -20,8 +20,8 @@ from typing import Any
 import torch
 from torch.nn.functional import log_softmax, pad
 
-IGNORED = -100  # a label that counts for nothing
-# The least log(1 / mass of the entries) of a student: below, the difference of two sums is rounding alone.
+IGNORED = -100  # the label of tokens without a loss
+# Minimum of a student's log(1 / mass of the entries): below it, the difference of two sums is only rounding.
 LEAST = 1e-6
 AT_ONCE = 2**17  # logits: half a megabyte
 
@@ -42,7 +42,7 @@ def top_k_divergence(said: torch.Tensor, target: torch.Tensor, tail: torch.Tenso
 
 
 def sampled_divergence(said: torch.Tensor, shares: torch.Tensor, entropy: torch.Tensor) -> torch.Tensor:
-    """An unbiased estimate of KL in nats: [N]. It may be below 0 where the divergence is small.
+    """An unbiased estimate of KL in nats: [N]. It may be below 0 if the divergence is small.
 
     Args:
         said: the student's log-probabilities at the entries [N, w].
@@ -62,7 +62,7 @@ def losses_of_rows(
     sampled: bool,
     temperature: float = 1.0,
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Cross-entropy and divergence of each row, in nats: [N], [N], both 0 where the label is -100.
+    """Cross-entropy and divergence of each row, in nats: [N], [N], both 0 if the label is -100.
 
     Args:
         logits: the student's [N, V].
@@ -81,8 +81,8 @@ def losses_of_rows(
 class _Picked(torch.autograd.Function):
     """Log-probabilities of a label at temperature 1 and of entries at T: [N, 1 + w] in fp32.
 
-    It goes through the vocabulary a few rows at a time, so that nothing of its size is made but one gradient, in which
-    the label's and the entries' are added up.
+    It processes a few rows at a time, so that the only tensor of the logits' size is one gradient, the sum of the
+    label's and the entries'.
     """
 
     @staticmethod
@@ -125,12 +125,12 @@ class _Picked(torch.autograd.Function):
 
 
 def _parts(logits: torch.Tensor) -> Iterator[slice]:
-    """Rows that are small enough together to stay in a cache; all at once where kernels are launched."""
+    """Rows that fit into a CPU cache together; all rows at once on other devices."""
     count = len(logits) if logits.device.type != "cpu" else max(1, AT_ONCE // logits.shape[1])
     return (slice(first, first + count) for first in range(0, len(logits), max(1, count)))
 
 
 def shifted(values: torch.Tensor, filling: float) -> torch.Tensor:
-    """[B, S, ...] to [B * S, ...]: at each position what belongs to the next token, `filling` at the last."""
+    """[B, S, ...] to [B * S, ...]: at each position the value of the next token, `filling` at the last."""
     after = pad(values[:, 1:], (0, 0) * (values.dim() - 2) + (0, 1), value=filling)
     return after.flatten(0, 1)

@@ -1,4 +1,4 @@
-"""Several processes: who they are, how they wait for each other, and a model sharded over them (FSDP2)."""
+"""Several processes: their ranks, how they wait for each other, and a model sharded over them (FSDP2)."""
 
 from __future__ import annotations
 
@@ -21,24 +21,24 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 Result = TypeVar("Result")
-# How long processes wait for the one that tokenises or downloads; a hang in training is found much sooner.
+# Maximum wait for the process that tokenises or downloads; training has a much shorter timeout.
 PATIENCE = timedelta(days=2)
-# Optimisers that treat every number by itself. Adafactor, say, mixes whole tensors with sharded ones and fails.
+# Elementwise optimisers. Adafactor, for example, mixes complete tensors with sharded ones and fails.
 SHARDABLE = ("adamw_torch", "adamw_torch_fused", "sgd")
 
 
 def world_size() -> int:
-    """Processes that share the work, as `torchrun` and `accelerate launch` say."""
+    """Number of processes, from `torchrun` or `accelerate launch`."""
     return int(os.environ.get("WORLD_SIZE", "1"))
 
 
 def rank() -> int:
-    """Which of them this one is; 0 writes and speaks."""
+    """The number of this process; 0 writes and prints."""
     return int(os.environ.get("RANK", "0"))
 
 
 def join(recipe: TrainRecipe) -> None:
-    """Meet the other processes, where there are any: over gloo on a CPU, over NCCL on GPUs."""
+    """Meet the other processes, if there are any: over gloo on a CPU, over NCCL on GPUs."""
     if world_size() == 1:
         return
     from accelerate import PartialState
@@ -57,7 +57,7 @@ def join(recipe: TrainRecipe) -> None:
 
 
 def on_main(work: Callable[[], Result]) -> Result:
-    """What `work` gives on rank 0, where alone it is done, on all ranks; what it raises there, everywhere."""
+    """Do `work` on rank 0 only; all ranks return its result, or raise its error."""
     if world_size() == 1:
         return work()
     import torch.distributed as dist
@@ -71,9 +71,9 @@ def on_main(work: Callable[[], Result]) -> Result:
 
 
 def in_turn(work: Callable[[], Result]) -> Result:
-    """Do `work` on rank 0, then on one process of every machine, then on the others: who comes later finds it cached.
+    """Do `work` on rank 0, then on one process of every machine, then on the others, which find its files cached.
 
-    What it raises on one rank, all raise.
+    An error on one rank is raised on all.
     """
     if world_size() == 1:
         return work()
@@ -95,7 +95,7 @@ def in_turn(work: Callable[[], Result]) -> Result:
 
 @contextmanager
 def held_by_main(folder: Path) -> Iterator[None]:
-    """Within, rank 0 keeps other processes out of the folder for all ranks, as `growing` does."""
+    """Within, rank 0 locks the folder for all ranks, as `growing` does."""
     with ExitStack() as stack:
         on_main(lambda: stack.enter_context(growing(folder)))
         yield
@@ -112,7 +112,7 @@ def only_main_speaks() -> Iterator[None]:
 
 
 def _outcome(work: Callable[[], Any]) -> tuple[Any, SmolmoeError | None]:
-    """What comes of work, or the error that all processes raise: one that failed alone would let the others wait."""
+    """The result of `work`, or the error that all processes raise: otherwise the others would wait forever."""
     try:
         return work(), None
     except SmolmoeError as error:
@@ -126,7 +126,7 @@ def _outcome(work: Callable[[], Any]) -> tuple[Any, SmolmoeError | None]:
 
 @cache
 def _meeting() -> Any:
-    """A group for objects on the CPU, with patience."""
+    """A process group for objects on the CPU, with a long timeout."""
     import torch.distributed as dist
 
     return dist.new_group(backend="gloo", timeout=PATIENCE)
@@ -138,7 +138,7 @@ def _meeting() -> Any:
 def build_once(build: Callable[[], Any]) -> Any:
     """The model that `build` gives on rank 0; on the others the same class without weights (on meta).
 
-    `shard` brings the weights, so that a machine holds one whole model in memory and not one for each of its GPUs.
+    `shard` sends the weights, so that a machine has one complete model in memory and not one per GPU.
     """
     if world_size() == 1:
         return build()
@@ -160,7 +160,7 @@ def build_once(build: Callable[[], Any]) -> Any:
     register()  # the configuration may name our experts
     with init_empty_weights(include_buffers=False):
         model = causal_lm_class(found)._from_config(found, dtype=torch.float32)
-    model.tie_weights()  # the context made tied parameters two
+    model.tie_weights()  # the context separates tied parameters
     return model
 
 
@@ -176,17 +176,17 @@ def check_optimizer(name: str) -> None:
 
 
 def shard(model: Any, device: str, *, bf16: bool) -> None:
-    """Spread a model's parameters over all processes, in place: FSDP2, one unit a decoder layer, one for the rest.
+    """Shard a model's parameters over all processes, in place: FSDP2, one unit per decoder layer, one for the rest.
 
-    Rank 0 has the weights, in memory; the others may have none (`build_once`). Whatever holds the model's modules or
-    hooks into them stays valid, whatever holds its parameters does not: make the optimiser afterwards.
+    Rank 0 has the weights in memory; the others may have none (`build_once`). References to modules and their hooks
+    stay valid, references to parameters do not: make the optimiser afterwards.
 
     Args:
-        bf16: gather and compute in bf16, reduce gradients in fp32; what is stored and trained is fp32 either way.
-            Autocast alone would keep a bf16 copy of every layer it has met until the end of the forward pass.
+        bf16: gather and compute in bf16, reduce gradients in fp32; stored and trained weights are fp32 either way.
+            Autocast alone would keep a bf16 copy of every layer until the end of the forward pass.
 
     Raises:
-        TrainingError: a parameter is not sharded in the end.
+        TrainingError: a parameter was not sharded.
     """
     import torch
     from torch.distributed.device_mesh import init_device_mesh
@@ -205,7 +205,7 @@ def shard(model: Any, device: str, *, bf16: bool) -> None:
 
 
 def _receive(module: Any, device: str) -> None:
-    """Bring rank 0's weights and buffers to all ranks; what is sharded already is left alone."""
+    """Send rank 0's weights and buffers to all ranks, except for sharded ones."""
     import torch
     import torch.distributed as dist
     from torch import nn
@@ -230,14 +230,14 @@ def _receive(module: Any, device: str) -> None:
 
 
 def is_sharded(model: Any) -> bool:
-    """Whether a part of its parameters lies on other processes."""
+    """Whether some of its parameters are sharded."""
     from torch.distributed.tensor import DTensor
 
     return any(isinstance(parameter, DTensor) for parameter in model.parameters())
 
 
 def _check_sharded(model: Any) -> None:
-    """Never quietly a full copy on every process."""
+    """Raise TrainingError for a parameter that every process has as a full copy."""
     from torch.distributed.tensor import DTensor
 
     for name, parameter in model.named_parameters():
@@ -248,10 +248,10 @@ def _check_sharded(model: Any) -> None:
 
 
 def whole_state(state: Mapping[Any, Any]) -> dict[Any, Any]:
-    """A state dict (of a model, or nested as an optimiser's) with whole tensors on the CPU, on rank 0; else empty ones.
+    """A state dict (of a model, or nested as an optimiser's) with complete tensors on the CPU of rank 0, else empty.
 
-    Every rank must call it. Tensors are gathered one by one, so that a GPU never holds two of them. A parameter that
-    stands under several names (`state_dict(keep_vars=True)`) is gathered once, and stays one.
+    Every rank must call it. Tensors are gathered one by one, so that a GPU never has two of them. A parameter with
+    several names (`state_dict(keep_vars=True)`) is gathered once, and stays shared.
     """
     from torch.distributed.tensor import DTensor
 
@@ -272,7 +272,7 @@ def whole_state(state: Mapping[Any, Any]) -> dict[Any, Any]:
 
 
 def like_parameter(tensor: Any, parameter: Any) -> Any:
-    """A whole tensor of a parameter's shape, placed as the parameter is; any other is returned as it is."""
+    """A complete tensor of a parameter's shape, sharded like the parameter; any other tensor unchanged."""
     from torch.distributed.tensor import DTensor, distribute_tensor
 
     if not isinstance(parameter, DTensor) or tensor.shape != parameter.shape or tensor.ndim == 0:
@@ -282,7 +282,7 @@ def like_parameter(tensor: Any, parameter: Any) -> Any:
 
 
 def place_moments(moments: Mapping[str, Any], model: Any) -> dict[str, Any]:
-    """Adam moments by parameter name, each placed as its parameter is."""
+    """Adam moments by parameter name, each sharded like its parameter."""
     parameters = dict(model.named_parameters())
     return {
         name: replace(
@@ -296,7 +296,7 @@ def place_moments(moments: Mapping[str, Any], model: Any) -> dict[str, Any]:
 
 
 def load_optimizer(optimizer: Any, state: Mapping[str, Any]) -> None:
-    """`optimizer.load_state_dict` of a state with whole tensors, each placed as its parameter is."""
+    """`optimizer.load_state_dict` of a state with complete tensors, each sharded like its parameter."""
     parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
     placed = {
         index: {name: like_parameter(value, parameters[index]) for name, value in entries.items()}

@@ -1,4 +1,4 @@
-"""What a training run costs, before it is begun: parameters, memory, tokens, FLOPs, time."""
+"""The cost of a training run before it starts: parameters, memory, tokens, FLOPs, time."""
 
 from __future__ import annotations
 
@@ -15,7 +15,6 @@ from smolmoe.core.devices import kind as kind_of
 from smolmoe.core.devices import pick_device
 from smolmoe.data.sources import look_at
 from smolmoe.moe.kernels.linear_cross_entropy import AT_ONCE
-from smolmoe.moe.kernels.register import set_experts
 from smolmoe.moe.loading import Skeleton, causal_lm_class
 from smolmoe.moe.size import ModelSize, size_of
 from smolmoe.recipe import TrainRecipe
@@ -30,30 +29,29 @@ from smolmoe.training.models import (
     model_folder,
     new_config,
     parent_provenance,
-    set_attention,
+    set_implementations,
 )
 
-# Shares of the speed of large matrix products that a training step of a small model reaches, seen on CPUs and GPUs.
+# A training step of a small model reaches this share of the speed of large matrix products, on CPUs and GPUs.
 EFFICIENCY = 0.3
 STATE_BYTES = {"adamw": 16, "adafactor": 8, "sgd": 8}  # a parameter: weight, gradient, optimiser state, in fp32
 ACTIVATION_BYTES = 100  # per token, layer and unit of hidden size, kept for the backward pass
 LOGIT_BYTES = 12  # per token and vocabulary entry: logits, their fp32 copy, their gradient
 MEASURED_WINDOWS = 16  # held-out windows at once, see `evaluate.held_out`
-PROCESS_BYTES = 450_000_000  # of Python, torch and transformers; a GPU does not hold them
+PROCESS_BYTES = 450_000_000  # of Python, torch and transformers; not on a GPU
 
 
 @dataclass(frozen=True)
 class Estimate:
-    """What a run will cost, roughly: memory within a factor of two, time within three.
+    """The approximate cost of a run: memory within a factor of two, time within three.
 
     Attributes:
         size: of the model.
-        steps, tokens: of the run.
-        flops: of the run.
-        memory_bytes: at its peak, of one process.
-        seconds: on this machine, all processes like this one.
-        findings: what the doctor would say of its routers.
-        out: the run's folder, where it is known.
+        steps, tokens, flops: of the run.
+        memory_bytes: peak memory of one process.
+        seconds: on this machine, if all processes are like this one.
+        findings: the doctor's findings on its routers.
+        out: the run's folder, if it is known.
     """
 
     size: ModelSize
@@ -81,13 +79,13 @@ def cost_of(
     bf16: bool,
     whole_logits: bool,
 ) -> Estimate:
-    """The cost of a run of a model that may lie on meta.
+    """The cost of a run of a model, which may be on the meta device.
 
     Args:
         blocks_a_step: sequences of an optimiser step, over all processes and accumulated batches.
         micro_batch: sequences of one batch of one process.
-        optimizer: transformers' name of it.
-        whole_logits: whether a batch's logits are all in memory; else no more than `linear_cross_entropy` takes.
+        optimizer: its name in transformers.
+        whole_logits: whether a batch's logits are all in memory; else at most those of `linear_cross_entropy`.
     """
     size = size_of(model)
     config = model.config.get_text_config()
@@ -104,9 +102,9 @@ def cost_of(
     return Estimate(size, steps, tokens, flops, int(memory), flops / (EFFICIENCY * product_rate(device, bf16)))
 
 
-@cache  # the stages of a pipeline are estimated with one figure
+@cache  # all stages of a pipeline are estimated with one value
 def product_rate(device: str, bf16: bool, seconds: float = 0.2) -> float:
-    """FLOP/s of large matrix products, measured in a fraction of a second."""
+    """FLOP/s of large matrix products, measured for a fraction of a second."""
     n = 4096 if kind_of(device) == "cuda" else 1024
     dtype = torch.bfloat16 if bf16 else torch.float32
     a, b = (torch.randn(n, n, device=device, dtype=dtype) for _ in range(2))
@@ -126,10 +124,10 @@ def blocks_a_step(recipe: TrainRecipe) -> int:
 
 
 def estimate(recipe: TrainRecipe) -> Estimate:
-    """What a run will cost, from configs and file headers: nothing is trained, no weight is read.
+    """The cost of a run, from configs and file headers: nothing is trained, no weight is read.
 
     Raises:
-        SmolmoeError: as `train`, for what can be seen beforehand. The number of steps must be given.
+        SmolmoeError: as `train`, for problems that are known before training. The number of steps must be given.
     """
     check_trainer(recipe)
     open_distillation(recipe)
@@ -139,8 +137,7 @@ def estimate(recipe: TrainRecipe) -> Estimate:
     device = pick_device(recipe.device)
     model, folder = skeleton(recipe), model_folder(recipe.model)
     check_fits(recipe, model, granularity_of(parent_provenance(folder)))
-    set_attention(model, recipe.model.attention)
-    set_experts(model, recipe.model.experts, device=device, field="model.experts")
+    set_implementations(model, recipe.model, device)
     return cost_of(
         model,
         steps=int(trainer.get("max_steps", 0)),
@@ -155,7 +152,7 @@ def estimate(recipe: TrainRecipe) -> Estimate:
 
 
 def steps_for_flops(recipe: TrainRecipe, flops: float) -> int:
-    """How many steps of this run spend that many FLOPs."""
+    """The number of steps of this run that take so many FLOPs."""
     length = recipe.data.length
     return max(1, round(flops / (size_of(skeleton(recipe)).flops_per_token(length) * blocks_a_step(recipe) * length)))
 

@@ -1,4 +1,4 @@
-"""Whether a model can do what a recipe asks of it: known from its config, before a text or a weight is read."""
+"""Checks of a recipe against a model's config, before text or weights are read."""
 
 from __future__ import annotations
 
@@ -15,14 +15,11 @@ from smolmoe.training.guidance import Guidance, check_named
 
 
 def check_fits(recipe: TrainRecipe, model: Any, granularity: int) -> None:
-    """Refuse what this model cannot do.
+    """Raises RequestError if this model cannot do what the recipe asks.
 
     Args:
         model: loaded, or without its weights.
         granularity: G of an upcycled model.
-
-    Raises:
-        RequestError
     """
     routers = [router for _, router in find_routers(model)]
     if recipe.trainable == "routers" and not routers:
@@ -40,18 +37,14 @@ def check_fits(recipe: TrainRecipe, model: Any, granularity: int) -> None:
     for name in ("activation_checkpointing", "gradient_checkpointing"):
         if recipe.trainer.get(name) and not model.supports_gradient_checkpointing:
             raise RequestError(
-                f"{type(model).__name__} has none.", field=f"trainer.{name}", value=True, fix="Remove it."
+                f"{type(model).__name__} does not support it.", field=f"trainer.{name}", value=True, fix="Remove it."
             )
 
 
 def check_terms(
     model: Any, objective: ObjectiveRecipe, routing: RoutingRecipe, routers: Sequence[Any], granularity: int
 ) -> None:
-    """Refuse router terms and interventions that this model has no place for.
-
-    Raises:
-        RequestError
-    """
+    """Raises RequestError for router terms and interventions that do not apply to this model."""
     if not routers:
         asked = {f"objective.{name}": value for name, value in objective.model_dump(exclude_defaults=True).items()}
         asked |= {f"routing.{name}": value for name, value in routing.model_dump(exclude_defaults=True).items()}
@@ -86,11 +79,7 @@ def check_terms(
 
 
 def check_balance(objective: ObjectiveRecipe, guidance: Guidance) -> None:
-    """Refuse to balance where guidance leaves nothing to balance.
-
-    Raises:
-        RequestError
-    """
+    """Raises RequestError for a balance term if guidance leaves nothing to balance."""
     alone = bool((guidance.allowed.sum(-1) == 1).all())
     for name in ("load_balance", "bias_rate"):
         if alone and getattr(objective, name):

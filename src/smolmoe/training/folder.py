@@ -1,4 +1,4 @@
-"""The folder of one training run: what is in it, who may write there, and whether a resumed run is the same."""
+"""The folder of a training run: its content, protection against overwriting, and checks of a resumed run."""
 
 from __future__ import annotations
 
@@ -44,13 +44,13 @@ HELD_OUT = "held_out.json"  # the final losses, document by document
 HELD_OUT_BEFORE = "held_out_before.json"  # those before the first step
 ADAPTERS = "adapters"
 TENSORBOARD = "runs"  # of transformers, in the run's folder
-# What a run writes in addition to its checkpoints; everything else in its folder is the user's.
+# Files of a run in addition to its checkpoints; everything else in its folder is the user's.
 _WRITTEN = (MODEL, ADAPTERS, BEST, TOKENIZER, SUMMARY, HELD_OUT, HELD_OUT_BEFORE, METRICS, RECIPE)
-_FIRST = {f".{RUN}.partial", TOKENIZER}  # all there may be before `run.json` is
+_FIRST = {f".{RUN}.partial", TOKENIZER}  # may exist before `run.json`
 _EVENTS = f"{TENSORBOARD}/*/events.out.tfevents.*"
 ALL = (*_WRITTEN, RUN, _EVENTS, *(f"{CHECKPOINTS}/{name}" for name in (f"{PREFIX}*", f".{PREFIX}*.partial")))
 BLOCKS = "sequences of a step, over all processes"
-# What a resumed run may ask differently: it changes how long or how closely watched the run is, not what it does.
+# Keys that a resumed run may change: they affect the length and the logging of the run, not the training itself.
 _CHANGEABLE = (
     "out",
     "device",
@@ -69,15 +69,34 @@ _CHANGEABLE = (
     "parallel",
     "data.cache",
 )
-# A folder may have been moved: the text's and the tokenizer's hash is compared, and the model is in the checkpoint.
+# Paths, which may have moved: the hashes of text and tokenizer are compared, and the model is in the checkpoint.
 _PLACES = (".path", "tokenizer", "carry.optimizer", "distill.cache")
 
 
-def check_there(out: Path, resume: str | None) -> None:
-    """See that there is a folder to resume in, before one is made for the lock: an empty one is a run killed early.
+@dataclass(frozen=True)
+class RunResult:
+    """The output of a run.
 
-    Raises:
-        CheckpointError: no checkpoint.
+    Attributes:
+        out: the run folder.
+        summary: as in `summary.json`.
+    """
+
+    out: Path
+    summary: dict[str, Any]
+
+    @property
+    def model(self) -> Path:
+        return self.out / MODEL
+
+    def to_json(self) -> dict[str, Any]:
+        return {"out": str(self.out), **self.summary}
+
+
+def check_there(out: Path, resume: str | None) -> None:
+    """Raises CheckpointError if there is no folder to resume in.
+
+    To be called before the lock creates the folder: an empty folder is a run that was killed early.
     """
     if resume is not None and not out.exists():
         find_checkpoint(out, resume)
@@ -86,14 +105,14 @@ def check_there(out: Path, resume: str | None) -> None:
 def open_folder(
     recipe: TrainRecipe | AlignRecipe, resume: str | None, *, overwrite: bool, blocks_a_step: int
 ) -> Path | None:
-    """The checkpoint to resume from, or None for a new run, which may then be written there.
+    """The checkpoint to resume from, or None for a new run, for which the folder is then free.
 
-    Nothing is changed yet: a recipe that turns out wrong must not cost the run that is there.
+    Nothing is changed yet: a wrong recipe must not destroy an existing run.
 
     Raises:
-        OutputError: the folder holds a run that could be lost, or something else; the run to resume, or that of the
-            checkpoint, was begun with another recipe.
-        CheckpointError: there is no such checkpoint, or a file of it cannot be used.
+        OutputError: the folder contains a run that could be lost, or something else; the run to resume, or that of the
+            checkpoint, was started with another recipe.
+        CheckpointError: no such checkpoint, or one of its files cannot be used.
     """
     out = recipe.out
     checkpoint = _find(out, resume, overwrite=overwrite)
@@ -119,22 +138,22 @@ def _find(out: Path, resume: str | None, *, overwrite: bool) -> Path | None:
 
 
 def _is_begun(out: Path) -> bool:
-    """Whether a run is there, or what one left that was killed before it had written down what it is."""
+    """Whether the folder contains a run, or one that was killed before it wrote `run.json`."""
     return out.is_dir() and ((out / RUN).is_file() or {path.name for path in out.iterdir()} <= _FIRST)
 
 
 def begin(
     recipe: TrainRecipe | AlignRecipe, tokenizer: Any, *, data: str, blocks_a_step: int, checkpoint: Path | None
 ) -> None:
-    """Write down what is asked; of a resumed run, see that its text is the same.
+    """Record the request; check that a resumed run has the same text.
 
     Args:
         data: fingerprint of the text.
-        checkpoint: that is resumed from; None of a new run, which takes the place of one that was there.
+        checkpoint: to resume from; None for a new run, which replaces an existing one.
 
     Raises:
-        OutputError: the run there, or that of the checkpoint, was begun on other text.
-        CheckpointError: what it was begun with cannot be read.
+        OutputError: the existing run, or that of the checkpoint, was started with other text.
+        CheckpointError: its record cannot be read.
     """
     out, asked = recipe.out, _asked(recipe)
     record = {"schema_version": SCHEMA_VERSION, "recipe": asked, "data": data, "blocks_a_step": blocks_a_step}
@@ -151,9 +170,11 @@ def begin(
                     value=data,
                     fix="Restore it, or start a new run in another folder.",
                 )
-    Path(os.path.realpath(out)).mkdir(parents=True, exist_ok=True)  # a link may lead to a folder that is not there yet
+    Path(os.path.realpath(out)).mkdir(
+        parents=True, exist_ok=True
+    )  # a link may lead to a folder that does not exist yet
     (out / SUMMARY).unlink(missing_ok=True)
-    write_json(out / RUN, record)  # first: it says whose folder this is
+    write_json(out / RUN, record)  # first: it marks the folder as a run's
     write_text(out / RECIPE, yaml.safe_dump(asked, sort_keys=False, allow_unicode=True))
     tokenizer.save_pretrained(out / TOKENIZER)
 
@@ -170,7 +191,7 @@ def check_step(checkpoint: Path | None, steps: int) -> None:
 
 
 def _clear(out: Path) -> None:
-    """Delete what a run has written, and nothing else; `run.json` stays until another takes its place."""
+    """Delete a run's files, and nothing else; `run.json` stays until another replaces it."""
     remove_all(out)
     unfinished = (f".{name}.{suffix}" for name in _WRITTEN for suffix in ("partial", "smolmoe"))
     remove(out, *_WRITTEN, *unfinished, _EVENTS)
@@ -179,7 +200,7 @@ def _clear(out: Path) -> None:
 
 
 def _check_tokenizer(out: Path, tokenizer: Any) -> None:
-    """Raises OutputError where no run is there, but a tokenizer that is not this run's."""
+    """Raises OutputError if there is no run, but a tokenizer other than this run's."""
     if (out / RUN).is_file() or not (out / TOKENIZER).is_dir():
         return
     try:
@@ -203,11 +224,11 @@ def _asked(recipe: TrainRecipe | AlignRecipe) -> dict[str, Any]:
 
 @dataclass(frozen=True)
 class _Begun:
-    """What the run in the folder, or that of a checkpoint, was begun with.
+    """The record of the run in the folder, or of a checkpoint's run.
 
     Attributes:
-        field, place: that lead there.
-        may_differ: beginnings of keys that may be asked differently.
+        field, place: of the record, for errors.
+        may_differ: beginnings of keys that may differ.
     """
 
     record: dict[str, Any]
@@ -247,9 +268,10 @@ def _check_recipe(begun: _Begun, asked: dict[str, Any], blocks_a_step: int) -> N
 
 
 def _flat(values: Any, prefix: str = "") -> dict[str, Any]:
+    """The values of nested plain data by their dotted paths."""
     if not isinstance(values, dict | list):
         return {prefix: values}
-    flat: dict[str, Any] = {}
+    found: dict[str, Any] = {}
     for key, value in values.items() if isinstance(values, dict) else enumerate(values):
-        flat |= _flat(value, f"{prefix}.{key}" if prefix else str(key))
-    return flat
+        found |= _flat(value, f"{prefix}.{key}" if prefix else str(key))
+    return found

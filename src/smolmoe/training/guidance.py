@@ -1,4 +1,4 @@
-"""Which experts each domain of the data is guided to, as tensors of one model and one corpus."""
+"""The experts that each domain of the data is guided to, as tensors for one model and one corpus."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ from smolmoe.recipe.train import GuidanceRecipe
 
 @dataclass(frozen=True)
 class Guidance:
-    """What guidance says, with domains in the corpus's order.
+    """Guidance, with domains in the corpus's order.
 
     Attributes:
         weight: of the term.
-        target: [Dm, E], what the router is to say.
+        target: [Dm, E], the router's target probabilities.
         members: [Dm, E] bool, each domain's experts.
         free: [E] bool.
         token_weights: [Dm], of a token of each domain, 1 on average over the training.
@@ -60,14 +60,14 @@ class Guidance:
         return self.members[domain_ids].gather(1, first.T).sum(0)
 
     def mean_load(self, load: torch.Tensor) -> torch.Tensor:
-        """[L, E]: the mean load of those that an expert shares its domain with: what its own is to be held against."""
+        """[L, E]: for each expert the mean load of the experts of its domain, to compare its own load with."""
         groups = torch.cat([self.members, self.free[None]])
         same = (groups[:, :, None] == groups[:, None, :]).all(0).to(load.dtype)  # [E, E]
         return load @ same / same.sum(0)
 
 
 def resolve(recipe: GuidanceRecipe, model: Any, shares: Mapping[str, float], reserved: Sequence[int] = ()) -> Guidance:
-    """Hold what the recipe says against the model and the corpus, and write the names into the model's config.
+    """Check the recipe against the model and the corpus, and write the names into the model's config.
 
     Args:
         shares: of each of the corpus's domains, in order, of the tokens to train on.
@@ -77,46 +77,44 @@ def resolve(recipe: GuidanceRecipe, model: Any, shares: Mapping[str, float], res
         RequestError: an expert or layer does not exist, an expert is not covered, or a domain has no rows.
         DataError: rows without a domain, or of a domain that has no expert.
     """
-    found = find_routers(model)
-    if not found:
-        raise RequestError("the model is dense: it has no experts to name.", field="guidance", value=None)
-    experts = gate_spec(found[0][1]).experts
+    layers, experts, named = _model_of(recipe, model)
     domains = [domain for domain, share in shares.items() if share]
-    named = recipe.experts or group_by_name(expert_names(model.config) or ())
     _check_experts(named, recipe.free, reserved, experts, domains)
     _check_domains(named, domains)
     members = torch.zeros(len(shares), experts, dtype=torch.bool)
     for row, domain in enumerate(shares):
-        members[row, list(named.get(domain, ()))] = True  # none of a domain that is only measured on
+        members[row, list(named.get(domain, ()))] = True  # empty for a domain of held-out text only
     free = torch.zeros(experts, dtype=torch.bool)
     free[list(recipe.free)] = True
     _check_floor(recipe.floor, members, free)
-    layers = _layers(recipe.layers, [layer for layer, _ in found])
     names = {expert: name for name, own in named.items() for expert in own}
     set_expert_names(model.config, [names.get(expert) for expert in range(experts)], recipe.layers)
     target = losses.guidance_target(members, free, recipe.floor)
-    return Guidance(recipe.weight, target, members, free, _token_weights(recipe.evenness, shares), layers)
+    weights = _token_weights(recipe.evenness, shares)
+    return Guidance(recipe.weight, target, members, free, weights, _layers(recipe.layers, layers))
 
 
 def check_named(recipe: GuidanceRecipe, model: Any, reserved: Sequence[int] = ()) -> None:
-    """What of `resolve` can be seen before the corpus is read.
+    """The checks of `resolve` that need no corpus; raises RequestError."""
+    layers, experts, named = _model_of(recipe, model)
+    if named:
+        _check_experts(named, recipe.free, reserved, experts, ())
+    _layers(recipe.layers, layers)
 
-    Raises:
-        RequestError
-    """
+
+def _model_of(recipe: GuidanceRecipe, model: Any) -> tuple[list[int], int, dict[str, tuple[int, ...]]]:
+    """The model's layers with routers, its number of experts, and name -> experts of the recipe or the model."""
     found = find_routers(model)
     if not found:
         raise RequestError("the model is dense: it has no experts to name.", field="guidance", value=None)
     named = recipe.experts or group_by_name(expert_names(model.config) or ())
-    if named:
-        _check_experts(named, recipe.free, reserved, gate_spec(found[0][1]).experts, ())
-    _layers(recipe.layers, [layer for layer, _ in found])
+    return [layer for layer, _ in found], gate_spec(found[0][1]).experts, named
 
 
 def _token_weights(evenness: float, shares: Mapping[str, float]) -> torch.Tensor:
     """[Dm]: share to the power of -evenness, 1 on average over tokens.
 
-    Not over the domains of each batch, which would weigh the same token otherwise in another cut of the same step.
+    Not over the domains of each batch: the same token would then weigh differently in another cut of the same step.
     """
     weights = torch.tensor([share**-evenness if share else 0.0 for share in shares.values()])
     return weights / (weights * torch.tensor(list(shares.values()))).sum()
@@ -191,7 +189,7 @@ def _check_floor(floor: float, members: torch.Tensor, free: torch.Tensor) -> Non
 
 
 def _layers(asked: Sequence[int] | None, present: Sequence[int]) -> tuple[int, ...]:
-    """Positions of the asked layers among those that have a router."""
+    """Indices of the requested layers among those with a router."""
     wrong = [layer for layer in asked or () if layer not in present]
     if wrong or asked == ():
         raise RequestError(

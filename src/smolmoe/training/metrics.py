@@ -1,37 +1,37 @@
-"""What a run measures of itself: rows of `metrics.jsonl`, and the same values for TensorBoard and its like."""
+"""Measurements of a run: rows of `metrics.jsonl`, and the same values for loggers such as TensorBoard."""
 
 from __future__ import annotations
 
 import json
 import math
-import os
 import resource
 import sys
 import time
 from collections.abc import Mapping
 from contextlib import contextmanager
+from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from smolmoe.core.json_text import read_rows
-from smolmoe.errors import CheckpointError
+from smolmoe.errors import CheckpointError, DataError
 
 FILE = "metrics.jsonl"
 
 
 class MetricsFile:
-    """`metrics.jsonl`: one JSON object a line, each with its `kind` and `step`.
+    """`metrics.jsonl`: one JSON object per line, each with its `kind` and `step`.
 
     Kinds: "step" (losses of one step), "window" (routing, speed and memory since the last window), "held_out",
     "gradients" (of each term on the routers), "alarm".
 
     Args:
-        after: keep rows up to this step and append after them: later rows, which a resumed run rewrites, are dropped.
+        after: keep rows up to this step and append: a resumed run rewrites the later ones.
 
     Attributes:
-        seconds: spent training until the last row that was kept.
+        seconds: training time until the last row that was kept.
 
     Raises:
         CheckpointError: a row to keep cannot be read.
@@ -58,7 +58,7 @@ class MetricsFile:
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:
-    """The rows of a `metrics.jsonl`; a last line that a kill cut short is left out."""
+    """The rows of a `metrics.jsonl`, without a truncated last line."""
     return read_rows(path)
 
 
@@ -66,26 +66,13 @@ def _rows_until(path: Path, step: int) -> list[dict[str, Any]]:
     """The rows of the steps up to this one.
 
     Raises:
-        CheckpointError: one of them is no row; only the file's last line may have been cut short.
+        CheckpointError: a line other than the last one, which a kill may truncate, is not a row.
     """
-    rows: list[dict[str, Any]] = []
-    lines = path.read_bytes().splitlines()
-    for number, line in enumerate(lines, 1):
-        try:
-            row = json.loads(line)
-            if row["step"] > step:
-                break
-            rows.append({**row, "seconds": float(row["seconds"])} if "seconds" in row else {**row})
-        except (ValueError, TypeError, KeyError, RecursionError) as error:
-            if number == len(lines):
-                break
-            raise CheckpointError(
-                f"line {number} is not a row of measurements.",
-                field="metrics",
-                value=str(path),
-                fix="Restore the file, or delete the line: it is then missing from the run's curves.",
-            ) from error
-    return rows
+    try:
+        return [*takewhile(lambda row: (row.get("step") or 0) <= step, read_rows(path))]
+    except DataError as error:
+        fix = "Restore the file, or delete the line: it is then missing from the run's curves."
+        raise CheckpointError(error.message, field="metrics", value=str(path), fix=fix) from error
 
 
 class Clock:
@@ -119,7 +106,7 @@ class Clock:
 
 
 def peak_memory(device: torch.device) -> int:
-    """Bytes: the most that was allocated on a GPU, else the process's largest resident size."""
+    """Bytes: peak allocation on a GPU, else the peak resident size of the process."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
     unit = 1 if sys.platform == "darwin" else 1024
@@ -127,12 +114,12 @@ def peak_memory(device: torch.device) -> int:
 
 
 def perplexity(loss: float) -> float:
-    """exp(loss), infinite where that is no float."""
+    """exp(loss), infinite if it exceeds the range of floats."""
     return math.exp(loss) if loss < 700 else math.inf
 
 
 def flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, float]:
-    """Nested numbers as `a/b`: what loggers take."""
+    """Nested numbers with keys `a/b`, for loggers."""
     flat: dict[str, float] = {}
     for name, value in values.items():
         if isinstance(value, Mapping):
@@ -140,8 +127,3 @@ def flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, float]:
         elif isinstance(value, int | float) and not isinstance(value, bool):
             flat[f"{prefix}{name}"] = value
     return flat
-
-
-def is_main_process() -> bool:
-    """Whether this process writes: the only one, or rank 0."""
-    return int(os.environ.get("RANK", "0")) == 0

@@ -1,4 +1,4 @@
-"""The model and the tokenizer of a run, and whether they fit each other and the data."""
+"""The model and the tokenizer of a run, and checks that they fit each other and the data."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from transformers import CONFIG_MAPPING, AutoConfig, AutoModelForCausalLM
 
 from smolmoe.core.checkpoint import fingerprint, open_checkpoint
 from smolmoe.core.devices import pick_device
@@ -23,14 +24,14 @@ _TOKEN_KEYS = ("bos_token_id", "eos_token_id", "pad_token_id")
 
 
 def model_folder(recipe: ModelRecipe) -> Path | None:
-    """The local folder of the checkpoint to train on, downloaded where it is a hub id; None for a new model."""
+    """The local folder of the checkpoint to train on, downloaded if it is a hub id; None for a new model."""
     if recipe.path is None:
         return None
     return open_checkpoint(recipe.path, revision=recipe.revision, field="model.path").folder
 
 
 def find_tokenizer(recipe: TrainRecipe, folder: Path | None) -> Any:
-    """The tokenizer that the recipe names, else the model's own.
+    """The recipe's tokenizer, by default the model's.
 
     Raises:
         SourceError: the tokenizer is missing or cannot be read.
@@ -59,33 +60,36 @@ def build_model(recipe: TrainRecipe, tokenizer: Any, folder: Path | None) -> Any
     """
     model = load_model(folder, own=True) if folder is not None else _new_model(recipe, tokenizer)
     check_fit(model.config.get_text_config(), tokenizer, recipe.data.length)
-    set_attention(model, recipe.model.attention)
-    set_experts(model, recipe.model.experts, device=pick_device(recipe.device), field="model.experts")
-    # Nothing counts twice: balance is ours, per layer; the stock loss would be added to the cross-entropy unseen.
+    set_implementations(model, recipe.model, pick_device(recipe.device))
+    # Balance must not count twice: ours is per layer, and the stock loss would be added to the cross-entropy.
     if getattr(model.config, "output_router_logits", False):
         model.config.output_router_logits = False
     return model
 
 
-def set_attention(model: Any, implementation: str | None) -> None:
-    """Let a model attend by this implementation of transformers, where one is named.
+def set_implementations(model: Any, recipe: ModelRecipe, device: str) -> None:
+    """Set the recipe's implementations of attention and experts.
 
     Raises:
         RequestError: no implementation of that name, or it is not available.
     """
-    if implementation is None:
+    set_experts(model, recipe.experts, device=device, field="model.experts")
+    if recipe.attention is None:
         return
     try:
-        model.set_attn_implementation(implementation)
+        model.set_attn_implementation(recipe.attention)
     except Exception as error:  # of whatever type: a kernel may have to be fetched
         said = " ".join(str(error).split()).rstrip(".")
         raise RequestError(
-            f"transformers refuses it: {said}.", field="model.attention", value=implementation, fix="Use sdpa or eager."
+            f"transformers refuses it: {said}.",
+            field="model.attention",
+            value=recipe.attention,
+            fix="Use sdpa or eager.",
         ) from error
 
 
 def check_fit(config: Any, tokenizer: Any, length: int) -> None:
-    """Raises RequestError where the vocabulary is too small for the tokenizer, or blocks exceed the positions."""
+    """Raises RequestError if the vocabulary is too small for the tokenizer, or blocks exceed the positions."""
     if len(tokenizer) > config.vocab_size:
         raise RequestError(
             f"the tokenizer has {len(tokenizer):,} tokens, but the model only {config.vocab_size:,}.",
@@ -104,13 +108,11 @@ def check_fit(config: Any, tokenizer: Any, length: int) -> None:
 
 
 def new_config(recipe: ModelRecipe, tokenizer: Any, length: int) -> Any:
-    """The config of a new model; what the recipe leaves out of sizes and tokens follows from tokenizer and data.
+    """The config of a new model; sizes and tokens that the recipe omits follow from tokenizer and data.
 
     Raises:
         RequestError: an unknown model type or key.
     """
-    from transformers import CONFIG_MAPPING, AutoConfig
-
     register()
     values = dict(recipe.config or {})
     kind = values.pop("model_type", None)
@@ -136,8 +138,6 @@ def new_config(recipe: ModelRecipe, tokenizer: Any, length: int) -> Any:
 
 
 def _new_model(recipe: TrainRecipe, tokenizer: Any) -> Any:
-    from transformers import AutoModelForCausalLM
-
     config = new_config(recipe.model, tokenizer, recipe.data.length)
     check_fit(config.get_text_config(), tokenizer, recipe.data.length)
     with torch.random.fork_rng():
@@ -158,13 +158,13 @@ def granularity_of(provenance: Mapping[str, Any]) -> int:
 def run_provenance(
     stage: str, recipe: TrainRecipe | AlignRecipe, source: Path | None, parent: Mapping[str, Any], *packages: str
 ) -> dict[str, Any]:
-    """What `smolmoe.json` says of a model that was trained.
+    """The content of `smolmoe.json` of a trained model.
 
     Args:
         stage: train or align.
-        source: the checkpoint that was trained on; None of a new model.
+        source: the checkpoint that training started from; None for a new model.
         parent: its provenance.
-        packages: that decide the result, too.
+        packages: further packages that affect the result.
     """
     trained = None if source is None else {"folder": source.name, "sha256": fingerprint(open_checkpoint(source))}
     return {

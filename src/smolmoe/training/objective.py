@@ -1,9 +1,9 @@
 """Loss terms in addition to the cross-entropy, and router interventions: a mixin over any Trainer.
 
-The loss of a step is CE + w_b * mean over layers of load balance + w_z * mean over layers of z + w_g * mean over guided
-layers of KL(target || router); with a teacher of weight w, (1 - w) CE + w T^2 KL(teacher || student) takes the place of
-CE. Which load the balance term sees, and how it adds up over ranks and accumulated micro-batches, is in
-`smolmoe.moe.losses`. Under guidance the load is balanced within each domain's experts.
+The loss of a step is CE + sum over `ROUTER_LOSSES` of weight * mean over layers + w_g * mean over guided layers of
+KL(target || router); with a teacher of weight w, (1 - w) CE + w T^2 KL(teacher || student) replaces CE. Which load the
+balance term sees, and how it adds up over ranks and accumulated micro-batches, is in `smolmoe.moe.losses`. Under
+guidance the load is balanced within each domain's experts.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from smolmoe.training.replay import remember_choices
 
 
 class Objective:
-    """The router terms of one model, and the counts they stand on.
+    """The router terms of one model, and the counts they need.
 
     Args:
         model: the unwrapped model; a dense one has no terms.
@@ -44,7 +44,7 @@ class Objective:
             their domain, and tokens.
 
     Raises:
-        RequestError: something is asked that the model cannot do.
+        RequestError: the model cannot do what is requested.
     """
 
     def __init__(
@@ -55,7 +55,8 @@ class Objective:
         granularity: int = 1,
         guidance: Guidance | None = None,
     ):
-        self.weights = {"load_balance": objective.load_balance, "z_loss": objective.z_loss}
+        weights = {loss: getattr(objective, loss.name) for loss in losses.ROUTER_LOSSES}
+        self.weights = {loss: weight for loss, weight in weights.items() if weight}
         self.scope = objective.balance_scope
         self.bias_rate = objective.bias_rate
         self.routers: list[Any] = [router for _, router in find_routers(model)]
@@ -81,7 +82,7 @@ class Objective:
 
     @contextmanager
     def recording(self) -> Iterator[None]:
-        """Routers are recorded within; `terms` reads what was, and forgets it."""
+        """Within, routers are recorded; `terms` reads the records and clears them."""
         if self.capture is None:
             yield
             return
@@ -107,14 +108,12 @@ class Objective:
         self.load = self._step_load()
         if self.scope != "batch":
             load = by_domain / by_domain.sum(-1, keepdim=True).clamp_min(1)
-        found: dict[str, torch.Tensor] = {}
-        if not any(self.weights.values()) and self.guidance is None:
-            return found
+        if not self.weights and self.guidance is None:
+            return {}
         logits = torch.stack([routing.logits for routing in routings])
-        if self.weights["load_balance"]:
-            found["load_balance"] = self.weights["load_balance"] * self._balance(logits, load, domains).mean()
-        if self.weights["z_loss"]:
-            found["z_loss"] = self.weights["z_loss"] * losses.z_loss(logits).mean()
+        allowed = None if self.guidance is None else self.guidance.allowed
+        routed = losses.RoutedTokens(logits, load, self.scoring, allowed, domains)
+        found = {loss.name: weight * loss.value(routed).mean() for loss, weight in self.weights.items()}
         if self.guidance is not None and domains is not None:
             found["guidance"] = self.guidance.term(logits, domains, self.scoring)
             hits = self.guidance.hits(logits, domains)
@@ -122,7 +121,7 @@ class Objective:
         return found
 
     def _domains_of(self, domain_ids: torch.Tensor | None, logits: torch.Tensor) -> torch.Tensor | None:
-        """[T], where guidance asks for them."""
+        """[T]; None without guidance."""
         if self.guidance is None:
             return None
         if domain_ids is None:
@@ -131,17 +130,10 @@ class Objective:
         return domain_ids.flatten().to(logits.device)
 
     def _count(self, routings: list[Routing], domains: torch.Tensor | None) -> torch.Tensor:
-        """[L, Dm, E] choices; all tokens are of one domain where domains do not matter."""
+        """[L, Dm, E] choices; without guidance all tokens are of one domain."""
         if domains is None:
             return torch.stack([choice_counts(routing) for routing in routings])[:, None]
         return torch.stack([domain_counts(routing, domains, self.domains) for routing in routings])
-
-    def _balance(self, logits: torch.Tensor, load: torch.Tensor, domains: torch.Tensor | None) -> torch.Tensor:
-        """[L], of logits [L, T, E] and loads [L, Dm, E]."""
-        probabilities = losses.expert_probabilities(logits, self.scoring)
-        if self.guidance is None or domains is None:
-            return losses.load_balance(probabilities, load[:, 0])
-        return losses.domain_load_balance(probabilities, load, self.guidance.allowed, domains)
 
     def _step_load(self) -> torch.Tensor:
         """[L, E]: each expert's share of the choices of the step so far."""
@@ -167,12 +159,12 @@ class Objective:
 
     @contextmanager
     def as_served(self) -> Iterator[None]:
-        """Within, the router weights are those that give the same function without us, to be saved."""
+        """Within, the router weights give the same function in stock transformers, for saving."""
         with self.control.folded() if self.capture is not None else nullcontext():
             yield
 
     def finish(self) -> None:
-        """Leave the model as it is to be used: temperature folded into the weights, routers their class's own."""
+        """Prepare the model for inference: temperature folded into the weights, the class's own routers."""
         if self.capture is not None:
             self.control.fold()
             self.control.detach()
@@ -192,7 +184,7 @@ class Objective:
         return hits
 
     def gradient_norms(self, terms: Mapping[str, torch.Tensor]) -> dict[str, float]:
-        """The norm of each term's gradient on all router weights together; 0 where there is no path to them."""
+        """The norm of each term's gradient on all router weights together; 0 if there is no path to them."""
         weights = [router.weight for router in self.routers if router.weight.requires_grad]
         norms = {}
         for name, term in terms.items():
@@ -204,7 +196,7 @@ class Objective:
         return norms
 
     def paths(self, terms: Mapping[str, torch.Tensor]) -> dict[str, float]:
-        """1 for a term with a path to a router that is trained, else 0: what of `gradient_norms` costs nothing.
+        """1 for a term with a path to a trained router, else 0: the part of `gradient_norms` that costs nothing.
 
         For sharded weights, whose gradients would have to be gathered.
         """
@@ -213,7 +205,7 @@ class Objective:
 
 
 def check_gradients(norms: Mapping[str, float], terms: Mapping[str, torch.Tensor]) -> None:
-    """Stop where a configured term trains no router; norms of other losses than the router `terms` are passed over.
+    """Stop if a configured term trains no router; norms of losses other than the router `terms` are ignored.
 
     Raises:
         TrainingError: naming the term and the reason.
@@ -249,10 +241,10 @@ class RoutedTraining:
     """For a Trainer: adds an `Objective` to its loss. Set `objective` before training.
 
     Attributes:
-        objective: what is added.
-        distillation: a teacher's targets, given to the Trainer as its `compute_loss_func` too; None for text alone.
+        objective: the router terms.
+        distillation: a teacher's targets, also the Trainer's `compute_loss_func`; None without a teacher.
         record: called with each micro-batch's {"ce", "distill" (with a teacher), terms...}, detached, as they enter the
-            step's loss; the cross-entropy enters it times 1 - w with a teacher.
+            step's loss; with a teacher, the cross-entropy enters it times 1 - w.
         gradients_every: steps between measurements of each term's gradient on the routers; 0 for never.
     """
 
@@ -266,10 +258,10 @@ class RoutedTraining:
     args: Any
 
     def record(self, values: dict[str, torch.Tensor]) -> None:
-        """What a subclass keeps of each micro-batch."""
+        """Keep the values of a micro-batch, in a subclass."""
 
     def record_gradients(self, norms: dict[str, float]) -> None:
-        """What a subclass keeps of the terms' gradients."""
+        """Keep the norms of the terms' gradients, in a subclass."""
 
     def compute_loss(
         self, model: Any, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None
@@ -285,7 +277,7 @@ class RoutedTraining:
             )
         own = {"ce": found} if teacher is None else dict(zip(("ce", "distill"), found.unbind(), strict=True))
         terms = self.objective.terms(domain_ids)
-        # A loss that is summed over the step's items is divided by nothing later on; else by the accumulated batches.
+        # A loss that is summed over the step's items is final; else it is divided by the accumulated batches later.
         summed = (self.model_accepts_loss_kwargs or teacher is not None) and num_items_in_batch is not None
         batches = self.current_gradient_accumulation_steps
         loss = own["ce"] if teacher is None else (1 - teacher.weight) * own["ce"] + own["distill"]
@@ -308,7 +300,7 @@ class RoutedTraining:
         return self.args.world_size == 1 or not self.args.max_grad_norm
 
     def _is_measured(self) -> bool:
-        """On the first micro-batch of every so many steps."""
+        """On the first micro-batch of every `gradients_every`-th step."""
         return self.state.global_step % self.gradients_every == 0 and self.state.global_step != self._measured_step
 
     def _clip_grad_norm(self, model: Any) -> Any:
@@ -319,7 +311,7 @@ class RoutedTraining:
 
 
 class RouterCallback(TrainerCallback):
-    """Does what an objective does around the optimiser's step, and lets checkpointed layers keep their choices."""
+    """Calls an objective around the optimiser's step, and lets checkpointed layers keep their choices."""
 
     def __init__(self, objective: Objective):
         self.objective = objective

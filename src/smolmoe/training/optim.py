@@ -10,29 +10,27 @@ import torch
 from smolmoe.errors import RequestError
 from smolmoe.moe.routing import find_routers
 from smolmoe.moe.structure import find_layers
-from smolmoe.recipe import TrainRecipe
-from smolmoe.training.arguments import DEFAULTS
+from smolmoe.recipe import AlignRecipe, TrainRecipe
 
 
-def learning_rate_factors(model: Any, recipe: TrainRecipe) -> dict[str, float]:
-    """Parameter name -> its learning rate over the run's, as the recipe says, where that is not 1."""
-    base = float(recipe.trainer.get("learning_rate", DEFAULTS["learning_rate"]))
+def learning_rate_factors(model: Any, base: float, recipe: TrainRecipe | AlignRecipe) -> dict[str, float]:
+    """Parameter name -> its learning rate in the recipe, divided by the run's, if the recipe sets one."""
     factors: dict[str, float] = {}
     if recipe.routing.learning_rate is not None:
         factors |= dict.fromkeys(router_names(model), recipe.routing.learning_rate / base)
-    if recipe.expert_learning_rate is not None:
+    if isinstance(recipe, TrainRecipe) and recipe.expert_learning_rate is not None:
         factors |= dict.fromkeys(expert_names(model), recipe.expert_learning_rate / base)
     return factors
 
 
 def router_names(model: Any) -> set[str]:
-    """Names of everything that belongs to a router."""
+    """Names of all parameters of routers."""
     ids = {id(p) for _, router in find_routers(model) for p in router.parameters()}
     return {name for name, parameter in model.named_parameters() if id(parameter) in ids}
 
 
 def expert_names(model: Any) -> set[str]:
-    """Names of the routed experts' stacked weights: 3-D, one row of matrices an expert."""
+    """Names of the routed experts' stacked weights: 3-D, one matrix per expert."""
     path, _ = find_layers(model)
     routers = router_names(model)
     return {
@@ -47,7 +45,7 @@ def expert_names(model: Any) -> set[str]:
 
 
 def freeze(model: Any, trainable: str) -> None:
-    """Let only the routers learn, where `trainable` says "routers"."""
+    """Freeze all but the routers if `trainable` is "routers"."""
     if trainable == "all":
         return
     routers = router_names(model)
@@ -66,8 +64,8 @@ def split_groups(
 
     Args:
         factors: on learning rates, by parameter name.
-        scales: of tensors that a conversion scaled by s. Adam moves an entry by about lr whatever its size, so the rate
-            is scaled as well; weight decay, which is multiplied by the rate, is divided by s.
+        scales: s of tensors that a conversion scaled. Adam moves an entry by about lr whatever its size, so the rate is
+            scaled as well; weight decay, which is multiplied by the rate, is divided by s.
         slow: parameters that `slow_start` acts on.
     """
     names = {id(parameter): name for name, parameter in model.named_parameters()}
@@ -106,17 +104,17 @@ def slow_start(scheduler: Any, optimizer: Any, *, freeze: int, warmup: int) -> N
     for index, group in enumerate(optimizer.param_groups):
         if group.get("slow"):
             scheduler.lr_lambdas[index] = slowed(scheduler.lr_lambdas[index])
-    # The rate of the first step was set when the scheduler was made.
+    # The scheduler set the rate of the first step when it was made.
     for index, group in enumerate(optimizer.param_groups):
         group["lr"] = scheduler.base_lrs[index] * scheduler.lr_lambdas[index](scheduler.last_epoch)
     scheduler._last_lr = [group["lr"] for group in optimizer.param_groups]
 
 
 def install_moments(optimizer: Any, model: Any, moments: Mapping[str, Any]) -> int:
-    """Give parameters the Adam state carried for them and return how many got one; the others start fresh.
+    """Give parameters their carried Adam state and return how many got one; the others start from zero.
 
     Raises:
-        RequestError: the state is not this model's.
+        RequestError: the state is of another model.
     """
     parameters = dict(model.named_parameters())
     for name, moment in moments.items():

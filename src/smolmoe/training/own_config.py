@@ -1,4 +1,4 @@
-"""A model's own configs, which the trainers of transformers and TRL change for themselves."""
+"""A model's configs as they were before the trainers of transformers and TRL changed them."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ _NAMES = ("config", "generation_config")
 
 
 class OwnConfig:
-    """The config and the generation config of a model as they are now, to be saved with it.
+    """The current config and generation config of a model, to be saved with it.
 
-    A trainer sets `use_cache`, and the ids of bos, eos and pad to those of the tokenizer. Where the pad token is the
-    end-of-text token, a model that is loaded with such a config has a `padding_idx`: the embedding of end-of-text
-    learns no more.
+    A trainer sets `use_cache`, and the ids of bos, eos and pad to those of the tokenizer. If the pad token is the
+    end-of-text token, a model loaded with that config has a `padding_idx`: the embedding of end-of-text is not trained
+    any more.
 
     Args:
-        model: of transformers, not wrapped by anything, before a trainer has it.
+        model: of transformers, unwrapped, before a trainer gets it.
     """
 
     def __init__(self, model: Any):
@@ -27,7 +27,7 @@ class OwnConfig:
 
     @contextmanager
     def restored(self) -> Iterator[None]:
-        """Within, the model has its own configs."""
+        """Within, the model has its original configs."""
         set_by_trainer = {name: getattr(self._model, name, None) for name in _NAMES}
         self._set(self._own)
         try:

@@ -1,8 +1,8 @@
-"""Gradient checkpointing that routes once: what a layer chose in its forward pass is what is recomputed.
+"""Gradient checkpointing that routes once: a layer is recomputed with the experts of its forward pass.
 
-A recomputed router score may differ from the first by rounding: kernels that add up in no fixed order, or something it
-depends on that moved in between. Where two experts are close, the recomputation would then take other experts than the
-loss was computed with, and its gradient would be of another function.
+A recomputed router score may differ by rounding: kernels add up in no fixed order, or something it depends on changed
+in between. If two experts are close, the recomputation could choose other experts than the forward pass, and the
+gradient would be that of another function.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ _BELOW: set[Callable[..., Any]] = {torch.lt, torch.Tensor.lt, torch.Tensor.__lt_
 
 
 class _Choices(TorchFunctionMode):
-    """Remembers what `topk` chose, or chooses that again. Values are those at the chosen places either way."""
+    """Records the indices that `topk` chose, or returns them again. Values are those at these indices either way."""
 
     def __init__(self, remembered: list[torch.Tensor], *, replay: bool):
         super().__init__()
@@ -28,7 +28,7 @@ class _Choices(TorchFunctionMode):
         self._next = 0
 
     def __enter__(self) -> Any:
-        self._next = 0  # a graph that is kept is recomputed once for every backward pass
+        self._next = 0  # a retained graph is recomputed in every backward pass
         return super().__enter__()
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
@@ -53,10 +53,10 @@ class _Choices(TorchFunctionMode):
 
 
 def remember_choices(model: torch.nn.Module) -> None:
-    """Let the layers of a model whose gradient checkpointing is on recompute with the experts they chose first.
+    """Let the checkpointed layers of a model recompute with the experts of their forward pass.
 
-    Kept are the chosen indices, 8 bytes each, for as long as the layer's graph. Reentrant checkpointing cannot be told
-    and is left alone.
+    The chosen indices, 8 bytes each, are kept as long as the layer's graph. Reentrant checkpointing has no hook for
+    this and is unchanged.
     """
     for module in model.modules():
         function = module.__dict__.get("_gradient_checkpointing_func")

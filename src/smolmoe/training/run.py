@@ -1,73 +1,78 @@
-"""One training run in one folder: from scratch, from a checkpoint, or on from where it stopped."""
+"""One training run in one folder: from scratch, from a checkpoint, or resumed."""
 
 from __future__ import annotations
 
 import logging
 import math
-import os
 import shutil
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
+
+import torch
 
 from smolmoe.core.devices import facts
-from smolmoe.core.files import write_json
+from smolmoe.core.files import place, write_json
 from smolmoe.core.folders import move_into_place
 from smolmoe.core.progress import Progress, silent
+from smolmoe.data.corpus import TokenCorpus
+from smolmoe.evaluation.held_out import DocumentLosses, HeldOut, change, document_losses
 from smolmoe.hub.card_writer import finish_model
+from smolmoe.inference.generate import generate
+from smolmoe.moe.control import measure_flips
+from smolmoe.moe.loading import Skeleton, load_tokenizer
+from smolmoe.moe.size import size_of
 from smolmoe.recipe import TrainRecipe, parse
-from smolmoe.training import text
-from smolmoe.training.estimate import blocks_a_step, skeleton
+from smolmoe.surgery.moments import Moments, carry_moments, learning_rate_scales, plan_of
+from smolmoe.training import distributed, models, text
+from smolmoe.training.arguments import check_trainer, training_arguments
+from smolmoe.training.best import find_best, losses_before, write_best
+from smolmoe.training.checkpoints import read_adam, room_for, step_of
+from smolmoe.training.distillation import open_distillation
+from smolmoe.training.estimate import Estimate, blocks_a_step, skeleton
 from smolmoe.training.estimate import estimate as cost
+from smolmoe.training.fit import check_fits
 from smolmoe.training.folder import (
     BEST,
     HELD_OUT,
     MODEL,
     SUMMARY,
     TOKENIZER,
+    RunResult,
     begin,
     check_step,
     check_there,
     open_folder,
 )
-
-if TYPE_CHECKING:
-    from smolmoe.data.corpus import TokenCorpus
-    from smolmoe.evaluation.held_out import DocumentLosses, HeldOut
-    from smolmoe.training.estimate import Estimate
-    from smolmoe.training.trainer import MoeTrainer
-    from smolmoe.verification.findings import Finding
+from smolmoe.training.guidance import resolve
+from smolmoe.training.models import (
+    find_tokenizer,
+    granularity_of,
+    model_folder,
+    parent_provenance,
+    run_provenance,
+)
+from smolmoe.training.objective import Objective
+from smolmoe.training.optim import freeze
+from smolmoe.training.saved_state import load_training_state, model_of
+from smolmoe.training.trainer import MoeTrainer
+from smolmoe.verification.findings import Finding
+from smolmoe.verification.routers import findings_at_start, tell
 
 logger = logging.getLogger(__name__)
 
-FLIP_BLOCKS = 4  # training blocks on which routing in fp32 is compared with routing as served
-MEASUREMENTS = 10  # held-out measurements of a run whose recipe does not say
+FLIP_BLOCKS = 4  # training blocks on which fp32 routing is compared with bf16 routing
+MEASUREMENTS = 10  # held-out evaluations of a run, by default
 
 
-@dataclass(frozen=True)
-class TrainResult:
-    """What a run wrote.
-
-    Attributes:
-        out: the run folder: `model/`, `best/`, `checkpoints/`, `metrics.jsonl`, `recipe.yaml`, `summary.json`.
-        summary: as in `summary.json`.
-    """
-
-    out: Path
-    summary: dict[str, Any]
-
-    @property
-    def model(self) -> Path:
-        return self.out / MODEL
+class TrainResult(RunResult):
+    """The output of a training run: `model/`, `best/`, `checkpoints/`, `metrics.jsonl`, `summary.json`."""
 
     @property
     def best(self) -> Path | None:
-        """The model with the lowest held-out loss of the run; None where no checkpoint of it was kept."""
+        """The model with the lowest held-out loss of the run; None if its checkpoint was not kept."""
         return self.out / BEST if self.summary["best"]["model"] is not None else None
-
-    def to_json(self) -> dict[str, Any]:
-        return {"out": str(self.out), **self.summary}
 
 
 def train(
@@ -77,40 +82,34 @@ def train(
     overwrite: bool = False,
     report: Progress | None = None,
 ) -> TrainResult:
-    """Train one model and write it, with what was measured on the way, into one folder.
+    """Train one model; write the model and the measurements into one folder.
 
     Args:
-        recipe: what to train on what; a dict is parsed.
-        resume: latest, best, or a checkpoint's folder, to go on from there.
-        overwrite: start over where the folder holds a run.
-        report: called as the work goes on.
+        recipe: model, data and options; a dict is parsed.
+        resume: latest, best, or a checkpoint's folder, to resume from.
+        overwrite: start over if the folder contains a run.
+        report: called as the work progresses.
 
     Raises:
-        SmolmoeError: a subclass that names what is wrong. After TrainingError and OutputError the last whole checkpoint
-            can be resumed from.
+        SmolmoeError: a subclass that names the problem. After TrainingError and OutputError the last complete
+            checkpoint can be resumed from.
     """
     if isinstance(recipe, dict):
         recipe = parse(TrainRecipe, recipe)
-    from smolmoe.training.distributed import held_by_main, join, on_main
-
-    join(recipe)
-    on_main(lambda: check_there(recipe.out, resume))
-    with held_by_main(recipe.out):
+    distributed.join(recipe)
+    distributed.on_main(lambda: check_there(recipe.out, resume))
+    with distributed.held_by_main(recipe.out):
         return _Run(recipe, resume, overwrite, report or silent).go()
 
 
 def estimate(recipe: TrainRecipe) -> Estimate:
-    """What a run will cost, and what the doctor would say of its routers: from configs.
+    """The cost of a run, and the doctor's findings on its routers, from configs.
 
     The weights are read once, to find NaN and infinity.
 
     Raises:
-        SmolmoeError: as `train`, for what can be seen beforehand. The number of steps must be given.
+        SmolmoeError: as `train`, for problems that are known before training. The number of steps must be given.
     """
-    from smolmoe.core.files import place
-    from smolmoe.moe.loading import Skeleton
-    from smolmoe.training.models import granularity_of, model_folder, parent_provenance
-
     place(recipe.out, "growing folder")
     costs, folder = cost(recipe), model_folder(recipe.model)
     if folder is not None:
@@ -119,58 +118,45 @@ def estimate(recipe: TrainRecipe) -> Estimate:
 
 
 def router_findings(recipe: TrainRecipe, model: Any, granularity: int) -> tuple[Finding, ...]:
-    """What the doctor would say of the routers of a model that is about to be trained by this recipe."""
-    from smolmoe.verification.routers import findings_at_start
-
+    """The doctor's findings on the routers of a model that this recipe is about to train."""
     guided = recipe.guidance is not None
     return findings_at_start(model, recipe.objective, recipe.routing, guided=guided, granularity=granularity)
 
 
 class _Run:
-    """The parts of a run, made one after the other."""
+    """A run and what it builds on the way."""
 
     def __init__(self, recipe: TrainRecipe, resume: str | None, overwrite: bool, report: Progress):
-        from smolmoe.training.arguments import check_trainer
-        from smolmoe.training.distributed import on_main
-        from smolmoe.training.metrics import is_main_process
-
         self.recipe = recipe
         self.report = report
-        self.writes = is_main_process()
+        self.writes = distributed.rank() == 0
         check_trainer(recipe)
-        self.checkpoint = on_main(
+        self.checkpoint = distributed.on_main(
             lambda: open_folder(recipe, resume, overwrite=overwrite, blocks_a_step=blocks_a_step(recipe))
         )
 
     def go(self) -> TrainResult:
-        from smolmoe.training.distillation import open_distillation
-        from smolmoe.training.distributed import build_once, in_turn, on_main
-        from smolmoe.training.fit import check_fits
-        from smolmoe.training.metrics import FILE, MetricsFile
-        from smolmoe.training.models import build_model, find_tokenizer, granularity_of, model_folder, parent_provenance
-        from smolmoe.verification.routers import tell
-
         recipe = self.recipe
-        self.source = in_turn(lambda: model_folder(recipe.model))
+        self.source = distributed.in_turn(lambda: model_folder(recipe.model))
         self.provenance = parent_provenance(self.source)
         self.report("Reading the model", 0, 0)
-        self.tokenizer = on_main(lambda: self._tokenizer(find_tokenizer))
+        self.tokenizer = distributed.on_main(lambda: self._tokenizer(find_tokenizer))
         self.distillation = open_distillation(recipe, self.tokenizer)
-        build = build_once if recipe.parallel == "fsdp" else in_turn
-        self.model = build(lambda: self._model(build_model))
+        build = distributed.build_once if recipe.parallel == "fsdp" else distributed.in_turn
+        self.model = build(lambda: self._model(models.build_model))
         self.granularity = granularity_of(self.provenance)
         check_fits(recipe, self.model, self.granularity)
         self.findings = router_findings(recipe, self.model, self.granularity)
         tell(self.findings)
         self.report("Tokenising", 0, 0)
-        corpus = in_turn(lambda: text.read_corpus(recipe, self.tokenizer, self.report))
+        corpus = distributed.in_turn(lambda: text.read_corpus(recipe, self.tokenizer, self.report))
         held_out = text.held_out_windows(recipe, corpus, self.tokenizer)
         steps = text.count_steps(recipe, corpus)
         check_step(self.checkpoint, steps)
         self.carried = self._carried()
         trainer = self._trainer(corpus, held_out, steps)
-        # All is checked: from here on the folder is this run's.
-        on_main(
+        # All checks passed: from here on the folder is this run's.
+        distributed.on_main(
             lambda: begin(
                 recipe,
                 self.tokenizer,
@@ -179,22 +165,19 @@ class _Run:
                 checkpoint=self.checkpoint,
             )
         )
-        trainer.metrics = MetricsFile(recipe.out / FILE, after=_step(self.checkpoint), write=self.writes)
-        trainer.clock.seconds = trainer.metrics.seconds
-        self._train(trainer)
+        trainer.open_metrics(_step(self.checkpoint), write=self.writes)
+        self.report("Training", _step(self.checkpoint), trainer.args.max_steps)
+        trainer.train_from(self.checkpoint)
+        trainer.flush()
         return self._finish(trainer, corpus, held_out, steps)
 
     def _model(self, build: Callable[[TrainRecipe, Any, Path | None], Any]) -> Any:
-        from smolmoe.training.saved_state import model_of
-
         checkpoint = self.checkpoint
         if checkpoint is None:
             return build(self.recipe, self.tokenizer, self.source)
         return model_of(checkpoint, lambda: build(self.recipe, self.tokenizer, checkpoint))
 
     def _tokenizer(self, find: Callable[[TrainRecipe, Path | None], Any]) -> Any:
-        from smolmoe.moe.loading import load_tokenizer
-
         if self.checkpoint is not None and (self.recipe.out / TOKENIZER).is_dir():
             return load_tokenizer(self.recipe.out / TOKENIZER)
         if isinstance(self.recipe.tokenizer, int):
@@ -208,19 +191,9 @@ class _Run:
     # -- training ------------------------------------------------------------------------------------------------
 
     def _trainer(self, corpus: TokenCorpus, held_out: HeldOut, steps: int) -> MoeTrainer:
-        from smolmoe.evaluation.held_out import document_losses
-        from smolmoe.training.arguments import training_arguments
-        from smolmoe.training.distributed import check_optimizer, shard
-        from smolmoe.training.guidance import resolve
-        from smolmoe.training.objective import Objective
-        from smolmoe.training.optim import freeze
-        from smolmoe.training.saved_state import load_training_state
-        from smolmoe.training.trainer import MoeTrainer
-
         recipe = self.recipe
         every = recipe.evaluation.every or max(1, steps // MEASUREMENTS)
-        folder = Path(os.path.realpath(recipe.out))  # which a link may lead to before it is there
-        arguments = training_arguments(recipe, folder, steps=steps, every=every)
+        arguments = training_arguments(recipe, steps=steps, every=every)
         moments, scales = self.carried
         guidance = None
         if recipe.guidance is not None:
@@ -230,8 +203,8 @@ class _Run:
         if self.checkpoint is not None:
             load_training_state(self.model, self.checkpoint)
         if recipe.parallel == "fsdp" and arguments.world_size > 1:
-            check_optimizer(arguments.optim.value)
-            shard(self.model, arguments.device.type, bf16=arguments.bf16)
+            distributed.check_optimizer(arguments.optim.value)
+            distributed.shard(self.model, arguments.device.type, bf16=arguments.bf16)
         return MoeTrainer(
             recipe=recipe,
             objective=objective,
@@ -249,56 +222,37 @@ class _Run:
         )
 
     def _carried(self) -> tuple[dict[str, Any], dict[str, float]]:
-        """Adam moments of the dense source by the MoE's parameters, and learning-rate factors of scaled tensors."""
+        """The dense source's Adam moments by MoE parameter, and the learning-rate factors of scaled tensors."""
         carry = self.recipe.carry
         if carry is None:
             return {}, {}
-        from smolmoe.surgery.moments import Moments, carry_moments, learning_rate_scales, plan_of
-        from smolmoe.training.checkpoints import read_adam
-
         assert self.source is not None  # see `check_fits`
         dense = {
             name: Moments(state["exp_avg"].float(), state["exp_avg_sq"].float(), float(state["step"]))
             for name, state in read_adam(Path(carry.optimizer)).items()
         }
-        if self.provenance.get("stage") != "upcycle":  # the model that was trained itself
+        if self.provenance.get("stage") != "upcycle":  # the state is of this very model
             return dense, {}
         plan = plan_of(self.source)
         return carry_moments(plan, dense, experts=carry.experts), learning_rate_scales(plan)
 
-    def _train(self, trainer: MoeTrainer) -> None:
-        from smolmoe.training.objective import NotFiniteError
-
-        self.report("Training", _step(self.checkpoint), trainer.args.max_steps)
-        try:
-            trainer.train(resume_from_checkpoint=None if self.checkpoint is None else str(self.checkpoint))
-        except NotFiniteError:
-            # The step was not taken, so the weights are those of the last good one. All ranks come here together.
-            if trainer.state.global_step:
-                trainer._save_checkpoint(trainer.model)
-            raise
-        trainer.flush()
-
-    # -- what is left --------------------------------------------------------------------------------------------
+    # -- results -------------------------------------------------------------------------------------------------
 
     def _finish(self, trainer: MoeTrainer, corpus: TokenCorpus, held_out: HeldOut, steps: int) -> TrainResult:
-        from smolmoe.moe.size import size_of
-        from smolmoe.training.best import losses_before
-        from smolmoe.training.checkpoints import room_for
-        from smolmoe.training.distributed import on_main
-
         out = self.recipe.out
         self.report("Writing the model", 0, 0)
         with room_for("the model", out):
             self._write_model(trainer)
-        # A run that was killed between its last checkpoint and here has measured that step already.
+        # A run that was killed after its last checkpoint has already measured that step.
         last = trainer.last_held_out or trainer.measured(None)
         start = losses_before(out, last)
+        size, length = size_of(self.model), self.recipe.data.length
+        tokens = steps * blocks_a_step(self.recipe) * length
         summary: dict[str, Any] = {
             "steps": steps,
-            "tokens": steps * blocks_a_step(self.recipe) * self.recipe.data.length,
-            "flops": self._flops(steps),
-            "parameters": size_of(self.model).to_json(),
+            "tokens": tokens,
+            "flops": tokens * size.flops_per_token(length),
+            "parameters": size.to_json(),
             "held_out": {**last.to_json(), "documents": len(last.tokens)},
             **({} if start is None else {"before": start.to_json(), "change": self._change(start, last)}),
             "train_seconds": round(trainer.clock.seconds, 2),
@@ -316,50 +270,35 @@ class _Run:
             finish_model(out / MODEL, summary)
             return summary
 
-        return TrainResult(out, on_main(write))
+        return TrainResult(out, distributed.on_main(write))
 
     def _change(self, before: DocumentLosses, after: DocumentLosses) -> dict[str, Any]:
-        from smolmoe.evaluation.held_out import change
-
         found = change(before, after)
         if found.verdict == "worse":
             logger.warning("The held-out loss got worse: %.4f before, %.4f after.", found.before, found.after)
         return found.to_json()
 
     def _best(self, trainer: MoeTrainer, last: int, summary: dict[str, Any]) -> dict[str, Any]:
-        """Write `best/` with its card; says which step it is of, and of no folder where that has no checkpoint."""
-        from smolmoe.training.best import find_best, write_best
-        from smolmoe.training.checkpoints import room_for
-
+        """Write `best/` with its card; returns its step and loss, and no folder if that step has no checkpoint."""
         out = self.recipe.out
         best = find_best(out, trainer.state.best_global_step, last, summary)
         step, loss = best["steps"], best["held_out"]["loss"]
         with room_for("the best checkpoint's model", out):
             folder = write_best(out, step, last, self._provenance())
         if folder is None:
-            logger.warning("Step %d had the lowest held-out loss (%.4f), and its checkpoint is not there.", step, loss)
+            logger.warning("Step %d had the lowest held-out loss (%.4f), but its checkpoint is missing.", step, loss)
         else:
             finish_model(folder, best)
         return {"step": step, "loss": loss, "model": None if folder is None else BEST}
 
     def _flips(self, corpus: TokenCorpus) -> dict[str, float]:
-        """Of routers trained in fp32: the share of tokens for which bf16, as it is served, chooses other experts."""
+        """For routers trained in fp32: the share of tokens for which bf16, as in inference, chooses other experts."""
         if not self.recipe.routing.fp32:
             return {}
-        import torch
-
-        from smolmoe.moe.control import measure_flips
-
         blocks, device = self._blocks(corpus, FLIP_BLOCKS), self.model.device
         batches = [{"input_ids": blocks[i]["input_ids"][None].to(device)} for i in range(FLIP_BLOCKS)]
         with torch.autocast(device.type, torch.bfloat16):
             return {"router_flips": measure_flips(self.model, batches)}
-
-    def _flops(self, steps: int) -> float:
-        from smolmoe.moe.size import size_of
-
-        length = self.recipe.data.length
-        return steps * blocks_a_step(self.recipe) * length * size_of(self.model).flops_per_token(length)
 
     def _write_model(self, trainer: MoeTrainer) -> None:
         partial = self.recipe.out / f".{MODEL}.partial"
@@ -371,13 +310,9 @@ class _Run:
             move_into_place(partial, self.recipe.out / MODEL)
 
     def _provenance(self) -> dict[str, Any]:
-        from smolmoe.training.models import run_provenance
-
         return run_provenance("train", self.recipe, self.source, self.provenance)
 
     def _samples(self) -> list[dict[str, str]]:
-        from smolmoe.inference.generate import generate
-
         samples = self.recipe.samples
         positions = getattr(self.model.config.get_text_config(), "max_position_embeddings", None) or math.inf
         found = []
@@ -394,6 +329,4 @@ class _Run:
 
 
 def _step(checkpoint: Path | None) -> int:
-    from smolmoe.training.checkpoints import step_of
-
     return 0 if checkpoint is None else step_of(checkpoint)

@@ -1,23 +1,31 @@
-"""The state in a checkpoint for resuming: check each file, and report the one that cannot be used."""
+"""Checks of the files that a run resumes from; errors name the file that cannot be used."""
 
 from __future__ import annotations
 
 import math
+import random
 import zlib
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NoReturn
 
+import numpy as np
+import torch
+from safetensors.torch import load_file
+from transformers import TrainerControl, TrainerState
+from transformers.trainer_pt_utils import safe_globals
+
 from smolmoe.core.json_text import TYPES, read_object, type_name
 from smolmoe.core.provenance import check_schema
 from smolmoe.errors import CheckpointError, SmolmoeError
+from smolmoe.moe.control import load_state, saved_state
 
-MANIFEST = "manifest.json"  # size and checksum of every file: what a crash of the machine cut short shows here
-RUN = "run.json"  # what was asked, and of which data: a resumed run must agree
-STATE = "trainer_state.json"  # of the Trainer: steps, the best of them, what was logged
+MANIFEST = "manifest.json"  # size and checksum of every file, to find truncated ones
+RUN = "run.json"  # recipe and data: a resumed run must have the same
+STATE = "trainer_state.json"  # of the Trainer: steps, best step, logs
 NAMES = "optimizer_names.json"  # parameter names in the order of the optimiser's state
-TRAINING_STATE = "routers.safetensors"  # what is trained and is no part of the model: learned noise
+TRAINING_STATE = "routers.safetensors"  # trained, but not part of the model: learned noise
 OPTIMIZER = "optimizer.pt"
 SCHEDULER = "scheduler.pt"
 FIX = "Resume from another checkpoint of the run (`resume=FOLDER`), or start over with `overwrite=True`."
@@ -32,7 +40,7 @@ _NEEDED: tuple[tuple[str, ...], ...] = (
     _WEIGHTS,
 )
 _NUMBER = (int, float)
-# What the Trainer resumes with: each key and its allowed types.
+# The Trainer's state: each key and its allowed types.
 _STATE_TYPES: dict[str, tuple[type, ...]] = {
     **dict.fromkeys(("global_step", "max_steps", "num_train_epochs"), (int,)),
     **dict.fromkeys(("epoch", "logging_steps", "save_steps", "eval_steps", "total_flos"), _NUMBER),
@@ -45,7 +53,7 @@ _STATE_TYPES: dict[str, tuple[type, ...]] = {
     "stateful_callbacks": (dict,),
 }
 _ADAM = ("step", "exp_avg", "exp_avg_sq")
-# Of a parameter of this shape: the shape of a tensor of the optimiser's state, by its name.
+# Tensor of the optimiser's state -> its shape, from the parameter's shape.
 _SHAPES: dict[str, Callable[[tuple[int, ...]], tuple[int, ...]]] = {
     **dict.fromkeys(("exp_avg", "exp_avg_sq", "max_exp_avg_sq", "momentum_buffer"), lambda shape: shape),
     "step": lambda shape: (),
@@ -55,7 +63,7 @@ _SHAPES: dict[str, Callable[[tuple[int, ...]], tuple[int, ...]]] = {
 
 
 def wrong(file: Path, problem: str) -> NoReturn:
-    """Raise that a file cannot be resumed from."""
+    """Raise CheckpointError for a file that cannot be used."""
     raise _error(file, problem)
 
 
@@ -65,7 +73,7 @@ def _error(file: Path, problem: str) -> CheckpointError:
 
 @contextmanager
 def using(file: Path) -> Iterator[None]:
-    """Whatever goes wrong within is the file's fault."""
+    """Within, any error becomes a CheckpointError for this file."""
     try:
         yield
     except SmolmoeError:
@@ -81,13 +89,13 @@ def read_json(file: Path, kind: type) -> Any:
     """A JSON file of a run, of this type.
 
     Raises:
-        CheckpointError: it is not there, or something else.
+        CheckpointError: it is missing, or of another type.
     """
     return read_object(file, kind, field="resume", fix=FIX)
 
 
 def read_record(file: Path) -> dict[str, Any]:
-    """What a run was begun with: its `run.json`.
+    """The record of a run: its `run.json`.
 
     Raises:
         CheckpointError: it cannot be read, or is of another schema.
@@ -96,7 +104,7 @@ def read_record(file: Path) -> dict[str, Any]:
     check_schema(found.get("schema_version"), file)
     for key, kind in (("recipe", dict), ("data", str), ("blocks_a_step", int)):
         if not isinstance(found.get(key), kind) and (key in found or key != "blocks_a_step"):
-            wrong(file, f"holds {type_name(found.get(key))} for {key!r} where {TYPES[kind]} belongs")
+            wrong(file, f"holds {type_name(found.get(key))} for {key!r} instead of {TYPES[kind]}")
     return found
 
 
@@ -104,7 +112,7 @@ def read_state(folder: Path) -> dict[str, Any]:
     """The Trainer's state in a checkpoint.
 
     Raises:
-        CheckpointError: it cannot be read, or something of it is of another type.
+        CheckpointError: it cannot be read, or a value has the wrong type.
     """
     file = folder / STATE
     found: dict[str, Any] = read_json(file, dict)
@@ -117,15 +125,13 @@ def read_state(folder: Path) -> dict[str, Any]:
     if not all(isinstance(entry, dict) for entry in found["log_history"]):
         wrong(file, "has something other than entries in 'log_history'")
     with using(file):
-        from transformers import TrainerControl, TrainerState
-
         TrainerState.load_from_json(str(file))
         TrainerControl(**found["stateful_callbacks"]["TrainerControl"]["args"])
     return found
 
 
 def check_checkpoint(folder: Path) -> None:
-    """See that the files of a checkpoint are there, are those that were written, and hold what they should.
+    """Check that the files of a checkpoint exist, are unchanged, and have valid contents.
 
     Raises:
         CheckpointError: naming the file.
@@ -160,7 +166,7 @@ def _check_manifest(folder: Path) -> None:
 
 
 def read_manifest(folder: Path) -> dict[str, dict[str, Any]]:
-    """Of each file of a checkpoint `bytes` and `crc32`; checkpoints of earlier versions have no checksums.
+    """`bytes` and `crc32` of each file of a checkpoint; earlier versions wrote no checksums.
 
     Raises:
         CheckpointError: it cannot be read.
@@ -182,13 +188,11 @@ def crc32(file: Path) -> int:
 
 
 def _load(file: Path) -> Any:
-    import torch
-
     try:
         return torch.load(file, map_location="cpu", weights_only=True, mmap=True)
     except MemoryError:
         raise
-    except Exception as error:  # zipfile, pickle and torch raise all kinds, which say little
+    except Exception as error:  # zipfile, pickle and torch raise many kinds
         raise _error(file, "is damaged: torch cannot read it") from error
 
 
@@ -227,12 +231,6 @@ def _check_scheduler(file: Path, step: int) -> None:
 
 
 def _check_generators(file: Path) -> None:
-    import random
-
-    import numpy as np
-    import torch
-    from transformers.trainer_pt_utils import safe_globals
-
     with using(file):
         with safe_globals():
             found = torch.load(file, map_location="cpu", weights_only=True)
@@ -242,7 +240,7 @@ def _check_generators(file: Path) -> None:
 
 
 def check_optimizer_fits(folder: Path, model: Any, optimizer: Any, names: Sequence[str]) -> None:
-    """See that an optimiser's state is of this model's parameters.
+    """Check that an optimiser's state fits this model's parameters.
 
     Args:
         names: of the parameters in the order of the optimiser's groups.
@@ -275,8 +273,6 @@ def check_optimizer_fits(folder: Path, model: Any, optimizer: Any, names: Sequen
 
 
 def _is_adam(optimizer: Any) -> bool:
-    import torch
-
     return isinstance(getattr(optimizer, "optimizer", optimizer), torch.optim.Adam)  # AdamW among them
 
 
@@ -293,7 +289,7 @@ def model_of(folder: Path, load: Callable[[], Any]) -> Any:
 
 
 def check_finite(model: Any, folder: Path) -> None:
-    """See that no weight of a model that was loaded from a checkpoint is NaN or Inf.
+    """Check that no weight of a model that was loaded from a checkpoint is NaN or Inf.
 
     Raises:
         CheckpointError: naming the tensor.
@@ -304,15 +300,11 @@ def check_finite(model: Any, folder: Path) -> None:
 
 
 def load_training_state(model: Any, folder: Path) -> None:
-    """Put back what is trained and is no part of the model.
+    """Load the trained state that is not part of the model.
 
     Raises:
-        CheckpointError: it is not there, or is of another model.
+        CheckpointError: it is missing, or is of another model.
     """
-    from safetensors.torch import load_file
-
-    from smolmoe.moe.control import load_state, saved_state
-
     file = folder / TRAINING_STATE
     if not file.is_file():
         if saved_state(model):
@@ -338,7 +330,7 @@ def _shown(value: Any) -> str:
 
 
 def _kind(value: Any) -> Any:
-    """Values of a kind may take each other's place in an optimiser's group; of a setting there is one."""
+    """The kind of a value of an optimiser's group; a setting must be equal, a number may differ."""
     if isinstance(value, bool) or value is None or isinstance(value, str):
         return repr(value)
     if _is_number(value):

@@ -1,4 +1,4 @@
-"""The text of a run: its tokenizer, its blocks in their order, and what is held out."""
+"""The text of a run: its tokenizer, its blocks in their order, and the held-out text."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ from itertools import chain
 from typing import Any
 
 import numpy as np
+from torch.utils.data import Subset
 
 from smolmoe.core.progress import Progress
 from smolmoe.data.blocks import Blocks, whole_windows
@@ -19,27 +20,20 @@ from smolmoe.evaluation.held_out import HeldOut, cut_windows
 from smolmoe.recipe import TrainRecipe
 from smolmoe.training.estimate import blocks_a_step
 
-TOKENIZER_CHARACTERS = 50_000_000  # more text makes no better tokenizer
-
 
 def learn_tokenizer(recipe: TrainRecipe, vocabulary: int, report: Progress) -> Any:
-    """A tokenizer of that size, learned from the documents to train on."""
+    """A tokenizer of this size, learned from the training documents."""
     data = recipe.data
-    documents, characters = [], 0
-    sources = [open_source(source, quiet=True) for source in data.sources]  # what they leave out, the corpus says
-    for document in chain.from_iterable(source.documents(Tally()) for source in sources):
-        if not data.validation and is_held_out(document.text, data.held_out):
-            continue
-        documents.append(document)
-        characters += len(document.text)
-        if characters > TOKENIZER_CHARACTERS:
-            break
+    share = 0.0 if data.validation else data.held_out
+    sources = [open_source(source, quiet=True) for source in data.sources]  # the corpus logs what they skip
+    documents = chain.from_iterable(source.documents(Tally()) for source in sources)
+    learned_from = (document for document in documents if not is_held_out(document.text, share))
     name = "Learning a tokenizer"
-    return train_tokenizer(documents, vocabulary, report=lambda done, total: report(name, done, total))
+    return train_tokenizer(learned_from, vocabulary, report=lambda done, total: report(name, done, total))
 
 
 def read_corpus(recipe: TrainRecipe, tokenizer: Any, report: Progress) -> TokenCorpus:
-    """The tokenised documents; of streamed sources as many as the run needs."""
+    """The tokenised documents; streamed sources are read as far as the run needs."""
     steps = int(recipe.trainer.get("max_steps", -1))
     blocks = whole_windows(recipe.data.skip + steps * blocks_a_step(recipe))
     tokens = blocks * recipe.data.length if steps > 0 else None
@@ -47,7 +41,7 @@ def read_corpus(recipe: TrainRecipe, tokenizer: Any, report: Progress) -> TokenC
 
 
 def held_out_windows(recipe: TrainRecipe, corpus: TokenCorpus, tokenizer: Any) -> HeldOut:
-    """What is measured on the way."""
+    """The windows of held-out text that the run is evaluated on."""
     evaluation, store = recipe.evaluation, corpus.validation
     return cut_windows(
         [store.document(i).tolist() for i in range(len(store))],
@@ -98,8 +92,6 @@ def run_blocks(recipe: TrainRecipe, corpus: TokenCorpus, count: int, targets: An
     Args:
         targets: a teacher's, of this text.
     """
-    from torch.utils.data import Subset
-
     data = recipe.data
     weights = [source.weight for source in data.sources]
     blocks = Blocks(

@@ -1,4 +1,4 @@
-"""The Trainer of transformers with our objective, checkpoints and measurements."""
+"""The Trainer of transformers with router terms, atomic checkpoints and held-out evaluation."""
 
 from __future__ import annotations
 
@@ -9,63 +9,47 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import save_file
-from transformers import PrinterCallback, ProgressCallback, Trainer, TrainerCallback, default_data_collator
+from transformers import Trainer, default_data_collator
 from transformers.trainer import OPTIMIZER_NAME, SCHEDULER_NAME
 
 from smolmoe.core.files import write_json
 from smolmoe.moe import balance, losses
-from smolmoe.moe.control import saved_state, without_training_state
+from smolmoe.moe.control import without_training_state
 from smolmoe.moe.loading import no_progress_bar
 from smolmoe.moe.routing import RoutingCapture
 from smolmoe.recipe import TrainRecipe
 from smolmoe.training.allocator import kept_memory
-from smolmoe.training.checkpoints import AtomicCheckpoints
 from smolmoe.training.chunked_loss import HeadLoss, head_loss
 from smolmoe.training.distillation import Distillation
 from smolmoe.training.distributed import is_sharded, load_optimizer, place_moments, whole_state
 from smolmoe.training.folder import HELD_OUT_BEFORE
-from smolmoe.training.metrics import Clock, MetricsFile, flatten, peak_memory, perplexity
-from smolmoe.training.objective import Objective, RoutedTraining, RouterCallback
-from smolmoe.training.optim import (
-    expert_names,
-    install_moments,
-    learning_rate_factors,
-    router_names,
-    slow_start,
-    split_groups,
-)
+from smolmoe.training.metrics import flatten, peak_memory, perplexity
+from smolmoe.training.objective import Objective
+from smolmoe.training.optim import expert_names, install_moments
 from smolmoe.training.own_config import OwnConfig
-from smolmoe.training.saved_state import TRAINING_STATE
+from smolmoe.training.run_trainer import RunTrainer, Step, StepCallback
 
 logger = logging.getLogger(__name__)
 
-COLLAPSED = 0.5  # normalised entropy of a layer's load: as if E^0.5 experts were used alike
-
-Step = Callable[[int, int], None]  # step, of how many
+COLLAPSED = 0.5  # normalised entropy of a layer's load: like E^0.5 experts with equal loads
 
 
-class MoeTrainer(RoutedTraining, AtomicCheckpoints, Trainer):
+class MoeTrainer(RunTrainer, Trainer):
     """One run: `train()`, with held-out measurements at the steps in `measured_at`. Set `metrics` before.
 
     Args:
         recipe: of the run.
         objective: router terms.
-        measure: gives the held-out losses of a model: `loss`, `by_domain`, and of an MoE whose routers the capture
+        measure: returns the held-out losses of a model: `loss`, `by_domain`, and for an MoE whose routers the capture
             records also `counts` [L, E].
         measured_at: steps; 0 is before the first.
-        moments: Adam state to begin with, by parameter name.
-        carried: names of all parameters that began with such state, in a resumed run too.
+        moments: initial Adam state, by parameter name.
+        carried: names of all parameters that started with such a state, in a resumed run, too.
         scales: learning-rate factors of tensors that a conversion scaled.
-        on_step: told of every step done.
-        distillation: a teacher, whose targets the batches hold.
-        **trainer: what `transformers.Trainer` takes.
-
-    Attributes:
-        metrics: where rows go.
+        on_step: called after every step.
+        distillation: a teacher, whose targets are in the batches.
+        **trainer: arguments of `transformers.Trainer`.
     """
-
-    metrics: MetricsFile
 
     def __init__(
         self,
@@ -81,36 +65,25 @@ class MoeTrainer(RoutedTraining, AtomicCheckpoints, Trainer):
         distillation: Distillation | None = None,
         **trainer: Any,
     ):
-        self.own_config = OwnConfig(trainer["model"])
-        # Stacks blocks as they are: the collator of a tokenizer would turn each of a teacher's numbers into an object.
+        own_config = OwnConfig(trainer["model"])
+        # This collator stacks tensors; a tokenizer's would convert each of a teacher's numbers into an object.
         super().__init__(compute_loss_func=distillation, data_collator=default_data_collator, **trainer)
-        # Taken from the Trainer, which would delete the last checkpoint where it is not the best.
-        self.keep, self.args.save_total_limit = self.args.save_total_limit, None
+        self.begin(recipe, objective, own_config, on_step)
         self.is_sharded = is_sharded(self.model)
-        # As of a model that transformers sharded while loading it: accelerate must not wrap it.
+        # As if transformers had sharded the model while loading it: accelerate must not wrap it.
         self.is_distributed_loading_by_transformers = self.is_sharded
-        self.recipe = recipe
-        self.run_folder = recipe.out
-        self.objective = objective
         self.distillation = distillation
         self.measure = measure
         self.measured_at = measured_at
         self.moments = moments or {}
         self.carried = carried
         self.scales = scales or {}
-        self.on_step = on_step
-        self.control: Any
-        self.clock = Clock()
         self.last_held_out: Any = None
-        self._micro: list[dict[str, torch.Tensor]] = []
         self._steps: list[tuple[int, dict[str, torch.Tensor]]] = []
         self._window_from = (0, 0.0)
         self._collapsed: set[int] = set()
         self._gradients: dict[str, float] = {}
         self._rate = 0.0  # of the last step
-        for callback in (PrinterCallback, ProgressCallback):  # stdout is for results; progress is `on_step`'s
-            self.remove_callback(callback)
-        self.add_callback(RouterCallback(objective))
         self.add_callback(_Watch(self))
         self.head_loss = self._head_loss()
 
@@ -121,7 +94,7 @@ class MoeTrainer(RoutedTraining, AtomicCheckpoints, Trainer):
     # -- loss ----------------------------------------------------------------------------------------------------
 
     def _head_loss(self) -> HeadLoss | None:
-        """The loss without whole logits; None where something else needs those, or the head is not here as a whole."""
+        """The loss without full logits; None if something else needs them, or the head is sharded or copied."""
         needs_logits = self.distillation is not None or self.args.label_smoothing_factor
         if needs_logits or self.is_sharded or self.args.n_gpu > 1 or self.args.torch_compile:
             return None
@@ -133,33 +106,18 @@ class MoeTrainer(RoutedTraining, AtomicCheckpoints, Trainer):
 
     # -- order, optimiser ----------------------------------------------------------------------------------------
 
-    def create_optimizer(self, model: Any = None) -> Any:
-        begun = self.optimizer is not None
-        optimizer = super().create_optimizer(model)
-        if not begun:
-            own = self.model if model is None else model
-            factors = learning_rate_factors(own, self.recipe)
-            split_groups(optimizer, own, factors, self.scales, self._slow_parameters(own))
-            install_moments(optimizer, own, place_moments(self.moments, own))
-        return optimizer
+    def set_up_optimizer(self, optimizer: Any, model: Any) -> None:
+        super().set_up_optimizer(optimizer, model)
+        install_moments(optimizer, model, place_moments(self.moments, model))
 
-    def _slow_parameters(self, model: Any) -> set[str]:
+    def slow_parameters(self, model: Any) -> set[str]:
         """Routers; and if most of the model resumes with carried moments, the experts that could not."""
         fresh = expert_names(model) - set(self.carried) if self.carried else set()
-        return router_names(model) | fresh
-
-    def create_scheduler(self, num_training_steps: int, optimizer: Any = None) -> Any:
-        scheduler = super().create_scheduler(num_training_steps, optimizer)
-        routing = self.recipe.routing
-        slow_start(scheduler, self.optimizer, freeze=routing.freeze, warmup=routing.warmup_steps or 0)
-        return scheduler
+        return super().slow_parameters(model) | fresh
 
     def _defer_fsdp_gradient_reduction(self) -> Any:
-        """Not at all: until the last micro-batch, every process would keep the gradients of the whole model."""
+        """Disabled: every process would keep the gradients of the whole model until the last micro-batch."""
         return nullcontext()
-
-    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
-        """Nothing: the model was loaded from there, by names that its class maps and a state dict does not."""
 
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
         if not self.is_sharded or checkpoint is None:
@@ -171,21 +129,8 @@ class MoeTrainer(RoutedTraining, AtomicCheckpoints, Trainer):
 
     # -- writing -------------------------------------------------------------------------------------------------
 
-    def _save(self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None) -> None:
-        """Save the model for inference; training-only state goes into a separate file."""
-        with self.objective.as_served(), self.own_config.restored():
-            state_dict = state_dict if state_dict is not None else self._whole_model()
-            if self.args.should_save:
-                super()._save(output_dir, without_training_state(state_dict))
-        own = whole_state(saved_state(self.model))
-        if own and output_dir is not None and self.args.should_save:
-            save_file(own, Path(output_dir) / TRAINING_STATE)
-
-    def _whole_model(self) -> dict[str, Any]:
-        return whole_state(self.model.state_dict(keep_vars=True)) if self.is_sharded else self.model.state_dict()
-
     def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
-        """In the form of one process, so that any number of them can resume, sharded or not."""
+        """In the format of a single process, so that any number of processes can resume, sharded or not."""
         if not self.is_sharded:
             super()._save_optimizer_and_scheduler(output_dir)
             return
@@ -195,9 +140,9 @@ class MoeTrainer(RoutedTraining, AtomicCheckpoints, Trainer):
             torch.save(self.lr_scheduler.state_dict(), Path(output_dir) / SCHEDULER_NAME)
 
     def write_model(self, folder: Path) -> None:
-        """The trained model as it is to be used: what training alone needs folded in or left out."""
+        """Write the trained model for inference: training-only state is folded in or removed."""
         self.objective.finish()
-        state_dict = without_training_state(self._whole_model())
+        state_dict = without_training_state(self.whole_model())
         if not self.args.should_save:
             return
         with no_progress_bar(), self.own_config.restored():
@@ -206,27 +151,19 @@ class MoeTrainer(RoutedTraining, AtomicCheckpoints, Trainer):
 
     # -- measuring -----------------------------------------------------------------------------------------------
 
-    def record(self, values: dict[str, torch.Tensor]) -> None:
-        self._micro.append(values)
-
     def record_gradients(self, norms: dict[str, float]) -> None:
-        self.metrics.add("gradients", self.state.global_step, norms=norms)
+        super().record_gradients(norms)
         self._gradients = norms
 
-    def finish_step(self) -> None:
-        """Put the step's micro-batches together; nothing is read off the device yet."""
-        names = self._micro[0]
-        mean = {name: torch.stack([values[name] for values in self._micro]).float().mean() for name in names}
-        self._micro.clear()
-        self._steps.append((self.state.global_step, mean))
-        if self.on_step is not None:
-            self.on_step(self.state.global_step, self.state.max_steps)
+    def keep_step(self, means: dict[str, torch.Tensor]) -> None:
+        self._steps.append((self.state.global_step, means))
 
     def flush(self) -> dict[str, Any] | None:
-        """Write what happened since the last time; returns the window's row."""
+        """Write the rows since the last call; returns the window's row."""
         if not self._steps:
             return None
-        values = self._average_over_ranks(torch.stack([torch.stack([*mean.values()]) for _, mean in self._steps]))
+        values = torch.stack([torch.stack([*mean.values()]) for _, mean in self._steps])
+        values = self.accelerator.reduce(values, "mean")
         names = list(self._steps[0][1])
         for (step, _), row in zip(self._steps, values.tolist(), strict=True):
             terms = dict(zip(names, row, strict=True))
@@ -242,14 +179,8 @@ class MoeTrainer(RoutedTraining, AtomicCheckpoints, Trainer):
         return row
 
     def _share_left_out(self) -> float:
-        """Of the cross-entropy: what a teacher takes the place of."""
+        """The share of the cross-entropy that a teacher replaces."""
         return 0.0 if self.distillation is None else self.distillation.weight
-
-    def _average_over_ranks(self, values: torch.Tensor) -> torch.Tensor:
-        if self.args.world_size > 1:
-            torch.distributed.all_reduce(values)
-            values /= self.args.world_size
-        return values
 
     def _speed(self, step: int) -> dict[str, Any]:
         seconds, (from_step, from_seconds) = self.clock.read(), self._window_from
@@ -268,15 +199,11 @@ class MoeTrainer(RoutedTraining, AtomicCheckpoints, Trainer):
         counts = self.objective.take_counts()
         if counts is None:
             return {}
-        if self.args.world_size > 1:
-            torch.distributed.all_reduce(counts)
-        found = self._routing(counts)
+        found = self._routing(self.accelerator.reduce(counts, "sum"))
         found["balanced_perplexity"] = losses.balanced_perplexity(ce, found["balance"], self.recipe.objective.beta)
         hits = self.objective.take_hits()
         if hits is not None:
-            if self.args.world_size > 1:
-                torch.distributed.all_reduce(hits)
-            *by_layer, tokens = hits.tolist()
+            *by_layer, tokens = self.accelerator.reduce(hits, "sum").tolist()
             found["routing_accuracy"] = [round(hit / max(1, tokens), 4) for hit in by_layer]
         return found
 
@@ -298,9 +225,9 @@ class MoeTrainer(RoutedTraining, AtomicCheckpoints, Trainer):
 
     @contextmanager
     def as_stored(self) -> Iterator[Any]:
-        """The model computing in the type that its weights have: accelerate's autocast is off within.
+        """Within, the model computes in the dtype of its weights: accelerate's autocast is off.
 
-        An exact conversion would otherwise show a jump of the size of bf16's rounding.
+        Otherwise an exact conversion would show a jump of the size of bf16 rounding.
         """
         model = self.accelerator.unwrap_model(self.model)
         wrapped, own = model.__dict__.get("forward"), model.__dict__.get("_original_forward")
@@ -314,12 +241,12 @@ class MoeTrainer(RoutedTraining, AtomicCheckpoints, Trainer):
             model.forward = wrapped
 
     def measured(self, capture: RoutingCapture | None) -> Any:
-        """What `measure` gives of the model now."""
+        """The result of `measure` for the current model."""
         with self.as_stored() as model:
             return self.measure(model, capture)
 
     def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
-        """The held-out losses, by domain, and how even routing is on the same tokens."""
+        """Measure the held-out losses, by domain, and the balance of routing on the same tokens."""
         with self.clock.paused():
             self.flush()
             found = self.last_held_out = self.measured(self.objective.capture)
@@ -352,22 +279,18 @@ class MoeTrainer(RoutedTraining, AtomicCheckpoints, Trainer):
 
     def _save_checkpoint(self, model: Any, trial: Any = None) -> None:
         self.flush()
-        with no_progress_bar():
-            super()._save_checkpoint(model, trial)
+        super()._save_checkpoint(model, trial)
 
     def _determine_best_metric(self, metrics: dict[str, float], trial: Any) -> bool:
-        """A new best is saved at once, so that it can be gone back to."""
+        """Save a new best step at once."""
         best: bool = super()._determine_best_metric(metrics, trial)
         if best and self.state.global_step and self.args.save_strategy != "no":
             self.control.should_save = True
         return best
 
 
-class _Watch(TrainerCallback):
-    """The clock, the steps, and when to measure."""
-
-    def __init__(self, trainer: MoeTrainer):
-        self.trainer = trainer
+class _Watch(StepCallback):
+    """Also measures, and notes the learning rate."""
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         trainer = self.trainer
@@ -375,13 +298,10 @@ class _Watch(TrainerCallback):
         if 0 in trainer.measured_at and state.global_step == 0:
             trainer.evaluate()
 
-    def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        self.trainer.clock.start()
-
     def on_optimizer_step(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        self.trainer._rate = self.trainer._get_learning_rate()  # the schedule has not advanced yet
+        self.trainer._rate = self.trainer._get_learning_rate()  # before the schedule advances
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        self.trainer.finish_step()
+        super().on_step_end(args, state, control)
         if state.global_step in self.trainer.measured_at:
             control.should_evaluate = True
