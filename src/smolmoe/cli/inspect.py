@@ -40,7 +40,13 @@ def _show_inspection(report: Inspection) -> None:
         "What it can become",
         ("target", "routed only", "with a shared expert", "layers left dense", "runs in"),
         [
-            (t.target, yes[t.routed], yes[t.shared], t.dense_layers, "; ".join(f"{e} {n}" for e, n in t.runs.items()))
+            (
+                t.target,
+                yes[t.routed],
+                yes[t.shared],
+                t.dense_layers,
+                ", ".join(e for e, why in t.runs.items() if not why),
+            )
             for t in report.targets
         ],
     )
@@ -48,6 +54,13 @@ def _show_inspection(report: Inspection) -> None:
     for t in report.targets:
         if t.why_not:
             print(f"{t.target}: {'; '.join(t.why_not)}. Nearest: {t.nearest}.")
+        for engine, why in t.runs.items():
+            if why:
+                print(f"{t.target} not in {engine}: {'; '.join(why)}.")
+
+
+def _engines(runs: dict[str, list[str]]) -> str:
+    return ", ".join(engine for engine, why in runs.items() if not why)
 
 
 COMMAND = Command(convert.inspect, lambda report, given: _show_inspection(report), group="Convert")

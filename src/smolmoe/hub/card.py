@@ -10,6 +10,8 @@ from typing import Any
 import yaml
 
 from smolmoe.core import units
+from smolmoe.families.engines import ENGINES, runs_in
+from smolmoe.families.table import runs
 from smolmoe.hub.model_facts import ModelFacts, without_places
 
 MARK = "<!-- Written by smolmoe. Delete this line to keep your own changes. -->"
@@ -183,9 +185,12 @@ def _use(facts: ModelFacts, name: str) -> str:
 
 def engines(facts: ModelFacts) -> dict[str, str]:
     """Engine -> what is known of the class there."""
-    found = dict(facts.target.runs) if facts.target else {}
-    dense = "yes, if it runs this dense class" if not facts.experts else _NO_DATA
-    return {"transformers": "yes", **dict.fromkeys(("vLLM", "SGLang", "llama.cpp"), dense), **found}
+    if facts.target is None:
+        dense = "yes, if it runs this dense class" if not facts.experts else _NO_DATA
+        return {"transformers": "yes", **dict.fromkeys(ENGINES[1:], dense)}
+    model_type = facts.target.name
+    reasons = runs_in(facts.config)
+    return {engine: f"no: {'; '.join(why)}" if why else runs(engine, model_type) for engine, why in reasons.items()}
 
 
 def _snippets(facts: ModelFacts, name: str) -> dict[str, str]:

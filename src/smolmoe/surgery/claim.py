@@ -24,13 +24,13 @@ def make_claim(
     perturbed = recipe.diversify != "none" and recipe.shared != "residual"
     if perturbed:
         return Claim("deviates", _deviation_reason(recipe), dtypes, layout.granularity)
-    rounded = {tensor.dtype for tensor in tensors if _rounds(tensor)}
+    rounded = [tensor for tensor in tensors if _rounds(tensor)]
     if rounded:
-        error = max(ROUNDING[dtype] for dtype in rounded)
+        experts = {tensor.dtype for tensor in rounded if tensor.role != "kept"}
+        error = max((ROUNDING[dtype] for dtype in experts), default=0.0)
         return Claim(
             "rounded",
-            f"Down projections are scaled by {layout.granularity}, not a power of two, and rounded to "
-            f"{', '.join(sorted(rounded))} again. float32 files, or a granularity of 2, 4 or 8, would be exact.",
+            _rounded_reason(rounded, layout),
             dtypes,
             layout.granularity,
             predicted_ffn_error=tuple(error if i in layout.moe_layers else None for i in range(spec.layers)),
@@ -39,9 +39,28 @@ def make_claim(
 
 
 def _rounds(tensor: OutTensor) -> bool:
-    """Scaling by a power of two is exact in every float format."""
-    inexact = any(block.reads and math.frexp(block.scale)[0] != 0.5 for block in tensor.blocks)
+    """Scaling by a power of two is exact in every float format; adding a constant is not."""
+    inexact = any(block.reads and (block.offset or math.frexp(block.scale)[0] != 0.5) for block in tensor.blocks)
     return tensor.dtype in ROUNDING and inexact
+
+
+def _rounded_reason(rounded: list[OutTensor], layout: Layout) -> str:
+    dtypes = ", ".join(sorted({tensor.dtype for tensor in rounded}))
+    kept = sorted(
+        {tensor.name.split(".", 3)[-1].removesuffix(".weight") for tensor in rounded if tensor.role == "kept"}
+    )
+    said = []
+    if any(tensor.role != "kept" for tensor in rounded):
+        said.append(
+            f"Down projections are scaled by {layout.granularity}, not a power of two, and rounded to {dtypes} again. "
+            "float32 files, or a granularity of 2, 4 or 8, would be exact."
+        )
+    if kept:
+        said.append(
+            f"To fit the class, {', '.join(kept)} are changed by a constant and rounded to {dtypes} again. "
+            "float32 files would be exact."
+        )
+    return " ".join(said)
 
 
 def _per_dtype(layout: Layout, target: MoeTarget) -> dict[str, str]:

@@ -8,8 +8,8 @@ from typing import Any
 
 from smolmoe.errors import TargetError
 from smolmoe.families import DENSE_FAMILIES, MlpLayout
-from smolmoe.families.llama import LLAMA_MLP
-from smolmoe.surgery.configs import COMMON
+from smolmoe.families.dense.llama import LLAMA_MLP
+from smolmoe.families.fit import COMMON
 from smolmoe.surgery.experts.moe_files import GENERIC, MoeFiles
 
 _QKV_BIASES = ("self_attn.q_proj.bias", "self_attn.k_proj.bias", "self_attn.v_proj.bias")

@@ -39,7 +39,7 @@ def constant_factors(files: MoeFiles) -> dict[int, Factors] | None:
     """
     if files.sigmoid and not files.renormalises:
         return None
-    routed = float(files.setting("routed_scaling_factor") or 1.0) if files.kind == "glm4_moe" else 1.0
+    routed = files.gate_scale
     found = {}
     for index, layer in files.layers.items():
         if layer.shared_gate is not None and files.parts.read(layer.shared_gate).any():

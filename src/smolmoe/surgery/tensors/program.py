@@ -10,6 +10,8 @@ import math
 from dataclasses import dataclass
 from typing import Literal
 
+from smolmoe.families.adapt import Piece
+
 Region = tuple[int | tuple[int, int], ...]
 Role = Literal["kept", "expert", "shared", "router", "new"]
 
@@ -48,11 +50,13 @@ class Block:
     """A contiguous run of an output tensor's values.
 
     Copied from `reads` (averaged if there are several), oriented [out, in], narrowed to neurons `span` along
-    `axis`, perturbed, scaled; or filled, if `reads` is empty.
+    `axis`, reordered, perturbed, shifted by `offset`, scaled; or filled, if `reads` is empty.
 
     Attributes:
         shape: of the block; the blocks of a tensor follow each other in its flattened order.
         transposed: the source stores [in, out].
+        order: for each row of the block, the row of the source (within `span`).
+        offset: added to copied values, and to the zeros of a filled block.
         fill: for a block that copies nothing: "zeros", "normal" (N(0, std)) or "rows" (supplied to the writer by name,
             as router centroids are).
         repeat: how often each row of a filled block is repeated (the experts of one group share a row).
@@ -64,6 +68,8 @@ class Block:
     axis: int = 0
     span: tuple[int, int] | None = None
     transposed: bool = False
+    order: tuple[int, ...] | None = None
+    offset: float = 0.0
     scale: float = 1.0
     perturb: Perturb | None = None
     fill: Literal["zeros", "normal", "rows"] = "zeros"
@@ -103,3 +109,10 @@ class OutTensor:
     @property
     def nbytes(self) -> int:
         return self.size * (4 if self.dtype == "float32" else 2)
+
+
+def kept_block(piece: Piece, reads: tuple[Read, ...]) -> Block:
+    """The block of a tensor that is kept from the source: `reads` are the tensors that `piece.source` names."""
+    if piece.filled:
+        return Block(piece.shape, offset=piece.offset)
+    return Block(piece.shape, reads, span=piece.rows, order=piece.order, offset=piece.offset, scale=piece.scale)

@@ -42,16 +42,18 @@ def block_values(
     values = gathered(block, sources)
     if block.perturb is not None:
         values = _perturbed(values, block.perturb, seed, block.stream)
+    if block.offset:
+        values = values + block.offset
     return values if block.scale == 1.0 else values * block.scale
 
 
 def gathered(block: Block, sources: Mapping[str, Readable]) -> Tensor:
-    """The copied values of a block, oriented and averaged over its reads, neither perturbed nor scaled."""
+    """The copied values of a block, oriented, averaged over its reads and reordered; nothing else has changed them."""
     import torch
 
     values = [_read(sources[read.source], read.tensor, block).float() for read in block.reads]
     mean = values[0] if len(values) == 1 else torch.stack(values).mean(0)
-    return mean.reshape(block.shape)
+    return (mean if block.order is None else mean[list(block.order)]).reshape(block.shape)
 
 
 def fresh_neurons(perturb: Perturb, count: int, seed: int) -> Tensor:
@@ -79,6 +81,6 @@ def _perturbed(values: Tensor, perturb: Perturb, seed: int, stream: str) -> Tens
 def filled(block: Block, seed: int) -> Values:
     """Values of a filled block whose rows are not supplied."""
     if block.fill == "zeros":
-        return np.zeros(block.shape, dtype=np.float32)
+        return np.full(block.shape, block.offset, dtype=np.float32)
     once = normal((block.shape[0] // block.repeat, *block.shape[1:]), generator(seed, block.stream))
     return (once * np.float32(block.std)).repeat(block.repeat, axis=0)

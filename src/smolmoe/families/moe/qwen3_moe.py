@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from smolmoe.families.qwen2_moe import PROJ_EXPERTS
-from smolmoe.families.types import DenseSpec, MoeNames, MoeSizes, MoeTarget
+from smolmoe.families.moe.qwen2_moe import PROJ_EXPERTS
+from smolmoe.families.types import LLAMA_CPP_ROPE, DenseSpec, MoeNames, MoeSizes, MoeTarget, Support
 
 
 def _config(spec: DenseSpec, sizes: MoeSizes) -> dict[str, Any]:
@@ -36,10 +36,18 @@ TARGET = MoeTarget(
     attention_bias=("none", "qkvo"),
     windows="global",
     dense_layers="any",
-    runs=(
-        ("transformers", "yes"),
-        ("vLLM", "yes"),
-        ("SGLang", "yes"),
-        ("llama.cpp", "yes; no attention biases, no Llama 3 rope scaling"),
-    ),
+    engines={
+        "vLLM": Support(),
+        "SGLang": Support(),
+        "llama.cpp": Support(
+            "qwen3moe",
+            normalises=True,
+            windows=False,
+            rope=LLAMA_CPP_ROPE,
+            attention_bias=False,
+            dense_layers=False,
+            activations=("silu",),
+        ),
+        "mlx-lm": Support(windows=False, attention_bias=False, activations=("silu",)),
+    },
 )

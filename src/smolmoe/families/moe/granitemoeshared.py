@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from smolmoe.families.types import DenseSpec, ExpertNames, MoeNames, MoeSizes, MoeTarget
+from smolmoe.families.types import LLAMA_CPP_ROPE, DenseSpec, ExpertNames, MoeNames, MoeSizes, MoeTarget, Support
 
 
 def _config(spec: DenseSpec, sizes: MoeSizes) -> dict[str, Any]:
@@ -40,10 +40,10 @@ TARGET = MoeTarget(
     attention_bias=("none", "qkv", "qkvo"),
     zero_biases=(("qkv", ("o_proj",)),),  # its attention_bias gives all four or none
     shared="optional",
-    runs=(
-        ("transformers", "yes"),
-        ("vLLM", "yes"),
-        ("SGLang", "not known"),
-        ("llama.cpp", "yes; only heads of width hidden size / heads"),
-    ),
+    renormalises=True,
+    count="num_local_experts",
+    engines={
+        "vLLM": Support(),
+        "llama.cpp": Support("granitemoe", True, free_head_dim=False, rope=LLAMA_CPP_ROPE, activations=("silu",)),
+    },
 )

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from smolmoe.families.qwen2_moe import PROJ_EXPERTS
-from smolmoe.families.types import DenseSpec, MoeNames, MoeSizes, MoeTarget
+from smolmoe.families.moe.qwen2_moe import PROJ_EXPERTS
+from smolmoe.families.types import DenseSpec, MoeNames, MoeSizes, MoeTarget, Support
 
 
 def _config(spec: DenseSpec, sizes: MoeSizes) -> dict[str, Any]:
@@ -29,5 +29,5 @@ TARGET = MoeTarget(
     ),
     config=_config,
     attention_bias=("none", "qkvo"),
-    runs=(("transformers", "yes"), ("vLLM", "yes"), ("SGLang", "not known"), ("llama.cpp", "no")),
+    engines={"vLLM": Support()},
 )

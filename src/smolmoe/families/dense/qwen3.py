@@ -1,6 +1,6 @@
 """Qwen3: Llama with a norm over each head of q and k, and a sliding window on chosen layers."""
 
-from smolmoe.families.llama import COMMON_DEFAULTS, LLAMA_MLP
+from smolmoe.families.dense.llama import COMMON_DEFAULTS, LLAMA_MLP
 from smolmoe.families.types import DenseFamily
 
 FAMILY = DenseFamily(

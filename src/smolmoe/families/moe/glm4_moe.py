@@ -7,8 +7,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from smolmoe.families.qwen2_moe import PROJ_EXPERTS
-from smolmoe.families.types import DenseSpec, ExpertNames, MoeNames, MoeSizes, MoeTarget
+from smolmoe.families.moe.qwen2_moe import PROJ_EXPERTS
+from smolmoe.families.types import LLAMA_CPP_ROPE, DenseSpec, ExpertNames, MoeNames, MoeSizes, MoeTarget, Support
 
 
 def _config(spec: DenseSpec, sizes: MoeSizes) -> dict[str, Any]:
@@ -54,5 +54,11 @@ TARGET = MoeTarget(
     dense_layers="prefix",
     scoring="sigmoid",
     min_experts=2,  # its router sums the two best scores of each expert group
-    runs=(("transformers", "yes"), ("vLLM", "yes"), ("SGLang", "yes"), ("llama.cpp", "yes")),
+    count="n_routed_experts",
+    engines={
+        "vLLM": Support(own_head=True),
+        "SGLang": Support(),
+        "llama.cpp": Support("glm4moe", windows=False, rope=LLAMA_CPP_ROPE, activations=("silu",)),
+        "mlx-lm": Support(own_head=True, windows=False, rope=("default",), activations=("silu",)),
+    },
 )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from smolmoe.families.types import DenseSpec, ExpertNames, MoeNames, MoeSizes, MoeTarget
+from smolmoe.families.types import LLAMA_CPP_ROPE, DenseSpec, ExpertNames, MoeNames, MoeSizes, MoeTarget, Support
 
 
 def _config(spec: DenseSpec, sizes: MoeSizes) -> dict[str, Any]:
@@ -33,5 +33,12 @@ TARGET = MoeTarget(
     config=_config,
     attention_bias=("none",),
     windows="global",
-    runs=(("transformers", "yes"), ("vLLM", "yes"), ("SGLang", "yes"), ("llama.cpp", "yes; no sliding window")),
+    renormalises=True,
+    count="num_local_experts",
+    engines={
+        "vLLM": Support(),
+        "SGLang": Support(),
+        "llama.cpp": Support("llama", True, windows=False, rope=(*LLAMA_CPP_ROPE, "llama3"), activations=("silu",)),
+        "mlx-lm": Support(windows=False, rope=("default",), free_head_dim=False, activations=("silu",)),
+    },
 )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from smolmoe.families.types import DenseSpec, ExpertNames, MoeNames, MoeSizes, MoeTarget
+from smolmoe.families.types import LLAMA_CPP_ROPE, DenseSpec, ExpertNames, MoeNames, MoeSizes, MoeTarget, Support
 
 PROJ_EXPERTS = ExpertNames(
     gate="mlp.experts.{e}.gate_proj.weight",
@@ -55,10 +55,20 @@ TARGET = MoeTarget(
     shared="required",
     shared_gated=True,
     dense_layers="any",
-    runs=(
-        ("transformers", "yes"),
-        ("vLLM", "yes"),
-        ("SGLang", "yes"),
-        ("llama.cpp", "no: it never renormalises this class's gates"),
-    ),
+    engines={
+        "vLLM": Support(),
+        "SGLang": Support(),
+        "llama.cpp": Support(
+            "qwen2moe",
+            normalises=False,
+            own_head=True,
+            windows=False,
+            rope=LLAMA_CPP_ROPE,
+            free_head_dim=False,
+            dense_layers=False,
+            activations=("silu",),
+            divides_by_gate=True,
+        ),
+        "mlx-lm": Support(normalises=False, own_head=True, windows=False, rope=("default",), activations=("silu",)),
+    },
 )

@@ -1,0 +1,78 @@
+"""A dense model in the terms of one MoE class: its settings, and what changes outside the FFNs."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from smolmoe.families.adapt import Adaptation, added, untied
+from smolmoe.families.types import DenseSpec, MoeSizes, MoeTarget
+
+GENERIC = "generic"
+TOKENS = ("bos_token_id", "eos_token_id", "pad_token_id", "tie_word_embeddings")
+# Copied with explicit None: several MoE classes have their own defaults for these (pad and eos in FlexOlmo, bos
+# and eos in Mixtral and Granite).
+COMMON = (
+    "vocab_size",
+    "hidden_size",
+    "num_hidden_layers",
+    "num_attention_heads",
+    "max_position_embeddings",
+    "initializer_range",
+    "rms_norm_eps",
+    "use_cache",
+    *TOKENS,
+    "rope_parameters",
+    "attention_dropout",
+)
+# What a config.json says of the file rather than of the model.
+_OF_THE_FILE = frozenset(
+    ("architectures", "auto_map", "dtype", "model_type", "torch_dtype", "transformers_version", "_name_or_path")
+)
+
+
+def adaptation(spec: DenseSpec, target: MoeTarget) -> Adaptation:
+    """What the source's family and the target ask for, and zeros for biases that only the class has."""
+    if target.name == GENERIC:
+        return Adaptation()
+    family = spec.family.adapt(spec, target.name) if spec.family and spec.family.adapt else Adaptation()
+    own = target.adapt(spec) if target.adapt else Adaptation()
+    head = _own_head(spec, target)
+    zeros = dict(target.zero_biases).get(spec.attention_bias, ())
+    biases = [added(f"self_attn.{name}.weight", f"self_attn.{name}.bias") for name in zeros]
+    return Adaptation(
+        (*family.mends, *own.mends, *head.mends, *biases),
+        {**head.config, **own.config, **family.config},
+        (*family.refusals, *own.refusals),
+        (*family.notes, *own.notes, *head.notes),
+    )
+
+
+def _own_head(spec: DenseSpec, target: MoeTarget) -> Adaptation:
+    """The output head as a tensor of its own, where an engine does not know of tied ones."""
+    ignorant = [engine for engine, support in target.engines.items() if support.own_head]
+    if not (spec.tied and ignorant):
+        return Adaptation()
+    count = spec.vocab_size * spec.hidden_size
+    note = (
+        f"The output head, tied to the embedding in the source, is written as a tensor of its own ({count:,} more "
+        f"parameters): {' and '.join(ignorant)} would otherwise leave it out of {target.name}."
+    )
+    return Adaptation((untied,), {"tie_word_embeddings": False}, notes=(note,))
+
+
+def settings(spec: DenseSpec, target: MoeTarget, sizes: MoeSizes) -> dict[str, Any]:
+    """config.json of the result but for its class and dtype: every setting that computing needs, made explicit."""
+    return {**_copied(spec, target), **target.config(spec, sizes), **adaptation(spec, target).config}
+
+
+def _copied(spec: DenseSpec, target: MoeTarget) -> dict[str, Any]:
+    if target.name == GENERIC:
+        return {key: spec.config.get(key) for key in TOKENS}
+    if target.twin == spec.model_type:
+        return {key: value for key, value in spec.config.items() if key not in _OF_THE_FILE}
+    return {
+        **{key: spec.config[key] for key in COMMON},
+        "num_key_value_heads": spec.kv_heads,
+        "head_dim": spec.head_dim,
+        "hidden_act": spec.mlp.activation,
+    }
