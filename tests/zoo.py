@@ -35,6 +35,7 @@ ZOO: dict[str, tuple[str, dict[str, Any]]] = {
     "mistral": ("mistral", {"sliding_window": None}),
     "mistral_window": ("mistral", {"sliding_window": 8}),
     "qwen2": ("qwen2", {"use_sliding_window": False}),
+    "qwen2_untied": ("qwen2", {"use_sliding_window": False, "tie_word_embeddings": False}),
     "qwen2_window": ("qwen2", {"use_sliding_window": True, "sliding_window": 8, "max_window_layers": 1}),
     "qwen3": ("qwen3", {"use_sliding_window": False}),
     "qwen3_bias": ("qwen3", {"use_sliding_window": False, "attention_bias": True}),

@@ -87,7 +87,7 @@ BY_HAND: list[tuple[str, dict[str, Any], dict[str, tuple[float, float]]]] = [
         {"gate_up_proj": (1 / 2, 1 / 2), "experts.down_proj": (1 / 6 / 3, 1 / 18 / 9)},
     ),
     (  # the routed experts' down starts at 0
-        "llama",
+        "llama_untied",
         {"experts": 4, "top_k": 2, "shared": "residual", "target": "glm4_moe", "layers": "all"},
         {"shared_experts": (1, 1)},
     ),
@@ -230,7 +230,7 @@ def trained(name: str, folder: Path) -> dict[str, Moments]:
         ("llama", {"experts": 1, "top_k": 1}),
         ("llama", {"experts": 2, "top_k": 2, "granularity": 2}),
         ("llama", {"experts": 2, "top_k": 2, "granularity": 2, "shared": "full", "target": "granitemoeshared"}),
-        ("qwen2", {"experts": 2, "top_k": 2, "granularity": 2, "shared": 16, "target": "qwen2_moe"}),
+        ("qwen2_untied", {"experts": 2, "top_k": 2, "granularity": 2, "shared": 16, "target": "qwen2_moe"}),
         ("gpt2", {"experts": 2, "top_k": 2, "granularity": 2, "shared": "full"}),
     ],
 )

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from smolmoe.families.adapt import Adaptation, added, untied
+from smolmoe.families.engines import reasons_against
 from smolmoe.families.types import DenseSpec, MoeSizes, MoeTarget
 
 GENERIC = "generic"
@@ -30,13 +31,16 @@ _OF_THE_FILE = frozenset(
 )
 
 
-def adaptation(spec: DenseSpec, target: MoeTarget) -> Adaptation:
-    """What the source's family and the target ask for, and zeros for biases that only the class has."""
+def adaptation(spec: DenseSpec, target: MoeTarget, sizes: MoeSizes | None = None) -> Adaptation:
+    """What the source's family and the target ask for, and zeros for biases that only the class has.
+
+    With the sizes of a request also what the engines that could run the result ask for.
+    """
     if target.name == GENERIC:
         return Adaptation()
     family = spec.family.adapt(spec, target.name) if spec.family and spec.family.adapt else Adaptation()
     own = target.adapt(spec) if target.adapt else Adaptation()
-    head = _own_head(spec, target)
+    head = _own_head(spec, target, sizes) if sizes and spec.tied else Adaptation()
     zeros = dict(target.zero_biases).get(spec.attention_bias, ())
     biases = [added(f"self_attn.{name}.weight", f"self_attn.{name}.bias") for name in zeros]
     return Adaptation(
@@ -47,22 +51,23 @@ def adaptation(spec: DenseSpec, target: MoeTarget) -> Adaptation:
     )
 
 
-def _own_head(spec: DenseSpec, target: MoeTarget) -> Adaptation:
-    """The output head as a tensor of its own, where an engine does not know of tied ones."""
-    ignorant = [engine for engine, support in target.engines.items() if support.own_head]
-    if not (spec.tied and ignorant):
+def _own_head(spec: DenseSpec, target: MoeTarget, sizes: MoeSizes) -> Adaptation:
+    """The output head as a tensor of its own, where an engine that runs the result does not know of tied ones."""
+    config = {**_copied(spec, target), **target.config(spec, sizes), "model_type": target.name}
+    ignorant = [name for name, it in target.engines.items() if it.own_head and not reasons_against(name, config)]
+    if not ignorant:
         return Adaptation()
     count = spec.vocab_size * spec.hidden_size
     note = (
         f"The output head, tied to the embedding in the source, is written as a tensor of its own ({count:,} more "
-        f"parameters): {' and '.join(ignorant)} would otherwise leave it out of {target.name}."
+        f"parameters): {' and '.join(ignorant)} would otherwise compute this class without it."
     )
     return Adaptation((untied,), {"tie_word_embeddings": False}, notes=(note,))
 
 
 def settings(spec: DenseSpec, target: MoeTarget, sizes: MoeSizes) -> dict[str, Any]:
     """config.json of the result but for its class and dtype: every setting that computing needs, made explicit."""
-    return {**_copied(spec, target), **target.config(spec, sizes), **adaptation(spec, target).config}
+    return {**_copied(spec, target), **target.config(spec, sizes), **adaptation(spec, target, sizes).config}
 
 
 def _copied(spec: DenseSpec, target: MoeTarget) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 from collections.abc import Mapping, Sequence
 
 from smolmoe.errors import TargetError
@@ -83,7 +84,9 @@ def resolve(name: str, spec: DenseSpec, sizes: MoeSizes, engines: Sequence[str] 
             raise _served_by_none(able, spec, sizes, wanted)
         return served[0]
     if name not in MOE_TARGETS:
-        raise TargetError("no such target.", field="target", value=name, fix=f"Known: auto, {', '.join(MOE_TARGETS)}.")
+        near = difflib.get_close_matches(name, MOE_TARGETS, n=1)
+        fix = f"Did you mean {near[0]!r}?" if near else f"Known: auto, {', '.join(MOE_TARGETS)}."
+        raise TargetError("no such target.", field="target", value=name, fix=fix)
     target = MOE_TARGETS[name]
     reasons = refusals(target, spec, sizes)
     if reasons:

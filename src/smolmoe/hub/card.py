@@ -10,8 +10,7 @@ from typing import Any
 import yaml
 
 from smolmoe.core import units
-from smolmoe.families.engines import ENGINES, runs_in
-from smolmoe.families.table import runs
+from smolmoe.families.engines import ENGINES, runs_in, support
 from smolmoe.hub.model_facts import ModelFacts, without_places
 
 MARK = "<!-- Written by smolmoe. Delete this line to keep your own changes. -->"
@@ -188,9 +187,12 @@ def engines(facts: ModelFacts) -> dict[str, str]:
     if facts.target is None:
         dense = "yes, if it runs this dense class" if not facts.experts else _NO_DATA
         return {"transformers": "yes", **dict.fromkeys(ENGINES[1:], dense)}
-    model_type = facts.target.name
-    reasons = runs_in(facts.config)
-    return {engine: f"no: {'; '.join(why)}" if why else runs(engine, model_type) for engine, why in reasons.items()}
+    said = {}
+    for engine, why in runs_in(facts.config).items():
+        found = support(engine, facts.target.name)
+        able = f"yes, with {found.needs}" if found and found.needs else "yes"
+        said[engine] = f"no: {'; '.join(why)}" if why else able
+    return said
 
 
 def _snippets(facts: ModelFacts, name: str) -> dict[str, str]:
@@ -212,6 +214,7 @@ def _snippets(facts: ModelFacts, name: str) -> dict[str, str]:
         "vLLM": _fence(f"vllm serve {shell}", "sh"),
         "SGLang": _fence(f"python -m sglang.launch_server --model-path {shell}", "sh"),
         "llama.cpp": _fence(gguf, "sh"),
+        "mlx-lm": _fence(f"mlx_lm.generate --model {shell} --prompt 'Once upon a time'", "sh"),
     }
 
 

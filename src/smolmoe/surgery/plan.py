@@ -143,7 +143,7 @@ def make_plan(recipe: UpcycleRecipe, base: Checkpoint, specialists: dict[str, Ch
         tensors,
         moe_config(recipe, spec, target, layout, sources[BASE]),
         claim,
-        (*said, *adaptation(spec, target).notes, *_warnings(recipe, layout)),
+        (*said, *adaptation(spec, target, layout.sizes(spec)).notes, *_warnings(recipe, layout)),
     )
 
 
@@ -171,7 +171,7 @@ def _kept(spec: DenseSpec, target: MoeTarget, layout: Layout, base: Source) -> K
     """Everything but the FFNs that become experts, as the target has it, in natural order."""
     ffn = {name for i in layout.moe_layers for name in base.ffn_names(i)}
     shapes = {name: info.shape for name, info in base.tensors.items() if name not in ffn}
-    found = mended(kept(shapes), adaptation(spec, target).mends)
+    found = mended(kept(shapes), adaptation(spec, target, layout.sizes(spec)).mends)
     return {name: found[name] for name in sorted(found, key=lambda name: natural(name, spec))}
 
 

@@ -13,7 +13,7 @@ from typing import Any
 
 from smolmoe.core.claim import Claim
 from smolmoe.families import ExpertNames, MoeTarget
-from smolmoe.families.adapt import added, kept, mended
+from smolmoe.families.adapt import Adaptation, added, kept, mended
 from smolmoe.families.fit import adaptation
 from smolmoe.surgery.claim import ROUNDING
 from smolmoe.surgery.experts.moe_files import GENERIC, Ffn, MoeFiles, MoeLayer
@@ -114,7 +114,7 @@ class _Export:
                 f" The class requires a shared expert: one of width {self.zero_width} is added whose weights are all "
                 "zero; its output is zero and stays zero in training."
             )
-        return "".join(said)
+        return "".join((*said, *(f" {note}" for note in self._adaptation.notes)))
 
     def tensors(self) -> Iterator[OutTensor]:
         """The result's tensors, in the order of the MoE's."""
@@ -137,13 +137,17 @@ class _Export:
         }
         biases = [added(f"self_attn.{name}.weight", f"self_attn.{name}.bias") for name in self.subject.form.zero_biases]
         found: dict[str, list[OutTensor]] = {}
-        for plain, piece in mended(kept(shapes), [*biases, *adaptation(self.subject.spec, self.target).mends]).items():
+        for plain, piece in mended(kept(shapes), [*biases, *self._adaptation.mends]).items():
             name = names[piece.source]
             block = kept_block(piece, (Read(SOURCE, name),))
             role: Role = "new" if piece.filled else "kept"
             out = f"lm.{plain}" if self.target.name == GENERIC else plain
             found.setdefault(name, []).append(self._out(out, block, role=role, dtype=self.files.parts.dtype(name)))
         return found
+
+    @property
+    def _adaptation(self) -> Adaptation:
+        return adaptation(self.subject.spec, self.target, sizes_as(self.target, self.subject))
 
     def _plain(self, name: str) -> str:
         return name.removeprefix("lm.") if self.files.kind == GENERIC else name
