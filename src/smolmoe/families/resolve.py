@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 from collections.abc import Mapping, Sequence
 
-from smolmoe.errors import TargetError
+from smolmoe.errors import RequestError, TargetError
 from smolmoe.families import MOE_TARGETS
 from smolmoe.families.engines import ENGINES, engine_name, reasons_against
 from smolmoe.families.fit import GENERIC, adaptation, settings
@@ -74,7 +74,7 @@ def resolve(name: str, spec: DenseSpec, sizes: MoeSizes, engines: Sequence[str] 
         engines: it must run in all of these.
 
     Raises:
-        TargetError: the named target cannot express it, or some engine cannot run it; states why, and which one can.
+        RequestError: no such target. TargetError: the named target cannot express it, or some engine cannot run it; states why, and which one can.
     """
     wanted = [engine_name(engine) for engine in engines]
     able = [MOE_TARGETS[n] for n in candidates(spec) if not refusals(MOE_TARGETS[n], spec, sizes)]
@@ -85,8 +85,8 @@ def resolve(name: str, spec: DenseSpec, sizes: MoeSizes, engines: Sequence[str] 
         return served[0]
     if name not in MOE_TARGETS:
         near = difflib.get_close_matches(name, MOE_TARGETS, n=1)
-        fix = f"Did you mean {near[0]!r}?" if near else f"Known: auto, {', '.join(MOE_TARGETS)}."
-        raise TargetError("no such target.", field="target", value=name, fix=fix)
+        known = f"Did you mean {near[0]!r}?" if near else f"Known: auto, {', '.join(MOE_TARGETS)}."
+        raise RequestError("no such target.", field="target", value=name, fix=known)
     target = MOE_TARGETS[name]
     reasons = refusals(target, spec, sizes)
     if reasons:
