@@ -1,6 +1,6 @@
 """GraniteMoeShared: softmax over the chosen logits (equal to renormalising), an ungated shared expert or none.
 
-Its own multipliers are switched off by 1, but attention_multiplier, which stands in for head_dim^-0.5.
+A source without multipliers has 1 for each of them, but head_dim^-0.5 for attention_multiplier.
 """
 
 from __future__ import annotations
@@ -8,6 +8,8 @@ from __future__ import annotations
 from typing import Any
 
 from smolmoe.families.types import LLAMA_CPP_ROPE, DenseSpec, ExpertNames, MoeNames, MoeSizes, MoeTarget, Support
+
+MULTIPLIERS = ("attention_multiplier", "embedding_multiplier", "residual_multiplier", "logits_scaling")
 
 
 def _config(spec: DenseSpec, sizes: MoeSizes) -> dict[str, Any]:
@@ -17,11 +19,14 @@ def _config(spec: DenseSpec, sizes: MoeSizes) -> dict[str, Any]:
         "intermediate_size": sizes.width,
         "shared_intermediate_size": sizes.shared_width,
         "attention_bias": spec.attention_bias != "none",
-        "attention_multiplier": spec.head_dim**-0.5,
-        "embedding_multiplier": 1.0,
-        "residual_multiplier": 1.0,
-        "logits_scaling": 1.0,
+        **_multipliers(spec),
     }
+
+
+def _multipliers(spec: DenseSpec) -> dict[str, Any]:
+    if spec.family is not None and spec.family.multipliers:
+        return {key: spec.config[key] for key in MULTIPLIERS}
+    return {**dict.fromkeys(MULTIPLIERS, 1.0), "attention_multiplier": spec.head_dim**-0.5}
 
 
 TARGET = MoeTarget(
@@ -39,6 +44,7 @@ TARGET = MoeTarget(
     config=_config,
     attention_bias=("none", "qkv", "qkvo"),
     zero_biases=(("qkv", ("o_proj",)),),  # its attention_bias gives all four or none
+    multipliers=True,
     shared="optional",
     renormalises=True,
     count="num_local_experts",
