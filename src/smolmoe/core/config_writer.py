@@ -29,7 +29,5 @@ def with_older_keys(config: Mapping[str, Any]) -> dict[str, Any]:
     would replace `rope_parameters` in transformers.
     """
     rope = config.get("rope_parameters")
-    if not isinstance(rope, Mapping):
-        return dict(config)
-    theta = rope.get("rope_theta") or (rope.get("full_attention") or {}).get("rope_theta")
+    theta = rope.get("rope_theta") if isinstance(rope, Mapping) else None  # none where each type of layer has its own
     return {**config, "rope_theta": theta, "rope_scaling": None} if theta is not None else dict(config)

@@ -5,26 +5,11 @@ from __future__ import annotations
 from typing import Any
 
 from smolmoe.families.adapt import Adaptation, added, untied
+from smolmoe.families.common import COMMON, TOKENS
 from smolmoe.families.engines import reasons_against
 from smolmoe.families.types import DenseSpec, MoeSizes, MoeTarget
 
 GENERIC = "generic"
-TOKENS = ("bos_token_id", "eos_token_id", "pad_token_id", "tie_word_embeddings")
-# Copied with explicit None: several MoE classes have their own defaults for these (pad and eos in FlexOlmo, bos
-# and eos in Mixtral and Granite).
-COMMON = (
-    "vocab_size",
-    "hidden_size",
-    "num_hidden_layers",
-    "num_attention_heads",
-    "max_position_embeddings",
-    "initializer_range",
-    "rms_norm_eps",
-    "use_cache",
-    *TOKENS,
-    "rope_parameters",
-    "attention_dropout",
-)
 # What a config.json says of the file rather than of the model.
 _OF_THE_FILE = frozenset(
     ("architectures", "auto_map", "dtype", "model_type", "torch_dtype", "transformers_version", "_name_or_path")

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from smolmoe.families.adapt import Adaptation
+
+if TYPE_CHECKING:
+    from smolmoe.families.forms import DenseForm
 
 
 @dataclass(frozen=True)
@@ -229,6 +232,7 @@ class MoeTarget:
         twin: the dense class of which this is the MoE form: all its settings are copied from the source. None: only
             those that every Llama-like class has.
         adapt: what makes the tensors of any source fit this class.
+        dense: from the MoE's settings, the dense class that it is without its experts; None: the twin, or none.
         attention_bias: which of a source's attention biases it can carry.
         zero_biases: source's attention bias -> projections that get a bias of zeros, since this class has one there.
         windows: "none", "global" or "layers", as in `DenseFamily`.
@@ -252,6 +256,7 @@ class MoeTarget:
     attention_bias: tuple[str, ...] = ("none", "qkv", "qkvo", "other")
     twin: str | None = None
     adapt: Callable[[DenseSpec], Adaptation] | None = None
+    dense: Callable[[dict[str, Any]], DenseForm] | None = None
     zero_biases: tuple[tuple[str, tuple[str, ...]], ...] = ()
     windows: str = "none"
     unrotated: bool = False

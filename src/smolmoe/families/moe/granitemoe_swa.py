@@ -8,6 +8,7 @@ from __future__ import annotations
 from typing import Any
 
 from smolmoe.families.adapt import Adaptation, added
+from smolmoe.families.forms import twin
 from smolmoe.families.moe.granitemoeshared import TARGET as SHARED
 from smolmoe.families.types import LLAMA_CPP_ROPE, DenseSpec, ExpertNames, MoeNames, MoeSizes, MoeTarget, Support
 
@@ -43,6 +44,7 @@ TARGET = MoeTarget(
         shared=SHARED.names.shared,
     ),
     config=_config,
+    dense=lambda settings: twin(settings, "granite_swa"),
     adapt=_adapt,
     attention_bias=SHARED.attention_bias,
     zero_biases=SHARED.zero_biases,

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from smolmoe.families.forms import DenseForm, Settings, llama, twin
 from smolmoe.families.types import LLAMA_CPP_ROPE, DenseSpec, ExpertNames, MoeNames, MoeSizes, MoeTarget, Support
 
 MULTIPLIERS = ("attention_multiplier", "embedding_multiplier", "residual_multiplier", "logits_scaling")
@@ -29,6 +30,15 @@ def _multipliers(spec: DenseSpec) -> dict[str, Any]:
     return {**dict.fromkeys(MULTIPLIERS, 1.0), "attention_multiplier": spec.head_dim**-0.5}
 
 
+def _dense(settings: Settings) -> DenseForm:
+    """Llama, or Granite where the multipliers do something."""
+    head_dim = settings.get("head_dim") or settings["hidden_size"] // settings["num_attention_heads"]
+    plain = {**dict.fromkeys(MULTIPLIERS, 1.0), "attention_multiplier": head_dim**-0.5}
+    if any(abs(settings[key] - value) > 1e-6 * value for key, value in plain.items()):
+        return twin(settings, "granite")
+    return llama(settings, attention_bias=bool(settings["attention_bias"]), head_dim=head_dim)
+
+
 TARGET = MoeTarget(
     name="granitemoeshared",
     architecture="GraniteMoeSharedForCausalLM",
@@ -42,6 +52,7 @@ TARGET = MoeTarget(
         shared=ExpertNames(gate_up="shared_mlp.input_linear.weight", down="shared_mlp.output_linear.weight"),
     ),
     config=_config,
+    dense=_dense,
     attention_bias=("none", "qkv", "qkvo"),
     zero_biases=(("qkv", ("o_proj",)),),  # its attention_bias gives all four or none
     multipliers=True,

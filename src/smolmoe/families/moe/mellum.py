@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+from smolmoe.errors import TargetError
+from smolmoe.families.forms import DenseForm, Settings, qwen3
 from smolmoe.families.moe.qwen3_moe import TARGET as QWEN3_MOE
 from smolmoe.families.types import LLAMA_CPP_ROPE, DenseSpec, MoeSizes, MoeTarget, Support
 
@@ -25,11 +27,27 @@ def _config(spec: DenseSpec, sizes: MoeSizes) -> dict[str, Any]:
     }
 
 
+def _dense(settings: Settings) -> DenseForm:
+    types, ropes = settings["layer_types"], settings["rope_parameters"]
+    used = [ropes[kind] for kind in dict.fromkeys(types)]
+    if any(rope != used[0] for rope in used):
+        raise TargetError(
+            "only this class has rotary parameters for each type of layer.",
+            field="rope_parameters",
+            value=ropes,
+            fix="Extract two or more experts, which stay in the class.",
+        )
+    biased = bool(settings["attention_bias"])
+    window = settings["sliding_window"] if "sliding_attention" in types else None
+    return qwen3(settings, attention_bias=biased, layer_types=types, window=window, rope_parameters=used[0])
+
+
 TARGET = MoeTarget(
     name="mellum",
     architecture="MellumForCausalLM",
     names=QWEN3_MOE.names,
     config=_config,
+    dense=_dense,
     attention_bias=QWEN3_MOE.attention_bias,
     windows="layers",
     dense_layers="any",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from smolmoe.families.forms import DenseForm, Settings, form, llama
 from smolmoe.families.types import LLAMA_CPP_ROPE, DenseSpec, ExpertNames, MoeNames, MoeSizes, MoeTarget, Support
 
 
@@ -15,6 +16,11 @@ def _config(spec: DenseSpec, sizes: MoeSizes) -> dict[str, Any]:
         "sliding_window": spec.windows[0],
         "router_jitter_noise": 0.0,
     }
+
+
+def _dense(settings: Settings) -> DenseForm:
+    window = settings["sliding_window"]
+    return llama(settings) if window is None else form(settings, "mistral", sliding_window=window)
 
 
 TARGET = MoeTarget(
@@ -31,6 +37,7 @@ TARGET = MoeTarget(
         memory_experts="mlp.experts",
     ),
     config=_config,
+    dense=_dense,
     attention_bias=("none",),
     windows="global",
     renormalises=True,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from smolmoe.families.forms import DenseForm, Settings, qwen2
 from smolmoe.families.types import LLAMA_CPP_ROPE, DenseSpec, ExpertNames, MoeNames, MoeSizes, MoeTarget, Support
 
 PROJ_EXPERTS = ExpertNames(
@@ -33,6 +34,10 @@ def _config(spec: DenseSpec, sizes: MoeSizes) -> dict[str, Any]:
     }
 
 
+def _dense(settings: Settings) -> DenseForm:
+    return qwen2(settings, biased=bool(settings["qkv_bias"]))
+
+
 TARGET = MoeTarget(
     name="qwen2_moe",
     architecture="Qwen2MoeForCausalLM",
@@ -52,6 +57,7 @@ TARGET = MoeTarget(
     zero_biases=(("none", ("q_proj", "k_proj", "v_proj")),),  # vLLM always reads them
     windows="layers",
     config=_config,
+    dense=_dense,
     shared="required",
     shared_gated=True,
     dense_layers="any",

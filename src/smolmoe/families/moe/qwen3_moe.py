@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from smolmoe.families.forms import DenseForm, Settings, qwen3
 from smolmoe.families.moe.qwen2_moe import PROJ_EXPERTS
 from smolmoe.families.types import LLAMA_CPP_ROPE, DenseSpec, MoeNames, MoeSizes, MoeTarget, Support
 
@@ -23,6 +24,12 @@ def _config(spec: DenseSpec, sizes: MoeSizes) -> dict[str, Any]:
     }
 
 
+def _dense(settings: Settings) -> DenseForm:
+    window = settings["sliding_window"] if settings["use_sliding_window"] else None
+    types = ["sliding_attention" if window else "full_attention"] * settings["num_hidden_layers"]
+    return qwen3(settings, attention_bias=bool(settings["attention_bias"]), layer_types=types, window=window)
+
+
 TARGET = MoeTarget(
     name="qwen3_moe",
     architecture="Qwen3MoeForCausalLM",
@@ -33,6 +40,7 @@ TARGET = MoeTarget(
         memory_experts="mlp.experts",
     ),
     config=_config,
+    dense=_dense,
     attention_bias=("none", "qkvo"),
     windows="global",
     dense_layers="any",

@@ -28,8 +28,9 @@ from smolmoe.core.claim import Claim
 from smolmoe.core.model_code import AUTO_MAP
 from smolmoe.errors import RequestError
 from smolmoe.families import MOE_TARGETS
+from smolmoe.families.forms import DenseForm
 from smolmoe.families.spec import read_spec
-from smolmoe.surgery.experts.dense_config import DenseForm, dense_form
+from smolmoe.surgery.experts.dense_config import dense_form
 from smolmoe.surgery.experts.extract import constant_factors
 from smolmoe.surgery.experts.merge import refuse_split
 from smolmoe.surgery.experts.moe_files import MoeFiles
