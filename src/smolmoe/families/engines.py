@@ -69,7 +69,7 @@ def reasons_against(engine: str, settings: Settings) -> list[str]:
         return []
     found = support(engine, model_type)
     if found is None:
-        return ["it does not have this class"]
+        return ["it is not known to run this class"]
     return [*_routing(found, model_type, settings), *_rest(found, settings)]
 
 

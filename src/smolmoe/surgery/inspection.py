@@ -37,6 +37,11 @@ class TargetReport:
     nearest: str
     runs: dict[str, list[str]]
 
+    @property
+    def fits(self) -> bool:
+        """Whether it expresses some request of this source."""
+        return self.routed or self.shared
+
 
 @dataclass(frozen=True)
 class Inspection:
