@@ -18,7 +18,6 @@ from smolmoe.errors import CheckpointError, RequestError
 from smolmoe.moe.loading import load_model, load_tokenizer
 from smolmoe.surgery.convert import convert
 from smolmoe.surgery.moments import Moments, carry_moments, learning_rate_scales, plan_of
-from smolmoe.surgery.tensors.values import fresh_neurons
 
 ADAMW = {"lr": 3e-3, "betas": (0.9, 0.999), "eps": 1e-16, "weight_decay": 0.1}
 
@@ -166,7 +165,7 @@ def test_neurons_drawn_anew_start_with_the_mean_of_the_others() -> None:
     named = {t.name: t for t in made.tensors}
     for expert in (0, 5):
         perturb = named[f"model.layers.1.block_sparse_moe.experts.{expert}.w1.weight"].blocks[0].perturb
-        fresh = fresh_neurons(perturb, zoo.F, 3)
+        fresh = perturb.fresh(zoo.F, 3)
         kept = [i for i in range(zoo.F) if i not in fresh]
         into, out = carried[f"{stem}experts.gate_up_proj"], carried[f"{stem}experts.down_proj"]
         gate, down = state[f"{stem}gate_proj.weight"], state[f"{stem}down_proj.weight"]

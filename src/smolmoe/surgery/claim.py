@@ -8,6 +8,7 @@ from smolmoe.core.claim import Claim
 from smolmoe.families import DenseSpec, MoeTarget
 from smolmoe.recipe import UpcycleRecipe
 from smolmoe.surgery.request import Layout
+from smolmoe.surgery.tensors.diversify import WAYS
 from smolmoe.surgery.tensors.program import OutTensor
 
 # Rounding to nearest errs by at most half a unit in the last place; if uniform, the RMS is sqrt(1/3) of that.
@@ -23,7 +24,7 @@ def make_claim(
         return Claim("none", _merge_reason(recipe), dtypes, layout.granularity)
     perturbed = recipe.diversify != "none" and recipe.shared != "residual"
     if perturbed:
-        return Claim("deviates", _deviation_reason(recipe), dtypes, layout.granularity)
+        return Claim("deviates", WAYS[recipe.diversify].reason(recipe), dtypes, layout.granularity)
     rounded = [tensor for tensor in tensors if _rounds(tensor)]
     if rounded:
         experts = {tensor.dtype for tensor in rounded if tensor.role != "kept"}
@@ -87,18 +88,6 @@ def _exact_reason(recipe: UpcycleRecipe, layout: Layout) -> str:
     if recipe.shared != "none":
         return f"{routed} for the neurons that the shared expert does not hold."
     return f"{routed}."
-
-
-def _deviation_reason(recipe: UpcycleRecipe) -> str:
-    if recipe.diversify == "noise":
-        return (
-            f"N(0, {recipe.noise_std:g}) is added to every expert weight; the error is predicted from the dense model."
-        )
-    which = "independently for gate, up and down" if recipe.drop_independent else "the same for gate, up and down"
-    return (
-        f"Drop-Upcycling re-initialises {recipe.drop_ratio:.0%} of each expert's neurons, {which}; error predicted "
-        "from the dense model."
-    )
 
 
 def _merge_reason(recipe: UpcycleRecipe) -> str:

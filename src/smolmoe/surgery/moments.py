@@ -26,7 +26,7 @@ from smolmoe.recipe import UpcycleRecipe, parse
 from smolmoe.surgery.plan import Plan, make_plan
 from smolmoe.surgery.sources import BASE
 from smolmoe.surgery.tensors.program import Block, OutTensor, Role
-from smolmoe.surgery.tensors.values import fresh_neurons, gathered
+from smolmoe.surgery.tensors.values import gathered
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -246,9 +246,9 @@ class _Carrier:
 
     def _of_block(self, block: Block, role: Role) -> tuple[Tensor, Tensor]:
         m, v = gathered(block, {BASE: self.m}), gathered(block, {BASE: self.v})
-        if block.perturb is not None and block.perturb.kind == "drop":
-            axis = block.perturb.axis
-            fresh = fresh_neurons(block.perturb, block.shape[axis], self.plan.recipe.seed)
+        axis = block.perturb.axis if block.perturb else 0
+        fresh = block.perturb.fresh(block.shape[axis], self.plan.recipe.seed) if block.perturb else None
+        if fresh is not None:
             m = m.index_fill(axis, fresh, 0.0)
             # A re-initialised neuron keeps its inputs and outputs but loses what distinguished it from other neurons.
             v = v.index_copy(axis, fresh, v.mean(axis, keepdim=True).expand_as(v).index_select(axis, fresh))

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from smolmoe.families.adapt import Piece
+from smolmoe.surgery.tensors.diversify import Perturb
 
 Region = tuple[int | tuple[int, int], ...]
 Role = Literal["kept", "expert", "shared", "router", "new"]
@@ -22,27 +23,6 @@ class Read:
 
     source: str
     tensor: str
-
-
-@dataclass(frozen=True)
-class Perturb:
-    """A change to copied values that makes experts differ.
-
-    Attributes:
-        kind: "noise" adds N(0, std) to every value; "drop" resamples the values of chosen neurons from
-            N(mean, std) of the values they replace (Drop-Upcycling, arXiv 2502.19261).
-        std: standard deviation of the noise.
-        ratio: share of neurons that drop chooses, rounded down.
-        axis: axis of the neurons in the block: 0 for gate and up, 1 for down.
-        indices: random stream that chooses the neurons; gate, up and down of one expert share it to drop
-            the same neurons.
-    """
-
-    kind: Literal["noise", "drop"]
-    std: float = 0.0
-    ratio: float = 0.0
-    axis: int = 0
-    indices: str = ""
 
 
 @dataclass(frozen=True)

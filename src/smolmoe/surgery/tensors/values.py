@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 
-from smolmoe.surgery.tensors.initialisers import Values, add_noise, choose_neurons, generator, normal, redraw_neurons
-from smolmoe.surgery.tensors.program import Block, Perturb
+from smolmoe.surgery.tensors.initialisers import Values, generator, normal
+from smolmoe.surgery.tensors.program import Block
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -41,7 +41,7 @@ def block_values(
         return (rows or {})[block.stream].float().repeat_interleave(block.repeat, dim=0)
     values = gathered(block, sources)
     if block.perturb is not None:
-        values = _perturbed(values, block.perturb, seed, block.stream)
+        values = block.perturb.applied(values, seed, block.stream)
     if block.offset:
         values = values + block.offset
     return values if block.scale == 1.0 else values * block.scale
@@ -56,11 +56,6 @@ def gathered(block: Block, sources: Mapping[str, Readable]) -> Tensor:
     return (mean if block.order is None else mean[list(block.order)]).reshape(block.shape)
 
 
-def fresh_neurons(perturb: Perturb, count: int, seed: int) -> Tensor:
-    """Which of `count` neurons drop re-initialises, as indices."""
-    return choose_neurons(count, perturb.ratio, generator(seed, perturb.indices))
-
-
 def _read(checkpoint: Readable, tensor: str, block: Block) -> Tensor:
     """A source's part of a block, oriented [out, in] and narrowed to its neurons; only the rows needed are read."""
     if block.span is not None and block.axis == 0 and not block.transposed:
@@ -68,14 +63,6 @@ def _read(checkpoint: Readable, tensor: str, block: Block) -> Tensor:
     values = checkpoint.read(tensor)
     values = values.T if block.transposed else values
     return values if block.span is None else values.narrow(block.axis, block.span[0], block.span[1] - block.span[0])
-
-
-def _perturbed(values: Tensor, perturb: Perturb, seed: int, stream: str) -> Tensor:
-    rng = generator(seed, stream)
-    if perturb.kind == "noise":
-        return add_noise(values, perturb.std, rng)
-    neurons = fresh_neurons(perturb, values.shape[perturb.axis], seed)
-    return redraw_neurons(values, neurons, perturb.axis, rng)
 
 
 def filled(block: Block, seed: int) -> Values:
