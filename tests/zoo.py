@@ -23,6 +23,13 @@ _LLAMA3_ROPE = {
     "original_max_position_embeddings": 32,
 }
 
+_MULTIPLIERS = {
+    "attention_multiplier": 0.25,
+    "embedding_multiplier": 3.0,
+    "residual_multiplier": 0.3,
+    "logits_scaling": 2.5,
+}
+
 # name -> (model type, what its config has beside the common sizes)
 ZOO: dict[str, tuple[str, dict[str, Any]]] = {
     "llama": ("llama", {}),
@@ -35,12 +42,32 @@ ZOO: dict[str, tuple[str, dict[str, Any]]] = {
     "mistral": ("mistral", {"sliding_window": None}),
     "mistral_window": ("mistral", {"sliding_window": 8}),
     "qwen2": ("qwen2", {"use_sliding_window": False}),
+    "qwen2_untied": ("qwen2", {"use_sliding_window": False, "tie_word_embeddings": False}),
     "qwen2_window": ("qwen2", {"use_sliding_window": True, "sliding_window": 8, "max_window_layers": 1}),
     "qwen3": ("qwen3", {"use_sliding_window": False}),
     "qwen3_bias": ("qwen3", {"use_sliding_window": False, "attention_bias": True}),
     "qwen3_window": ("qwen3", {"use_sliding_window": True, "sliding_window": 8, "max_window_layers": 0}),
     "qwen3_mixed": ("qwen3", {"use_sliding_window": True, "sliding_window": 8, "max_window_layers": 1}),
     "olmo2": ("olmo2", {}),
+    "granite": ("granite", {"attention_bias": True, **_MULTIPLIERS}),
+    "granite_plain": ("granite", {"attention_multiplier": 8**-0.5}),
+    "granite_swa": (
+        "granite_swa",
+        {"sliding_window": 8, "layer_rope_theta": [0, 1e4, 1e3], "attention_bias": True, **_MULTIPLIERS},
+    ),
+    "smollm3": ("smollm3", {"no_rope_layer_interval": 2}),
+    "smollm3_window": (
+        "smollm3",
+        {"no_rope_layer_interval": 3, "use_sliding_window": True, "sliding_window": 8, "attention_bias": True},
+    ),
+    "cwm": (
+        "cwm",
+        {
+            "sliding_window": 8,
+            "layer_types": ["full_attention", *["sliding_attention"] * (LAYERS - 1)],
+            "rope_parameters": _LLAMA3_ROPE,
+        },
+    ),
     "gpt2": ("gpt2", {"n_inner": F, "n_embd": D, "n_layer": LAYERS, "n_head": 4, "n_positions": 128}),
     "gemma2": ("gemma2", {"sliding_window": 8}),
     "phi": ("phi", {"tie_word_embeddings": False}),

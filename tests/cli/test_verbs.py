@@ -81,7 +81,17 @@ def test_only_the_command_line_spells_options() -> None:
                 found += [
                     (path.name, node.lineno, word) for word in re.findall(r"(?<![\w-])--[a-z][a-z-]+", node.value)
                 ]
-    allowed = {"--json", "--local-dir", "--no-binary", "--no-deps", "--model-path", "--to", "--llama-cpp"}
+    allowed = {
+        "--json",
+        "--local-dir",
+        "--no-binary",
+        "--no-deps",
+        "--model",
+        "--model-path",
+        "--prompt",
+        "--to",
+        "--llama-cpp",
+    }
     assert [each for each in found if each[2] not in allowed] == []
 
 

@@ -19,6 +19,7 @@ from smolmoe.core.checkpoint import fingerprint, open_checkpoint
 from smolmoe.core.provenance import PROVENANCE_FILE, read_provenance
 from smolmoe.errors import CheckpointError
 from smolmoe.families import MOE_TARGETS
+from smolmoe.families.engines import ENGINES, support
 from smolmoe.hub.card import MARK
 from smolmoe.hub.card_writer import card_text, finish_model, write_card
 from smolmoe.hub.model_facts import ModelFacts, places, without_places
@@ -114,19 +115,31 @@ def test_no_licence_is_made_up(moe: Path, tmp_path: Path) -> None:
     assert "add one before publishing" in text
 
 
+SNIPPETS = {
+    "transformers": "AutoModelForCausalLM",
+    "vLLM": "vllm serve",
+    "SGLang": "sglang.launch_server",
+    "llama.cpp": "--to gguf",
+    "mlx-lm": "mlx_lm.generate",
+}
+
+
 @pytest.mark.parametrize("name", sorted(MOE_TARGETS))
 def test_every_class_says_where_it_does_not_run(name: str, moe: Path, tmp_path: Path) -> None:
     folder = Path(shutil.copytree(moe, tmp_path / "moe"))
     config = json.loads((folder / "config.json").read_text())
-    config["architectures"] = [MOE_TARGETS[name].architecture]
+    config |= {
+        "architectures": [MOE_TARGETS[name].architecture],
+        "model_type": name,
+        "norm_topk_prob": name != "qwen2_moe",
+    }
     (folder / "config.json").write_text(json.dumps(config))
     write_card(folder)
     _, text = card_of(folder)
-    for engine, known in MOE_TARGETS[name].runs:
-        assert f"**{engine}**: {known.replace('_', chr(92) + '_')}" in text
-    runs = dict(MOE_TARGETS[name].runs)
-    assert ("vllm serve" in text) == (re.split("[:;]", runs["vLLM"])[0] != "no")
-    assert ("--to gguf" in text) == (re.split("[:;]", runs["llama.cpp"])[0] != "no")
+    for engine in ENGINES:
+        runs_there = support(engine, name) is not None
+        assert f"**{engine}**: {'yes' if runs_there else 'no'}" in text
+        assert (SNIPPETS[engine] in text) == runs_there
     assert ("trust_remote_code=True" in text.split("**vLLM**")[0]) == (name == "generic")
 
 

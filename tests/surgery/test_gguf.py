@@ -18,10 +18,10 @@ import torch
 from tests.helpers import random_moe, save, tiny_tokenizer
 
 from smolmoe.errors import OutputError, RequestError, SourceError, TargetError
+from smolmoe.families.engines import reasons_against
 from smolmoe.moe.loading import load_model
 from smolmoe.surgery.experts.moe_files import read_moe
 from smolmoe.surgery.experts.writer import write_program
-from smolmoe.surgery.export.gguf.architectures import reasons_against
 from smolmoe.surgery.export.gguf.converter import ENVIRONMENT, find_converter
 from smolmoe.surgery.export.gguf.engine import available
 from smolmoe.surgery.export.gguf.run import find_route
@@ -45,7 +45,7 @@ def settings(model_type: str, **config: Any) -> dict[str, Any]:
         ("mixtral", {}, None),
         ("mixtral", {"sliding_window": 8}, "ignores this class's sliding window of 8"),
         ("mixtral", {"sliding_window": 128}, None),  # as long as the context
-        ("mixtral", {"hidden_act": "gelu"}, "experts use SiLU"),
+        ("mixtral", {"hidden_act": "gelu"}, "experts use silu"),
         ("mixtral", {"head_dim": 16}, None),
         ("granitemoeshared", {"head_dim": 16}, "only heads of width 8"),
         ("granitemoeshared", {}, None),
@@ -61,11 +61,11 @@ def settings(model_type: str, **config: Any) -> dict[str, Any]:
         ("olmoe", {"norm_topk_prob": False, "num_key_value_heads": 4}, None),
         ("olmoe", {"norm_topk_prob": False}, "as many key heads"),
         ("olmoe", {"norm_topk_prob": False, "num_key_value_heads": 4, "rms_norm_eps": 1e-6}, "norms' epsilon"),
-        ("flex_olmo", {}, "no matching architecture"),
+        ("flex_olmo", {}, "not known to run this class"),
     ],
 )
 def test_what_llama_cpp_can_compute(model_type: str, config: Any, reason: str | None) -> None:
-    reasons = reasons_against(model_type, settings(model_type, **config))
+    reasons = reasons_against("llama.cpp", settings(model_type, **config))
     assert len(reasons) == (reason is not None), reasons
     assert reason is None or reason in reasons[0]
 
@@ -76,11 +76,11 @@ def test_what_llama_cpp_can_compute(model_type: str, config: Any, reason: str | 
 def test_rope_scaling(model_type: str, carried: bool) -> None:
     llama3 = {"rope_type": "llama3", "rope_theta": 1e4, "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0}
     rope = {**llama3, "original_max_position_embeddings": 32}
-    assert (reasons_against(model_type, settings(model_type, rope_parameters=rope)) == []) is carried
+    assert (reasons_against("llama.cpp", settings(model_type, rope_parameters=rope)) == []) is carried
     linear = {"rope_type": "linear", "rope_theta": 1e4, "factor": 2.0}
-    assert reasons_against(model_type, settings(model_type, rope_parameters=linear)) == []
+    assert reasons_against("llama.cpp", settings(model_type, rope_parameters=linear)) == []
     dynamic = {"rope_type": "dynamic", "rope_theta": 1e4, "factor": 2.0}
-    assert "dynamic" in reasons_against(model_type, settings(model_type, rope_parameters=dynamic))[0]
+    assert "dynamic" in reasons_against("llama.cpp", settings(model_type, rope_parameters=dynamic))[0]
 
 
 def zero_gates(model: Any, folder: Path) -> Path:

@@ -18,7 +18,6 @@ from smolmoe.errors import CheckpointError, RequestError
 from smolmoe.moe.loading import load_model, load_tokenizer
 from smolmoe.surgery.convert import convert
 from smolmoe.surgery.moments import Moments, carry_moments, learning_rate_scales, plan_of
-from smolmoe.surgery.tensors.values import fresh_neurons
 
 ADAMW = {"lr": 3e-3, "betas": (0.9, 0.999), "eps": 1e-16, "weight_decay": 0.1}
 
@@ -87,7 +86,7 @@ BY_HAND: list[tuple[str, dict[str, Any], dict[str, tuple[float, float]]]] = [
         {"gate_up_proj": (1 / 2, 1 / 2), "experts.down_proj": (1 / 6 / 3, 1 / 18 / 9)},
     ),
     (  # the routed experts' down starts at 0
-        "llama",
+        "llama_untied",
         {"experts": 4, "top_k": 2, "shared": "residual", "target": "glm4_moe", "layers": "all"},
         {"shared_experts": (1, 1)},
     ),
@@ -166,7 +165,7 @@ def test_neurons_drawn_anew_start_with_the_mean_of_the_others() -> None:
     named = {t.name: t for t in made.tensors}
     for expert in (0, 5):
         perturb = named[f"model.layers.1.block_sparse_moe.experts.{expert}.w1.weight"].blocks[0].perturb
-        fresh = fresh_neurons(perturb, zoo.F, 3)
+        fresh = perturb.fresh(zoo.F, 3)
         kept = [i for i in range(zoo.F) if i not in fresh]
         into, out = carried[f"{stem}experts.gate_up_proj"], carried[f"{stem}experts.down_proj"]
         gate, down = state[f"{stem}gate_proj.weight"], state[f"{stem}down_proj.weight"]
@@ -230,7 +229,7 @@ def trained(name: str, folder: Path) -> dict[str, Moments]:
         ("llama", {"experts": 1, "top_k": 1}),
         ("llama", {"experts": 2, "top_k": 2, "granularity": 2}),
         ("llama", {"experts": 2, "top_k": 2, "granularity": 2, "shared": "full", "target": "granitemoeshared"}),
-        ("qwen2", {"experts": 2, "top_k": 2, "granularity": 2, "shared": 16, "target": "qwen2_moe"}),
+        ("qwen2_untied", {"experts": 2, "top_k": 2, "granularity": 2, "shared": 16, "target": "qwen2_moe"}),
         ("gpt2", {"experts": 2, "top_k": 2, "granularity": 2, "shared": "full"}),
     ],
 )

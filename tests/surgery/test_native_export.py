@@ -134,7 +134,7 @@ def test_what_cannot_be_kept_is_refused_with_the_reason_and_what_can(tmp_path: P
     free = made("qwen2_moe", tmp_path / "free", norm_topk_prob=False)
     assert "sum to 1, the source does not" in refusal(free, "granitemoeshared").message
     scaled = made("granitemoeshared", tmp_path / "scaled", **{**PLAIN_GRANITE, "residual_multiplier": 0.5})
-    assert refusal(scaled, "qwen2_moe").field == "residual_multiplier"
+    assert "norms differ from granite's" in refusal(scaled, "qwen2_moe").message
 
 
 def test_a_trained_gate_on_the_shared_expert_stays_where_it_is(tmp_path: Path) -> None:

@@ -93,18 +93,16 @@ def test_claims() -> None:
 
 
 def test_fresh_neurons_are_the_program_s_and_shared_by_gate_up_and_down() -> None:
-    from smolmoe.surgery.tensors.values import fresh_neurons
-
     def perturbs(**options: Any) -> list[Any]:
         made = plan(diversify="drop", **options)
         named = {t.name: t for t in made.tensors}
         stem = "model.layers.1.block_sparse_moe.experts.{}.{}.weight"
         return [named[stem.format(e, w)].blocks[0].perturb for e in (0, 1) for w in ("w1", "w3", "w2")]
 
-    gate, up, down, other, *_ = (fresh_neurons(p, zoo.F, 0) for p in perturbs(drop_ratio=0.25))
+    gate, up, down, other, *_ = (p.fresh(zoo.F, 0) for p in perturbs(drop_ratio=0.25))
     assert len(gate) == zoo.F // 4
     assert torch.equal(gate, up)
     assert torch.equal(gate, down)
     assert not torch.equal(gate, other)
-    gate, up, *_ = (fresh_neurons(p, zoo.F, 0) for p in perturbs(drop_independent=True))
+    gate, up, *_ = (p.fresh(zoo.F, 0) for p in perturbs(drop_independent=True))
     assert not torch.equal(gate, up)

@@ -112,7 +112,7 @@ def test_target_refuses_with_the_nearest(name: str, options: dict[str, Any], say
         ("qwen3", {"layers": "every:2"}, "qwen3_moe"),
         ("qwen3", {"shared": "full"}, "glm4_moe"),
         ("qwen3_window", {}, "qwen3_moe"),
-        ("qwen3_mixed", {}, "generic"),
+        ("qwen3_mixed", {}, "mellum"),
         ("olmo2", {}, "flex_olmo"),
         ("olmo2", {"shared": "full"}, "generic"),
         ("gpt2", {}, "generic"),

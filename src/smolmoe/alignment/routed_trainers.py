@@ -17,6 +17,7 @@ from smolmoe.alignment.trainers import (
     dataset,
     show_backbone,
 )
+from smolmoe.core.config_writer import complete_config
 from smolmoe.moe import balance
 from smolmoe.moe.control import without_training_state
 from smolmoe.moe.loading import no_progress_bar
@@ -199,6 +200,7 @@ def write_model(trainer: Any, folder: Any, adapters: Any | None, *, pad_token: s
             model.save_pretrained(adapters, state_dict=without_training_state(model.state_dict()))
             model = model.merge_and_unload()
         model.save_pretrained(folder, state_dict=without_training_state(model.state_dict()))
+    complete_config(folder)
     tokenizer = trainer.processing_class
     padding, tokenizer.pad_token = tokenizer.pad_token, pad_token
     tokenizer.save_pretrained(folder)

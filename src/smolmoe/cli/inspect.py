@@ -10,7 +10,7 @@ from smolmoe.core import units
 from smolmoe.verbs import convert
 
 if TYPE_CHECKING:
-    from smolmoe.surgery.inspection import Inspection
+    from smolmoe.surgery.inspection import Inspection, TargetReport
 
 
 def _show_inspection(report: Inspection) -> None:
@@ -35,19 +35,43 @@ def _show_inspection(report: Inspection) -> None:
         ]
     )
     yes = {True: "exact", False: "-"}
+    able = [target for target in report.targets if target.fits]
     print()
     table(
         "What it can become",
         ("target", "routed only", "with a shared expert", "layers left dense", "runs in"),
         [
-            (t.target, yes[t.routed], yes[t.shared], t.dense_layers, "; ".join(f"{e} {n}" for e, n in t.runs.items()))
-            for t in report.targets
+            (target.target, yes[target.routed], yes[target.shared], target.dense_layers, _engines(target.runs))
+            for target in able
         ],
     )
     print(f"exact: {EXACT_IN}.")
-    for t in report.targets:
-        if t.why_not:
-            print(f"{t.target}: {'; '.join(t.why_not)}. Nearest: {t.nearest}.")
+    for target in able:
+        if target.why_not:
+            print(f"{target.target}: {'; '.join(target.why_not)}. Nearest: {target.nearest}.")
+        _show_missing_engines(target)
+    _show_unfit([target for target in report.targets if not target.fits])
+
+
+def _engines(runs: dict[str, list[str]]) -> str:
+    return ", ".join(engine for engine, why in runs.items() if not why)
+
+
+def _show_missing_engines(target: TargetReport) -> None:
+    by_reason: dict[str, list[str]] = {}
+    for engine, why in target.runs.items():
+        if why:
+            by_reason.setdefault("; ".join(why), []).append(engine)
+    for reason, engines in by_reason.items():
+        print(f"{target.target} not in {', '.join(engines)}: {reason}.")
+
+
+def _show_unfit(targets: list[TargetReport]) -> None:
+    by_reason: dict[str, list[str]] = {}
+    for target in targets:
+        by_reason.setdefault("; ".join(target.why_not), []).append(target.target)
+    for reason, names in by_reason.items():
+        print(f"not {', '.join(names)}: {reason}.")
 
 
 COMMAND = Command(convert.inspect, lambda report, given: _show_inspection(report), group="Convert")

@@ -50,6 +50,9 @@ def _show_upcycled(result: UpcycleResult) -> None:
     if plan.claim.predicted_ffn_error:
         errors = [error for error in plan.claim.predicted_ffn_error if error is not None]
         rows.append(("predicted FFN error", " ".join(f"{error:.3f}" for error in errors)))
+    able = [engine for engine, why in plan.runs_in.items() if not why]
+    rows.append(("runs in", ", ".join(able)))
+    rows += [(f"not in {engine}", "; ".join(why)) for engine, why in plan.runs_in.items() if why]
     print_rows(rows)
     for warning in plan.warnings:
         print(f"  warning: {warning}")

@@ -2,28 +2,26 @@
 
 from __future__ import annotations
 
-from smolmoe.families import (
-    flex_olmo,
-    generic,
-    glm4_moe,
-    granitemoeshared,
-    llama,
-    mistral,
-    mixtral,
-    olmo2,
-    qwen2,
-    qwen2_moe,
-    qwen3,
-    qwen3_moe,
-)
+from collections.abc import Iterator
+from importlib import import_module
+from pkgutil import iter_modules
+from types import ModuleType
+from typing import Any
+
+from smolmoe.families import dense, moe
 from smolmoe.families.types import DenseFamily, DenseSpec, ExpertNames, MlpLayout, MoeNames, MoeTarget, Slot
 
-DENSE_FAMILIES: dict[str, DenseFamily] = {
-    module.FAMILY.model_type: module.FAMILY for module in (llama, mistral, qwen2, qwen3, olmo2)
-}
+
+def _all(package: ModuleType, name: str) -> Iterator[Any]:
+    """The object `name` of every module of a package, in alphabetical order."""
+    for module in iter_modules(package.__path__, f"{package.__name__}."):
+        yield getattr(import_module(module.name), name)
+
+
+DENSE_FAMILIES: dict[str, DenseFamily] = {family.model_type: family for family in _all(dense, "FAMILY")}
+# The generic model comes last: wherever the first class that can is wanted, a native one goes before it.
 MOE_TARGETS: dict[str, MoeTarget] = {
-    module.TARGET.name: module.TARGET
-    for module in (mixtral, granitemoeshared, qwen2_moe, qwen3_moe, glm4_moe, flex_olmo, generic)
+    target.name: target for target in sorted(_all(moe, "TARGET"), key=lambda target: target.name == "generic")
 }
 
 __all__ = [

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-from smolmoe.errors import TargetError
-from smolmoe.families import MOE_TARGETS
-from smolmoe.families.types import DenseSpec, MoeSizes, MoeTarget
+import difflib
+from collections.abc import Mapping, Sequence
 
-GENERIC = "generic"
+from smolmoe.errors import RequestError, TargetError
+from smolmoe.families import MOE_TARGETS
+from smolmoe.families.engines import ENGINES, engine_name, reasons_against
+from smolmoe.families.fit import GENERIC, adaptation, settings
+from smolmoe.families.types import DenseSpec, MoeSizes, MoeTarget
 
 
 def candidates(spec: DenseSpec) -> tuple[str, ...]:
@@ -38,7 +41,11 @@ def source_refusals(target: MoeTarget, spec: DenseSpec) -> list[str]:
         reasons.append("it has no sliding window")
     elif len(windows) > 1 and target.windows == "global":
         reasons.append("it has one sliding window for all layers, but the source mixes windowed and full layers")
-    return reasons
+    if not all(spec.rotated) and not target.unrotated:
+        reasons.append("it has no layers without rotary positions, but the source has")
+    if spec.family.multipliers and not target.multipliers:
+        reasons.append("it has no multipliers of embeddings, residuals, attention and logits")
+    return [*reasons, *adaptation(spec, target).refusals]
 
 
 def _request_refusals(target: MoeTarget, spec: DenseSpec, sizes: MoeSizes) -> list[str]:
@@ -60,18 +67,27 @@ def _request_refusals(target: MoeTarget, spec: DenseSpec, sizes: MoeSizes) -> li
     return reasons
 
 
-def resolve(name: str, spec: DenseSpec, sizes: MoeSizes) -> MoeTarget:
+def resolve(name: str, spec: DenseSpec, sizes: MoeSizes, engines: Sequence[str] = ()) -> MoeTarget:
     """The target of that name, or with "auto" the first native class that expresses the request, else the generic one.
 
+    Args:
+        engines: it must run in all of these.
+
     Raises:
-        TargetError: the named target cannot express it; states why, and which one can.
+        RequestError: no such target, or no such engine.
+        TargetError: the named target cannot express it, or some engine cannot run it; states why, and which one can.
     """
-    order = candidates(spec)
-    able = [MOE_TARGETS[n] for n in order if not refusals(MOE_TARGETS[n], spec, sizes)]
+    wanted = [engine_name(engine) for engine in engines]
+    able = [MOE_TARGETS[n] for n in candidates(spec) if not refusals(MOE_TARGETS[n], spec, sizes)]
+    served = [target for target in able if not any(engine_refusals(target, spec, sizes, wanted).values())]
     if name == "auto":
-        return able[0]
+        if not served:
+            raise _served_by_none(able, spec, sizes, wanted)
+        return served[0]
     if name not in MOE_TARGETS:
-        raise TargetError("no such target.", field="target", value=name, fix=f"Known: auto, {', '.join(MOE_TARGETS)}.")
+        near = difflib.get_close_matches(name, MOE_TARGETS, n=1)
+        known = f"Did you mean {near[0]!r}?" if near else f"Known: auto, {', '.join(MOE_TARGETS)}."
+        raise RequestError("no such target.", field="target", value=name, fix=known)
     target = MOE_TARGETS[name]
     reasons = refusals(target, spec, sizes)
     if reasons:
@@ -81,4 +97,32 @@ def resolve(name: str, spec: DenseSpec, sizes: MoeSizes) -> MoeTarget:
             value=name,
             fix=f"Use `target={able[0].name!r}` (or auto), which can.",
         )
+    if target not in served:
+        why = _said(engine_refusals(target, spec, sizes, wanted))
+        fix = f"Use `target={served[0].name!r}` (or auto), which does." if served else None
+        raise TargetError(
+            f"{target.name} does not run there: {why}.", field="runs_in", value=", ".join(wanted), fix=fix
+        )
     return target
+
+
+def engine_refusals(
+    target: MoeTarget, spec: DenseSpec, sizes: MoeSizes, engines: Sequence[str] = ENGINES
+) -> dict[str, list[str]]:
+    """For each engine, why it cannot compute this source as that class."""
+    config = {**settings(spec, target, sizes), "model_type": target.name}
+    return {engine: reasons_against(engine, config) for engine in engines}
+
+
+def _served_by_none(able: Sequence[MoeTarget], spec: DenseSpec, sizes: MoeSizes, engines: Sequence[str]) -> TargetError:
+    said = "; ".join(f"{target.name}: {_said(engine_refusals(target, spec, sizes, engines))}" for target in able)
+    return TargetError(
+        f"no class that expresses this runs in all of them ({said}).",
+        field="runs_in",
+        value=", ".join(engines),
+        fix="Name fewer engines, or ask for less (a shared expert or dense layers limit the choice of class).",
+    )
+
+
+def _said(reasons: Mapping[str, Sequence[str]]) -> str:
+    return ", ".join(f"{engine}: {' and '.join(why)}" for engine, why in reasons.items() if why)

@@ -59,6 +59,7 @@ def _describe(config: Any, settings: dict[str, Any]) -> DenseSpec:
         attention_bias=_attention_bias(config, family),
         qk_norm=family.qk_norm if family else "other",
         windows=_windows(config, family, layers),
+        rotated=family.rotated(config) if family and family.rotated else (True,) * layers,
         tied=bool(config.tie_word_embeddings),
         mlp=mlp,
         config=settings | {"architectures": [architecture]},

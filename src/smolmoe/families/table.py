@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from smolmoe.families import DENSE_FAMILIES, MOE_TARGETS
+from smolmoe.families.engines import ENGINES, limits, support
 from smolmoe.families.types import MoeTarget
 
 
@@ -14,19 +15,24 @@ def sources_table() -> str:
         (family.model_type, family.examples, ", ".join(f"`{name}`" for name in family.targets) + ", `generic`")
         for family in DENSE_FAMILIES.values()
     ]
-    rows.append(("any other decoder", "GPT-2, Gemma, Phi, StarCoder2, GPT-NeoX, StableLM, SmolLM3", "`generic`"))
+    rows.append(("any other decoder", "GPT-2, Gemma 2, Phi-2, StarCoder2, GPT-NeoX, StableLM", "`generic`"))
     return _markdown(("source", "for example", "becomes (first that expresses the request)"), rows)
 
 
 def targets_table() -> str:
     """Markdown: what each MoE class can express, and where it runs."""
-    engines = [engine for engine, _ in next(iter(MOE_TARGETS.values())).runs]
     rows = [
-        (f"`{t.name}`", _shared(t), _layers(t), _windows(t), _router(t), *(dict(t.runs)[engine] for engine in engines))
+        (f"`{t.name}`", _shared(t), _layers(t), _windows(t), _router(t), *(runs(engine, t.name) for engine in ENGINES))
         for t in MOE_TARGETS.values()
     ]
-    columns = ("target", "shared expert", "layers left dense", "sliding window", "router", *engines)
+    columns = ("target", "shared expert", "layers left dense", "sliding window", "router", *ENGINES)
     return _markdown(columns, rows)
+
+
+def runs(engine: str, model_type: str) -> str:
+    """Whether an engine runs an MoE class, and within which limits."""
+    found = support(engine, model_type)
+    return "no" if found is None else "; ".join(filter(None, ("yes", limits(found))))
 
 
 def _shared(target: MoeTarget) -> str:

@@ -4,7 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+from smolmoe.families.adapt import Adaptation
+
+if TYPE_CHECKING:
+    from smolmoe.families.forms import DenseForm
 
 
 @dataclass(frozen=True)
@@ -62,11 +67,17 @@ class DenseFamily:
             asks of them beyond that is in each target's own capabilities.
         attention_bias: which projections have a bias: "none", "qkv", "qkvo", or "config" (all four, where
             `config.attention_bias` is set).
+        multipliers: it scales its embeddings, residual branches, attention and logits, as Granite does.
         mlp_bias: config key that gives the FFN biases, or None.
         qk_norm: "none", "head" (over each head) or "full" (over the whole projection).
         windows: where a sliding window may act: "none", "global" (every layer the same) or "layers" (`layer_types`).
-        norms: the layer's norms by tensor name.
-        defaults: what the config class assumes for settings that a config.json may leave out.
+        rotated: from the config, which layers rotate queries and keys; None: all of them.
+        adapt: from the description and the name of a target, what makes its tensors and settings fit the target.
+        by_class: the names and shapes of its tensors are those of its class in transformers; otherwise Llama's, which
+            are known without importing transformers.
+        norms: the layer's norms by tensor name, of a family with Llama's names.
+        defaults: what the config class assumes for settings that a config.json may leave out; empty: transformers reads
+            the config.
         own_tokenizer: transformers always uses this model type's pre-tokenizer, whatever the tokenizer's files say.
     """
 
@@ -75,9 +86,13 @@ class DenseFamily:
     mlp: MlpLayout
     targets: tuple[str, ...] = ()
     attention_bias: str = "none"
+    multipliers: bool = False
     mlp_bias: str | None = None
     qk_norm: str = "none"
     windows: str = "none"
+    rotated: Callable[[Any], tuple[bool, ...]] | None = None
+    adapt: Callable[[DenseSpec, str], Adaptation] | None = None
+    by_class: bool = False
     norms: tuple[str, ...] = ("input_layernorm", "post_attention_layernorm")
     defaults: Mapping[str, Any] = field(default_factory=dict)
     own_tokenizer: bool = False
@@ -95,6 +110,7 @@ class DenseSpec:
         attention_bias: "none", "qkv", "qkvo", or "other" outside the known families.
         qk_norm: "none", "head", "full" or "other".
         windows: the sliding window of each layer, None for full attention.
+        rotated: whether each layer rotates queries and keys (rotary positions).
         tied: the output head is the input embedding.
         mlp: location of the FFN and what it computes.
         config: the config as normalised by transformers, with explicit defaults.
@@ -113,6 +129,7 @@ class DenseSpec:
     attention_bias: str
     qk_norm: str
     windows: tuple[int | None, ...]
+    rotated: tuple[bool, ...]
     tied: bool
     mlp: MlpLayout
     config: dict[str, Any]
@@ -163,6 +180,46 @@ class MoeSizes:
     dense_layers: list[int]
 
 
+LLAMA_CPP_ROPE = ("default", "linear", "yarn")  # the kinds of rotary scaling that it has for every class
+
+
+@dataclass(frozen=True)
+class Support:
+    """What an engine computes of an MoE class. A model that differs in one of these gives other logits there, or fails.
+
+    Attributes:
+        name: the engine's own name of the class, where it has one.
+        normalises: whether the chosen gates are renormalised to sum to 1: always, never, or (None) as the config says.
+        own_head: the output head must be a tensor of its own: `tie_word_embeddings` is ignored.
+        selection_bias: the bias that affects only the choice of experts is used.
+        windows: sliding windows are used.
+        rope: kinds of rotary scaling; None: all.
+        free_head_dim: the head width may differ from hidden size / heads.
+        free_kv_heads: there may be fewer key heads than query heads.
+        attention_bias: projections may have biases.
+        dense_layers: some layers may be dense.
+        activations: of the experts; None: any.
+        eps: the only supported epsilon of the norms; None: any.
+        divides_by_gate: sigmoid(g) of the shared expert's gate is computed as silu(g) / g, NaN at g = 0.
+        needs: what the user has to add, e.g. an option.
+    """
+
+    name: str = ""
+    normalises: bool | None = None
+    own_head: bool = False
+    selection_bias: bool = True
+    windows: bool = True
+    rope: tuple[str, ...] | None = None
+    free_head_dim: bool = True
+    free_kv_heads: bool = True
+    attention_bias: bool = True
+    dense_layers: bool = True
+    activations: tuple[str, ...] | None = None
+    eps: float | None = None
+    divides_by_gate: bool = False
+    needs: str = ""
+
+
 @dataclass(frozen=True)
 class MoeTarget:
     """A native MoE class: what it can express, what it calls things, and where it runs.
@@ -172,29 +229,44 @@ class MoeTarget:
         architecture: transformers' class.
         names: names in memory and on disk.
         config: this class's own settings; the common ones are copied from the source.
+        twin: the dense class of which this is the MoE form: all its settings are copied from the source. None: only
+            those that every Llama-like class has.
+        adapt: what makes the tensors of any source fit this class.
+        dense: from the MoE's settings, the dense class that it is without its experts; None: the twin, or none.
         attention_bias: which of a source's attention biases it can carry.
         zero_biases: source's attention bias -> projections that get a bias of zeros, since this class has one there.
         windows: "none", "global" or "layers", as in `DenseFamily`.
+        unrotated: layers without rotary positions are possible.
+        multipliers: it has Granite's multipliers.
         shared: "never", "optional" or "required".
         shared_gated: the shared expert's output is multiplied by sigmoid(gate(x)), 1/2 at a zero gate.
         shared_multiple: the shared width must be a multiple of the expert width.
         dense_layers: which layers may stay dense: "none", "any" or "prefix".
         scoring: "softmax" or "sigmoid"; every target renormalises the chosen gates to sum 1.
+        renormalises: it always does so, whatever the config says.
+        count: the config's key of the number of experts.
         min_experts: the fewest experts its router works with.
-        runs: engine -> known support, for the families table.
+        engines: what each engine other than transformers computes of it; an engine that is left out cannot run it.
     """
 
     name: str
     architecture: str
     names: MoeNames
     config: Callable[[DenseSpec, MoeSizes], dict[str, Any]]
-    attention_bias: tuple[str, ...]
+    attention_bias: tuple[str, ...] = ("none", "qkv", "qkvo", "other")
+    twin: str | None = None
+    adapt: Callable[[DenseSpec], Adaptation] | None = None
+    dense: Callable[[dict[str, Any]], DenseForm] | None = None
     zero_biases: tuple[tuple[str, tuple[str, ...]], ...] = ()
     windows: str = "none"
+    unrotated: bool = False
+    multipliers: bool = False
     shared: str = "never"
     shared_gated: bool = False
     shared_multiple: bool = False
     dense_layers: str = "none"
     scoring: str = "softmax"
+    renormalises: bool = False
+    count: str = "num_experts"
     min_experts: int = 1
-    runs: tuple[tuple[str, str], ...] = ()
+    engines: Mapping[str, Support] = field(default_factory=dict)

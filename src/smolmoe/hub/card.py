@@ -10,6 +10,7 @@ from typing import Any
 import yaml
 
 from smolmoe.core import units
+from smolmoe.families.engines import ENGINES, runs_in, support
 from smolmoe.hub.model_facts import ModelFacts, without_places
 
 MARK = "<!-- Written by smolmoe. Delete this line to keep your own changes. -->"
@@ -182,10 +183,16 @@ def _use(facts: ModelFacts, name: str) -> str:
 
 
 def engines(facts: ModelFacts) -> dict[str, str]:
-    """Engine -> its known support of the class."""
-    found = dict(facts.target.runs) if facts.target else {}
-    dense = "yes, if it runs this dense class" if not facts.experts else _NO_DATA
-    return {"transformers": "yes", **dict.fromkeys(("vLLM", "SGLang", "llama.cpp"), dense), **found}
+    """Engine -> whether it runs this model."""
+    if facts.target is None:
+        dense = "yes, if it runs this dense class" if not facts.experts else _NO_DATA
+        return {"transformers": "yes", **dict.fromkeys(ENGINES[1:], dense)}
+    said = {}
+    for engine, why in runs_in(facts.config).items():
+        found = support(engine, facts.target.name)
+        able = f"yes, with {found.needs}" if found and found.needs else "yes"
+        said[engine] = f"no: {'; '.join(why)}" if why else able
+    return said
 
 
 def _snippets(facts: ModelFacts, name: str) -> dict[str, str]:
@@ -207,6 +214,7 @@ def _snippets(facts: ModelFacts, name: str) -> dict[str, str]:
         "vLLM": _fence(f"vllm serve {shell}", "sh"),
         "SGLang": _fence(f"python -m sglang.launch_server --model-path {shell}", "sh"),
         "llama.cpp": _fence(gguf, "sh"),
+        "mlx-lm": _fence(f"mlx_lm.generate --model {shell} --prompt 'Once upon a time'", "sh"),
     }
 
 

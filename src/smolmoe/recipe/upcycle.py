@@ -54,9 +54,10 @@ class UpcycleRecipe(Recipe):
         "mean", description="centroids of the domains: mean of each, or k-means over all tokens"
     )
     layers: str = Field("all", description="layers to convert: all, 2-10, every:2 or 0,3,5")
-    target: Literal[
-        "auto", "mixtral", "qwen2_moe", "qwen3_moe", "granitemoeshared", "glm4_moe", "flex_olmo", "generic"
-    ] = Field("auto", description="MoE class of the result; auto prefers a native class")
+    target: str = Field("auto", description="MoE class of the result; auto prefers a native class")
+    runs_in: tuple[str, ...] = Field(
+        (), description="engines that must run the result: transformers, vllm, sglang, llama.cpp, mlx"
+    )
     dtype: Dtype | None = Field(None, description="dtype of the weights (default: the source's)")
     device: str = Field(
         "cpu", description="device for router initialisation and verification: auto, cpu, cuda, cuda:N or mps"

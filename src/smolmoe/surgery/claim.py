@@ -8,6 +8,7 @@ from smolmoe.core.claim import Claim
 from smolmoe.families import DenseSpec, MoeTarget
 from smolmoe.recipe import UpcycleRecipe
 from smolmoe.surgery.request import Layout
+from smolmoe.surgery.tensors.diversify import WAYS
 from smolmoe.surgery.tensors.program import OutTensor
 
 # Rounding to nearest errs by at most half a unit in the last place; if uniform, the RMS is sqrt(1/3) of that.
@@ -23,14 +24,14 @@ def make_claim(
         return Claim("none", _merge_reason(recipe), dtypes, layout.granularity)
     perturbed = recipe.diversify != "none" and recipe.shared != "residual"
     if perturbed:
-        return Claim("deviates", _deviation_reason(recipe), dtypes, layout.granularity)
-    rounded = {tensor.dtype for tensor in tensors if _rounds(tensor)}
+        return Claim("deviates", WAYS[recipe.diversify].reason(recipe), dtypes, layout.granularity)
+    rounded = [tensor for tensor in tensors if _rounds(tensor)]
     if rounded:
-        error = max(ROUNDING[dtype] for dtype in rounded)
+        experts = {tensor.dtype for tensor in rounded if tensor.role != "kept"}
+        error = max((ROUNDING[dtype] for dtype in experts), default=0.0)
         return Claim(
             "rounded",
-            f"Down projections are scaled by {layout.granularity}, not a power of two, and rounded to "
-            f"{', '.join(sorted(rounded))} again. float32 files, or a granularity of 2, 4 or 8, would be exact.",
+            _rounded_reason(rounded, layout),
             dtypes,
             layout.granularity,
             predicted_ffn_error=tuple(error if i in layout.moe_layers else None for i in range(spec.layers)),
@@ -39,9 +40,28 @@ def make_claim(
 
 
 def _rounds(tensor: OutTensor) -> bool:
-    """Scaling by a power of two is exact in every float format."""
-    inexact = any(block.reads and math.frexp(block.scale)[0] != 0.5 for block in tensor.blocks)
+    """Scaling by a power of two is exact in every float format; adding a constant is not."""
+    inexact = any(block.reads and (block.offset or math.frexp(block.scale)[0] != 0.5) for block in tensor.blocks)
     return tensor.dtype in ROUNDING and inexact
+
+
+def _rounded_reason(rounded: list[OutTensor], layout: Layout) -> str:
+    dtypes = ", ".join(sorted({tensor.dtype for tensor in rounded}))
+    kept = sorted(
+        {tensor.name.split(".", 3)[-1].removesuffix(".weight") for tensor in rounded if tensor.role == "kept"}
+    )
+    said = []
+    if any(tensor.role != "kept" for tensor in rounded):
+        said.append(
+            f"Down projections are scaled by {layout.granularity}, not a power of two, and rounded to {dtypes} again. "
+            "float32 files, or a granularity of 2, 4 or 8, would be exact."
+        )
+    if kept:
+        said.append(
+            f"To fit the class, {', '.join(kept)} are changed by a constant and rounded to {dtypes} again. "
+            "float32 files would be exact."
+        )
+    return " ".join(said)
 
 
 def _per_dtype(layout: Layout, target: MoeTarget) -> dict[str, str]:
@@ -68,18 +88,6 @@ def _exact_reason(recipe: UpcycleRecipe, layout: Layout) -> str:
     if recipe.shared != "none":
         return f"{routed} for the neurons that the shared expert does not hold."
     return f"{routed}."
-
-
-def _deviation_reason(recipe: UpcycleRecipe) -> str:
-    if recipe.diversify == "noise":
-        return (
-            f"N(0, {recipe.noise_std:g}) is added to every expert weight; the error is predicted from the dense model."
-        )
-    which = "independently for gate, up and down" if recipe.drop_independent else "the same for gate, up and down"
-    return (
-        f"Drop-Upcycling re-initialises {recipe.drop_ratio:.0%} of each expert's neurons, {which}; error predicted "
-        "from the dense model."
-    )
 
 
 def _merge_reason(recipe: UpcycleRecipe) -> str:

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from smolmoe.core.checkpoint import fingerprint
+from smolmoe.core.config_writer import write_config
 from smolmoe.core.files import write_json
 from smolmoe.core.folders import whole_or_nothing
 from smolmoe.core.links import check_files, copy_files
@@ -71,7 +72,7 @@ def convert(
     sources = {name: source.checkpoint for name, source in plan.sources.items()}
     check = partial(check_replaceable, out, overwrite=overwrite)
     with whole_or_nothing(out, overwrite=overwrite, check=check) as work, ThreadPoolExecutor(1) as beside:
-        write_json(work / "config.json", plan.config)
+        write_config(work, plan.config)
         # Hashing and loading a tokenizer take as long as moving the weights, which the kernel does for us.
         said = beside.submit(_write_the_rest, plan, work, router)
         write_tensors(

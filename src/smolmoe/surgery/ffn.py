@@ -23,7 +23,8 @@ from smolmoe.families import DenseSpec, ExpertNames, MoeTarget, Slot
 from smolmoe.recipe import UpcycleRecipe
 from smolmoe.surgery.request import Layout
 from smolmoe.surgery.sources import BASE, Source
-from smolmoe.surgery.tensors.program import Block, OutTensor, Perturb, Read, Region, Role
+from smolmoe.surgery.tensors.diversify import WAYS, Perturb, drop
+from smolmoe.surgery.tensors.program import Block, OutTensor, Read, Region, Role
 
 ROUTER_STD = 0.02
 RESIDUAL_DROP = 0.5
@@ -124,18 +125,14 @@ class MoeLayer:
         start = self.layout.routed_neurons[0] + expert % self.layout.granularity * self.layout.width
         return start, start + self.layout.width
 
-    def _perturb(self, expert: int, axis: int, slot: str) -> Perturb | None:
-        recipe = self.recipe
-        if recipe.shared == "residual" and recipe.diversify == "none":
-            kind, ratio = "drop", RESIDUAL_DROP
-        else:
-            kind, ratio = recipe.diversify, recipe.drop_ratio
-        if kind == "none":
+    def _perturb(self, expert: int, slot: str, *, bias: bool) -> Perturb | None:
+        recipe, axis, name = self.recipe, int(slot == "down"), f"layer.{self.layer}.expert.{expert}"
+        if bias and slot == "down":  # one value for each hidden unit, none for neurons
             return None
-        if kind == "noise":
-            return Perturb("noise", std=recipe.noise_std, axis=axis)
-        indices = f"layer.{self.layer}.expert.{expert}.drop" + (f".{slot}" if recipe.drop_independent else "")
-        return Perturb("drop", ratio=ratio, axis=axis, indices=indices)
+        if recipe.shared == "residual" and recipe.diversify == "none":
+            return drop(RESIDUAL_DROP, name, axis)
+        way = WAYS.get(recipe.diversify)
+        return None if way is None or (bias and not way.biases) else way.make(recipe, name, slot, axis)
 
     def projection(self, expert: int, name: str, *, bias: bool = False) -> Block:
         """One projection ("gate", "up", "down") of one routed expert."""
@@ -145,9 +142,7 @@ class MoeLayer:
         factor = (factors.routed_bias if bias else factors.routed) if down else 1.0
         if factor == 0.0:
             return Block(block.shape)
-        perturb = (
-            None if bias and (down or self.recipe.diversify == "noise") else self._perturb(expert, int(down), name)
-        )
+        perturb = self._perturb(expert, name, bias=bias)
         return replace(
             block,
             scale=factor,

@@ -7,7 +7,7 @@ from typing import Any
 
 from smolmoe.core.checkpoint import open_checkpoint
 from smolmoe.families import MOE_TARGETS, DenseSpec, MoeTarget
-from smolmoe.families.resolve import candidates, refusals, source_refusals
+from smolmoe.families.resolve import candidates, engine_refusals, refusals, source_refusals
 from smolmoe.families.spec import read_spec
 from smolmoe.families.types import MoeSizes
 from smolmoe.surgery.plan import Parameters, count_dense
@@ -26,7 +26,7 @@ class TargetReport:
         dense_layers: which layers it can leave dense: "none", "first" or "any".
         why_not: reasons why it does not.
         nearest: the first target that expresses what this one does not; "" if this one expresses everything.
-        runs: engine -> known support for this class.
+        runs: engine -> why it cannot run this source as this class; empty where it can.
     """
 
     target: str
@@ -35,7 +35,12 @@ class TargetReport:
     dense_layers: str
     why_not: tuple[str, ...]
     nearest: str
-    runs: dict[str, str]
+    runs: dict[str, list[str]]
+
+    @property
+    def fits(self) -> bool:
+        """Whether it expresses some request of this source."""
+        return self.routed or self.shared
 
 
 @dataclass(frozen=True)
@@ -125,7 +130,7 @@ def _report(target: MoeTarget, spec: DenseSpec) -> TargetReport:
         dense_layers="none" if len(refused) == len(asked) else layers,
         why_not=tuple(dict.fromkeys(reasons)),
         nearest=_nearest(refused[0], spec) if refused else "",
-        runs=dict(target.runs),
+        runs={} if source_refusals(target, spec) else engine_refusals(target, spec, shared if asked[0][1] else routed),
     )
 
 

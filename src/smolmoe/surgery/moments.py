@@ -26,7 +26,7 @@ from smolmoe.recipe import UpcycleRecipe, parse
 from smolmoe.surgery.plan import Plan, make_plan
 from smolmoe.surgery.sources import BASE
 from smolmoe.surgery.tensors.program import Block, OutTensor, Role
-from smolmoe.surgery.tensors.values import fresh_neurons, gathered
+from smolmoe.surgery.tensors.values import gathered
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -46,8 +46,9 @@ class Moments:
 def carry_moments(plan: Plan, dense: Mapping[str, Moments], *, experts: bool = True) -> dict[str, Moments]:
     """The MoE's Adam state, by the name of its parameters in memory, on the CPU.
 
-    Parameters that are not in the result start fresh: routers, their biases and the gates of shared experts; routed
-    experts whose down projection starts at zero (residual). Neurons re-initialised by drop get m = 0 and, at each place
+    Parameters that the dense model does not have start fresh: routers, their biases and the gates of shared experts;
+    routed experts whose down projection starts at zero (residual); an output head that was tied and no longer is, and
+    the embedding with it. Neurons re-initialised by drop get m = 0 and, at each place
     along the other axis, the mean v of all neurons.
 
     Args:
@@ -146,10 +147,22 @@ def _copied_parameters(plan: Plan) -> Iterator[tuple[str, list[OutTensor]]]:
     for tensor in plan.tensors:
         parameters.setdefault(tensor.memory, []).append(tensor)
     idle = _down_scale(plan, "expert") == 0.0
+    doubled = _doubled(plan)
     for memory, parts in parameters.items():
         copied = all(block.reads for tensor in parts for block in tensor.blocks)
-        if copied and not (idle and parts[0].role == "expert"):
+        if copied and memory not in doubled and not (idle and parts[0].role == "expert"):
             yield memory, parts
+
+
+def _doubled(plan: Plan) -> set[str]:
+    """Parameters outside the FFNs that share a dense parameter: its gradient was the sum of theirs."""
+    owners: dict[tuple[str, tuple[int, int] | None], list[str]] = {}
+    for tensor in plan.tensors:
+        if tensor.role == "kept":
+            for block in tensor.blocks:
+                for read in block.reads:
+                    owners.setdefault((read.tensor, block.span), []).append(tensor.memory)
+    return {name for names in owners.values() if len(names) > 1 for name in names}
 
 
 def _down_names(plan: Plan, *kinds: str) -> set[str]:
@@ -233,9 +246,9 @@ class _Carrier:
 
     def _of_block(self, block: Block, role: Role) -> tuple[Tensor, Tensor]:
         m, v = gathered(block, {BASE: self.m}), gathered(block, {BASE: self.v})
-        if block.perturb is not None and block.perturb.kind == "drop":
-            axis = block.perturb.axis
-            fresh = fresh_neurons(block.perturb, block.shape[axis], self.plan.recipe.seed)
+        axis = block.perturb.axis if block.perturb else 0
+        fresh = block.perturb.fresh(block.shape[axis], self.plan.recipe.seed) if block.perturb else None
+        if fresh is not None:
             m = m.index_fill(axis, fresh, 0.0)
             # A re-initialised neuron keeps its inputs and outputs but loses what distinguished it from other neurons.
             v = v.index_copy(axis, fresh, v.mean(axis, keepdim=True).expand_as(v).index_select(axis, fresh))
@@ -245,7 +258,7 @@ class _Carrier:
     def _share_and_factor(self, block: Block, role: Role) -> tuple[float, float]:
         """rho, the share of tokens that reach a block, and c, the factor on their gradients there."""
         if role not in ("expert", "shared"):
-            return 1.0, 1.0
+            return 1.0, 1 / block.scale  # the same step of the function takes a step scaled with the weights
         layout, target = self.plan.layout, self.plan.target
         share, gate = (layout.top_k / layout.experts, 1 / layout.top_k) if role == "expert" else (1.0, 1.0)
         if role == "shared" and target.shared_gated:

@@ -11,6 +11,9 @@ from smolmoe.core.checkpoint import Checkpoint
 from smolmoe.core.claim import Claim
 from smolmoe.errors import CheckpointError, SourceError
 from smolmoe.families import DenseSpec, MoeTarget
+from smolmoe.families.adapt import Kept, kept, mended
+from smolmoe.families.engines import runs_in
+from smolmoe.families.fit import adaptation
 from smolmoe.families.resolve import resolve
 from smolmoe.families.spec import read_spec
 from smolmoe.recipe import UpcycleRecipe
@@ -18,8 +21,16 @@ from smolmoe.surgery.claim import make_claim
 from smolmoe.surgery.configs import moe_config
 from smolmoe.surgery.ffn import MoeLayer
 from smolmoe.surgery.request import Layout, check_kernel, lay_out
-from smolmoe.surgery.sources import BASE, Source, SourceTensor, source_tensors, source_warnings, specialist_tensors
-from smolmoe.surgery.tensors.program import Block, OutTensor, Read
+from smolmoe.surgery.sources import (
+    BASE,
+    Source,
+    SourceTensor,
+    natural,
+    source_tensors,
+    source_warnings,
+    specialist_tensors,
+)
+from smolmoe.surgery.tensors.program import OutTensor, Read, Role, kept_block
 from smolmoe.surgery.tensors.tokenizer import same_tokenizer
 
 
@@ -79,6 +90,11 @@ class Plan:
         return Parameters(total, total - idle // self.layout.experts, embedding)
 
     @property
+    def runs_in(self) -> dict[str, list[str]]:
+        """For each engine the reasons why it cannot run the result; empty where it can."""
+        return runs_in(self.config)
+
+    @property
     def dense_parameters(self) -> Parameters:
         return count_dense(self.sources[BASE].tensors)
 
@@ -109,7 +125,7 @@ def make_plan(recipe: UpcycleRecipe, base: Checkpoint, specialists: dict[str, Ch
     sources = {BASE: source_tensors(base, read_spec(base.folder), BASE)}
     spec = sources[BASE].spec
     layout = lay_out(recipe, spec)
-    target = resolve(recipe.target, spec, layout.sizes(spec))
+    target = resolve(recipe.target, spec, layout.sizes(spec), recipe.runs_in)
     check_kernel(recipe, layout, sources[BASE])
     said = list(source_warnings(sources[BASE], BASE))
     for name, checkpoint in (specialists or {}).items():
@@ -127,7 +143,7 @@ def make_plan(recipe: UpcycleRecipe, base: Checkpoint, specialists: dict[str, Ch
         tensors,
         moe_config(recipe, spec, target, layout, sources[BASE]),
         claim,
-        (*said, *_warnings(recipe, layout)),
+        (*said, *adaptation(spec, target, layout.sizes(spec)).notes, *_warnings(recipe, layout)),
     )
 
 
@@ -137,34 +153,26 @@ def _program(
     """The output's tensors: those before the layers, each layer with its MoE, those after."""
     base = sources[BASE]
     averaged = [name for name in sources if name != BASE] if recipe.expert and recipe.attention == "average" else [BASE]
-    ffn = {name for i in layout.moe_layers for name in base.ffn_names(i)}
     seen: set[int] = set()
-    for name, info in base.tensors.items():
+    for name, piece in _kept(spec, target, layout, base).items():
         layer = base.layer_of(name)
-        if name not in ffn:
-            reads = tuple(Read(source, sources[source].tensors[name].disk_name) for source in averaged)
-            out = _kept_name(name, target)
-            yield OutTensor(out, out, (), info.shape, recipe.dtype or info.dtype, "kept", (Block(info.shape, reads),))
-        if layer is not None and layer not in seen:
+        tensors = [sources[source].tensors[piece.source] for source in averaged]
+        reads = tuple(Read(source, tensor.disk_name) for source, tensor in zip(averaged, tensors, strict=True))
+        out = f"lm.{name}" if target.name == "generic" else name
+        dtype = recipe.dtype or base.tensors[piece.source].dtype
+        role: Role = "new" if piece.filled else "kept"
+        yield OutTensor(out, out, (), piece.shape, dtype, role, (kept_block(piece, reads),))
+        if layer in layout.moe_layers and layer not in seen:
             seen.add(layer)
-            yield from _zero_biases(recipe, spec, target, base, layer)
-            if layer in layout.moe_layers:
-                yield from MoeLayer(recipe, spec, target, layout, sources, layer).tensors()
+            yield from MoeLayer(recipe, spec, target, layout, sources, layer).tensors()
 
 
-def _kept_name(name: str, target: MoeTarget) -> str:
-    return f"lm.{name}" if target.name == "generic" else name
-
-
-def _zero_biases(
-    recipe: UpcycleRecipe, spec: DenseSpec, target: MoeTarget, base: Source, layer: int
-) -> Iterator[OutTensor]:
-    for projection in dict(target.zero_biases).get(spec.attention_bias, ()):
-        stem = f"{spec.mlp.layers}.{layer}.self_attn.{projection}"
-        weight = base.tensors[f"{stem}.weight"]
-        shape = (weight.shape[0],)
-        name = f"{stem}.bias"
-        yield OutTensor(name, name, (), shape, recipe.dtype or weight.dtype, "new", (Block(shape),))
+def _kept(spec: DenseSpec, target: MoeTarget, layout: Layout, base: Source) -> Kept:
+    """Everything but the FFNs that become experts, as the target has it, in natural order."""
+    ffn = {name for i in layout.moe_layers for name in base.ffn_names(i)}
+    shapes = {name: info.shape for name, info in base.tensors.items() if name not in ffn}
+    found = mended(kept(shapes), adaptation(spec, target, layout.sizes(spec)).mends)
+    return {name: found[name] for name in sorted(found, key=lambda name: natural(name, spec))}
 
 
 def _check_unique(tensors: tuple[OutTensor, ...]) -> None:

@@ -9,6 +9,7 @@ from smolmoe.families import DenseSpec
 from smolmoe.families.types import MoeSizes
 from smolmoe.recipe import UpcycleRecipe
 from smolmoe.surgery.sources import Source
+from smolmoe.surgery.tensors.diversify import WAYS
 
 
 @dataclass(frozen=True)
@@ -97,9 +98,11 @@ def check_kernel(recipe: UpcycleRecipe, layout: Layout, base: Source) -> None:
 
 def _check_unused(recipe: UpcycleRecipe) -> None:
     needs = {
-        "noise_std": (recipe.diversify == "noise", "`diversify='noise'`"),
-        "drop_ratio": (recipe.diversify == "drop", "`diversify='drop'`"),
-        "drop_independent": (recipe.diversify == "drop", "`diversify='drop'`"),
+        **{
+            field: (recipe.diversify == name, f"`diversify='{name}'`")
+            for name, way in WAYS.items()
+            for field in way.settings
+        },
         "router_data": (recipe.router == "domains", "`router='domains'`"),
         "router_centroids": (recipe.router == "domains", "`router='domains'`"),
         "attention": (bool(recipe.expert), "`expert={'NAME': 'PATH'}`"),
@@ -198,10 +201,11 @@ def _check_router(recipe: UpcycleRecipe) -> None:
 
 
 def _check_diversify(recipe: UpcycleRecipe) -> None:
-    if recipe.diversify == "noise" and recipe.noise_std <= 0:
-        raise RequestError("must be positive.", field="noise_std", value=recipe.noise_std)
-    if recipe.diversify == "drop" and not 0 < recipe.drop_ratio <= 1:
-        raise RequestError("must be above 0 and at most 1.", field="drop_ratio", value=recipe.drop_ratio)
+    way = WAYS.get(recipe.diversify)
+    for field, (valid, said) in way.settings.items() if way else ():
+        value = getattr(recipe, field)
+        if not valid(value):
+            raise RequestError(said, field=field, value=value)
 
 
 def parse_layers(text: str, count: int) -> tuple[int, ...]:

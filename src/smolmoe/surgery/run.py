@@ -61,6 +61,7 @@ class UpcycleResult:
             "parameters": {"dense": plan.dense_parameters.to_json(), "moe": plan.parameters.to_json()},
             "bytes": plan.nbytes,
             "estimate": estimate(plan),
+            "runs_in": plan.runs_in,
             "warnings": list(plan.warnings),
             "router": None if self.router is None else self.router.to_json(),
             "verification": None if self.verification is None else self.verification.to_json(),

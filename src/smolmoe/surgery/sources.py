@@ -75,7 +75,7 @@ def source_tensors(checkpoint: Checkpoint, spec: DenseSpec, field: str) -> Sourc
     _check_floats(checkpoint, named)
     tensors = {
         name: SourceTensor(disk, checkpoint.tensors[disk].shape, _dtype(checkpoint, disk, spec))
-        for name, disk in sorted(named.items(), key=lambda item: _natural(item[0], spec))
+        for name, disk in sorted(named.items(), key=lambda item: natural(item[0], spec))
     }
     source = Source(checkpoint, spec, tensors, untied)
     _check_complete(source, _expected(source), field)
@@ -116,7 +116,7 @@ def _dtype(checkpoint: Checkpoint, disk: str, spec: DenseSpec) -> str:
 
 def _class_names(checkpoint: Checkpoint, spec: DenseSpec, field: str) -> dict[str, str]:
     """Name in the class -> name on disk. Some checkpoints (gpt2's) lack the prefix of the backbone."""
-    if spec.family is None:
+    if spec.family is None or spec.family.by_class:
         return _names_by_class(checkpoint, field)
     names = [name for name in checkpoint.tensors if not name.endswith(LEFTOVERS)]
     head, embedding = head_name(checkpoint), embedding_name(checkpoint)
@@ -150,7 +150,7 @@ def _names_by_class(checkpoint: Checkpoint, field: str) -> dict[str, str]:
     return named
 
 
-def _natural(name: str, spec: DenseSpec) -> tuple[int, int, str]:
+def natural(name: str, spec: DenseSpec) -> tuple[int, int, str]:
     """Before the layers, the layers by number, after the layers: writing then reads a source sequentially."""
     prefix = f"{spec.mlp.layers}."
     if name.startswith(prefix):
@@ -174,7 +174,8 @@ def _expected(source: Source) -> dict[str, tuple[int, ...] | None]:
     """Required names, with their shapes if known."""
     spec = source.spec
     expected: dict[str, tuple[int, ...] | None] = {}
-    if spec.family is not None:
+    known = spec.family is not None and not spec.family.by_class
+    if known:
         expected |= {
             "model.embed_tokens.weight": (spec.vocab_size, spec.hidden_size),
             "model.norm.weight": (spec.hidden_size,),
@@ -183,7 +184,7 @@ def _expected(source: Source) -> dict[str, tuple[int, ...] | None]:
             expected["lm_head.weight"] = (spec.vocab_size, spec.hidden_size)
     for layer in range(spec.layers):
         expected |= _expected_ffn(source, layer)
-        if spec.family is not None:
+        if known:
             expected |= _expected_attention(spec, layer)
     return expected
 
@@ -244,8 +245,8 @@ def _check_complete(source: Source, expected: dict[str, tuple[int, ...] | None],
                 value=where,
                 fix="Weights and config.json must come from the same model.",
             )
-    extra = sorted(set(source.tensors) - set(expected), key=lambda name: _natural(name, spec))
-    if spec.family is not None and extra:
+    extra = sorted(set(source.tensors) - set(expected), key=lambda name: natural(name, spec))
+    if spec.family is not None and not spec.family.by_class and extra:
         raise SourceError(
             f"{len(extra)} unexpected tensor(s) for a {spec.model_type} with this config: {extra[0]}.",
             field=field,
@@ -304,7 +305,7 @@ def specialist_tensors(name: str, checkpoint: Checkpoint, base: Source) -> Sourc
             fix="Save all models tied, or all untied.",
         )
     shapes, theirs = ({n: t.shape for n, t in each.tensors.items()} for each in (base, source))
-    for name in sorted({*shapes, *theirs}, key=lambda name: _natural(name, base.spec)):
+    for name in sorted({*shapes, *theirs}, key=lambda name: natural(name, base.spec)):
         if shapes.get(name) != theirs.get(name):
             raise RequestError(
                 f"its tensor {name} is {theirs.get(name, 'missing')}, but the base's is {shapes.get(name, 'missing')}.",

@@ -12,6 +12,7 @@ import torch
 from transformers import Trainer, default_data_collator
 from transformers.trainer import OPTIMIZER_NAME, SCHEDULER_NAME
 
+from smolmoe.core.config_writer import complete_config
 from smolmoe.core.files import write_json
 from smolmoe.moe import balance, losses
 from smolmoe.moe.control import without_training_state
@@ -147,6 +148,7 @@ class MoeTrainer(RunTrainer, Trainer):
             return
         with no_progress_bar(), self.own_config.restored():
             self.accelerator.unwrap_model(self.model).save_pretrained(folder, state_dict=state_dict)
+        complete_config(folder)
         self.processing_class.save_pretrained(folder)
 
     # -- measuring -----------------------------------------------------------------------------------------------

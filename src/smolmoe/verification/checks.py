@@ -40,10 +40,10 @@ def judge(
     checks = [_weights(not_finite), *_sanity(finite, same_tokens, logits, padding, decoding)]
     if claim.kind == "exact":
         checks += _exact(claim, logits, padding, decoding, control)
-        # Split groups are another function for the tokens concerned, which such a claim says.
-        if half is not None and not half.incomplete_groups:
-            meaning = f"Computed in {half.dtype}, the two differ on average by no more than rounding explains."
-            checks.append(_at_most(half.dtype, half.mean_abs, HALF_FACTOR * half.noise_mean_abs, meaning))
+    # Split groups are another function for the tokens concerned, which such a claim says.
+    if claim.kind in ("exact", "rounded") and half is not None and not half.incomplete_groups:
+        meaning = f"Computed in {half.dtype}, the two differ on average by no more than rounding explains."
+        checks.append(_at_most(half.dtype, half.mean_abs, HALF_FACTOR * half.noise_mean_abs, meaning))
     if claim.kind in ("rounded", "deviates"):
         checks += _ffn(claim, ffn_error)
     return tuple(checks)

@@ -27,11 +27,13 @@ from smolmoe.core.checkpoint import Checkpoint, open_checkpoint
 from smolmoe.core.claim import Claim
 from smolmoe.core.model_code import AUTO_MAP
 from smolmoe.errors import RequestError
+from smolmoe.families import MOE_TARGETS
+from smolmoe.families.forms import DenseForm
 from smolmoe.families.spec import read_spec
-from smolmoe.surgery.experts.dense_config import DenseForm, dense_form
+from smolmoe.surgery.experts.dense_config import dense_form
 from smolmoe.surgery.experts.extract import constant_factors
 from smolmoe.surgery.experts.merge import refuse_split
-from smolmoe.surgery.experts.moe_files import GENERIC, MoeFiles
+from smolmoe.surgery.experts.moe_files import MoeFiles
 from smolmoe.surgery.experts.subset import SOURCE, Computed, Program, refuse_capacity, whole, without_groups
 from smolmoe.surgery.sources import source_tensors
 from smolmoe.surgery.tensors.program import Block, OutTensor, Read
@@ -136,7 +138,7 @@ def choose_method(files: MoeFiles, new: NewExpert) -> Method:
     softmax_sum = not files.sigmoid and not files.renormalises  # gates are shares of all experts' scores
     if softmax_sum or files.config.get("router_top_p") is not None:
         return "away"
-    if files.kind in ("glm4_moe", GENERIC):
+    if files.kind in MOE_TARGETS and MOE_TARGETS[files.kind].names.selection_bias:
         return "bias"
     if files.top_k == 1:
         return "mean row" if new.copy_of is None else "same row"

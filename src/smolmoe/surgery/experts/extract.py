@@ -15,7 +15,8 @@ from typing import TYPE_CHECKING
 
 from smolmoe.core.checkpoint import Checkpoint
 from smolmoe.errors import RequestError
-from smolmoe.surgery.experts.dense_config import DenseForm, dense_form
+from smolmoe.families.forms import DenseForm
+from smolmoe.surgery.experts.dense_config import dense_form
 from smolmoe.surgery.experts.moe_files import GENERIC, Ffn, MoeFiles
 from smolmoe.surgery.experts.subset import SOURCE, Computed, Program, refuse_capacity, whole
 from smolmoe.surgery.tensors.program import Block, OutTensor, Read
@@ -39,7 +40,7 @@ def constant_factors(files: MoeFiles) -> dict[int, Factors] | None:
     """
     if files.sigmoid and not files.renormalises:
         return None
-    routed = float(files.setting("routed_scaling_factor") or 1.0) if files.kind == "glm4_moe" else 1.0
+    routed = files.gate_scale
     found = {}
     for index, layer in files.layers.items():
         if layer.shared_gate is not None and files.parts.read(layer.shared_gate).any():

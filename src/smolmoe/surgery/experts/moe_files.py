@@ -20,15 +20,13 @@ from smolmoe.core.tied_head import has_own_head
 from smolmoe.errors import CheckpointError, SourceError
 from smolmoe.families import MOE_TARGETS, ExpertNames, MoeNames
 from smolmoe.families.architecture import architecture_of
-from smolmoe.families.qwen2_moe import PROJ_EXPERTS
+from smolmoe.families.moe.qwen2_moe import PROJ_EXPERTS
 
 GENERIC = "generic"
 _OLMOE = MoeNames(
     router="mlp.gate.weight", memory_router="mlp.gate.weight", experts=PROJ_EXPERTS, memory_experts="mlp.experts"
 )
 _COUNTS = ("num_local_experts", "num_experts", "n_routed_experts")
-# For configs that omit their class's default number of experts.
-_COUNT = {"mixtral": "num_local_experts", "granitemoeshared": "num_local_experts", "glm4_moe": "n_routed_experts"}
 Ffn = Mapping[str, str]  # "gate", "up", "down" (and "gate_bias", ...) -> name in `MoeFiles.parts`
 
 
@@ -137,12 +135,20 @@ class MoeFiles:
     @property
     def sigmoid(self) -> bool:
         """Whether the router's scores are sigmoids of its logits (otherwise their softmax)."""
-        return self.kind == "glm4_moe" or (self.kind == GENERIC and self.setting("scoring_func") == "sigmoid")
+        if self.kind == GENERIC:
+            return bool(self.setting("scoring_func") == "sigmoid")
+        return self.kind in MOE_TARGETS and MOE_TARGETS[self.kind].scoring == "sigmoid"
+
+    @property
+    def gate_scale(self) -> float:
+        """Constant factor of the routed experts' gates."""
+        return float(self.setting("routed_scaling_factor") or 1.0) if self.sigmoid else 1.0
 
     @property
     def renormalises(self) -> bool:
         """Whether the gates of the chosen experts always have the same sum."""
-        return self.kind in ("mixtral", "granitemoeshared") or bool(self.setting("norm_topk_prob"))
+        target = MOE_TARGETS.get(self.kind)
+        return bool((target and target.renormalises) or self.setting("norm_topk_prob"))
 
     def same_rows(self, layer: int, experts: Sequence[int]) -> bool:
         """Whether these experts have equal router rows and selection biases, and so equal gates for any input."""
@@ -173,7 +179,8 @@ class MoeFiles:
 
     def resized(self, experts: int, top_k: int) -> dict[str, Any]:
         """The config for a different number of experts."""
-        counts = [key for key in _COUNTS if key in self.config] or [_COUNT.get(self.kind, "num_experts")]
+        target = MOE_TARGETS.get(self.kind)
+        counts = [key for key in _COUNTS if key in self.config] or [target.count if target else "num_experts"]
         return self.config | dict.fromkeys(counts, experts) | {"num_experts_per_tok": top_k}
 
 

@@ -8,6 +8,7 @@ from typing import Any
 
 from smolmoe.core.checkpoint import fingerprint
 from smolmoe.core.claim import Claim
+from smolmoe.core.config_writer import write_config
 from smolmoe.core.files import write_json
 from smolmoe.core.folders import whole_or_nothing
 from smolmoe.core.json_text import read_object
@@ -68,7 +69,7 @@ def write_program(
     check_room(program, files, out, overwrite=overwrite)
     check = partial(check_replaceable, out, overwrite=overwrite)
     with whole_or_nothing(out, overwrite=overwrite, check=check) as work:
-        write_json(work / "config.json", program.config)
+        write_config(work, program.config)
         write_tensors(
             work,
             program.tensors,

@@ -13,16 +13,16 @@ from typing import Any
 
 from smolmoe.core.claim import Claim
 from smolmoe.families import ExpertNames, MoeTarget
+from smolmoe.families.adapt import Adaptation, added, kept, mended
+from smolmoe.families.fit import adaptation
 from smolmoe.surgery.claim import ROUNDING
-from smolmoe.surgery.configs import COMMON
 from smolmoe.surgery.experts.moe_files import GENERIC, Ffn, MoeFiles, MoeLayer
 from smolmoe.surgery.experts.subset import SOURCE, Program
 from smolmoe.surgery.export.native_forms import Subject, check_target, rounds, settings_of, sizes_as, subject_of
-from smolmoe.surgery.tensors.program import Block, OutTensor, Read, Role
+from smolmoe.surgery.tensors.program import Block, OutTensor, Read, Role, kept_block
 
 # Settings that do not affect inference, and that any MoE class may have.
 _CARRIED = ("expert_names", "expert_layers", "router_aux_loss_coef")
-_TOKENS = ("bos_token_id", "eos_token_id", "pad_token_id", "tie_word_embeddings")
 
 
 def native_export(files: MoeFiles, to: str) -> tuple[Program, Claim]:
@@ -44,7 +44,7 @@ def native_export(files: MoeFiles, to: str) -> tuple[Program, Claim]:
 
 
 def _config(subject: Subject, target: MoeTarget) -> dict[str, Any]:
-    files, spec = subject.files, subject.spec
+    files = subject.files
     config: dict[str, Any] = {
         "architectures": [target.architecture],
         "model_type": "smolmoe" if target.name == GENERIC else target.name,
@@ -52,11 +52,6 @@ def _config(subject: Subject, target: MoeTarget) -> dict[str, Any]:
         "transformers_version": version("transformers"),
         "output_router_logits": False,
     }
-    if target.name == GENERIC:
-        config |= {key: spec.config.get(key) for key in _TOKENS}
-    else:
-        config |= {key: spec.config[key] for key in COMMON}
-        config |= {"num_key_value_heads": spec.kv_heads, "head_dim": spec.head_dim, "hidden_act": spec.mlp.activation}
     return config | settings_of(target, subject) | {key: files.config[key] for key in _CARRIED if key in files.config}
 
 
@@ -119,46 +114,48 @@ class _Export:
                 f" The class requires a shared expert: one of width {self.zero_width} is added whose weights are all "
                 "zero; its output is zero and stays zero in training."
             )
-        return "".join(said)
+        return "".join((*said, *(f" {note}" for note in self._adaptation.notes)))
 
     def tensors(self) -> Iterator[OutTensor]:
         """The result's tensors, in the order of the MoE's."""
+        outside = self._outside()
         for part in self.files.in_order():
             if isinstance(part, str):
-                yield from self._kept(part)
+                yield from outside.pop(part, ())
             else:
                 yield from self._layer(part)
 
     # -- outside the MoE ---------------------------------------------------------------------------------------------
 
-    def _kept(self, name: str) -> Iterator[OutTensor]:
-        plain = name.removeprefix("lm.") if self.files.kind == GENERIC else name
-        if plain.endswith(self.subject.form.dropped) or self._is_beyond(plain):
-            return
-        info = self.files.parts.tensors[name]
-        block = Block(info.shape, (Read(SOURCE, name),))
-        yield self._out(self._outside(plain), block, dtype=self.files.parts.dtype(name))
-        if plain.endswith("self_attn.q_proj.weight"):
-            yield from self._zero_biases(plain.removesuffix("q_proj.weight"), name.removesuffix("q_proj.weight"))
+    def _outside(self) -> dict[str, list[OutTensor]]:
+        """The tensors outside the MoE, by the first of the files' tensors that each is made from."""
+        names = {self._plain(name): name for name in self.files.in_order() if isinstance(name, str)}
+        shapes = {
+            plain: self.files.parts.tensors[name].shape
+            for plain, name in names.items()
+            if not plain.endswith(self.subject.form.dropped) and not self._is_beyond(plain)
+        }
+        biases = [added(f"self_attn.{name}.weight", f"self_attn.{name}.bias") for name in self.subject.form.zero_biases]
+        found: dict[str, list[OutTensor]] = {}
+        for plain, piece in mended(kept(shapes), [*biases, *self._adaptation.mends]).items():
+            name = names[piece.source]
+            block = kept_block(piece, (Read(SOURCE, name),))
+            role: Role = "new" if piece.filled else "kept"
+            out = f"lm.{plain}" if self.target.name == GENERIC else plain
+            found.setdefault(name, []).append(self._out(out, block, role=role, dtype=self.files.parts.dtype(name)))
+        return found
 
-    def _outside(self, plain: str) -> str:
-        return f"lm.{plain}" if self.target.name == GENERIC else plain
+    @property
+    def _adaptation(self) -> Adaptation:
+        return adaptation(self.subject.spec, self.target, sizes_as(self.target, self.subject))
+
+    def _plain(self, name: str) -> str:
+        return name.removeprefix("lm.") if self.files.kind == GENERIC else name
 
     def _is_beyond(self, plain: str) -> bool:
         """An extra multi-token prediction layer; the class does not load it either."""
         prefix = f"{self.subject.spec.mlp.layers}."
         return plain.startswith(prefix) and int(plain[len(prefix) :].split(".")[0]) >= self.subject.spec.layers
-
-    def _zero_biases(self, plain: str, stem: str) -> Iterator[OutTensor]:
-        """Zeros for biases of the new class, or of the source's dense form, that the source does not have."""
-        wanted = [*self.subject.form.zero_biases]
-        if self.target.name != GENERIC:
-            wanted += dict(self.target.zero_biases).get(self.subject.spec.attention_bias, ())
-        for projection in dict.fromkeys(wanted):
-            weight = f"{stem}{projection}.weight"
-            shape = self.files.parts.tensors[weight].shape[:1]
-            name = self._outside(f"{plain}{projection}.bias")
-            yield self._out(name, Block(shape), role="new", dtype=self.files.parts.dtype(weight))
 
     # -- the MoE -------------------------------------------------------------------------------------------------------
 
@@ -166,7 +163,7 @@ class _Export:
         layer, names = self.files.layers[index], self.target.names
         mlp = self.subject.spec.mlp
         inside = f"{mlp.module}." if self.target.name == GENERIC else ""
-        stem = self._outside(f"{mlp.layers}.{index}.{inside}")
+        stem = f"{'lm.' if self.target.name == GENERIC else ''}{mlp.layers}.{index}.{inside}"
         dtype = self.files.parts.dtype(layer.router)
         yield self._out(stem + names.router, self._block(layer.router), role="router", dtype=dtype)
         if names.selection_bias is not None:

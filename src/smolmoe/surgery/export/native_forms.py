@@ -17,10 +17,12 @@ from typing import Any, Literal
 from smolmoe.core.files import write_json
 from smolmoe.errors import SourceError, TargetError
 from smolmoe.families import MOE_TARGETS, DenseSpec, MoeTarget
+from smolmoe.families.fit import settings
+from smolmoe.families.forms import DenseForm
 from smolmoe.families.resolve import refusals, source_refusals
 from smolmoe.families.spec import read_spec
 from smolmoe.families.types import MoeSizes
-from smolmoe.surgery.experts.dense_config import DenseForm, dense_form
+from smolmoe.surgery.experts.dense_config import dense_form
 from smolmoe.surgery.experts.moe_files import GENERIC, MoeFiles
 
 # Width of a zero shared expert: the smallest that every kernel and quantisation supports.
@@ -115,7 +117,7 @@ def _gates(files: MoeFiles) -> Gates:
     return Gates(
         scoring="sigmoid" if files.sigmoid else "softmax",
         normalised=files.renormalises or everything,
-        scale=float(files.setting("routed_scaling_factor") or 1.0) if files.kind == "glm4_moe" else 1.0,
+        scale=files.gate_scale,
         biased=any(bool(files.parts.read(bias).any()) for bias in biases),
         grouped=int(files.config.get("topk_group") or groups) < groups,
         limited=any(files.config.get(key) is not None for key in ("capacity_factor", "router_top_p")),
@@ -142,13 +144,13 @@ def sizes_as(target: MoeTarget, subject: Subject) -> MoeSizes:
 
 def settings_of(target: MoeTarget, subject: Subject) -> dict[str, Any]:
     """The target's own settings, with the source's routing where the target has settings for it."""
-    settings = target.config(subject.spec, sizes_as(target, subject))
+    own = settings(subject.spec, target, sizes_as(target, subject))
     routing = {
         "norm_topk_prob": subject.gates.normalised,
         "routed_scaling_factor": subject.gates.scale,
         "scoring_func": subject.gates.scoring,
     }
-    return settings | {key: value for key, value in routing.items() if key in settings}
+    return own | {key: value for key, value in routing.items() if key in own}
 
 
 def reasons_against(target: MoeTarget, subject: Subject) -> list[str]:
@@ -161,13 +163,13 @@ def reasons_against(target: MoeTarget, subject: Subject) -> list[str]:
 
 
 def _routing_reasons(target: MoeTarget, subject: Subject) -> Iterator[str]:
-    gates, settings = subject.gates, target.config(subject.spec, sizes_as(target, subject))
+    gates, own = subject.gates, target.config(subject.spec, sizes_as(target, subject))
     generic = target.name == GENERIC
     # The one expert with the highest logit has the highest score either way, and its gate is 1.
     either = subject.sizes.top_k == 1 and gates.normalised and not gates.biased
     if gates.scoring != target.scoring and not generic and not either:
         yield f"its scores are the {target.scoring} of the logits, the source uses the {gates.scoring}"
-    if not gates.normalised and "norm_topk_prob" not in settings:
+    if not gates.normalised and "norm_topk_prob" not in own:
         yield "it always renormalises the gates of the chosen experts to sum to 1, the source does not"
     if gates.biased and target.names.selection_bias is None:
         yield "it has no selection bias, but the source has a non-zero one"

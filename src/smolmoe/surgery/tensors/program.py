@@ -10,6 +10,9 @@ import math
 from dataclasses import dataclass
 from typing import Literal
 
+from smolmoe.families.adapt import Piece
+from smolmoe.surgery.tensors.diversify import Perturb
+
 Region = tuple[int | tuple[int, int], ...]
 Role = Literal["kept", "expert", "shared", "router", "new"]
 
@@ -23,36 +26,17 @@ class Read:
 
 
 @dataclass(frozen=True)
-class Perturb:
-    """A change to copied values that makes experts differ.
-
-    Attributes:
-        kind: "noise" adds N(0, std) to every value; "drop" resamples the values of chosen neurons from
-            N(mean, std) of the values they replace (Drop-Upcycling, arXiv 2502.19261).
-        std: standard deviation of the noise.
-        ratio: share of neurons that drop chooses, rounded down.
-        axis: axis of the neurons in the block: 0 for gate and up, 1 for down.
-        indices: random stream that chooses the neurons; gate, up and down of one expert share it to drop
-            the same neurons.
-    """
-
-    kind: Literal["noise", "drop"]
-    std: float = 0.0
-    ratio: float = 0.0
-    axis: int = 0
-    indices: str = ""
-
-
-@dataclass(frozen=True)
 class Block:
     """A contiguous run of an output tensor's values.
 
     Copied from `reads` (averaged if there are several), oriented [out, in], narrowed to neurons `span` along
-    `axis`, perturbed, scaled; or filled, if `reads` is empty.
+    `axis`, reordered, perturbed, shifted by `offset`, scaled; or filled, if `reads` is empty.
 
     Attributes:
         shape: of the block; the blocks of a tensor follow each other in its flattened order.
         transposed: the source stores [in, out].
+        order: for each row of the block, the row of the source (within `span`).
+        offset: added to copied values, and to the zeros of a filled block.
         fill: for a block that copies nothing: "zeros", "normal" (N(0, std)) or "rows" (supplied to the writer by name,
             as router centroids are).
         repeat: how often each row of a filled block is repeated (the experts of one group share a row).
@@ -64,6 +48,8 @@ class Block:
     axis: int = 0
     span: tuple[int, int] | None = None
     transposed: bool = False
+    order: tuple[int, ...] | None = None
+    offset: float = 0.0
     scale: float = 1.0
     perturb: Perturb | None = None
     fill: Literal["zeros", "normal", "rows"] = "zeros"
@@ -103,3 +89,10 @@ class OutTensor:
     @property
     def nbytes(self) -> int:
         return self.size * (4 if self.dtype == "float32" else 2)
+
+
+def kept_block(piece: Piece, reads: tuple[Read, ...]) -> Block:
+    """The block of a tensor that is kept from the source: `reads` are the tensors that `piece.source` names."""
+    if piece.filled:
+        return Block(piece.shape, offset=piece.offset)
+    return Block(piece.shape, reads, span=piece.rows, order=piece.order, offset=piece.offset, scale=piece.scale)

@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 
-from smolmoe.surgery.tensors.initialisers import Values, add_noise, choose_neurons, generator, normal, redraw_neurons
-from smolmoe.surgery.tensors.program import Block, Perturb
+from smolmoe.surgery.tensors.initialisers import Values, generator, normal
+from smolmoe.surgery.tensors.program import Block
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -41,22 +41,19 @@ def block_values(
         return (rows or {})[block.stream].float().repeat_interleave(block.repeat, dim=0)
     values = gathered(block, sources)
     if block.perturb is not None:
-        values = _perturbed(values, block.perturb, seed, block.stream)
+        values = block.perturb.applied(values, seed, block.stream)
+    if block.offset:
+        values = values + block.offset
     return values if block.scale == 1.0 else values * block.scale
 
 
 def gathered(block: Block, sources: Mapping[str, Readable]) -> Tensor:
-    """The copied values of a block, oriented and averaged over its reads, neither perturbed nor scaled."""
+    """The copied values of a block, oriented, averaged over its reads and reordered; nothing else has changed them."""
     import torch
 
     values = [_read(sources[read.source], read.tensor, block).float() for read in block.reads]
     mean = values[0] if len(values) == 1 else torch.stack(values).mean(0)
-    return mean.reshape(block.shape)
-
-
-def fresh_neurons(perturb: Perturb, count: int, seed: int) -> Tensor:
-    """Which of `count` neurons drop re-initialises, as indices."""
-    return choose_neurons(count, perturb.ratio, generator(seed, perturb.indices))
+    return (mean if block.order is None else mean[list(block.order)]).reshape(block.shape)
 
 
 def _read(checkpoint: Readable, tensor: str, block: Block) -> Tensor:
@@ -68,17 +65,9 @@ def _read(checkpoint: Readable, tensor: str, block: Block) -> Tensor:
     return values if block.span is None else values.narrow(block.axis, block.span[0], block.span[1] - block.span[0])
 
 
-def _perturbed(values: Tensor, perturb: Perturb, seed: int, stream: str) -> Tensor:
-    rng = generator(seed, stream)
-    if perturb.kind == "noise":
-        return add_noise(values, perturb.std, rng)
-    neurons = fresh_neurons(perturb, values.shape[perturb.axis], seed)
-    return redraw_neurons(values, neurons, perturb.axis, rng)
-
-
 def filled(block: Block, seed: int) -> Values:
     """Values of a filled block whose rows are not supplied."""
     if block.fill == "zeros":
-        return np.zeros(block.shape, dtype=np.float32)
+        return np.full(block.shape, block.offset, dtype=np.float32)
     once = normal((block.shape[0] // block.repeat, *block.shape[1:]), generator(seed, block.stream))
     return (once * np.float32(block.std)).repeat(block.repeat, axis=0)

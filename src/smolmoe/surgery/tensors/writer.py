@@ -129,7 +129,8 @@ def _header(tensors: Sequence[OutTensor]) -> bytes:
 
 def moved_range(block: Block, dtype: str, sources: Mapping[str, Checkpoint]) -> tuple[Path, int, int] | None:
     """(file, offset, bytes) of the source range that equals a block byte for byte; None if it must be computed."""
-    if len(block.reads) != 1 or block.scale != 1.0 or block.perturb or block.transposed:
+    changed = block.scale != 1.0 or block.offset or block.order or block.perturb or block.transposed
+    if len(block.reads) != 1 or changed:
         return None
     read = block.reads[0]
     checkpoint = sources[read.source]
@@ -166,7 +167,8 @@ class _Values:
     @staticmethod
     def _row_wise(block: Block) -> bool:
         """Whether rows can be computed in chunks: nothing is sampled, and rows are rows in the source."""
-        return bool(block.reads) and block.perturb is None and not block.transposed and block.axis == 0
+        in_place = not block.transposed and block.axis == 0 and block.order is None
+        return bool(block.reads) and block.perturb is None and in_place
 
     def _compute(self, out: Any, block: Block, dtype: str, progress: Progress) -> None:
         if block.reads or block.fill == "rows":

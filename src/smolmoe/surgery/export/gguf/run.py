@@ -89,11 +89,11 @@ def find_route(files: MoeFiles) -> Route:
     Raises:
         TargetError: no such class; states the reason for each.
     """
+    from smolmoe.families.engines import reasons_against, support
     from smolmoe.moe.loading import load_config
-    from smolmoe.surgery.export.gguf.architectures import ARCHITECTURES, reasons_against
     from smolmoe.surgery.export.native_forms import able, subject_of
 
-    reasons = {files.kind: reasons_against(files.kind, load_config(files.folder).to_dict())}
+    reasons = {files.kind: reasons_against("llama.cpp", load_config(files.folder).to_dict())}
     found = None if reasons[files.kind] else files.kind
     if found is None:
         try:
@@ -101,7 +101,7 @@ def find_route(files: MoeFiles) -> Route:
         except TargetError:
             others = []  # no other class has its attention
         for other in others:
-            reasons[other] = reasons_against(other, _settings_as(files, other))
+            reasons[other] = reasons_against("llama.cpp", _settings_as(files, other))
             if not reasons[other]:
                 found = other
                 break
@@ -113,8 +113,9 @@ def find_route(files: MoeFiles) -> Route:
             value="gguf",
             fix="Serve it with transformers, or with vLLM or SGLang where these run its class.",
         )
-    architecture = ARCHITECTURES[found]
-    return Route(found, found == files.kind, architecture.own_head, architecture.divides_by_gate, architecture.name)
+    facts = support("llama.cpp", found)
+    assert facts is not None
+    return Route(found, found == files.kind, facts.own_head, facts.divides_by_gate, facts.name)
 
 
 def _settings_as(files: MoeFiles, kind: str) -> dict[str, Any]:
@@ -123,7 +124,7 @@ def _settings_as(files: MoeFiles, kind: str) -> dict[str, Any]:
 
     program, _ = native_export(files, kind)
     if program.config["model_type"] == "smolmoe":
-        return {}
+        return program.config
     from transformers import AutoConfig
 
     return dict(AutoConfig.for_model(**program.config).to_dict())

@@ -1,6 +1,6 @@
 """OLMo 2: norms after attention and FFN (the FFN reads the raw residual), and a norm over the whole q and k."""
 
-from smolmoe.families.llama import COMMON_DEFAULTS, LLAMA_MLP
+from smolmoe.families.dense.llama import COMMON_DEFAULTS, LLAMA_MLP
 from smolmoe.families.types import DenseFamily
 
 FAMILY = DenseFamily(

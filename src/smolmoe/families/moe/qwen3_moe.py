@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
-from smolmoe.families.qwen2_moe import PROJ_EXPERTS
-from smolmoe.families.types import DenseSpec, MoeNames, MoeSizes, MoeTarget
+from smolmoe.families.forms import DenseForm, Settings, qwen3
+from smolmoe.families.moe.qwen2_moe import PROJ_EXPERTS
+from smolmoe.families.types import LLAMA_CPP_ROPE, DenseSpec, MoeNames, MoeSizes, MoeTarget, Support
 
 
 def _config(spec: DenseSpec, sizes: MoeSizes) -> dict[str, Any]:
@@ -23,6 +24,12 @@ def _config(spec: DenseSpec, sizes: MoeSizes) -> dict[str, Any]:
     }
 
 
+def _dense(settings: Settings) -> DenseForm:
+    window = settings["sliding_window"] if settings["use_sliding_window"] else None
+    types = ["sliding_attention" if window else "full_attention"] * settings["num_hidden_layers"]
+    return qwen3(settings, attention_bias=bool(settings["attention_bias"]), layer_types=types, window=window)
+
+
 TARGET = MoeTarget(
     name="qwen3_moe",
     architecture="Qwen3MoeForCausalLM",
@@ -33,13 +40,22 @@ TARGET = MoeTarget(
         memory_experts="mlp.experts",
     ),
     config=_config,
+    dense=_dense,
     attention_bias=("none", "qkvo"),
     windows="global",
     dense_layers="any",
-    runs=(
-        ("transformers", "yes"),
-        ("vLLM", "yes"),
-        ("SGLang", "yes"),
-        ("llama.cpp", "yes; no attention biases, no Llama 3 rope scaling"),
-    ),
+    engines={
+        "vLLM": Support(),
+        "SGLang": Support(),
+        "llama.cpp": Support(
+            "qwen3moe",
+            normalises=True,
+            windows=False,
+            rope=LLAMA_CPP_ROPE,
+            attention_bias=False,
+            dense_layers=False,
+            activations=("silu",),
+        ),
+        "mlx-lm": Support(windows=False, attention_bias=False, activations=("silu",)),
+    },
 )

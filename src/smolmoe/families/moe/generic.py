@@ -48,10 +48,4 @@ TARGET = MoeTarget(
     windows="layers",
     shared="optional",
     dense_layers="any",
-    runs=(
-        ("transformers", "yes, with trust_remote_code or smolmoe.register()"),
-        ("vLLM", "no"),
-        ("SGLang", "no"),
-        ("llama.cpp", "no"),
-    ),
 )

@@ -1,6 +1,6 @@
 """Qwen2 and Qwen2.5: Llama with biases on q, k and v, and a sliding window on chosen layers."""
 
-from smolmoe.families.llama import COMMON_DEFAULTS, LLAMA_MLP
+from smolmoe.families.dense.llama import COMMON_DEFAULTS, LLAMA_MLP
 from smolmoe.families.types import DenseFamily
 
 FAMILY = DenseFamily(

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from smolmoe.families.types import DenseSpec, ExpertNames, MoeNames, MoeSizes, MoeTarget
+from smolmoe.families.forms import DenseForm, Settings, qwen2
+from smolmoe.families.types import LLAMA_CPP_ROPE, DenseSpec, ExpertNames, MoeNames, MoeSizes, MoeTarget, Support
 
 PROJ_EXPERTS = ExpertNames(
     gate="mlp.experts.{e}.gate_proj.weight",
@@ -33,6 +34,10 @@ def _config(spec: DenseSpec, sizes: MoeSizes) -> dict[str, Any]:
     }
 
 
+def _dense(settings: Settings) -> DenseForm:
+    return qwen2(settings, biased=bool(settings["qkv_bias"]))
+
+
 TARGET = MoeTarget(
     name="qwen2_moe",
     architecture="Qwen2MoeForCausalLM",
@@ -52,13 +57,24 @@ TARGET = MoeTarget(
     zero_biases=(("none", ("q_proj", "k_proj", "v_proj")),),  # vLLM always reads them
     windows="layers",
     config=_config,
+    dense=_dense,
     shared="required",
     shared_gated=True,
     dense_layers="any",
-    runs=(
-        ("transformers", "yes"),
-        ("vLLM", "yes"),
-        ("SGLang", "yes"),
-        ("llama.cpp", "no: it never renormalises this class's gates"),
-    ),
+    engines={
+        "vLLM": Support(),
+        "SGLang": Support(),
+        "llama.cpp": Support(
+            "qwen2moe",
+            normalises=False,
+            own_head=True,
+            windows=False,
+            rope=LLAMA_CPP_ROPE,
+            free_head_dim=False,
+            dense_layers=False,
+            activations=("silu",),
+            divides_by_gate=True,
+        ),
+        "mlx-lm": Support(normalises=False, own_head=True, windows=False, rope=("default",), activations=("silu",)),
+    },
 )

@@ -5,10 +5,13 @@ It counts its shared expert in multiples of the expert width, and keeps only a p
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
-from smolmoe.families.qwen2_moe import PROJ_EXPERTS
-from smolmoe.families.types import DenseSpec, ExpertNames, MoeNames, MoeSizes, MoeTarget
+from smolmoe.errors import TargetError
+from smolmoe.families.forms import DenseForm, Settings, llama, qwen2, qwen3
+from smolmoe.families.moe.qwen2_moe import PROJ_EXPERTS
+from smolmoe.families.types import LLAMA_CPP_ROPE, DenseSpec, ExpertNames, MoeNames, MoeSizes, MoeTarget, Support
 
 
 def _config(spec: DenseSpec, sizes: MoeSizes) -> dict[str, Any]:
@@ -32,6 +35,23 @@ def _config(spec: DenseSpec, sizes: MoeSizes) -> dict[str, Any]:
     }
 
 
+def _dense(settings: Settings) -> DenseForm:
+    rope = dict(settings["rope_parameters"])
+    rotated = rope.pop("partial_rotary_factor", settings.get("partial_rotary_factor", 0.5))
+    if rotated != 1.0:
+        raise TargetError(
+            "only part of each head is rotated, which Llama, Qwen2 and Qwen3 do not support.",
+            field="partial_rotary_factor",
+            value=rotated,
+            fix="Extract two or more experts, which stay in the class.",
+        )
+    biased = bool(settings["attention_bias"])  # on q, k and v
+    if settings["use_qk_norm"]:
+        found = qwen3(settings, attention_bias=biased, layer_types=None, window=None, rope_parameters=rope)
+        return replace(found, zero_biases=("o_proj",) if biased else ())
+    return qwen2(settings, biased=True, rope_parameters=rope) if biased else llama(settings, rope_parameters=rope)
+
+
 TARGET = MoeTarget(
     name="glm4_moe",
     architecture="Glm4MoeForCausalLM",
@@ -48,11 +68,18 @@ TARGET = MoeTarget(
         selection_bias="mlp.gate.e_score_correction_bias",
     ),
     config=_config,
+    dense=_dense,
     attention_bias=("none", "qkv"),
     shared="required",
     shared_multiple=True,
     dense_layers="prefix",
     scoring="sigmoid",
     min_experts=2,  # its router sums the two best scores of each expert group
-    runs=(("transformers", "yes"), ("vLLM", "yes"), ("SGLang", "yes"), ("llama.cpp", "yes")),
+    count="n_routed_experts",
+    engines={
+        "vLLM": Support(own_head=True),
+        "SGLang": Support(),
+        "llama.cpp": Support("glm4moe", windows=False, rope=LLAMA_CPP_ROPE, activations=("silu",)),
+        "mlx-lm": Support(own_head=True, windows=False, rope=("default",), activations=("silu",)),
+    },
 )

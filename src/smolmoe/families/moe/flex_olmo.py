@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
-from smolmoe.families.qwen2_moe import PROJ_EXPERTS
-from smolmoe.families.types import DenseSpec, MoeNames, MoeSizes, MoeTarget
+from smolmoe.families.forms import form
+from smolmoe.families.moe.qwen2_moe import PROJ_EXPERTS
+from smolmoe.families.types import DenseSpec, MoeNames, MoeSizes, MoeTarget, Support
 
 
 def _config(spec: DenseSpec, sizes: MoeSizes) -> dict[str, Any]:
@@ -28,6 +29,7 @@ TARGET = MoeTarget(
         memory_experts="mlp.experts",
     ),
     config=_config,
+    dense=lambda settings: form(settings, "olmo2", attention_bias=bool(settings["attention_bias"])),
     attention_bias=("none", "qkvo"),
-    runs=(("transformers", "yes"), ("vLLM", "yes"), ("SGLang", "not known"), ("llama.cpp", "no")),
+    engines={"vLLM": Support()},
 )

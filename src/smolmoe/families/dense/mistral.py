@@ -1,6 +1,6 @@
 """Mistral: Llama with one sliding window for all layers, or none."""
 
-from smolmoe.families.llama import COMMON_DEFAULTS, LLAMA_MLP
+from smolmoe.families.dense.llama import COMMON_DEFAULTS, LLAMA_MLP
 from smolmoe.families.types import DenseFamily
 
 FAMILY = DenseFamily(

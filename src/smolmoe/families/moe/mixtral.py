@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from smolmoe.families.types import DenseSpec, ExpertNames, MoeNames, MoeSizes, MoeTarget
+from smolmoe.families.forms import DenseForm, Settings, form, llama
+from smolmoe.families.types import LLAMA_CPP_ROPE, DenseSpec, ExpertNames, MoeNames, MoeSizes, MoeTarget, Support
 
 
 def _config(spec: DenseSpec, sizes: MoeSizes) -> dict[str, Any]:
@@ -15,6 +16,11 @@ def _config(spec: DenseSpec, sizes: MoeSizes) -> dict[str, Any]:
         "sliding_window": spec.windows[0],
         "router_jitter_noise": 0.0,
     }
+
+
+def _dense(settings: Settings) -> DenseForm:
+    window = settings["sliding_window"]
+    return llama(settings) if window is None else form(settings, "mistral", sliding_window=window)
 
 
 TARGET = MoeTarget(
@@ -31,7 +37,15 @@ TARGET = MoeTarget(
         memory_experts="mlp.experts",
     ),
     config=_config,
+    dense=_dense,
     attention_bias=("none",),
     windows="global",
-    runs=(("transformers", "yes"), ("vLLM", "yes"), ("SGLang", "yes"), ("llama.cpp", "yes; no sliding window")),
+    renormalises=True,
+    count="num_local_experts",
+    engines={
+        "vLLM": Support(),
+        "SGLang": Support(),
+        "llama.cpp": Support("llama", True, windows=False, rope=(*LLAMA_CPP_ROPE, "llama3"), activations=("silu",)),
+        "mlx-lm": Support(windows=False, rope=("default",), free_head_dim=False, activations=("silu",)),
+    },
 )

@@ -1,0 +1,147 @@
+"""Which serving engines compute a model rightly, for every setting in which a config may differ.
+
+The facts are in the MoE classes' own files, read from the engines' source and confirmed by their output: a model that
+differs in one of these settings gives different logits there, or does not load.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from smolmoe.errors import RequestError
+from smolmoe.families import MOE_TARGETS
+from smolmoe.families.types import LLAMA_CPP_ROPE, Support
+
+ENGINES = ("transformers", "vLLM", "SGLang", "llama.cpp", "mlx-lm")
+Settings = Mapping[str, Any]
+
+# Classes that are read but never written.
+_READ: dict[str, dict[str, Support]] = {
+    "olmoe": {
+        "vLLM": Support(own_head=True),
+        "llama.cpp": Support(
+            "olmoe",
+            normalises=False,
+            own_head=True,
+            windows=False,
+            rope=LLAMA_CPP_ROPE,
+            free_head_dim=False,
+            free_kv_heads=False,
+            attention_bias=False,
+            dense_layers=False,
+            activations=("silu",),
+            eps=1e-5,
+        ),
+    }
+}
+
+
+def support(engine: str, model_type: str) -> Support | None:
+    """What an engine computes of an MoE class; None if it cannot run the class."""
+    if engine == "transformers":
+        return Support(needs="trust_remote_code or smolmoe.register()" if model_type in ("generic", "smolmoe") else "")
+    target = MOE_TARGETS.get("generic" if model_type == "smolmoe" else model_type)
+    return (target.engines if target else _READ.get(model_type, {})).get(engine)
+
+
+def engine_name(name: str) -> str:
+    """The engine that a user means: upper and lower case, and "mlx" for mlx-lm, are the same.
+
+    Raises:
+        RequestError: no such engine.
+    """
+    for engine in ENGINES:
+        if name.strip().lower() in (engine.lower(), engine.lower().removesuffix("-lm")):
+            return engine
+    raise RequestError("no such engine.", field="runs_in", value=name, fix=f"Known: {', '.join(ENGINES)}.")
+
+
+def reasons_against(engine: str, settings: Settings) -> list[str]:
+    """Why an engine cannot compute this model; empty if it can.
+
+    Args:
+        engine: one of `ENGINES`.
+        settings: the MoE's config; settings that it leaves out are taken to be no obstacle.
+    """
+    model_type = str(settings["model_type"])
+    if engine == "transformers":
+        return []
+    found = support(engine, model_type)
+    if found is None:
+        return ["it is not known to run this class"]
+    return [*_routing(found, model_type, settings), *_rest(found, settings)]
+
+
+def runs_in(settings: Settings) -> dict[str, list[str]]:
+    """For each engine the reasons why it cannot compute this model."""
+    return {engine: reasons_against(engine, settings) for engine in ENGINES}
+
+
+def limits(found: Support) -> str:
+    """What a model must do without in an engine, for the table of targets."""
+    said = [
+        {True: "always renormalises the gates", False: "never renormalises the gates", None: ""}[found.normalises],
+        "" if found.selection_bias else "no selection bias",
+        "" if found.windows else "no sliding window",
+        "" if found.rope is None else f"rotary scaling {', '.join(found.rope)}",
+        "" if found.free_head_dim else "heads of width hidden size / heads",
+        "" if found.free_kv_heads else "as many key heads as query heads",
+        "" if found.attention_bias else "no attention biases",
+        "" if found.dense_layers else "no dense layers",
+        "" if found.activations is None else f"activation {', '.join(found.activations)}",
+        "" if found.eps is None else f"norms' epsilon {found.eps:g}",
+        found.needs,
+    ]
+    return "; ".join(filter(None, said))
+
+
+def _routing(found: Support, model_type: str, settings: Settings) -> Iterator[str]:
+    target = MOE_TARGETS.get(model_type)
+    normalised = bool((target and target.renormalises) or settings.get("norm_topk_prob"))
+    experts = next((settings[key] for key in ("num_local_experts", "num_experts") if settings.get(key)), None)
+    everything = experts == settings.get("num_experts_per_tok")  # the softmax over all sums to 1
+    if found.normalises is not None and found.normalises != normalised and not everything:
+        always, whereas = ("always", "does not") if found.normalises else ("never", "does")
+        yield f"it {always} renormalises the chosen gates of this class to sum to 1, but the model {whereas}"
+    groups = settings.get("n_group") or 1
+    if (settings.get("topk_group") or groups) < groups:
+        yield "group-limited routing is not supported"
+    activation = settings.get("hidden_act") or settings.get("hidden_activation")
+    if found.activations is not None and activation is not None and activation not in found.activations:
+        yield f"its experts use {', '.join(found.activations)}, the model uses {activation}"
+    if not found.dense_layers and _has_dense_layers(settings):
+        yield "there all layers of this class are MoE layers, but the model has dense ones"
+
+
+def _has_dense_layers(settings: Settings) -> bool:
+    return bool(settings.get("mlp_only_layers")) or (settings.get("decoder_sparse_step") or 1) > 1
+
+
+def _rest(found: Support, settings: Settings) -> Iterator[str]:
+    context, window = settings.get("max_position_embeddings") or 0, _window(settings)
+    if not found.windows and window is not None and window < context:
+        yield f"it ignores this class's sliding window of {window}, but the context has {context} tokens"
+    rope = (settings.get("rope_parameters") or {}).get("rope_type", "default")
+    if found.rope is not None and rope not in found.rope:
+        yield f"it does not support rotary scaling of type {rope} in this class"
+    heads, hidden, head_dim = (settings.get(key) for key in ("num_attention_heads", "hidden_size", "head_dim"))
+    if not found.free_head_dim and heads and hidden and head_dim and head_dim * heads != hidden:
+        yield f"it supports only heads of width {hidden // heads} (hidden size / heads)"
+    if not found.free_kv_heads and settings.get("num_key_value_heads", heads) != heads:
+        yield "it needs as many key heads as query heads"
+    if not found.attention_bias and settings.get("attention_bias"):
+        yield "it does not support attention biases in this class"
+    if found.eps is not None and settings.get("rms_norm_eps") != found.eps:
+        yield f"it assumes {found.eps:g} for the norms' epsilon, but the model has a different value"
+    if settings.get("clip_qkv") is not None:
+        yield "clipping of queries, keys and values is not supported"
+
+
+def _window(settings: Settings) -> int | None:
+    """The sliding window of the layers that have one."""
+    types = settings.get("layer_types")
+    switched_off = "use_sliding_window" in settings and not settings["use_sliding_window"]
+    if switched_off or (types and "sliding_attention" not in types):
+        return None
+    return settings.get("sliding_window") or None

@@ -1,0 +1,98 @@
+"""What is known of the engines leads to the choice of a class, and is said for the model at hand."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from safetensors.torch import load_file
+from tests import zoo
+from tests.surgery.test_request import plan
+
+from smolmoe.errors import RequestError, TargetError
+from smolmoe.families import MOE_TARGETS
+from smolmoe.families.engines import ENGINES, engine_name, runs_in
+from smolmoe.families.table import targets_table
+from smolmoe.surgery.convert import convert
+
+
+@pytest.mark.parametrize("name", list(MOE_TARGETS))
+def test_every_fact_is_of_an_engine_that_is_known(name: str) -> None:
+    assert set(MOE_TARGETS[name].engines) <= set(ENGINES) - {"transformers"}
+    assert f"`{name}`" in targets_table()
+
+
+def test_names_as_people_write_them() -> None:
+    assert [engine_name(name) for name in ("vllm", "MLX", "mlx-lm", " llama.cpp ")] == [
+        "vLLM",
+        "mlx-lm",
+        "mlx-lm",
+        "llama.cpp",
+    ]
+    with pytest.raises(RequestError, match="no such engine"):
+        plan(runs_in=("tgi",))
+
+
+@pytest.mark.parametrize(
+    ("name", "engines", "target"),
+    [
+        ("llama", ("vllm", "llama.cpp", "mlx"), "mixtral"),
+        ("llama_rope3", ("vllm", "llama.cpp"), "mixtral"),
+        ("qwen2", (), "granitemoeshared"),
+        ("qwen3", ("llama.cpp",), "qwen3_moe"),
+        ("qwen3_mixed", ("vllm", "llama.cpp"), "mellum"),
+        ("olmo2", ("vllm",), "flex_olmo"),
+    ],
+)
+def test_the_first_class_that_all_of_them_compute(name: str, engines: tuple[str, ...], target: str) -> None:
+    made = plan(name, runs_in=engines)
+    assert made.target.name == target
+    assert not any(made.runs_in[engine_name(engine)] for engine in engines)
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "says"),
+    [
+        ("llama_rope3", {"runs_in": ("mlx",)}, "mixtral: mlx-lm: it does not support rotary scaling of type llama3"),
+        ("gpt2", {"runs_in": ("llama.cpp",)}, "generic: llama.cpp: it is not known to run this class"),
+        ("llama_gelu", {"runs_in": ("llama.cpp",), "target": "mixtral"}, "mixtral does not run there"),
+    ],
+)
+def test_why_none_does(name: str, options: dict[str, Any], says: str) -> None:
+    with pytest.raises(TargetError, match=says) as caught:
+        plan(name, **options)
+    assert caught.value.field == "runs_in"
+
+
+def test_what_is_said_of_this_model() -> None:
+    assert plan("llama_rope3").runs_in["mlx-lm"] == ["it does not support rotary scaling of type llama3 in this class"]
+    assert plan("mistral_window").runs_in["llama.cpp"] == [
+        "it ignores this class's sliding window of 8, but the context has 128 tokens"
+    ]
+    assert plan("llama").runs_in == {engine: [] for engine in ENGINES}
+
+
+def test_older_keys_stand_beside_the_rotary_parameters(tmp_path: Path) -> None:
+    made = plan("llama")
+    object.__setattr__(made.recipe, "out", tmp_path / "moe")
+    config = json.loads((convert(made) / "config.json").read_text())
+    assert config["rope_theta"] == 10000.0
+    assert config["rope_scaling"] is None
+    assert runs_in(config)["transformers"] == []
+
+
+@pytest.mark.parametrize(("target", "written"), [("glm4_moe", True), ("granitemoeshared", False)])
+def test_a_tied_head_is_written_where_an_engine_ignores_the_tie(target: str, written: bool, tmp_path: Path) -> None:
+    made = plan("llama", target=target, shared="full")
+    object.__setattr__(made.recipe, "out", tmp_path / "moe")
+    tensors = load_file(convert(made) / "model.safetensors")
+    config = json.loads((tmp_path / "moe" / "config.json").read_text())
+    assert ("lm_head.weight" in tensors) is written
+    assert config["tie_word_embeddings"] is not written
+    said = [warning for warning in made.warnings if "output head" in warning]
+    assert bool(said) is written
+    if written:
+        assert f"{300 * zoo.D:,} more parameters" in said[0]
+        assert "vLLM" in said[0]
