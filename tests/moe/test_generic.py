@@ -25,7 +25,7 @@ from tests.moe.dense import (
 )
 from tests.processes import NO_SMOLMOE, run
 
-from smolmoe.moe.generic import SmolMoeBlock, SmolMoeConfig, SmolMoeForCausalLM
+from smolmoe.moe.generic import SmolMoeBlock, SmolMoeConfig, SmolMoeForCausalLM, SmolMoeModel
 
 
 def relative_gap(dense: Any, moe: Any) -> float:
@@ -180,6 +180,26 @@ def test_names_on_disk_are_those_in_memory(name: str, shared: bool, tmp_path: Pa
     assert block.experts.down_proj.shape == (4, D, WIDTH)
 
 
+def test_the_config_has_the_sizes_of_the_dense_model_and_of_the_moe() -> None:
+    """Serving engines look for both in one place, and take a config with another inside for a multimodal model's."""
+    config = moe_config(FAMILIES["gpt2"])
+    assert config.get_text_config() is config
+    assert (config.hidden_size, config.num_experts, config.num_hidden_layers) == (D, 4, config.text_config.n_layer)
+    assert not hasattr(config, "no_such_setting")
+    assert "hidden_size" not in config.to_dict()
+
+
+def test_the_backbone_loads_without_the_head(tmp_path: Path) -> None:
+    config = moe_config(FAMILIES["qwen2"])
+    moe = SmolMoeForCausalLM(config).eval()
+    moe.save_pretrained(tmp_path)
+    base, found = SmolMoeModel.from_pretrained(tmp_path, output_loading_info=True)
+    assert not found["missing_keys"]
+    ids = torch.arange(12)[None]
+    hidden = base.eval()(ids, use_cache=False).last_hidden_state
+    assert torch.equal(moe.get_output_embeddings()(hidden), moe(ids, use_cache=False).logits)
+
+
 def test_config_on_disk(tmp_path: Path) -> None:
     config = moe_config(FAMILIES["qwen2"], moe_layers=[1], scoring_func="sigmoid")
     config._name_or_path = config.text_config._name_or_path = "/somewhere"
@@ -193,9 +213,7 @@ def test_config_on_disk(tmp_path: Path) -> None:
     assert (written["eos_token_id"], written["pad_token_id"]) == (2, PAD)
     assert "/somewhere" not in (tmp_path / "config.json").read_text()
     again = SmolMoeConfig.from_pretrained(tmp_path)
-    assert again.get_text_config().to_dict() | {"_name_or_path": 0} == config.text_config.to_dict() | {
-        "_name_or_path": 0
-    }
+    assert again.text_config.to_dict() | {"_name_or_path": 0} == config.text_config.to_dict() | {"_name_or_path": 0}
     assert (again.moe_layers, again.scoring_func, again.moe_intermediate_size) == ([1], "sigmoid", WIDTH)
 
 
@@ -259,7 +277,7 @@ def test_a_wrong_path_to_the_ffn_is_refused() -> None:
 
 def test_what_concerns_the_dense_model_reaches_it() -> None:
     moe = upcycle(build_dense(FAMILIES["gemma3"]), FAMILIES["gemma3"])
-    assert moe.lm.config is moe.config.get_text_config()
+    assert moe.lm.config is moe.config.text_config
     moe.set_attn_implementation("eager")
     assert moe.lm.config._attn_implementation == "eager"
     moe.resize_token_embeddings(VOCAB + 4)

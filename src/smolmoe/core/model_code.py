@@ -19,6 +19,7 @@ OURS = Path(__file__).parents[1] / "moe" / "generic.py"
 GENERIC = "smolmoe"  # the model type of what runs with that file
 AUTO_MAP = {
     "AutoConfig": "modeling_smolmoe.SmolMoeConfig",
+    "AutoModel": "modeling_smolmoe.SmolMoeModel",
     "AutoModelForCausalLM": "modeling_smolmoe.SmolMoeForCausalLM",
 }
 # Files of a tokenizer by their names; `tokenizer*` would be code as well.

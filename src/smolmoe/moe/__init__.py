@@ -9,11 +9,12 @@ def register() -> None:
 
     Explicit, since it affects other libraries in this process. Calling it again has no effect.
     """
-    from transformers import AutoConfig, AutoModelForCausalLM
+    from transformers import AutoConfig, AutoModel, AutoModelForCausalLM
 
-    from smolmoe.moe.generic import SmolMoeConfig, SmolMoeForCausalLM
+    from smolmoe.moe.generic import SmolMoeConfig, SmolMoeForCausalLM, SmolMoeModel
     from smolmoe.moe.kernels.register import register_experts
 
     AutoConfig.register(SmolMoeConfig.model_type, SmolMoeConfig, exist_ok=True)
+    AutoModel.register(SmolMoeConfig, SmolMoeModel, exist_ok=True)
     AutoModelForCausalLM.register(SmolMoeConfig, SmolMoeForCausalLM, exist_ok=True)
     register_experts()

@@ -20,7 +20,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import nn
-from transformers import AutoConfig, AutoModelForCausalLM, GenerationMixin, PreTrainedConfig, PreTrainedModel
+from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, GenerationMixin, PreTrainedConfig, PreTrainedModel
 from transformers import initialization as init
 from transformers.activations import ACT2FN
 from transformers.integrations import use_experts_implementation
@@ -35,6 +35,7 @@ CODE_FILE = "modeling_smolmoe.py"
 CACHE_NAMES = ("cache", "past_key_values")
 AUTO_MAP = {
     "AutoConfig": "modeling_smolmoe.SmolMoeConfig",
+    "AutoModel": "modeling_smolmoe.SmolMoeModel",
     "AutoModelForCausalLM": "modeling_smolmoe.SmolMoeForCausalLM",
 }
 
@@ -43,7 +44,8 @@ class SmolMoeConfig(PreTrainedConfig):
     """What the dense model is (`text_config`), where its FFNs are, and what the MoE in their place looks like.
 
     Attributes:
-        text_config: the dense model's config; `get_text_config()` returns it, so caches and tools find its sizes.
+        text_config: the dense model's config. Its settings can be read here too, so that caches, tools and serving
+            engines find one config with the sizes of the dense model and those of the MoE.
         layers_module, mlp_module: paths of the decoder layers in the dense model and of the FFN inside a layer.
         gated: an FFN is down(act(gate(x)) * up(x)) rather than down(act(up(x))).
         mlp_bias, hidden_act, mlp_dropout: biases, activation (a key of ACT2FN) and dropout after the FFN.
@@ -103,6 +105,17 @@ class SmolMoeConfig(PreTrainedConfig):
             self.moe_intermediate_size = getattr(self.text_config, "intermediate_size", 0)
         self._check(set(range(self.text_config.num_hidden_layers)))
         super().__post_init__(**kwargs)
+
+    def __getattr__(self, name: str) -> Any:
+        """A setting of the dense model, where the MoE has none of this name."""
+        dense = self.__dict__.get("text_config")
+        if dense is None or name.startswith("_"):
+            raise AttributeError(f"{type(self).__name__} has no attribute {name!r}")
+        return getattr(dense, name)
+
+    def get_text_config(self, decoder: bool | None = None, encoder: bool | None = None) -> PreTrainedConfig:
+        """This config: engines look for the experts where they look for the sizes, and take others for multimodal."""
+        return self
 
     def _check(self, all_layers: set[int]) -> None:
         layers = self.moe_layers or []
@@ -284,6 +297,51 @@ class SmolMoeBlock(nn.Module):
         return self.dropout(output)
 
 
+def put_experts(model: nn.Module, config: SmolMoeConfig) -> None:
+    """Put an MoE in the place of the FFN of each chosen layer.
+
+    Raises:
+        AttributeError: no such layer or FFN.
+    """
+    for layer in config.moe_layers or ():
+        path = f"{config.layers_module}.{layer}.{config.mlp_module}"
+        model.get_submodule(path)
+        model.set_submodule(path, SmolMoeBlock(config))
+
+
+class SmolMoeModel(PreTrainedModel):
+    """The same without the head, for engines that bring their own (vLLM's and SGLang's Transformers backend).
+
+    Parameters have the names that they have in `SmolMoeForCausalLM.lm`.
+    """
+
+    config_class = SmolMoeConfig
+    base_model_prefix = "lm"
+    _supports_sdpa = _supports_flash_attn = _supports_flex_attn = _supports_attention_backend = True
+    _keep_in_fp32_modules_strict = ["e_score_correction_bias"]
+
+    def __init__(self, config: SmolMoeConfig) -> None:
+        super().__init__(config)
+        config.text_config._experts_implementation = "eager"
+        self._backbone = config.layers_module.split(".")[0]
+        self.add_module(self._backbone, AutoModel.from_config(config.text_config, dtype=torch.get_default_dtype()))
+        put_experts(self, config)
+        self.post_init()
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        """The dense backbone's forward."""
+        return self.get_decoder()(*args, **kwargs)
+
+    def get_decoder(self) -> Any:
+        return getattr(self, self._backbone)
+
+    def get_input_embeddings(self) -> nn.Module:
+        return self.get_decoder().get_input_embeddings()
+
+    def set_input_embeddings(self, value: nn.Module) -> None:
+        self.get_decoder().set_input_embeddings(value)
+
+
 class SmolMoeForCausalLM(PreTrainedModel, GenerationMixin):
     """The dense model `lm` with an MoE for its FFN in `config.moe_layers`. Everything else is the dense model's own."""
 
@@ -305,10 +363,7 @@ class SmolMoeForCausalLM(PreTrainedModel, GenerationMixin):
         # A choice of experts kernel is passed down to the dense config, whose class has no experts and would refuse it.
         config.text_config._experts_implementation = "eager"
         self.lm = AutoModelForCausalLM.from_config(config.text_config, dtype=torch.get_default_dtype())
-        for layer in config.moe_layers or ():
-            path = f"{config.layers_module}.{layer}.{config.mlp_module}"
-            self.lm.get_submodule(path)  # raises AttributeError if the path does not exist
-            self.lm.set_submodule(path, SmolMoeBlock(config))
+        put_experts(self.lm, config)
         self.accepts_loss_kwargs = getattr(self.lm, "accepts_loss_kwargs", True)
         self._is_stateful = self.lm._is_stateful
         self.post_init()
@@ -437,4 +492,4 @@ class SmolMoeForCausalLM(PreTrainedModel, GenerationMixin):
         return self.lm.get_decoder()
 
 
-__all__ = ["SmolMoeConfig", "SmolMoeForCausalLM"]
+__all__ = ["SmolMoeConfig", "SmolMoeForCausalLM", "SmolMoeModel"]

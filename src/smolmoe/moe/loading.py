@@ -60,7 +60,9 @@ def load_config(folder: Path, *, as_files: bool = True) -> Any:
         # Else whatever goes by the config would tie the head again, and save a config that is not so.
         with suppress(SmolmoeError):  # the code that reads the weights reports the problem
             if has_own_head(open_checkpoint(folder)):
-                config.tie_word_embeddings = config.get_text_config().tie_word_embeddings = False
+                for part in (config, getattr(config, "text_config", None)):
+                    if part is not None:
+                        part.tie_word_embeddings = False
     return config
 
 
