@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import argparse
 import json
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -143,7 +142,7 @@ def look(
 ) -> None:
     """Probes with their pages: of the first seed's MoE before, of every MoE after. Losses where experts have names."""
     from smolmoe.probing.run import probe
-    from smolmoe.probing.setup import ProbeOptions
+    from smolmoe.recipe.probe import ProbeOptions
 
     few = ProbeOptions(losses=False, length=LENGTH, tokens=12_000, probe_tokens=512, seed=seed)
     files = {"fit_data": arguments.data, "overwrite": True}
@@ -152,7 +151,8 @@ def look(
         probe(moe, arguments.validation, out=before, options=few, **files)
     after = folder / "after"
     if not (after / "index.html").is_file():
-        options = few if dense is None else replace(few, losses=True, loss_tokens=4000, probe_tokens=2048)
+        more = {} if dense is None else {"losses": True, "loss_tokens": 4000, "probe_tokens": 2048}
+        options = few.model_copy(update=more)
         beside = {"before": before, "runs": runs, "against": moe, "dense": dense}
         probe(runs["joint"] / "model", arguments.validation, out=after, options=options, **beside, **files)
 

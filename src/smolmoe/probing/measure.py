@@ -36,8 +36,9 @@ from smolmoe.probing.routing_accuracy import (
     take_sides,
 )
 from smolmoe.probing.separation import permutation_baselines, shares, within_type_separation
-from smolmoe.probing.setup import ProbeOptions, Subject, open_beside, open_subject
+from smolmoe.probing.setup import BATCH_TOKENS, Subject, open_beside, open_subject
 from smolmoe.probing.similarity import expert_similarity
+from smolmoe.recipe.probe import ProbeOptions
 from smolmoe.results.probe import FILE, LayerResult, Losses, ProbeResult, Similarity
 
 logger = logging.getLogger(__name__)
@@ -113,7 +114,7 @@ def probe(
     accuracy, last_third = judge_routing(subject, sides, owners, origins, ceiling, dense_ceiling)
     result = ProbeResult(
         model=subject.facts(),
-        data=_what_was_read(subject, str(data), fit_data, dense, against, counts),
+        data=_what_was_read(subject, counts, data=data, fit_data=fit_data, dense=dense, against=against),
         layers=layers,
         similarity=similarity,
         accuracy=accuracy,
@@ -228,7 +229,7 @@ def _losses(
         dense=dense,
         similarity=similarity,
         layers=subject.layers,
-        batch=max(1, options.batch_tokens // options.length),
+        batch=max(1, BATCH_TOKENS // options.length),
         tell=None if report is None else lambda done, total: report("Measuring losses", done, total),
     )
 
@@ -245,23 +246,14 @@ def _groups(subject: Subject, sides: Sides, owners: Owners) -> list[Group]:
     return single + owned_groups(owners, favourites(sides), subject.layers, sides.domains)
 
 
-def _what_was_read(subject: Subject, data: str, *others: Any) -> dict[str, Any]:
-    fit_data, dense, against, counts = others
+def _what_was_read(subject: Subject, counts: RoutingCounts, **places: str | Path | None) -> dict[str, Any]:
     options = subject.options
     return {
-        "data": data,
-        "by": options.by,
-        "fit_data": None if fit_data is None else str(fit_data),
-        "dense": None if dense is None else str(dense),
-        "against": None if against is None else str(against),
-        "length": options.length,
-        "document_tokens": options.document_tokens,
+        **{name: None if place is None else str(place) for name, place in places.items()},
+        **options.model_dump(include={"by", "length", "document_tokens", "probe_tokens", "permutations", "seed"}),
         "tokens_per_domain": options.tokens,
-        "probe_tokens": options.probe_tokens,
         "loss_tokens": options.loss_tokens if options.losses else None,
-        "permutations": options.permutations,
         "documents_one_by_one": len(counts.kept.documents),
-        "seed": options.seed,
         "device": str(subject.model.device),
         "device_name": device_name(str(subject.model.device)),
         "dtype": str(subject.model.dtype).removeprefix("torch."),

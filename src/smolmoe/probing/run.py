@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from smolmoe.core.progress import Progress
 from smolmoe.errors import RequestError
-from smolmoe.recipe.probe import ProbeRecipe, ProbeTextRecipe
+from smolmoe.recipe.probe import ProbeOptions, ProbeRecipe, ProbeTextRecipe
 
 if TYPE_CHECKING:
     from smolmoe.results.probe import ProbeResult
@@ -27,9 +27,9 @@ def probe(
     """Probe an MoE and write `probe.json`, `index.html` and the figures into `out`.
 
     Args:
-        before: folder of an earlier probe, to be shown beside this one.
+        before: folder of an earlier probe, shown next to this one.
         runs: label -> run folder of a training, whose curves are shown.
-        **options: as `smolmoe.probing.measure.probe` takes them; it says what is raised, too.
+        **options: as `smolmoe.probing.measure.probe` takes them; its docstring lists the errors too.
     """
     from smolmoe.probing.measure import probe as measure
     from smolmoe.reports.probe_page import write_page
@@ -46,32 +46,16 @@ def probe(
 
 def probe_text(recipe: ProbeTextRecipe, *, overwrite: bool = False, report: Progress | None = None) -> ProbeResult:
     """`probe` for a recipe that has been parsed."""
-    from smolmoe.probing.setup import ProbeOptions
-
-    names = (
-        "by",
-        "tokens",
-        "document_tokens",
-        "length",
-        "probe_tokens",
-        "losses",
-        "loss_tokens",
-        "permutations",
-        "seed",
-    )
     return probe(
         recipe.model,
         recipe.data,
         out=recipe.out,
         before=None if recipe.before is None else Path(recipe.before),
-        runs={label: Path(folder) for label, folder in recipe.runs.items()},
         fit_data=recipe.fit_data,
-        dense=recipe.dense,
-        against=recipe.against,
-        options=ProbeOptions(**recipe.model_dump(include=set(names))),
-        device=recipe.device,
+        options=recipe,
         overwrite=overwrite,
         report=report,
+        **_shared(recipe),
     )
 
 
@@ -84,7 +68,6 @@ def _check_shown(field: str, folder: Path | None, file: str) -> None:
 def run_probe(recipe: ProbeRecipe, *, report: Progress | None = None) -> dict[str, Any]:
     """The probe of a pipeline: on the held-out side of its data. Returns the headline figures."""
     from smolmoe.data.rows import write_rows
-    from smolmoe.probing.setup import ProbeOptions
 
     characters = CHARACTERS_A_TOKEN * max(recipe.tokens, recipe.probe_tokens)
     held_out, training = write_rows(recipe.data, recipe.out / "text", characters=characters)
@@ -93,25 +76,19 @@ def run_probe(recipe: ProbeRecipe, *, report: Progress | None = None) -> dict[st
         held_out,
         out=recipe.out / "probe",
         before=None if recipe.before is None else Path(recipe.before) / "probe",
-        runs={label: Path(folder) for label, folder in recipe.runs.items()},
         fit_data=training,
-        dense=recipe.dense,
-        against=recipe.against,
-        options=ProbeOptions(
-            tokens=recipe.tokens,
-            length=recipe.data.length,
-            document_tokens=recipe.document_tokens,
-            probe_tokens=recipe.probe_tokens,
-            permutations=recipe.permutations,
-            losses=recipe.losses,
-            loss_tokens=recipe.loss_tokens,
-            seed=recipe.seed,
-        ),
-        device=recipe.device,
+        options=ProbeOptions.of(recipe),
         overwrite=True,
         report=report,
+        **_shared(recipe),
     )
     return headline(result) | {"page": str(recipe.out / "probe" / "index.html")}
+
+
+def _shared(recipe: ProbeRecipe | ProbeTextRecipe) -> dict[str, Any]:
+    """What both kinds of probe take as it stands."""
+    runs = {label: Path(folder) for label, folder in recipe.runs.items()}
+    return {"runs": runs, **recipe.model_dump(include={"dense", "against", "device"})}
 
 
 def headline(result: ProbeResult) -> dict[str, Any]:

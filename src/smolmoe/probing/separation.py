@@ -10,11 +10,11 @@ from collections.abc import Iterator, Mapping, Sequence
 
 import torch
 
+from smolmoe.recipe.probe import DRAWS
 from smolmoe.results.probe import Baseline
 
 FLOOR = 0.01  # of a share that another is divided by: a handful of choices must not decide
 FEWEST = 50  # choices of a domain within one type of token, for them to say anything
-DRAWS = 200
 
 
 def shares(counts: torch.Tensor) -> torch.Tensor:

@@ -1,4 +1,4 @@
-"""What is probed, and how: the model with all that its text needs, and the options."""
+"""What is probed: the model, with all that its text needs."""
 
 from __future__ import annotations
 
@@ -19,50 +19,13 @@ from smolmoe.moe.routing import unread_routers
 from smolmoe.probing.counting import RoutingCounts, Runner, count_routing
 from smolmoe.probing.documents import TaggedDocument, read_tagged, start_token
 from smolmoe.probing.inputs import Windows
-from smolmoe.probing.separation import DRAWS
 from smolmoe.probing.token_types import token_types
+from smolmoe.recipe.probe import ProbeOptions
 from smolmoe.results.probe import ModelFacts
 
 logger = logging.getLogger(__name__)
 
-
-@dataclass(frozen=True)
-class ProbeOptions:
-    """How to probe.
-
-    Attributes:
-        by: column of a row's domain.
-        tokens: to read of each domain, at most; None for all.
-        document_tokens: to read of one document, at most, so that no long one decides for its domain.
-        length: the longest window that the model reads at a time.
-        probe_tokens: of each domain, to fit the linear probes on.
-        loss_tokens: of each domain, for each loss.
-        losses: whether to force experts and take them out.
-        permutations: of the domains, for the baselines.
-        batch_tokens: in one forward pass.
-        seed: of what is drawn.
-
-    Raises:
-        RequestError: a value is too small.
-    """
-
-    by: str = "domain"
-    tokens: int | None = None
-    document_tokens: int = 4096
-    length: int = 256
-    probe_tokens: int = 4096
-    loss_tokens: int = 4096
-    losses: bool = True
-    permutations: int = DRAWS
-    batch_tokens: int = 4096
-    seed: int = 0
-
-    def __post_init__(self) -> None:
-        least = {"length": 2, "document_tokens": 2}
-        for name in (*least, "tokens", "probe_tokens", "loss_tokens", "permutations", "batch_tokens"):
-            value = getattr(self, name)
-            if value is not None and value < least.get(name, 1):
-                raise RequestError(f"must be {least.get(name, 1)} at least.", field=name, value=value)
+BATCH_TOKENS = 4096  # in one forward pass
 
 
 @dataclass(frozen=True)
@@ -153,7 +116,7 @@ def open_subject(folder: str | Path, options: ProbeOptions, device: str) -> Subj
         raise SourceError(
             f"{len(names)} names for {runner.experts} experts.", field="expert_names", value=", ".join(map(str, names))
         )
-    windows = Windows(start_token(tokenizer), options.length, options.batch_tokens)
+    windows = Windows(start_token(tokenizer), options.length, BATCH_TOKENS)
     types = token_types(tokenizer, model.get_input_embeddings().weight.shape[0])
     return Subject(where, runner, tokenizer, windows, types, options)
 

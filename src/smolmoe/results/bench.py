@@ -1,57 +1,36 @@
-"""What `bench` is asked, and what it found."""
+"""What `bench` is asked, and what it measured."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import Field
+from pydantic import BaseModel, Field
 
 from smolmoe.core.provenance import command, versions
-from smolmoe.errors import RequestError
 from smolmoe.results.base import Result
 from smolmoe.results.flops import FlopCounts
 
-BATCH_SIZES = (1, 4, 16)
-DTYPES = ("float32", "bfloat16", "float16")
 
+class BenchSettings(BaseModel):
+    """How every model is measured."""
 
-@dataclass(frozen=True)
-class BenchSettings:
-    """What is asked of every model; `dtype` None is the stored one, `experts` None what `generate` takes.
-
-    Attributes:
-        batch_sizes: prompts answered at once.
-        prompt_tokens, new_tokens: of each prompt.
-        rounds: counted, after one that is not.
-        threads: of the CPU; None leaves it to torch.
-        train: count the FLOPs of a backward pass, too.
-    """
-
-    batch_sizes: tuple[int, ...] = BATCH_SIZES
-    prompt_tokens: int = 128
-    new_tokens: int = 16
-    rounds: int = 3
-    dtype: str | None = None
-    device: str = "cpu"
-    threads: int | None = None
-    experts: str | None = None
-    train: bool = True
-    seed: int = 0
-
-    def check(self) -> None:
-        """Raise RequestError for what no model could do."""
-        least = {"rounds": (self.rounds, 1), "threads": (1 if self.threads is None else self.threads, 1)}
-        least |= {"prompt_tokens": (self.prompt_tokens, 2), "new_tokens": (self.new_tokens, 2)}
-        for field, (value, smallest) in least.items():
-            if value < smallest:
-                raise RequestError("out of range.", field=field, value=value, fix=f"Use at least {smallest}.")
-        if not self.batch_sizes or min(self.batch_sizes) < 1:
-            raise RequestError("must be 1 or more each.", field="batch_sizes", value=self.batch_sizes, fix="E.g. 1,4.")
-        if self.dtype is not None and self.dtype not in DTYPES:
-            raise RequestError(
-                "no such number type.", field="dtype", value=self.dtype, fix=f"Use one of {', '.join(DTYPES)}."
-            )
+    batch_sizes: tuple[Annotated[int, Field(ge=1)], ...] = Field(
+        (1, 4, 16), min_length=1, description="batch sizes, in prompts"
+    )
+    prompt_tokens: int = Field(128, ge=2, description="length of a prompt, in tokens")
+    new_tokens: int = Field(16, ge=2, description="number of tokens generated per prompt")
+    rounds: int = Field(3, ge=1, description="number of measured rounds per batch size")
+    dtype: Literal["float32", "bfloat16", "float16"] | None = Field(
+        None, description="dtype of the weights (default: as stored)"
+    )
+    experts: str | None = Field(
+        None, description="experts implementation: smolmoe, eager, grouped_mm, batched_mm, ... (default: smolmoe)"
+    )
+    train: bool = Field(True, description="FLOPs of a training step, with the backward pass")
+    device: str = Field("cpu", description="device: auto, cpu, cuda, cuda:N or mps")
+    threads: int | None = Field(None, ge=1, description="number of CPU threads (default: torch's)")
+    seed: int = Field(0, ge=0, lt=2**32, description="random seed")
 
 
 @dataclass(frozen=True)
