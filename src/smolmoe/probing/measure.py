@@ -38,6 +38,7 @@ from smolmoe.probing.routing_accuracy import (
 from smolmoe.probing.separation import permutation_baselines, shares, within_type_separation
 from smolmoe.probing.setup import BATCH_TOKENS, Subject, open_beside, open_subject
 from smolmoe.probing.similarity import expert_similarity
+from smolmoe.recipe.base import parse
 from smolmoe.recipe.probe import ProbeOptions
 from smolmoe.results.probe import FILE, LayerResult, Losses, ProbeResult, Similarity
 
@@ -81,7 +82,7 @@ def probe(
         _check_free(out, overwrite)
     clock = _Clock(report)
     with clock("Loading"):
-        subject = open_subject(model, options or ProbeOptions(), device)
+        subject = open_subject(model, options or parse(ProbeOptions, {}), device)
         dense_model = None if dense is None else open_beside(dense, subject, "dense")
         dense_inputs = None if dense_model is None else dense_tap(dense_model, subject.layers)
         forced = subject.options.losses and _can_be_forced(subject)

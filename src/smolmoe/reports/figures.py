@@ -1,4 +1,4 @@
-"""A figure as data: its panels, whoever draws them: `plot` for a page, `drawing` for a PNG."""
+"""A figure as data: its panels. `plot` draws it in a page, `drawing` as a PNG."""
 
 from __future__ import annotations
 
@@ -18,9 +18,10 @@ class Series:
     Attributes:
         name: in the legend; empty for none.
         points: (x, y).
-        place: in the page's `Looks`; None for the grey of what things are compared with.
-        spans: (low, high) of an upright line at each point.
-        dots: no line between them.
+        place: in the page's `Looks`; None for the grey of a baseline.
+        spans: interval (low, high) of each point: of y, or of x in a panel with `rows`.
+        bare: a line without markers.
+        dots: markers without a line.
         hollow: dots that are not filled.
         alarm: black marks on the axis.
     """
@@ -29,6 +30,7 @@ class Series:
     points: Points
     place: int | None = None
     spans: Sequence[tuple[float, float]] = field(default=())
+    bare: bool = False
     dots: bool = False
     hollow: bool = False
     alarm: bool = False
@@ -36,13 +38,14 @@ class Series:
 
 @dataclass(frozen=True)
 class Band:
-    """A shade from `low` to `high`; `place` as of `Series`."""
+    """A shade from `low` to `high`; `place` as of `Series`. Hatched for an extrapolation."""
 
     name: str
     x: Sequence[float]
     low: Sequence[float]
     high: Sequence[float]
     place: int | None = None
+    hatched: bool = False
 
 
 @dataclass(frozen=True)
@@ -60,12 +63,14 @@ class Lines:
 
     Attributes:
         x, y: quantities of the axes, with units.
-        labels: of the places 0, 1, ... on the x axis, where it is no number.
-        rows: of the places on the y axis, the first at the top.
+        level: a baseline, named in the legend.
+        marks: lines with their names next to them.
+        labels: names of the places 0, 1, ... on the x axis, if it is not a number.
+        rows: names of the places 0, 1, ... on the y axis, the first at the top.
         bottom, top: ends of the y axis.
         left: end of the x axis.
         shaded: a range of x that is marked.
-        percent: shares, shown times 100.
+        scale: of x: "log" for token counts, "steps" for a logarithm that begins at 0; empty if linear.
     """
 
     title: str
@@ -74,12 +79,14 @@ class Lines:
     series: Sequence[Series]
     bands: Sequence[Band] = field(default=())
     level: Level | None = None
+    marks: Sequence[Level] = field(default=())
     labels: Sequence[str] = field(default=())
     rows: Sequence[str] = field(default=())
     bottom: float | None = None
     top: float | None = None
     left: float | None = None
     shaded: tuple[float, float] | None = None
+    scale: str = ""
 
 
 @dataclass(frozen=True)

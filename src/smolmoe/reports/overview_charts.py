@@ -66,8 +66,8 @@ def claim_chart(models: Sequence[tuple[str, ModelFacts]], looks: Looks) -> Chart
     layout = axes(
         "measured / limit", "", xaxis_type="log", xaxis_dtick=1, yaxis_automargin=True, yaxis_autorange="reversed"
     )
-    mark(layout, 1, "limit")
-    layout["annotations"][0] |= {"x": 0, "y": 0.02, "yanchor": "bottom"}  # a logarithmic axis places words by exponent
+    mark(layout, 1, "limit", log=True)
+    layout["annotations"][0] |= {"y": 0.02, "yanchor": "bottom"}
     return Chart(
         "checks",
         "How far each check is below its limit",

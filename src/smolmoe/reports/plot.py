@@ -121,14 +121,15 @@ def _cells(panel: Heat, x: dict[str, Any], y: dict[str, Any], layout: dict[str, 
 def _lines(panel: Lines, at: int, shown: set[str]) -> list[dict[str, Any]]:
     traces: list[dict[str, Any]] = []
     for band in panel.bands:
-        fill = "@grey/0.25" if band.place is None else f"{colour(band.place)}/0.15"
+        fill = "@grey/0.25" if band.place is None else f"{colour(band.place)}/{0.08 if band.hatched else 0.15}"
         traces.append(
             {"type": "scatter", "mode": "lines", "fill": "toself", "line": {"width": 0}, "fillcolor": fill}
             | {"x": [*band.x, *reversed(band.x)], "y": [*band.high, *reversed(band.low)], "hoverinfo": "skip"}
             | _legend(band.name, shown)
             | on(at)
         )
-    return traces + [_series(series) | _legend(series.name, shown) | on(at) for series in panel.series]
+    by_row = bool(panel.rows)
+    return traces + [_series(series, by_row) | _legend(series.name, shown) | on(at) for series in panel.series]
 
 
 def _legend(name: str, shown: set[str]) -> dict[str, Any]:
@@ -138,22 +139,22 @@ def _legend(name: str, shown: set[str]) -> dict[str, Any]:
     return {"name": name, "legendgroup": name, "showlegend": is_first}
 
 
-def _series(series: Series) -> dict[str, Any]:
+def _series(series: Series, by_row: bool) -> dict[str, Any]:
     if series.alarm:
         look: dict[str, Any] = {"color": "@ink", "size": 9, "symbol": "triangle-up"}
         return line(series.name, series.points, 0, mode="markers", marker=look, cliponaxis=False)
-    if series.dots:
-        look = marker(series.place or 0, 7)
-        if series.hollow:
-            look["symbol"] += "-open"
-        return line(series.name, series.points, 0, mode="markers", marker=look)
     if series.place is None:
         return line(series.name, series.points, 0, mode="lines", line={"color": "@grey", "dash": "dot", "width": 1.5})
     made = line(series.name, series.points, series.place)
+    if series.dots:
+        made |= {"mode": "markers", "marker": marker(series.place, 7)}
+        made["marker"]["symbol"] += "-open" if series.hollow else ""
+    elif series.bare:
+        made["mode"] = "lines"
     if series.spans:
-        made["error_y"] = bars(
-            [(y, *span) for (_, y), span in zip(series.points, series.spans, strict=True)], colour(series.place)
-        )
+        values = [point[0 if by_row else 1] for point in series.points]
+        intervals = [(value, *span) for value, span in zip(values, series.spans, strict=True)]
+        made["error_x" if by_row else "error_y"] = bars(intervals, colour(series.place))
     return made
 
 
@@ -171,6 +172,8 @@ def _scales(panel: Lines, x: dict[str, Any], y: dict[str, Any], layout: dict[str
         }
     if panel.left is not None:
         x |= {"rangemode": "tozero"}
+    if panel.scale == "log":
+        x |= {"type": "log", "dtick": "D2", "exponentformat": "SI"}
     if panel.bottom is not None and panel.top is not None:
         y["range"] = [panel.bottom, panel.top]
     elif panel.bottom == 0:
@@ -182,24 +185,21 @@ def _scales(panel: Lines, x: dict[str, Any], y: dict[str, Any], layout: dict[str
             {"type": "rect", "x0": low, "x1": high, "y0": 0, "y1": 1, "xref": f"x{number}", "yref": f"y{number} domain"}
             | {"fillcolor": "@grey/0.1", "line": {"width": 0}, "layer": "below"}
         )
-    if panel.level is not None:
-        mark(layout, panel.level.at, panel.level.name, number, upright=panel.level.upright)
+    for level in (*([] if panel.level is None else [panel.level]), *panel.marks):
+        mark(layout, level.at, level.name, number, upright=level.upright, log=panel.scale == "log")
 
 
-def mark(layout: dict[str, Any], at: float, words: str, number: str = "", *, upright: bool = True) -> None:
-    """A dotted line across a panel, with a label."""
+def mark(
+    layout: dict[str, Any], at: float, words: str, number: str = "", *, upright: bool = True, log: bool = False
+) -> None:
+    """A dotted line across a panel, with a label; on a logarithmic axis plotly places words by the exponent."""
     x, y = f"x{number}", f"y{number}"
     place, across, along = ("x", "y", f"{y} domain") if upright else ("y", "x", f"{x} domain")
     shape = {"type": "line", f"{place}0": at, f"{place}1": at, f"{across}0": 0, f"{across}1": 1}
     refs = {f"{place}ref": x if upright else y, f"{across}ref": along}
     layout.setdefault("shapes", []).append(shape | refs | {"line": {"color": "@grey", "width": 1.5, "dash": "dot"}})
-    note = {
-        place: at,
-        across: 1,
-        "text": plotted(words),
-        "showarrow": False,
-        "font": {"color": "@grey", "size": 11.5},
-    } | refs
+    note = {place: math.log10(at) if log and upright else at, across: 1, "text": plotted(words), **refs}
+    note |= {"showarrow": False, "font": {"color": "@grey", "size": 11.5}}
     aside = {"xanchor": "left", "xshift": 5, "yanchor": "top"} if upright else {"xanchor": "right", "yanchor": "bottom"}
     layout["annotations"] = [*layout.get("annotations", ()), note | aside]
 

@@ -3,58 +3,33 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 from smolmoe.core import units
 from smolmoe.core.statistics import Interval
 from smolmoe.reports.blocks import Chart
 from smolmoe.reports.names import Looks, colour, marker
-from smolmoe.reports.plot import axes, bars, line
+from smolmoe.reports.plot import axes, bars, plot
+from smolmoe.reports.scaling import sweep_figure
 from smolmoe.results.scaling_law import Curve, Fold, Power, Sweep
 
 
 def sweep_chart(sweep: Sweep, name: str, looks: Looks) -> Chart | None:
-    """Loss over training tokens: points, law, and the band that widens past the largest budget."""
-    traces = [trace for curve in sweep.curves for trace in _traces(curve, looks(_look(sweep, curve)))]
-    if not traces:
+    """Losses by training tokens with their law, and what each 10x of tokens gains."""
+    if not sweep.curves:
         return None
-    x = {"xaxis_type": "log", "xaxis_dtick": "D2", "xaxis_exponentformat": "SI"}
-    return Chart(
-        name,
-        f"Loss by training tokens: {sweep.model}",
-        "Each point is one training run with its own budget; the line is the fitted law and the shade its 95% band, "
-        f"which widens past the largest budget. {sweep.uncertainty.text}",
-        traces,
-        axes("training tokens", "held-out loss (nats per token)", **x),
-        ["curve", "tokens", "steps", "seed", "loss (nats per token)", "FLOPs"],
-        [[c.name, p.tokens, p.steps, p.seed, p.loss, p.flops] for c in sweep.curves for p in c.points],
-        height=430,
+    figure = sweep_figure(sweep, name=name, places=[looks(_look(sweep, curve)) for curve in sweep.curves])
+    return replace(
+        plot(figure),
+        caption=f"{figure.caption} {sweep.uncertainty.text}",
+        head=["curve", "tokens", "steps", "seed", "loss (nats per token)", "FLOPs"],
+        rows=[[c.name, p.tokens, p.steps, p.seed, p.loss, p.flops] for c in sweep.curves for p in c.points],
     )
 
 
-def _traces(curve: Curve, place: int) -> list[dict[str, Any]]:
-    traces: list[dict[str, Any]] = []
-    if curve.band:
-        x = [point.tokens for point in curve.band]
-        y = [point.loss.high for point in curve.band] + [point.loss.low for point in reversed(curve.band)]
-        shade = {"type": "scatter", "mode": "lines", "x": [*x, *reversed(x)], "y": y, "fill": "toself"}
-        look = {"fillcolor": f"{colour(place)}/0.15", "line": {"width": 0}, "hoverinfo": "skip", "showlegend": False}
-        law = [(point.tokens, point.loss.value) for point in curve.band]
-        traces += [shade | look | {"name": f"{curve.name}, band"}, line(f"{curve.name}, law", law, place, mode="lines")]
-    points = {
-        "type": "scatter",
-        "mode": "markers",
-        "name": curve.name,
-        "x": [point.tokens for point in curve.points],
-        "y": [point.loss for point in curve.points],
-        "marker": marker(place, 9),
-        "hovertemplate": "%{y:.4f} at %{x:.3s} tokens<extra></extra>",
-    }
-    return [*traces, points]
-
-
 def _look(sweep: Sweep, curve: Curve) -> str:
-    """A curve is no model: its look is its own."""
+    """A curve is not a model: it has a separate look."""
     return f"sweep of {sweep.recipe}: {curve.name}"
 
 

@@ -70,11 +70,10 @@ def _finished(plan: Plan, trained: Sequence[Sequence[Trained]]) -> Sweep:
 
 def draw(found: Sweep, path: Path) -> None:
     """Write the figure of a sweep as a PNG."""
-    from smolmoe.reports.drawing import look, save_png
+    from smolmoe.reports.drawing import save_figure
     from smolmoe.reports.scaling import sweep_figure
 
-    with look():
-        save_png(sweep_figure(found), path)
+    save_figure(sweep_figure(found), path)
 
 
 def conclude(plan: Plan, trained: Sequence[Sequence[Trained]]) -> Sweep:
