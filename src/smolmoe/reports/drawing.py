@@ -249,7 +249,7 @@ def _draw_lines(axes: Axes, panel: Lines, *, alone: bool) -> None:
     axes.set_ylabel(panel.y)
     axes.grid(axis="y" if panel.labels or panel.rows else "both")
     if (alone or panel.rows) and any(series.name for series in panel.series):
-        inside = {"loc": "lower left"} if panel.scale else {"loc": "center left", "bbox_to_anchor": (1.01, 0.5)}
+        inside: dict[str, Any] = {"loc": "lower left"} if panel.scale else {"loc": "center left", "bbox_to_anchor": (1.01, 0.5)}
         axes.legend(**inside)
 
 
@@ -269,7 +269,7 @@ def _scale(axes: Axes, scale: str) -> None:
 
 def _mark(axes: Axes, mark: Level) -> None:
     """A dashed line with its name next to it."""
-    look = {"color": GREY, "fontsize": 7.5, "ha": "left"}
+    look: dict[str, Any] = {"color": GREY, "fontsize": 7.5, "ha": "left"}
     if mark.upright:
         axes.axvline(mark.at, color=GREY, linewidth=0.8, linestyle=(0, (4, 3)), zorder=0)
         axes.text(mark.at, 0.985, f" {mark.name}", transform=axes.get_xaxis_transform(), va="top", **look)

@@ -75,7 +75,7 @@ def _bands(curve: Curve, place: int) -> list[Band]:
     beyond = [*known[-1:], *(one for one in curve.band if one.reach != "measured")]
     parts = ((known, False), (beyond, True))
     return [
-        Band("", [one.tokens for one in part], *zip(*_spans(part), strict=True), place, hatched)
+        Band("", [o.tokens for o in part], [o.loss.low for o in part], [o.loss.high for o in part], place, hatched)
         for part, hatched in parts
         if len(part) > 1
     ]
