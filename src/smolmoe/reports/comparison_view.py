@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from smolmoe.core import units
 from smolmoe.core.statistics import NO_DIFFERENCE
+from smolmoe.evaluation.compare.table import tables
 from smolmoe.reports.blocks import Chart, plotted
 from smolmoe.reports.names import MARKERS
 from smolmoe.reports.plot import axes, bars
-from smolmoe.results.comparison import Comparison, Difference, Estimate, ModelResult, Pair
+from smolmoe.results.comparison import Comparison, Difference, Pair
 
 
 def comparison_chart(found: Comparison, name: str) -> Chart | None:
@@ -71,7 +71,7 @@ def _label(pair: Pair) -> str:
     return f"{pair.first} − {pair.second}"
 
 
-def _ends(found: Difference | Estimate) -> tuple[float, float]:
+def _ends(found: Difference) -> tuple[float, float]:
     """The widest of the intervals."""
     spans = [span for span in (found.documents, found.seeds) if span is not None]
     return min(span.low for span in spans), max(span.high for span in spans)
@@ -79,48 +79,9 @@ def _ends(found: Difference | Estimate) -> tuple[float, float]:
 
 def comparison_rows(found: Comparison) -> tuple[list[str], list[list[Any]]]:
     """A row for each measure, a column for each model."""
-    models = found.models
-    rows: list[list[Any]] = [
-        ["class", *(model.class_name for model in models)],
-        ["experts, top-k", *(_experts(model) for model in models)],
-        [f"loss (nats per {found.unit})", *(_estimate(model.loss) for model in models)],
-        *([f"… {domain}", *(_estimate(m.by_domain[domain]) for m in models)] for domain in models[0].by_domain),
-        ["perplexity", *(_estimate(model.perplexity) for model in models)],
-        ["bits per byte", *(_estimate(model.bits_per_byte) for model in models)],
-        ["parameters", *(units.parameters(model.parameters) for model in models)],
-        ["active parameters per token", *(units.parameters(model.active) for model in models)],
-        ["size on disk", *(units.size(model.disk) for model in models)],
-        ["forward FLOPs per token", *(units.flops(model.flops) for model in models)],
-        ["top-1 agreement with the base", *(m.agreement and f"{m.agreement.top1.value:.2%}" for m in models)],
-        ["KL from the base (nats per token)", *(m.agreement and f"{m.agreement.kl.value:.3g}" for m in models)],
-    ]
-    if any(model.speed for model in models):
-        rows += [
-            ["time to first token", *(m.speed and units.duration(m.speed.latency) for m in models)],
-            ["prefill (tokens/s)", *(m.speed and f"{m.speed.prefill:,.0f}" for m in models)],
-            ["decode (tokens/s)", *(m.speed and f"{m.speed.decode:,.0f}" for m in models)],
-            ["peak memory", *(m.speed and units.size(m.speed.memory) for m in models)],
-        ]
-    tasks = dict.fromkeys((task, metric) for model in models for task, of in model.tasks.items() for metric in of)
-    rows += [[f"{task}, {metric}", *(_score(model, task, metric) for model in models)] for task, metric in tasks]
-    rows.append(["seeds", *(len(model.checkpoints) for model in models)])
-    return ["measure", *(model.name for model in models)], rows
-
-
-def _experts(model: ModelResult) -> str:
-    return f"{model.experts}, top-{model.top_k}" if model.experts else "dense"
-
-
-def _estimate(found: Estimate) -> str:
-    low, high = _ends(found)
-    return f"{found.value:.4f} [{low:.4f}, {high:.4f}]"
-
-
-def _score(model: ModelResult, task: str, metric: str) -> str | None:
-    found = model.tasks.get(task, {}).get(metric)
-    if found is None:
-        return None
-    return f"{found.value:.4f}" + ("" if found.stderr is None else f" ± {found.stderr:.4f}")
+    table = tables(found)[0]
+    rows = [[f"{heading}: {row.label}", *row.cells] for heading, rows in table.groups for row in rows]
+    return ["measure", *table.columns], rows
 
 
 def rivals(found: Comparison) -> Sequence[Pair]:
