@@ -249,10 +249,8 @@ def _draw_lines(axes: Axes, panel: Lines, *, alone: bool) -> None:
     axes.set_ylabel(panel.y)
     axes.grid(axis="y" if panel.labels or panel.rows else "both")
     if (alone or panel.rows) and any(series.name for series in panel.series):
-        inside: dict[str, Any] = (
-            {"loc": "lower left"} if panel.scale else {"loc": "center left", "bbox_to_anchor": (1.01, 0.5)}
-        )
-        axes.legend(**inside)
+        beside: dict[str, Any] = {"loc": "center left", "bbox_to_anchor": (1.01, 0.5)}
+        axes.legend(**({"loc": "lower left"} if panel.scale else beside))
 
 
 def _scale(axes: Axes, scale: str) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from smolmoe.core import units
 from smolmoe.core.statistics import NO_DIFFERENCE
@@ -129,7 +130,7 @@ def _models(found: Comparison) -> Table:
     return Table(title, columns, tuple((heading, rows) for heading, rows in groups.items() if rows))
 
 
-def _rows(found: Comparison, *rows: tuple[str, str | None, Callable[[ModelResult], str | None]]) -> tuple[Row, ...]:
+def _rows(found: Comparison, *rows: tuple[str, str | None, Callable[[ModelResult], Any]]) -> tuple[Row, ...]:
     """Rows of label, measure, and what makes a cell; without those that no model has a figure for."""
     cells = [(label, measure, [form(model) for model in found.models]) for label, measure, form in rows]
     return tuple(
