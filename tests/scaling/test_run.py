@@ -210,10 +210,10 @@ def test_the_forecast_counts_what_is_shared_once(tmp_path: Path, dense: Path) ->
     asked = request(tmp_path, 10, 20, 40, seeds=(0, 1))
     found = forecast_sweep(plan(values(tmp_path, dense, **WSD), asked))
     assert [(cost.runs, cost.steps) for cost in found.costs] == [(2, 2 * 32), (6, 2 * (2 + 4 + 8))]
-    assert found.whole == pytest.approx(found.flops * (2 * 70) / (2 * 46))
+    assert found.flops_unshared == pytest.approx(found.flops * (2 * 70) / (2 * 46))
     assert (found.done, found.points) == (0, 6)
     own = forecast_sweep(plan(values(tmp_path, dense), asked))
-    assert own.flops == pytest.approx(found.whole)
+    assert own.flops == pytest.approx(found.flops_unshared)
     what = pipeline(tmp_path, upcycle(), trained("on", "{moe}"))
     staged = forecast_sweep(plan(what, request(tmp_path, 3, 6)))
     assert [cost.steps for cost in staged.costs] == [parse(PipelineRecipe, what).defaults["trainer"]["max_steps"], 9]

@@ -34,7 +34,7 @@ def _show_forecast(found: SweepForecast) -> None:
     ]
     table(f"would write {found.out}", columns, rows)
     print(found.schedule)
-    shared = "" if found.whole <= found.flops else f" ({units.flops(found.whole)} without sharing)"
+    shared = "" if found.flops_unshared <= found.flops else f" ({units.flops(found.flops_unshared)} without sharing)"
     print_rows(
         [
             ("budgets", ", ".join(f"{tokens:,}" for tokens in found.budgets)),

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import asdict, dataclass, replace
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
+
+from pydantic import computed_field
 
 from smolmoe.core.checkpoint import open_checkpoint
 from smolmoe.core.claim import read_claim
@@ -13,7 +15,7 @@ from smolmoe.core.devices import pick_device
 from smolmoe.core.statistics import enough_tokens, least_share
 from smolmoe.moe.loading import Skeleton, load_model, load_tokenizer
 from smolmoe.moe.routing import RoutingCapture, unread_routers
-from smolmoe.results.verification import as_json
+from smolmoe.results.base import Result
 from smolmoe.verification.checks import SELF_TOLERANCE
 from smolmoe.verification.diagnostics import LayerVitals, Vitals, take_vitals
 from smolmoe.verification.findings import SEVERITIES, Finding, Severity, finding
@@ -28,22 +30,20 @@ GRADIENT_NOISE = 1e-6
 TIES = 0.01
 
 
-@dataclass(frozen=True)
-class Diagnosis:
+class Diagnosis(Result):
     """All findings, the worst first, and the measurements behind them."""
 
+    kind: Literal["doctor"] = "doctor"
     model: str
     text: str
     findings: tuple[Finding, ...]
     vitals: Vitals
 
+    @computed_field  # type: ignore[prop-decorator]
     @property
     def worst(self) -> Severity | None:
-        """The worst severity, None where nothing was found."""
+        """The worst severity; None without a finding."""
         return self.findings[0].severity if self.findings else None
-
-    def to_json(self) -> dict[str, Any]:
-        return as_json({"worst": self.worst, **asdict(self)})
 
 
 def doctor(
@@ -81,7 +81,7 @@ def doctor(
         rest = [name for name in vitals.not_finite if name in ("logits", "gradients")]
         vitals = replace(vitals, not_finite=(*broken, *rest))
     findings = (*diagnose(vitals, read_claim(folder).granularity), *_not_read(model))
-    return Diagnosis(str(folder), sample.origin, _by_severity(findings), vitals)
+    return Diagnosis(model=str(folder), text=sample.origin, findings=_by_severity(findings), vitals=vitals)
 
 
 def diagnose(vitals: Vitals, granularity: int = 1) -> tuple[Finding, ...]:

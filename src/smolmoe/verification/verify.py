@@ -94,17 +94,7 @@ def verify(
         logger.info("control: the MoE with random experts")
         random_experts = run_plain(streamed, reference.logits, sample.sequences, device)
 
-    logits = _difference(measured.plain)
-    padding = Padding(
-        left=measured.padded["left"],
-        right=measured.padded["right"],
-        left_self=measured.padded_self["left"],
-        right_self=measured.padded_self["right"],
-    )
-    decoding = _decoding(reference.decoded, measured.decoded, measured.cached_self)
-    control = Control(random_experts.loss, random_experts.max_abs)
-    half = _half(pair, reference, measured, sample, claim) if pair.dtype != torch.float32 else None
-    return Verification(
+    found = Verification(
         dense=str(pair.dense),
         moe=str(pair.moe),
         claim=claim,
@@ -112,27 +102,18 @@ def verify(
         dtype=_name(pair.dtype),
         text=sample.origin,
         lengths=tuple(len(sequence) for sequence in sample.sequences),
-        logits=logits,
-        padding=padding,
-        decoding=decoding,
-        control=control,
+        logits=_difference(measured.plain),
+        padding=Padding(**measured.padded, **{f"{side}_self": value for side, value in measured.padded_self.items()}),
+        decoding=_decoding(reference.decoded, measured.decoded, measured.cached_self),
+        control=Control(random_experts.loss, random_experts.max_abs),
         ffn_error=measured.ffn_error,
         incomplete_groups=_incomplete(measured.routing, claim.granularity),
-        half=half,
-        checks=judge(
-            claim,
-            finite=measured.plain.finite,
-            not_finite=pair.not_finite,
-            same_tokens=same_tokens,
-            logits=logits,
-            padding=padding,
-            decoding=decoding,
-            control=control,
-            ffn_error=measured.ffn_error,
-            half=half,
-        ),
-        seconds=round(time.monotonic() - started, 1),
+        half=_half(pair, reference, measured, sample, claim) if pair.dtype != torch.float32 else None,
+        checks=(),
+        seconds=0.0,
     )
+    checks = judge(found, finite=measured.plain.finite, not_finite=pair.not_finite, same_tokens=same_tokens)
+    return found.model_copy(update={"checks": checks, "seconds": round(time.monotonic() - started, 1)})
 
 
 @dataclass(frozen=True)
