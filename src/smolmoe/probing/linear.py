@@ -1,4 +1,4 @@
-"""What a linear classifier can tell of a token's domain: the ceiling of routing, which is linear in the same input."""
+"""Linear classifiers of a token's domain: the ceiling of routing, which is linear in the same input."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import torch
 
-RIDGE = 1e-3  # on standardised features: enough for directions that no token has
+RIDGE = 1e-3  # on standardised features: enough for unused directions
 STEPS = 200
 
 
@@ -24,10 +24,10 @@ class LinearProbe:
 
 
 def fit_linear_probe(x: torch.Tensor, labels: torch.Tensor, classes: int, *, steps: int = STEPS) -> LinearProbe:
-    """Multinomial logistic regression with classes weighted alike, fitted by L-BFGS on all tokens at once.
+    """Multinomial logistic regression with equal class weights, fitted by L-BFGS on all tokens at once.
 
     Args:
-        x: [T, D], standardised inside.
+        x: [T, D]; it is standardised here.
         labels: [T], 0 to `classes` - 1.
         steps: iterations at most.
     """
@@ -56,7 +56,7 @@ def fit_linear_probe(x: torch.Tensor, labels: torch.Tensor, classes: int, *, ste
 def linear_probe(
     x: torch.Tensor, labels: torch.Tensor, judged_x: torch.Tensor, judged_labels: torch.Tensor, classes: int
 ) -> list[float]:
-    """Share of the judged tokens told right, of each class: fitted on x [T, D], judged on judged_x [T', D]."""
+    """Accuracy of each class: fitted on x [T, D], evaluated on judged_x [T', D]."""
     right = fit_linear_probe(x, labels, classes).predict(judged_x) == judged_labels
     return class_means(right, judged_labels, classes)
 

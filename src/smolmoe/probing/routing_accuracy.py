@@ -1,4 +1,4 @@
-"""Routing accuracy and its ceilings: what is learned on some documents, judged on others."""
+"""Routing accuracy and its ceilings, fitted on some documents and evaluated on others."""
 
 from __future__ import annotations
 
@@ -27,12 +27,12 @@ from smolmoe.probing.linear import macro
 from smolmoe.probing.setup import Subject
 from smolmoe.results.probe import Accuracy, Span
 
-DRAWS = 1000  # of documents, for the interval of the accuracy
+DRAWS = 1000  # bootstrap samples of documents, for the interval of the accuracy
 
 
 @dataclass(frozen=True)
 class Sides:
-    """Documents to learn from and documents to judge on, none on both, each with its domain's index."""
+    """Documents to fit on and documents to evaluate on, without overlap, with the index of their domain."""
 
     fit: KeptDocuments
     judged: KeptDocuments
@@ -50,7 +50,7 @@ class Sides:
 def take_sides(
     subject: Subject, counts: RoutingCounts, domains: list[str], fit_data: str | None, report: Progress | None
 ) -> Sides:
-    """Halves of the documents counted, or with `fit_data` all of them to judge on.
+    """Halves of the counted documents; with `fit_data` all of them are evaluated on.
 
     Raises:
         DataError: a domain has too few documents on one side.
@@ -58,7 +58,7 @@ def take_sides(
     if fit_data is None:
         return Sides(*split_documents(counts.kept, domains), domains)
     judged = {document.key for document in counts.kept.documents}
-    # As much as the linear probes are fitted on is enough to learn whose an expert is.
+    # The tokens of the linear probes are enough to assign the experts.
     found = subject.count(fit_data, report, tokens=CONTEXT * subject.options.probe_tokens).kept
     fit = KeptDocuments()
     for document, choices, first in zip(found.documents, found.choices, found.first, strict=True):
@@ -75,7 +75,7 @@ def take_sides(
 
 
 def find_owners(subject: Subject, sides: Sides) -> tuple[Owners, list[str]]:
-    """The domain of each expert [L][E], and for each layer where that is from: "names" or "learned"."""
+    """The domain of each expert [L][E], and for each layer its origin: "names" or "learned"."""
     config = subject.model.config
     named, guided = named_owners(expert_names(config), sides.domains), named_layers(config)
     learned = learn_owners(torch.stack(sides.fit.first), sides.fit_labels, len(sides.domains))
@@ -85,18 +85,18 @@ def find_owners(subject: Subject, sides: Sides) -> tuple[Owners, list[str]]:
 
 
 def favourites(sides: Sides) -> list[list[int]]:
-    """[L][D]: the expert that is a domain's first choice most."""
+    """[L][D]: the most frequent first choice of a domain."""
     return domain_counts(torch.stack(sides.fit.first), sides.fit_labels, len(sides.domains)).argmax(-1).tolist()
 
 
 def draw_sample(subject: Subject, tap: InputTap, sides: Sides) -> Sample:
-    """Inputs of tokens to learn from, as many of each domain."""
+    """Inputs of tokens to fit on, the same number of each domain."""
     options = subject.options
     return sample_inputs(tap, sides.fit.documents, sides.domains, subject.windows, options.probe_tokens, options.seed)
 
 
 def judge_ceiling(subject: Subject, tap: InputTap, sample: Sample, sides: Sides) -> list[list[float]]:
-    """[L][D]: what a linear probe fitted on the sample tells right."""
+    """[L][D]: accuracy of a linear probe fitted on the sample."""
     probes = fit_probes(sample, len(sides.domains))
     return judge_probes(tap, probes, sides.judged.documents, sides.domains, subject.windows)
 
@@ -109,7 +109,7 @@ def judge_routing(
     ceiling: list[list[float]],
     dense_ceiling: list[list[float]] | None,
 ) -> tuple[Accuracy, Span]:
-    """Everything about accuracy, and the same over the last third of the layers."""
+    """The accuracy of all layers, and over the last third of the layers."""
     first, labels, domains = torch.stack(sides.judged.first), sides.judged_labels, sides.domains
     told = routing_accuracy(first, labels, owners, len(domains))
     ceilings = {"router": ceiling, "dense": dense_ceiling}
@@ -139,7 +139,7 @@ def judge_routing(
 def _interval(
     accuracy: float, first: torch.Tensor, labels: Sequence[int], owners: Owners, positions: Sequence[int]
 ) -> Interval:
-    """Of the mean over domains and layers, with the documents of each domain resampled.
+    """The interval of the mean over domains and layers, by resampling the documents of each domain.
 
     Args:
         first: first choices of N documents in these layers, [N, L, E].

@@ -12,7 +12,7 @@ from smolmoe.recipe.probe import ProbeOptions, ProbeRecipe, ProbeTextRecipe
 if TYPE_CHECKING:
     from smolmoe.results.probe import ProbeResult
 
-CHARACTERS_A_TOKEN = 8  # more than enough text for the tokens asked
+CHARACTERS_A_TOKEN = 8  # more than enough text for the requested tokens
 
 
 def probe(
@@ -60,7 +60,7 @@ def probe_text(recipe: ProbeTextRecipe, *, overwrite: bool = False, report: Prog
 
 
 def _check_shown(field: str, folder: Path | None, file: str) -> None:
-    """Before anything is measured: what the page is to show is there."""
+    """Check before the measurement that what the page shows exists."""
     if folder is not None and not (folder / file).is_file():
         raise RequestError(f"there is no {file} in this folder.", field=field, value=str(folder))
 
@@ -92,7 +92,7 @@ def _shared(recipe: ProbeRecipe | ProbeTextRecipe) -> dict[str, Any]:
 
 
 def headline(result: ProbeResult) -> dict[str, Any]:
-    """The few figures that say whether the experts have come to differ."""
+    """The main figures of the specialisation."""
     peak = max(result.layers, key=lambda layer: layer.separation)
     last = result.last_third
     return {

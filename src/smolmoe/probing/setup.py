@@ -1,4 +1,4 @@
-"""What is probed: the model, with all that its text needs."""
+"""The probed model, with its tokenizer and its way of cutting text."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ BATCH_TOKENS = 4096  # in one forward pass
 
 @dataclass(frozen=True)
 class Subject:
-    """The MoE, its tokenizer, and how text is cut for it.
+    """The MoE, its tokenizer, and the windows of its text.
 
     Attributes:
         types: the type of every token id, [V].
@@ -53,7 +53,7 @@ class Subject:
         return self.runner.layers
 
     def documents(self, data: str, report: Progress | None, *, tokens: int | None = None) -> Iterator[TaggedDocument]:
-        """The tagged documents of a source, tokenised; `tokens` of each domain at most, where options allow more."""
+        """The tagged documents of a source, tokenised; `tokens` is a further limit per domain."""
         options = self.options
         limits = [limit for limit in (options.tokens, tokens) if limit is not None]
         found = read_tagged(
@@ -70,7 +70,7 @@ class Subject:
             yield document
 
     def count(self, data: str, report: Progress | None, *, tokens: int | None = None) -> RoutingCounts:
-        """What the routers choose on a source; `tokens` as for `documents`."""
+        """The routers' choices on a source; `tokens` as for `documents`."""
         windows = self.windows
         return count_routing(
             self.runner,
@@ -96,7 +96,7 @@ class Subject:
 
 
 def open_subject(folder: str | Path, options: ProbeOptions, device: str) -> Subject:
-    """Load an MoE to be probed.
+    """Load an MoE for a probe.
 
     Raises:
         SourceError: no such model, a dense one, or one without tokenizer.
@@ -125,13 +125,13 @@ def open_beside(folder: str | Path, subject: Subject, field: str) -> Any:
     """Load a model that reads the same tokens.
 
     Raises:
-        RequestError: its tokenizer is another one.
+        RequestError: its tokenizer differs.
     """
     model, where = _load(folder, str(subject.model.device))
     said = tokenizer_difference(_tokenizer(where, folder), subject.tokenizer, names=(field, "model"))
     if said is not None:
         raise RequestError(
-            f"its tokenizer is another one ({said}), so the two cannot be compared token by token.",
+            f"its tokenizer differs ({said}), so the two cannot be compared token by token.",
             field=field,
             value=folder,
         )
@@ -140,7 +140,7 @@ def open_beside(folder: str | Path, subject: Subject, field: str) -> Any:
 
 def _load(folder: str | Path, device: str) -> tuple[Any, Path]:
     skeleton = Skeleton(folder)
-    # CPUs are slow in 16 bits; elsewhere what is probed is what is served.
+    # CPUs are slow in 16 bits; other devices use the stored dtype, as in serving.
     dtype = torch.float32 if device == "cpu" else skeleton.stored_dtype()
     return load_model(skeleton.folder, dtype=dtype, device=device), skeleton.folder
 

@@ -18,12 +18,12 @@ _PANELS = (
 
 
 def bench_label(found: BenchResult) -> str:
-    """Its models."""
+    """The names of its models."""
     return " against ".join(model.name for model in found.models)
 
 
 def bench_answer(found: BenchResult) -> str | None:
-    """Decoding speed compared with the other model, in a sentence; None of one model alone."""
+    """A sentence on decoding speed compared with the other model; None for a single model."""
     if not found.ratios or len(found.models) != 2:
         return None
     first, (model, other) = found.ratios[0], found.models
@@ -34,7 +34,7 @@ def bench_answer(found: BenchResult) -> str | None:
 
 
 def bench_machine(found: BenchResult) -> str:
-    """What it was measured on."""
+    """The machine that it was measured on."""
     known = {key.replace("_", " "): value for key, value in found.machine.items() if value not in (None, "")}
     return ", ".join(f"{key} {value}" for key, value in known.items())
 

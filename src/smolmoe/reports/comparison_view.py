@@ -14,7 +14,7 @@ from smolmoe.results.comparison import Comparison, Difference, Pair
 
 
 def comparison_chart(found: Comparison, name: str) -> Chart | None:
-    """Differences of every two models with their intervals."""
+    """Loss differences of all pairs of models, with intervals."""
     if not found.pairs:
         return None
     kinds = ["all", *found.pairs[0].by_domain]
@@ -49,7 +49,7 @@ def _trace(pair: Pair, place: int, of: int) -> dict[str, Any]:
         "y": [row + shift for row in range(len(found))],
         "text": ["all", *pair.by_domain],
         "error_x": bars([(difference.value, *_ends(difference)) for difference in found], "@ink"),
-        # A difference is of two models: it has neither's colour.
+        # A difference belongs to two models, so it has the colour of neither.
         "marker": {
             "color": "@ink",
             "size": 10,
@@ -72,7 +72,7 @@ def _label(pair: Pair) -> str:
 
 
 def _ends(found: Difference) -> tuple[float, float]:
-    """The widest of the intervals."""
+    """The wider of the intervals."""
     spans = [span for span in (found.documents, found.seeds) if span is not None]
     return min(span.low for span in spans), max(span.high for span in spans)
 
@@ -85,7 +85,7 @@ def comparison_rows(found: Comparison) -> tuple[list[str], list[list[Any]]]:
 
 
 def rivals(found: Comparison) -> Sequence[Pair]:
-    """Pairs of an MoE and a dense model, the base left out where another dense one was continued."""
+    """Pairs of an MoE and a dense model, without the base if there is another dense model."""
     kinds = {model.name: model.kind for model in found.models}
     pairs = [pair for pair in found.pairs if {kinds[pair.first], kinds[pair.second]} == {"moe", "dense"}]
     return [pair for pair in pairs if found.base.name not in (pair.first, pair.second)] or pairs

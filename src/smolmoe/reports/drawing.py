@@ -55,14 +55,14 @@ _LOOK: dict[str, Any] = {
     "legend.frameon": False,
     "lines.linewidth": 1.5,
     "text.color": INK,
-    "text.parse_math": False,  # names of domains are text, dollars included
+    "text.parse_math": False,  # names of domains are plain text
 }
-_MOST_NUMBERS = 1000  # in the cells of one figure: more are neither read nor quick to draw
+_MOST_NUMBERS = 1000  # in the cells of one figure: more are unreadable and slow
 
 
 @dataclass(frozen=True)
 class Drawing:
-    """A figure with its words, drawn."""
+    """A figure in matplotlib, with its title and caption."""
 
     name: str
     title: str
@@ -72,7 +72,7 @@ class Drawing:
 
 @contextmanager
 def look() -> Iterator[None]:
-    """Drawing and saving happen in here, so that no figure outside is touched."""
+    """The style of the figures, for drawing and saving; other figures are not affected."""
     with rc_context(_LOOK):
         yield
 
@@ -87,7 +87,7 @@ def new_figure(height: float) -> MplFigure:
 def save_png(drawing: Drawing, path: Path) -> None:
     """Write the figure to a temporary file, then rename it."""
     with replacing(path) as partial:
-        FigureCanvasAgg(drawing.figure).print_png(partial)  # not `savefig`, which draws everything twice
+        FigureCanvasAgg(drawing.figure).print_png(partial)  # `savefig` would draw everything twice
 
 
 def _draw_heat(axes: Axes, panel: Heat, *, numbers: bool) -> Any:
@@ -119,7 +119,7 @@ def colour_bar(figure: MplFigure, image: Any, axes: Any, label: str, *, in_perce
     """A bar of at most three inches at the upper right of these axes.
 
     Args:
-        axes: one, or an array of all that share the scale.
+        axes: one, or an array of all axes that share the scale.
     """
     rows = 1 if isinstance(axes, np.ndarray) else axes.get_subplotspec().get_gridspec().nrows
     room = 0.8 * figure.get_figheight() / rows
@@ -134,7 +134,7 @@ def colour_bar(figure: MplFigure, image: Any, axes: Any, label: str, *, in_perce
 
 
 def label_columns(axes: Axes, labels: Sequence[str], inches: float = WIDTH) -> None:
-    """Labels under columns that share this width: upright where they are too long, fewer where they are too many."""
+    """Labels under columns of this total width: vertical if they are long, thinned if they are many."""
     step = math.ceil(len(labels) / 32)
     places = range(0, len(labels), step)
     upright = max(map(len, labels), default=0) * 0.075 > step * inches / len(labels)
@@ -142,7 +142,7 @@ def label_columns(axes: Axes, labels: Sequence[str], inches: float = WIDTH) -> N
 
 
 def label_rows(axes: Axes, labels: Sequence[str]) -> None:
-    """Labels of the rows, fewer where they are too many to read."""
+    """Labels of the rows, thinned if they are many."""
     step = math.ceil(len(labels) / 40)
     places = range(0, len(labels), step)
     axes.set_yticks(list(places), [labels[place] for place in places])
@@ -204,7 +204,7 @@ def _height(panel: Heat, cell: float) -> float:
 
 
 def _below(panels: Sequence[Lines | Heat]) -> float:
-    """Room for the labels and the legend under the lowest panels."""
+    """Space for the labels and the legend below the panels."""
     heat = next((panel for panel in panels if isinstance(panel, Heat)), None)
     if heat is None:
         return 0.35

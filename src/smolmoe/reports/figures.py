@@ -8,7 +8,7 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 
 Points = Sequence[tuple[float, float]]
-PERCENT, CHANGE, RATIO = "percent", "change", "ratio"  # how the numbers of a heat map are written
+PERCENT, CHANGE, RATIO = "percent", "change", "ratio"  # formats of the numbers in a heat map
 
 
 @dataclass(frozen=True)
@@ -38,7 +38,7 @@ class Series:
 
 @dataclass(frozen=True)
 class Band:
-    """A shade from `low` to `high`; `place` as of `Series`. Hatched for an extrapolation."""
+    """A shade from `low` to `high`; `place` as in `Series`; hatched for an extrapolation."""
 
     name: str
     x: Sequence[float]
@@ -94,12 +94,12 @@ class Heat:
     """A panel of cells from light to dark.
 
     Attributes:
-        values: [rows, columns], NaN where there is none.
+        values: [rows, columns], NaN if missing.
         rows, columns: labels.
-        x, y: what they are.
+        x, y: titles of the axes.
         bar: quantity of the scale, with its unit.
         low, high: ends of the scale.
-        form: how a number is written.
+        form: format of a number.
         frames: (row, column) of cells with a frame.
     """
 
@@ -118,17 +118,17 @@ class Heat:
 
 @dataclass(frozen=True)
 class Figure:
-    """A figure with its words.
+    """A figure with title and caption.
 
     Attributes:
         name: its id in a page, and the name of its PNG.
         title, caption: what it shows, and how to read it.
         panels: in rows of `per_row`.
-        slides: labels, one for each panel or each `states` panels, of which a page shows those of one at a time.
-        states: panels of a slide; a PNG has the last of each.
+        slides: labels, one for each panel or each `states` panels; a page shows one slide at a time.
+        states: panels per slide; a PNG shows the last of each.
         start: the slide shown first.
-        inches: height of a row in a PNG, where the panels do not say.
-        square: cells are as high as wide.
+        inches: height of a row without heat maps in a PNG.
+        square: cells are square.
     """
 
     name: str
@@ -143,7 +143,7 @@ class Figure:
     square: bool = False
 
     def named(self, name: str, title: str | None = None) -> Figure:
-        """The same under another id: a page may have several of its kind."""
+        """The same with another id, because a page may have several figures of this kind."""
         return replace(self, name=name, title=title or self.title)
 
 
@@ -158,13 +158,13 @@ def written(value: float, form: str) -> str:
 
 
 def percent(value: float) -> str:
-    """A share as a whole percentage; what rounds to 0 but is something is `<1`."""
+    """A share as a whole percentage; `<1` for a positive share that rounds to 0."""
     rounded = round(100 * value)
     return "<1" if rounded == 0 and value > 0 else str(rounded)
 
 
 def finite_range(*values: np.ndarray) -> tuple[float, float]:
-    """The lowest and highest number of all, (0, 1) where there is none."""
+    """The lowest and highest finite number; (0, 1) without any."""
     joined = np.concatenate([np.ravel(part) for part in values])
     joined = joined[np.isfinite(joined)]
     return (float(joined.min()), float(joined.max())) if joined.size else (0.0, 1.0)

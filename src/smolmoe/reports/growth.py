@@ -1,4 +1,4 @@
-"""Across a conversion: what the held-out loss did before, at the boundary, and after, run by run."""
+"""The held-out loss across a conversion: before, at the boundary and after, for each run."""
 
 from __future__ import annotations
 
@@ -17,20 +17,20 @@ from smolmoe.reports.figures import Figure, Level, Lines, Points, Series
 from smolmoe.reports.names import Looks
 
 Compare = Callable[[Mapping[str, Any], Mapping[str, Any]], tuple[float, float, float]]
-STEPS = (0, 1, 10, 30, 100)  # after the boundary, shown in the table where they were measured
+STEPS = (0, 1, 10, 30, 100)  # after the boundary, shown in the table if measured
 
 
 @dataclass(frozen=True)
 class Run:
-    """What one training measured on the held-out text.
+    """The held-out measurements of one training.
 
     Attributes:
-        label: what it is called in tables and pictures.
-        losses: step -> nats a token; step 0 is before the first.
-        tokens: that the run trained on.
+        label: name in tables and figures.
+        losses: step -> nats per token; step 0 is before the first.
+        tokens: of the training.
         steps: of the run.
         flops: of the run.
-        documents: final losses document by document, as `held_out.json` has them.
+        documents: final losses per document, as in `held_out.json`.
     """
 
     label: str
@@ -67,7 +67,7 @@ def read_run(label: str, folder: Path) -> Run:
 def growth(
     before: Run | None, after: Sequence[Run], reference: str | None, compare: Compare, boundary: int = 0
 ) -> dict[str, Any]:
-    """The report as plain data, losses in nats a token. Of each run after the boundary:
+    """The report as plain data, losses in nats per token. For each run after the boundary:
 
     `jump`: its loss before its first step minus the final one of `before`; `spike`: the highest loss from the boundary
     on minus the one at the boundary; `drop`: from the boundary to its end; `total_drop`: from before the first step of
@@ -75,8 +75,8 @@ def growth(
 
     Args:
         before: the run that ended at the conversion.
-        after: the runs that went on from there.
-        reference: label of the run that the others are compared with.
+        after: the runs that continued from there.
+        reference: label of the baseline run.
         compare: final loss of one run minus another's, with the low and high end of its interval.
         boundary: step of the runs after, 0 for the conversion.
 
@@ -132,7 +132,7 @@ def _row(run: Run, before: Run | None, boundary: int) -> dict[str, Any]:
 
 
 def growth_text(report: Mapping[str, Any]) -> str:
-    """The report as aligned tables, and a sentence for every comparison."""
+    """The report as aligned tables, and a sentence for each comparison."""
     rows, boundary = report["after"], report["boundary"]
     before = report["before"] if boundary == 0 else None
     shown = [
@@ -152,7 +152,7 @@ def growth_text(report: Mapping[str, Any]) -> str:
 
 
 def _aligned(table: Sequence[Sequence[str]]) -> list[str]:
-    """Lines of a table under a rule: the first column to the left, the others to the right; empty columns left out."""
+    """Lines of a table: the first column left-aligned, the others right-aligned, without empty columns."""
     kept = [column for column in zip(*table, strict=True) if any(column[1:])]
     widths = [max(map(len, column)) for column in kept]
     lines = []
@@ -222,7 +222,7 @@ def write_report(
 ) -> dict[str, Any]:
     """Write `report.json` and `growth.png` of these run folders into `out`; returns the report and its text.
 
-    `runs` in it is the name of each label's folder.
+    `runs` in it maps each label to the name of its folder.
     """
     runs = [read_run(label, folder) for label, folder in after.items()]
     first = None if before is None else read_run(before.name, before)

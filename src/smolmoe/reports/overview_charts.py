@@ -22,7 +22,7 @@ def boundary_chart(boundary: Boundary, name: str, looks: Looks) -> Chart:
     if boundary.at:
         mark(layout, boundary.at, "conversion")
     seen = [loss for points in boundary.curves.values() for tokens, loss in points if tokens >= boundary.at / 2]
-    if seen:  # the first steps of training from nothing would flatten what this is about
+    if seen:  # without the steep first steps of training from scratch
         room = 0.08 * (max(seen) - min(seen) or 1)
         layout["yaxis"]["range"] = [min(seen) - room, max(seen) + room]
     head, rows = by_step("tokens", boundary.curves, lambda tokens: f"{tokens:,.0f}")
@@ -84,7 +84,7 @@ def claim_chart(models: Sequence[tuple[str, ModelFacts]], looks: Looks) -> Chart
 
 
 def final_chart(done: Sequence[Training], name: str, looks: Looks) -> Chart | None:
-    """The final held-out losses of runs that belong together, by domain, above the lowest of them."""
+    """Final held-out losses of comparable runs, by domain, above the lowest one."""
     if len(done) < 2:
         return None
     kinds = _kinds(done)
@@ -114,7 +114,7 @@ def final_chart(done: Sequence[Training], name: str, looks: Looks) -> Chart | No
         name,
         f"Final held-out loss: {', '.join(run.label for run in done)}",
         "Lower is better, 0 is the lowest loss in that row; a bar is the 95% interval of the distance from it over "
-        "documents: where it reaches 0, no difference is seen. Hollow: too few documents for a finding (fewer than "
+        "documents: if it includes 0, no difference is seen. Hollow: too few documents for a finding (fewer than "
         f"{FEWEST_DOCUMENTS}). These runs have a common ancestor or are compared by "
         "their pipeline, and were measured on the same held-out text.",
         traces,
@@ -126,23 +126,23 @@ def final_chart(done: Sequence[Training], name: str, looks: Looks) -> Chart | No
 
 
 def above(run: Training, kind: str, others: Sequence[Training]) -> Interval | None:
-    """How far a run's loss is above the lowest of them, with its interval over documents; None of the lowest."""
+    """A run's loss minus the lowest one, with its interval over documents; None for the lowest."""
     losses = {other.label: loss for other in others if (loss := _loss(other, kind)) is not None}
     best = min(others, key=lambda other: losses.get(other.label, math.inf))
     if run is best or run.documents is None or best.documents is None or run.label not in losses:
         return None
     parts = [found.documents.part(None if kind == "all" else kind) for found in (run, best) if found.documents]
-    few = len(parts[0].tokens) < FEWEST_DOCUMENTS and kind != "all"  # its bar would say more than it knows
+    few = len(parts[0].tokens) < FEWEST_DOCUMENTS and kind != "all"  # the interval would be misleading
     return None if few or not parts[0].tokens else Interval(*paired_difference(*parts))
 
 
 def _bars(gaps: Sequence[Interval | None], place: int) -> dict[str, Any]:
-    """plotly's bars; none where there is no interval."""
+    """plotly's bars; none without an interval."""
     return bars([(0, 0, 0) if gap is None else (gap.value, gap.low, gap.high) for gap in gaps], colour(place))
 
 
 def _filled_where_enough(run: Training, kinds: Sequence[str], place: int) -> dict[str, Any]:
-    """The run's marker, hollow where there are too few documents for a finding."""
+    """The run's marker, hollow with too few documents for a finding."""
     found = marker(place)
     few = [run.documents is not None and _count(run, kind) < FEWEST_DOCUMENTS for kind in kinds]
     return {**found, "symbol": [f"{found['symbol']}{'-open' if hollow else ''}" for hollow in few]}
@@ -171,7 +171,7 @@ def _loss(run: Training, kind: str) -> float | None:
 
 
 def final_rows(runs: Sequence[Training]) -> tuple[list[str], list[list[Any]]]:
-    """Each run's final losses and what it cost."""
+    """Each run's final losses and cost."""
     kinds = _kinds(runs)
     head = ["run", *kinds, "parameters", "active", "training tokens", "FLOPs", "held-out tokens"]
     return head, [

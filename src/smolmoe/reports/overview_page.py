@@ -13,10 +13,10 @@ from smolmoe.reports.page import MARK, Page
 
 
 def write_overview(found: Overview, out: Path, *, overwrite: bool = False) -> Path:
-    """Write the page, replacing an earlier one of ours; returns its path.
+    """Write the page, replacing an earlier one of smolmoe; returns its path.
 
     Args:
-        overwrite: replace another file, too.
+        overwrite: replace any other file too.
 
     Raises:
         OutputError: another file, or a folder, is there, or the system refuses.
@@ -29,7 +29,7 @@ def write_overview(found: Overview, out: Path, *, overwrite: bool = False) -> Pa
 
 
 def check_page(out: Path, *, overwrite: bool) -> None:
-    """See that the page may be written there, before anything is read for it.
+    """Check that the page may be written there, before anything is read.
 
     Raises:
         OutputError: as `write_overview`.

@@ -1,4 +1,4 @@
-"""The sections of the report: what each shows where there is something, and which command makes it where not."""
+"""The sections of the report: their blocks, and the command that creates a missing one."""
 
 from __future__ import annotations
 
@@ -28,11 +28,11 @@ from smolmoe.results.bench import BenchResult
 from smolmoe.results.comparison import Comparison
 from smolmoe.results.scaling_law import Sweep
 
-SHOWN = 4  # of a kind, before the others are folded away
+SHOWN = 4  # cards shown before the others are folded
 
 
 def sections(found: Overview) -> list[Section]:
-    """Every section in the order of the page, the missing ones too."""
+    """All sections in the order of the page, including missing ones."""
     probe = "smolmoe probe MODEL --data TAGGED.jsonl --out DIR"
     parts: list[tuple[str, str, Callable[[Overview], Sequence[Block]], str]] = [
         ("claim", "Claim and verification", _claim, "smolmoe upcycle DENSE OUT --experts 8 --top-k 2"),
@@ -52,7 +52,7 @@ def sections(found: Overview) -> list[Section]:
 
 
 def _named(command: str, found: Overview) -> str:
-    """The command with the folders that are known here."""
+    """The command with the folders known here."""
     moe = next((str(model.folder) for _, model in found.moes), None)
     dense = next((str(other.folder) for other in found.models_it_was_made_of), None)
     known = {"MODEL": moe, "MOE": moe, "DENSE": dense}
@@ -65,7 +65,7 @@ def _some(*charts: Chart | None) -> list[Block]:
 
 
 def _folded(items: Sequence[tuple[str, Sequence[Block]]]) -> list[Block]:
-    """The first open, the others under their labels."""
+    """The first item open, the others folded."""
     if not items:
         return []
     return [*items[0][1], *(Fold(label, blocks) for label, blocks in items[1:])]
@@ -155,7 +155,7 @@ def _losses(found: Overview) -> list[Block]:
 
 
 def _why_alone(found: Overview, alone: Sequence[Training]) -> list[Block]:
-    """Why these runs' losses are not compared with others."""
+    """Why the losses of these runs are not compared with others."""
     others = [run for run in found.trainings if run.summary.get("held_out")]
     if len(others) < 2:
         return []
@@ -167,7 +167,7 @@ def _why_alone(found: Overview, alone: Sequence[Training]) -> list[Block]:
 
 
 def _by_group(found: Overview, make: Callable[[Sequence[History], Looks], Figure | None], name: str) -> list[Block]:
-    """A figure for each set of runs that belong together; the first ones open."""
+    """A figure for each set of comparable runs; the first is open."""
     items: list[tuple[str, Sequence[Block]]] = []
     for place, group in enumerate(found.groups):
         figure = make([run.history for run in group], found.looks)
@@ -215,7 +215,7 @@ def _layer_part(probe: Probe, place: int) -> list[Block]:
 
 
 def _tokens(found: Overview) -> list[Block]:
-    """Of the first probe with named experts, else the first that has texts."""
+    """The token view of the first probe with named experts, else of the first with texts."""
     probes = [probe for probe in found.probes if probe.after.result.text]
     shown = next((probe for probe in probes if any(probe.after.names)), next(iter(probes), None))
     return [] if shown is None else [Note(shown.label, "hint"), Tokens(shown.after)]

@@ -1,4 +1,4 @@
-"""A figure for a page: what plotly draws of it, and its numbers as a table for whoever sees no figure."""
+"""A figure for a page: plotly's traces and layout, and its numbers as a table."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from smolmoe.reports.figures import PERCENT, Figure, Heat, Lines, Points, Series
 from smolmoe.reports.names import DASHES, colour, dash, marker
 
 MOST_POINTS = 240
-_MOST_NUMBERS = 16  # columns of a heat map whose cells have room for theirs
+_MOST_NUMBERS = 16  # most columns of a heat map with numbers in its cells
 _HEAT = [[0, "@heat0"], [0.5, "@heat1"], [1, "@heat2"]]
 
 
 def plot(figure: Figure, *, png: bool = False) -> Chart:
-    """The figure with its words and numbers.
+    """The figure with its caption and numbers.
 
     Args:
         png: the page's folder has a PNG of its name.
@@ -40,14 +40,14 @@ def plot(figure: Figure, *, png: bool = False) -> Chart:
             values = slides if figure.slides else [panel.values]
             trace = _heat(panel, values, at, scale=scales[at] not in scales[at + 1 :])
             trace["colorbar"] |= {"x": x["domain"][1] + 0.005, "xanchor": "left"}
-            if trace["showscale"] and (at + 1) % columns and at + 1 < len(panels):  # no room for the title of its scale
+            if trace["showscale"] and (at + 1) % columns and at + 1 < len(panels):  # its scale's title does not fit
                 trace["colorbar"]["title"] = {"text": ""}
                 layout["annotations"][at]["text"] = f"<b>{plotted(panel.title)}</b>, {plotted(panel.bar)}"
             traces.append(trace)
             _cells(panel, x, y, layout, number)
             left = panels[at - 1] if at % columns else None
             if isinstance(left, Heat) and list(left.rows) == list(panel.rows):
-                y |= {"showticklabels": False, "title": {"text": ""}}  # they stand at the left of the row
+                y |= {"showticklabels": False, "title": {"text": ""}}  # the labels are on the left of the row
         else:
             traces += _lines(panel, at, shown)
             _scales(panel, x, y, layout, number)
@@ -133,7 +133,7 @@ def _lines(panel: Lines, at: int, shown: set[str]) -> list[dict[str, Any]]:
 
 
 def _legend(name: str, shown: set[str]) -> dict[str, Any]:
-    """One entry for each name, however many panels have it."""
+    """One entry for each name in all panels."""
     is_first = bool(name) and name not in shown
     shown.add(name)
     return {"name": name, "legendgroup": name, "showlegend": is_first}
@@ -204,11 +204,11 @@ def mark(
     layout["annotations"] = [*layout.get("annotations", ()), note | aside]
 
 
-# -- parts that every chart is made of -------------------------------------------------------------------------------
+# -- parts of charts -------------------------------------------------------------------------------
 
 
 def line(name: str, points: Points, place: int, **more: Any) -> dict[str, Any]:
-    """A line with its own colour, dash and marker: those of what it is about, by its place in the page's `Looks`."""
+    """A line with the colour, dash and marker of its place in the page's `Looks`."""
     kept = thinned(points)
     return {
         "type": "scatter",
@@ -224,7 +224,7 @@ def line(name: str, points: Points, place: int, **more: Any) -> dict[str, Any]:
 
 
 def thinned(points: Points) -> Points:
-    """Evenly fewer points, the last one kept."""
+    """Evenly thinned points, with the last one."""
     if len(points) <= MOST_POINTS:
         return points
     step = math.ceil(len(points) / MOST_POINTS)
@@ -288,7 +288,7 @@ def on(panel: int) -> dict[str, str]:
 
 
 def _numbers(figure: Figure) -> tuple[list[str], list[list[Any]]]:
-    """The numbers of all panels: of lines at their x, of cells row by row."""
+    """The numbers of all panels: of lines by x, of cells by row."""
     heats = [panel for panel in figure.panels if isinstance(panel, Heat)]
     if heats:
         rows = [
@@ -310,7 +310,7 @@ def _numbers(figure: Figure) -> tuple[list[str], list[list[Any]]]:
 
 
 def by_step(head: str, lines: Mapping[str, Points], form: Callable[[float], Any] = lambda x: x) -> tuple[Any, Any]:
-    """Head and rows of a table of lines over one x axis, at the places that are few enough to read."""
+    """Head and rows of a table of lines over one x axis, thinned to at most 40 rows."""
     at = sorted({x for points in lines.values() for x, _ in points})
     kept = at if len(at) <= 40 else at[:: math.ceil(len(at) / 40)]
     values = {name: dict(points) for name, points in lines.items()}

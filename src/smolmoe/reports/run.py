@@ -1,4 +1,4 @@
-"""`smolmoe report`: one page on everything that some folders hold."""
+"""`smolmoe report`: one page on the content of folders."""
 
 from __future__ import annotations
 
@@ -15,23 +15,23 @@ if TYPE_CHECKING:
 
 
 def report(folders: Sequence[str | Path], out: str | Path, *, overwrite: bool = False) -> Overview:
-    """Write one page on what runs, models, probes and measurements in these folders say; returns what was found.
+    """Write one page on the runs, models, probes and measurements in these folders; returns what was found.
 
     Args:
         folders: of runs, pipelines, models, probes, or result files such as compare.json.
         out: the page, a self-contained .html file.
-        overwrite: replace a file there that is not a page of ours.
+        overwrite: replace a file that is not a page of smolmoe.
 
     Raises:
-        DataError: there is no such folder, or nothing of smolmoe's in it.
-        CheckpointError: a file there is of a schema that is not read here.
+        DataError: no such folder, or nothing from smolmoe in it.
+        CheckpointError: a file has an unsupported schema.
         OutputError: another file is at `out`.
     """
     from smolmoe.reports.overview import find
     from smolmoe.reports.overview_page import check_page, write_overview
 
     if followed(out) in {Path(os.path.realpath(folder)) for folder in folders}:
-        raise OutputError("is what it would report on.", field="out", value=str(out), fix="Name a new file.")
+        raise OutputError("is an input of the report.", field="out", value=str(out), fix="Name a new file.")
     check_page(Path(out), overwrite=overwrite)
     found = find([Path(folder) for folder in folders])
     write_overview(found, Path(out), overwrite=overwrite)

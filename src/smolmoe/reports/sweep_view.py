@@ -34,7 +34,7 @@ def _look(sweep: Sweep, curve: Curve) -> str:
 
 
 def sweep_rows(sweep: Sweep) -> tuple[list[str], list[list[Any]]]:
-    """What each tenfold of data gains."""
+    """The gain of each 10x of data."""
     rows = [
         [curve.name, f"{gain.begin:,}", f"{gain.end:,}", _signed(gain.drop), gain.reach]
         for curve in sweep.curves
@@ -44,7 +44,7 @@ def sweep_rows(sweep: Sweep) -> tuple[list[str], list[list[Any]]]:
 
 
 def needs_chart(sweep: Sweep, name: str, looks: Looks) -> Chart | None:
-    """The factors of data on a logarithmic axis, with their intervals."""
+    """The multiples of the data on a logarithmic axis, with intervals."""
     traces = []
     for curve in sweep.curves:
         needs = curve.power.needs if curve.power else ()
@@ -74,7 +74,7 @@ def needs_chart(sweep: Sweep, name: str, looks: Looks) -> Chart | None:
 def _fold_trace(
     name: str, needs: Sequence[tuple[float, Fold]], place: int, look: dict[str, Any]
 ) -> list[dict[str, Any]]:
-    """One trace, or none where nothing is known."""
+    """One trace, or none without values."""
     known = [(lower, fold, fold.value) for lower, fold in needs if fold.value is not None]
     if not known:
         return []
@@ -95,7 +95,7 @@ def _fold_trace(
 
 
 def sweep_needs(sweep: Sweep) -> tuple[list[str], list[list[Any]]]:
-    """How much more data a lower perplexity needs."""
+    """The data that a lower perplexity needs."""
     head = ["curve", "lower perplexity", "loss reduction (nats per token)", "times the data, no floor"]
     rows = [
         [
@@ -113,7 +113,7 @@ def sweep_needs(sweep: Sweep) -> tuple[list[str], list[list[Any]]]:
 
 
 def sweep_laws(sweep: Sweep) -> list[str]:
-    """The fitted laws in words, or why there is none."""
+    """Sentences on the fitted laws, or why a law is missing."""
     said = []
     for curve in sweep.curves:
         said += [f"{curve.name}: {_power(curve.power)}"] if curve.power else []

@@ -1,4 +1,4 @@
-"""What `bench` is asked, and what it measured."""
+"""The settings and the result of `bench`."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ class BenchSettings(BaseModel):
 
 @dataclass(frozen=True)
 class Times:
-    """Seconds: the median, and what nine of ten took at most."""
+    """Seconds: the median and the 90th percentile."""
 
     median: float
     p90: float
@@ -47,10 +47,10 @@ class BatchSpeed:
 
     Attributes:
         first_token: seconds to the first token: the prefill of the whole batch.
-        token: seconds for a further token of each prompt.
+        token: seconds per further token of each prompt.
         prefill_tokens_per_second, decode_tokens_per_second: over the whole batch.
-        peak_bytes: the most held at a time, the model included.
-        sample_bytes: of it, what each prompt added.
+        peak_bytes: peak memory, including the model.
+        sample_bytes: memory per prompt.
     """
 
     batch_size: int
@@ -65,7 +65,7 @@ class BatchSpeed:
 
 @dataclass(frozen=True)
 class Sizes:
-    """Parameters: all, those that one token uses, and both without embeddings."""
+    """Parameters: total, active per token, and both without embeddings."""
 
     total: int
     active: int
@@ -75,7 +75,7 @@ class Sizes:
 
 @dataclass(frozen=True)
 class Bytes:
-    """Of all weights, and of those in matrix products, which a decoded token has to read."""
+    """Of all weights, and of those in matrix products, which are read per decoded token."""
 
     total: int
     active: int
@@ -83,11 +83,11 @@ class Bytes:
 
 @dataclass(frozen=True)
 class ModelFacts:
-    """What a model is, before it runs.
+    """Facts of a model before it runs.
 
     Attributes:
         implementation, experts, top_k: of its experts; None for a dense model.
-        process_bytes: resident before the model was loaded; `loaded_bytes`: what loading it added.
+        process_bytes: resident before the model was loaded; `loaded_bytes`: added by loading it.
     """
 
     name: str
@@ -105,7 +105,7 @@ class ModelFacts:
 
 @dataclass(frozen=True)
 class ModelBench(ModelFacts):
-    """A model's facts and figures."""
+    """The facts and measurements of a model."""
 
     flops: FlopCounts
     speed: tuple[BatchSpeed, ...]
@@ -113,7 +113,7 @@ class ModelBench(ModelFacts):
 
 @dataclass(frozen=True)
 class Ratio:
-    """Median over rounds, and the lowest and highest of them."""
+    """Median, lowest and highest over rounds."""
 
     median: float
     low: float
@@ -122,10 +122,10 @@ class Ratio:
 
 @dataclass(frozen=True)
 class BatchRatios:
-    """The first model over the second, one batch size: seconds, tokens per second, memory.
+    """The first model divided by the second, for one batch size: seconds, tokens per second, memory.
 
-    `decode_for_bytes` is `decode` times the first's active bytes over the second's: 1 where both read their weights at
-    the same speed. None for more than one prompt, which choose more experts.
+    `decode_for_bytes` is `decode` times the first's active bytes over the second's: 1 if both read their weights at the
+    same speed. None for more than one prompt, because several prompts choose more experts.
     """
 
     batch_size: int
@@ -138,7 +138,7 @@ class BatchRatios:
 
 
 class BenchResult(Result):
-    """One model's figures, or two models' and their ratios."""
+    """The measurements of one model, or of two models with their ratios."""
 
     kind: Literal["bench"] = "bench"
     settings: BenchSettings

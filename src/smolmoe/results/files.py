@@ -1,4 +1,4 @@
-"""The results that a report shows, whichever of them a file holds."""
+"""The results that a report shows."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ FILES = ("compare.json", "sweep.json", "bench.json")
 
 
 def read_result(path: Path) -> Result | None:
-    """What compare, sweep or bench wrote; None where the file is something else.
+    """The result of compare, sweep or bench in a file; None if the file is something else.
 
     Raises:
         DataError, CheckpointError: as `Result.read`.

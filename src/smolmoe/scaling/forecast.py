@@ -1,4 +1,4 @@
-"""What a sweep will cost, before any of it is trained."""
+"""The cost of a sweep, before it is trained."""
 
 from __future__ import annotations
 

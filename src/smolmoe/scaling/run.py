@@ -1,4 +1,4 @@
-"""A sweep: the same training with several budgets of tokens, and the law of what more of them buys."""
+"""A sweep: the same training at several token budgets, and the scaling law."""
 
 from __future__ import annotations
 
@@ -29,22 +29,22 @@ def sweep(
     overwrite: bool = False,
     report: Progress | None = None,
 ) -> Sweep:
-    """Train at every budget, fit the law, and write `sweep.json` and `sweep.png` beside the runs.
+    """Train at every budget, fit the law, and write `sweep.json` and `sweep.png` next to the runs.
 
-    Of several processes all train and one does the rest.
+    With several processes all train, and one does the rest.
 
     Args:
         name: of the recipe, for titles.
-        values: of a training or a pipeline, as `recipe.files.load` gives them.
-        request: budgets, seeds, and the folder. Trainings that are there are not done again.
-        overwrite: start over where the folder holds a sweep.
-        report: called as the work goes on.
+        values: of a training or a pipeline, as `recipe.files.load` returns them.
+        request: budgets, seeds and the folder. Finished trainings are not repeated.
+        overwrite: start over if the folder holds a sweep.
+        report: called with the progress.
 
     Raises:
-        RequestError: budgets, stage, schedule or held-out text do not go together (`make_plan`).
+        RequestError: budgets, stage, schedule or held-out text do not fit together (`make_plan`).
         OutputError: the folder holds a sweep of another recipe, or something else.
         DataError: the runs there were measured on different held-out text.
-        SmolmoeError: what `train` raises; the sweep goes on when it is started again.
+        SmolmoeError: what `train` raises; a restarted sweep resumes.
     """
     from smolmoe.training.distributed import held_by_main, on_main
 
@@ -123,7 +123,7 @@ def _check_same_text(trained: Sequence[Sequence[Trained]]) -> None:
     for run in every[1:]:
         if not same_text(run.documents, every[0].documents):
             raise DataError(
-                f"was measured on other held-out text than {every[0].folder}.",
+                f"was measured on different held-out text than {every[0].folder}.",
                 field="held_out",
                 value=str(run.folder),
                 fix="Restore the text, or start over with `overwrite=True`.",
@@ -142,7 +142,7 @@ def _observed(plan: Plan, runs: Sequence[Trained]) -> Observed:
 
 
 def _known_tokens(plan: Plan, start: Start) -> int | None:
-    """Tokens that the starting model was trained on, where they are said or on record."""
+    """Tokens that the starting model was trained on, if given or on record."""
     if plan.request.start_tokens is not None:
         return plan.request.start_tokens
     path = start.values["model"].get("path")
@@ -210,25 +210,23 @@ def _warnings(plan: Plan, trained: Sequence[Sequence[Trained]], curves: Sequence
     streamed = any(source.get("streaming") for source in plan.starts[0].values["data"]["sources"])
     if plan.largest > text and not streamed:
         found.append(
-            f"The text to train on has {text:,} tokens: budgets beyond that read it again, and the law is then not one "
-            "of fresh text."
+            f"The text to train on has {text:,} tokens: larger budgets read it again, and the law does not describe "
+            "fresh text."
         )
     elif plan.until > text and not streamed:
-        found.append(f"The law is one of fresh text, of which there are {text:,} tokens here.")
+        found.append(f"The law describes fresh text, of which {text:,} tokens exist here.")
     if plan.until > FAR * plan.largest:
         found.append(
             f"Beyond {FAR * plan.largest:,} tokens, ten times the largest budget, the law is a guess that its interval "
-            "does not measure: another form would fit the points as well and end elsewhere."
+            "does not cover: another form could fit the points equally well and give other losses."
         )
     for curve in curves:
         first = curve.points[0]
         if curve.start_loss is not None and first.loss > curve.start_loss:
             found.append(
-                f"{curve.name}: {first.tokens:,} tokens end at a higher loss ({first.loss:.4f}) than they began with "
-                f"({curve.start_loss:.4f}): they do not make up for the training's own start. Raise the least budget."
+                f"{curve.name}: {first.tokens:,} tokens end at a higher loss ({first.loss:.4f}) than they started with "
+                f"({curve.start_loss:.4f}), which does not compensate for the training's start. Raise the smallest budget."
             )
     if plan.rate.kind == "constant":
-        found.append(
-            "No budget had a decay of its learning rate: a training that ends with one is better than this law."
-        )
+        found.append("No budget had a learning-rate decay: a training with a final decay is better than this law.")
     return found

@@ -1,4 +1,4 @@
-"""From measurements to a verdict: which checks a claim implies, and whether they hold."""
+"""The checks that a claim implies, and whether they hold."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from smolmoe.results.verification import Check, Verification
 SELF_TOLERANCE = 1e-4
 # A control this close to the tolerance would mean that the measurement does not distinguish experts.
 CONTROL_FACTOR = 100
-# "rounded" predicts the rounding error from its statistics; twice that is no longer chance.
+# "rounded" predicts the rounding error from its statistics; twice that is not chance.
 ROUNDED_FACTOR = 2
 # Two computations in 16 bits differ from each other by about as much as each does from fp32.
 HALF_FACTOR = 3
@@ -27,7 +27,7 @@ def judge(
     Args:
         found: the measurements, not yet judged.
         finite: every logit of the MoE is finite.
-        not_finite: tensors with NaN or infinity, and how much of which file.
+        not_finite: tensors with NaN or infinity, and their extent.
         same_tokens: both tokenizers agree; None if the dense model has none.
     """
     claim, half = found.claim, found.half

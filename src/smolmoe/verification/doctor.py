@@ -24,7 +24,7 @@ from smolmoe.verification.sample import draw_sample
 
 __all__ = ["Diagnosis", "Finding", "Severity", "diagnose", "doctor"]
 
-# Where a router's gradient is zero in exact arithmetic, fp32 leaves about this share of the experts'.
+# If a router's gradient is zero in exact arithmetic, fp32 leaves about this share of the experts' gradient.
 GRADIENT_NOISE = 1e-6
 # A few equal scores are normal with weights of 16 bits.
 TIES = 0.01
@@ -67,17 +67,17 @@ def doctor(
     Raises:
         SourceError: the folder holds no model, or a dense one.
         CheckpointError: files missing or corrupt, or tensors that do not fit the config.
-        DataError: `data` is no text.
+        DataError: `data` is not text.
     """
     device = pick_device(device)
     folder = open_checkpoint(moe, field="moe").folder
     skeleton = Skeleton(folder)
-    RoutingCapture(skeleton.model)  # refuses what is no MoE, before its weights are read
+    RoutingCapture(skeleton.model)  # raises for a dense model before the weights are read
     broken = [f"{name} ({said})" for name, said in skeleton.not_finite().items()]
     model = load_model(folder, device=device, finite=False)
     sample = draw_sample(load_tokenizer(folder), model.config, data, count=sequences, length=length, seed=seed)
     vitals = take_vitals(model, sample.sequences, device)
-    if broken:  # in place of the parameters' names in memory: the files, and how much of them
+    if broken:  # instead of parameter names: the files, and the extent
         rest = [name for name in vitals.not_finite if name in ("logits", "gradients")]
         vitals = replace(vitals, not_finite=(*broken, *rest))
     findings = (*diagnose(vitals, read_claim(folder).granularity), *_not_read(model))
@@ -85,7 +85,7 @@ def doctor(
 
 
 def diagnose(vitals: Vitals, granularity: int = 1) -> tuple[Finding, ...]:
-    """The findings that the measurements amount to, the worst first.
+    """The findings from the measurements, the worst first.
 
     Args:
         granularity: G experts that share a router row are shards of one FFN, not copies of each other.
@@ -102,7 +102,7 @@ def diagnose(vitals: Vitals, granularity: int = 1) -> tuple[Finding, ...]:
 
 
 def _not_read(model: Any) -> tuple[Finding, ...]:
-    """The finding of the layers whose routers cannot be read, where others can."""
+    """A finding for layers whose routers cannot be read although others can."""
     left_out = unread_routers(model)
     names = ", ".join(sorted({*left_out.values()}))
     return (finding("unread-routers", tuple(left_out), names=names),) if left_out else ()
@@ -113,7 +113,7 @@ def _by_severity(findings: Iterable[Finding]) -> tuple[Finding, ...]:
 
 
 def _codes(layer: LayerVitals, vitals: Vitals, granularity: int) -> list[str]:
-    """What one layer has."""
+    """The codes of the findings of one layer."""
     copies = layer.distinct is not None and layer.distinct <= granularity < layer.experts
     if (same_scores := constant_router(layer.experts, layer.top_k, layer.constant, copies)) is not None:
         return [same_scores]

@@ -18,7 +18,7 @@ logger = logging.getLogger(__name__)
 
 
 def constant_router(experts: int, top_k: int, constant: bool, copies: bool) -> str | None:
-    """The code of what it means that a router gives all experts the same score, or None where it does not.
+    """The finding for a router that gives all experts the same score; None if it does not.
 
     Args:
         constant: every token gets the same scores for all experts.
@@ -32,7 +32,7 @@ def constant_router(experts: int, top_k: int, constant: bool, copies: bool) -> s
 
 
 def fixed_gates(top_k: int, fixed: bool, balanced: bool) -> str | None:
-    """The code of what it means that a token's one gate is always the same number, or None where it is not.
+    """The finding for a single gate that is always the same number; None if it is not.
 
     Args:
         balanced: another loss than the language model's moves the router.

@@ -1,4 +1,4 @@
-"""A model in a process of its own, for `bench`."""
+"""A model in a separate process, for `bench`."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 
 class Worker:
-    """A model in a process of its own, which does what it is told and nothing meanwhile."""
+    """A model in a separate process, which is idle between requests."""
 
     def __init__(self, name: str, settings: BenchSettings):
         context = multiprocessing.get_context("spawn")
@@ -30,12 +30,12 @@ class Worker:
         theirs.close()
 
     def ready(self) -> None:
-        """Wait for the model; raise what would be raised later on, before anything is measured."""
+        """Wait for the model; raise errors before anything is measured."""
         self.facts: ModelFacts = self._answer(None)
         self.ask("check")
 
     def ask(self, what: str, *arguments: Any) -> Any:
-        with suppress(OSError):  # it has ended: what it last said, or that it said nothing, is the answer
+        with suppress(OSError):  # the process has ended: its last message, or its silence, is the answer
             self._pipe.send((what, *arguments))
         return self._answer(arguments[0] if arguments else None)
 
@@ -44,7 +44,7 @@ class Worker:
             answer = self._pipe.recv()
         except (EOFError, OSError) as error:
             raise RequestError(
-                "the process that ran the model ended, as the system does to one that takes too much memory.",
+                "the process that ran the model ended; the system kills a process that uses too much memory.",
                 field="model" if size is None else "batch_sizes",
                 value=self._name if size is None else size,
                 fix="Use smaller batches, or a smaller number type.",
@@ -62,7 +62,7 @@ class Worker:
 
 
 def _serve(pipe: Connection, name: str, settings: BenchSettings) -> None:
-    """In the process of a model: load it, then answer until nobody asks."""
+    """In the process of a model: load it, then answer until the pipe is closed."""
     try:
         model, facts = _load(name, settings)
         pipe.send(facts)
@@ -73,7 +73,7 @@ def _serve(pipe: Connection, name: str, settings: BenchSettings) -> None:
         pipe.send(error)
     except (EOFError, BrokenPipeError):
         return
-    except Exception as error:  # is raised where it was asked for; not every exception can be sent
+    except Exception as error:  # raised in the process that asked; not every exception can be sent
         pipe.send(RuntimeError(f"{type(error).__name__}: {error}"))
 
 

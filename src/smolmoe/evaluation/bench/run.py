@@ -59,7 +59,7 @@ Readings = list[dict[int, list["Reading"]]]
 
 
 def _take_turns(workers: Sequence[Worker], settings: BenchSettings, report: Progress) -> Readings:
-    """For each model the readings of each batch size, round by round; the first round warms up."""
+    """For each model the readings of each batch size, by round; the first round is a warm-up."""
     found: Readings = [{size: [] for size in settings.batch_sizes} for _ in workers]
     total = len(settings.batch_sizes) * (settings.rounds + 1)
     done = 0
@@ -99,7 +99,7 @@ def _result(
 
 
 def batch_ratios(size: int, first: Sequence[Reading], second: Sequence[Reading], of_bytes: float) -> BatchRatios:
-    """The first over the second, round by round."""
+    """The first model divided by the second, by round."""
     waits = [a.first_token / b.first_token for a, b in zip(first, second, strict=True)]
     tokens = [statistics.median(a.tokens) / statistics.median(b.tokens) for a, b in zip(first, second, strict=True)]
     peaks = [max(reading.peak_bytes for reading in readings) for readings in (first, second)]
@@ -119,7 +119,7 @@ def _ratio(values: Sequence[float]) -> Ratio:
 
 
 def machine(settings: BenchSettings) -> dict[str, Any]:
-    """What it was measured on."""
+    """The machine that it was measured on."""
     import torch
 
     threads = settings.threads or torch.get_num_threads()

@@ -1,4 +1,4 @@
-"""A model's losses on held-out windows, and how far it says what another model says there."""
+"""A model's losses on held-out windows, and its agreement with another model there."""
 
 from __future__ import annotations
 
@@ -23,8 +23,8 @@ class Reading:
     Attributes:
         nll: negative log-likelihood in nats.
         tokens: how many were predicted.
-        same: tokens for which the model and the base find the same one likeliest; None where there was no base.
-        kl: KL(base || model) in nats; None where there was no base.
+        same: tokens whose most likely next token is the same in the base; None without a base.
+        kl: KL(base || model) in nats; None without a base.
     """
 
     nll: tuple[float, ...]
@@ -36,14 +36,14 @@ class Reading:
 def read_held_out(
     model: Any, held_out: HeldOut, *, base: Any | None = None, on_window: Callable[[int], None] | None = None
 ) -> Reading:
-    """What a causal language model makes of every document, beside a base that reads the same tokens.
+    """The losses of a causal language model on every document, and its agreement with a base on the same tokens.
 
-    The losses are those of `document_losses`. Where the base's vocabulary is padded to another size, the two are
+    The losses are those of `document_losses`. If the base's vocabulary is padded to another size, the two models are
     compared on the entries that both have.
 
     Args:
         base: a model with the same tokenizer, on the same device.
-        on_window: told of the windows done.
+        on_window: called with the number of windows done.
     """
     count = len(held_out.domains)
     sums = torch.zeros(3, count, dtype=torch.float64)
@@ -70,7 +70,7 @@ def read_held_out(
 
 
 def _batches(held_out: HeldOut, vocabulary: int) -> Iterator[Sequence[int]]:
-    """Windows of like length together."""
+    """Windows of similar length together."""
     lengths = [len(window) for window in held_out.windows]
     order = sorted(range(len(lengths)), key=lengths.__getitem__)
     at_once = max(1, min(WINDOWS, LOGITS // (vocabulary * max(lengths))))
@@ -78,19 +78,19 @@ def _batches(held_out: HeldOut, vocabulary: int) -> Iterator[Sequence[int]]:
 
 
 def _padded(windows: Sequence[Sequence[int]]) -> tuple[torch.Tensor, torch.Tensor]:
-    """Inputs and targets [B, S], filled up on the right, where no causal model sees it."""
+    """Inputs and targets [B, S], padded on the right, where no causal model sees it."""
     inputs = pad_sequence([torch.tensor(window[:-1]) for window in windows], batch_first=True)
     targets = pad_sequence([torch.tensor(window[1:]) for window in windows], batch_first=True, padding_value=IGNORED)
     return inputs, targets
 
 
 def _losses(logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
-    """Nats of each token [B, S]; 0 of padding."""
+    """Nats of each token [B, S]; 0 for padding."""
     return cross_entropy(logits.transpose(1, 2), targets, ignore_index=IGNORED, reduction="none")
 
 
 def _agreement(base: torch.Tensor, model: torch.Tensor, targets: torch.Tensor) -> list[torch.Tensor]:
-    """Whether the likeliest token is the same, and KL(base || model), of each token [B, S]; 0 of padding."""
+    """Whether the most likely token is the same, and KL(base || model), of each token [B, S]; 0 for padding."""
     shared = min(base.shape[-1], model.shape[-1])
     base, model = base[..., :shared], model[..., :shared]
     is_text = targets != IGNORED

@@ -11,12 +11,12 @@ from smolmoe.core.statistics import NO_DIFFERENCE
 from smolmoe.results.comparison import Comparison, Difference, Estimate, ModelResult, Pair, Score, Training
 
 NONE = "-"
-BEST = "*"  # after a figure that no other model beats
+BEST = "*"  # marks a figure that no other model beats
 
 
 @dataclass(frozen=True)
 class Row:
-    """A line of a table; `best` says which cells no other beats."""
+    """A row of a table; `best` marks the cells that no other beats."""
 
     label: str
     cells: tuple[str, ...]
@@ -38,16 +38,16 @@ def tables(found: Comparison) -> tuple[Table, ...]:
 
 
 def notes(found: Comparison) -> tuple[str, ...]:
-    """What the tables' signs mean."""
+    """The legend of the tables."""
     said = [
-        f"{BEST} no other model beats it. In brackets: 95% by a bootstrap over {sum(found.text.documents.values())} "
-        "documents."
+        f"{BEST} no other model is better. In brackets: 95% interval by a bootstrap over "
+        f"{sum(found.text.documents.values())} documents."
     ]
     if found.seeds > 1:
         alone = [model.name for model in found.models if len(model.checkpoints) == 1]
-        said.append(f"±, and over seeds: 95% by Student's t over {found.seeds} seeds.")
+        said.append(f"±, and over seeds: 95% interval by Student's t over {found.seeds} seeds.")
         said += [f"{' and '.join(alone)}: one seed, compared with all of the others'."] if alone else []
-    said.append("p: how often swapping the two models in random documents gives a difference as wide.")
+    said.append("p: how often swapping the two models in random documents gives at least the same difference.")
     return tuple(said)
 
 
