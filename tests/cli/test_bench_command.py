@@ -29,7 +29,7 @@ def test_two_models_in_turns(models: tuple[Path, Path], tmp_path: Path) -> None:
     run = CliRunner().invoke(app, [*map(str, command)])
     assert run.exit_code == 0, run.output
     assert "only the chosen" in run.stdout
-    assert "moe over dense" in run.stdout
+    assert "moe divided by dense" in run.stdout
     assert "4, top-2, by smolmoe" in run.stdout
     found = json.loads(out.read_text())
     assert (found["schema_version"], found["kind"]) == (1, "bench")

@@ -150,7 +150,9 @@ def _described(subject: Subject, counts: RoutingCounts, sides: Sides) -> dict[st
 
 
 def router_saturation(subject: Subject, other: Runner, documents: list[TaggedDocument]) -> list[float]:
-    """[L]: |E_t ∩ E_T| / K, the mean share of experts per token that another checkpoint also chooses (arXiv 2409.02060).
+    """[L]: |E_t ∩ E_T| / K, the mean share of experts per token that another checkpoint also chooses.
+
+    The router saturation of arXiv 2409.02060.
 
     Args:
         other: another checkpoint of the MoE.

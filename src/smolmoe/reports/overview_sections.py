@@ -10,7 +10,7 @@ from typing import Any
 from smolmoe.core import units
 from smolmoe.hub.card import engines, sources
 from smolmoe.hub.model_facts import ModelFacts, without_places
-from smolmoe.reports.bench_view import bench_chart, bench_label, bench_machine, bench_tables
+from smolmoe.reports.bench_view import bench_figure, bench_label, bench_machine, bench_tables
 from smolmoe.reports.blocks import Block, Card, Cards, Chart, Code, Fold, Note, Pairs, Table, Words
 from smolmoe.reports.comparison_view import comparison_chart, comparison_rows
 from smolmoe.reports.figures import Figure
@@ -21,7 +21,7 @@ from smolmoe.reports.page import Section
 from smolmoe.reports.page_summary import flags, headlines, loss_table
 from smolmoe.reports.plot import plot
 from smolmoe.reports.specialisation import accuracy, layer_maps, separation
-from smolmoe.reports.sweep_view import needs_chart, sweep_chart, sweep_laws, sweep_rows
+from smolmoe.reports.sweep_view import needs_chart, sweep_chart, sweep_tables, sweep_words
 from smolmoe.reports.tokens import Tokens
 from smolmoe.reports.training_curves import History, balance_figure, loss_figure
 from smolmoe.results.bench import BenchResult
@@ -238,15 +238,14 @@ def _sweep(found: Overview) -> list[Block]:
     parts: list[tuple[str, Sequence[Block]]] = []
     for place, one in enumerate(found.sweeps):
         charts = _some(sweep_chart(one, f"sweep-{place}", found.looks), needs_chart(one, f"needs-{place}", found.looks))
-        table = Table(*sweep_rows(one), "Loss reduction with more data, with 95% intervals")
-        parts.append((one.model, [*charts, Words(sweep_laws(one)), table]))
+        parts.append((one.model, [*charts, Words(sweep_words(one)), *sweep_tables(one)]))
     return _folded(parts)
 
 
 def _speed(found: Overview) -> list[Block]:
     parts: list[tuple[str, Sequence[Block]]] = []
     for place, one in enumerate(bench.result for bench in found.benches):
-        chart = bench_chart(one, f"speed-{place}", found.looks)
+        chart = plot(bench_figure(one, f"speed-{place}", found.looks))
         parts.append((bench_label(one), [Note(bench_machine(one), "hint"), chart, *bench_tables(one)]))
     return _folded(parts)
 

@@ -273,11 +273,6 @@ def grid(panels: Sequence[tuple[str, str, str]], columns: int) -> dict[str, Any]
     return layout
 
 
-def beside(*panels: tuple[str, str, str]) -> dict[str, Any]:
-    """A layout of panels side by side."""
-    return grid(panels, len(panels))
-
-
 def on(panel: int) -> dict[str, str]:
     """The axes of a panel, counted from 0."""
     number = "" if panel == 0 else str(panel + 1)

@@ -8,11 +8,11 @@ from typing import Any
 
 from smolmoe.core import units
 from smolmoe.core.statistics import Interval
-from smolmoe.reports.blocks import Chart
+from smolmoe.reports.blocks import Chart, Table
 from smolmoe.reports.names import Looks, colour, marker
 from smolmoe.reports.plot import axes, bars, plot
 from smolmoe.reports.scaling import sweep_figure
-from smolmoe.results.scaling_law import Curve, Fold, Power, Sweep
+from smolmoe.results.scaling_law import Curve, Fold, JointLaw, Power, Sweep
 
 
 def sweep_chart(sweep: Sweep, name: str, looks: Looks) -> Chart | None:
@@ -33,16 +33,6 @@ def _look(sweep: Sweep, curve: Curve) -> str:
     return f"sweep of {sweep.recipe}: {curve.name}"
 
 
-def sweep_rows(sweep: Sweep) -> tuple[list[str], list[list[Any]]]:
-    """The gain of each 10x of data."""
-    rows = [
-        [curve.name, f"{gain.begin:,}", f"{gain.end:,}", _signed(gain.drop), gain.reach]
-        for curve in sweep.curves
-        for gain in (*curve.neighbours, *curve.tenfold)
-    ]
-    return ["curve", "from (tokens)", "to (tokens)", "loss reduction (nats per token)", "basis"], rows
-
-
 def needs_chart(sweep: Sweep, name: str, looks: Looks) -> Chart | None:
     """The multiples of the data on a logarithmic axis, with intervals."""
     traces = []
@@ -56,7 +46,7 @@ def needs_chart(sweep: Sweep, name: str, looks: Looks) -> Chart | None:
         traces += _fold_trace(f"{curve.name}, law with its floor", with_floor, place, look)
     if not traces:
         return None
-    head, rows = sweep_needs(sweep)
+    table = sweep_tables(sweep)[-1]
     x = {"xaxis_type": "log", "xaxis_dtick": 1}
     return Chart(
         name,
@@ -65,8 +55,8 @@ def needs_chart(sweep: Sweep, name: str, looks: Looks) -> Chart | None:
         "the minimum. Past ten times the largest budget, both are a guess.",
         traces,
         axes("multiple of the data", "lower perplexity", yaxis_type="category", yaxis_range=[-0.5, 2.5], **x),
-        head,
-        rows,
+        table.head,
+        table.rows,
         height=300,
     )
 
@@ -94,10 +84,15 @@ def _fold_trace(
     ]
 
 
-def sweep_needs(sweep: Sweep) -> tuple[list[str], list[list[Any]]]:
-    """The data that a lower perplexity needs."""
-    head = ["curve", "lower perplexity", "loss reduction (nats per token)", "times the data, no floor"]
-    rows = [
+def sweep_tables(sweep: Sweep) -> list[Table]:
+    """The losses of the budgets, the gain of more data, and the data that a lower perplexity needs."""
+    budgets = [[c.name, units.tokens(one.tokens), _ends(one.loss)] for c in sweep.curves for one in c.budgets]
+    gains = [
+        [curve.name, units.tokens(gain.begin), units.tokens(gain.end), _ends(gain.drop, "+.4f"), gain.reach]
+        for curve in sweep.curves
+        for gain in (*curve.neighbours, *curve.tenfold)
+    ]
+    needs = [
         [
             curve.name,
             f"{need.lower:.0%}",
@@ -109,32 +104,57 @@ def sweep_needs(sweep: Sweep) -> tuple[list[str], list[list[Any]]]:
         for curve in sweep.curves
         for need in (curve.power.needs if curve.power else ())
     ]
-    return [*head, "times the data, law with its floor", "tokens", "basis"], rows
+    seeds = len({point.seed for curve in sweep.curves for point in curve.points})
+    lower = ["lower perplexity", "loss reduction (nats per token)", "times the data, no floor"]
+    found = [
+        Table(["curve", "tokens", f"mean of {seeds}" if seeds > 1 else "loss"], budgets, "Loss (nats per token)"),
+        Table(
+            ["curve", "from (tokens)", "to (tokens)", "loss reduction (nats per token)", "basis"], gains, "More data"
+        ),
+        Table(["curve", *lower, "times the data, law with its floor", "tokens", "basis"], needs, "Data needed"),
+    ]
+    return [replace(table, caption=f"{table.caption}, with 95% intervals") for table in found if table.rows]
 
 
-def sweep_laws(sweep: Sweep) -> list[str]:
-    """Sentences on the fitted laws, or why a law is missing."""
-    said = []
-    for curve in sweep.curves:
-        said += [f"{curve.name}: {_power(curve.power)}"] if curve.power else []
-        law = curve.law
-        if law is None:
-            said.append(f"{curve.name}: no law. {curve.reason or ''}".strip())
-            continue
-        parts = {"offset": law.offset, "scale": law.scale, "exponent": law.exponent}
-        shown = ", ".join(f"{key} {v.value:.3g} [{v.low:.3g}, {v.high:.3g}]" for key, v in parts.items())
-        sure = "" if law.identified else " The points do not determine it."
-        said.append(f"{curve.name}: loss = offset + scale × tokens^−exponent, {shown}.{sure}")
-    return [*said, *sweep.warnings]
+def sweep_words(sweep: Sweep) -> list[str]:
+    """Sentences on the fitted laws, or why a law is missing, and the caveats."""
+    said = [f"{curve.name}: {sentence}" for curve in sweep.curves for sentence in _sentences(curve)]
+    if sweep.joint is not None:
+        said += _joint(sweep.joint)
+    elif sweep.joint_reason is not None:
+        said.append(f"No joint law: {sweep.joint_reason}")
+    return [*said, sweep.uncertainty.text, *sweep.warnings]
+
+
+def _sentences(curve: Curve) -> list[str]:
+    said = [] if curve.start_loss is None else [f"loss before training {curve.start_loss:.4f}."]
+    said += [_power(curve.power)] if curve.power else []
+    law = curve.law
+    if law is None:
+        return [*said, f"no law: {curve.reason or 'not fitted'}"]
+    tokens = f"(D + {law.start_tokens:,})" if law.start_tokens else "D"
+    ends = f"E {_ends(law.offset)}, A {_ends(law.scale, '.3g')}, α {_ends(law.exponent, '.3f')}"
+    sure = "" if law.identified else " The points do not determine it."
+    return [*said, f"L(D) = E + A {tokens}^-α, {ends}, residual {law.residual:.2%}.{sure}", *law.notes]
 
 
 def _power(power: Power) -> str:
     share, nats = power.tenfold_share, power.tenfold
     return (
         f"each 10x of data gives {share.value:.1%} lower perplexity [{share.low:.1%}, {share.high:.1%}], "
-        f"{nats.value:.4f} [{nats.low:.4f}, {nats.high:.4f}] nats per token."
+        f"{_ends(nats)} nats per token (power law of perplexity, residual {power.residual:.2%})."
     )
 
 
-def _signed(found: Interval) -> str:
-    return f"{found.value:+.4f} [{found.low:+.4f}, {found.high:+.4f}]"
+def _joint(law: JointLaw) -> list[str]:
+    names = {"E": law.offset, "A": law.scale, "a1": law.dense, "a2": law.upcycled, "a3": law.interaction}
+    numbers = ", ".join(f"{name} {_ends(value, '.4g')}" for name, value in names.items())
+    exponents = [
+        f"After {part.dense_tokens:,} dense tokens the exponent of D2 is {_ends(part.exponent, '.3f')}."
+        for part in law.exponents
+    ]
+    return [f"L(D1, D2) = E + A D1^-a1 D2^(-a2 + a3 ln D1): {numbers}.", *exponents, *law.notes]
+
+
+def _ends(found: Interval, form: str = ".4f") -> str:
+    return f"{found.value:{form}} [{found.low:{form}}, {found.high:{form}}]"

@@ -140,8 +140,8 @@ def _unidentified(fit: Fit, exponent: Interval) -> list[str]:
     found = []
     if exponent.low <= low * 1.01:
         found.append(
-            "The interval of the exponent reaches 0: the loss may keep falling by the same amount for each 10x, without "
-            "a floor within these budgets."
+            "The interval of the exponent reaches 0: the loss may keep falling by the same amount for each 10x, "
+            "without a floor within these budgets."
         )
     if exponent.high >= high / 1.01:
         found.append("The exponent has no upper bound: the loss may have reached its floor within these budgets.")

@@ -225,7 +225,7 @@ def _warnings(plan: Plan, trained: Sequence[Sequence[Trained]], curves: Sequence
         if curve.start_loss is not None and first.loss > curve.start_loss:
             found.append(
                 f"{curve.name}: {first.tokens:,} tokens end at a higher loss ({first.loss:.4f}) than they started with "
-                f"({curve.start_loss:.4f}), which does not compensate for the training's start. Raise the smallest budget."
+                f"({curve.start_loss:.4f}), less than the start of the training costs. Raise the smallest budget."
             )
     if plan.rate.kind == "constant":
         found.append("No budget had a learning-rate decay: a training with a final decay is better than this law.")

@@ -269,8 +269,8 @@ def warnings(models: Sequence[ModelResult], text: TextFacts, unit: str) -> tuple
         said.append(f"Part of the training data of {name} could not be searched for this text: {', '.join(places)}.")
     if unit == "byte":
         said.append(
-            "The tokenizers differ: losses are per byte of text. Windows have the same number of tokens for each model, "
-            "so that a model with longer tokens sees more text; agreement needs the base's tokenizer."
+            "The tokenizers differ: losses are per byte of text. Windows have the same number of tokens for each "
+            "model, so that a model with longer tokens sees more text; agreement needs the base's tokenizer."
         )
     if _seeds(*models) == 1:
         said.append("Single seed per model: intervals cover document sampling only.")
