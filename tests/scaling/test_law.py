@@ -179,7 +179,7 @@ def test_a_loss_that_falls_by_the_same_each_time_has_no_floor() -> None:
     rng = np.random.default_rng(4)
     losses = 4.0 - 0.1 * np.arange(5) + 0.004 * rng.standard_normal(5)
     notes = " ".join(law(fit(losses)).notes)
-    assert "interval of the exponent reaches 0" in notes
+    assert "interval of the offset E reaches 0" in notes
 
 
 def test_the_band_widens_and_far_is_called_far() -> None:
@@ -205,7 +205,7 @@ def test_what_tenfold_tokens_buy() -> None:
 def test_bad_points_are_refused() -> None:
     losses = known(BUDGETS)
     losses[2] = np.nan
-    with pytest.raises(DataError, match="no positive number"):
+    with pytest.raises(DataError, match="is not positive"):
         fit(losses)
     other = Observed(BUDGETS, known(BUDGETS)[:, None, None] * 900, np.array([900.0]))
     with pytest.raises(DataError, match="same documents"):

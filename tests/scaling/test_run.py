@@ -95,7 +95,7 @@ def test_a_sweep_that_was_stopped_gives_the_same(tmp_path: Path, dense: Path) ->
     whole = go(what, request(tmp_path, 4, 24, out=str(tmp_path / "whole")))
 
     def stop(title: str, done: int, total: int) -> None:
-        if "3,072 tokens, the part that is shared: Training" in title and done == 17:
+        if "3,072 tokens, the shared part: Training" in title and done == 17:
             raise Stopped
 
     with pytest.raises(Stopped):
@@ -103,7 +103,7 @@ def test_a_sweep_that_was_stopped_gives_the_same(tmp_path: Path, dense: Path) ->
     told: list[str] = []
     again = go(what, request(tmp_path, 4, 24), report=lambda title, done, total: told.append(f"{title} {done}"))
     assert losses(again) == losses(whole)
-    assert "tiny, seed 0, 3,072 tokens, the part that is shared: Training 16" in told, "it did not go on at step 16"
+    assert "tiny, seed 0, 3,072 tokens, the shared part: Training 16" in told, "it did not go on at step 16"
 
 
 def test_at_a_constant_rate_each_budget_is_a_point_of_one_training(tmp_path: Path, dense: Path) -> None:
@@ -114,7 +114,7 @@ def test_at_a_constant_rate_each_budget_is_a_point_of_one_training(tmp_path: Pat
     assert found.curves[0].law is None
     assert found.curves[0].reason is not None
     assert "at least 3 budgets" in found.curves[0].reason
-    assert any("No budget had a decay" in warning for warning in found.warnings)
+    assert any("No budget had a learning-rate decay" in warning for warning in found.warnings)
 
 
 def test_a_schedule_that_ends_is_run_whole_for_each_budget(tmp_path: Path, dense: Path) -> None:
@@ -168,9 +168,9 @@ def test_only_what_the_varied_stage_builds_on_is_run(tmp_path: Path) -> None:
     ("steps", "trainer_values", "options", "said"),
     [
         ((3, 3), {}, {}, "twice"),
-        ((0.2,), {}, {}, "less than a step"),
+        ((0.2,), {}, {}, "less than one step"),
         ((3, 3.1), {}, {}, "same number of steps"),
-        ((1, 20), WSD, {}, "no room"),
+        ((1, 20), WSD, {}, "too short"),
         ((3, 6), {}, {"stage": "moe"}, "one training, not a pipeline"),
         ((3, 6), {}, {"dense_tokens": (STEP,)}, "one training, not a pipeline"),
         ((3, 6), {}, {"until": STEP}, "at least to the largest"),
