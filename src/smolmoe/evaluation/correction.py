@@ -10,6 +10,8 @@ from typing import Any
 
 import numpy as np
 
+from smolmoe.core.checkpoint import fingerprint, open_checkpoint
+from smolmoe.core.devices import pick_device
 from smolmoe.core.files import growing, json_text, place, write_together
 from smolmoe.core.progress import Progress
 from smolmoe.core.run_folder import foreign, occupied
@@ -27,6 +29,7 @@ from smolmoe.evaluation.text_metrics import (
     row_statistics,
 )
 from smolmoe.inference.sampling import answering_model, answering_tokenizer, check_room, sample_answers
+from smolmoe.moe.loading import load_config
 
 PREDICTIONS = "predictions.jsonl"
 SCORES = "scores.json"
@@ -173,10 +176,6 @@ def score_checkpoint(
         SourceError: no such model, or it has no tokenizer.
         OutputError: `out` is not empty.
     """
-    from smolmoe.core.checkpoint import fingerprint, open_checkpoint
-    from smolmoe.core.devices import pick_device
-    from smolmoe.moe.loading import load_config
-
     device = pick_device(device)
     if out is not None:
         place(out, "growing folder")

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from smolmoe.core.progress import Progress
+from smolmoe.data.rows import write_rows
 from smolmoe.errors import RequestError
+from smolmoe.probing.measure import probe as measure
 from smolmoe.recipe.probe import ProbeOptions, ProbeRecipe, ProbeTextRecipe
-
-if TYPE_CHECKING:
-    from smolmoe.results.probe import ProbeResult
+from smolmoe.reports.probe_page import write_page
+from smolmoe.results.probe import ProbeResult
 
 CHARACTERS_A_TOKEN = 8  # more than enough text for the requested tokens
 
@@ -31,9 +32,6 @@ def probe(
         runs: label -> run folder of a training, whose curves are shown.
         **options: as `smolmoe.probing.measure.probe` takes them; its docstring lists the errors too.
     """
-    from smolmoe.probing.measure import probe as measure
-    from smolmoe.reports.probe_page import write_page
-
     _check_shown("before", before, "probe.json")
     for run in (runs or {}).values():
         _check_shown("run", run, "metrics.jsonl")
@@ -67,8 +65,6 @@ def _check_shown(field: str, folder: Path | None, file: str) -> None:
 
 def run_probe(recipe: ProbeRecipe, *, report: Progress | None = None) -> dict[str, Any]:
     """The probe of a pipeline: on the held-out side of its data. Returns the headline figures."""
-    from smolmoe.data.rows import write_rows
-
     characters = CHARACTERS_A_TOKEN * max(recipe.tokens, recipe.probe_tokens)
     held_out, training = write_rows(recipe.data, recipe.out / "text", characters=characters)
     result = probe(

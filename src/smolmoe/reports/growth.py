@@ -13,6 +13,7 @@ from smolmoe.core.json_text import read_json, read_object, read_rows
 from smolmoe.core.statistics import Interval, evidence, no_finding
 from smolmoe.errors import RequestError
 from smolmoe.evaluation.held_out import same_text
+from smolmoe.reports.drawing import save_figure
 from smolmoe.reports.figures import Figure, Level, Lines, Points, Series
 from smolmoe.reports.names import Looks
 
@@ -176,8 +177,6 @@ def _verdict(difference: Mapping[str, float], report: Mapping[str, Any]) -> str:
 
 def plot_growth(path: Path, before: Run | None, after: Sequence[Run], held_out_tokens: int, boundary: int = 0) -> None:
     """The held-out losses around the boundary: all of them by tokens, and the first steps on a logarithmic axis."""
-    from smolmoe.reports.drawing import save_figure
-
     start = before.tokens if before is not None else 0
     runs = [*([(before, 0)] if before is not None else []), *((run, start) for run in after)]
     looks = Looks(run.label for run, _ in runs)

@@ -5,13 +5,11 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from smolmoe.core.files import followed
 from smolmoe.errors import OutputError
-
-if TYPE_CHECKING:
-    from smolmoe.reports.overview import Overview
+from smolmoe.reports.overview import Overview, find
+from smolmoe.reports.overview_page import check_page, write_overview
 
 
 def report(folders: Sequence[str | Path], out: str | Path, *, overwrite: bool = False) -> Overview:
@@ -27,9 +25,6 @@ def report(folders: Sequence[str | Path], out: str | Path, *, overwrite: bool = 
         CheckpointError: a file has an unsupported schema.
         OutputError: another file is at `out`.
     """
-    from smolmoe.reports.overview import find
-    from smolmoe.reports.overview_page import check_page, write_overview
-
     if followed(out) in {Path(os.path.realpath(folder)) for folder in folders}:
         raise OutputError("is an input of the report.", field="out", value=str(out), fix="Name a new file.")
     check_page(Path(out), overwrite=overwrite)

@@ -12,6 +12,7 @@ from smolmoe.recipe.files import merge
 from smolmoe.results.base import Result
 from smolmoe.scaling.plan import Plan, Start
 from smolmoe.scaling.runs import points_done
+from smolmoe.training.estimate import estimate
 
 
 @dataclass(frozen=True)
@@ -113,8 +114,6 @@ def _parts(plan: Plan, start: Start) -> tuple[list[Cost], tuple[float, float]]:
     """The costs before the budgets, and the FLOPs and seconds of one of their steps."""
     largest = plan.steps[-1]
     if start.pipeline is None:
-        from smolmoe.training.estimate import estimate
-
         found = estimate(plan.recipe(start, plan.request.seeds[0], largest, plan.request.out))
         return [], (found.flops / largest, found.seconds / largest)
     *before, varied = start.pipeline.stages

@@ -14,6 +14,7 @@ from smolmoe.recipe import PipelineRecipe, TrainRecipe, parse
 from smolmoe.recipe.files import kind_of, merge
 from smolmoe.recipe.sweep import SweepRecipe
 from smolmoe.scaling.rate import Rate, rate_of
+from smolmoe.training.estimate import blocks_a_step
 
 SAVES = 5  # default number of checkpoints of a run
 
@@ -233,8 +234,6 @@ def _with_dense_steps(recipe: PipelineRecipe, dense: str, steps: int) -> Pipelin
 
 
 def _step_tokens(recipe: TrainRecipe) -> int:
-    from smolmoe.training.estimate import blocks_a_step
-
     return blocks_a_step(recipe) * recipe.data.length
 
 

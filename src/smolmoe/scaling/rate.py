@@ -9,6 +9,7 @@ from typing import Any
 
 from smolmoe.errors import RequestError
 from smolmoe.recipe import TrainRecipe
+from smolmoe.training.arguments import DEFAULTS
 
 TRUNK = "warmup_stable_decay"
 CONSTANT = ("constant", "constant_with_warmup")
@@ -72,8 +73,6 @@ def rate_of(recipe: TrainRecipe, steps: Sequence[int]) -> Rate:
     Raises:
         RequestError: the shortest has no room for its warm-up and decay.
     """
-    from smolmoe.training.arguments import DEFAULTS
-
     trainer = {**DEFAULTS, **recipe.trainer}
     name, warmup = str(trainer["lr_scheduler_type"]), float(trainer["warmup_steps"])
     options = dict(trainer.get("lr_scheduler_kwargs") or {})

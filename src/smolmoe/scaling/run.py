@@ -4,19 +4,37 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+import numpy as np
+
+from smolmoe.core.checkpoint import fingerprint, open_checkpoint
 from smolmoe.core.progress import Progress, silent
 from smolmoe.core.provenance import command, versions
 from smolmoe.errors import DataError
+from smolmoe.evaluation.compare.lineage import read_lineage
+from smolmoe.evaluation.held_out import same_text
 from smolmoe.recipe.sweep import SweepRecipe
+from smolmoe.reports.drawing import save_figure
+from smolmoe.reports.scaling import sweep_figure
+from smolmoe.results.scaling_law import FILE, Curve, HeldOutFacts, JointLaw, Point, Schedule, Sweep
+from smolmoe.scaling.law import (
+    FAR,
+    Fit,
+    band_of,
+    budgets_of,
+    fit_curves,
+    law_of,
+    neighbours_of,
+    tenfold_of,
+    uncertainty_of,
+)
+from smolmoe.scaling.law_joint import fit_joint, joint_reason
+from smolmoe.scaling.law_needs import power_of
+from smolmoe.scaling.law_noise import Observed
 from smolmoe.scaling.plan import Plan, Start, make_plan
 from smolmoe.scaling.runs import Runs, Trained, start_loss
-
-if TYPE_CHECKING:
-    from smolmoe.results.scaling_law import Curve, JointLaw, Sweep
-    from smolmoe.scaling.law import Fit
-    from smolmoe.scaling.law_noise import Observed
+from smolmoe.training.distributed import held_by_main, on_main
 
 FIGURE = "sweep.png"
 
@@ -46,8 +64,6 @@ def sweep(
         DataError: the runs there were measured on different held-out text.
         SmolmoeError: what `train` raises; a restarted sweep resumes.
     """
-    from smolmoe.training.distributed import held_by_main, on_main
-
     report = report or silent
     plan = make_plan(name, values, request)
     runs = Runs(plan, report)
@@ -60,8 +76,6 @@ def sweep(
 
 
 def _finished(plan: Plan, trained: Sequence[Sequence[Trained]]) -> Sweep:
-    from smolmoe.results.scaling_law import FILE
-
     found = conclude(plan, trained)
     found.write(plan.request.out / FILE)
     draw(found, plan.request.out / FIGURE)
@@ -70,9 +84,6 @@ def _finished(plan: Plan, trained: Sequence[Sequence[Trained]]) -> Sweep:
 
 def draw(found: Sweep, path: Path) -> None:
     """Write the figure of a sweep as a PNG."""
-    from smolmoe.reports.drawing import save_figure
-    from smolmoe.reports.scaling import sweep_figure
-
     save_figure(sweep_figure(found), path)
 
 
@@ -82,9 +93,6 @@ def conclude(plan: Plan, trained: Sequence[Sequence[Trained]]) -> Sweep:
     Raises:
         DataError: they were not measured on the same held-out text.
     """
-    from smolmoe.results.scaling_law import HeldOutFacts, Schedule, Sweep
-    from smolmoe.scaling.law import fit_curves, uncertainty_of
-
     _check_same_text(trained)
     observed = [_observed(plan, runs) for runs in trained]
     known = [_known_tokens(plan, start) for start in plan.starts]
@@ -117,8 +125,6 @@ def conclude(plan: Plan, trained: Sequence[Sequence[Trained]]) -> Sweep:
 
 
 def _check_same_text(trained: Sequence[Sequence[Trained]]) -> None:
-    from smolmoe.evaluation.held_out import same_text
-
     every = [run for runs in trained for run in runs]
     for run in every[1:]:
         if not same_text(run.documents, every[0].documents):
@@ -131,10 +137,6 @@ def _check_same_text(trained: Sequence[Sequence[Trained]]) -> None:
 
 
 def _observed(plan: Plan, runs: Sequence[Trained]) -> Observed:
-    import numpy as np
-
-    from smolmoe.scaling.law_noise import Observed
-
     of = {(run.steps, run.seed): run.documents["nll"] for run in runs}
     nll = np.array([[of[steps, seed] for seed in plan.request.seeds] for steps in plan.steps], dtype=float)
     tokens = np.array(plan.steps, dtype=float) * plan.step_tokens
@@ -148,18 +150,11 @@ def _known_tokens(plan: Plan, start: Start) -> int | None:
     path = start.values["model"].get("path")
     if path is None:
         return 0
-    from smolmoe.core.checkpoint import fingerprint, open_checkpoint
-    from smolmoe.evaluation.compare.lineage import read_lineage
-
     checkpoint = open_checkpoint(str(path), revision=start.values["model"].get("revision"))
     return read_lineage(checkpoint.folder, fingerprint(checkpoint), None, lambda folder, length: 0.0).tokens
 
 
 def _curve(plan: Plan, start: Start, runs: Sequence[Trained], fit: Fit, known: int | None) -> Curve:
-    from smolmoe.results.scaling_law import Curve, Point
-    from smolmoe.scaling.law import band_of, budgets_of, law_of, neighbours_of, tenfold_of
-    from smolmoe.scaling.law_needs import power_of
-
     points = [
         Point(
             tokens=run.steps * plan.step_tokens,
@@ -192,8 +187,6 @@ def _joint(plan: Plan, observed: Sequence[Observed]) -> tuple[JointLaw | None, s
     dense = [start.dense_tokens for start in plan.starts if start.dense_tokens is not None]
     if not dense:
         return None, None
-    from smolmoe.scaling.law_joint import fit_joint, joint_reason
-
     reason = joint_reason(observed, dense)
     return (None, reason) if reason is not None else (fit_joint(observed, dense), None)
 
@@ -203,8 +196,6 @@ def _text_tokens(trained: Sequence[Sequence[Trained]]) -> int:
 
 
 def _warnings(plan: Plan, trained: Sequence[Sequence[Trained]], curves: Sequence[Curve]) -> list[str]:
-    from smolmoe.scaling.law import FAR
-
     found = []
     text = _text_tokens(trained)
     streamed = any(source.get("streaming") for source in plan.starts[0].values["data"]["sources"])

@@ -13,8 +13,15 @@ from smolmoe.core.files import write_json
 from smolmoe.core.json_text import read_object
 from smolmoe.core.progress import Progress, silent
 from smolmoe.core.run_folder import RunFolder
+from smolmoe.pipeline.run import run
+from smolmoe.recipe import TrainRecipe, parse
 from smolmoe.scaling.plan import Plan, Start
+from smolmoe.training.arguments import check_trainer
+from smolmoe.training.checkpoints import find_checkpoint, step_of, whole_checkpoints
+from smolmoe.training.distributed import join, on_main
 from smolmoe.training.folder import BEST, HELD_OUT, SUMMARY
+from smolmoe.training.metrics import read_metrics
+from smolmoe.training.run import train
 
 logger = logging.getLogger(__name__)
 
@@ -49,10 +56,6 @@ class Runs:
 
     def join(self) -> None:
         """Join other processes, if any, and check the trainer's values for all of them."""
-        from smolmoe.recipe import TrainRecipe, parse
-        from smolmoe.training.arguments import check_trainer
-        from smolmoe.training.distributed import join
-
         plan = self.plan
         join(parse(TrainRecipe, {**plan.starts[0].values, "out": str(plan.request.out)}))
         check_trainer(plan.recipe(plan.starts[0], plan.request.seeds[0], plan.steps[0], plan.request.out))
@@ -63,22 +66,16 @@ class Runs:
         Raises:
             OutputError: it holds a sweep of another recipe, or something else.
         """
-        from smolmoe.training.distributed import on_main
-
         plan = self.plan
         on_main(lambda: RunFolder(plan.request.out, plan.settings, made=MADE, overwrite=overwrite) and None)
 
     def curve(self, start: Start) -> list[Trained]:
         """The trainings of one start, seed by seed."""
         if start.before is not None:
-            from smolmoe.pipeline.run import run
-
             run(start.before, report=lambda what, done, total: self.report(f"start, {what}", done, total))
         return [self._point(start, seed, steps) for seed in self.plan.request.seeds for steps in self.plan.steps]
 
     def _point(self, start: Start, seed: int, steps: int) -> Trained:
-        from smolmoe.training.distributed import on_main
-
         folder = self._folder(start, seed, "tokens", steps)
         title = f"{start.name}, seed {seed}, {steps * self.plan.step_tokens:,} tokens"
         if on_main(lambda: is_done(folder)):
@@ -95,9 +92,6 @@ class Runs:
 
     def _trunk(self, start: Start, seed: int, steps: int, title: str) -> Path:
         """The checkpoint of the shared training at this step, trained from the nearest earlier one."""
-        from smolmoe.training.checkpoints import find_checkpoint
-        from smolmoe.training.distributed import on_main
-
         folder = self._folder(start, seed, "trunk", steps)
         if not on_main(lambda: is_done(folder) and self._ends(folder, steps)):
             origin = self._before(start, seed, "trunk", steps)
@@ -107,10 +101,6 @@ class Runs:
     def _train(
         self, start: Start, seed: int, steps: int, folder: Path, title: str, *, origin: Path | None, whole: bool = True
     ) -> None:
-        from smolmoe.training.checkpoints import whole_checkpoints
-        from smolmoe.training.distributed import on_main
-        from smolmoe.training.run import train
-
         own = on_main(lambda: folder.is_dir() and bool(whole_checkpoints(folder)))
         resume = "latest" if own else None if origin is None else str(origin)
         recipe = self.plan.recipe(start, seed, steps, folder, whole=whole)
@@ -129,8 +119,6 @@ class Runs:
 
     def _before(self, start: Start, seed: int, kind: str, steps: int) -> Path | None:
         """The last checkpoint of the longest finished run of this kind that is shorter."""
-        from smolmoe.training.checkpoints import find_checkpoint
-        from smolmoe.training.distributed import on_main
 
         def found() -> Path | None:
             parent = self._folder(start, seed, kind, steps).parent
@@ -146,8 +134,6 @@ class Runs:
 
     def _ends(self, folder: Path, steps: int) -> bool:
         """Whether the run can be continued from its last step."""
-        from smolmoe.training.checkpoints import step_of, whole_checkpoints
-
         kept = whole_checkpoints(folder)
         return bool(kept) and step_of(kept[-1]) == steps
 
@@ -180,8 +166,6 @@ def start_loss(start: Start) -> float | None:
 
 
 def _held_out_rows(path: Path) -> list[dict[str, Any]]:
-    from smolmoe.training.metrics import read_metrics
-
     return [row for row in read_metrics(path) if row["kind"] == "held_out"] if path.is_file() else []
 
 

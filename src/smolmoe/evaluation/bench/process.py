@@ -6,16 +6,24 @@ import multiprocessing
 import time
 from collections.abc import Callable
 from contextlib import suppress
-from typing import TYPE_CHECKING, Any
+from multiprocessing.connection import Connection
+from typing import Any
 
+import torch
+
+from smolmoe.core.devices import pick_device
 from smolmoe.errors import RequestError, SmolmoeError
+from smolmoe.evaluation.flops import count_flops
+from smolmoe.evaluation.memory import PeakMemory
+from smolmoe.evaluation.speed import Reading, check_speed, read_speed
+from smolmoe.inference.decoding import fast_decoding
+from smolmoe.moe.gating import gate_spec
+from smolmoe.moe.kernels.register import set_experts
+from smolmoe.moe.loading import Skeleton, load_model
+from smolmoe.moe.routing import find_routers
+from smolmoe.moe.size import size_of
 from smolmoe.results.bench import BenchSettings, Bytes, ModelFacts, Sizes
-
-if TYPE_CHECKING:
-    from multiprocessing.connection import Connection
-
-    from smolmoe.evaluation.speed import Reading
-    from smolmoe.results.flops import FlopCounts
+from smolmoe.results.flops import FlopCounts
 
 
 class Worker:
@@ -78,16 +86,6 @@ def _serve(pipe: Connection, name: str, settings: BenchSettings) -> None:
 
 
 def _load(name: str, settings: BenchSettings) -> tuple[Any, ModelFacts]:
-    import torch
-
-    from smolmoe.core.devices import pick_device
-    from smolmoe.evaluation.memory import PeakMemory
-    from smolmoe.moe.gating import gate_spec
-    from smolmoe.moe.kernels.register import set_experts
-    from smolmoe.moe.loading import Skeleton, load_model
-    from smolmoe.moe.routing import find_routers
-    from smolmoe.moe.size import size_of
-
     if settings.threads is not None:
         torch.set_num_threads(settings.threads)
     pick_device(settings.device)
@@ -118,16 +116,11 @@ def _load(name: str, settings: BenchSettings) -> tuple[Any, ModelFacts]:
 
 
 def _check(model: Any, settings: BenchSettings) -> None:
-    from smolmoe.evaluation.speed import check_speed
-
     for size in settings.batch_sizes:
         check_speed(model.config, size, settings.prompt_tokens, settings.new_tokens)
 
 
 def _read(model: Any, settings: BenchSettings, batch_size: int, new_tokens: int) -> Reading:
-    from smolmoe.evaluation.speed import read_speed
-    from smolmoe.inference.decoding import fast_decoding
-
     with fast_decoding(model):
         return read_speed(
             model,
@@ -139,8 +132,6 @@ def _read(model: Any, settings: BenchSettings, batch_size: int, new_tokens: int)
 
 
 def _flops(model: Any, settings: BenchSettings) -> FlopCounts:
-    from smolmoe.evaluation.flops import count_flops
-
     return count_flops(model, length=settings.prompt_tokens, train=settings.train, seed=settings.seed)
 
 

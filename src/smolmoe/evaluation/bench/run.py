@@ -10,18 +10,18 @@ import os
 import platform
 import statistics
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
+
+import torch
 
 from smolmoe.core.checkpoint import open_checkpoint
 from smolmoe.core.devices import device_name, pick_device
 from smolmoe.core.progress import Progress, silent
 from smolmoe.evaluation.bench.process import Worker
+from smolmoe.evaluation.speed import Reading, summarise
 from smolmoe.recipe.bench import BenchRecipe
 from smolmoe.results.bench import BatchRatios, BenchResult, BenchSettings, ModelBench, ModelFacts, Ratio
-
-if TYPE_CHECKING:
-    from smolmoe.evaluation.speed import Reading
-    from smolmoe.results.flops import FlopCounts
+from smolmoe.results.flops import FlopCounts
 
 WARM_UP_TOKENS = 3
 
@@ -79,8 +79,6 @@ def _take_turns(workers: Sequence[Worker], settings: BenchSettings, report: Prog
 def _result(
     settings: BenchSettings, facts: list[ModelFacts], flops: list[FlopCounts], readings: Readings
 ) -> BenchResult:
-    from smolmoe.evaluation.speed import summarise
-
     models = tuple(
         ModelBench(
             **vars(fact),
@@ -120,8 +118,6 @@ def _ratio(values: Sequence[float]) -> Ratio:
 
 def machine(settings: BenchSettings) -> dict[str, Any]:
     """The machine that it was measured on."""
-    import torch
-
     threads = settings.threads or torch.get_num_threads()
     return {
         "processor": device_name(settings.device),

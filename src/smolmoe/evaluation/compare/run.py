@@ -21,6 +21,7 @@ from smolmoe.core.run_folder import foreign, occupied
 from smolmoe.errors import RequestError
 from smolmoe.evaluation.compare.leaks import LeakSearch
 from smolmoe.evaluation.compare.lineage import read_lineage
+from smolmoe.evaluation.compare.lm_eval import load_tasks, mean_scores, score_tasks
 from smolmoe.evaluation.compare.losses import Reading, read_held_out
 from smolmoe.evaluation.compare.models import Contender, Paths, open_contenders
 from smolmoe.evaluation.compare.speed import measure_speeds
@@ -222,8 +223,6 @@ class _Job:
 
     def _scores(self, tasks: Mapping[str, Any]) -> dict[str, dict[str, dict[str, Score]]]:
         """Model -> task -> metric -> score, the mean over seeds."""
-        from smolmoe.evaluation.compare.lm_eval import mean_scores, score_tasks
-
         found: dict[str, dict[str, dict[str, Score]]] = {}
         for contender in self.contenders:
             each = []
@@ -323,8 +322,6 @@ def _token_cost(folder: Path, length: int) -> float:
 
 
 def _load_tasks(path: str | Path) -> dict[str, Any]:
-    from smolmoe.evaluation.compare.lm_eval import load_tasks
-
     return load_tasks(path)
 
 
