@@ -248,7 +248,7 @@ def test_an_moe_is_measured_by_the_dense_model_that_it_was_made_of(tmp_path: Pat
     record["sources"]["base"]["sha256"] = fingerprint(open_checkpoint(own))
     (moe / "smolmoe.json").write_text(json.dumps(record))
     found = find([tmp_path])
-    assert f"{1_600_000 / 64:.2f} times those of b-own, the dense model it was made of" in answers(found)[1].sentence
+    assert f"{1_600_000 / 64:.2f} times those of b-own, the dense model it was made from" in answers(found)[1].sentence
     command = next(part.command for part in sections(found) if part.name == "comparison")
     assert str(own) in command
     assert str(stranger) not in command

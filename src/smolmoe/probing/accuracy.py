@@ -31,7 +31,7 @@ def split_documents(kept: KeptDocuments, domains: Sequence[str]) -> tuple[KeptDo
     Raises:
         DataError: a domain has fewer than two documents.
     """
-    sides = (KeptDocuments(), KeptDocuments())
+    sides: tuple[list[int], list[int]] = ([], [])
     for domain in domains:
         own = [index for index, document in enumerate(kept.documents) if document.domain == domain]
         if len(own) < 2:
@@ -42,9 +42,9 @@ def split_documents(kept: KeptDocuments, domains: Sequence[str]) -> tuple[KeptDo
                 fix="Give more text of it, read more of it (`tokens`), or give text to fit on with `fit_data`.",
             )
         own.sort(key=lambda index: kept.documents[index].key)
-        for place, index in enumerate(own):
-            _move(kept, index, sides[0 if place < len(own) // 2 else 1])
-    return sides
+        for side, part in zip(sides, (own[: len(own) // 2], own[len(own) // 2 :]), strict=True):
+            side += part
+    return kept.part(sides[0]), kept.part(sides[1])
 
 
 def learn_owners(first: torch.Tensor, labels: Sequence[int], domains: int) -> Owners:
@@ -150,9 +150,3 @@ def _majority(votes: torch.Tensor, labels: Sequence[int], domains: int) -> torch
 def _mean(values: Sequence[Sequence[float]], positions: Sequence[int]) -> list[float]:
     """Of each domain over the layers at these positions, from [L][D]."""
     return [sum(column) / len(positions) for column in zip(*(values[at] for at in positions), strict=True)]
-
-
-def _move(kept: KeptDocuments, index: int, side: KeptDocuments) -> None:
-    side.documents.append(kept.documents[index])
-    side.choices.append(kept.choices[index])
-    side.first.append(kept.first[index])

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -35,6 +35,15 @@ class KeptDocuments:
     documents: list[TaggedDocument] = field(default_factory=list)
     choices: list[torch.Tensor] = field(default_factory=list)
     first: list[torch.Tensor] = field(default_factory=list)
+
+    def part(self, places: Sequence[int]) -> KeptDocuments:
+        """Those at these places."""
+        documents, choices, first = self.documents, self.choices, self.first
+        return KeptDocuments([documents[i] for i in places], [choices[i] for i in places], [first[i] for i in places])
+
+    def labels(self, domains: Sequence[str]) -> list[int]:
+        """The domain index of each."""
+        return [domains.index(document.domain) for document in self.documents]
 
 
 class RoutingCounts:

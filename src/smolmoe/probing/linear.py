@@ -53,20 +53,6 @@ def fit_linear_probe(x: torch.Tensor, labels: torch.Tensor, classes: int, *, ste
     return LinearProbe(scaled, (bias - mean @ scaled).detach())
 
 
-def linear_probe(
-    x: torch.Tensor, labels: torch.Tensor, judged_x: torch.Tensor, judged_labels: torch.Tensor, classes: int
-) -> list[float]:
-    """Accuracy of each class: fitted on x [T, D], evaluated on judged_x [T', D]."""
-    right = fit_linear_probe(x, labels, classes).predict(judged_x) == judged_labels
-    return class_means(right, judged_labels, classes)
-
-
-def class_means(right: torch.Tensor, labels: torch.Tensor, classes: int) -> list[float]:
-    """The share of True in `right` [T] of each class; 0 for a class without tokens."""
-    hits = torch.bincount(labels, weights=right.double(), minlength=classes)
-    return (hits / torch.bincount(labels, minlength=classes).clamp_min(1)).tolist()
-
-
 def macro(values: Sequence[float]) -> float:
     """The mean over domains."""
     return sum(values) / len(values)

@@ -192,7 +192,7 @@ def _layers(subject: Subject, counts: RoutingCounts, domains: list[str]) -> list
     baselines = permutation_baselines(
         torch.stack(kept.choices),
         torch.stack(kept.first),
-        [domains.index(document.domain) for document in kept.documents],
+        kept.labels(domains),
         draws=options.permutations,
         seed=options.seed,
     )

@@ -38,14 +38,6 @@ class Sides:
     judged: KeptDocuments
     domains: list[str]
 
-    @property
-    def fit_labels(self) -> list[int]:
-        return [self.domains.index(document.domain) for document in self.fit.documents]
-
-    @property
-    def judged_labels(self) -> list[int]:
-        return [self.domains.index(document.domain) for document in self.judged.documents]
-
 
 def take_sides(
     subject: Subject, counts: RoutingCounts, domains: list[str], fit_data: str | None, report: Progress | None
@@ -60,12 +52,7 @@ def take_sides(
     judged = {document.key for document in counts.kept.documents}
     # The tokens of the linear probes are enough to assign the experts.
     found = subject.count(fit_data, report, tokens=CONTEXT * subject.options.probe_tokens).kept
-    fit = KeptDocuments()
-    for document, choices, first in zip(found.documents, found.choices, found.first, strict=True):
-        if document.domain in domains and document.key not in judged:
-            fit.documents.append(document)
-            fit.choices.append(choices)
-            fit.first.append(first)
+    fit = found.part([at for at, d in enumerate(found.documents) if d.domain in domains and d.key not in judged])
     for domain in domains:
         if not any(document.domain == domain for document in fit.documents):
             raise DataError(
@@ -78,7 +65,8 @@ def find_owners(subject: Subject, sides: Sides) -> tuple[Owners, list[str]]:
     """The domain of each expert [L][E], and for each layer its origin: "names" or "learned"."""
     config = subject.model.config
     named, guided = named_owners(expert_names(config), sides.domains), named_layers(config)
-    learned = learn_owners(torch.stack(sides.fit.first), sides.fit_labels, len(sides.domains))
+    fit = sides.fit
+    learned = learn_owners(torch.stack(fit.first), fit.labels(sides.domains), len(sides.domains))
     by_name = [named is not None and (guided is None or layer in guided) for layer in subject.layers]
     owners = [named if use and named is not None else own for use, own in zip(by_name, learned, strict=True)]
     return owners, ["names" if use else "learned" for use in by_name]
@@ -86,7 +74,8 @@ def find_owners(subject: Subject, sides: Sides) -> tuple[Owners, list[str]]:
 
 def favourites(sides: Sides) -> list[list[int]]:
     """[L][D]: the most frequent first choice of a domain."""
-    return domain_counts(torch.stack(sides.fit.first), sides.fit_labels, len(sides.domains)).argmax(-1).tolist()
+    counts = domain_counts(torch.stack(sides.fit.first), sides.fit.labels(sides.domains), len(sides.domains))
+    return counts.argmax(-1).tolist()
 
 
 def draw_sample(subject: Subject, tap: InputTap, sides: Sides) -> Sample:
@@ -110,7 +99,7 @@ def judge_routing(
     dense_ceiling: list[list[float]] | None,
 ) -> tuple[Accuracy, Span]:
     """The accuracy of all layers, and over the last third of the layers."""
-    first, labels, domains = torch.stack(sides.judged.first), sides.judged_labels, sides.domains
+    first, labels, domains = torch.stack(sides.judged.first), sides.judged.labels(sides.domains), sides.domains
     told = routing_accuracy(first, labels, owners, len(domains))
     ceilings = {"router": ceiling, "dense": dense_ceiling}
 

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 from smolmoe.core.statistics import NO_DIFFERENCE
 from smolmoe.evaluation.compare.table import tables
-from smolmoe.reports.blocks import Chart, plotted
-from smolmoe.reports.names import MARKERS
-from smolmoe.reports.plot import axes, bars
+from smolmoe.reports.blocks import Chart
+from smolmoe.reports.figures import Figure, Level, Lines, Series, row_dots
+from smolmoe.reports.plot import plot
 from smolmoe.results.comparison import Comparison, Difference, Pair
 
 
@@ -17,46 +18,30 @@ def comparison_chart(found: Comparison, name: str) -> Chart | None:
     """Loss differences of all pairs of models, with intervals."""
     if not found.pairs:
         return None
-    kinds = ["all", *found.pairs[0].by_domain]
-    traces = [_trace(pair, place, len(found.pairs)) for place, pair in enumerate(found.pairs)]
-    layout = axes(f"difference of losses (nats per {found.unit})", "", yaxis_autorange="reversed")
-    layout["yaxis"] |= {"tickvals": list(range(len(kinds))), "ticktext": [plotted(kind) for kind in kinds]}
-    line = {"color": "@grey", "width": 1.5, "dash": "dot"}
-    layout["shapes"] = [{"type": "line", "x0": 0, "x1": 0, "y0": 0, "y1": 1, "yref": "paper", "line": line}]
-    return Chart(
-        name,
-        "Loss differences between models",
+    panel = Lines(
+        "",
+        f"difference of losses (nats per {found.unit})",
+        "",
+        [series for place, pair in enumerate(found.pairs) for series in _dots(pair, place, len(found.pairs))],
+        marks=[Level("", 0, upright=True)],
+        rows=["all", *found.pairs[0].by_domain],
+    )
+    caption = (
         "Loss of the first model minus loss of the second on the same documents: left of 0, the first is better. Bars "
         "are 95% intervals, the wider of those over documents and over seeds. A filled marker is a finding by "
-        "interval, test and number of documents; a hollow one: no difference seen.",
-        traces,
-        layout,
-        ["pair", "text", f"difference (nats per {found.unit})", "95% low", "95% high", "p", "better"],
-        [row for pair in found.pairs for row in _rows(pair)],
-        height=150 + (26 * len(found.pairs) + 26) * len(kinds),
+        "interval, test and number of documents; a hollow one: no difference seen."
+    )
+    return replace(
+        plot(Figure(name, "Loss differences between models", caption, [panel])),
+        head=["pair", "text", f"difference (nats per {found.unit})", "95% low", "95% high", "p", "better"],
+        rows=[row for pair in found.pairs for row in _rows(pair)],
+        height=150 + (26 * len(found.pairs) + 26) * len(panel.rows),
     )
 
 
-def _trace(pair: Pair, place: int, of: int) -> dict[str, Any]:
-    found = [pair.loss, *pair.by_domain.values()]
-    symbol = MARKERS[place % len(MARKERS)]
-    shift = min(0.22, 0.7 / of) * (place - (of - 1) / 2)
-    return {
-        "type": "scatter",
-        "mode": "markers",
-        "name": _label(pair),
-        "x": [difference.value for difference in found],
-        "y": [row + shift for row in range(len(found))],
-        "text": ["all", *pair.by_domain],
-        "error_x": bars([(difference.value, *_ends(difference)) for difference in found], "@ink"),
-        # A difference belongs to two models, so it has the colour of neither.
-        "marker": {
-            "color": "@ink",
-            "size": 10,
-            "symbol": [symbol if difference.is_decided else f"{symbol}-open" for difference in found],
-        },
-        "hovertemplate": "%{x:+.4f}<extra>%{text}, %{fullData.name}</extra>",
-    }
+def _dots(pair: Pair, place: int, of: int) -> list[Series]:
+    found = enumerate([pair.loss, *pair.by_domain.values()])
+    return row_dots(_label(pair), [(d.value, row, _ends(d), not d.is_decided) for row, d in found], place, place, of)
 
 
 def _rows(pair: Pair) -> list[list[Any]]:

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 
 Points = Sequence[tuple[float, float]]
+Dot = tuple[float, float, tuple[float, float], bool]  # x, row, interval of x, hollow
 PERCENT, CHANGE, RATIO = "percent", "change", "ratio"  # formats of the numbers in a heat map
 
 
@@ -70,7 +71,8 @@ class Lines:
         bottom, top: ends of the y axis.
         left: end of the x axis.
         shaded: a range of x that is marked.
-        scale: of x: "log" for token counts, "steps" for a logarithm that begins at 0; empty if linear.
+        scale: of x: "log" for token counts, "ratio" for factors, "steps" for a logarithm that begins at 0; empty if
+            linear.
     """
 
     title: str
@@ -145,6 +147,23 @@ class Figure:
     def named(self, name: str, title: str | None = None) -> Figure:
         """The same with another id, because a page may have several figures of this kind."""
         return replace(self, name=name, title=title or self.title)
+
+
+def row_dots(name: str, points: Sequence[Dot], place: int, at: int = 0, of: int = 1) -> list[Series]:
+    """Dots with intervals in a panel with `rows`, next to those of others.
+
+    Args:
+        at, of: which of how many things have dots in each row.
+    """
+    shift = min(0.22, 0.7 / of) * (at - (of - 1) / 2)
+    parts = [[point for point in points if point[3] == hollow] for hollow in (False, True)]
+    return [
+        Series(
+            name, [(x, row + shift) for x, row, *_ in part], place, [p[2] for p in part], dots=True, hollow=part[0][3]
+        )
+        for part in parts
+        if part
+    ]
 
 
 def written(value: float, form: str) -> str:

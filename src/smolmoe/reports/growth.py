@@ -9,7 +9,7 @@ from typing import Any
 
 from smolmoe.core import units
 from smolmoe.core.files import growing, write_json
-from smolmoe.core.json_text import read_json, read_object, read_rows
+from smolmoe.core.json_text import read_object, read_rows
 from smolmoe.core.statistics import Interval, evidence, no_finding
 from smolmoe.errors import RequestError
 from smolmoe.evaluation.held_out import same_text
@@ -58,10 +58,8 @@ def read_run(label: str, folder: Path) -> Run:
     """
     if not (folder / "summary.json").is_file():
         raise RequestError("the run is not finished.", field=label, value=str(folder))
-    rows = [row for row in read_rows(folder / "metrics.jsonl") if row["kind"] == "held_out"]
-    summary = read_object(folder / "summary.json")
-    documents = read_json(folder / "held_out.json")
-    losses = {row["step"]: row["loss"] for row in rows}
+    losses = {row["step"]: row["loss"] for row in read_rows(folder / "metrics.jsonl") if row["kind"] == "held_out"}
+    summary, documents = (read_object(folder / name) for name in ("summary.json", "held_out.json"))
     return Run(label, losses, summary["tokens"], summary["steps"], summary["flops"], documents)
 
 

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from smolmoe.core.checkpoint import fingerprint, open_checkpoint
-from smolmoe.core.json_text import read_json
 from smolmoe.core.provenance import read_provenance
 from smolmoe.errors import SmolmoeError
-from smolmoe.evaluation.compare.lineage import ancestry
+from smolmoe.evaluation.compare.lineage import ancestry, record_of
 from smolmoe.evaluation.compare.text import nearby
 from smolmoe.evaluation.held_out import same_text
 
@@ -45,7 +44,7 @@ class Kinship:
 
     def why_apart(self, a: Path, b: Path) -> str | None:
         """Why the losses of two runs are not comparable; None if they are."""
-        held = [_json(run / "held_out.json") for run in (a, b)]
+        held = [record_of(run / "held_out.json") for run in (a, b)]
         if not all(held):
             return UNFINISHED
         if not same_text(*held):
@@ -83,15 +82,7 @@ def _of_run(run: Path) -> frozenset[str]:
     source: Any = None
     for checkpoint in (run / "checkpoints").glob("*/"):
         source = (read_provenance(checkpoint).get("source") or {}).get("sha256") or source
-    path = ((_json(run / "run.json").get("recipe") or {}).get("model") or {}).get("path")
+    path = ((record_of(run / "run.json").get("recipe") or {}).get("model") or {}).get("path")
     folder = None if path is None else nearby(str(path), run)
     found = frozenset() if folder is None or not folder.is_dir() else _of_model(folder)
     return found | ({source} if source else frozenset())
-
-
-def _json(file: Path) -> Mapping[str, Any]:
-    try:
-        found = read_json(file)
-    except (OSError, ValueError):
-        return {}
-    return found if isinstance(found, dict) else {}

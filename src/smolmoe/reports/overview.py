@@ -9,7 +9,6 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from smolmoe.core.json_text import read_json
 from smolmoe.core.provenance import PROVENANCE_FILE, check_schema
 from smolmoe.core.run_folder import RECORDS
 from smolmoe.errors import DataError
@@ -22,6 +21,7 @@ from smolmoe.reports.names import Looks
 from smolmoe.reports.renaming import under_names
 from smolmoe.reports.specialisation_data import Probed, why_not_comparable
 from smolmoe.reports.training_curves import History
+from smolmoe.results.base import read_plain
 from smolmoe.results.bench import BenchResult
 from smolmoe.results.comparison import Comparison, ModelResult
 from smolmoe.results.files import FILES, read_result
@@ -189,7 +189,9 @@ def find(paths: Sequence[Path]) -> Overview:
         models=models,
         trainings=trainings,
         probes=_probes([folder for folder in folders if (folder / "probe.json").is_file()], label, kin),
-        boundaries=[found for folder in folders for found in _boundaries(folder, label)],
+        boundaries=[
+            _of_pipeline(folder, label, values) for folder in folders if (values := _report(folder)) is not None
+        ],
         comparisons=[
             (file.parent.name, _named(file, found, label)) for file, found in results if isinstance(found, Comparison)
         ],
@@ -276,23 +278,16 @@ def _labels(paths: Sequence[Path]) -> Callable[[Path], str]:
     return label
 
 
-def _json(file: Path) -> Any:
-    try:
-        return read_json(file)
-    except (OSError, ValueError) as error:
-        raise DataError(f"cannot be read: {error}.", field=file.name, value=str(file)) from error
-
-
 # -- reading ---------------------------------------------------------------------------------------------------
 
 
 def _training(folder: Path, label: str) -> Training:
-    record = _json(folder / "run.json")
+    record = read_plain(folder / "run.json")
     check_schema(record.get("schema_version"), folder / "run.json")
     summary = folder / "summary.json"
-    found = _json(summary) if summary.is_file() else {}
+    found = read_plain(summary) if summary.is_file() else {}
     held_out = folder / "held_out.json"
-    documents = DocumentLosses.from_json(_json(held_out)) if held_out.is_file() else None
+    documents = DocumentLosses.from_json(read_plain(held_out)) if held_out.is_file() else None
     return Training(label, folder, History.read(label, folder), found, record.get("recipe") or {}, documents)
 
 
@@ -329,7 +324,7 @@ def _of_probe(folder: Path, probed: Probed, label: Callable[[Path], str]) -> str
 def _report(folder: Path) -> Mapping[str, Any] | None:
     """The report.json of a pipeline's boundary, if any."""
     file = folder / "report.json"
-    values = _json(file) if file.is_file() else None
+    values = read_plain(file) if file.is_file() else None
     return values if isinstance(values, dict) and isinstance(values.get("after"), dict) else None
 
 
@@ -362,11 +357,6 @@ def _named_bench(file: Path, found: BenchResult, label: Callable[[Path], str]) -
     return Bench(found.model_copy(update={"models": tuple(models)}), folders)
 
 
-def _boundaries(folder: Path, label: Callable[[Path], str]) -> list[Boundary]:
-    values = _report(folder)
-    return [] if values is None else [_of_pipeline(folder, label, values)]
-
-
 def _of_pipeline(folder: Path, label: Callable[[Path], str], values: Mapping[str, Any]) -> Boundary:
     before, folders = values.get("before"), values.get("runs") or {}
     at = float(before["tokens"]) if before else 0.0
@@ -397,7 +387,7 @@ def _of_pipeline(folder: Path, label: Callable[[Path], str], values: Mapping[str
 
 def _by_domain(run: Path) -> dict[str, float]:
     """The final held-out losses of a run: `all` first, then each domain."""
-    held_out = _json(run / "summary.json")["held_out"] if (run / "summary.json").is_file() else {}
+    held_out = read_plain(run / "summary.json")["held_out"] if (run / "summary.json").is_file() else {}
     return {"all": held_out["loss"], **held_out["by_domain"]} if "by_domain" in held_out else {}
 
 

@@ -16,7 +16,7 @@ from smolmoe.reports.comparison_view import comparison_chart, comparison_rows
 from smolmoe.reports.figures import Figure
 from smolmoe.reports.names import Looks
 from smolmoe.reports.overview import Boundary, Overview, Probe, Training
-from smolmoe.reports.overview_charts import boundary_chart, by_domain_rows, claim_chart, final_chart, final_rows
+from smolmoe.reports.overview_charts import boundary_figure, by_domain_rows, claim_chart, final_chart, final_rows
 from smolmoe.reports.page import Section
 from smolmoe.reports.page_summary import flags, headlines, loss_table
 from smolmoe.reports.plot import plot
@@ -130,7 +130,7 @@ def _boundary(boundary: Boundary, name: str, looks: Looks) -> list[Block]:
     kept = [(name, of) for name, of in columns if any(of(row) is not None for row in boundary.rows.values())]
     rows = [[label, *(of(row) for _, of in kept)] for label, row in boundary.rows.items()]
     table = Table(["model", *(name for name, _ in kept)], rows, "Held-out loss (nats per token)")
-    return [boundary_chart(boundary, name, looks), table]
+    return [plot(boundary_figure(boundary, name, looks)), table]
 
 
 def _signed(value: float | None) -> str | None:

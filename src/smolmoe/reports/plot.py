@@ -155,6 +155,8 @@ def _series(series: Series, by_row: bool) -> dict[str, Any]:
         values = [point[0 if by_row else 1] for point in series.points]
         intervals = [(value, *span) for value, span in zip(values, series.spans, strict=True)]
         made["error_x" if by_row else "error_y"] = bars(intervals, colour(series.place))
+    if by_row:
+        made["hovertemplate"] = "%{x:.4g}<extra>%{fullData.name}</extra>"
     return made
 
 
@@ -172,8 +174,9 @@ def _scales(panel: Lines, x: dict[str, Any], y: dict[str, Any], layout: dict[str
         }
     if panel.left is not None:
         x |= {"rangemode": "tozero"}
-    if panel.scale == "log":
-        x |= {"type": "log", "dtick": "D2", "exponentformat": "SI"}
+    if panel.scale:
+        x |= {"type": "log", "dtick": "D2" if panel.scale == "log" else 1}
+    x["exponentformat"] = "SI"
     if panel.bottom is not None and panel.top is not None:
         y["range"] = [panel.bottom, panel.top]
     elif panel.bottom == 0:
@@ -186,7 +189,7 @@ def _scales(panel: Lines, x: dict[str, Any], y: dict[str, Any], layout: dict[str
             | {"fillcolor": "@grey/0.1", "line": {"width": 0}, "layer": "below"}
         )
     for level in (*([] if panel.level is None else [panel.level]), *panel.marks):
-        mark(layout, level.at, level.name, number, upright=level.upright, log=panel.scale == "log")
+        mark(layout, level.at, level.name, number, upright=level.upright, log=bool(panel.scale))
 
 
 def mark(
@@ -238,18 +241,6 @@ def bars(ends: Sequence[tuple[float, float, float]], look: str) -> dict[str, Any
         "thickness": 1.4,
         "width": 5,
     }
-
-
-def axes(x: str, y: str, **more: Any) -> dict[str, Any]:
-    """A layout with titles of both axes; `more` are layout keys, or `xaxis_type` and the like."""
-    layout: dict[str, Any] = {"xaxis": {"title": {"text": x}}, "yaxis": {"title": {"text": y}}}
-    for key, value in more.items():
-        axis, _, part = key.partition("_")
-        if axis in ("xaxis", "yaxis") and part:
-            layout[axis][part] = value
-        else:
-            layout[key] = value
-    return layout
 
 
 def grid(panels: Sequence[tuple[str, str, str]], columns: int) -> dict[str, Any]:

@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import replace
-from typing import Any
 
 from smolmoe.core import units
 from smolmoe.core.statistics import Interval
 from smolmoe.reports.blocks import Chart, Table
-from smolmoe.reports.names import Looks, colour, marker
-from smolmoe.reports.plot import axes, bars, plot
+from smolmoe.reports.figures import Figure, Lines, Series, row_dots
+from smolmoe.reports.names import Looks
+from smolmoe.reports.plot import plot
 from smolmoe.reports.scaling import sweep_figure
-from smolmoe.results.scaling_law import Curve, Fold, JointLaw, Power, Sweep
+from smolmoe.results.scaling_law import Curve, JointLaw, Power, Sweep
 
 
 def sweep_chart(sweep: Sweep, name: str, looks: Looks) -> Chart | None:
@@ -35,53 +34,32 @@ def _look(sweep: Sweep, curve: Curve) -> str:
 
 def needs_chart(sweep: Sweep, name: str, looks: Looks) -> Chart | None:
     """The multiples of the data on a logarithmic axis, with intervals."""
-    traces = []
-    for curve in sweep.curves:
-        needs = curve.power.needs if curve.power else ()
-        place = looks(_look(sweep, curve))
-        without_floor = [(need.lower, need.fold) for need in needs]
-        with_floor = [(n.lower, n.law_fold) for n in needs if n.law_fold and n.fold.value is not None]
-        traces += _fold_trace(f"{curve.name}, no floor", without_floor, place, marker(place))
-        look = {**marker(place), "symbol": "diamond-open"}
-        traces += _fold_trace(f"{curve.name}, law with its floor", with_floor, place, look)
-    if not traces:
+    series = [one for curve in sweep.curves for one in _needs(curve, looks(_look(sweep, curve)))]
+    if not series:
         return None
-    table = sweep_tables(sweep)[-1]
-    x = {"xaxis_type": "log", "xaxis_dtick": 1}
-    return Chart(
-        name,
-        f"Data needed for a lower perplexity: {sweep.model}",
+    rows = dict.fromkeys(f"{need.lower:.0%}" for c in sweep.curves if c.power for need in c.power.needs)
+    caption = (
         "Multiples of the largest budget, with 95% intervals. The power law of perplexity has no floor, so it gives "
-        "the minimum. Past ten times the largest budget, both are a guess.",
-        traces,
-        axes("multiple of the data", "lower perplexity", yaxis_type="category", yaxis_range=[-0.5, 2.5], **x),
-        table.head,
-        table.rows,
-        height=300,
+        "the minimum. Past ten times the largest budget, both are a guess."
     )
+    panel = Lines("", "multiple of the data", "lower perplexity", series, rows=list(rows), scale="ratio")
+    table = sweep_tables(sweep)[-1]
+    title = f"Data needed for a lower perplexity: {sweep.model}"
+    return replace(plot(Figure(name, title, caption, [panel])), head=table.head, rows=table.rows)
 
 
-def _fold_trace(
-    name: str, needs: Sequence[tuple[float, Fold]], place: int, look: dict[str, Any]
-) -> list[dict[str, Any]]:
-    """One trace, or none without values."""
-    known = [(lower, fold, fold.value) for lower, fold in needs if fold.value is not None]
-    if not known:
-        return []
-    highest = 1e3 * max(value for _, _, value in known)
-    ends = [(value, fold.low or value, fold.high or highest) for _, fold, value in known]
-    return [
-        {
-            "type": "scatter",
-            "mode": "markers",
-            "name": name,
-            "x": [value for _, _, value in known],
-            "y": [f"{lower:.0%}" for lower, _, _ in known],
-            "error_x": bars(ends, colour(place)),
-            "marker": look,
-            "hovertemplate": "%{x:.3s} times the data for %{y}<extra>%{fullData.name}</extra>",
-        }
-    ]
+def _needs(curve: Curve, place: int) -> list[Series]:
+    """Filled dots without a floor, hollow ones by the law with its floor."""
+    found: list[Series] = []
+    for label, key in (("no floor", "fold"), ("law with its floor", "law_fold")):
+        folds = enumerate(getattr(need, key) for need in (curve.power.needs if curve.power else ()))
+        known = [(row, fold, fold.value) for row, fold in folds if fold is not None and fold.value is not None]
+        highest = 1e3 * max((value for _, _, value in known), default=1.0)
+        points = [
+            (value, row, (fold.low or value, fold.high or highest), key == "law_fold") for row, fold, value in known
+        ]
+        found += row_dots(f"{curve.name}, {label}", points, place)
+    return found
 
 
 def sweep_tables(sweep: Sweep) -> list[Table]:

@@ -51,7 +51,7 @@ class Result(BaseModel):
             DataError: it cannot be read, or is not a result of this kind.
             CheckpointError: it has another schema.
         """
-        return cls.from_json(_read(path, cls._make()), path)
+        return cls.from_json(read_plain(path, cls._make()), path)
 
     @classmethod
     def from_json(cls, values: Any, path: Path | None = None) -> Self:
@@ -98,7 +98,8 @@ class Result(BaseModel):
         return str(cls.model_fields["kind"].default)
 
 
-def _read(path: Path, fix: str | None = None) -> Any:
+def read_plain(path: Path, fix: str | None = None) -> Any:
+    """The plain data of a JSON file; raises DataError."""
     try:
         return read_json(path)
     except BAD_FILE as error:
@@ -111,7 +112,7 @@ def read_any(path: Path, kinds: tuple[type[Result], ...]) -> Result | None:
     Raises:
         DataError, CheckpointError: as `Result.read`.
     """
-    values = _read(path)
+    values = read_plain(path)
     return next((kind.from_json(values, path) for kind in kinds if kind.is_one(values)), None)
 
 

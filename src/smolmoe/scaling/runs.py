@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from smolmoe.core.files import write_json
-from smolmoe.core.json_text import read_object
+from smolmoe.core.json_text import read_object, read_rows
 from smolmoe.core.progress import Progress, silent
 from smolmoe.core.run_folder import RunFolder
 from smolmoe.pipeline.run import run
@@ -20,7 +20,6 @@ from smolmoe.training.arguments import check_trainer
 from smolmoe.training.checkpoints import find_checkpoint, step_of, whole_checkpoints
 from smolmoe.training.distributed import join, on_main
 from smolmoe.training.folder import BEST, HELD_OUT, SUMMARY
-from smolmoe.training.metrics import read_metrics
 from smolmoe.training.run import train
 
 logger = logging.getLogger(__name__)
@@ -158,15 +157,11 @@ def start_loss(start: Start) -> float | None:
     """The held-out loss before the first step, averaged over the seeds' runs that measured it."""
     found = []
     for seed in sorted(start.folder.glob("seed-*")):
-        rows = (row for run in sorted(seed.iterdir()) for row in _held_out_rows(run / METRICS) if row["step"] == 0)
-        first = next(rows, None)
+        rows = (row for metrics in sorted(seed.glob(f"*/{METRICS}")) for row in read_rows(metrics))
+        first = next((row for row in rows if row["kind"] == "held_out" and row["step"] == 0), None)
         if first is not None:
             found.append(float(first["loss"]))
     return sum(found) / len(found) if found else None
-
-
-def _held_out_rows(path: Path) -> list[dict[str, Any]]:
-    return [row for row in read_metrics(path) if row["kind"] == "held_out"] if path.is_file() else []
 
 
 def _keep_the_last_alone(folder: Path) -> None:

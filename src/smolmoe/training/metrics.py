@@ -15,7 +15,6 @@ from typing import Any
 
 import torch
 
-from smolmoe.core.json_text import read_rows
 from smolmoe.errors import CheckpointError
 
 FILE = "metrics.jsonl"
@@ -55,11 +54,6 @@ class MetricsFile:
             with self.path.open("a", encoding="utf-8") as file:
                 file.write(json.dumps(row) + "\n")
         return row
-
-
-def read_metrics(path: Path) -> list[dict[str, Any]]:
-    """The rows of a `metrics.jsonl`; a last line that a kill cut short is left out."""
-    return read_rows(path)
 
 
 def _rows_until(path: Path, step: int) -> list[dict[str, Any]]:

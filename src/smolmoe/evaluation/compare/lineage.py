@@ -161,9 +161,9 @@ def _trained(folder: Path, record: Mapping[str, Any], token_cost: TokenCost) -> 
 
 def _spent(folder: Path, run: Path, token_cost: TokenCost) -> tuple[int | None, float | None]:
     """Tokens and FLOPs of a run up to this checkpoint."""
-    if folder.name == MODEL and (summary := _json(run / SUMMARY)):
+    if folder.name == MODEL and (summary := record_of(run / SUMMARY)):
         return summary.get("tokens"), summary.get("flops")
-    asked, step = _json(run / RUN), folder.name.removeprefix(CHECKPOINT)
+    asked, step = record_of(run / RUN), folder.name.removeprefix(CHECKPOINT)
     length = asked.get("recipe", {}).get("data", {}).get("length")
     if not step.isdecimal() or length is None or "blocks_a_step" not in asked:
         return None, None
@@ -179,7 +179,7 @@ def _text(folder: Path, data: object) -> TrainingText:
     return TrainingText(_name(folder), recipe, folder)
 
 
-def _json(path: Path) -> dict[str, Any]:
+def record_of(path: Path) -> dict[str, Any]:
     """A record; empty if it is missing or unreadable."""
     try:
         found = read_json(path)

@@ -96,7 +96,7 @@ def compare(
     if out is not None:
         place(out, "growing folder")
         _check_out(out, overwrite)
-    loaded = {} if tasks is None else _load_tasks(tasks)
+    loaded = {} if tasks is None else load_tasks(tasks)
     contenders = open_contenders(models)
     job = _Job(contenders, str(data), by, device, report or silent)
     job.read_text(run_limits(str(data)).asked(tokens, document_tokens, length), length is not None)
@@ -319,10 +319,6 @@ class _Job:
 
 def _token_cost(folder: Path, length: int) -> float:
     return size_of(Skeleton(folder).model).flops_per_token(length)
-
-
-def _load_tasks(path: str | Path) -> dict[str, Any]:
-    return load_tasks(path)
 
 
 def _check_out(out: Path, overwrite: bool) -> None:
