@@ -37,6 +37,14 @@ class HeldOut:
         return sum(len(window) - 1 for window in self.windows)
 
     @property
+    def document_tokens(self) -> tuple[int, ...]:
+        """Predicted tokens of each document."""
+        tokens = [0] * len(self.domains)
+        for window, owner in zip(self.windows, self.owners, strict=True):
+            tokens[owner] += len(window) - 1
+        return tuple(tokens)
+
+    @property
     def sha256(self) -> str:
         """Of the windows: equal for the same text and tokenizer."""
         from hashlib import sha256
@@ -148,26 +156,40 @@ def document_losses(
 
     counts: list[torch.Tensor] = []
     nll = [0.0] * len(held_out.domains)
-    tokens = [0] * len(held_out.domains)
     was_training = model.training
     model.eval()
-    order = sorted(range(len(held_out.windows)), key=lambda index: len(held_out.windows[index]))
     with torch.no_grad():
-        for first in range(0, len(order), batch):
-            chosen = order[first : first + batch]
-            inputs, targets = _batch([held_out.windows[index] for index in chosen], model.device)
+        for chosen, inputs, targets in batches(held_out, batch, model.device):
             with _counting(capture, targets != IGNORED, counts):
                 logits = model(input_ids=inputs, use_cache=False).logits.float()
-            losses = torch.nn.functional.cross_entropy(
-                logits.transpose(1, 2), targets, ignore_index=IGNORED, reduction="none"
-            )
-            sums = losses.double().sum(dim=1).tolist()
+            sums = token_losses(logits, targets).double().sum(dim=1).tolist()
             for index, total in zip(chosen, sums, strict=True):
                 nll[held_out.owners[index]] += total
-                tokens[held_out.owners[index]] += len(held_out.windows[index]) - 1
     model.train(was_training)
     chosen_counts = sum(counts) if counts else None
-    return DocumentLosses(tuple(nll), tuple(tokens), held_out.domains, chosen_counts, held_out.sha256)  # type: ignore[arg-type]
+    tokens = held_out.document_tokens
+    return DocumentLosses(tuple(nll), tokens, held_out.domains, chosen_counts, held_out.sha256)  # type: ignore[arg-type]
+
+
+def batches(held_out: HeldOut, at_once: int, device: Any) -> Iterator[tuple[list[int], torch.Tensor, torch.Tensor]]:
+    """Windows of similar length: their places, inputs and targets [B, S], padded on the right."""
+    import torch
+    from torch.nn.utils.rnn import pad_sequence
+
+    order = sorted(range(len(held_out.windows)), key=lambda index: len(held_out.windows[index]))
+    for first in range(0, len(order), at_once):
+        chosen = order[first : first + at_once]
+        windows = [torch.tensor(held_out.windows[index]) for index in chosen]
+        inputs = pad_sequence([window[:-1] for window in windows], batch_first=True)
+        targets = pad_sequence([window[1:] for window in windows], batch_first=True, padding_value=IGNORED)
+        yield chosen, inputs.to(device), targets.to(device)
+
+
+def token_losses(logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+    """Nats of each token [B, S]; 0 for padding."""
+    from torch.nn.functional import cross_entropy
+
+    return cross_entropy(logits.transpose(1, 2), targets, ignore_index=IGNORED, reduction="none")
 
 
 @contextmanager
@@ -186,19 +208,6 @@ def _counting(capture: RoutingCapture | None, keep: torch.Tensor, counts: list[t
     routings = [capture.routing(layer) for layer in capture.layers]
     capture.clear()
     counts.append(torch.stack([routing.chosen().sum(0) for routing in routings]).cpu())
-
-
-def _batch(windows: Sequence[Sequence[int]], device: Any) -> tuple[torch.Tensor, torch.Tensor]:
-    """Inputs and targets [B, S], padded on the right."""
-    import torch
-
-    longest = max(len(window) for window in windows) - 1
-    inputs = torch.zeros(len(windows), longest, dtype=torch.long)
-    targets = torch.full((len(windows), longest), IGNORED)
-    for row, window in enumerate(windows):
-        inputs[row, : len(window) - 1] = torch.tensor(window[:-1])
-        targets[row, : len(window) - 1] = torch.tensor(window[1:])
-    return inputs.to(device), targets.to(device)
 
 
 @dataclass(frozen=True)

@@ -65,7 +65,7 @@ class Page:
     def html(self) -> str:
         """The complete file."""
         blocks = [block for section in self.sections for block in _all(section.blocks)]
-        views = [block for block in blocks if isinstance(block, Tokens)]
+        experts = max((block.probed.experts for block in blocks if isinstance(block, Tokens)), default=0)
         return (
             _environment()
             .get_template("page.html")
@@ -74,7 +74,7 @@ class Page:
                 mark=Markup(MARK),
                 there=[section for section in self.sections if section.blocks],
                 missing=[section for section in self.sections if not section.blocks],
-                css=Markup(f"{asset('page.css')}\n{token_styles(max((view.experts for view in views), default=0))}"),
+                css=Markup(f"{asset('page.css')}\n{token_styles(experts)}"),
                 plotly=_plotly() if any(isinstance(block, Chart) for block in blocks) else "",
                 script=Markup(asset("page.js")),
             )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -27,27 +27,6 @@ class Tokens:
     probed: Probed
 
     @property
-    def excerpts(self) -> Sequence[Excerpt]:
-        return self.probed.result.text
-
-    @property
-    def experts(self) -> int:
-        """E."""
-        return self.probed.experts
-
-    @property
-    def layers(self) -> Sequence[int]:
-        return self.probed.layers
-
-    @property
-    def names(self) -> Sequence[str | None]:
-        return self.probed.names
-
-    @property
-    def is_named(self) -> bool:
-        return any(self.names)
-
-    @property
     def start(self) -> int:
         """Place of the layer that is shown first."""
         return self.probed.clearest
@@ -55,8 +34,14 @@ class Tokens:
     @property
     def data(self) -> dict[str, Any]:
         """The data for the page's script; gates in two digits."""
-        text = [{"experts": part.experts, "gates": _short(part.gates)} for part in self.excerpts]
-        return {"layers": self.layers, "names": self.names, "text": text}
+        text = [
+            {
+                "experts": part.experts,
+                "gates": [[[round(gate, 2) for gate in gates] for gates in row] for row in part.gates],
+            }
+            for part in self.probed.result.text
+        ]
+        return {"layers": self.probed.layers, "names": self.probed.names, "text": text}
 
     def tokens(self, excerpt: Excerpt) -> Iterator[tuple[str, int]]:
         """Each token and its first expert at the layer that is shown first."""
@@ -97,7 +82,3 @@ def visible(token: str) -> Markup:
         else escape(character)
         for character in token
     )
-
-
-def _short(gates: Any) -> list[list[list[float]]]:
-    return [[[round(gate, 2) for gate in token] for token in layer] for layer in gates]

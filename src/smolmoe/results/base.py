@@ -106,16 +106,6 @@ def read_plain(path: Path, fix: str | None = None) -> Any:
         raise DataError(f"cannot be read: {error}.", field=path.name, value=str(path), fix=fix) from error
 
 
-def read_any(path: Path, kinds: tuple[type[Result], ...]) -> Result | None:
-    """The result in a file; None if it is of none of these kinds.
-
-    Raises:
-        DataError, CheckpointError: as `Result.read`.
-    """
-    values = read_plain(path)
-    return next((kind.from_json(values, path) for kind in kinds if kind.is_one(values)), None)
-
-
 def as_json(value: Any) -> Any:
     """Plain data in which NaN and infinity, which JSON has no form for, are text."""
     if isinstance(value, dict):

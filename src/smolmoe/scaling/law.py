@@ -10,14 +10,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from numpy.typing import NDArray
 
 from smolmoe.core.statistics import Interval
 from smolmoe.results.scaling_law import Gain, Law, Prediction, Uncertainty
 from smolmoe.scaling.law_fit import EXPONENTS, PowerLaws, fit_power_laws
-from smolmoe.scaling.law_noise import Noise, Observed, draw_documents, draw_noise, noise_around, without_seeds
-
-Floats = NDArray[np.float64]
+from smolmoe.scaling.law_noise import Floats, Noise, Observed, draw_documents, draw_noise, noise_around, without_seeds
 
 PARAMETERS = 3
 LEVEL = 0.95

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-Floats = NDArray[np.float64]
+from smolmoe.scaling.law_noise import Floats
 
 # Relative residuals beyond this count linearly: the log-residuals' Huber threshold of arXiv 2203.15556.
 HUBER = 1e-3

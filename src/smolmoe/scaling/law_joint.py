@@ -10,15 +10,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from numpy.typing import NDArray
 from scipy.optimize import least_squares
 
 from smolmoe.results.scaling_law import DenseExponent, JointLaw
 from smolmoe.scaling.law import interval
 from smolmoe.scaling.law_fit import HUBER
-from smolmoe.scaling.law_noise import Observed, draw_documents, draw_noise, noise_around, without_seeds
-
-Floats = NDArray[np.float64]
+from smolmoe.scaling.law_noise import Floats, Observed, draw_documents, draw_noise, noise_around, without_seeds
 
 PARAMETERS = 5
 DRAWS = 300

@@ -3,13 +3,10 @@
 from __future__ import annotations
 
 import numpy as np
-from numpy.typing import NDArray
 
 from smolmoe.results.scaling_law import Fold, Need, Power
 from smolmoe.scaling.law import Fit, interval, law_of, reach
-from smolmoe.scaling.law_noise import Noise, draw_noise
-
-Floats = NDArray[np.float64]
+from smolmoe.scaling.law_noise import Floats, Noise, draw_noise
 
 LOWER = (0.10, 0.25, 0.50)  # reductions of the perplexity at the largest budget
 _FARTHEST = 1e12  # times the data; beyond it no amount is enough

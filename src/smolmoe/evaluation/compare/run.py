@@ -25,7 +25,7 @@ from smolmoe.evaluation.compare.lm_eval import load_tasks, mean_scores, score_ta
 from smolmoe.evaluation.compare.losses import Reading, read_held_out
 from smolmoe.evaluation.compare.models import Contender, Paths, open_contenders
 from smolmoe.evaluation.compare.speed import measure_speeds
-from smolmoe.evaluation.compare.statistics import Floats, difference, estimate, mapped
+from smolmoe.evaluation.compare.statistics import difference, estimate, mapped
 from smolmoe.evaluation.compare.table import markdown
 from smolmoe.evaluation.compare.text import (
     Limits,
@@ -36,6 +36,7 @@ from smolmoe.evaluation.compare.text import (
 )
 from smolmoe.evaluation.compare.verdict import verdict, warnings, winners
 from smolmoe.evaluation.flops import count_flops
+from smolmoe.evaluation.text_metrics import Floats
 from smolmoe.moe.gating import gate_spec
 from smolmoe.moe.loading import Skeleton, load_model, load_tokenizer
 from smolmoe.moe.routing import find_routers

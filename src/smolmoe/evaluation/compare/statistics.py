@@ -6,17 +6,15 @@ import math
 from collections.abc import Sequence
 
 import numpy as np
-from numpy.typing import NDArray
 from scipy.special import stdtrit
 
 from smolmoe.core.statistics import ends, resample
 from smolmoe.evaluation.held_out import DocumentLosses, paired_difference
-from smolmoe.evaluation.text_metrics import DRAWS
+from smolmoe.evaluation.text_metrics import DRAWS, Floats
 from smolmoe.results.comparison import Difference, Estimate, Span
 
 SWAPS = 9_999  # random swaps of the test
 SWAPS_AT_ONCE = 1 << 22  # documents times swaps held in memory
-Floats = NDArray[np.float64]
 
 
 def estimate(sums: Floats, weights: Sequence[int]) -> Estimate:
