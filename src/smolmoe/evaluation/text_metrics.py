@@ -76,9 +76,9 @@ def metrics_of(sums: Floats) -> Floats:
     return np.stack([bleu, 100 * gleu, 100 * sari_of(sums[..., 2 * _PART : -2]), 100 * exact], axis=-1)
 
 
-def draw_rows(rows: int, *, draws: int = DRAWS, seed: int = 0) -> Floats:
+def draw_rows(rows: int, *, seed: int = 0) -> Floats:
     """How often each row is in each bootstrap sample, [draws, rows]."""
-    return resample(rows, draws, np.random.default_rng(seed))
+    return resample(rows, DRAWS, np.random.default_rng(seed))
 
 
 def intervals(values: Floats, samples: Floats) -> dict[str, Interval]:

@@ -23,13 +23,12 @@ class LinearProbe:
         return (x.float() @ self.weight + self.bias).argmax(-1)
 
 
-def fit_linear_probe(x: torch.Tensor, labels: torch.Tensor, classes: int, *, steps: int = STEPS) -> LinearProbe:
+def fit_linear_probe(x: torch.Tensor, labels: torch.Tensor, classes: int) -> LinearProbe:
     """Multinomial logistic regression with equal class weights, fitted by L-BFGS on all tokens at once.
 
     Args:
         x: [T, D]; it is standardised here.
         labels: [T], 0 to `classes` - 1.
-        steps: iterations at most.
     """
     x = x.float()
     mean, std = x.mean(0), x.std(0, correction=0).clamp_min(1e-6)
@@ -38,7 +37,7 @@ def fit_linear_probe(x: torch.Tensor, labels: torch.Tensor, classes: int, *, ste
     per_token = (1 / counts.clamp_min(1))[labels] / int((counts > 0).sum())
     weight = torch.zeros(x.shape[1], classes, device=x.device, requires_grad=True)
     bias = torch.zeros(classes, device=x.device, requires_grad=True)
-    optimiser = torch.optim.LBFGS([weight, bias], max_iter=steps, history_size=10, line_search_fn="strong_wolfe")
+    optimiser = torch.optim.LBFGS([weight, bias], max_iter=STEPS, history_size=10, line_search_fn="strong_wolfe")
 
     def loss() -> torch.Tensor:
         optimiser.zero_grad()

@@ -14,6 +14,7 @@ from smolmoe.reports.figures import Band, Figure, Lines, Points, Series
 from smolmoe.reports.names import Looks
 
 Row = Mapping[str, Any]
+KEEP = 0.9  # of the moving average, per step
 _TERMS = {"load_balance": "load balance", "z_loss": "router z", "guidance": "guidance"}
 
 
@@ -53,9 +54,9 @@ class History:
         return self.points("window", key) or self.points("held_out", key)
 
 
-def training_figures(histories: Sequence[History], looks: Looks | None = None) -> list[Figure]:
+def training_figures(histories: Sequence[History]) -> list[Figure]:
     """The figures that the runs' metrics have numbers for; the balance is of MoEs only."""
-    looks = looks or Looks(history.label for history in histories)
+    looks = Looks(history.label for history in histories)
     figures = (loss_figure, _domains, _terms, balance_figure) if histories else ()
     return [made for figure in figures if (made := figure(histories, looks)) is not None]
 
@@ -161,10 +162,10 @@ def _domain(name: str) -> Callable[[History], Points]:
     return points
 
 
-def smoothed_ce(history: History, keep: float = 0.9) -> Points:
+def smoothed_ce(history: History) -> Points:
     """An exponential moving average with bias correction."""
     smoothed, total, weight = [], 0.0, 0.0
     for step, loss in history.points("step", "ce"):
-        total, weight = keep * total + loss, keep * weight + 1
+        total, weight = KEEP * total + loss, KEEP * weight + 1
         smoothed.append((step, total / weight))
     return smoothed

@@ -50,9 +50,7 @@ def joint_reason(observed: Sequence[Observed], dense_tokens: Sequence[int]) -> s
     return None
 
 
-def fit_joint(
-    observed: Sequence[Observed], dense_tokens: Sequence[int], *, draws: int = DRAWS, seed: int = 0
-) -> JointLaw:
+def fit_joint(observed: Sequence[Observed], dense_tokens: Sequence[int], *, draws: int = DRAWS) -> JointLaw:
     """The joint law, with intervals as in `fit_curves`.
 
     Args:
@@ -66,7 +64,7 @@ def fit_joint(
     reason = joint_reason(observed, dense_tokens)
     if reason is not None:
         raise ValueError(reason)
-    rng = np.random.default_rng(seed)
+    rng = np.random.default_rng(0)
     losses = np.concatenate([one.losses for one in observed])  # [C B, S]
     seeds = losses.shape[1]
     points = _points(observed, dense_tokens)

@@ -10,6 +10,8 @@ import torch.nn.functional as F
 
 from smolmoe.moe.routing import Routing, flipped, margin
 
+CLOSE_CALL = 1e-4  # largest margin of a close call, relative to the layer's largest |score|
+
 
 def next_token_losses(logits: torch.Tensor, ids: torch.Tensor) -> torch.Tensor:
     """[S-1]: -log p of each next token, in nats. Logits [S, V], ids [S]."""
@@ -78,7 +80,7 @@ class Comparison:
         return self._reference_loss / self._predicted
 
 
-def before_first_close_call(base: Sequence[Routing], other: Sequence[Routing], noise: float = 1e-4) -> torch.Tensor:
+def before_first_close_call(base: Sequence[Routing], other: Sequence[Routing]) -> torch.Tensor:
     """[S] bool: positions of one sequence that no close call of a router has touched in either run.
 
     If the last chosen and the first unchosen expert of a token score the same up to rounding, two equivalent
@@ -87,11 +89,10 @@ def before_first_close_call(base: Sequence[Routing], other: Sequence[Routing], n
 
     Args:
         base, other: each layer's routing of the same S tokens in two runs.
-        noise: largest margin of a close call, relative to the layer's largest |score|.
     """
     touched = torch.zeros(len(base[0].indices), dtype=torch.bool)
     for a, b in zip(base, other, strict=True):
-        close = margin(a) <= noise * a.scores.abs().max()
+        close = margin(a) <= CLOSE_CALL * a.scores.abs().max()
         touched |= (flipped(a, b) & close).cpu()
     return touched.cumsum(0) == 0
 

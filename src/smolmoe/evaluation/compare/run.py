@@ -25,7 +25,7 @@ from smolmoe.evaluation.compare.lm_eval import load_tasks, mean_scores, score_ta
 from smolmoe.evaluation.compare.losses import Reading, read_held_out
 from smolmoe.evaluation.compare.models import Contender, Paths, open_contenders
 from smolmoe.evaluation.compare.speed import measure_speeds
-from smolmoe.evaluation.compare.statistics import difference, estimate, mapped
+from smolmoe.evaluation.compare.statistics import difference, estimate, exponential
 from smolmoe.evaluation.compare.table import markdown
 from smolmoe.evaluation.compare.text import (
     Limits,
@@ -255,8 +255,8 @@ class _Job:
             flops=facts.flops,
             loss=loss,
             by_domain=by_domain,
-            perplexity=mapped(loss, exponential=True),
-            perplexity_by_domain={domain: mapped(found, exponential=True) for domain, found in by_domain.items()},
+            perplexity=exponential(loss),
+            perplexity_by_domain={domain: exponential(found) for domain, found in by_domain.items()},
             bits_per_byte=byte,
             bits_per_byte_by_domain=byte_by_domain,
             agreement=self._agreement(contender),

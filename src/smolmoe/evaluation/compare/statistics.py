@@ -56,13 +56,13 @@ def over_seeds(values: Sequence[float]) -> Span | None:
     return Span(mean - half, mean + half)
 
 
-def swap_test(gaps: Floats, *, seed: int = 0) -> float:
+def swap_test(gaps: Floats) -> float:
     """p value: how often swapping the two models in random documents gives at least the same gap.
 
     Args:
         gaps: of the two models' sums, per document [D].
     """
-    rng = np.random.default_rng(seed)
+    rng = np.random.default_rng(0)
     # Sums of the same numbers in another order differ by rounding.
     observed = abs(gaps.sum()) - 1e-9 * np.abs(gaps).sum()
     wider, left = 0, SWAPS
@@ -74,12 +74,10 @@ def swap_test(gaps: Floats, *, seed: int = 0) -> float:
     return (1 + wider) / (1 + SWAPS)
 
 
-def mapped(found: Estimate, scale: float = 1.0, *, exponential: bool = False) -> Estimate:
-    """An estimate times `scale`, or its exponential, with its intervals."""
+def exponential(found: Estimate) -> Estimate:
+    """exp of an estimate and of the ends of its intervals."""
 
-    def of(value: float) -> float:
-        return math.exp(value) if exponential else value * scale
+    def span(one: Span) -> Span:
+        return Span(math.exp(one.low), math.exp(one.high))
 
-    spans = [None if span is None else Span(of(span.low), of(span.high)) for span in (found.documents, found.seeds)]
-    assert spans[0] is not None
-    return Estimate(of(found.value), spans[0], spans[1])
+    return Estimate(math.exp(found.value), span(found.documents), None if found.seeds is None else span(found.seeds))
