@@ -114,9 +114,7 @@ def _counted(model: Any, ids: torch.Tensor, cache: Any) -> tuple[Any, _Count]:
         out = model(input_ids=ids, cache=cache, use_cache=True)
     if out.get("cache") is None:
         raise SourceError(
-            "the model keeps no KV cache, so it cannot decode single tokens.",
-            field="model",
-            value=type(model).__name__,
+            "the model keeps no KV cache, so it cannot decode single tokens.", field="model", value=type(model).__name__
         )
     return out.cache, count.get_flop_counts()
 

@@ -120,11 +120,7 @@ def times(seconds: Sequence[float]) -> Times:
 
 def check_speed(config: Any, batch_size: int, prompt_tokens: int, new_tokens: int) -> None:
     """Raise RequestError for a value out of its range, or more tokens than the model has positions."""
-    least = {
-        "batch_sizes": (batch_size, 1),
-        "prompt_tokens": (prompt_tokens, 1),
-        "new_tokens": (new_tokens, 2),
-    }
+    least = {"batch_sizes": (batch_size, 1), "prompt_tokens": (prompt_tokens, 1), "new_tokens": (new_tokens, 2)}
     for field, (value, smallest) in least.items():
         if value < smallest:
             raise RequestError("out of range.", field=field, value=value, fix=f"Use at least {smallest}.")

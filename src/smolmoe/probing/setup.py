@@ -131,9 +131,7 @@ def open_beside(folder: str | Path, subject: Subject, field: str) -> Any:
     said = tokenizer_difference(_tokenizer(where, folder), subject.tokenizer, names=(field, "model"))
     if said is not None:
         raise RequestError(
-            f"its tokenizer differs ({said}), so the two cannot be compared token by token.",
-            field=field,
-            value=folder,
+            f"its tokenizer differs ({said}), so the two cannot be compared token by token.", field=field, value=folder
         )
     return model
 

@@ -209,13 +209,7 @@ def _by_step(run: Run, boundary: int) -> Points:
 
 
 def write_report(
-    out: Path,
-    before: Path | None,
-    after: Mapping[str, Path],
-    *,
-    reference: str | None,
-    boundary: int,
-    compare: Compare,
+    out: Path, before: Path | None, after: Mapping[str, Path], *, reference: str | None, boundary: int, compare: Compare
 ) -> dict[str, Any]:
     """Write `report.json` and `growth.png` of these run folders into `out`; returns the report and its text.
 

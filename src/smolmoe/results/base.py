@@ -67,10 +67,7 @@ class Result(BaseModel):
         path = path or Path(f"{cls.name()}.json")
         if not cls.is_one(values):
             raise DataError(
-                f"is not the result of `smolmoe {cls.name()}`.",
-                field=cls.name(),
-                value=str(path),
-                fix=cls._make(),
+                f"is not the result of `smolmoe {cls.name()}`.", field=cls.name(), value=str(path), fix=cls._make()
             )
         check_schema(values.get("schema_version", SCHEMA_VERSION), path)
         try:

@@ -37,10 +37,7 @@ class Observed:
             )
         if not (np.isfinite(self.nll).all() and (self.losses > 0).all()):
             raise DataError(
-                "a loss is not positive.",
-                field="points",
-                value=self.losses.ravel().tolist(),
-                fix="Leave it out.",
+                "a loss is not positive.", field="points", value=self.losses.ravel().tolist(), fix="Leave it out."
             )
 
     @property

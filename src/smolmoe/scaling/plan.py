@@ -164,12 +164,7 @@ def _of_pipeline(name: str, values: Mapping[str, Any], request: SweepRecipe) -> 
 
 
 def _start(
-    name: str,
-    recipe: PipelineRecipe,
-    stage: str,
-    start: Path,
-    folder: Path,
-    dense_tokens: int | None = None,
+    name: str, recipe: PipelineRecipe, stage: str, start: Path, folder: Path, dense_tokens: int | None = None
 ) -> Start:
     placed = recipe.model_copy(update={"out": start})
     values = resolved(placed)[stage]

@@ -61,10 +61,7 @@ def _sanity(found: Verification, finite: bool, same_tokens: bool | None) -> list
             "Padding a batch does not change the MoE's logits at real tokens.",
         ),
         _at_most(
-            "cache (itself)",
-            found.decoding.max_abs_self,
-            limit,
-            "The KV cache does not change the MoE's logits.",
+            "cache (itself)", found.decoding.max_abs_self, limit, "The KV cache does not change the MoE's logits."
         ),
     ]
     if same_tokens is not None:

@@ -43,12 +43,7 @@ def fixed_gates(top_k: int, fixed: bool, balanced: bool) -> str | None:
 
 
 def findings_at_start(
-    model: Any,
-    objective: ObjectiveRecipe,
-    routing: RoutingRecipe,
-    *,
-    guided: bool = False,
-    granularity: int = 1,
+    model: Any, objective: ObjectiveRecipe, routing: RoutingRecipe, *, guided: bool = False, granularity: int = 1
 ) -> tuple[Finding, ...]:
     """What of these the doctor would say of a model that is about to be trained, from its config and its weights.
 

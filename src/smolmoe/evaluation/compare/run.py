@@ -27,13 +27,7 @@ from smolmoe.evaluation.compare.models import Contender, Paths, open_contenders
 from smolmoe.evaluation.compare.speed import measure_speeds
 from smolmoe.evaluation.compare.statistics import difference, estimate, exponential
 from smolmoe.evaluation.compare.table import markdown
-from smolmoe.evaluation.compare.text import (
-    Limits,
-    find_documents,
-    judge_by,
-    run_limits,
-    windows_for,
-)
+from smolmoe.evaluation.compare.text import Limits, find_documents, judge_by, run_limits, windows_for
 from smolmoe.evaluation.compare.verdict import verdict, warnings, winners
 from smolmoe.evaluation.flops import count_flops
 from smolmoe.evaluation.text_metrics import Floats
