@@ -9,52 +9,33 @@ from smolmoe.core.progress import Progress
 from smolmoe.data.rows import write_rows
 from smolmoe.errors import RequestError
 from smolmoe.probing.measure import probe as measure
-from smolmoe.recipe.probe import ProbeOptions, ProbeRecipe, ProbeTextRecipe
+from smolmoe.recipe.base import parse
+from smolmoe.recipe.probe import ProbeRecipe, ProbeTextRecipe
 from smolmoe.reports.probe_page import write_page
 from smolmoe.results.probe import ProbeResult
 
 CHARACTERS_A_TOKEN = 8  # more than enough text for the requested tokens
 
 
-def probe(
-    model: str | Path,
-    data: str | Path,
-    *,
-    out: Path,
-    before: Path | None = None,
-    runs: dict[str, Path] | None = None,
-    **options: Any,
-) -> ProbeResult:
-    """Probe an MoE and write `probe.json`, `index.html` and the figures into `out`.
+def probe(recipe: ProbeTextRecipe, *, overwrite: bool = False, report: Progress | None = None) -> ProbeResult:
+    """Probe an MoE and write `probe.json`, `index.html` and the figures.
 
-    Args:
-        before: folder of an earlier probe, shown next to this one.
-        runs: label -> run folder of a training, whose curves are shown.
-        **options: as `smolmoe.probing.measure.probe` takes them; its docstring lists the errors too.
+    Raises:
+        SmolmoeError: as `smolmoe.probing.measure.probe`.
     """
+    before = None if recipe.before is None else Path(recipe.before)
+    runs = {label: Path(folder) for label, folder in recipe.runs.items()}
     _check_shown("before", before, "probe.json")
-    for run in (runs or {}).values():
+    for run in runs.values():
         _check_shown("run", run, "metrics.jsonl")
-    result = measure(model, data, out=out, **options)
-    if (report := options.get("report")) is not None:
-        report("Drawing", 0, 0)
-    write_page(out, out, before=before, runs=runs)
-    return result
-
-
-def probe_text(recipe: ProbeTextRecipe, *, overwrite: bool = False, report: Progress | None = None) -> ProbeResult:
-    """`probe` for a recipe that has been parsed."""
-    return probe(
-        recipe.model,
-        recipe.data,
-        out=recipe.out,
-        before=None if recipe.before is None else Path(recipe.before),
-        fit_data=recipe.fit_data,
-        options=recipe,
-        overwrite=overwrite,
-        report=report,
-        **_shared(recipe),
+    others = recipe.model_dump(include={"fit_data", "dense", "against", "device"})
+    result = measure(
+        recipe.model, recipe.data, out=recipe.out, options=recipe, overwrite=overwrite, report=report, **others
     )
+    if report is not None:
+        report("Drawing", 0, 0)
+    write_page(recipe.out, recipe.out, before=before, runs=runs)
+    return result
 
 
 def _check_shown(field: str, folder: Path | None, file: str) -> None:
@@ -67,24 +48,11 @@ def run_probe(recipe: ProbeRecipe, *, report: Progress | None = None) -> dict[st
     """The probe of a pipeline: on the held-out side of its data. Returns the headline figures."""
     characters = CHARACTERS_A_TOKEN * max(recipe.tokens, recipe.probe_tokens)
     held_out, training = write_rows(recipe.data, recipe.out / "text", characters=characters)
-    result = probe(
-        recipe.model,
-        held_out,
-        out=recipe.out / "probe",
-        before=None if recipe.before is None else Path(recipe.before) / "probe",
-        fit_data=training,
-        options=ProbeOptions.of(recipe),
-        overwrite=True,
-        report=report,
-        **_shared(recipe),
-    )
+    values = recipe.model_dump(exclude={"data"}) | {"data": str(held_out), "fit_data": str(training)}
+    values |= {"length": recipe.data.length, "out": recipe.out / "probe"}
+    values["before"] = None if recipe.before is None else str(Path(recipe.before) / "probe")
+    result = probe(parse(ProbeTextRecipe, values), overwrite=True, report=report)
     return headline(result) | {"page": str(recipe.out / "probe" / "index.html")}
-
-
-def _shared(recipe: ProbeRecipe | ProbeTextRecipe) -> dict[str, Any]:
-    """What both kinds of probe take as it stands."""
-    runs = {label: Path(folder) for label, folder in recipe.runs.items()}
-    return {"runs": runs, **recipe.model_dump(include={"dense", "against", "device"})}
 
 
 def headline(result: ProbeResult) -> dict[str, Any]:

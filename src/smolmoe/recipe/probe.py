@@ -31,12 +31,6 @@ class ProbeOptions(_Limits):
     tokens: int | None = Field(None, ge=1, description="maximum number of tokens per domain (default: all)")
     length: int = Field(256, ge=2, description="maximum sequence length, in tokens")
 
-    @classmethod
-    def of(cls, recipe: ProbeRecipe) -> ProbeOptions:
-        """Those of a pipeline's probe, which reads text as its training does."""
-        limits = recipe.model_dump(include=set(_Limits.model_fields))
-        return cls(**limits, tokens=recipe.tokens, length=recipe.data.length)
-
 
 class _Probe(_Limits):
     """What every probe reads and writes."""

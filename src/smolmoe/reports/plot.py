@@ -171,6 +171,7 @@ def _scales(panel: Lines, x: dict[str, Any], y: dict[str, Any], layout: dict[str
             "tickvals": list(range(len(panel.rows))),
             "ticktext": [plotted(row) for row in panel.rows],
             "autorange": "reversed",
+            "automargin": True,
         }
     if panel.left is not None:
         x |= {"rangemode": "tozero"}

@@ -35,9 +35,9 @@ def doctor(recipe: DoctorRecipe, *, sequences: int = 8, length: int = 128) -> Di
 @takes(ProbeTextRecipe, "model", "data", "out")
 def probe(recipe: ProbeTextRecipe, *, overwrite: Overwrite = False, report: Report | None = None) -> ProbeResult:
     """Measure what each expert of an MoE specialises in."""
-    from smolmoe.probing.run import probe_text
+    from smolmoe.probing.run import probe as run
 
-    return probe_text(recipe, overwrite=overwrite, report=report)
+    return run(recipe, overwrite=overwrite, report=report)
 
 
 def route(
