@@ -74,7 +74,7 @@ class RoutingCounts:
         self.kept = KeptDocuments()
 
     def add(self, documents: list[TaggedDocument], seen: Iterable[tuple[Batch, Chosen]]) -> None:
-        """Count documents, from the batches that were made of them and what was chosen for their tokens."""
+        """Count documents, from their batches and the choices for their tokens."""
         cells = (self.layers, len(documents), len(TYPES), self.experts)
         choices = torch.zeros(cells, dtype=torch.int64, device=self._types.device)
         first = torch.zeros_like(choices)
@@ -90,7 +90,7 @@ class RoutingCounts:
     def _add_batch(self, batch: Batch, chosen: Chosen, choices: torch.Tensor, first: torch.Tensor) -> None:
         types = types_in_context(self._types, batch.inputs)
         kinds = (batch.owners[:, None] * len(TYPES) + types)[batch.keep]  # [T]
-        real = chosen.gates != 0  # what capacity or top-p left out was not chosen
+        real = chosen.gates != 0  # experts excluded by capacity or top-p were not chosen
         _count(choices, kinds, chosen.experts, real)
         _count(first, kinds, chosen.experts[..., :1], real[..., :1])
         hits = torch.zeros(*kinds.shape, self.experts, device=kinds.device).expand(self.layers, -1, -1).clone()

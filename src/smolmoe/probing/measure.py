@@ -107,7 +107,7 @@ def probe(
         layers = _layers(subject, counts, domains)
     losses, saturation = None, None
     if forced:
-        with clock("Measuring losses", tell=False):  # it reports its passes
+        with clock("Measuring losses", tell=False):  # reports its passes itself
             losses = _losses(subject, sides, owners, dense_model, similarity, report)
     if other is not None:
         with clock("Comparing choices"):

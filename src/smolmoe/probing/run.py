@@ -39,7 +39,7 @@ def probe(recipe: ProbeTextRecipe, *, overwrite: bool = False, report: Progress 
 
 
 def _check_shown(field: str, folder: Path | None, file: str) -> None:
-    """Check before the measurement that what the page shows exists."""
+    """Check before the measurement that the page can show it."""
     if folder is not None and not (folder / file).is_file():
         raise RequestError(f"there is no {file} in this folder.", field=field, value=str(folder))
 

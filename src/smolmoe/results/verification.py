@@ -134,7 +134,7 @@ class HalfPrecision:
 
 
 class Verification(Result):
-    """What was measured, and whether the claim holds.
+    """The measurements of a conversion, and whether its claim holds.
 
     Attributes:
         dense, moe: the folders.

@@ -35,7 +35,7 @@ class Cost:
 
 
 class SweepForecast(Result):
-    """What a sweep will train.
+    """The forecast of a sweep.
 
     Attributes:
         out: its folder.

@@ -32,7 +32,7 @@ class Fit:
         observed: the points.
         start_tokens: D0 of the law.
         best: the law of the points [1]; None with too few points.
-        drawn: the laws of resampled points [R].
+        resampled: the laws of resampled points [R].
         losses: resampled mean losses of the budgets [R, B].
         noise: of the trainings.
     """
@@ -40,7 +40,7 @@ class Fit:
     observed: Observed
     start_tokens: int
     best: PowerLaws | None
-    drawn: PowerLaws | None
+    resampled: PowerLaws | None
     losses: Floats
     noise: Noise
 
@@ -57,10 +57,10 @@ class Fit:
 
     def at(self, tokens: Floats) -> tuple[Floats, Floats]:
         """The losses [n] of the law and those of its samples [R, n] at numbers of tokens [n]."""
-        if self.best is None or self.drawn is None:
+        if self.best is None or self.resampled is None:
             raise ValueError(self.reason)
         shifted = tokens + self.start_tokens
-        return self.best.at(shifted)[0], self.drawn.at(shifted)
+        return self.best.at(shifted)[0], self.resampled.at(shifted)
 
 
 def fit_curves(
@@ -109,15 +109,15 @@ def _best(observed: Observed, start_tokens: int | None) -> tuple[PowerLaws, int]
 
 def law_of(fit: Fit) -> Law | None:
     """The law's parameters with intervals and notes; None with too few points."""
-    if fit.best is None or fit.drawn is None:
+    if fit.best is None or fit.resampled is None:
         return None
     fitted = fit.best.at(fit.observed.tokens + fit.start_tokens)[0]
     residual = fit.observed.losses.mean(axis=1) / fitted - 1
-    exponent = interval(float(fit.best.exponent[0]), fit.drawn.exponent)
+    exponent = interval(float(fit.best.exponent[0]), fit.resampled.exponent)
     unknown = _unidentified(fit, exponent)
     return Law(
-        offset=interval(float(fit.best.offset[0]), fit.drawn.offset),
-        scale=interval(float(fit.best.unscaled[0]), fit.drawn.unscaled),
+        offset=interval(float(fit.best.offset[0]), fit.resampled.offset),
+        scale=interval(float(fit.best.unscaled[0]), fit.resampled.unscaled),
         exponent=exponent,
         start_tokens=fit.start_tokens,
         residual=float(np.sqrt((residual**2).mean())),
@@ -147,8 +147,8 @@ def _unidentified(fit: Fit, exponent: Interval) -> list[str]:
 
 def _notes(fit: Fit) -> list[str]:
     found = []
-    assert fit.drawn is not None
-    if float(np.quantile(fit.drawn.offset, (1 - LEVEL) / 2)) <= 0:
+    assert fit.resampled is not None
+    if float(np.quantile(fit.resampled.offset, (1 - LEVEL) / 2)) <= 0:
         found.append("The interval of the offset E reaches 0.")
     if fit.noise.point_freedom == 0:
         found.append("Three points determine three parameters: no degree of freedom is left to evaluate the fit.")

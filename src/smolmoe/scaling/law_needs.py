@@ -72,11 +72,11 @@ def _folds(nats: float, exponent: Floats) -> Floats:
 def _by_law(fit: Fit, nats: float) -> Fold | None:
     """By the fitted law, if the points determine its exponent."""
     law = law_of(fit)
-    if law is None or not law.identified or fit.best is None or fit.drawn is None:
+    if law is None or not law.identified or fit.best is None or fit.resampled is None:
         return None
     largest = fit.observed.tokens[-1]
     found = []
-    for laws in (fit.best, fit.drawn):
+    for laws in (fit.best, fit.resampled):
         loss = laws.at(np.array([largest + fit.start_tokens]))[:, 0] - nats
         with np.errstate(divide="ignore", over="ignore", invalid="ignore"):
             tokens = laws.unit * ((loss - laws.offset) / laws.scale) ** (-1 / laws.exponent) - fit.start_tokens

@@ -25,7 +25,7 @@ def judge(
     """The checks that every MoE must pass, and those of its claim.
 
     Args:
-        found: the measurements, not yet judged.
+        found: the measurements, without checks.
         finite: every logit of the MoE is finite.
         not_finite: tensors with NaN or infinity, and their extent.
         same_tokens: both tokenizers agree; None if the dense model has none.

@@ -213,7 +213,7 @@ def _pad_leakage(model: Any, sequences: Sequence[torch.Tensor], device: str) -> 
     sides: tuple[Side, ...] = ("left", "right")
     differences = []
     for side in sides:
-        # Padded with an ordinary token: what is masked must not matter, whatever it is.
+        # Padded with an ordinary token: masked tokens must not matter, whatever they are.
         batch = padded(model, [short, long], side, device, pad=int(long[0]))
         place = real_positions(len(short), len(long), side)
         differences.append(_difference(alone, _logits_and_routing(model, batch, place)))

@@ -45,7 +45,7 @@ def fixed_gates(top_k: int, fixed: bool, balanced: bool) -> str | None:
 def findings_at_start(
     model: Any, objective: ObjectiveRecipe, routing: RoutingRecipe, *, guided: bool = False, granularity: int = 1
 ) -> tuple[Finding, ...]:
-    """What of these the doctor would say of a model that is about to be trained, from its config and its weights.
+    """The findings on routers that the doctor would report on a model before its training, from config and weights.
 
     Args:
         model: loaded, or on meta (then nothing is reported about weights).
@@ -73,7 +73,7 @@ def findings_at_start(
 
 
 def tell(findings: Sequence[Finding]) -> None:
-    """Log them: what is wrong as a warning, the rest for information."""
+    """Log them: errors and warnings as warnings, the rest as information."""
     for found in findings:
         logger.log(logging.INFO if found.severity == "info" else logging.WARNING, "%s", found)
 
@@ -87,5 +87,5 @@ def _is_constant(router: Any) -> bool:
 
 
 def _are_copies(stacks: Mapping[str, torch.Tensor], granularity: int) -> bool:
-    """Whether each expert is what the one `granularity` places before it is."""
+    """Whether each expert equals the expert `granularity` places before it."""
     return bool(stacks) and all(torch.equal(stack[granularity:], stack[:-granularity]) for stack in stacks.values())

@@ -1,4 +1,4 @@
-"""Models side by side on the same held-out text: what each is worth, what it costs, and who wins at what."""
+"""Models side by side on the same held-out text: quality, cost, and which model wins at what."""
 
 from __future__ import annotations
 

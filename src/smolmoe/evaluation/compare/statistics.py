@@ -46,7 +46,7 @@ def difference(first: Floats, second: Floats, weights: Sequence[int]) -> Differe
 
 
 def over_seeds(values: Sequence[float]) -> Span | None:
-    """The 95% interval of the mean by Student's t; None of a single value."""
+    """The 95% interval of the mean by Student's t; None for a single value."""
     count = len(values)
     if count < 2:
         return None

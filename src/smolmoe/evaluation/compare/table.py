@@ -131,7 +131,7 @@ def _models(found: Comparison) -> Table:
 
 
 def _rows(found: Comparison, *rows: tuple[str, str | None, Callable[[ModelResult], Any]]) -> tuple[Row, ...]:
-    """Rows of label, measure, and what makes a cell; without those that no model has a figure for."""
+    """Rows of (label, measure, function that makes a cell), without rows that are empty for all models."""
     cells = [(label, measure, [form(model) for model in found.models]) for label, measure, form in rows]
     return tuple(
         _row(found, label, measure, [cell or NONE for cell in row]) for label, measure, row in cells if any(row)

@@ -159,7 +159,7 @@ def _spans(found: Difference, one: ModelResult, other: ModelResult) -> str:
 
 
 def _doubt(found: Difference, one: ModelResult, other: ModelResult) -> str:
-    """Why a difference is not decided."""
+    """Why a difference is undecided."""
     doubts = []
     if side(found.gap, found.count) == "few":
         doubts.append(f"{found.count} documents are too few for a finding (at least {FEWEST_DOCUMENTS})")
