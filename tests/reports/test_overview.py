@@ -70,7 +70,7 @@ def test_every_section_is_there_with_its_figures_drawn(reader: Reader) -> None:
     assert reader.js("document.body.dataset.ready") == "true"
     charts = "Array.from(document.querySelectorAll('.chart'))"
     assert reader.js(f"{charts}.length") == 12
-    assert reader.js(f"{charts}.every(c => c.dataset.resampled === 'light' && c.querySelector('svg.main-svg'))")
+    assert reader.js(f"{charts}.every(c => c.dataset.drawn === 'light' && c.querySelector('svg.main-svg'))")
     assert reader.js(f"{charts}.every(c => c.querySelector('details.data table tbody tr'))")
     assert reader.js("Array.from(document.querySelectorAll('.plot')).every(p => p.ariaLabel.length > 40)")
     ids = reader.js(
@@ -128,7 +128,7 @@ def test_by_keyboard(reader: Reader) -> None:
 def test_dark_by_preference_and_by_button(page: Path, tmp_path: Path) -> None:
     with Reader(page, tmp_path, width=390, dark=True) as opened:
         paper = "getComputedStyle(document.body).backgroundColor"
-        drawn = "Array.from(document.querySelectorAll('.chart')).map(c => c.dataset.resampled).join()"
+        drawn = "Array.from(document.querySelectorAll('.chart')).map(c => c.dataset.drawn).join()"
         text = "getComputedStyle(document.querySelector('#losses .xtick text')).fill"
         dark, dark_text = opened.js(paper), opened.js(text)
         assert set(opened.js(drawn).split(",")) == {"dark"}
