@@ -193,5 +193,5 @@ def test_an_export_replaces_no_json_of_others(inputs: Path, tmp_path: Path) -> N
 def test_a_report_replaces_none_of_its_sources(inputs: Path, tmp_path: Path) -> None:
     (tmp_path / "compare.json").write_text("{}")
     (tmp_path / "link").symlink_to("compare.json")
-    with pytest.raises(OutputError, match="is what it would report on"):
+    with pytest.raises(OutputError, match="is an input of the report"):
         report([tmp_path / "compare.json"], tmp_path / "link", overwrite=True)
