@@ -19,7 +19,8 @@ from pathlib import Path
 import torch
 
 from smolmoe.probing.counting import RoutingCounts, forward
-from smolmoe.probing.setup import ProbeOptions, open_subject
+from smolmoe.probing.setup import open_subject
+from smolmoe.recipe.probe import ProbeOptions
 
 
 def main() -> None:

@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import argparse
 import json
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -142,19 +141,19 @@ def look(
     arguments: argparse.Namespace, seed: int, folder: Path, moe: Path, runs: dict[str, Path], dense: Path | None = None
 ) -> None:
     """Probes with their pages: of the first seed's MoE before, of every MoE after. Losses where experts have names."""
-    from smolmoe.probing.run import probe
-    from smolmoe.probing.setup import ProbeOptions
+    from smolmoe import probe
 
-    few = ProbeOptions(losses=False, length=LENGTH, tokens=12_000, probe_tokens=512, seed=seed)
-    files = {"fit_data": arguments.data, "overwrite": True}
+    few = {"losses": False, "length": LENGTH, "tokens": 12_000, "probe_tokens": 512, "seed": seed}
+    few |= {"fit_data": arguments.data, "overwrite": True}
     before = folder / "before" if seed == 0 else None
     if before is not None and not (before / "index.html").is_file():
-        probe(moe, arguments.validation, out=before, options=few, **files)
+        probe(moe, arguments.validation, before, **few)
     after = folder / "after"
     if not (after / "index.html").is_file():
-        options = few if dense is None else replace(few, losses=True, loss_tokens=4000, probe_tokens=2048)
-        beside = {"before": before, "runs": runs, "against": moe, "dense": dense}
-        probe(runs["joint"] / "model", arguments.validation, out=after, options=options, **beside, **files)
+        more = {} if dense is None else {"losses": True, "loss_tokens": 4000, "probe_tokens": 2048}
+        shown = {"before": before, "runs": {label: str(run) for label, run in runs.items()}}
+        others = {"against": moe, "dense": dense, **shown}
+        probe(runs["joint"] / "model", arguments.validation, after, **(few | more), **others)
 
 
 if __name__ == "__main__":

@@ -249,19 +249,18 @@ def _further(sweeps: dict[str, Sweep], fits: dict[str, Fit]) -> list[str]:
 
 
 def draw(sweeps: dict[str, Sweep], path: Path) -> None:
-    from smolmoe.reports.drawing import look, save_png
+    from smolmoe.reports.drawing import save_figure
     from smolmoe.reports.scaling import curves_figure
 
     first = next(iter(sweeps.values()))
-    with look():
-        drawing = curves_figure(
-            [sweep.curves[0] for sweep in sweeps.values()],
-            largest=first.largest,
-            name="sweep",
-            title="Held-out loss by training tokens, one start: the dense model, and its MoE of copies",
-            held_out=first.held_out,
-        )
-        save_png(drawing, path)
+    figure = curves_figure(
+        [sweep.curves[0] for sweep in sweeps.values()],
+        largest=first.largest,
+        name="sweep",
+        title="Held-out loss by training tokens, one start: the dense model, and its MoE of copies",
+        held_out=first.held_out,
+    )
+    save_figure(figure, path)
 
 
 def ends(found: Interval) -> str:

@@ -13,17 +13,16 @@ from tests.training.runs import dense_folder, moe_folder, recipe, trainer, write
 from smolmoe.core.devices import device_name, pick_device
 from smolmoe.distillation.run import cache_teacher
 from smolmoe.errors import RequestError
-from smolmoe.evaluation.bench.run import bench
 from smolmoe.evaluation.compare.run import compare
 from smolmoe.inference.generate import generate
 from smolmoe.probing.measure import probe
 from smolmoe.recipe import TrainRecipe, parse
-from smolmoe.results.bench import BenchSettings
 from smolmoe.surgery.experts.run import extract
 from smolmoe.surgery.export.run import export
 from smolmoe.surgery.run import upcycle
 from smolmoe.training.estimate import estimate
 from smolmoe.training.run import train
+from smolmoe.verbs.measure import bench
 from smolmoe.verification.doctor import doctor
 from smolmoe.verification.verify import verify
 
@@ -76,7 +75,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
         lambda at: generate(at / "moe", "the sum", device=ABSENT),
         lambda at: probe(at / "moe", at / "text.jsonl", out=at / "out", device=ABSENT),
         lambda at: compare({"a": at / "dense", "b": at / "moe"}, at / "text.jsonl", device=ABSENT),
-        lambda at: bench(at / "moe", settings=BenchSettings(device=ABSENT)),
+        lambda at: bench(at / "moe", device=ABSENT),
         lambda at: cache_teacher(at / "dense", at / "text.jsonl", at / "out", top_k=4, device=ABSENT),
         lambda at: export(at / "moe", at / "out", "generic", device=ABSENT),
         lambda at: extract(at / "moe", at / "out", 0, device=ABSENT),

@@ -11,6 +11,7 @@ import pytest
 from helpers import dense_llama, moe_of, save
 from tests.core.test_files import another_process, small_files
 
+from smolmoe import probe
 from smolmoe.alignment.pairs_run import make_pairs
 from smolmoe.alignment.run import align
 from smolmoe.core.files import growing
@@ -22,7 +23,6 @@ from smolmoe.errors import OutputError
 from smolmoe.evaluation.compare.run import compare
 from smolmoe.evaluation.correction import score_checkpoint
 from smolmoe.hub.push import push
-from smolmoe.probing.run import probe
 from smolmoe.recipe import parse
 from smolmoe.recipe.files import copy
 from smolmoe.recipe.pairs import PairsRecipe
@@ -193,5 +193,5 @@ def test_an_export_replaces_no_json_of_others(inputs: Path, tmp_path: Path) -> N
 def test_a_report_replaces_none_of_its_sources(inputs: Path, tmp_path: Path) -> None:
     (tmp_path / "compare.json").write_text("{}")
     (tmp_path / "link").symlink_to("compare.json")
-    with pytest.raises(OutputError, match="is what it would report on"):
+    with pytest.raises(OutputError, match="is an input of the report"):
         report([tmp_path / "compare.json"], tmp_path / "link", overwrite=True)

@@ -21,7 +21,7 @@ from smolmoe.inference.expert_choice import route_prompt
 from smolmoe.inference.generate import generate, generate_all
 from smolmoe.moe.loading import find_tokenizer, load_tokenizer
 from smolmoe.probing.measure import probe
-from smolmoe.probing.setup import ProbeOptions
+from smolmoe.recipe.probe import ProbeOptions
 from smolmoe.selection.scores import token_ids
 from smolmoe.surgery.inspection import inspect
 from smolmoe.verification.doctor import doctor

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -21,8 +20,8 @@ from smolmoe.core.checkpoint import open_checkpoint
 from smolmoe.data.text import Document, read_documents, write_documents
 from smolmoe.errors import DataError, OutputError, RequestError, SmolmoeError, SourceError
 from smolmoe.probing.measure import probe
-from smolmoe.probing.setup import ProbeOptions
 from smolmoe.recipe import UpcycleRecipe, parse
+from smolmoe.recipe.probe import ProbeOptions
 from smolmoe.results.probe import ProbeResult, read_result
 from smolmoe.surgery.convert import convert
 from smolmoe.surgery.plan import make_plan
@@ -75,7 +74,7 @@ def test_stock_classes(kind: str, tmp_path: Path, text: Path) -> None:
 def test_routers_of_classes_not_known_by_heart(kind: str, tmp_path: Path, text: Path) -> None:
     """Losses with experts forced, too; the doctor reads such a router as well."""
     folder = save(other_moe(kind), tmp_path / "moe")
-    result = probe(folder, text, options=replace(QUICK, permutations=3))
+    result = probe(folder, text, options=QUICK.model_copy(update={"permutations": 3}))
     assert result.losses is not None
     assert result.losses.labels[:4] == [f"expert {index}" for index in range(4)]
     assert len({row[0] for row in result.losses.forced}) == 2
@@ -87,7 +86,9 @@ def test_losses_that_cannot_be_forced_are_left_out_and_why_is_said(
     tmp_path: Path, text: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.setattr("smolmoe.probing.counting.Runner.why_not_restricted", lambda self: "router X goes its own way")
-    result = probe(save(random_moe("mixtral"), tmp_path / "moe"), text, options=replace(QUICK, permutations=3))
+    result = probe(
+        save(random_moe("mixtral"), tmp_path / "moe"), text, options=QUICK.model_copy(update={"permutations": 3})
+    )
     assert result.losses is None
     assert "router X goes its own way. All else is measured" in caplog.text
 
@@ -142,7 +143,7 @@ def test_saturation_is_nothing_where_the_other_checkpoint_chooses_the_rest(tmp_p
                 tensors[name] = -tensors[name]
 
     edit_tensors(other, negate)  # the best two of four become the worst
-    found = probe(folder, text, against=other, options=replace(QUICK, losses=False)).saturation
+    found = probe(folder, text, against=other, options=QUICK.model_copy(update={"losses": False})).saturation
     assert found is not None
     assert found[0] == 0
 
@@ -281,7 +282,7 @@ def test_what_is_there_stays(tmp_path: Path, text: Path) -> None:
 @pytest.mark.parametrize("field", ["length", "tokens", "probe_tokens", "loss_tokens", "permutations"])
 def test_options_out_of_range(field: str) -> None:
     with pytest.raises(RequestError) as caught:
-        ProbeOptions(**{field: 0})
+        parse(ProbeOptions, {field: 0})
     assert caught.value.field == field
 
 

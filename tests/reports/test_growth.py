@@ -80,7 +80,7 @@ def test_a_later_boundary(folders: dict[str, Path]) -> None:
     assert row["drop"] == pytest.approx(0.35)
     assert row["jump"] == pytest.approx(0.001)
     lines = growth_text(report).splitlines()
-    assert lines[0].split()[-4:] == ["token", "step", "10", "final"]
+    assert lines[0].split()[-4:] == ["token)", "step", "10", "final"]
     assert "jump" not in lines[4]
 
 

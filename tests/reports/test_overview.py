@@ -229,7 +229,7 @@ def test_the_summary_says_what_runs_of_one_base_were_measured_at(tmp_path: Path)
         file.write_text(json.dumps(json.loads(file.read_text()) | {"nll": [nll] * 30}))
     wins = answers(find([tmp_path]))[2]
     assert wins.headline == "One run ends lower"
-    assert "“two” has the lowest held-out loss, the next is “one” after 123 K and 123 K of" in wins.sentence
+    assert "“two” has the lowest held-out loss, followed by “one” after 123 K and 123 K of" in wins.sentence
     assert "+0.1000 nats per token, 95% interval [+0.1000, +0.1000] over 30 documents" in wins.sentence
     model = write_model(tmp_path / "stranger", **upcycled() | {"sources": {}})
     assert answers(find([tmp_path]))[2].headline == "Not measured"  # of that model
@@ -242,13 +242,13 @@ def test_an_moe_is_measured_by_the_dense_model_that_it_was_made_of(tmp_path: Pat
     moe = write_model(tmp_path / "moe", **upcycled())
     costs = answers(find([tmp_path]))[1].sentence
     assert "times" not in costs
-    assert "no dense model here is on record as what it was made of" in costs
+    assert "no dense model here is its recorded source" in costs
     own = write_dense(tmp_path / "b-own", width=16)
     record = json.loads((moe / "smolmoe.json").read_text())
     record["sources"]["base"]["sha256"] = fingerprint(open_checkpoint(own))
     (moe / "smolmoe.json").write_text(json.dumps(record))
     found = find([tmp_path])
-    assert f"{1_600_000 / 64:.2f} times those of b-own, the dense model it was made of" in answers(found)[1].sentence
+    assert f"{1_600_000 / 64:.2f} times those of b-own, the dense model it was made from" in answers(found)[1].sentence
     command = next(part.command for part in sections(found) if part.name == "comparison")
     assert str(own) in command
     assert str(stranger) not in command
@@ -344,9 +344,9 @@ def test_foreign_folders_and_schemas_are_refused(tmp_path: Path) -> None:
         report([tmp_path / "nowhere"], page)
     (tmp_path / "foreign").mkdir()
     (tmp_path / "foreign" / "notes.json").write_text("{}")
-    with pytest.raises(DataError, match="nothing in it that a report shows"):
+    with pytest.raises(DataError, match="holds nothing that a report shows"):
         report([tmp_path / "foreign"], page)
-    with pytest.raises(DataError, match="nothing in it that a report shows"):
+    with pytest.raises(DataError, match="holds nothing that a report shows"):
         report([tmp_path / "foreign" / "notes.json"], page)
     write_model(tmp_path / "newer", schema_version=2)
     with pytest.raises(CheckpointError, match=r"is of schema 2; this smolmoe \([\w.]+\) reads schema 1"):

@@ -250,7 +250,7 @@ def test_of_few_documents_and_tokens_nothing_is_found() -> None:
     assert f"Domain accuracy of the routing: {few}." in said
     assert "chance" not in said
     assert "points" not in said
-    assert "24 tokens are too few to say how the load falls on 4 experts." in said
+    assert "24 tokens are too few to measure the load of 4 experts." in said
     assert "Dead experts" not in said
 
 
@@ -265,7 +265,7 @@ def test_copies_come_first() -> None:
 def test_a_domain_without_experts_of_its_own() -> None:
     probe = make_probe(**SMALL)
     probe["losses"]["own"] = [None, None, None]
-    assert "No domain has experts of its own" in " ".join(headlines(probed(probe), None))
+    assert "No domain has experts that could be knocked out" in " ".join(headlines(probed(probe), None))
 
 
 def test_what_was_not_measured_is_left_out(plain: Path) -> None:

@@ -11,6 +11,7 @@ from matplotlib.figure import Figure
 from pydantic import TypeAdapter
 from reports.overview_folder import EXAMPLES
 
+from smolmoe.reports.drawing import draw as drawn
 from smolmoe.reports.drawing import look, save_png
 from smolmoe.reports.scaling import curves_figure, sweep_figure
 from smolmoe.results.scaling_law import Curve, HeldOutFacts, Sweep
@@ -59,7 +60,7 @@ def draw(*curves: dict[str, Any], path: Path) -> Figure:
     with look():
         values = json.loads((EXAMPLES / "sweep.json").read_text()) | {"curves": list(curves), "largest": BUDGETS[-1]}
         values["held_out"] |= {"documents": 180, "tokens": 30_000}
-        drawing = sweep_figure(Sweep.from_json(values))
+        drawing = drawn(sweep_figure(Sweep.from_json(values)), titled=True)
         save_png(drawing, path)
     assert path.stat().st_size > 10_000
     assert "30,000 held-out tokens of 180 documents" in drawing.caption
@@ -100,14 +101,13 @@ def test_several_curves_share_one_figure(tmp_path: Path) -> None:
     figure = draw(curve("dense"), curve("moe"), path=tmp_path / "a.png")
     rows = [label.get_text() for label in figure.axes[1].get_yticklabels()]
     assert rows == [f"{name}\n{step}" for name in ("dense", "moe") for step in ("500 K → 5 M", "8 M → 80 M")]
-    with look():
-        joined = curves_figure(
-            [TypeAdapter(Curve).validate_python(curve(name)) for name in ("a", "b")],
-            largest=BUDGETS[-1],
-            name="two",
-            title="Two",
-            held_out=HeldOutFacts(1, 2, ("text",)),
-        )
+    joined = curves_figure(
+        [TypeAdapter(Curve).validate_python(curve(name)) for name in ("a", "b")],
+        largest=BUDGETS[-1],
+        name="two",
+        title="Two",
+        held_out=HeldOutFacts(1, 2, ("text",)),
+    )
     assert (joined.name, joined.title) == ("two", "Two")
 
 

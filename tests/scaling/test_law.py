@@ -156,7 +156,7 @@ def test_too_few_budgets_fit_nothing(count: int) -> None:
 
 def test_three_budgets_leave_nothing_to_judge_the_fit_by() -> None:
     found = fit(known(BUDGETS[:3]), BUDGETS[:3])
-    assert any("Three points fix three numbers" in note for note in law(found).notes)
+    assert any("Three points determine three parameters" in note for note in law(found).notes)
     assert uncertainty_of([found]).over == ("documents",)
 
 
@@ -172,14 +172,14 @@ def test_a_loss_at_its_floor_has_no_upper_end_to_its_exponent() -> None:
     losses = np.array([3.5, 3.0, 3.0, 3.0, 3.0]) * (1 + 1e-4 * np.array([0, 1, -1, 1, -1]))
     found = law(fit(losses))
     assert not found.identified
-    assert "no upper end" in found.notes[0]
+    assert "no upper bound" in found.notes[0]
 
 
 def test_a_loss_that_falls_by_the_same_each_time_has_no_floor() -> None:
     rng = np.random.default_rng(4)
     losses = 4.0 - 0.1 * np.arange(5) + 0.004 * rng.standard_normal(5)
     notes = " ".join(law(fit(losses)).notes)
-    assert "not told from 0" in notes
+    assert "interval of the offset E reaches 0" in notes
 
 
 def test_the_band_widens_and_far_is_called_far() -> None:
@@ -205,7 +205,7 @@ def test_what_tenfold_tokens_buy() -> None:
 def test_bad_points_are_refused() -> None:
     losses = known(BUDGETS)
     losses[2] = np.nan
-    with pytest.raises(DataError, match="no positive number"):
+    with pytest.raises(DataError, match="is not positive"):
         fit(losses)
     other = Observed(BUDGETS, known(BUDGETS)[:, None, None] * 900, np.array([900.0]))
     with pytest.raises(DataError, match="same documents"):
@@ -246,7 +246,7 @@ def test_the_interaction_is_told_from_none() -> None:
 def test_no_interaction_is_said_to_be_none() -> None:
     found = fit_joint(joint_points(0.0, size=0.002), DENSE, draws=60)
     assert not found.identified
-    assert "not told from 0" in found.notes[0]
+    assert "includes 0" in found.notes[0]
 
 
 def test_too_few_dense_budgets_have_no_joint_law() -> None:

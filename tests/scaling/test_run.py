@@ -10,6 +10,7 @@ import pytest
 from tests.pipeline.test_run import pipeline, trained, upcycle
 from tests.training.runs import dense_folder, recipe, trainer
 
+from smolmoe.core.json_text import read_rows
 from smolmoe.errors import OutputError, RequestError
 from smolmoe.recipe import PipelineRecipe, parse
 from smolmoe.recipe.sweep import SweepRecipe
@@ -18,7 +19,6 @@ from smolmoe.scaling.forecast import forecast_sweep
 from smolmoe.scaling.plan import Plan, make_plan
 from smolmoe.scaling.run import FIGURE, sweep
 from smolmoe.scaling.runs import METRICS
-from smolmoe.training.metrics import read_metrics
 from smolmoe.training.run import train
 
 STEP = 128  # tokens: 4 blocks of 32
@@ -70,10 +70,10 @@ def test_a_budget_that_shares_a_trunk_is_the_training_of_that_length(tmp_path: P
     alone = train(whole.recipe(whole.starts[0], 0, 20, tmp_path / "alone"))
     branch = tmp_path / "sweep" / found.curves[0].points[1].run
     assert documents(branch) == documents(alone.out)
-    rates = {row["step"]: row["learning_rate"] for row in read_metrics(alone.out / METRICS) if row["kind"] == "window"}
+    rates = {row["step"]: row["learning_rate"] for row in read_rows(alone.out / METRICS) if row["kind"] == "window"}
     assert rates[16] == 1e-2  # the trunk's
     assert rates[20] < 0.3e-2
-    assert [row["step"] for row in read_metrics(branch / METRICS) if row["kind"] == "step"] == [17, 18, 19, 20]
+    assert [row["step"] for row in read_rows(branch / METRICS) if row["kind"] == "step"] == [17, 18, 19, 20]
     # What is there is not trained again, and a further budget goes on from the longest trunk.
     before = written(tmp_path / "sweep")
     more = go(what, request(tmp_path, 4, 20, 30))
@@ -81,7 +81,7 @@ def test_a_budget_that_shares_a_trunk_is_the_training_of_that_length(tmp_path: P
     assert {path: after[path] for path in before} == before
     assert losses(more)[:2] == losses(found)
     trunk = tmp_path / "sweep" / "seed-0" / f"trunk-{24 * STEP}"
-    assert min(row["step"] for row in read_metrics(trunk / METRICS)) == 17
+    assert min(row["step"] for row in read_rows(trunk / METRICS)) == 17
     assert read_sweep(tmp_path / "sweep") == more
     assert (tmp_path / "sweep" / FIGURE).stat().st_size > 10_000
 
@@ -95,7 +95,7 @@ def test_a_sweep_that_was_stopped_gives_the_same(tmp_path: Path, dense: Path) ->
     whole = go(what, request(tmp_path, 4, 24, out=str(tmp_path / "whole")))
 
     def stop(title: str, done: int, total: int) -> None:
-        if "3,072 tokens, the part that is shared: Training" in title and done == 17:
+        if "3,072 tokens, the shared part: Training" in title and done == 17:
             raise Stopped
 
     with pytest.raises(Stopped):
@@ -103,7 +103,7 @@ def test_a_sweep_that_was_stopped_gives_the_same(tmp_path: Path, dense: Path) ->
     told: list[str] = []
     again = go(what, request(tmp_path, 4, 24), report=lambda title, done, total: told.append(f"{title} {done}"))
     assert losses(again) == losses(whole)
-    assert "tiny, seed 0, 3,072 tokens, the part that is shared: Training 16" in told, "it did not go on at step 16"
+    assert "tiny, seed 0, 3,072 tokens, the shared part: Training 16" in told, "it did not go on at step 16"
 
 
 def test_at_a_constant_rate_each_budget_is_a_point_of_one_training(tmp_path: Path, dense: Path) -> None:
@@ -114,13 +114,13 @@ def test_at_a_constant_rate_each_budget_is_a_point_of_one_training(tmp_path: Pat
     assert found.curves[0].law is None
     assert found.curves[0].reason is not None
     assert "at least 3 budgets" in found.curves[0].reason
-    assert any("No budget had a decay" in warning for warning in found.warnings)
+    assert any("No budget had a learning-rate decay" in warning for warning in found.warnings)
 
 
 def test_a_schedule_that_ends_is_run_whole_for_each_budget(tmp_path: Path, dense: Path) -> None:
     found = go(values(tmp_path, dense, lr_scheduler_type="cosine"), request(tmp_path, 3, 6))
     for point in found.curves[0].points:
-        rows = read_metrics(tmp_path / "sweep" / point.run / METRICS)
+        rows = read_rows(tmp_path / "sweep" / point.run / METRICS)
         assert [row["step"] for row in rows if row["kind"] == "step"] == list(range(1, point.steps + 1))
     with pytest.raises(OutputError, match="learning_rate"):
         go(values(tmp_path, dense, lr_scheduler_type="cosine", learning_rate=1e-3), request(tmp_path, 3, 6))
@@ -168,9 +168,9 @@ def test_only_what_the_varied_stage_builds_on_is_run(tmp_path: Path) -> None:
     ("steps", "trainer_values", "options", "said"),
     [
         ((3, 3), {}, {}, "twice"),
-        ((0.2,), {}, {}, "less than a step"),
+        ((0.2,), {}, {}, "less than one step"),
         ((3, 3.1), {}, {}, "same number of steps"),
-        ((1, 20), WSD, {}, "no room"),
+        ((1, 20), WSD, {}, "too short"),
         ((3, 6), {}, {"stage": "moe"}, "one training, not a pipeline"),
         ((3, 6), {}, {"dense_tokens": (STEP,)}, "one training, not a pipeline"),
         ((3, 6), {}, {"until": STEP}, "at least to the largest"),
@@ -210,10 +210,10 @@ def test_the_forecast_counts_what_is_shared_once(tmp_path: Path, dense: Path) ->
     asked = request(tmp_path, 10, 20, 40, seeds=(0, 1))
     found = forecast_sweep(plan(values(tmp_path, dense, **WSD), asked))
     assert [(cost.runs, cost.steps) for cost in found.costs] == [(2, 2 * 32), (6, 2 * (2 + 4 + 8))]
-    assert found.whole == pytest.approx(found.flops * (2 * 70) / (2 * 46))
+    assert found.flops_unshared == pytest.approx(found.flops * (2 * 70) / (2 * 46))
     assert (found.done, found.points) == (0, 6)
     own = forecast_sweep(plan(values(tmp_path, dense), asked))
-    assert own.flops == pytest.approx(found.whole)
+    assert own.flops == pytest.approx(found.flops_unshared)
     what = pipeline(tmp_path, upcycle(), trained("on", "{moe}"))
     staged = forecast_sweep(plan(what, request(tmp_path, 3, 6)))
     assert [cost.steps for cost in staged.costs] == [parse(PipelineRecipe, what).defaults["trainer"]["max_steps"], 9]

@@ -245,18 +245,9 @@ def test_a_predicted_deviation_is_held_against_each_layer(dense: Path, text: Pat
     assert right > 0.05
 
     def outcome(kind: str, *predicted: float | None) -> set[str]:
-        checks = judge(
-            Claim(kind, predicted_ffn_error=predicted),
-            finite=True,
-            not_finite={},
-            same_tokens=True,
-            logits=result.logits,
-            padding=result.padding,
-            decoding=result.decoding,
-            control=result.control,
-            ffn_error=result.ffn_error,
-            half=None,
-        )
+        claim = Claim(kind, predicted_ffn_error=predicted)
+        found = result.model_copy(update={"claim": claim, "half": None})
+        checks = judge(found, finite=True, not_finite={}, same_tokens=True)
         return {check.name for check in checks if not check.passed}
 
     assert outcome("deviates", 0.0, right * 1.2) == set()

@@ -2,130 +2,34 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from smolmoe.cli.command import Command
-from smolmoe.cli.output import print_rows, table
-from smolmoe.core import units
+from smolmoe.cli.output import print_rows, print_tables
 from smolmoe.verbs import measure
 
 if TYPE_CHECKING:
-    from smolmoe.results.bench import BatchSpeed, BenchResult, ModelBench, Ratio
-    from smolmoe.results.flops import FlopCounts
+    from smolmoe.results.bench import BenchResult
 
 
 def show_bench(result: BenchResult) -> None:
-    """What was measured on what, the models' sizes and FLOPs, and a table for each batch size."""
-    settings, machine = result.settings, result.machine
-    threads = f"{machine['threads']} thread{'s' if machine['threads'] > 1 else ''}"
-    print_rows(
-        [
-            ("on", f"{machine['processor']}, {threads}" if settings.device == "cpu" else machine["processor"]),
-            ("asked", f"{settings.prompt_tokens} tokens in, {settings.new_tokens} out, {settings.rounds} rounds"),
-        ]
-    )
+    """The machine and the settings, the models' sizes and FLOPs, and their speed."""
+    from smolmoe.reports.bench_view import bench_machine, bench_tables
+
+    settings = result.settings
+    asked = f"{settings.prompt_tokens} tokens in, {settings.new_tokens} out, {settings.rounds} rounds"
+    print_rows([("machine", bench_machine(result)), ("settings", asked)])
     names = _short([model.name for model in result.models])
-    _show_models(result.models, names)
-    _show_speed(result, names)
-    if result.ratios:
-        _show_ratios(result, names)
+    models = tuple(replace(model, name=name) for model, name in zip(result.models, names, strict=True))
+    print_tables(bench_tables(result.model_copy(update={"models": models})))
 
 
 def _short(names: list[str]) -> list[str]:
-    """The last part of each path, or the whole where that does not tell them apart."""
+    """The last part of each path, or the whole path if these are the same."""
     short = [Path(name).name or name for name in names]
     return short if len(set(short)) == len(short) else names
-
-
-def _show_models(models: tuple[ModelBench, ...], names: list[str]) -> None:
-    rows: list[tuple[str, list[str]]] = [
-        ("class", [model.class_name for model in models]),
-        ("numbers", [model.dtype for model in models]),
-        ("experts", [_experts(model) for model in models]),
-        ("parameters", [_of(model, "total", "active") for model in models]),
-        (
-            "without embeddings",
-            [_of(model, "total_without_embeddings", "active_without_embeddings") for model in models],
-        ),
-        ("memory of weights", [units.size(model.bytes.total) for model in models]),
-        ("read for a token", [units.size(model.bytes.active) for model in models]),
-        ("FLOPs a token, prefill", [units.flops(model.flops.prefill.total) for model in models]),
-        ("FLOPs a token, decode", [units.flops(model.flops.decode.total) for model in models]),
-        ("FLOPs a token, training", [_training(model.flops) for model in models]),
-        ("experts that computed", [_worked(model.flops) for model in models]),
-    ]
-    table("Models", ["", *names], [[label, *cells] for label, cells in rows if any(cell != "-" for cell in cells)])
-
-
-def _experts(model: ModelBench) -> str:
-    known = f"{model.experts}, top-{model.top_k}, by {model.implementation or 'its class'}"
-    return "-" if model.experts is None else known
-
-
-def _of(model: ModelBench, total: str, active: str) -> str:
-    every, used = getattr(model.parameters, total), getattr(model.parameters, active)
-    return units.parameters(every) + ("" if every == used else f", {units.parameters(used)} active")
-
-
-def _training(flops: FlopCounts) -> str:
-    return "-" if flops.train is None else units.flops(flops.train.total)
-
-
-def _worked(flops: FlopCounts) -> str:
-    work = flops.experts
-    if work is None:
-        return "-"
-    told = "only the chosen" if work.only_chosen else f"NOT the {work.top_k} chosen"
-    counted = [work.prefill, work.decode, *([] if work.train is None else [work.train])]
-    return f"{' / '.join(f'{value:.2f}' for value in counted)} of {work.experts}: {told}"
-
-
-def _show_speed(result: BenchResult, names: list[str]) -> None:
-    columns = ["batch", *(["model"] if len(names) > 1 else []), "first token", "a token", "p90"]
-    columns += ["prefill tokens/s", "decode tokens/s", "peak memory", "a sample"]
-    rows = []
-    for at, batch_size in enumerate(result.settings.batch_sizes):
-        for name, model in zip(names, result.models, strict=True):
-            rows.append([batch_size, *([name] if len(names) > 1 else []), *_batch(model.speed[at])])
-    table("Speed (medians; a token: of each prompt, after the first)", columns, rows)
-
-
-def _batch(speed: BatchSpeed) -> list[str]:
-    return [
-        units.duration(speed.first_token.median),
-        units.duration(speed.token.median),
-        units.duration(speed.token.p90),
-        f"{speed.prefill_tokens_per_second:,.4g}",
-        f"{speed.decode_tokens_per_second:,.4g}",
-        units.size(speed.peak_bytes),
-        units.size(speed.sample_bytes),
-    ]
-
-
-def _show_ratios(result: BenchResult, names: list[str]) -> None:
-    columns = [
-        "batch",
-        "first token",
-        "a token",
-        "prefill tokens/s",
-        "decode tokens/s",
-        "decode for its bytes",
-        "memory",
-    ]
-    rows = [
-        [
-            ratios.batch_size,
-            *map(_spread, (ratios.first_token, ratios.token, ratios.prefill, ratios.decode, ratios.decode_for_bytes)),
-            f"{ratios.peak:.2f}",
-        ]
-        for ratios in result.ratios
-    ]
-    table(f"{names[0]} over {names[1]} (median of the rounds; lowest to highest)", columns, rows)
-
-
-def _spread(ratio: Ratio | None) -> str:
-    return "-" if ratio is None else f"{ratio.median:.2f} ({ratio.low:.2f} to {ratio.high:.2f})"
 
 
 COMMAND = Command(measure.bench, lambda result, given: show_bench(result), group="Measure")

@@ -8,12 +8,15 @@ import os
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from smolmoe.core import units
 from smolmoe.errors import SmolmoeError
+
+if TYPE_CHECKING:
+    from smolmoe.reports.blocks import Table
 
 Json = Annotated[bool, typer.Option("--json", help="Output as JSON.")]
 
@@ -74,15 +77,23 @@ def table(title: str, columns: Sequence[str], rows: Sequence[Sequence[object]]) 
     """A table that wraps to the terminal; plain and whole where stdout is no terminal."""
     from rich import box
     from rich.console import Console
-    from rich.table import Table
+    from rich.table import Table as Grid
 
-    grid = Table(title=title, title_justify="left", title_style="bold", box=box.SIMPLE_HEAD, pad_edge=False)
+    grid = Grid(title=title, title_justify="left", title_style="bold", box=box.SIMPLE_HEAD, pad_edge=False)
     for index, column in enumerate(columns):
         grid.add_column(column, no_wrap=index == 0)
     for row in rows:
         grid.add_row(*(str(cell) for cell in row))
     console = Console(width=None if sys.stdout.isatty() else 140)
     console.print(grid, markup=False)
+
+
+def print_tables(tables: Sequence[Table]) -> None:
+    """Tables of a report, as they are on its page."""
+    from smolmoe.reports.blocks import show
+
+    for one in tables:
+        table(one.caption, one.head, [[show(cell) for cell in row] for row in one.rows])
 
 
 @contextmanager

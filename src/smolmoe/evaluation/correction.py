@@ -1,4 +1,4 @@
-"""How well a model corrects texts, beside leaving them as they are and beside what people do."""
+"""How well a model corrects texts, compared with leaving them unchanged and with people's corrections."""
 
 from __future__ import annotations
 
@@ -10,6 +10,8 @@ from typing import Any
 
 import numpy as np
 
+from smolmoe.core.checkpoint import fingerprint, open_checkpoint
+from smolmoe.core.devices import pick_device
 from smolmoe.core.files import growing, json_text, place, write_together
 from smolmoe.core.progress import Progress
 from smolmoe.core.run_folder import foreign, occupied
@@ -27,6 +29,7 @@ from smolmoe.evaluation.text_metrics import (
     row_statistics,
 )
 from smolmoe.inference.sampling import answering_model, answering_tokenizer, check_room, sample_answers
+from smolmoe.moe.loading import load_config
 
 PREDICTIONS = "predictions.jsonl"
 SCORES = "scores.json"
@@ -34,12 +37,12 @@ SCORES = "scores.json"
 
 @dataclass(frozen=True)
 class SystemScores:
-    """The metrics of one way to correct the rows.
+    """The metrics of one way of correcting the rows.
 
     Attributes:
         metrics: name -> value in percent, with its interval.
-        unchanged: share of texts left as they were, 0 to 1.
-        rows: how many it was judged on.
+        unchanged: share of texts left unchanged, 0 to 1.
+        rows: number of rows scored.
     """
 
     metrics: dict[str, Interval]
@@ -49,10 +52,10 @@ class SystemScores:
 
 @dataclass(frozen=True)
 class Prediction:
-    """What the model made of a row.
+    """The model's correction of a row.
 
     Attributes:
-        sari: of this row, in percent; the row's figure that tells worst from best.
+        sari: of this row, in percent; rows are ranked by it.
     """
 
     source: str
@@ -64,16 +67,16 @@ class Prediction:
 
 @dataclass(frozen=True)
 class CorrectionScores:
-    """A model's corrections of some rows, judged.
+    """A model's corrections of some rows, scored.
 
     Attributes:
         model: the model's scores.
-        copy: those of the texts as they were.
-        human: those of each row's references against its others (rows with several); None where no row has several.
-            With a reference less to agree with than the model has, they are a lower bound.
-        difference: metric -> the model's value less that of copying, on the same rows.
+        copy: those of the unchanged texts.
+        human: those of each reference against the row's other references; None if no row has several. They are a
+            lower bound, because one reference fewer is left to agree with.
+        difference: metric -> the model's value minus that of copying, on the same rows.
         predictions: in the rows' order.
-        new_tokens, cut, seconds: of the sampling; `cut` answers had not ended.
+        new_tokens, cut, seconds: of the sampling; `cut` answers reached the limit.
     """
 
     model: SystemScores
@@ -96,7 +99,7 @@ class CorrectionScores:
 
     @property
     def not_better(self) -> tuple[str, ...]:
-        """The metrics by which the model does not beat copying: the difference's interval reaches 0, or lies below."""
+        """The metrics by which the model does not beat copying: the difference's interval includes 0 or is below it."""
         return tuple(name for name in METRICS if self.difference[name].low <= 0)
 
     def to_json(self) -> dict[str, Any]:
@@ -119,23 +122,23 @@ def score_corrections(
     prompt: CorrectionPrompt | None = None,
     report: Progress | None = None,
 ) -> CorrectionScores:
-    """Let the model correct each row once, and judge that.
+    """Let the model correct each row once, and score the corrections.
 
     Args:
         model: a causal language model in memory.
-        device: to move it to; None leaves it where it is.
-        temperature: 0 takes the likeliest token every time.
+        device: to move it to; None does not move it.
+        temperature: 0 is greedy.
         seed: of the sampling and of the intervals.
-        prompt: how the rows are put to the model; None as `CorrectionPrompt()` does.
+        prompt: the form of the prompts; None for `CorrectionPrompt()`.
 
     Raises:
         RequestError: a value out of its range, or sacrebleu is not installed.
         DataError: no rows, or one that leaves no room in the model's positions.
-        SourceError: a chat is asked for and the tokenizer has no template.
+        SourceError: a chat is requested and the tokenizer has no template.
     """
     if not rows:
         raise DataError("there are no rows to score.", field="rows", value=0)
-    row_statistics(Corrected("a", "a", ("a",)))  # without sacrebleu nothing need be sampled
+    row_statistics(Corrected("a", "a", ("a",)))  # fails before the sampling if sacrebleu is missing
     prompts = _prompts(tokenizer, rows, prompt, max_new_tokens, model.config)
     samples = sample_answers(
         model,
@@ -162,21 +165,17 @@ def score_checkpoint(
     prompt: CorrectionPrompt | None = None,
     **options: Any,
 ) -> CorrectionScores:
-    """`score_corrections` of a model's folder; the tokens are made before the weights are read.
+    """`score_corrections` of a model's folder; the prompts are tokenised before the weights are read.
 
     Args:
         out: folder for `scores.json` and `predictions.jsonl`.
-        overwrite: replace those that are there.
+        overwrite: replace existing ones.
         **options: as `score_corrections` takes them.
 
     Raises:
         SourceError: no such model, or it has no tokenizer.
-        OutputError: `out` holds something.
+        OutputError: `out` is not empty.
     """
-    from smolmoe.core.checkpoint import fingerprint, open_checkpoint
-    from smolmoe.core.devices import pick_device
-    from smolmoe.moe.loading import load_config
-
     device = pick_device(device)
     if out is not None:
         place(out, "growing folder")
@@ -196,7 +195,7 @@ def score_checkpoint(
 
 
 def write_scores(out: Path, scores: CorrectionScores, settings: dict[str, Any]) -> None:
-    """Write `predictions.jsonl`, a row each, and `scores.json` with what was asked into a folder."""
+    """Write `predictions.jsonl` and `scores.json` with the settings into a folder."""
     out.mkdir(parents=True, exist_ok=True)
     lines = (json.dumps(asdict(prediction), ensure_ascii=False) + "\n" for prediction in scores.predictions)
     found = {"settings": settings} | scores.to_json()
@@ -213,7 +212,7 @@ def _check_out(out: Path, overwrite: bool) -> None:
 def _prompts(
     tokenizer: Any, rows: Sequence[CorrectionRow], prompt: CorrectionPrompt | None, max_new_tokens: int, config: Any
 ) -> list[list[int]]:
-    """The rows' prompts as tokens, with room for an answer each."""
+    """The rows' prompts as tokens, each with room for an answer."""
     asking = prompt or CorrectionPrompt()
     prompts = [prompt_ids(tokenizer, asking.ask(row.instructed), row.where) for row in rows]
     check_room(prompts, max_new_tokens, config, [row.where for row in rows])
@@ -229,7 +228,7 @@ def judge(
     seconds: float = 0.0,
     seed: int = 0,
 ) -> CorrectionScores:
-    """Score corrections that are there."""
+    """Score given corrections."""
     corrected = [Corrected(row.source, text, row.references) for row, text in zip(rows, outputs, strict=True)]
     copied = [Corrected(row.source, row.source, row.references) for row in rows]
     made, left = (np.stack([row_statistics(row) for row in system]) for system in (corrected, copied))
@@ -250,7 +249,7 @@ def judge(
 
 
 def _human(rows: Sequence[CorrectionRow], seed: int) -> SystemScores | None:
-    """Each reference of a row against the row's others; the references of a row count as one row together."""
+    """Each reference of a row against the row's others; together they count as one row."""
     held_out = [_leave_one_out(row) for row in rows if len(row.references) > 1]
     if not held_out:
         return None

@@ -1,8 +1,8 @@
-"""FLOPs of a causal language model, counted while it computes, beside what its matrices' sizes say.
+"""FLOPs of a causal language model: counted while it computes, and expected from the sizes of its matrices.
 
-torch's counter takes grouped products, and attention on the CPU, as nothing; here they have formulas. A product of
-[m, k] and [k, n] is 2*m*k*n, nothing else counts. Attention is counted over all pairs of positions, as torch does it
-for its own kernels: one that leaves out what comes later does half of it in a prefill.
+torch's counter counts grouped products, and attention on the CPU, as 0; here they have formulas. A product of [m, k]
+and [k, n] is 2*m*k*n, and nothing else counts. Attention is counted over all pairs of positions, as torch counts its
+kernels: a causal kernel computes half of them in a prefill.
 """
 
 from __future__ import annotations
@@ -21,26 +21,26 @@ from smolmoe.moe.routing import RoutingCapture, find_routers
 from smolmoe.moe.structure import expert_parameters, ffn_parts, find_layers
 from smolmoe.results.flops import ExpertWork, FlopCounts, Flops, TrainFlops
 
-# What a model's FLOPs are of: projections around attention, attention itself, FFNs of layers without experts, the
-# output head; "rest" is what is in none of these modules.
+# The parts of a model: projections around attention, attention itself, FFNs of layers without experts, the output
+# head, ...; "rest" is what is in none of these modules.
 PARTS = ("attention", "scores", "router", "experts", "shared", "ffn", "head", "rest")
-_BACKWARD = {"scores": 2.5}  # of the forward pass; 2 where it is not named: it computes the scores once more
+_BACKWARD = {"scores": 2.5}  # times the forward pass; others 2. The backward pass computes the scores again
 
 
 def count_flops(model: Any, *, length: int = 128, train: bool = True, seed: int = 0) -> FlopCounts:
-    """Count what a token costs, on random tokens.
+    """Count the FLOPs per token, on random tokens.
 
-    Everything is computed, nothing is estimated, so that the count also shows which experts worked. Products are taken
-    in another number type than the weights have: kernels for theirs may go around torch, where nothing counts.
+    Everything is computed, nothing is estimated, so that the count also shows which experts computed. Products use
+    another dtype than the weights, whose kernels may bypass torch, where nothing is counted.
 
     Args:
-        model: a causal LM of transformers in memory, dense or MoE; left as it was.
-        length: tokens of the prompt; one more is decoded after it.
-        train: count a backward pass, too. Gradients are dropped one by one.
+        model: a causal LM of transformers in memory, dense or MoE; it is not changed.
+        length: of the prompt, in tokens; one more token is decoded after it.
+        train: count a backward pass too. Gradients are dropped one by one.
 
     Raises:
         RequestError: `length` is below 2 or beyond the model's positions.
-        SourceError: a router whose choices cannot be read, or a class that torch's counter cannot follow.
+        SourceError: a router whose choices cannot be read, or a class that torch's counter does not support.
     """
     config = model.config.get_text_config()
     room = getattr(config, "max_position_embeddings", None)
@@ -54,9 +54,9 @@ def count_flops(model: Any, *, length: int = 128, train: bool = True, seed: int 
             sizes, prefill, decode = _forward(model, ids)
             read, written = _flops(sizes, prefill, length, length), _flops(sizes, decode, 1, length + 1)
             learned = _train(model, ids[:, :length], read) if train else None
-    except AssertionError as error:  # of torch's hooks on modules, which cannot follow DBRX's experts
+    except AssertionError as error:  # of torch's module hooks, which do not support DBRX's experts
         raise SourceError(
-            f"torch's counter of FLOPs cannot follow this class ({error}).", field="model", value=type(model).__name__
+            f"torch's FLOP counter does not support this class ({error}).", field="model", value=type(model).__name__
         ) from error
     return FlopCounts(read, written, learned, _work(sizes, read, written, learned))
 
@@ -79,12 +79,12 @@ class _Sizes:
 
     modules: dict[str, str]  # module's name -> part
     elements: dict[str, int]
-    attended: int  # twice what one position attended to costs, over all layers
+    attended: int  # elements per attended position, over all layers
     experts: int
     top_k: int
 
     def expected(self, positions: float) -> dict[str, float]:
-        """Per token that attends to `positions`."""
+        """FLOPs per token that attends to `positions`."""
         products = {part: 2.0 * count for part, count in self.elements.items()}
         if "experts" in products:
             products["experts"] *= self.top_k / self.experts
@@ -92,7 +92,7 @@ class _Sizes:
 
 
 def _forward(model: Any, ids: torch.Tensor) -> tuple[_Sizes, _Count, _Count]:
-    """A prefill of all tokens but the last, and the last decoded after it."""
+    """A prefill of all tokens except the last, and the last decoded after it."""
     chosen = (0, 0)
     with torch.no_grad():
         if find_routers(model):
@@ -114,9 +114,7 @@ def _counted(model: Any, ids: torch.Tensor, cache: Any) -> tuple[Any, _Count]:
         out = model(input_ids=ids, cache=cache, use_cache=True)
     if out.get("cache") is None:
         raise SourceError(
-            "the model keeps no cache of what it has read, so it decodes no single tokens.",
-            field="model",
-            value=type(model).__name__,
+            "the model keeps no KV cache, so it cannot decode single tokens.", field="model", value=type(model).__name__
         )
     return out.cache, count.get_flop_counts()
 
@@ -132,7 +130,7 @@ def _train(model: Any, ids: torch.Tensor, prefill: Flops) -> TrainFlops:
             hooks.append(parameter.register_post_accumulate_grad_hook(_drop))
         with torch.enable_grad(), counter() as count:
             loss = model(input_ids=ids, labels=ids, use_cache=False).loss
-            with torch.autocast(model.device.type, enabled=False):  # in it, a backward pass may meet both number types
+            with torch.autocast(model.device.type, enabled=False):  # otherwise a backward pass may mix both dtypes
                 loss.backward()
     finally:
         for hook in hooks:
@@ -161,11 +159,11 @@ def _flops(sizes: _Sizes, count: _Count, tokens: int, positions: int) -> Flops:
 
 
 def _work(sizes: _Sizes, read: Flops, written: Flops, train: TrainFlops | None) -> ExpertWork | None:
-    if "experts" not in sizes.elements:  # a dense model, or experts whose matrices are not found
+    if "experts" not in sizes.elements:  # a dense model, or experts whose matrices were not found
         return None
     one = 2.0 * sizes.elements["experts"] / sizes.experts
     prefill, decode = (flops.parts.get("experts", 0.0) / one for flops in (read, written))
-    # All that the backward pass did beyond what the other parts must is the experts'.
+    # The FLOPs of the backward pass beyond those of the other parts are the experts'.
     learned = None if train is None else prefill + (train.total - train.expected_total) / (3 * one)
     return ExpertWork(sizes.experts, sizes.top_k, prefill, decode, learned)
 
@@ -201,7 +199,7 @@ def _sizes(model: Any, experts: int, top_k: int) -> _Sizes:
 def _ffn_modules(
     layer: nn.Module, part: nn.Module, router: nn.Module | None, experts: int
 ) -> Iterator[tuple[nn.Module, str]]:
-    """The modules of an FFN that own matrices, and which part each belongs to."""
+    """The modules of an FFN that own matrices, and the part of each."""
     if router is None:
         yield from ((module, "ffn") for module in part.modules())
         return
@@ -222,12 +220,12 @@ def _attended(model: Any) -> int:
 
 
 def counter() -> flop_counter.FlopCounterMode:
-    """torch's counter, with formulas for what it knows none of."""
+    """torch's counter, with formulas for operators that it lacks."""
     return flop_counter.FlopCounterMode(display=False, custom_mapping=_formulas())
 
 
 def _formulas() -> dict[Any, Callable[..., int]]:
-    import transformers.integrations.moe  # noqa: F401  # defines its operators
+    import transformers.integrations.moe  # noqa: F401  # defines their operators
 
     aten, theirs = torch.ops.aten, torch.ops.transformers
     return {
@@ -240,12 +238,12 @@ def _formulas() -> dict[Any, Callable[..., int]]:
 
 
 def _raw(formula: Callable[..., int]) -> Callable[..., int]:
-    formula._get_raw = True  # type: ignore[attr-defined]  # tensors, not shapes: the rows are in their values
+    formula._get_raw = True  # type: ignore[attr-defined]  # takes tensors, not shapes: the numbers of rows are values
     return formula
 
 
 def _grouped(a: torch.Tensor, b: torch.Tensor, offs: torch.Tensor | None = None, *_: Any, **__: Any) -> int:
-    """Of each group its own product; rows behind the last group belong to none."""
+    """One product per group; rows after the last group belong to none."""
     if offs is None:
         return 2 * a.shape[0] * a.shape[1] * a.shape[2] * b.shape[2]
     rows = int(offs[-1]) if offs.numel() else 0

@@ -1,4 +1,4 @@
-"""Loss on held-out documents: the same tokens, in the same windows, for every model that is compared."""
+"""Loss on held-out documents: the same tokens in the same windows for every model."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ class HeldOut:
     """Windows of held-out documents.
 
     Attributes:
-        windows: token ids; a window predicts all its tokens but the first.
+        windows: token ids; a window predicts all its tokens except the first.
         owners: for each window, the index of its document.
         domains: for each document, its domain.
     """
@@ -37,8 +37,16 @@ class HeldOut:
         return sum(len(window) - 1 for window in self.windows)
 
     @property
+    def document_tokens(self) -> tuple[int, ...]:
+        """Predicted tokens of each document."""
+        tokens = [0] * len(self.domains)
+        for window, owner in zip(self.windows, self.owners, strict=True):
+            tokens[owner] += len(window) - 1
+        return tuple(tokens)
+
+    @property
     def sha256(self) -> str:
-        """Of the windows: equal for the same text, cut by the same tokenizer."""
+        """Of the windows: equal for the same text and tokenizer."""
         from hashlib import sha256
 
         return sha256(repr((self.windows, self.owners)).encode()).hexdigest()
@@ -48,8 +56,7 @@ class HeldOut:
 class DocumentLosses:
     """Negative log-likelihood in nats, summed over the tokens of each document; `tokens` counts them.
 
-    `counts` [L, E] are the choices of an MoE's routers on those tokens, where they were recorded; `text` is the hash of
-    the windows.
+    `counts` [L, E] are the routers' choices on those tokens, if recorded; `text` is the hash of the windows.
     """
 
     nll: tuple[float, ...]
@@ -60,12 +67,12 @@ class DocumentLosses:
 
     @property
     def loss(self) -> float:
-        """Nats a token."""
+        """Nats per token."""
         return sum(self.nll) / sum(self.tokens)
 
     @property
     def by_domain(self) -> dict[str, float]:
-        """Nats a token in each domain."""
+        """Nats per token in each domain."""
         return {domain: self._part(domain) for domain in sorted(set(self.domains))}
 
     def _part(self, domain: str) -> float:
@@ -73,7 +80,7 @@ class DocumentLosses:
         return sum(self.nll[index] for index in chosen) / sum(self.tokens[index] for index in chosen)
 
     def part(self, domain: str | None) -> DocumentLosses:
-        """Those of one domain; None for all."""
+        """The documents of one domain; None for all."""
         at = [index for index, name in enumerate(self.domains) if domain is None or name == domain]
         nll, tokens = tuple(self.nll[index] for index in at), tuple(self.tokens[index] for index in at)
         return DocumentLosses(nll, tokens, tuple(self.domains[index] for index in at))
@@ -82,7 +89,7 @@ class DocumentLosses:
         return {"loss": self.loss, "by_domain": self.by_domain, "tokens": sum(self.tokens)}
 
     def documents_json(self) -> dict[str, Any]:
-        """What `from_json` reads."""
+        """Per document, as `from_json` reads it."""
         return {"nll": self.nll, "tokens": self.tokens, "domains": self.domains, "text": self.text}
 
     @classmethod
@@ -92,7 +99,7 @@ class DocumentLosses:
 
 
 def same_text(a: Mapping[str, Any], b: Mapping[str, Any]) -> bool:
-    """Whether two `documents_json` were measured on the same documents and tokens; older ones have no hash of them."""
+    """Whether two `documents_json` have the same documents and tokens; older files have no hash."""
     texts = {text for text in (a.get("text"), b.get("text")) if text}
     return len(texts) < 2 and all(list(a[key]) == list(b[key]) for key in ("tokens", "domains"))
 
@@ -108,15 +115,15 @@ def cut_windows(
 ) -> HeldOut:
     """Windows of whole held-out documents, about `budget` tokens of each domain.
 
-    Every document begins anew: with the `start` token, and without the documents before it.
+    Every document starts with the `start` token, without the documents before it.
 
     Args:
         token_ids: of each document.
         domains: of each document.
-        length: the most tokens a window predicts.
+        length: maximum number of tokens that a window predicts.
         start: the token that precedes a document, usually end-of-text.
-        budget: tokens to predict in each domain; documents are taken in order until it is reached.
-        per_document: the most tokens to predict of one document, so that no long one decides for its domain.
+        budget: tokens to predict per domain; documents are taken in order until it is reached.
+        per_document: maximum per document, so that no long document dominates its domain.
     """
     spent = dict.fromkeys(domains, 0)
     windows: list[tuple[int, ...]] = []
@@ -139,41 +146,55 @@ def document_losses(
 ) -> DocumentLosses:
     """The loss of a causal language model on each held-out document, in the model's own dtype.
 
-    Windows of like length share a batch [B, S]; what fills the shorter ones up comes after their text, where no causal
-    model sees it, and is not counted.
+    Windows of similar length share a batch [B, S]. Padding comes after the text, where no causal model sees it, and is
+    not counted.
 
     Args:
-        capture: of the model's routers, not active; with it the choices of experts are counted, too.
+        capture: of the model's routers, not active; with it the choices of experts are counted too.
     """
     import torch
 
     counts: list[torch.Tensor] = []
     nll = [0.0] * len(held_out.domains)
-    tokens = [0] * len(held_out.domains)
     was_training = model.training
     model.eval()
-    order = sorted(range(len(held_out.windows)), key=lambda index: len(held_out.windows[index]))
     with torch.no_grad():
-        for first in range(0, len(order), batch):
-            chosen = order[first : first + batch]
-            inputs, targets = _batch([held_out.windows[index] for index in chosen], model.device)
+        for chosen, inputs, targets in batches(held_out, batch, model.device):
             with _counting(capture, targets != IGNORED, counts):
                 logits = model(input_ids=inputs, use_cache=False).logits.float()
-            losses = torch.nn.functional.cross_entropy(
-                logits.transpose(1, 2), targets, ignore_index=IGNORED, reduction="none"
-            )
-            sums = losses.double().sum(dim=1).tolist()
+            sums = token_losses(logits, targets).double().sum(dim=1).tolist()
             for index, total in zip(chosen, sums, strict=True):
                 nll[held_out.owners[index]] += total
-                tokens[held_out.owners[index]] += len(held_out.windows[index]) - 1
     model.train(was_training)
     chosen_counts = sum(counts) if counts else None
-    return DocumentLosses(tuple(nll), tuple(tokens), held_out.domains, chosen_counts, held_out.sha256)  # type: ignore[arg-type]
+    tokens = held_out.document_tokens
+    return DocumentLosses(tuple(nll), tokens, held_out.domains, chosen_counts, held_out.sha256)  # type: ignore[arg-type]
+
+
+def batches(held_out: HeldOut, at_once: int, device: Any) -> Iterator[tuple[list[int], torch.Tensor, torch.Tensor]]:
+    """Windows of similar length: their places, inputs and targets [B, S], padded on the right."""
+    import torch
+    from torch.nn.utils.rnn import pad_sequence
+
+    order = sorted(range(len(held_out.windows)), key=lambda index: len(held_out.windows[index]))
+    for first in range(0, len(order), at_once):
+        chosen = order[first : first + at_once]
+        windows = [torch.tensor(held_out.windows[index]) for index in chosen]
+        inputs = pad_sequence([window[:-1] for window in windows], batch_first=True)
+        targets = pad_sequence([window[1:] for window in windows], batch_first=True, padding_value=IGNORED)
+        yield chosen, inputs.to(device), targets.to(device)
+
+
+def token_losses(logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+    """Nats of each token [B, S]; 0 for padding."""
+    from torch.nn.functional import cross_entropy
+
+    return cross_entropy(logits.transpose(1, 2), targets, ignore_index=IGNORED, reduction="none")
 
 
 @contextmanager
 def _counting(capture: RoutingCapture | None, keep: torch.Tensor, counts: list[torch.Tensor]) -> Iterator[None]:
-    """Adds the choices [L, E] made within, on the tokens to keep [B, S], to `counts`."""
+    """Add the choices [L, E] made in the block, on the tokens to keep [B, S], to `counts`."""
     if capture is None:
         yield
         return
@@ -189,26 +210,13 @@ def _counting(capture: RoutingCapture | None, keep: torch.Tensor, counts: list[t
     counts.append(torch.stack([routing.chosen().sum(0) for routing in routings]).cpu())
 
 
-def _batch(windows: Sequence[Sequence[int]], device: Any) -> tuple[torch.Tensor, torch.Tensor]:
-    """Inputs and targets [B, S], filled up on the right."""
-    import torch
-
-    longest = max(len(window) for window in windows) - 1
-    inputs = torch.zeros(len(windows), longest, dtype=torch.long)
-    targets = torch.full((len(windows), longest), IGNORED)
-    for row, window in enumerate(windows):
-        inputs[row, : len(window) - 1] = torch.tensor(window[:-1])
-        targets[row, : len(window) - 1] = torch.tensor(window[1:])
-    return inputs.to(device), targets.to(device)
-
-
 @dataclass(frozen=True)
 class Change:
-    """What became of a held-out loss, on the same documents.
+    """The change of a held-out loss on the same documents.
 
     Attributes:
-        before, after: nats a token.
-        low, high: of the 95% interval of the difference; None of a single document.
+        before, after: nats per token.
+        low, high: of the 95% interval of the difference; None for a single document.
     """
 
     before: float
@@ -223,13 +231,13 @@ class Change:
 
     @property
     def verdict(self) -> str:
-        """better, worse, or unclear where the interval holds 0."""
+        """better, worse, or unclear if the interval includes 0."""
         low, high = (self.nats, self.nats) if self.low is None or self.high is None else (self.low, self.high)
         return "better" if high < 0 else "worse" if low > 0 else "unclear"
 
     @property
     def perplexity_percent(self) -> float:
-        """Of the perplexity before."""
+        """Change in percent of the perplexity before."""
         return 100 * math.expm1(min(self.nats, 700.0))
 
     def to_json(self) -> dict[str, Any]:
@@ -246,11 +254,11 @@ class Change:
     def __str__(self) -> str:
         ends = "" if self.low is None else f" (95% interval {self.low:+.4f} to {self.high:+.4f})"
         word = {"better": "better", "worse": "WORSE", "unclear": "no difference seen"}[self.verdict]
-        return f"{word}: {self.nats:+.4f} nats a token{ends}, perplexity {self.perplexity_percent:+.1f}%"
+        return f"{word}: {self.nats:+.4f} nats per token{ends}, perplexity {self.perplexity_percent:+.1f}%"
 
 
 def change(before: DocumentLosses, after: DocumentLosses) -> Change:
-    """What became of the loss on the same documents; the interval is that of `paired_difference`.
+    """The change of the loss on the same documents; the interval is that of `paired_difference`.
 
     Raises:
         ValueError: the losses are not of the same documents.
@@ -271,8 +279,8 @@ def paired_difference(
         draws: bootstrap samples.
 
     Returns:
-        The difference, and the interval's low and high end, in nats a token. The interval says how far the choice of
-        documents matters; it says nothing about another seed.
+        The difference, and the interval's low and high end, in nats per token. The interval covers documents, not
+        seeds.
     """
     value, means = _drawn(a, b, draws, seed)
     means.sort()
@@ -282,7 +290,7 @@ def paired_difference(
 def difference_of_differences(
     a: tuple[DocumentLosses, DocumentLosses], b: tuple[DocumentLosses, DocumentLosses], *, draws: int = 1000
 ) -> tuple[float, float, float]:
-    """`paired_difference` of `a` less that of `b`, where these are on other documents; each is resampled separately."""
+    """`paired_difference` of `a` minus that of `b` on other documents; each is resampled separately."""
     (first, drawn), (second, others) = _drawn(*a, draws, 0), _drawn(*b, draws, 1)
     means = sorted(x - y for x, y in zip(drawn, others, strict=True))
     return first - second, means[int(0.025 * draws)], means[int(0.975 * draws) - 1]

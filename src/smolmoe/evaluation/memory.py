@@ -12,12 +12,12 @@ import torch
 
 
 class PeakMemory:
-    """Bytes held on a device: a GPU's allocations, or for the CPU what the process has resident.
+    """Bytes held on a device: a GPU's allocations, or the resident memory of the process for the CPU.
 
-    The high-water mark of a process can be set back on Linux; elsewhere it is that since the process began.
+    The high-water mark of a process can be reset on Linux; elsewhere it counts from the start of the process.
 
     Attributes:
-        held: when the watch was last reset, which is done first when it is made.
+        held: at the last reset; the first is at construction.
     """
 
     def __init__(self, device: str | torch.device):
@@ -25,7 +25,7 @@ class PeakMemory:
         self.reset()
 
     def reset(self) -> None:
-        """Give back what is free, and watch from here."""
+        """Release free memory, and start measuring."""
         gc.collect()
         if self._device.type == "cuda":
             torch.cuda.synchronize(self._device)
@@ -41,14 +41,14 @@ class PeakMemory:
             self.held = _largest()
 
     def peak(self) -> int:
-        """The most that was held since the last reset."""
+        """The maximum since the last reset."""
         if self._device.type == "cuda":
             return torch.cuda.max_memory_allocated(self._device)
         return max(_status("VmHWM"), self.held) if _STATUS.is_file() else _largest()
 
 
 _STATUS = Path("/proc/self/status")
-_MARK = b"5"  # to clear_refs: set the high-water mark back to what is resident
+_MARK = b"5"  # for clear_refs: reset the high-water mark to the resident size
 
 
 def _status(name: str) -> int:
@@ -59,7 +59,7 @@ def _status(name: str) -> int:
 def _reset_mark() -> None:
     try:
         Path("/proc/self/clear_refs").write_bytes(_MARK)
-    except OSError:  # not allowed in some containers; then a mark is that of all that was done so far
+    except OSError:  # not allowed in some containers; the mark then counts from the start of the process
         return
 
 
@@ -69,7 +69,7 @@ def _largest() -> int:
 
 
 def _trim() -> None:
-    """What glibc keeps of freed memory would count as held."""
+    """Return freed memory that glibc keeps, which would count as held."""
     if sys.platform == "linux":
         trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
         if trim is not None:

@@ -1,4 +1,4 @@
-"""How fast a causal language model in memory answers, by `generate` of transformers, and what memory it takes."""
+"""Speed and memory of a causal language model, by `generate` of transformers."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ from smolmoe.results.bench import BatchSpeed, Times
 
 @dataclass(frozen=True)
 class Reading:
-    """One batch answered once.
+    """The measurement of one batch.
 
     Attributes:
         first_token: seconds from the prompts to their first tokens.
-        tokens: seconds of each further token, of the whole batch at once.
-        held_bytes, peak_bytes: before it, and the most while it ran.
+        tokens: seconds of each further step of the whole batch.
+        held_bytes, peak_bytes: before it, and at its peak.
     """
 
     first_token: float
@@ -41,13 +41,13 @@ def read_speed(
     clock: Callable[[], float] = time.perf_counter,
     options: dict[str, Any] | None = None,
 ) -> Reading:
-    """Answer random prompts greedily, to the last token asked for whatever the model says.
+    """Generate greedily from random prompts, always the requested number of tokens.
 
     Args:
         model: a causal LM of transformers, in evaluation mode.
         new_tokens: of each prompt, at least 2.
-        clock: what tells the time, in seconds.
-        options: further settings of `generate`, as `cache_implementation`.
+        clock: returns the time in seconds.
+        options: further settings of `generate`, such as `cache_implementation`.
 
     Raises:
         RequestError: a value out of its range, or the memory of a GPU is too small.
@@ -71,7 +71,7 @@ def read_speed(
         )
     except torch.OutOfMemoryError as error:
         raise RequestError(
-            "the device's memory is too small for it.", field="batch_sizes", value=batch_size, fix="Leave it out."
+            "it does not fit into the device's memory.", field="batch_sizes", value=batch_size, fix="Leave it out."
         ) from error
     finally:
         model.generation_config = settings
@@ -80,7 +80,7 @@ def read_speed(
 
 
 class _Watch:
-    """Asked by `generate` after every token; says that nothing has ended."""
+    """A stopping criterion that records the time of every token and never stops."""
 
     def __init__(self, clock: Callable[[], float], device: torch.device):
         self._clock, self._device = clock, device
@@ -97,7 +97,7 @@ class _Watch:
 
 
 def summarise(batch_size: int, prompt_tokens: int, readings: Sequence[Reading]) -> BatchSpeed:
-    """What the readings of one batch size come to."""
+    """The summary of the readings of one batch size."""
     first = times([reading.first_token for reading in readings])
     token = times([seconds for reading in readings for seconds in reading.tokens])
     peak = max(readings, key=lambda reading: reading.peak_bytes - reading.held_bytes)
@@ -120,11 +120,7 @@ def times(seconds: Sequence[float]) -> Times:
 
 def check_speed(config: Any, batch_size: int, prompt_tokens: int, new_tokens: int) -> None:
     """Raise RequestError for a value out of its range, or more tokens than the model has positions."""
-    least = {
-        "batch_sizes": (batch_size, 1),
-        "prompt_tokens": (prompt_tokens, 1),
-        "new_tokens": (new_tokens, 2),
-    }
+    least = {"batch_sizes": (batch_size, 1), "prompt_tokens": (prompt_tokens, 1), "new_tokens": (new_tokens, 2)}
     for field, (value, smallest) in least.items():
         if value < smallest:
             raise RequestError("out of range.", field=field, value=value, fix=f"Use at least {smallest}.")

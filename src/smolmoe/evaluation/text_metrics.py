@@ -1,7 +1,7 @@
-"""How good corrections of texts are: BLEU, GLEU, SARI and exact match, over a corpus, with intervals.
+"""Metrics of corrections: BLEU, GLEU, SARI and exact match, over a corpus, with intervals.
 
-All four are in percent, keep case, and see words as sacrebleu's 13a tokenizer cuts them. A row gives `WIDTH` statistics
-whose sums (over all rows, or over a bootstrap sample of them) give the metrics.
+All four are in percent, case-sensitive, and use the words of sacrebleu's 13a tokenizer. A row has `WIDTH` statistics,
+whose sums over all rows, or over a bootstrap sample of them, give the metrics.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ Ngram = tuple[str, ...]
 
 @dataclass(frozen=True)
 class Corrected:
-    """A text, what a system made of it, and what people made of it."""
+    """A text, a system's correction of it, and people's corrections."""
 
     source: str
     output: str
@@ -41,7 +41,7 @@ class Corrected:
 
 
 def words(text: str) -> list[str]:
-    """The words and signs of a text.
+    """The words and punctuation of a text.
 
     Raises:
         RequestError: sacrebleu is not installed.
@@ -50,7 +50,7 @@ def words(text: str) -> list[str]:
 
 
 def row_statistics(row: Corrected) -> Floats:
-    """What the metrics need to know of a row, [WIDTH].
+    """The statistics of a row that the metrics need, [WIDTH].
 
     Raises:
         RequestError: sacrebleu is not installed.
@@ -76,13 +76,13 @@ def metrics_of(sums: Floats) -> Floats:
     return np.stack([bleu, 100 * gleu, 100 * sari_of(sums[..., 2 * _PART : -2]), 100 * exact], axis=-1)
 
 
-def draw_rows(rows: int, *, draws: int = DRAWS, seed: int = 0) -> Floats:
+def draw_rows(rows: int, *, seed: int = 0) -> Floats:
     """How often each row is in each bootstrap sample, [draws, rows]."""
-    return resample(rows, draws, np.random.default_rng(seed))
+    return resample(rows, DRAWS, np.random.default_rng(seed))
 
 
 def intervals(values: Floats, samples: Floats) -> dict[str, Interval]:
-    """For each metric its value [4] with the 95% interval that its bootstrap samples [draws, 4] span."""
+    """Each metric's value [4] with the 95% interval of its bootstrap samples [draws, 4]."""
     low, high = ends(samples)
     return {
         name: Interval(*(round(float(number), 4) for number in (values[at], low[at], high[at])))
@@ -97,7 +97,7 @@ def bleu_statistics(output: str, references: Sequence[str]) -> list[float]:
 
 
 def _bleu_of(sums: Floats) -> float:
-    output, reference = (round(length) for length in sums[:_LENGTHS].tolist())  # means over references are no integers
+    output, reference = (round(length) for length in sums[:_LENGTHS].tolist())  # means over references are not integers
     correct, total = sums[_LENGTHS : _LENGTHS + ORDER].tolist(), sums[_LENGTHS + ORDER :].tolist()
     return float(_bleu().compute_bleu(correct, total, output, reference, smooth_method="exp").score)
 
@@ -113,17 +113,17 @@ def _bleu() -> Any:
             value="sacrebleu",
             fix="pip install 'smolmoe[align]'",
         ) from error
-    # Without the effective order it warns that a single sentence's score means little; only its counts are used.
+    # Without the effective order it warns about scores of single sentences; only the counts are used.
     return BLEU(effective_order=True)
 
 
 def gleu_statistics(source: Words, output: Words, references: Sequence[Words]) -> list[float]:
     """Lengths and n-gram counts of GLEU for one text, the means over its references.
 
-    GLEU of Napoles et al. (2015) without tuning (arXiv 1605.02592): matches with the reference, less those n-grams of
-    the output that the source has and the reference has not, never below 0 in one text. There a reference is drawn for
-    each text, 500 times over, and the scores averaged; here every reference counts alike in the statistics, which is
-    what the draws' statistics tend to, and needs no seed.
+    GLEU of Napoles et al. (2015) without tuning (arXiv 1605.02592): matches with the reference, minus the n-grams of
+    the output that are in the source but not in the reference, at least 0 per text. The paper samples a reference for
+    each text 500 times and averages the scores; here all references have equal weight in the statistics, which is the
+    limit of many samples and needs no seed.
     """
     each = [_gleu_of_one(source, output, reference) for reference in references]
     return [sum(column) / len(each) for column in zip(*each, strict=True)]
@@ -140,7 +140,7 @@ def _gleu_of_one(source: Words, output: Words, reference: Words) -> list[float]:
 
 
 def gleu_of(sums: Floats) -> Floats:
-    """GLEU [...], 0 to 1, of summed statistics [..., 10]; 0 where there is no match of some order."""
+    """GLEU [...], 0 to 1, of summed statistics [..., 10]; 0 if an order has no match."""
     output, reference = sums[..., 0], sums[..., 1]
     matches, totals = sums[..., _LENGTHS : _LENGTHS + ORDER], sums[..., _LENGTHS + ORDER :]
     is_positive = matches.min(axis=-1) > 0
@@ -152,9 +152,9 @@ def gleu_of(sums: Floats) -> Floats:
 def sari_statistics(source: Words, output: Words, references: Sequence[Words]) -> list[float]:
     """Counts of SARI for one text, [4 orders x 9].
 
-    Xu et al. (TACL 2016). Of each order the n-grams kept rightly, kept, to keep; added rightly, added, to add; deleted
-    rightly, deleted, to delete. What is kept and deleted counts as often as it occurs, times the references that agree;
-    what is added counts once.
+    Xu et al. (TACL 2016). For each order, the n-grams kept correctly, kept, to keep; added correctly, added, to add;
+    deleted correctly, deleted, to delete. Kept and deleted n-grams count by occurrence, times the references that
+    agree; added n-grams count once.
     """
     statistics: list[float] = []
     for n in range(1, ORDER + 1):
@@ -176,9 +176,9 @@ def sari_statistics(source: Words, output: Words, references: Sequence[Words]) -
 def sari_of(sums: Floats) -> Floats:
     """SARI [...], 0 to 1, of summed statistics [..., 36].
 
-    The mean of F1 of what was kept, F1 of what was added, and precision of what was deleted, each the mean over the
-    orders. Counts are summed over the corpus first: copying deletes and adds nothing, and scores by what it keeps
-    alone, where a mean over texts would call nothing deleted a precision of 1.
+    The mean of the F1 of kept n-grams, the F1 of added ones and the precision of deleted ones, each averaged over the
+    orders. Counts are summed over the corpus first: copying deletes and adds nothing and scores only by what it keeps,
+    while a mean over texts would count an empty deletion as a precision of 1.
     """
     kept_rightly, kept, to_keep, added_rightly, added, to_add, deleted_rightly, deleted, to_delete = np.moveaxis(
         sums.reshape(*sums.shape[:-1], ORDER, _SARI_COUNTS), -1, 0
@@ -190,7 +190,7 @@ def sari_of(sums: Floats) -> Floats:
 
 
 def ngrams(text: Words, n: int) -> Counter[Ngram]:
-    """How often each run of `n` words occurs."""
+    """The count of each n-gram of `n` words."""
     return Counter(zip(*(text[at:] for at in range(n)), strict=False))
 
 
@@ -205,12 +205,12 @@ def _times(counts: Counter[Ngram], factor: int) -> Counter[Ngram]:
 
 
 def _ratio(part: Floats, whole: Floats, counterpart: Floats) -> Floats:
-    """Their ratio; of nothing 1, unless there was something in the counterpart."""
+    """Their ratio; if the whole is empty 1, or 0 if the counterpart is not."""
     return np.divide(part, whole, out=np.where(counterpart > 0, 0.0, 1.0), where=whole > 0)
 
 
 def is_exact(output: str, references: Sequence[str]) -> bool:
-    """Whether it is one of the references, but for the amount of white space."""
+    """Whether it equals a reference, except for white space."""
     return normalised(output) in map(normalised, references)
 
 

@@ -7,7 +7,7 @@ import shutil
 from pathlib import Path
 
 from smolmoe.core.files import write_json
-from smolmoe.core.json_text import read_object
+from smolmoe.core.json_text import read_object, read_rows
 from smolmoe.core.progress import Progress
 from smolmoe.errors import OutputError, RequestError
 from smolmoe.pipeline.forecast import foresee
@@ -96,14 +96,13 @@ def _seconds_a_step(values: Values, folder: Path) -> float:
     """Of a training: the fastest step tells what the machine can do; the others, what else it was doing at the time."""
     from smolmoe.training.distributed import on_main
     from smolmoe.training.estimate import blocks_a_step
-    from smolmoe.training.metrics import read_metrics
     from smolmoe.training.run import train
 
     trainer = {"max_steps": TRIED, "logging_steps": 1, "save_strategy": "no"}
     changes = {"evaluation": {"tokens": 1, "every": TRIED, "at": []}, "trainer": trainer}
     trial = parse(TrainRecipe, merge(values, {**changes, "carry": None, "samples": None, "out": str(folder)}))
     try:
-        rows = read_metrics(train(trial, overwrite=True).out / "metrics.jsonl")
+        rows = read_rows(train(trial, overwrite=True).out / "metrics.jsonl")
     finally:
         on_main(lambda: shutil.rmtree(folder, ignore_errors=True))
     fastest: float = max(row["tokens_per_second"] for row in rows if row["kind"] == "window")

@@ -1,4 +1,4 @@
-"""Does it pay: what a group of experts, forced on all tokens or taken out, does to each domain's loss."""
+"""The effect on each domain's loss of forcing a group of experts on all tokens, or of removing it."""
 
 from __future__ import annotations
 
@@ -20,13 +20,13 @@ from smolmoe.probing.accuracy import Owners
 from smolmoe.results.probe import Losses, Similarity
 from smolmoe.results.probe_findings import Paid, are_copies, copies_said, flags, summary
 
-MOST_SINGLE = 16  # experts that are forced one by one
+MOST_SINGLE = 16  # experts that are forced one at a time
 Tell = Callable[[int, int], None]
 
 
 @dataclass(frozen=True)
 class Group:
-    """Experts that are forced or taken out together: for each layer index those of it; `domain` is whose they are."""
+    """Experts that are forced or removed together, by layer index; `domain` is their domain."""
 
     label: str
     experts: Mapping[int, tuple[int, ...]]
@@ -36,11 +36,11 @@ class Group:
 def named_groups(
     names: Sequence[str | None], layers: Sequence[int], domains: Sequence[str], chosen: Sequence[int] | None
 ) -> list[Group]:
-    """A group for each name, and one for each free expert where there are few.
+    """A group for each name, and one for each free expert if they are few.
 
     Args:
         layers: indices of the MoE layers.
-        chosen: those guided by name, None for all; in the others nothing is forced.
+        chosen: the layers guided by name, None for all; the others are not forced.
     """
     where = [layer for layer in layers if chosen is None or layer in chosen]
     groups = [
@@ -52,18 +52,18 @@ def named_groups(
 
 
 def single_groups(experts: Sequence[int], layers: Sequence[int]) -> list[Group]:
-    """Each expert alone, at the same place in every layer."""
+    """Each expert alone, with the same index in every layer."""
     return [Group(f"expert {index}", dict.fromkeys(layers, (index,))) for index in experts]
 
 
 def owned_groups(
     owners: Owners, favourites: Sequence[Sequence[int]], layers: Sequence[int], domains: Sequence[str]
 ) -> list[Group]:
-    """For each domain the experts that count for it, layer by layer.
+    """For each domain its experts, layer by layer.
 
     Args:
         owners: domain of each expert, [L][E].
-        favourites: [L][D], the expert that a domain chooses most, for layers in which none counts for it.
+        favourites: [L][D], the expert that a domain chooses most, for layers without an expert of the domain.
     """
     groups = []
     for index, domain in enumerate(domains):
@@ -88,17 +88,17 @@ def measure_losses(
     batch: int = 16,
     tell: Tell | None = None,
 ) -> Losses:
-    """Held-out losses of each domain as the model is, with each group forced, and with each taken out.
+    """Held-out losses of each domain: unchanged, with each group forced, and with each removed.
 
     Args:
         held_out: windows of documents that nothing was fitted to.
         experts: E.
         dense: the dense model, to compare with.
-        similarity: of the experts in `layers`, where it is known: nothing is claimed for copies.
-        tell: is told how many passes are done, and of how many.
+        similarity: of the experts in `layers`, if known; nothing is claimed for copies.
+        tell: called with the number of passes done and their total.
 
     Raises:
-        RequestError: a layer has not the experts of a group; TargetError: routers of an unknown class.
+        RequestError: a layer lacks experts of a group; TargetError: routers of an unknown class.
     """
     passes = 1 + 2 * len(groups) + (dense is not None)
     tell = tell or (lambda done, total: None)
@@ -144,7 +144,7 @@ def _is_copy(group: Group, similarity: Similarity, layers: Sequence[int]) -> boo
 
 
 def _without(model: Any, held_out: HeldOut, group: Group, experts: int, batch: int) -> DocumentLosses | None:
-    """None where nothing would be left."""
+    """The losses without the group; None if no expert would be left."""
     if any(len(members) == experts for members in group.experts.values()):
         return None
     with without_experts(model, group.experts):
@@ -162,7 +162,7 @@ def _paid(
     *,
     copied: bool,
 ) -> Paid:
-    """What was measured of a domain, with its intervals."""
+    """The measurements of a domain, with intervals."""
     mine = next((at for at in own if at is not None and groups[at].domain == domain), None)
     rivals = [at for at in own if at is not None and at != mine]
     rival = min(rivals, key=lambda at: forced[at].by_domain[domain]) if mine is not None and rivals else None

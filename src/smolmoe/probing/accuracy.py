@@ -1,4 +1,4 @@
-"""How well a token's first choice tells its domain, on documents that nothing was fitted to."""
+"""Domain accuracy of a token's first choice, on documents that nothing was fitted to."""
 
 from __future__ import annotations
 
@@ -19,36 +19,36 @@ Owners = list[list[int | None]]
 
 @dataclass(frozen=True)
 class RoutingAccuracy:
-    """Shares of what was told right, for each layer and domain [L][D]."""
+    """Share classified correctly, for each layer and domain [L][D]."""
 
     per_token: list[list[float]]
     document_majority: list[list[float]]
 
 
 def split_documents(kept: KeptDocuments, domains: Sequence[str]) -> tuple[KeptDocuments, KeptDocuments]:
-    """One half of each domain's documents to fit on, the other to judge on, by a hash of their texts.
+    """Split each domain's documents by a hash of their texts: one half to fit on, the other to evaluate on.
 
     Raises:
         DataError: a domain has fewer than two documents.
     """
-    sides = (KeptDocuments(), KeptDocuments())
+    sides: tuple[list[int], list[int]] = ([], [])
     for domain in domains:
         own = [index for index, document in enumerate(kept.documents) if document.domain == domain]
         if len(own) < 2:
             raise DataError(
-                "the domain has fewer than two documents, one to learn from and another to judge on.",
+                "the domain has fewer than two documents: one to fit on and another to evaluate on.",
                 field="domain",
                 value=domain,
-                fix="Give more text of it, read more of it (`tokens`), or give text to learn from with `fit_data`.",
+                fix="Give more text of it, read more of it (`tokens`), or give text to fit on with `fit_data`.",
             )
         own.sort(key=lambda index: kept.documents[index].key)
-        for place, index in enumerate(own):
-            _move(kept, index, sides[0 if place < len(own) // 2 else 1])
-    return sides
+        for side, part in zip(sides, (own[: len(own) // 2], own[len(own) // 2 :]), strict=True):
+            side += part
+    return kept.part(sides[0]), kept.part(sides[1])
 
 
 def learn_owners(first: torch.Tensor, labels: Sequence[int], domains: int) -> Owners:
-    """[L][E]: the domain of whose tokens the largest share have the expert as their first choice.
+    """[L][E]: the domain with the largest share of tokens whose first choice is the expert.
 
     Args:
         first: first choices of N documents, [N, L, E].
@@ -63,7 +63,7 @@ def learn_owners(first: torch.Tensor, labels: Sequence[int], domains: int) -> Ow
 
 
 def named_owners(names: Sequence[str | None] | None, domains: Sequence[str]) -> list[int | None] | None:
-    """[E]: the domain that each expert is named after; None where not every domain has an expert of its name."""
+    """[E]: the domain that each expert is named after; None unless every domain has an expert of its name."""
     if names is None or not set(domains) <= set(names):
         return None
     return [domains.index(name) if name in domains else None for name in names]
@@ -76,7 +76,7 @@ def domain_counts(counts: torch.Tensor, labels: Sequence[int], domains: int) -> 
 
 
 def routing_accuracy(first: torch.Tensor, labels: Sequence[int], owners: Owners, domains: int) -> RoutingAccuracy:
-    """Per token: the share whose first choice belongs to its domain; of documents: where most first choices do.
+    """The share of tokens whose first choice belongs to their domain, and of documents with a majority of them.
 
     Args:
         first: first choices of N documents, [N, L, E].
@@ -107,7 +107,7 @@ def over_layers(
     Args:
         layers: indices of all MoE layers.
         first, labels, owners: as for `routing_accuracy`.
-        ceilings: "router" and "dense": [L][D] of the linear probes, None where there is none.
+        ceilings: "router" and "dense": [L][D] of the linear probes, or None.
     """
     at = list(positions)
     domains = len(next(iter(ceilings["router"] or [])))
@@ -129,7 +129,7 @@ def over_layers(
 
 
 def _votes(first: torch.Tensor, owners: Owners, domains: int) -> torch.Tensor:
-    """[N, L, D]: first choices that fell on each domain's experts."""
+    """[N, L, D]: number of first choices among each domain's experts."""
     member = torch.zeros(len(owners), len(owners[0]), domains, dtype=torch.float64)
     for layer, row in enumerate(owners):
         for expert, owner in enumerate(row):
@@ -139,20 +139,14 @@ def _votes(first: torch.Tensor, owners: Owners, domains: int) -> torch.Tensor:
 
 
 def _majority(votes: torch.Tensor, labels: Sequence[int], domains: int) -> torch.Tensor:
-    """[L, D]: the share of each domain's documents of which its experts have more votes than any other's."""
+    """[L, D]: the share of each domain's documents in which its experts get more votes than any other's."""
     member = torch.nn.functional.one_hot(torch.tensor(labels), domains).double()  # [N, D]
     own = (votes * member[:, None, :]).sum(-1)
     other = votes.masked_fill(member[:, None, :].bool(), -1).amax(-1)
-    right = (own > other).double()  # [N, L]; a tie tells nothing
+    right = (own > other).double()  # [N, L]; a tie counts as wrong
     return torch.einsum("nl,nd->ld", right, member) / member.sum(0).clamp_min(1)
 
 
 def _mean(values: Sequence[Sequence[float]], positions: Sequence[int]) -> list[float]:
     """Of each domain over the layers at these positions, from [L][D]."""
     return [sum(column) / len(positions) for column in zip(*(values[at] for at in positions), strict=True)]
-
-
-def _move(kept: KeptDocuments, index: int, side: KeptDocuments) -> None:
-    side.documents.append(kept.documents[index])
-    side.choices.append(kept.choices[index])
-    side.first.append(kept.first[index])

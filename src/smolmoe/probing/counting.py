@@ -1,10 +1,10 @@
-"""Counts of what routers choose, in memory that does not grow with the text."""
+"""Counts of the routers' choices, in memory that does not grow with the text."""
 
 from __future__ import annotations
 
 import inspect
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -17,7 +17,7 @@ from smolmoe.probing.documents import Batch, TaggedDocument, batches, chunked
 from smolmoe.probing.token_types import TYPES, types_in_context
 
 VOCABULARY_BYTES = 1 << 30  # of the counts by token id
-KEPT_DOCUMENTS = 1000  # of each domain, for what needs documents one by one
+KEPT_DOCUMENTS = 1000  # of each domain, for statistics that need single documents
 
 
 @dataclass(frozen=True)
@@ -36,9 +36,18 @@ class KeptDocuments:
     choices: list[torch.Tensor] = field(default_factory=list)
     first: list[torch.Tensor] = field(default_factory=list)
 
+    def part(self, places: Sequence[int]) -> KeptDocuments:
+        """Those at these places."""
+        documents, choices, first = self.documents, self.choices, self.first
+        return KeptDocuments([documents[i] for i in places], [choices[i] for i in places], [first[i] for i in places])
+
+    def labels(self, domains: Sequence[str]) -> list[int]:
+        """The domain index of each."""
+        return [domains.index(document.domain) for document in self.documents]
+
 
 class RoutingCounts:
-    """What L routers of E experts chose, counted by domain and type of token.
+    """The choices of L routers of E experts, counted by domain and token type.
 
     Attributes:
         choices, first: domain -> [L, Y, E] int64, all choices and first choices.
@@ -46,7 +55,7 @@ class RoutingCounts:
         vocabulary: [L, V', E] int32, first choices of each token id below V', which bounds the memory.
         confidence: [L], sum of the gates of first choices.
         tokens, documents: of each domain.
-        kept: the documents that are also counted one by one.
+        kept: the documents that are also counted separately.
     """
 
     def __init__(self, layers: int, experts: int, types: torch.Tensor, *, kept_documents: int = KEPT_DOCUMENTS):
@@ -65,7 +74,7 @@ class RoutingCounts:
         self.kept = KeptDocuments()
 
     def add(self, documents: list[TaggedDocument], seen: Iterable[tuple[Batch, Chosen]]) -> None:
-        """Count documents, from the batches that were made of them and what was chosen for their tokens."""
+        """Count documents, from their batches and the choices for their tokens."""
         cells = (self.layers, len(documents), len(TYPES), self.experts)
         choices = torch.zeros(cells, dtype=torch.int64, device=self._types.device)
         first = torch.zeros_like(choices)
@@ -81,7 +90,7 @@ class RoutingCounts:
     def _add_batch(self, batch: Batch, chosen: Chosen, choices: torch.Tensor, first: torch.Tensor) -> None:
         types = types_in_context(self._types, batch.inputs)
         kinds = (batch.owners[:, None] * len(TYPES) + types)[batch.keep]  # [T]
-        real = chosen.gates != 0  # what capacity or top-p left out was not chosen
+        real = chosen.gates != 0  # experts excluded by capacity or top-p were not chosen
         _count(choices, kinds, chosen.experts, real)
         _count(first, kinds, chosen.experts[..., :1], real[..., :1])
         hits = torch.zeros(*kinds.shape, self.experts, device=kinds.device).expand(self.layers, -1, -1).clone()
@@ -97,7 +106,7 @@ class RoutingCounts:
             return
         self._seen.add((document.domain, document.key))
         self.kept.documents.append(document)
-        self.kept.choices.append(choices.clone())  # not a view: the others are let go
+        self.kept.choices.append(choices.clone())  # not a view, so that the rest is freed
         self.kept.first.append(first.clone())
 
     def _add_domains(self, domains: list[str], choices: torch.Tensor, first: torch.Tensor) -> None:
@@ -109,29 +118,29 @@ class RoutingCounts:
 
 
 class Runner:
-    """An MoE that says what it chooses for batches of windows.
+    """An MoE that returns its choices for batches of windows.
 
     Attributes:
         layers: indices of the MoE layers.
         experts, top_k: E and K.
 
     Raises:
-        SourceError: the model is dense, or its layers have unlike numbers of experts.
+        SourceError: the model is dense, or its layers have different numbers of experts.
     """
 
     def __init__(self, model: Any):
         self.model = model
         self._capture = RoutingCapture(model)
         self.layers = self._capture.layers
-        # Two tokens tell the sizes, whatever the class calls them.
+        # Two tokens show the sizes, whatever their names in the class.
         chosen = self._routings(torch.zeros(1, 2, dtype=torch.long, device=model.device))
         sizes = {(routing.experts, routing.top_k) for routing in chosen}
         if len(sizes) > 1:
-            raise SourceError("its layers have unlike numbers of experts.", field="model", value=sorted(sizes))
+            raise SourceError("its layers have different numbers of experts.", field="model", value=sorted(sizes))
         self.experts, self.top_k = sizes.pop()
 
     def chosen(self, batch: Batch) -> Chosen:
-        """What was chosen for the batch's tokens of text, in their order."""
+        """The choices for the batch's tokens of text, in their order."""
         routings = self._routings(batch.inputs)
         keep = batch.keep.flatten()
         gates = torch.stack([routing.weights for routing in routings])[:, keep]
@@ -140,7 +149,7 @@ class Runner:
         return Chosen(experts.gather(-1, order), gates)
 
     def why_not_restricted(self) -> str | None:
-        """Why experts cannot be forced or taken out, None where they can."""
+        """Why experts cannot be forced or removed; None if they can."""
         inputs = torch.arange(8, device=self.model.device)[None]
         return why_not_restricted(self.model, self._capture, inputs)
 
@@ -154,7 +163,7 @@ class Runner:
 
 
 def forward(model: Any, inputs: torch.Tensor) -> None:
-    """Run the layers; of the logits, which nobody reads, only the last token's are computed."""
+    """Run the layers; only the last token's logits are computed, because none are used."""
     extra = {"logits_to_keep": 1} if "logits_to_keep" in inspect.signature(model.forward).parameters else {}
     model(input_ids=inputs, use_cache=False, **extra)
 
@@ -169,12 +178,12 @@ def count_routing(
     batch_tokens: int,
     kept_documents: int = KEPT_DOCUMENTS,
 ) -> RoutingCounts:
-    """Count the choices on a stream of documents, each in windows of its own.
+    """Count the choices on a stream of documents, each in separate windows.
 
     Args:
         types: the type of every token id (`token_types`).
         start, length, batch_tokens: as for `batches`.
-        kept_documents: of each domain to count one by one.
+        kept_documents: per domain, to count separately.
     """
     types = types.to(runner.model.device)
     counts = RoutingCounts(len(runner.layers), runner.experts, types, kept_documents=kept_documents)
@@ -185,11 +194,11 @@ def count_routing(
 
 
 def _count(table: torch.Tensor, rows: torch.Tensor, experts: torch.Tensor, real: torch.Tensor) -> None:
-    """table[l, row of t, e] += 1 for the experts [L, T, k] of T tokens in L layers, where they are real.
+    """table[l, row of t, e] += 1 for the experts [L, T, k] of T tokens in L layers, for real tokens.
 
     Args:
         table: [L, ..., E], contiguous.
-        rows: [T], index into what lies between, flat.
+        rows: [T], flat index into the dimensions between.
     """
     layers, width = table.shape[0], table.shape[-1]
     size = table[0].numel()

@@ -1,4 +1,4 @@
-"""From counts to the figures that are reported of each layer."""
+"""From counts to the statistics of each layer."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from smolmoe.probing.token_types import TYPES, token_texts
 from smolmoe.results.probe import Baseline, LayerResult, TokenTypes, TopToken, Vocabulary
 
 TOP_TOKENS = 8
-FEWEST = 10  # occurrences of a token before its share says anything
+FEWEST = 10  # fewest occurrences of a token whose share is reported
 
 
 def by_domain(counts: Mapping[str, torch.Tensor], domains: Sequence[str]) -> torch.Tensor:
@@ -26,7 +26,7 @@ def by_domain(counts: Mapping[str, torch.Tensor], domains: Sequence[str]) -> tor
 def layer_results(
     counts: RoutingCounts, layers: Sequence[int], domains: Sequence[str], baselines: Mapping[str, Sequence[Baseline]]
 ) -> list[LayerResult]:
-    """The figures of every layer, with the baselines of shuffled domains beside them."""
+    """The statistics of every layer, with the baselines of shuffled domains."""
     choices, first = by_domain(counts.choices, domains), by_domain(counts.first, domains)
     apart, informative = separation(choices.sum(2)), domain_information(first.sum(2))
     ratio, expert, high, low = contrast(choices.sum(2))
@@ -62,14 +62,14 @@ def layer_results(
 
 
 def coactivation(together: torch.Tensor) -> list[list[list[float]]]:
-    """[L][E][E]: N_ij / N_i, of the tokens of expert i the share that chose j too (arXiv 2409.02060); 0 for i = j."""
+    """[L][E][E]: N_ij / N_i, the share of the tokens of expert i that chose j too (arXiv 2409.02060); 0 for i = j."""
     alone = together.diagonal(dim1=1, dim2=2).clamp_min(1)
     part = together / alone[:, :, None]
     return (part - torch.diag_embed(part.diagonal(dim1=1, dim2=2))).tolist()
 
 
 def type_table(choices: torch.Tensor, first: torch.Tensor) -> TokenTypes:
-    """Of counts [L, D, Y, E] the choices of each type of token."""
+    """The choices of each token type, from counts [L, D, Y, E]."""
     tokens = first[0].sum((0, 2)).tolist()
     return TokenTypes(list(TYPES), [int(count) for count in tokens], shares(choices.sum(1)).tolist())
 
@@ -90,7 +90,7 @@ def vocabulary(counts: RoutingCounts, tokenizer: Any) -> Vocabulary:
 
 
 def _top(hits: torch.Tensor, seen: torch.Tensor, ids: torch.Tensor, tokenizer: Any) -> list[TopToken]:
-    """The tokens of the highest share, of equal shares the more frequent."""
+    """The tokens with the highest share; among equal shares, the more frequent ones."""
     if not len(ids):
         return []
     share = hits.double() / seen

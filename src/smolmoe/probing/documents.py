@@ -1,4 +1,4 @@
-"""Tagged documents as batches of windows: the text that is probed, read as it comes."""
+"""Tagged documents as batches of windows, read as a stream."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ CHUNK = 256  # documents tokenised, and sorted by length, together
 
 @dataclass(frozen=True)
 class TaggedDocument:
-    """A document's token ids, its domain, and a number that follows from its text."""
+    """A document's token ids, its domain, and a hash of its text."""
 
     ids: Sequence[int]
     domain: str
@@ -33,11 +33,11 @@ class TaggedDocument:
 
 @dataclass(frozen=True)
 class Batch:
-    """Windows of like length, filled up on the right, where no causal model sees it.
+    """Windows of similar length, padded on the right, where no causal model sees it.
 
     Attributes:
         inputs: token ids [W, S].
-        keep: [W, S] bool: tokens of the text. The end-of-text token that starts a document, and filling, are not.
+        keep: [W, S] bool: tokens of the text, without the end-of-text token that starts a document and padding.
         owners: [W], the index of each window's document among those that the batch was made of.
     """
 
@@ -54,7 +54,7 @@ def read_tagged(
     Args:
         data: a path or data set as in `open_source`.
         by: the column of the domain.
-        tokens: of each domain, at most (and the rest of a document more); None for all.
+        tokens: maximum per domain, plus the rest of the last document; None for all.
         seed: of the documents' keys.
 
     Raises:
@@ -75,7 +75,7 @@ def read_tagged(
 
 
 def text_key(text: str, seed: int = 0) -> int:
-    """A number that depends on the text and the seed only; not the one that training's held-out split goes by."""
+    """A hash of the text and the seed; training's held-out split uses another one."""
     return int.from_bytes(hashlib.sha256(f"probe {seed}\n{text}".encode()).digest()[:8], "big")
 
 
@@ -89,10 +89,10 @@ def check_domains(domains: Iterable[str], data: str) -> list[str]:
     if len(found) < 2:
         raise DataError(
             f"its rows are of {'one domain' if found else 'no domain'} ({', '.join(found) or 'no text'}); "
-            "what tells domains apart needs two.",
+            "a probe needs at least two.",
             field="data",
             value=data,
-            fix="Give text of several domains, or name the column that tells them apart with `by`.",
+            fix="Give text of several domains, or name the column of the domain with `by`.",
         )
     return found
 
@@ -124,7 +124,7 @@ def batches(
 
 
 def chunked(documents: Iterable[TaggedDocument]) -> Iterator[list[TaggedDocument]]:
-    """Lists of as many documents as are sorted by length together."""
+    """Lists of the documents that are sorted by length together."""
     rest = iter(documents)
     while chunk := list(islice(rest, CHUNK)):
         yield chunk
@@ -148,7 +148,7 @@ def _batch(group: Sequence[tuple[tuple[int, ...], int, bool]], device: Any) -> B
 def _encoded(tokenizer: Any, documents: Sequence[Document], most: int) -> list[list[int]]:
     if not documents:
         return []
-    # Sixteen characters a token is more than any tokenizer needs, and far less than a book.
+    # 16 characters per token are more than any tokenizer needs, and far less than a book.
     texts = [document.text[: 16 * most] for document in documents]
     ids = tokenizer(texts, add_special_tokens=False, return_attention_mask=False, verbose=False)["input_ids"]
     return [list(row[:most]) for row in ids]

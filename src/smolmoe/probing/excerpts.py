@@ -1,4 +1,4 @@
-"""A few short texts, token by token, with the experts that each token was sent to."""
+"""A few short texts, token by token, with the experts of each token."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What modules of a running model get to read: routers' inputs, and a dense model's FFN inputs."""
+"""Inputs of modules of a running model: those of routers, and of a dense model's FFNs."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ from smolmoe.probing.counting import forward
 from smolmoe.probing.documents import Batch, TaggedDocument, batches
 from smolmoe.probing.linear import LinearProbe, fit_linear_probe
 
-SAMPLE_BYTES = 1 << 30  # of the inputs held, over all layers
-CONTEXT = 8  # tokens read for one that is held, so that those held are of many texts
+SAMPLE_BYTES = 1 << 30  # of the stored inputs, over all layers
+CONTEXT = 8  # tokens read per stored token, so that the stored ones come from many texts
 FEWEST_TOKENS = 64
 
 
@@ -43,7 +43,7 @@ class Sample:
 
 
 class InputTap:
-    """Runs a model and hands out what L of its modules read, for the tokens of text of each batch."""
+    """Runs a model and returns the inputs of L of its modules, for the tokens of text of each batch."""
 
     def __init__(self, model: Any, modules: Sequence[nn.Module]):
         self.model = model
@@ -80,29 +80,29 @@ def dense_tap(model: Any, layers: Sequence[int]) -> InputTap:
     """The FFN inputs of a dense model at these layers.
 
     Raises:
-        RequestError: it has no such layer, or it is a mixture itself.
-        SourceError: a layer's FFN is no module of its own.
+        RequestError: it has no such layer, or it is an MoE.
+        SourceError: a layer's FFN is not a separate module.
     """
     _, found = find_layers(model)
     if find_routers(model):
-        raise RequestError("is a mixture of experts, not a dense model.", field="dense", value=type(model).__name__)
+        raise RequestError("is a Mixture-of-Experts, not a dense model.", field="dense", value=type(model).__name__)
     if len(found) <= max(layers):
         raise RequestError(
-            f"has {len(found)} layers, the mixture has experts in layer {max(layers)}.",
+            f"has {len(found)} layers, the MoE has experts in layer {max(layers)}.",
             field="dense",
             value=type(model).__name__,
-            fix="Name the dense model that the mixture was made of.",
+            fix="Name the dense model that the MoE was made from.",
         )
     parts = [ffn_parts(found[layer]) for layer in layers]
     if not all(parts):
-        raise SourceError("its FFN is no module of its own.", field="dense", value=type(model).__name__)
+        raise SourceError("its FFN is not a separate module.", field="dense", value=type(model).__name__)
     return InputTap(model, [part[0] for part in parts])
 
 
 def sample_inputs(
     tap: InputTap, documents: Sequence[TaggedDocument], domains: Sequence[str], windows: Windows, tokens: int, seed: int
 ) -> Sample:
-    """About `tokens` tokens of each domain, spread over its documents; fewer where a gigabyte does not hold them."""
+    """About `tokens` tokens of each domain, spread over its documents; fewer if they exceed a gigabyte."""
     device = tap.model.device
     width = tap.model.config.get_text_config().hidden_size
     tokens = min(tokens, max(FEWEST_TOKENS, SAMPLE_BYTES // (4 * len(tap._modules) * width * len(domains))))
@@ -123,7 +123,7 @@ def sample_inputs(
 
 
 def fit_probes(sample: Sample, classes: int) -> list[LinearProbe]:
-    """One linear probe a module."""
+    """One linear probe per module."""
     return [fit_linear_probe(x, sample.labels, classes) for x in sample.inputs]
 
 
@@ -134,7 +134,7 @@ def judge_probes(
     domains: Sequence[str],
     windows: Windows,
 ) -> list[list[float]]:
-    """[L][D]: share of all tokens of these documents that each layer's probe tells right, of each domain."""
+    """[L][D]: share of the tokens of these documents that each layer's probe classifies correctly, by domain."""
     device = tap.model.device
     labels = torch.tensor([domains.index(document.domain) for document in documents], device=device)
     right = torch.zeros(len(probes), len(domains), device=device)
@@ -148,7 +148,7 @@ def judge_probes(
 
 
 def _enough(documents: Sequence[TaggedDocument], domain: str, tokens: int) -> list[TaggedDocument]:
-    """Documents of a domain until that many tokens are there, in an order that says nothing about them."""
+    """Documents of a domain in random order, up to that many tokens."""
     taken: list[TaggedDocument] = []
     left = tokens
     for document in sorted((d for d in documents if d.domain == domain), key=lambda d: d.key):

@@ -1,4 +1,4 @@
-"""Probe a mixture of experts: one call, from a model's folder and tagged text to everything that was found."""
+"""Probe an MoE: from a model's folder and tagged text to all measurements."""
 
 from __future__ import annotations
 
@@ -36,8 +36,10 @@ from smolmoe.probing.routing_accuracy import (
     take_sides,
 )
 from smolmoe.probing.separation import permutation_baselines, shares, within_type_separation
-from smolmoe.probing.setup import ProbeOptions, Subject, open_beside, open_subject
+from smolmoe.probing.setup import BATCH_TOKENS, Subject, open_beside, open_subject
 from smolmoe.probing.similarity import expert_similarity
+from smolmoe.recipe.base import parse
+from smolmoe.recipe.probe import ProbeOptions
 from smolmoe.results.probe import FILE, LayerResult, Losses, ProbeResult, Similarity
 
 logger = logging.getLogger(__name__)
@@ -56,23 +58,23 @@ def probe(
     overwrite: bool = False,
     report: Progress | None = None,
 ) -> ProbeResult:
-    """Look at what the experts of any MoE of transformers do on text of several domains.
+    """Measure what the experts of any MoE of transformers specialise in, on text of several domains.
 
     Args:
         model: folder of the MoE.
         data: tagged rows, as `open_source` reads them: .jsonl, .parquet, a folder of them, a hub data set.
         out: folder for `probe.json`.
-        fit_data: tagged rows that owners and linear probes are learned on, so that all of `data` is judged; else they
-            are learned on one half of its documents and judged on the other.
-        dense: folder of the dense model, for the ceiling of its FFN inputs, and to compare losses with.
+        fit_data: tagged rows to fit owners and linear probes on, so that all of `data` is evaluated; without it, they
+            are fitted on one half of its documents and evaluated on the other.
+        dense: folder of the dense model, for the ceiling on its FFN inputs and as a baseline of the losses.
         against: folder of another checkpoint of the same MoE, for router saturation.
-        report: is told of the stage, how much of it is done, and of how much (0 where unknown).
+        report: called with the stage, the amount done and the total (0 if unknown).
 
     Raises:
         SourceError: no such model, a dense one, or one without tokenizer.
-        RequestError: models that do not go together, or values out of range.
-        DataError: text that cannot be read, has no tags, or too little of a domain.
-        OutputError: `out` is taken.
+        RequestError: models that do not fit together, or values out of range.
+        DataError: text that cannot be read, has no tags, or is too short for a domain.
+        OutputError: `out` is occupied.
     """
     device = pick_device(device)
     if out is not None:
@@ -80,7 +82,7 @@ def probe(
         _check_free(out, overwrite)
     clock = _Clock(report)
     with clock("Loading"):
-        subject = open_subject(model, options or ProbeOptions(), device)
+        subject = open_subject(model, options or parse(ProbeOptions, {}), device)
         dense_model = None if dense is None else open_beside(dense, subject, "dense")
         dense_inputs = None if dense_model is None else dense_tap(dense_model, subject.layers)
         forced = subject.options.losses and _can_be_forced(subject)
@@ -105,7 +107,7 @@ def probe(
         layers = _layers(subject, counts, domains)
     losses, saturation = None, None
     if forced:
-        with clock("Measuring losses", tell=False):  # which says how many passes there are
+        with clock("Measuring losses", tell=False):  # reports its passes itself
             losses = _losses(subject, sides, owners, dense_model, similarity, report)
     if other is not None:
         with clock("Comparing choices"):
@@ -113,7 +115,7 @@ def probe(
     accuracy, last_third = judge_routing(subject, sides, owners, origins, ceiling, dense_ceiling)
     result = ProbeResult(
         model=subject.facts(),
-        data=_what_was_read(subject, str(data), fit_data, dense, against, counts),
+        data=_what_was_read(subject, counts, data=data, fit_data=fit_data, dense=dense, against=against),
         layers=layers,
         similarity=similarity,
         accuracy=accuracy,
@@ -130,7 +132,7 @@ def probe(
 
 
 def _described(subject: Subject, counts: RoutingCounts, sides: Sides) -> dict[str, Any]:
-    """What of a result follows from the counts alone, and its excerpts."""
+    """The part of a result that follows from the counts, and the excerpts."""
     domains, tokenizer = sides.domains, subject.tokenizer
     choices, first = by_domain(counts.choices, domains), by_domain(counts.first, domains)
     return {
@@ -148,11 +150,13 @@ def _described(subject: Subject, counts: RoutingCounts, sides: Sides) -> dict[st
 
 
 def router_saturation(subject: Subject, other: Runner, documents: list[TaggedDocument]) -> list[float]:
-    """[L]: |E_t ∩ E_T| / K, the mean share of a token's experts that another checkpoint chooses too (arXiv 2409.02060).
+    """[L]: |E_t ∩ E_T| / K, the mean share of experts per token that another checkpoint also chooses.
+
+    The router saturation of arXiv 2409.02060.
 
     Args:
-        other: the same MoE at another time.
-        documents: the loss tokens' worth of each domain is read.
+        other: another checkpoint of the MoE.
+        documents: of each domain, `loss_tokens` are read.
     """
     runner = subject.runner
     few = _few(documents, subject.options.loss_tokens)
@@ -188,7 +192,7 @@ def _layers(subject: Subject, counts: RoutingCounts, domains: list[str]) -> list
     baselines = permutation_baselines(
         torch.stack(kept.choices),
         torch.stack(kept.first),
-        [domains.index(document.domain) for document in kept.documents],
+        kept.labels(domains),
         draws=options.permutations,
         seed=options.seed,
     )
@@ -198,7 +202,7 @@ def _layers(subject: Subject, counts: RoutingCounts, domains: list[str]) -> list
 def _can_be_forced(subject: Subject) -> bool:
     reason = subject.runner.why_not_restricted()
     if reason is not None:
-        logger.warning("No losses with experts forced or taken out: %s. All else is measured.", reason)
+        logger.warning("No losses with experts forced or removed: %s. All else is measured.", reason)
     return reason is None
 
 
@@ -228,7 +232,7 @@ def _losses(
         dense=dense,
         similarity=similarity,
         layers=subject.layers,
-        batch=max(1, options.batch_tokens // options.length),
+        batch=max(1, BATCH_TOKENS // options.length),
         tell=None if report is None else lambda done, total: report("Measuring losses", done, total),
     )
 
@@ -238,30 +242,21 @@ def _groups(subject: Subject, sides: Sides, owners: Owners) -> list[Group]:
     if names is not None and set(names) & set(sides.domains):
         idle = sorted({name for name in names if name is not None} - set(sides.domains))
         if idle:
-            logger.warning("no row is of the domain that these experts are named after: %s", ", ".join(idle))
+            logger.warning("no row has the domain that these experts are named after: %s", ", ".join(idle))
         return named_groups(names, subject.layers, sides.domains, named_layers(subject.model.config))
     experts = subject.runner.experts
     single = single_groups(range(experts) if experts <= MOST_SINGLE else (), subject.layers)
     return single + owned_groups(owners, favourites(sides), subject.layers, sides.domains)
 
 
-def _what_was_read(subject: Subject, data: str, *others: Any) -> dict[str, Any]:
-    fit_data, dense, against, counts = others
+def _what_was_read(subject: Subject, counts: RoutingCounts, **places: str | Path | None) -> dict[str, Any]:
     options = subject.options
     return {
-        "data": data,
-        "by": options.by,
-        "fit_data": None if fit_data is None else str(fit_data),
-        "dense": None if dense is None else str(dense),
-        "against": None if against is None else str(against),
-        "length": options.length,
-        "document_tokens": options.document_tokens,
+        **{name: None if place is None else str(place) for name, place in places.items()},
+        **options.model_dump(include={"by", "length", "document_tokens", "probe_tokens", "permutations", "seed"}),
         "tokens_per_domain": options.tokens,
-        "probe_tokens": options.probe_tokens,
         "loss_tokens": options.loss_tokens if options.losses else None,
-        "permutations": options.permutations,
         "documents_one_by_one": len(counts.kept.documents),
-        "seed": options.seed,
         "device": str(subject.model.device),
         "device_name": device_name(str(subject.model.device)),
         "dtype": str(subject.model.dtype).removeprefix("torch."),
@@ -271,7 +266,7 @@ def _what_was_read(subject: Subject, data: str, *others: Any) -> dict[str, Any]:
 
 
 def _few(documents: list[TaggedDocument], tokens: int) -> list[TaggedDocument]:
-    """Documents in order, until there are that many tokens of their domain."""
+    """Documents in order, up to that many tokens of their domain."""
     spent: dict[str, int] = {}
     few = []
     for document in documents:
@@ -282,7 +277,7 @@ def _few(documents: list[TaggedDocument], tokens: int) -> list[TaggedDocument]:
 
 
 class _Clock:
-    """Tells of each stage as it begins, and keeps its seconds."""
+    """Reports each stage at its start, and records its seconds."""
 
     def __init__(self, report: Progress | None) -> None:
         self._report = report

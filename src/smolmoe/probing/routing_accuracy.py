@@ -1,4 +1,4 @@
-"""Routing accuracy and its ceilings: what is learned on some documents, judged on others."""
+"""Routing accuracy and its ceilings, fitted on some documents and evaluated on others."""
 
 from __future__ import annotations
 
@@ -27,30 +27,22 @@ from smolmoe.probing.linear import macro
 from smolmoe.probing.setup import Subject
 from smolmoe.results.probe import Accuracy, Span
 
-DRAWS = 1000  # of documents, for the interval of the accuracy
+DRAWS = 1000  # bootstrap samples of documents, for the interval of the accuracy
 
 
 @dataclass(frozen=True)
 class Sides:
-    """Documents to learn from and documents to judge on, none on both, each with its domain's index."""
+    """Documents to fit on and documents to evaluate on, without overlap, with the index of their domain."""
 
     fit: KeptDocuments
     judged: KeptDocuments
     domains: list[str]
 
-    @property
-    def fit_labels(self) -> list[int]:
-        return [self.domains.index(document.domain) for document in self.fit.documents]
-
-    @property
-    def judged_labels(self) -> list[int]:
-        return [self.domains.index(document.domain) for document in self.judged.documents]
-
 
 def take_sides(
     subject: Subject, counts: RoutingCounts, domains: list[str], fit_data: str | None, report: Progress | None
 ) -> Sides:
-    """Halves of the documents counted, or with `fit_data` all of them to judge on.
+    """Halves of the counted documents; with `fit_data` all of them are evaluated on.
 
     Raises:
         DataError: a domain has too few documents on one side.
@@ -58,14 +50,9 @@ def take_sides(
     if fit_data is None:
         return Sides(*split_documents(counts.kept, domains), domains)
     judged = {document.key for document in counts.kept.documents}
-    # As much as the linear probes are fitted on is enough to learn whose an expert is.
+    # The tokens of the linear probes are enough to assign the experts.
     found = subject.count(fit_data, report, tokens=CONTEXT * subject.options.probe_tokens).kept
-    fit = KeptDocuments()
-    for document, choices, first in zip(found.documents, found.choices, found.first, strict=True):
-        if document.domain in domains and document.key not in judged:
-            fit.documents.append(document)
-            fit.choices.append(choices)
-            fit.first.append(first)
+    fit = found.part([at for at, d in enumerate(found.documents) if d.domain in domains and d.key not in judged])
     for domain in domains:
         if not any(document.domain == domain for document in fit.documents):
             raise DataError(
@@ -75,28 +62,30 @@ def take_sides(
 
 
 def find_owners(subject: Subject, sides: Sides) -> tuple[Owners, list[str]]:
-    """The domain of each expert [L][E], and for each layer where that is from: "names" or "learned"."""
+    """The domain of each expert [L][E], and for each layer its origin: "names" or "learned"."""
     config = subject.model.config
     named, guided = named_owners(expert_names(config), sides.domains), named_layers(config)
-    learned = learn_owners(torch.stack(sides.fit.first), sides.fit_labels, len(sides.domains))
+    fit = sides.fit
+    learned = learn_owners(torch.stack(fit.first), fit.labels(sides.domains), len(sides.domains))
     by_name = [named is not None and (guided is None or layer in guided) for layer in subject.layers]
     owners = [named if use and named is not None else own for use, own in zip(by_name, learned, strict=True)]
     return owners, ["names" if use else "learned" for use in by_name]
 
 
 def favourites(sides: Sides) -> list[list[int]]:
-    """[L][D]: the expert that is a domain's first choice most."""
-    return domain_counts(torch.stack(sides.fit.first), sides.fit_labels, len(sides.domains)).argmax(-1).tolist()
+    """[L][D]: the most frequent first choice of a domain."""
+    counts = domain_counts(torch.stack(sides.fit.first), sides.fit.labels(sides.domains), len(sides.domains))
+    return counts.argmax(-1).tolist()
 
 
 def draw_sample(subject: Subject, tap: InputTap, sides: Sides) -> Sample:
-    """Inputs of tokens to learn from, as many of each domain."""
+    """Inputs of tokens to fit on, the same number of each domain."""
     options = subject.options
     return sample_inputs(tap, sides.fit.documents, sides.domains, subject.windows, options.probe_tokens, options.seed)
 
 
 def judge_ceiling(subject: Subject, tap: InputTap, sample: Sample, sides: Sides) -> list[list[float]]:
-    """[L][D]: what a linear probe fitted on the sample tells right."""
+    """[L][D]: accuracy of a linear probe fitted on the sample."""
     probes = fit_probes(sample, len(sides.domains))
     return judge_probes(tap, probes, sides.judged.documents, sides.domains, subject.windows)
 
@@ -109,8 +98,8 @@ def judge_routing(
     ceiling: list[list[float]],
     dense_ceiling: list[list[float]] | None,
 ) -> tuple[Accuracy, Span]:
-    """Everything about accuracy, and the same over the last third of the layers."""
-    first, labels, domains = torch.stack(sides.judged.first), sides.judged_labels, sides.domains
+    """The accuracy of all layers, and over the last third of the layers."""
+    first, labels, domains = torch.stack(sides.judged.first), sides.judged.labels(sides.domains), sides.domains
     told = routing_accuracy(first, labels, owners, len(domains))
     ceilings = {"router": ceiling, "dense": dense_ceiling}
 
@@ -139,7 +128,7 @@ def judge_routing(
 def _interval(
     accuracy: float, first: torch.Tensor, labels: Sequence[int], owners: Owners, positions: Sequence[int]
 ) -> Interval:
-    """Of the mean over domains and layers, with the documents of each domain resampled.
+    """The interval of the mean over domains and layers, by resampling the documents of each domain.
 
     Args:
         first: first choices of N documents in these layers, [N, L, E].

@@ -3,119 +3,60 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from smolmoe.core.progress import Progress
+from smolmoe.data.rows import write_rows
 from smolmoe.errors import RequestError
+from smolmoe.probing.measure import probe as measure
+from smolmoe.recipe.base import parse
 from smolmoe.recipe.probe import ProbeRecipe, ProbeTextRecipe
+from smolmoe.reports.probe_page import write_page
+from smolmoe.results.probe import ProbeResult
 
-if TYPE_CHECKING:
-    from smolmoe.results.probe import ProbeResult
-
-CHARACTERS_A_TOKEN = 8  # more than enough text for the tokens asked
+CHARACTERS_A_TOKEN = 8  # more than enough text for the requested tokens
 
 
-def probe(
-    model: str | Path,
-    data: str | Path,
-    *,
-    out: Path,
-    before: Path | None = None,
-    runs: dict[str, Path] | None = None,
-    **options: Any,
-) -> ProbeResult:
-    """Probe an MoE and write `probe.json`, `index.html` and the figures into `out`.
+def probe(recipe: ProbeTextRecipe, *, overwrite: bool = False, report: Progress | None = None) -> ProbeResult:
+    """Probe an MoE and write `probe.json`, `index.html` and the figures.
 
-    Args:
-        before: folder of an earlier probe, to be shown beside this one.
-        runs: label -> run folder of a training, whose curves are shown.
-        **options: as `smolmoe.probing.measure.probe` takes them; it says what is raised, too.
+    Raises:
+        SmolmoeError: as `smolmoe.probing.measure.probe`.
     """
-    from smolmoe.probing.measure import probe as measure
-    from smolmoe.reports.probe_page import write_page
-
+    before = None if recipe.before is None else Path(recipe.before)
+    runs = {label: Path(folder) for label, folder in recipe.runs.items()}
     _check_shown("before", before, "probe.json")
-    for run in (runs or {}).values():
+    for run in runs.values():
         _check_shown("run", run, "metrics.jsonl")
-    result = measure(model, data, out=out, **options)
-    if (report := options.get("report")) is not None:
+    others = recipe.model_dump(include={"fit_data", "dense", "against", "device"})
+    result = measure(
+        recipe.model, recipe.data, out=recipe.out, options=recipe, overwrite=overwrite, report=report, **others
+    )
+    if report is not None:
         report("Drawing", 0, 0)
-    write_page(out, out, before=before, runs=runs)
+    write_page(recipe.out, recipe.out, before=before, runs=runs)
     return result
 
 
-def probe_text(recipe: ProbeTextRecipe, *, overwrite: bool = False, report: Progress | None = None) -> ProbeResult:
-    """`probe` for a recipe that has been parsed."""
-    from smolmoe.probing.setup import ProbeOptions
-
-    names = (
-        "by",
-        "tokens",
-        "document_tokens",
-        "length",
-        "probe_tokens",
-        "losses",
-        "loss_tokens",
-        "permutations",
-        "seed",
-    )
-    return probe(
-        recipe.model,
-        recipe.data,
-        out=recipe.out,
-        before=None if recipe.before is None else Path(recipe.before),
-        runs={label: Path(folder) for label, folder in recipe.runs.items()},
-        fit_data=recipe.fit_data,
-        dense=recipe.dense,
-        against=recipe.against,
-        options=ProbeOptions(**recipe.model_dump(include=set(names))),
-        device=recipe.device,
-        overwrite=overwrite,
-        report=report,
-    )
-
-
 def _check_shown(field: str, folder: Path | None, file: str) -> None:
-    """Before anything is measured: what the page is to show is there."""
+    """Check before the measurement that the page can show it."""
     if folder is not None and not (folder / file).is_file():
         raise RequestError(f"there is no {file} in this folder.", field=field, value=str(folder))
 
 
 def run_probe(recipe: ProbeRecipe, *, report: Progress | None = None) -> dict[str, Any]:
     """The probe of a pipeline: on the held-out side of its data. Returns the headline figures."""
-    from smolmoe.data.rows import write_rows
-    from smolmoe.probing.setup import ProbeOptions
-
     characters = CHARACTERS_A_TOKEN * max(recipe.tokens, recipe.probe_tokens)
     held_out, training = write_rows(recipe.data, recipe.out / "text", characters=characters)
-    result = probe(
-        recipe.model,
-        held_out,
-        out=recipe.out / "probe",
-        before=None if recipe.before is None else Path(recipe.before) / "probe",
-        runs={label: Path(folder) for label, folder in recipe.runs.items()},
-        fit_data=training,
-        dense=recipe.dense,
-        against=recipe.against,
-        options=ProbeOptions(
-            tokens=recipe.tokens,
-            length=recipe.data.length,
-            document_tokens=recipe.document_tokens,
-            probe_tokens=recipe.probe_tokens,
-            permutations=recipe.permutations,
-            losses=recipe.losses,
-            loss_tokens=recipe.loss_tokens,
-            seed=recipe.seed,
-        ),
-        device=recipe.device,
-        overwrite=True,
-        report=report,
-    )
+    values = recipe.model_dump(exclude={"data"}) | {"data": str(held_out), "fit_data": str(training)}
+    values |= {"length": recipe.data.length, "out": recipe.out / "probe"}
+    values["before"] = None if recipe.before is None else str(Path(recipe.before) / "probe")
+    result = probe(parse(ProbeTextRecipe, values), overwrite=True, report=report)
     return headline(result) | {"page": str(recipe.out / "probe" / "index.html")}
 
 
 def headline(result: ProbeResult) -> dict[str, Any]:
-    """The few figures that say whether the experts have come to differ."""
+    """The main figures of the specialisation."""
     peak = max(result.layers, key=lambda layer: layer.separation)
     last = result.last_third
     return {

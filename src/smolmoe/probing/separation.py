@@ -1,6 +1,6 @@
-"""How differently domains choose their experts: divergence, information, contrast, and what chance alone gives.
+"""How much the choice of experts depends on the domain: divergence, information, contrast, and chance baselines.
 
-Counts are [..., D, E]: D domains, E experts. Domains are weighted alike, however much text there is of each.
+Counts are [..., D, E]: D domains, E experts. Domains have equal weight, whatever the amount of text.
 """
 
 from __future__ import annotations
@@ -10,15 +10,15 @@ from collections.abc import Iterator, Mapping, Sequence
 
 import torch
 
+from smolmoe.recipe.probe import DRAWS
 from smolmoe.results.probe import Baseline
 
-FLOOR = 0.01  # of a share that another is divided by: a handful of choices must not decide
-FEWEST = 50  # choices of a domain within one type of token, for them to say anything
-DRAWS = 200
+FLOOR = 0.01  # lower bound of the denominator, so that a few choices do not decide
+FEWEST = 50  # fewest choices of a domain within one token type that count
 
 
 def shares(counts: torch.Tensor) -> torch.Tensor:
-    """Counts divided by their sum over the last dimension, float64; zeros where there are none."""
+    """Counts divided by their sum over the last dimension, float64; zeros for a sum of 0."""
     counts = counts.double()
     return counts / counts.sum(-1, keepdim=True).clamp_min(1)
 
@@ -36,7 +36,7 @@ def separation(counts: torch.Tensor) -> torch.Tensor:
 def domain_information(counts: torch.Tensor) -> torch.Tensor:
     """[..., D, E] to [...]: mutual information of domain and choice, in bits; at most log2 of the smaller of D and E.
 
-    With domains weighted alike it is the generalised Jensen-Shannon divergence of their distributions.
+    With equally weighted domains it is the generalised Jensen-Shannon divergence of their distributions.
     """
     p = shares(counts)
     return (_entropy(p.mean(-2)) - _entropy(p).mean(-1)).clamp_min(0)
@@ -45,8 +45,8 @@ def domain_information(counts: torch.Tensor) -> torch.Tensor:
 def contrast(counts: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
     """The largest ratio between two domains' shares of one expert: (ratio, expert, higher domain, lower domain).
 
-    Only an expert that has at least the even share 1/E of some domain counts, and the lower share is taken as 0.01 at
-    least; so the ratio says something about an expert that is in use, and is at most 100.
+    Only an expert with at least the even share 1/E of some domain counts, and the lower share is at least 0.01: the
+    expert is in use, and the ratio is at most 100.
 
     Args:
         counts: [..., D, E].
@@ -63,10 +63,10 @@ def contrast(counts: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Te
 
 
 def within_type_separation(counts: torch.Tensor) -> torch.Tensor:
-    """[..., D, Y, E] to [...]: `separation` of pairs of domains within one type of token, mean over pairs and types.
+    """[..., D, Y, E] to [...]: `separation` of pairs of domains within one token type, mean over pairs and types.
 
-    A pair counts by the two domains' mean share of the type, and only where both have 50 choices of it. Where types
-    alone explain how domains differ, this is about 0 (but for what few choices scatter) and `separation` is not.
+    A pair is weighted by the two domains' mean share of the type, and counts only if both have 50 choices of it. If
+    types alone explain the difference of domains, this is about 0 up to sampling noise, and `separation` is not.
     """
     by_type = counts.transpose(-3, -2)  # [..., Y, D, E]
     totals = by_type.sum(-1)
@@ -79,7 +79,7 @@ def within_type_separation(counts: torch.Tensor) -> torch.Tensor:
 
 
 def type_information(counts: torch.Tensor) -> dict[str, torch.Tensor]:
-    """What type and domain say about the choice, each alone and where the other is known, in bits.
+    """Information of token type and domain about the choice, alone and given the other, in bits.
 
     Args:
         counts: [..., D, Y, E].
@@ -103,10 +103,10 @@ def type_information(counts: torch.Tensor) -> dict[str, torch.Tensor]:
 def permutation_baselines(
     choices: torch.Tensor, first: torch.Tensor, labels: Sequence[int], *, draws: int = DRAWS, seed: int = 0
 ) -> Mapping[str, list[Baseline]]:
-    """What separation, information and contrast come to when the domains are shuffled over the documents.
+    """Separation, information and contrast with the domains shuffled over the documents.
 
-    Documents are shuffled, not tokens: one text's tokens are alike, so that shuffled tokens would make anything
-    significant. The baseline of few or short documents is above that of many.
+    Documents are shuffled, not tokens: the tokens of a text are similar, so that with shuffled tokens everything would
+    be significant. The baseline is higher with few or short documents.
 
     Args:
         choices, first: of N documents, [N, L, E].

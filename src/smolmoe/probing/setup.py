@@ -1,4 +1,4 @@
-"""What is probed, and how: the model with all that its text needs, and the options."""
+"""The probed model, with its tokenizer and its way of cutting text."""
 
 from __future__ import annotations
 
@@ -19,55 +19,18 @@ from smolmoe.moe.routing import unread_routers
 from smolmoe.probing.counting import RoutingCounts, Runner, count_routing
 from smolmoe.probing.documents import TaggedDocument, read_tagged, start_token
 from smolmoe.probing.inputs import Windows
-from smolmoe.probing.separation import DRAWS
 from smolmoe.probing.token_types import token_types
+from smolmoe.recipe.probe import ProbeOptions
 from smolmoe.results.probe import ModelFacts
 
 logger = logging.getLogger(__name__)
 
-
-@dataclass(frozen=True)
-class ProbeOptions:
-    """How to probe.
-
-    Attributes:
-        by: column of a row's domain.
-        tokens: to read of each domain, at most; None for all.
-        document_tokens: to read of one document, at most, so that no long one decides for its domain.
-        length: the longest window that the model reads at a time.
-        probe_tokens: of each domain, to fit the linear probes on.
-        loss_tokens: of each domain, for each loss.
-        losses: whether to force experts and take them out.
-        permutations: of the domains, for the baselines.
-        batch_tokens: in one forward pass.
-        seed: of what is drawn.
-
-    Raises:
-        RequestError: a value is too small.
-    """
-
-    by: str = "domain"
-    tokens: int | None = None
-    document_tokens: int = 4096
-    length: int = 256
-    probe_tokens: int = 4096
-    loss_tokens: int = 4096
-    losses: bool = True
-    permutations: int = DRAWS
-    batch_tokens: int = 4096
-    seed: int = 0
-
-    def __post_init__(self) -> None:
-        least = {"length": 2, "document_tokens": 2}
-        for name in (*least, "tokens", "probe_tokens", "loss_tokens", "permutations", "batch_tokens"):
-            value = getattr(self, name)
-            if value is not None and value < least.get(name, 1):
-                raise RequestError(f"must be {least.get(name, 1)} at least.", field=name, value=value)
+BATCH_TOKENS = 4096  # in one forward pass
 
 
 @dataclass(frozen=True)
 class Subject:
-    """The MoE, its tokenizer, and how text is cut for it.
+    """The MoE, its tokenizer, and the windows of its text.
 
     Attributes:
         types: the type of every token id, [V].
@@ -90,7 +53,7 @@ class Subject:
         return self.runner.layers
 
     def documents(self, data: str, report: Progress | None, *, tokens: int | None = None) -> Iterator[TaggedDocument]:
-        """The tagged documents of a source, tokenised; `tokens` of each domain at most, where options allow more."""
+        """The tagged documents of a source, tokenised; `tokens` is a further limit per domain."""
         options = self.options
         limits = [limit for limit in (options.tokens, tokens) if limit is not None]
         found = read_tagged(
@@ -107,7 +70,7 @@ class Subject:
             yield document
 
     def count(self, data: str, report: Progress | None, *, tokens: int | None = None) -> RoutingCounts:
-        """What the routers choose on a source; `tokens` as for `documents`."""
+        """The routers' choices on a source; `tokens` as for `documents`."""
         windows = self.windows
         return count_routing(
             self.runner,
@@ -133,7 +96,7 @@ class Subject:
 
 
 def open_subject(folder: str | Path, options: ProbeOptions, device: str) -> Subject:
-    """Load an MoE to be probed.
+    """Load an MoE for a probe.
 
     Raises:
         SourceError: no such model, a dense one, or one without tokenizer.
@@ -153,7 +116,7 @@ def open_subject(folder: str | Path, options: ProbeOptions, device: str) -> Subj
         raise SourceError(
             f"{len(names)} names for {runner.experts} experts.", field="expert_names", value=", ".join(map(str, names))
         )
-    windows = Windows(start_token(tokenizer), options.length, options.batch_tokens)
+    windows = Windows(start_token(tokenizer), options.length, BATCH_TOKENS)
     types = token_types(tokenizer, model.get_input_embeddings().weight.shape[0])
     return Subject(where, runner, tokenizer, windows, types, options)
 
@@ -162,22 +125,20 @@ def open_beside(folder: str | Path, subject: Subject, field: str) -> Any:
     """Load a model that reads the same tokens.
 
     Raises:
-        RequestError: its tokenizer is another one.
+        RequestError: its tokenizer differs.
     """
     model, where = _load(folder, str(subject.model.device))
     said = tokenizer_difference(_tokenizer(where, folder), subject.tokenizer, names=(field, "model"))
     if said is not None:
         raise RequestError(
-            f"its tokenizer is another one ({said}), so the two cannot be compared token by token.",
-            field=field,
-            value=folder,
+            f"its tokenizer differs ({said}), so the two cannot be compared token by token.", field=field, value=folder
         )
     return model
 
 
 def _load(folder: str | Path, device: str) -> tuple[Any, Path]:
     skeleton = Skeleton(folder)
-    # CPUs are slow in 16 bits; elsewhere what is probed is what is served.
+    # CPUs are slow in 16 bits; other devices use the stored dtype, as in serving.
     dtype = torch.float32 if device == "cpu" else skeleton.stored_dtype()
     return load_model(skeleton.folder, dtype=dtype, device=device), skeleton.folder
 

@@ -1,4 +1,4 @@
-"""How alike the experts of a layer are: in what they make of the same tokens, and in their weights."""
+"""Similarity of the experts of a layer: of their outputs on the same tokens, and of their weights."""
 
 from __future__ import annotations
 
@@ -18,17 +18,17 @@ TOKENS = 512
 
 
 def expert_similarity(model: Any, inputs: Sequence[torch.Tensor], experts: int) -> Similarity:
-    """Of every two experts of each MoE layer: linear CKA and mean cosine of their outputs, and cosine of their weights.
+    """Linear CKA and mean cosine of the outputs, and cosine of the weights, of every two experts of each MoE layer.
 
-    Every expert reads the same tokens, whether or not the router would send them there. Weight cosine misleads by
-    itself: it hardly moves while functions part.
+    Every expert reads the same tokens, whatever the router chooses. Weight cosine alone is misleading: it hardly
+    changes while the functions diverge.
 
     Args:
-        inputs: what each layer's router reads, [T, D] of each; up to 512 tokens are used.
+        inputs: of each layer's router, [T, D] each; up to 512 tokens are used.
         experts: E.
 
     Raises:
-        SourceError: a layer keeps its experts where they cannot be called.
+        SourceError: the experts of a layer cannot be called separately.
     """
     _, layers = find_layers(model)
     found: dict[str, list[list[list[float]]]] = {"cka": [], "output_cosine": [], "weight_cosine": []}
@@ -43,17 +43,17 @@ def expert_similarity(model: Any, inputs: Sequence[torch.Tensor], experts: int) 
 
 @torch.inference_mode()
 def expert_outputs(layer: nn.Module, router: nn.Module, x: torch.Tensor, experts: int) -> torch.Tensor:
-    """[E, T, D] on the CPU: what each expert alone makes of x [T, D], gate 1, shared experts left out.
+    """[E, T, D] on the CPU: the output of each expert alone on x [T, D] with gate 1, without shared experts.
 
     Raises:
-        SourceError: the router has no `experts` module beside it.
+        SourceError: no module `experts` is next to the router.
     """
     module = _experts_beside(layer, router)
     own = next(module.parameters()).dtype
-    if len(inspect.signature(module.forward).parameters) == 1:  # each expert has its share of the rows (Llama 4)
+    if len(inspect.signature(module.forward).parameters) == 1:  # each expert gets a share of the rows (Llama 4)
         together: torch.Tensor = module(x.to(own).repeat(experts, 1))
         return together.unflatten(0, (experts, -1)).float().cpu()
-    # Twice, the second time at gate 0: some classes (LongCat) cannot take one expert a token.
+    # Twice, the second time with gate 0: some classes (LongCat) do not support one expert per token.
     gates = torch.tensor([1.0, 0.0], dtype=own, device=x.device).repeat(len(x), 1)
     chosen = torch.zeros(len(x), 2, dtype=torch.long, device=x.device)
     outputs = (module(x.to(own), chosen + expert, gates).reshape(x.shape) for expert in range(experts))
@@ -63,7 +63,7 @@ def expert_outputs(layer: nn.Module, router: nn.Module, x: torch.Tensor, experts
 def linear_cka(outputs: torch.Tensor) -> torch.Tensor:
     """[E, E] of outputs [E, T, D]: linear centred kernel alignment (arXiv 1905.00414), 1 for equal up to rotation.
 
-    Computed from T x T kernels, so that E² comparisons cost E kernels. 0 where an output does not vary.
+    Computed from T x T kernels, so that E² comparisons cost E kernels. 0 if an output is constant.
     """
     centred = (outputs - outputs.mean(1, keepdim=True)).double()
     kernels = (centred @ centred.transpose(1, 2)).flatten(1)
@@ -94,5 +94,5 @@ def _experts_beside(layer: nn.Module, router: nn.Module) -> nn.Module:
             if isinstance(experts, nn.Module) and not isinstance(experts, nn.ModuleList):
                 return experts
     raise SourceError(
-        "its experts are no module that can be called by themselves.", field="model", value=type(router).__name__
+        "its experts are not a module that can be called separately.", field="model", value=type(router).__name__
     )

@@ -1,4 +1,4 @@
-"""What kind of token each id of a vocabulary is, from its text."""
+"""The type of each token of a vocabulary, from its text."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def token_types(tokenizer: Any, size: int) -> torch.Tensor:
 
 
 def types_in_context(types: torch.Tensor, inputs: torch.Tensor) -> torch.Tensor:
-    """[W, S] of inputs [W, S]: letters that follow white space or a special token start a word as well.
+    """[W, S] of inputs [W, S]: letters after white space or a special token also start a word.
 
     Args:
         types: of every token id.

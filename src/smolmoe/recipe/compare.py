@@ -7,19 +7,26 @@ from pathlib import Path
 from pydantic import Field
 
 from smolmoe.recipe.base import Recipe
+from smolmoe.recipe.words import Device
 
 
 class CompareRecipe(Recipe):
     """One comparison; the first model is the baseline."""
 
     models: dict[str, str | tuple[str, ...]] = Field(
-        min_length=2, description="name -> folder of a model or of a run; several of them are random seeds"
+        min_length=2, description="name and folder of a model or run; several folders are seeds"
     )
-    data: str = Field(description="text file, or the folder of a run, whose held-out text is read")
-    by: str | None = Field(None, description="column of a row's domain")
-    tokens: int | None = Field(None, ge=1, description="tokens of each domain at most (default: as the run measures)")
-    document_tokens: int | None = Field(None, ge=2, description="tokens of one document at most")
-    length: int | None = Field(None, ge=2, description="tokens of one window at most")
-    speed: bool = Field(True, description="measure latency, tokens per second and memory")
-    device: str = Field("cpu", description="where to compute")
-    out: Path = Field(description="folder of the comparison")
+    data: str = Field(description="held-out text: .jsonl, .parquet, .txt, folder, hub data set, or folder of a run")
+    by: str | None = Field(None, description="column with the domain (default: one domain)")
+    tokens: int | None = Field(
+        None, ge=1, description="maximum number of tokens per domain (default: 20000, or the run's)"
+    )
+    document_tokens: int | None = Field(
+        None, ge=2, description="maximum number of tokens per document (default: 1024, or the run's)"
+    )
+    length: int | None = Field(
+        None, ge=2, description="maximum sequence length, in tokens (default: 256, or the run's)"
+    )
+    speed: bool = Field(True, description="latency, tokens per second and memory")
+    device: Device = "cpu"
+    out: Path = Field(description="output folder for compare.json and table.md")

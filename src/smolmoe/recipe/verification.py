@@ -1,4 +1,4 @@
-"""Checks of models on disk, as stages of a pipeline."""
+"""Checks of models on disk: `smolmoe verify` and `smolmoe doctor`, and stages of a pipeline."""
 
 from __future__ import annotations
 
@@ -7,15 +7,16 @@ from pathlib import Path
 from pydantic import Field
 
 from smolmoe.recipe.base import Recipe, Seed
+from smolmoe.recipe.words import Device
 
 
 class DoctorRecipe(Recipe):
     """What would waste the training of an MoE."""
 
-    moe: str = Field(description="folder of the MoE")
-    data: Path | None = Field(None, description="text to examine it on (default: of this Python installation)")
-    device: str = Field("cpu", description="where to compute")
-    seed: Seed = Field(0, description="random seed of the choice of text")
+    moe: str = Field(description="folder of any transformers MoE")
+    data: Path | None = Field(None, description="text to examine it on (default: of this Python)")
+    device: Device = "cpu"
+    seed: Seed = Field(0, description="random seed")
 
 
 class VerifyRecipe(Recipe):
@@ -23,6 +24,6 @@ class VerifyRecipe(Recipe):
 
     dense: str = Field(description="folder of the dense model")
     moe: str = Field(description="folder of the MoE made from it")
-    text: Path | None = Field(None, description="text to measure on (default: of this Python installation)")
-    device: str = Field("cpu", description="where to compute")
-    seed: Seed = Field(0, description="random seed of the choice of text and of the random control")
+    text: Path | None = Field(None, description="text to measure on, .txt or .jsonl (default: of this Python)")
+    device: Device = "cpu"
+    seed: Seed = Field(0, description="random seed")

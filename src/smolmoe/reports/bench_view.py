@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 from smolmoe.core import units
-from smolmoe.reports.blocks import Chart, Table
+from smolmoe.reports.blocks import Table
+from smolmoe.reports.figures import Figure, Lines, Series
 from smolmoe.reports.names import Looks
-from smolmoe.reports.plot import beside, line, on
 from smolmoe.results.bench import BenchResult, ModelBench, Ratio
 
 _PANELS = (
@@ -18,12 +19,12 @@ _PANELS = (
 
 
 def bench_label(found: BenchResult) -> str:
-    """Its models."""
+    """The names of its models."""
     return " against ".join(model.name for model in found.models)
 
 
 def bench_answer(found: BenchResult) -> str | None:
-    """Decoding speed compared with the other model, in a sentence; None of one model alone."""
+    """A sentence on decoding speed compared with the other model; None for a single model."""
     if not found.ratios or len(found.models) != 2:
         return None
     first, (model, other) = found.ratios[0], found.models
@@ -34,73 +35,89 @@ def bench_answer(found: BenchResult) -> str | None:
 
 
 def bench_machine(found: BenchResult) -> str:
-    """What it was measured on."""
+    """The machine that it was measured on."""
     known = {key.replace("_", " "): value for key, value in found.machine.items() if value not in (None, "")}
     return ", ".join(f"{key} {value}" for key, value in known.items())
 
 
-def bench_chart(found: BenchResult, name: str, looks: Looks) -> Chart:
+def bench_figure(found: BenchResult, name: str, looks: Looks) -> Figure:
     """Throughput and memory by batch size."""
-    traces = []
-    for panel, (_, _, key, scale) in enumerate(_PANELS):
-        for model in found.models:
-            points = [(row.batch_size, getattr(row, key) / scale) for row in model.speed]
-            more = {"legendgroup": model.name, "showlegend": panel == 0, **on(panel)}
-            traces.append(line(model.name, points, looks(model.name), **more))
-    layout = beside(*((title, "batch size", unit) for title, unit, _, _ in _PANELS))
-    for number in ("", "2", "3"):
-        layout[f"xaxis{number}"] |= {"type": "category"}
-        layout[f"yaxis{number}"] |= {"rangemode": "tozero"}
-    return Chart(
-        name,
-        f"Speed: {bench_label(found)}",
-        "Medians. Higher is better for prefill and decode, lower is better for memory.",
-        traces,
-        layout,
-        ["model", "batch size", "prefill (tokens/s)", "decode (tokens/s)", "peak memory (bytes)"],
-        [
-            [m.name, row.batch_size, *(getattr(row, key) for _, _, key, _ in _PANELS)]
-            for m in found.models
-            for row in m.speed
-        ],
-        height=380,
-    )
+    panels = [
+        Lines(
+            title,
+            "batch size",
+            unit,
+            [
+                Series(m.name, [(at, getattr(row, key) / scale) for at, row in enumerate(m.speed)], looks(m.name))
+                for m in found.models
+            ],
+            labels=[str(row.batch_size) for row in found.models[0].speed],
+            bottom=0,
+        )
+        for title, unit, key, scale in _PANELS
+    ]
+    caption = "Medians. Higher is better for prefill and decode, lower is better for memory."
+    return Figure(name, f"Speed: {bench_label(found)}", caption, panels, per_row=3)
 
 
 def bench_tables(found: BenchResult) -> list[Table]:
-    """Sizes, latency, and the ratios of two models."""
-    return [_sizes(found.models), _latency(found.models), *_ratios(found)]
+    """Sizes, speed, and the ratios of two models."""
+    return [_sizes(found.models), _speed(found.models), *_ratios(found)]
 
 
 def _sizes(models: tuple[ModelBench, ...]) -> Table:
-    rows: list[list[Any]] = [
-        ["class", *(model.class_name for model in models)],
-        ["dtype", *(model.dtype for model in models)],
-        ["experts implementation", *(model.implementation for model in models)],
-        ["parameters", *(units.parameters(model.parameters.total) for model in models)],
-        ["active parameters per token", *(units.parameters(model.parameters.active) for model in models)],
-        ["… without embeddings", *(units.parameters(m.parameters.active_without_embeddings) for m in models)],
-        ["size of the weights", *(units.size(model.bytes.total) for model in models)],
-        ["weights read per decoded token", *(units.size(model.bytes.active) for model in models)],
-        ["prefill FLOPs per token", *(units.flops(model.flops.prefill.total) for model in models)],
-        ["decode FLOPs per token", *(units.flops(model.flops.decode.total) for model in models)],
+    rows: list[tuple[str, Callable[[ModelBench], Any]]] = [
+        ("class", lambda model: model.class_name),
+        ("dtype", lambda model: model.dtype),
+        ("experts", _experts),
+        ("parameters", lambda model: units.parameters(model.parameters.total)),
+        ("active parameters per token", lambda model: units.parameters(model.parameters.active)),
+        ("parameters without embeddings", lambda model: units.parameters(model.parameters.total_without_embeddings)),
+        ("… active per token", lambda model: units.parameters(model.parameters.active_without_embeddings)),
+        ("size of the weights", lambda model: units.size(model.bytes.total)),
+        ("weights read per decoded token", lambda model: units.size(model.bytes.active)),
+        ("prefill FLOPs per token", lambda model: units.flops(model.flops.prefill.total)),
+        ("decode FLOPs per token", lambda model: units.flops(model.flops.decode.total)),
+        ("training FLOPs per token", lambda model: model.flops.train and units.flops(model.flops.train.total)),
+        ("experts computed per token", _computed),
     ]
-    return Table(["measure", *(model.name for model in models)], rows, "Cost per token")
+    cells = [(label, [form(model) for model in models]) for label, form in rows]
+    shown = [[label, *row] for label, row in cells if any(row)]
+    return Table(["measure", *(model.name for model in models)], shown, "Cost per token")
 
 
-def _latency(models: tuple[ModelBench, ...]) -> Table:
+def _experts(model: ModelBench) -> str | None:
+    if model.experts is None:
+        return None
+    return f"{model.experts}, top-{model.top_k}, by {model.implementation or 'its class'}"
+
+
+def _computed(model: ModelBench) -> str | None:
+    work = model.flops.experts
+    if work is None:
+        return None
+    verdict = "only the chosen" if work.only_chosen else f"NOT the {work.top_k} chosen"
+    counts = [work.prefill, work.decode, *([] if work.train is None else [work.train])]
+    return f"{' / '.join(f'{value:.2f}' for value in counts)} of {work.experts}: {verdict}"
+
+
+def _speed(models: tuple[ModelBench, ...]) -> Table:
     rows = [
         [
             model.name,
             row.batch_size,
             *(units.duration(time) for of in (row.first_token, row.token) for time in (of.median, of.p90)),
+            f"{row.prefill_tokens_per_second:,.4g}",
+            f"{row.decode_tokens_per_second:,.4g}",
+            units.size(row.peak_bytes),
             units.size(row.sample_bytes),
         ]
-        for model in models
-        for row in model.speed
+        for row_of in zip(*(model.speed for model in models), strict=True)
+        for model, row in zip(models, row_of, strict=True)
     ]
-    times = ["first token, median", "first token, p90", "next token, median", "next token, p90"]
-    return Table(["model", "batch size", *times, "memory per sample"], rows, "Latency")
+    times = ["first token", "p90", "next token", "p90"]
+    rates = ["prefill (tokens/s)", "decode (tokens/s)", "peak memory", "memory per sample"]
+    return Table(["model", "batch size", *times, *rates], rows, "Speed (medians)")
 
 
 def _ratios(found: BenchResult) -> list[Table]:

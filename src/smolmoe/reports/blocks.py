@@ -1,6 +1,6 @@
-"""What a page is made of: words, tables, figures, cards, code. A block has no HTML: `templates/blocks.html` has.
+"""The blocks of a page: words, tables, figures, cards, code. Their HTML is in `templates/blocks.html`.
 
-A chart's colours are names (`@1` ... `@10`, `@ink`, `@grey`, `@line`); the page's script fills them in, for light and
+A chart's colours are names (`@1` ... `@10`, `@ink`, `@grey`, `@line`), which the page's script resolves for light and
 dark.
 """
 
@@ -16,7 +16,7 @@ _OPEN_ROWS = 400
 
 
 class Block(Protocol):
-    """A part of a section; `shape` names the macro that lays it out."""
+    """A part of a section; `shape` is the name of its macro."""
 
     shape: ClassVar[str]
 
@@ -26,9 +26,9 @@ class Answer:
     """One of the large answers at the top.
 
     Attributes:
-        question: what it answers.
-        headline: a few words, large.
-        sentence: the rest.
+        question: that it answers.
+        headline: a few words, in large type.
+        sentence: the details.
         tone: "good", "bad", "open" (no difference seen, not measured) or "".
     """
 
@@ -45,8 +45,8 @@ class Words:
     shape: ClassVar[str] = "words"
     sentences: Sequence[str]
     look: str = ""
-    more: str = ""  # id of the section that has the others
-    left: int = 0  # how many these are
+    more: str = ""  # id of the section with the others
+    left: int = 0  # number of the others
 
 
 @dataclass(frozen=True)
@@ -71,20 +71,20 @@ class Table:
 
     @property
     def shown(self) -> Sequence[Sequence[Any]]:
-        """The rows that a page has room for."""
+        """The rows that a page shows."""
         return self.rows[:_OPEN_ROWS]
 
 
 @dataclass(frozen=True)
 class Chart:
-    """A figure that plotly draws, with its words and numbers.
+    """A figure for plotly, with caption and numbers.
 
     Attributes:
         name: its id in the page.
         title, caption: what it shows, and how to read it.
-        traces, layout: plotly's; the page adds what all figures share.
+        traces, layout: of plotly; the page adds the shared settings.
         head, rows: the numbers.
-        layers: labels of a slider; the traces' `z` are then lists with one matrix for each.
+        layers: labels of a slider; each trace's `z` is then a list with a matrix for each.
         start: the label shown first.
         height: in pixels.
         png: file of the same figure in the page's folder.
@@ -105,7 +105,7 @@ class Chart:
 
     @property
     def data(self) -> dict[str, Any]:
-        """What the page's script draws it from."""
+        """The data for the page's script."""
         traces = [_safe(trace) for trace in self.traces]
         return {"data": traces, "layout": dict(self.layout), "layers": list(self.layers), "start": self.start}
 
@@ -116,12 +116,12 @@ class Chart:
 
 
 def plotted(text: str) -> str:
-    """Text in which plotly finds neither its HTML nor TeX."""
+    """Text without HTML or TeX for plotly."""
     return escape(text).replace("$", "&#36;")
 
 
 def _safe(trace: Mapping[str, Any]) -> dict[str, Any]:
-    """plotly reads some HTML in labels: names are text."""
+    """plotly interprets HTML in labels; names are plain text."""
     words: dict[str, Any] = {
         key: plotted(trace[key]) for key in ("name", "legendgroup") if isinstance(trace.get(key), str)
     }
@@ -133,7 +133,7 @@ def _safe(trace: Mapping[str, Any]) -> dict[str, Any]:
 
 @dataclass(frozen=True)
 class Fold:
-    """Blocks under a line to click on."""
+    """Blocks under a label that opens them."""
 
     shape: ClassVar[str] = "fold"
     label: str
@@ -144,12 +144,12 @@ class Fold:
 
 @dataclass(frozen=True)
 class Card:
-    """What is claimed of a model.
+    """The claim of a model.
 
     Attributes:
         label, kind, reason: of the model and its claim.
-        tone, verdict: what became of it.
-        size: the model in a sentence.
+        tone, verdict: of its verification.
+        size: a sentence on the model.
         checks: (passed, meaning, measured, limit) of each.
     """
 
@@ -172,7 +172,7 @@ class Cards:
 
 @dataclass(frozen=True)
 class Pairs:
-    """Terms and what they are; those without a value are left out."""
+    """Terms and values; terms without a value are left out."""
 
     shape: ClassVar[str] = "pairs"
     rows: Sequence[tuple[str, Any]]
@@ -188,7 +188,7 @@ class Code:
 
 
 def show(value: Any) -> str:
-    """A number in as many digits as mean something; None as a dash; text as it is."""
+    """A number with its significant digits; None as a dash; text unchanged."""
     if value is None or (isinstance(value, float) and math.isnan(value)):
         return "–"
     if isinstance(value, bool):

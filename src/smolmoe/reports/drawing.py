@@ -6,7 +6,7 @@ Sequential maps only, monotone in lightness, so that darker is more on a screen 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,10 +19,11 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure as MplFigure
 from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.patches import Rectangle
-from matplotlib.ticker import FuncFormatter, MaxNLocator
+from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter
 
+from smolmoe.core import units
 from smolmoe.core.files import replacing
-from smolmoe.reports.figures import PERCENT, Figure, Heat, Lines, Series, written
+from smolmoe.reports.figures import PERCENT, Figure, Heat, Level, Lines, Series, written
 from smolmoe.reports.names import COLOURS, style
 
 WIDTH = 10.8  # inches of every figure
@@ -54,14 +55,14 @@ _LOOK: dict[str, Any] = {
     "legend.frameon": False,
     "lines.linewidth": 1.5,
     "text.color": INK,
-    "text.parse_math": False,  # names of domains are text, dollars included
+    "text.parse_math": False,  # names of domains are plain text
 }
-_MOST_NUMBERS = 1000  # in the cells of one figure: more are neither read nor quick to draw
+_MOST_NUMBERS = 1000  # in the cells of one figure: more are unreadable and slow
 
 
 @dataclass(frozen=True)
 class Drawing:
-    """A figure with its words, drawn."""
+    """A figure in matplotlib, with its title and caption."""
 
     name: str
     title: str
@@ -71,7 +72,7 @@ class Drawing:
 
 @contextmanager
 def look() -> Iterator[None]:
-    """Drawing and saving happen in here, so that no figure outside is touched."""
+    """The style of the figures, for drawing and saving; other figures are not affected."""
     with rc_context(_LOOK):
         yield
 
@@ -84,26 +85,14 @@ def new_figure(height: float) -> MplFigure:
 
 
 def save_png(drawing: Drawing, path: Path) -> None:
-    """Write the figure beside its place, then rename."""
+    """Write the figure to a temporary file, then rename it."""
     with replacing(path) as partial:
-        FigureCanvasAgg(drawing.figure).print_png(partial)  # not `savefig`, which draws everything twice
+        FigureCanvasAgg(drawing.figure).print_png(partial)  # `savefig` would draw everything twice
 
 
-def heat_map(
-    axes: Axes,
-    values: np.ndarray,
-    *,
-    low: float,
-    high: float,
-    write: Callable[[float], str] | None = None,
-    size: float = 7,
-) -> Any:
-    """Cells [rows, columns] from light to dark, NaN white with a dash; returns matplotlib's image for a colour bar.
-
-    Args:
-        write: the number in a cell; None for none.
-        size: points of the numbers.
-    """
+def _draw_heat(axes: Axes, panel: Heat, *, numbers: bool) -> Any:
+    """Cells from light to dark, NaN white with a dash; returns matplotlib's image for a colour bar."""
+    values, low, high = panel.values, panel.low, panel.high
     image = axes.imshow(values, cmap=MAP, vmin=low, vmax=high, aspect="auto", interpolation="none")
     axes.spines[:].set_visible(False)
     axes.tick_params(length=0)
@@ -112,31 +101,25 @@ def heat_map(
     rows, columns = values.shape
     axes.vlines(np.arange(columns - 1) + 0.5, -0.5, rows - 0.5, color="white", linewidth=0.6)
     axes.hlines(np.arange(rows - 1) + 0.5, -0.5, columns - 0.5, color="white", linewidth=0.6)
-    if write is not None:
+    if numbers:
         span = (high - low) or 1.0
         for (row, column), value in np.ndenumerate(values):
-            dark = (value - low) / span > 0.68
-            shown = "–" if math.isnan(value) else write(value)
-            text = axes.text(
-                column, row, shown, ha="center", va="center", fontsize=size, color="white" if dark else INK
-            )
+            colour = "white" if (value - low) / span > 0.68 else INK
+            shown = written(value, panel.form)
+            text = axes.text(column, row, shown, ha="center", va="center", fontsize=6.5, color=colour)
             text.set_in_layout(False)
-    return image
-
-
-def frame_cells(axes: Axes, cells: Sequence[tuple[int, int]]) -> None:
-    """A frame, seen on light and on dark, around each (row, column)."""
-    for row, column in cells:
-        for colour, width in ((INK, 2.6), ("white", 1.0)):
+    for row, column in panel.frames:
+        for colour, width in ((INK, 2.6), ("white", 1.0)):  # seen on light and on dark
             place = (column - 0.47, row - 0.46)
             axes.add_patch(Rectangle(place, 0.94, 0.92, fill=False, edgecolor=colour, linewidth=width, zorder=3))
+    return image
 
 
 def colour_bar(figure: MplFigure, image: Any, axes: Any, label: str, *, in_percent: bool = False) -> None:
     """A bar of at most three inches at the upper right of these axes.
 
     Args:
-        axes: one, or an array of all that share the scale.
+        axes: one, or an array of all axes that share the scale.
     """
     rows = 1 if isinstance(axes, np.ndarray) else axes.get_subplotspec().get_gridspec().nrows
     room = 0.8 * figure.get_figheight() / rows
@@ -151,27 +134,26 @@ def colour_bar(figure: MplFigure, image: Any, axes: Any, label: str, *, in_perce
 
 
 def label_columns(axes: Axes, labels: Sequence[str], inches: float = WIDTH) -> None:
-    """Labels under columns that share this width: upright where they are too long, fewer where they are too many."""
+    """Labels under columns of this total width: vertical if they are long, thinned if they are many."""
     step = math.ceil(len(labels) / 32)
     places = range(0, len(labels), step)
     upright = max(map(len, labels), default=0) * 0.075 > step * inches / len(labels)
     axes.set_xticks(list(places), [labels[place] for place in places], rotation=90 if upright else 0)
 
 
-def panels_in_a_row(count: int, most: int) -> int:
-    """As many rows as `most` panels in each would need, filled evenly."""
-    return math.ceil(count / math.ceil(count / most))
-
-
 def label_rows(axes: Axes, labels: Sequence[str]) -> None:
-    """Labels of the rows, fewer where they are too many to read."""
+    """Labels of the rows, thinned if they are many."""
     step = math.ceil(len(labels) / 40)
     places = range(0, len(labels), step)
     axes.set_yticks(list(places), [labels[place] for place in places])
 
 
-def draw(figure: Figure) -> Drawing:
-    """The figure as matplotlib draws it; call it inside `look()`."""
+def draw(figure: Figure, *, titled: bool = False) -> Drawing:
+    """The figure as matplotlib draws it; call it inside `look()`.
+
+    Args:
+        titled: the title is part of the picture, which stands alone.
+    """
     panels = list(figure.panels[figure.states - 1 :: figure.states]) if figure.slides else list(figure.panels)
     rows = math.ceil(len(panels) / figure.per_row)
     heats = [panel for panel in panels if isinstance(panel, Heat)]
@@ -185,17 +167,16 @@ def draw(figure: Figure) -> Drawing:
     shared = len(heats) == len(panels) and len({(heat.low, heat.high) for heat in heats}) == 1
     fits = width / max((len(heat.columns) for heat in heats), default=1) >= 0.21 and cell >= 0.15
     numbers = fits and sum(heat.values.size for heat in heats) <= _MOST_NUMBERS
+    by_row = any(isinstance(panel, Lines) and panel.rows for panel in panels)
     image: Any = None
     for at, (one, panel) in enumerate(zip(axes, panels, strict=False)):
         if panel.title:
             one.set_title(panel.title)
         is_lowest, is_first = at + figure.per_row >= len(panels), at % figure.per_row == 0
         if isinstance(panel, Lines):
-            _draw_lines(one, panel, alone=len(panels) == 1)
+            _draw_lines(one, panel, alone=len(panels) == 1 or by_row)
             continue
-        write = (lambda value, form=panel.form: written(value, form)) if numbers else None
-        image = heat_map(one, panel.values, low=panel.low, high=panel.high, write=write, size=6.5)
-        frame_cells(one, panel.frames)
+        image = _draw_heat(one, panel, numbers=numbers)
         label_columns(one, panel.columns if is_lowest else [name.split(" ")[0] for name in panel.columns], width)
         one.set_xlabel(panel.x if is_lowest else "")
         if is_first or not shared:
@@ -205,9 +186,17 @@ def draw(figure: Figure) -> Drawing:
             colour_bar(drawn, image, one, panel.bar, in_percent=panel.form == PERCENT)
     if shared:
         colour_bar(drawn, image, grid, heats[0].bar, in_percent=heats[0].form == PERCENT)
-    if not heats and len(panels) > 1:
+    if not heats and not by_row and len(panels) > 1:
         _legend_below(drawn, axes[: len(panels)])
+    if titled:
+        drawn.suptitle(figure.title, x=0.01, ha="left", fontsize=10)
     return Drawing(figure.name, figure.title, figure.caption, drawn)
+
+
+def save_figure(figure: Figure, path: Path) -> None:
+    """Write one figure as a PNG that stands alone."""
+    with look():
+        save_png(draw(figure, titled=True), path)
 
 
 def _height(panel: Heat, cell: float) -> float:
@@ -215,7 +204,7 @@ def _height(panel: Heat, cell: float) -> float:
 
 
 def _below(panels: Sequence[Lines | Heat]) -> float:
-    """Room for the labels and the legend under the lowest panels."""
+    """Space for the labels and the legend below the panels."""
     heat = next((panel for panel in panels if isinstance(panel, Heat)), None)
     if heat is None:
         return 0.35
@@ -224,32 +213,29 @@ def _below(panels: Sequence[Lines | Heat]) -> float:
 
 
 def _widths(panels: Sequence[Lines | Heat]) -> list[float]:
-    """A heat map needs more than the lines next to it."""
-    mixed = len({type(panel) for panel in panels}) > 1
-    return [1.7 if mixed and isinstance(panel, Heat) else 1.0 for panel in panels]
+    """A panel with a name for each row needs less than the panels next to it."""
+    by_row = [isinstance(panel, Lines) and bool(panel.rows) for panel in panels]
+    return [1.7 if any(by_row) and not narrow else 1.0 for narrow in by_row]
 
 
 def _draw_lines(axes: Axes, panel: Lines, *, alone: bool) -> None:
     for band in panel.bands:
-        grey = band.place is None
-        colour = BAND if band.place is None else style(band.place)["color"]
-        axes.fill_between(
-            band.x,
-            band.low,
-            band.high,
-            color=colour,
-            alpha=None if grey else 0.13,
-            lw=0,
-            label=band.name or None,
-            zorder=1,
-        )
+        look: dict[str, Any] = {"color": BAND}
+        if band.place is not None:
+            look = {"color": style(band.place)["color"], "alpha": 0.07 if band.hatched else 0.13}
+        hatch = "///" if band.hatched else None
+        axes.fill_between(band.x, band.low, band.high, lw=0, hatch=hatch, label=band.name or None, zorder=1, **look)
     for series in panel.series:
-        _draw_series(axes, series)
+        _draw_series(axes, series, by_row=bool(panel.rows))
+    if panel.scale:
+        _scale(axes, panel.scale)
     if panel.level is not None:
         across = axes.axvline if panel.level.upright else axes.axhline
         across(panel.level.at, color=PALE, linewidth=1, linestyle=(0, (1, 1.5)), label=panel.level.name, zorder=1)
     if panel.shaded is not None:
         axes.axvspan(*panel.shaded, color="#f1f1f1", zorder=0)
+    for mark in panel.marks:
+        _mark(axes, mark)
     if panel.labels:
         label_columns(axes, panel.labels)
         axes.set_xlim(-0.5, len(panel.labels) - 0.5)
@@ -262,11 +248,37 @@ def _draw_lines(axes: Axes, panel: Lines, *, alone: bool) -> None:
     axes.set_xlabel(panel.x)
     axes.set_ylabel(panel.y)
     axes.grid(axis="y" if panel.labels or panel.rows else "both")
-    if alone or panel.rows:
-        axes.legend(loc="center left", bbox_to_anchor=(1.01, 0.5))
+    if (alone or panel.rows) and any(series.name for series in panel.series):
+        beside: dict[str, Any] = {"loc": "center left", "bbox_to_anchor": (1.01, 0.5)}
+        axes.legend(**({"loc": "lower left"} if panel.scale else beside))
 
 
-def _draw_series(axes: Axes, series: Series) -> None:
+def _scale(axes: Axes, scale: str) -> None:
+    if scale == "log":
+        axes.set_xscale("log")
+        axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        axes.xaxis.set_major_formatter(FuncFormatter(lambda value, position: units.tokens(value)))
+        axes.xaxis.set_minor_formatter(NullFormatter())
+        low, high = axes.get_xlim()
+        axes.tick_params(axis="x", labelrotation=45 if high > 300 * low else 0)
+        return
+    axes.set_xscale("symlog", linthresh=1, linscale=0.4)
+    axes.set_xlim(left=-0.15)
+    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, position: f"{value:g}"))
+
+
+def _mark(axes: Axes, mark: Level) -> None:
+    """A dashed line with its name next to it."""
+    look: dict[str, Any] = {"color": GREY, "fontsize": 7.5, "ha": "left"}
+    if mark.upright:
+        axes.axvline(mark.at, color=GREY, linewidth=0.8, linestyle=(0, (4, 3)), zorder=0)
+        axes.text(mark.at, 0.985, f" {mark.name}", transform=axes.get_xaxis_transform(), va="top", **look)
+    else:
+        axes.axhline(mark.at, color=GREY, linewidth=0.8, linestyle=(0, (1, 3)), zorder=0)
+        axes.text(0.01, mark.at, mark.name, transform=axes.get_yaxis_transform(), va="bottom", **look)
+
+
+def _draw_series(axes: Axes, series: Series, *, by_row: bool) -> None:
     if not series.points:
         return
     x, y = zip(*series.points, strict=True)
@@ -278,14 +290,18 @@ def _draw_series(axes: Axes, series: Series) -> None:
     elif series.dots:
         colour = style(series.place)["color"]
         faces, edges = ("none", colour) if series.hollow else (colour, "white")
-        shape = "s" if series.hollow else "o"
+        shape = style(series.place)["marker"]
         axes.scatter(
             x, y, s=20, marker=shape, facecolors=faces, edgecolors=edges, linewidths=0.7, label=label, zorder=2
         )
     else:
-        axes.plot(x, y, label=label, markevery=max(1, len(x) // 12), **style(series.place))
-        if series.spans:
-            axes.vlines(x, *zip(*series.spans, strict=True), color=style(series.place)["color"], linewidth=1)
+        bare = {"marker": "", "linewidth": 1.4} if series.bare else {"markevery": max(1, len(x) // 12)}
+        axes.plot(x, y, label=label, **{**style(series.place), **bare})
+    if series.spans and series.place is not None:
+        across, at = (axes.hlines, y) if by_row else (axes.vlines, x)
+        across(at, *zip(*series.spans, strict=True), color=style(series.place)["color"], linewidth=1)
+        for point in series.points if by_row else ():
+            axes.annotate(f"{point[0]:.3f}", point, (0, 6), textcoords="offset points", fontsize=7, ha="center")
 
 
 def _legend_below(figure: MplFigure, axes: Sequence[Axes]) -> None:

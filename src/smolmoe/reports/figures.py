@@ -1,4 +1,4 @@
-"""A figure as data: its panels, whoever draws them: `plot` for a page, `drawing` for a PNG."""
+"""A figure as data: its panels. `plot` draws it in a page, `drawing` as a PNG."""
 
 from __future__ import annotations
 
@@ -8,7 +8,8 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 
 Points = Sequence[tuple[float, float]]
-PERCENT, CHANGE, RATIO = "percent", "change", "ratio"  # how the numbers of a heat map are written
+Dot = tuple[float, float, tuple[float, float], bool]  # x, row, interval of x, hollow
+PERCENT, CHANGE, RATIO = "percent", "change", "ratio"  # formats of the numbers in a heat map
 
 
 @dataclass(frozen=True)
@@ -18,9 +19,10 @@ class Series:
     Attributes:
         name: in the legend; empty for none.
         points: (x, y).
-        place: in the page's `Looks`; None for the grey of what things are compared with.
-        spans: (low, high) of an upright line at each point.
-        dots: no line between them.
+        place: in the page's `Looks`; None for the grey of a baseline.
+        spans: interval (low, high) of each point: of y, or of x in a panel with `rows`.
+        bare: a line without markers.
+        dots: markers without a line.
         hollow: dots that are not filled.
         alarm: black marks on the axis.
     """
@@ -29,6 +31,7 @@ class Series:
     points: Points
     place: int | None = None
     spans: Sequence[tuple[float, float]] = field(default=())
+    bare: bool = False
     dots: bool = False
     hollow: bool = False
     alarm: bool = False
@@ -36,13 +39,14 @@ class Series:
 
 @dataclass(frozen=True)
 class Band:
-    """A shade from `low` to `high`; `place` as of `Series`."""
+    """A shade from `low` to `high`; `place` as in `Series`; hatched for an extrapolation."""
 
     name: str
     x: Sequence[float]
     low: Sequence[float]
     high: Sequence[float]
     place: int | None = None
+    hatched: bool = False
 
 
 @dataclass(frozen=True)
@@ -60,12 +64,15 @@ class Lines:
 
     Attributes:
         x, y: quantities of the axes, with units.
-        labels: of the places 0, 1, ... on the x axis, where it is no number.
-        rows: of the places on the y axis, the first at the top.
+        level: a baseline, named in the legend.
+        marks: lines with their names next to them.
+        labels: names of the places 0, 1, ... on the x axis, if it is not a number.
+        rows: names of the places 0, 1, ... on the y axis, the first at the top.
         bottom, top: ends of the y axis.
         left: end of the x axis.
         shaded: a range of x that is marked.
-        percent: shares, shown times 100.
+        scale: of x: "log" for token counts, "ratio" for factors, "steps" for a logarithm that begins at 0; empty if
+            linear.
     """
 
     title: str
@@ -74,12 +81,14 @@ class Lines:
     series: Sequence[Series]
     bands: Sequence[Band] = field(default=())
     level: Level | None = None
+    marks: Sequence[Level] = field(default=())
     labels: Sequence[str] = field(default=())
     rows: Sequence[str] = field(default=())
     bottom: float | None = None
     top: float | None = None
     left: float | None = None
     shaded: tuple[float, float] | None = None
+    scale: str = ""
 
 
 @dataclass(frozen=True)
@@ -87,12 +96,12 @@ class Heat:
     """A panel of cells from light to dark.
 
     Attributes:
-        values: [rows, columns], NaN where there is none.
+        values: [rows, columns], NaN if missing.
         rows, columns: labels.
-        x, y: what they are.
+        x, y: titles of the axes.
         bar: quantity of the scale, with its unit.
         low, high: ends of the scale.
-        form: how a number is written.
+        form: format of a number.
         frames: (row, column) of cells with a frame.
     """
 
@@ -111,17 +120,17 @@ class Heat:
 
 @dataclass(frozen=True)
 class Figure:
-    """A figure with its words.
+    """A figure with title and caption.
 
     Attributes:
         name: its id in a page, and the name of its PNG.
         title, caption: what it shows, and how to read it.
         panels: in rows of `per_row`.
-        slides: labels, one for each panel or each `states` panels, of which a page shows those of one at a time.
-        states: panels of a slide; a PNG has the last of each.
+        slides: labels, one for each panel or each `states` panels; a page shows one slide at a time.
+        states: panels per slide; a PNG shows the last of each.
         start: the slide shown first.
-        inches: height of a row in a PNG, where the panels do not say.
-        square: cells are as high as wide.
+        inches: height of a row without heat maps in a PNG.
+        square: cells are square.
     """
 
     name: str
@@ -136,8 +145,25 @@ class Figure:
     square: bool = False
 
     def named(self, name: str, title: str | None = None) -> Figure:
-        """The same under another id: a page may have several of its kind."""
+        """The same with another id, because a page may have several figures of this kind."""
         return replace(self, name=name, title=title or self.title)
+
+
+def row_dots(name: str, points: Sequence[Dot], place: int, at: int = 0, of: int = 1) -> list[Series]:
+    """Dots with intervals in a panel with `rows`, next to those of others.
+
+    Args:
+        at, of: which of how many things have dots in each row.
+    """
+    shift = min(0.22, 0.7 / of) * (at - (of - 1) / 2)
+    parts = [[point for point in points if point[3] == hollow] for hollow in (False, True)]
+    return [
+        Series(
+            name, [(x, row + shift) for x, row, *_ in part], place, [p[2] for p in part], dots=True, hollow=part[0][3]
+        )
+        for part in parts
+        if part
+    ]
 
 
 def written(value: float, form: str) -> str:
@@ -151,13 +177,13 @@ def written(value: float, form: str) -> str:
 
 
 def percent(value: float) -> str:
-    """A share as a whole percentage; what rounds to 0 but is something is `<1`."""
+    """A share as a whole percentage; `<1` for a positive share that rounds to 0."""
     rounded = round(100 * value)
     return "<1" if rounded == 0 and value > 0 else str(rounded)
 
 
 def finite_range(*values: np.ndarray) -> tuple[float, float]:
-    """The lowest and highest number of all, (0, 1) where there is none."""
+    """The lowest and highest finite number; (0, 1) without any."""
     joined = np.concatenate([np.ravel(part) for part in values])
     joined = joined[np.isfinite(joined)]
     return (float(joined.min()), float(joined.max())) if joined.size else (0.0, 1.0)

@@ -1,39 +1,37 @@
-"""Across a conversion: what the held-out loss did before, at the boundary, and after, run by run."""
+"""The held-out loss across a conversion: before, at the boundary and after, for each run."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from smolmoe.core import units
-from smolmoe.core.files import growing, replacing, write_json
-from smolmoe.core.json_text import read_json, read_object, read_rows
+from smolmoe.core.files import growing, write_json
+from smolmoe.core.json_text import read_object, read_rows
 from smolmoe.core.statistics import Interval, evidence, no_finding
 from smolmoe.errors import RequestError
 from smolmoe.evaluation.held_out import same_text
-from smolmoe.reports.names import Looks, style
-
-if TYPE_CHECKING:
-    from matplotlib.axes import Axes
-    from matplotlib.figure import Figure
+from smolmoe.reports.drawing import save_figure
+from smolmoe.reports.figures import Figure, Level, Lines, Points, Series
+from smolmoe.reports.names import Looks
 
 Compare = Callable[[Mapping[str, Any], Mapping[str, Any]], tuple[float, float, float]]
-STEPS = (0, 1, 10, 30, 100)  # after the boundary, shown in the table where they were measured
+STEPS = (0, 1, 10, 30, 100)  # after the boundary, shown in the table if measured
 
 
 @dataclass(frozen=True)
 class Run:
-    """What one training measured on the held-out text.
+    """The held-out measurements of one training.
 
     Attributes:
-        label: what it is called in tables and pictures.
-        losses: step -> nats a token; step 0 is before the first.
-        tokens: that the run trained on.
+        label: name in tables and figures.
+        losses: step -> nats per token; step 0 is before the first.
+        tokens: of the training.
         steps: of the run.
         flops: of the run.
-        documents: final losses document by document, as `held_out.json` has them.
+        documents: final losses per document, as in `held_out.json`.
     """
 
     label: str
@@ -60,17 +58,15 @@ def read_run(label: str, folder: Path) -> Run:
     """
     if not (folder / "summary.json").is_file():
         raise RequestError("the run is not finished.", field=label, value=str(folder))
-    rows = [row for row in read_rows(folder / "metrics.jsonl") if row["kind"] == "held_out"]
-    summary = read_object(folder / "summary.json")
-    documents = read_json(folder / "held_out.json")
-    losses = {row["step"]: row["loss"] for row in rows}
+    losses = {row["step"]: row["loss"] for row in read_rows(folder / "metrics.jsonl") if row["kind"] == "held_out"}
+    summary, documents = (read_object(folder / name) for name in ("summary.json", "held_out.json"))
     return Run(label, losses, summary["tokens"], summary["steps"], summary["flops"], documents)
 
 
 def growth(
     before: Run | None, after: Sequence[Run], reference: str | None, compare: Compare, boundary: int = 0
 ) -> dict[str, Any]:
-    """The report as plain data, losses in nats a token. Of each run after the boundary:
+    """The report as plain data, losses in nats per token. For each run after the boundary:
 
     `jump`: its loss before its first step minus the final one of `before`; `spike`: the highest loss from the boundary
     on minus the one at the boundary; `drop`: from the boundary to its end; `total_drop`: from before the first step of
@@ -78,8 +74,8 @@ def growth(
 
     Args:
         before: the run that ended at the conversion.
-        after: the runs that went on from there.
-        reference: label of the run that the others are compared with.
+        after: the runs that continued from there.
+        reference: label of the baseline run.
         compare: final loss of one run minus another's, with the low and high end of its interval.
         boundary: step of the runs after, 0 for the conversion.
 
@@ -135,13 +131,13 @@ def _row(run: Run, before: Run | None, boundary: int) -> dict[str, Any]:
 
 
 def growth_text(report: Mapping[str, Any]) -> str:
-    """The report as aligned tables, and a sentence for every comparison."""
+    """The report as aligned tables, and a sentence for each comparison."""
     rows, boundary = report["after"], report["boundary"]
     before = report["before"] if boundary == 0 else None
     shown = [
         step for step in (boundary + more for more in STEPS) if any(step in row["losses"] for row in rows.values())
     ]
-    losses = [["held-out loss, nats a token", "before", *(f"step {step}" for step in shown), "final"]]
+    losses = [["held-out loss (nats per token)", "before", *(f"step {step}" for step in shown), "final"]]
     changes = [["changes", "jump", "spike", "drop", "total drop", "tokens", "FLOPs"]]
     for label, row in rows.items():
         cells = [f"{row['losses'][step]:.4f}" if step in row["losses"] else "" for step in shown]
@@ -155,7 +151,7 @@ def growth_text(report: Mapping[str, Any]) -> str:
 
 
 def _aligned(table: Sequence[Sequence[str]]) -> list[str]:
-    """Lines of a table under a rule: the first column to the left, the others to the right; empty columns left out."""
+    """Lines of a table: the first column left-aligned, the others right-aligned, without empty columns."""
     kept = [column for column in zip(*table, strict=True) if any(column[1:])]
     widths = [max(map(len, column)) for column in kept]
     lines = []
@@ -178,85 +174,46 @@ def _verdict(difference: Mapping[str, float], report: Mapping[str, Any]) -> str:
 
 
 def plot_growth(path: Path, before: Run | None, after: Sequence[Run], held_out_tokens: int, boundary: int = 0) -> None:
-    """The held-out losses around the boundary: the whole way by tokens, and the first steps by the logarithm."""
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(11, 4.8), layout="constrained")
-    whole, near = figure.subplots(1, 2)
+    """The held-out losses around the boundary: all of them by tokens, and the first steps on a logarithmic axis."""
     start = before.tokens if before is not None else 0
-    looks = Looks(run.label for run in [*([before] if before else []), *after])
-    if before is not None:
-        tokens, losses = _by_tokens(before, 0)
-        whole.plot(tokens, losses, label=before.label, **{**style(looks(before.label)), "markersize": 2})
-    for run in after:
-        look = style(looks(run.label))
-        tokens, losses = _by_tokens(run, start)
-        whole.plot(tokens, losses, label=run.label, **{**look, "markersize": look["markersize"] / 2})
-        steps = [step for step in sorted(run.losses) if step >= boundary]
-        near.plot([step - boundary for step in steps], [run.losses[step] for step in steps], label=run.label, **look)
-    _label(whole, "The whole way", "training tokens (millions)")
-    _label(near, f"From step {boundary} on" if boundary else "From the conversion on", "optimiser steps since then")
-    _mark(whole, after[0], start, boundary, before)
-    _near_axis(near)
-    _legend(figure, near, whole)
-    figure.suptitle(f"Held-out loss, {held_out_tokens:,} tokens", fontsize=11)
-    with replacing(path) as partial:
-        figure.savefig(partial, dpi=150, format="png")
-
-
-def _legend(figure: Figure, near: Axes, whole: Axes) -> None:
-    """Below both: the runs as they are drawn large, and what came before."""
-    shown = dict(zip(*reversed(whole.get_legend_handles_labels()), strict=True))
-    shown |= dict(zip(*reversed(near.get_legend_handles_labels()), strict=True))
-    columns = min(len(shown), 5)
-    figure.legend(
-        shown.values(), shown, loc="outside lower center", ncols=columns, fontsize=9, frameon=False, handlelength=3.5
+    runs = [*([(before, 0)] if before is not None else []), *((run, start) for run in after)]
+    looks = Looks(run.label for run, _ in runs)
+    place = (start + boundary * after[0].tokens / after[0].steps) / 1e6
+    mark = Level(f"step {boundary}" if boundary else "conversion", place, upright=True)
+    since = f"From step {boundary} on" if boundary else "From the conversion on"
+    loss = "held-out loss (nats per token)"
+    whole = Lines(
+        "All training",
+        "training tokens (millions)",
+        loss,
+        [Series(run.label, _by_tokens(run, begin), looks(run.label)) for run, begin in runs],
+        marks=[mark] if before is not None or boundary else [],
     )
+    near = Lines(
+        since,
+        "optimiser steps since then",
+        loss,
+        [Series(run.label, _by_step(run, boundary), looks(run.label)) for run in after],
+        scale="steps",
+    )
+    title = f"Held-out loss, {held_out_tokens:,} tokens"
+    save_figure(Figure("growth", title, "Lower is better.", [whole, near], per_row=2, inches=4.4), path)
 
 
-def _mark(axes: Axes, run: Run, start: int, boundary: int, before: Run | None) -> None:
-    """A line where the boundary is."""
-    if before is not None or boundary:
-        place = (start + boundary * run.tokens / run.steps) / 1e6
-        axes.axvline(place, color="0.6", linewidth=1, zorder=0)
-        name = f" step {boundary}" if boundary else " conversion"
-        axes.text(place, 0.98, name, transform=axes.get_xaxis_transform(), fontsize=8, va="top", color="0.35")
+def _by_tokens(run: Run, start: int) -> Points:
+    return [((start + step * run.tokens / run.steps) / 1e6, loss) for step, loss in sorted(run.losses.items())]
 
 
-def _near_axis(axes: Axes) -> None:
-    """0, 1, 10, 100, ...: a logarithm that begins at 0."""
-    from matplotlib.ticker import FuncFormatter
-
-    axes.set_xscale("symlog", linthresh=1, linscale=0.4)
-    axes.set_xlim(left=-0.15)
-    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, position: f"{value:g}"))
-
-
-def _by_tokens(run: Run, start: int) -> tuple[list[float], list[float]]:
-    steps = sorted(run.losses)
-    return [(start + step * run.tokens / run.steps) / 1e6 for step in steps], [run.losses[step] for step in steps]
-
-
-def _label(axes: Axes, title: str, x: str) -> None:
-    axes.set_title(title, loc="left", fontsize=10)
-    axes.set_xlabel(x)
-    axes.set_ylabel("held-out loss (nats per token)")
-    axes.grid(color="0.9", linewidth=0.6)
-    axes.spines[["top", "right"]].set_visible(False)
+def _by_step(run: Run, boundary: int) -> Points:
+    return [(step - boundary, loss) for step, loss in sorted(run.losses.items()) if step >= boundary]
 
 
 def write_report(
-    out: Path,
-    before: Path | None,
-    after: Mapping[str, Path],
-    *,
-    reference: str | None,
-    boundary: int,
-    compare: Compare,
+    out: Path, before: Path | None, after: Mapping[str, Path], *, reference: str | None, boundary: int, compare: Compare
 ) -> dict[str, Any]:
     """Write `report.json` and `growth.png` of these run folders into `out`; returns the report and its text.
 
-    `runs` in it is the name of each label's folder.
+    `runs` in it maps each label to the name of its folder.
     """
     runs = [read_run(label, folder) for label, folder in after.items()]
     first = None if before is None else read_run(before.name, before)

@@ -1,16 +1,15 @@
-"""Which of the things found belong together: only these are measured by one another on a page."""
+"""Which models and runs are comparable: a page compares only these."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from smolmoe.core.checkpoint import fingerprint, open_checkpoint
-from smolmoe.core.json_text import read_json
 from smolmoe.core.provenance import read_provenance
 from smolmoe.errors import SmolmoeError
-from smolmoe.evaluation.compare.lineage import ancestry
+from smolmoe.evaluation.compare.lineage import ancestry, record_of
 from smolmoe.evaluation.compare.text import nearby
 from smolmoe.evaluation.held_out import same_text
 
@@ -20,32 +19,32 @@ UNFINISHED = "they have no final held-out loss"
 
 
 class Kinship:
-    """Ancestries of models and runs, each read when it is first asked for: a hash reads all of a model's weights."""
+    """Ancestries of models and runs, read when first needed, because a hash reads all weights of a model."""
 
     def __init__(self) -> None:
         self._found: dict[Path, frozenset[str]] = {}
 
     def of(self, folder: Path) -> frozenset[str]:
-        """Hashes of a model, or of a run's model, and of all it was made of; empty where nothing is on record."""
+        """Hashes of a model, or of a run's model, and of all its sources; empty if nothing is on record."""
         place = folder.resolve()
         if place not in self._found:
             try:
                 self._found[place] = _of_run(place) if (place / "run.json").is_file() else _of_model(place)
-            except SmolmoeError:  # it cannot be read: then it is nobody's kin
+            except SmolmoeError:  # unreadable: not comparable with anything
                 self._found[place] = frozenset()
         return self._found[place]
 
     def together(self, a: Path, b: Path) -> bool:
-        """Whether one is made of the other, or both of the same."""
+        """Whether one was made from the other, or both from the same source."""
         return a.resolve() == b.resolve() or bool(self.of(a) & self.of(b))
 
     def is_made_of(self, model: Path, other: Path) -> bool:
-        """Whether `other` is on record as what `model` was made of."""
+        """Whether `other` is a recorded source of `model`."""
         return fingerprint(open_checkpoint(other)) in self.of(model)
 
     def why_apart(self, a: Path, b: Path) -> str | None:
-        """Why two runs' losses are not to be set side by side; None where they are."""
-        held = [_json(run / "held_out.json") for run in (a, b)]
+        """Why the losses of two runs are not comparable; None if they are."""
+        held = [record_of(run / "held_out.json") for run in (a, b)]
         if not all(held):
             return UNFINISHED
         if not same_text(*held):
@@ -53,10 +52,10 @@ class Kinship:
         return None if self.together(a, b) else NO_KIN
 
     def groups(self, runs: Sequence[Path], declared: Sequence[Sequence[Path]] = ()) -> list[list[int]]:
-        """Places of runs whose losses may be set side by side, a list for each set.
+        """Places of runs with comparable losses, a list for each set.
 
         Args:
-            declared: runs that a report compares by request: these need the same text only.
+            declared: runs that a report compares by request; these need only the same text.
         """
         sets: list[list[int]] = []
         for place, run in enumerate(runs):
@@ -77,21 +76,13 @@ def _of_model(folder: Path) -> frozenset[str]:
 
 
 def _of_run(run: Path) -> frozenset[str]:
-    """Of its model; of an unfinished run, what its last checkpoint says that it was made of, or what it asked for."""
+    """Hashes of its model; for an unfinished run, of the source of its last checkpoint, or of its recipe."""
     if (run / "model" / "config.json").is_file():
         return _of_model(run / "model")
     source: Any = None
     for checkpoint in (run / "checkpoints").glob("*/"):
         source = (read_provenance(checkpoint).get("source") or {}).get("sha256") or source
-    path = ((_json(run / "run.json").get("recipe") or {}).get("model") or {}).get("path")
+    path = ((record_of(run / "run.json").get("recipe") or {}).get("model") or {}).get("path")
     folder = None if path is None else nearby(str(path), run)
     found = frozenset() if folder is None or not folder.is_dir() else _of_model(folder)
     return found | ({source} if source else frozenset())
-
-
-def _json(file: Path) -> Mapping[str, Any]:
-    try:
-        found = read_json(file)
-    except (OSError, ValueError):
-        return {}
-    return found if isinstance(found, dict) else {}

@@ -1,11 +1,11 @@
-"""One name and one look for each thing on a page: the only place that gives colours, dashes and markers."""
+"""Names and looks of everything on a page: the only place that defines colours, dashes and markers."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable
 from typing import Any
 
-# `report.css` has the same for the light theme, and lighter ones for the dark theme.
+# `page.css` has the same for the light theme, and lighter ones for the dark theme.
 COLOURS = (
     *("#1f5fa8", "#c8640a", "#1b8577", "#7b3294", "#6b6b6b"),
     *("#a8325e", "#7a6a00", "#2a9fd0", "#5b8c2a", "#8a4b2a"),
@@ -16,7 +16,7 @@ _LINES: tuple[Any, ...] = ("-", "--", "-.", ":", (0, (5, 1, 1, 1, 1, 1)), (0, (8
 _SHAPES = ("o", "s", "^", "D", "v", "x")
 _HOLLOW = ("s", "D")
 
-# Of a probe: the model, the same one earlier, and what it is compared with have one look in every figure.
+# In every figure of a probe, the model, its earlier state and the baselines have the same looks.
 ROUTER, BEFORE, LINEAR_PROBE, DENSE_PROBE, DOCUMENTS, OTHER = range(6)
 PROBE_NAMES = {
     ROUTER: "router",
@@ -29,7 +29,7 @@ CHANCE = "chance"
 
 
 class Looks:
-    """Name -> its place in the lists above, the same wherever it is asked for."""
+    """Name -> its place in the lists above, the same in the whole page."""
 
     def __init__(self, names: Iterable[str] = ()):
         self._places: dict[str, int] = {}
@@ -41,27 +41,27 @@ class Looks:
 
 
 def dash(place: int) -> int:
-    """Which dash; with the marker it tells 36 things apart without colour."""
+    """Index of the dash; with the marker it distinguishes 36 names without colour."""
     return place % len(DASHES)
 
 
 def shape(place: int) -> int:
-    """Which marker: a dash that comes again comes with another one."""
+    """Index of the marker; a repeated dash has another marker."""
     return (place + place // len(DASHES)) % len(MARKERS)
 
 
 def colour(place: int) -> str:
-    """A colour of the page, as its script resolves it for light and dark."""
+    """A colour name that the page's script resolves for the light and the dark theme."""
     return f"@{place % len(COLOURS) + 1}"
 
 
 def marker(place: int, size: float = 10) -> dict[str, Any]:
-    """plotly's marker of a thing."""
+    """plotly's marker."""
     return {"color": colour(place), "size": size, "symbol": MARKERS[shape(place)]}
 
 
 def style(place: int) -> dict[str, Any]:
-    """matplotlib's line of a thing, the same colour, dash and marker as on the page."""
+    """matplotlib's line style, with the same colour, dash and marker as in the page."""
     form = _SHAPES[shape(place)]
     hollow = {"markerfacecolor": "white"} if form in _HOLLOW else {}
     line = {"color": COLOURS[place % len(COLOURS)], "linestyle": _LINES[dash(place)]}

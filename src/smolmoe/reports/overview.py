@@ -1,4 +1,4 @@
-"""Everything that some folders say: models, trainings, probes, boundaries, comparisons, sweeps, speed."""
+"""The content of folders: models, trainings, probes, boundaries, comparisons, sweeps, benchmarks."""
 
 from __future__ import annotations
 
@@ -9,7 +9,6 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from smolmoe.core.json_text import read_json
 from smolmoe.core.provenance import PROVENANCE_FILE, check_schema
 from smolmoe.core.run_folder import RECORDS
 from smolmoe.errors import DataError
@@ -22,6 +21,7 @@ from smolmoe.reports.names import Looks
 from smolmoe.reports.renaming import under_names
 from smolmoe.reports.specialisation_data import Probed, why_not_comparable
 from smolmoe.reports.training_curves import History
+from smolmoe.results.base import read_plain
 from smolmoe.results.bench import BenchResult
 from smolmoe.results.comparison import Comparison, ModelResult
 from smolmoe.results.files import FILES, read_result
@@ -37,12 +37,12 @@ class Training:
     """One run folder.
 
     Attributes:
-        label: its folder, seen from where the report was asked for.
-        folder: where it is.
+        label: its folder, relative to the named folder.
+        folder: its path.
         history: its metrics.
-        summary: what it ended with; empty of a run that is not finished.
-        recipe: what was asked.
-        documents: its final losses document by document.
+        summary: its final results; empty for an unfinished run.
+        recipe: its recipe.
+        documents: its final losses per document.
     """
 
     label: str
@@ -55,7 +55,7 @@ class Training:
 
 @dataclass(frozen=True)
 class Probe:
-    """A probe, with the one before the training where there is one."""
+    """A probe, with an earlier one of the model, if any."""
 
     label: str
     after: Probed
@@ -64,18 +64,18 @@ class Probe:
 
 @dataclass(frozen=True)
 class Boundary:
-    """What a conversion did to the held-out loss.
+    """The held-out loss across a conversion.
 
     Attributes:
         label: of the pipeline.
         folder: of the pipeline.
-        runs: folders of the runs that are compared, where they are on record.
-        curves: label -> (training tokens seen, held-out loss); the tokens of runs after the conversion count on.
+        runs: folders of the compared runs, if on record.
+        curves: label -> (training tokens, held-out loss); runs after the conversion include the tokens before it.
         at: tokens at the conversion.
-        rows: label -> numbers of the runs after it: `final`, `jump`, `tokens`, `flops`, `difference` as they are known.
-        reference: label of the run that the others are compared with.
+        rows: label -> known numbers of the runs after it: `final`, `jump`, `tokens`, `flops`, `difference`.
+        reference: label of the baseline run.
         documents, tokens: held out.
-        by_domain: label -> domain (`all` first) -> loss, where it is known.
+        by_domain: label -> domain (`all` first) -> loss, if known.
     """
 
     label: str
@@ -92,7 +92,7 @@ class Boundary:
 
 @dataclass(frozen=True)
 class Bench:
-    """A measurement of speed, and the folders of its models, as far as they are here."""
+    """A benchmark, and the folders of its models that exist here."""
 
     result: BenchResult
     folders: Sequence[Path]
@@ -100,12 +100,12 @@ class Bench:
 
 @dataclass(frozen=True)
 class Overview:
-    """What was found, each kind in order of its folder.
+    """All that was found, each kind in order of its folders.
 
     Attributes:
         comparisons: with the names of their folders.
-        looks: of everything by its name, the same all over the page.
-        kin: which of it belongs together.
+        looks: by name, the same in the whole page.
+        kin: which models and runs are comparable.
     """
 
     folders: Sequence[Path]
@@ -121,20 +121,20 @@ class Overview:
 
     @cached_property
     def groups(self) -> list[list[Training]]:
-        """Runs whose losses may be set side by side: a common ancestor on record, and the same held-out text."""
+        """Runs with comparable losses: a recorded common ancestor, and the same held-out text."""
         declared = [boundary.runs for boundary in self.boundaries]
         sets = self.kin.groups([run.folder for run in self.trainings], declared)
         return [[self.trainings[place] for place in places] for places in sets]
 
     @cached_property
     def main(self) -> tuple[str, ModelFacts] | None:
-        """The MoE that the report is about: the first one that was converted, else the first model."""
+        """The main model of the report: the first converted MoE, else the first model."""
         converted = [pair for pair in self.moes if pair[1].stage == "upcycle"]
         return next(iter(converted or self.moes or self.models), None)
 
     @cached_property
     def models_it_was_made_of(self) -> list[ModelFacts]:
-        """Dense models here that are on record as what the main model was made of."""
+        """Dense models here that are recorded sources of the main model."""
         if self.main is None or not self.main[1].experts:
             return []
         folder = self.main[1].folder
@@ -145,7 +145,7 @@ class Overview:
         return [(label, model) for label, model in self.models if model.experts]
 
     def to_json(self) -> dict[str, Any]:
-        """How many of each kind, by the labels under which the page shows them."""
+        """The labels, or the number, of each kind."""
         return {
             "models": [label for label, _ in self.models],
             "trainings": [training.label for training in self.trainings],
@@ -158,11 +158,11 @@ class Overview:
 
 
 def find(paths: Sequence[Path]) -> Overview:
-    """Read what lies in folders, at most five deep, or in result files named themselves.
+    """Read folders, at most five levels deep, and result files.
 
     Raises:
-        DataError: a path does not exist, or holds nothing of smolmoe's.
-        CheckpointError: a file is of a schema that is not read here.
+        DataError: a path does not exist, or holds nothing from smolmoe.
+        CheckpointError: a file has an unsupported schema.
     """
     folders: list[Path] = []
     for path in paths:
@@ -171,7 +171,7 @@ def find(paths: Sequence[Path]) -> Overview:
         here = [path] if path.is_file() else list(_folders(path))
         if not any(_holds(place) for place in here):
             raise DataError(
-                "there is nothing in it that a report shows.",
+                "it holds nothing that a report shows.",
                 field="run",
                 value=str(path),
                 fix="Name the folder of a run, a pipeline, a model, a probe, or a compare.json.",
@@ -189,7 +189,9 @@ def find(paths: Sequence[Path]) -> Overview:
         models=models,
         trainings=trainings,
         probes=_probes([folder for folder in folders if (folder / "probe.json").is_file()], label, kin),
-        boundaries=[found for folder in folders for found in _boundaries(folder, label)],
+        boundaries=[
+            _of_pipeline(folder, label, values) for folder in folders if (values := _report(folder)) is not None
+        ],
         comparisons=[
             (file.parent.name, _named(file, found, label)) for file, found in results if isinstance(found, Comparison)
         ],
@@ -200,13 +202,13 @@ def find(paths: Sequence[Path]) -> Overview:
     )
 
 
-# -- where things are ------------------------------------------------------------------------------------------------
+# -- finding ------------------------------------------------------------------------------------------------
 
 
 def _folders(top: Path, depth: int = 0) -> Iterator[Path]:
-    """A folder and those in it that may hold something.
+    """A folder and its subfolders that may hold something.
 
-    A sweep shows its own points, finished or not.
+    The points of a sweep are part of it.
     """
     point = _POINT.fullmatch(top.name) and top.parent.name.startswith("seed-")
     if depth and point:
@@ -220,7 +222,7 @@ def _folders(top: Path, depth: int = 0) -> Iterator[Path]:
 
 
 def _order(name: str) -> list[Any]:
-    """Digits by number: seed-10 after seed-2."""
+    """Sort key with digits by number: seed-10 after seed-2."""
     return [(0, int(part), "") if part.isdigit() else (1, 0, part) for part in re.split(r"(\d+)", name) if part]
 
 
@@ -243,7 +245,7 @@ def _results(place: Path) -> list[Path]:
 
 
 def _is_best(folder: Path) -> bool:
-    """Whether it is a run's best checkpoint, next to the run's model, which the page shows."""
+    """Whether it is a run's best checkpoint next to the run's model, which the page shows instead."""
     return folder.name == "best" and (folder.parent / "run.json").is_file() and (folder.parent / "model").is_dir()
 
 
@@ -256,9 +258,9 @@ def _is_training(folder: Path) -> bool:
 
 
 def _labels(paths: Sequence[Path]) -> Callable[[Path], str]:
-    """Folder -> what it is called: its path in the folder that was named, with that one's name where there are several.
+    """Folder -> label: its path in the named folder, with the name of the latter if several are named.
 
-    A model in a run is called as the run: it is one thing.
+    A model in a run has the label of the run.
     """
     tops = [path.resolve() for path in paths if path.is_dir()]
     names = [top.name for top in tops]
@@ -276,28 +278,21 @@ def _labels(paths: Sequence[Path]) -> Callable[[Path], str]:
     return label
 
 
-def _json(file: Path) -> Any:
-    try:
-        return read_json(file)
-    except (OSError, ValueError) as error:
-        raise DataError(f"cannot be read: {error}.", field=file.name, value=str(file)) from error
-
-
-# -- what they say ---------------------------------------------------------------------------------------------------
+# -- reading ---------------------------------------------------------------------------------------------------
 
 
 def _training(folder: Path, label: str) -> Training:
-    record = _json(folder / "run.json")
+    record = read_plain(folder / "run.json")
     check_schema(record.get("schema_version"), folder / "run.json")
     summary = folder / "summary.json"
-    found = _json(summary) if summary.is_file() else {}
+    found = read_plain(summary) if summary.is_file() else {}
     held_out = folder / "held_out.json"
-    documents = DocumentLosses.from_json(_json(held_out)) if held_out.is_file() else None
+    documents = DocumentLosses.from_json(read_plain(held_out)) if held_out.is_file() else None
     return Training(label, folder, History.read(label, folder), found, record.get("recipe") or {}, documents)
 
 
 def _probes(folders: Sequence[Path], label: Callable[[Path], str], kin: Kinship) -> list[Probe]:
-    """Every probe; one called `before` goes with its neighbours that read the same text with a model of its kin."""
+    """Every probe; one called `before` is shown with its neighbours if text and ancestry are the same."""
     read = {folder: Probed.read(folder) for folder in folders}
 
     def earlier(folder: Path) -> Probed | None:
@@ -321,20 +316,20 @@ def _probes(folders: Sequence[Path], label: Callable[[Path], str], kin: Kinship)
 
 
 def _of_probe(folder: Path, probed: Probed, label: Callable[[Path], str]) -> str:
-    """What a probe is called: as its model, where that is here."""
+    """The label of a probe: that of its model, if it exists here."""
     place = nearby(probed.result.model.folder, folder.resolve())
     return label(place if place is not None and _is_model(place) else folder)
 
 
 def _report(folder: Path) -> Mapping[str, Any] | None:
-    """A report.json of ours, of a pipeline's boundary."""
+    """The report.json of a pipeline's boundary, if any."""
     file = folder / "report.json"
-    values = _json(file) if file.is_file() else None
+    values = read_plain(file) if file.is_file() else None
     return values if isinstance(values, dict) and isinstance(values.get("after"), dict) else None
 
 
 def _named(file: Path, found: Comparison, label: Callable[[Path], str]) -> Comparison:
-    """A comparison whose models are called as on the rest of the page, where they are found."""
+    """A comparison with the labels of the page for models that exist here."""
 
     def place(model: ModelResult) -> Path | None:
         return nearby(model.checkpoints[0].path, file.resolve()) if len(model.checkpoints) == 1 else None
@@ -351,7 +346,7 @@ def _is_named(place: Path) -> bool:
 
 
 def _named_bench(file: Path, found: BenchResult, label: Callable[[Path], str]) -> Bench:
-    """A measurement of speed whose models are called as on the rest of the page."""
+    """A benchmark with the labels of the page for models that exist here."""
     models, folders = [], []
     for model in found.models:
         place = nearby(model.name, file.resolve())
@@ -362,17 +357,12 @@ def _named_bench(file: Path, found: BenchResult, label: Callable[[Path], str]) -
     return Bench(found.model_copy(update={"models": tuple(models)}), folders)
 
 
-def _boundaries(folder: Path, label: Callable[[Path], str]) -> list[Boundary]:
-    values = _report(folder)
-    return [] if values is None else [_of_pipeline(folder, label, values)]
-
-
 def _of_pipeline(folder: Path, label: Callable[[Path], str], values: Mapping[str, Any]) -> Boundary:
     before, folders = values.get("before"), values.get("runs") or {}
     at = float(before["tokens"]) if before else 0.0
 
     def name(words: str) -> str:
-        """A run is called as on the rest of the page, where its folder is on record."""
+        """The label of a run, if its folder is on record."""
         run = folder.parent / str(folders.get(words, words))
         return label(run) if _is_training(run) else words
 
@@ -397,7 +387,7 @@ def _of_pipeline(folder: Path, label: Callable[[Path], str], values: Mapping[str
 
 def _by_domain(run: Path) -> dict[str, float]:
     """The final held-out losses of a run: `all` first, then each domain."""
-    held_out = _json(run / "summary.json")["held_out"] if (run / "summary.json").is_file() else {}
+    held_out = read_plain(run / "summary.json")["held_out"] if (run / "summary.json").is_file() else {}
     return {"all": held_out["loss"], **held_out["by_domain"]} if "by_domain" in held_out else {}
 
 

@@ -4,79 +4,70 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 from smolmoe.core.statistics import FEWEST_DOCUMENTS, Interval, evidence, no_finding
 from smolmoe.evaluation.held_out import paired_difference
 from smolmoe.hub.model_facts import ModelFacts
-from smolmoe.reports.blocks import Chart, plotted, show
-from smolmoe.reports.names import Looks, colour, marker
+from smolmoe.reports.blocks import Chart
+from smolmoe.reports.figures import Dot, Figure, Level, Lines, Series, row_dots
+from smolmoe.reports.names import Looks
 from smolmoe.reports.overview import Boundary, Training
-from smolmoe.reports.plot import axes, bars, by_step, line, mark
+from smolmoe.reports.plot import plot
 
 
-def boundary_chart(boundary: Boundary, name: str, looks: Looks) -> Chart:
-    """Held-out loss over training tokens, the conversion marked."""
-    traces = [line(label, points, looks(label)) for label, points in boundary.curves.items()]
-    layout = axes("training tokens", "held-out loss (nats per token)", xaxis_exponentformat="SI")
-    if boundary.at:
-        mark(layout, boundary.at, "conversion")
+def boundary_figure(boundary: Boundary, name: str, looks: Looks) -> Figure:
+    """Held-out loss over training tokens, with the conversion marked."""
     seen = [loss for points in boundary.curves.values() for tokens, loss in points if tokens >= boundary.at / 2]
-    if seen:  # the first steps of training from nothing would flatten what this is about
-        room = 0.08 * (max(seen) - min(seen) or 1)
-        layout["yaxis"]["range"] = [min(seen) - room, max(seen) + room]
-    head, rows = by_step("tokens", boundary.curves, lambda tokens: f"{tokens:,.0f}")
-    return Chart(
+    room = 0.08 * (max(seen, default=0.0) - min(seen, default=0.0) or 1)
+    panel = Lines(
+        "",
+        "training tokens",
+        "held-out loss (nats per token)",
+        [Series(label, points, looks(label)) for label, points in boundary.curves.items()],
+        marks=[Level("conversion", boundary.at, upright=True)] if boundary.at else [],
+        bottom=min(seen) - room if seen else None,  # without the steep first steps of training from scratch
+        top=max(seen) + room if seen else None,
+    )
+    return Figure(
         name,
         f"Held-out loss across the conversion: {boundary.label}",
         f"{boundary.tokens:,} tokens of {boundary.documents:,} documents, lower is better. An exact conversion leaves "
         "no step at the line; after it, all models train on the same tokens.",
-        traces,
-        layout,
-        head,
-        rows,
-        height=420,
+        [panel],
     )
 
 
 def claim_chart(models: Sequence[tuple[str, ModelFacts]], looks: Looks) -> Chart | None:
     """Each check's measurement as a share of its limit."""
-    traces, rows = [], []
-    for label, model in models:
-        found = (model.provenance.get("verification") or {}).get("checks") or ()
-        checks = [c for c in found if float(c["limit"]) > 0 and math.isfinite(float(c["measured"]))]
-        if not checks:
-            continue
-        kept = [c for c in checks if c["name"] != "control"]
-        shares = [max(c["measured"] / c["limit"], 1e-6) for c in kept]
-        traces.append(
-            {
-                "type": "scatter",
-                "mode": "markers",
-                "name": label,
-                "x": shares,
-                "y": [c["name"] for c in kept],
-                "marker": marker(looks(label), 11),
-                "hovertemplate": "%{x:.2g} of the limit<extra>%{y}</extra>",
-            }
-        )
-        rows += [[label, c["name"], float(c["measured"]), float(c["limit"]), bool(c["passed"])] for c in checks]
-    if not traces:
+    checks = [
+        (label, check)
+        for label, model in models
+        for check in (model.provenance.get("verification") or {}).get("checks") or ()
+        if float(check["limit"]) > 0 and math.isfinite(float(check["measured"]))
+    ]
+    shares = [
+        (label, c["name"], max(c["measured"] / c["limit"], 1e-6)) for label, c in checks if c["name"] != "control"
+    ]
+    if not shares:
         return None
-    layout = axes(
-        "measured / limit", "", xaxis_type="log", xaxis_dtick=1, yaxis_automargin=True, yaxis_autorange="reversed"
+    names = list(dict.fromkeys(name for _, name, _ in shares))
+    series = [
+        one
+        for label in dict.fromkeys(label for label, _, _ in shares)
+        for one in row_dots(
+            label, [(x, names.index(name), (x, x), False) for of, name, x in shares if of == label], looks(label)
+        )
+    ]
+    panel = Lines(
+        "", "measured / limit", "", series, marks=[Level("limit", 1, upright=True)], rows=names, scale="ratio"
     )
-    mark(layout, 1, "limit")
-    layout["annotations"][0] |= {"x": 0, "y": 0.02, "yanchor": "bottom"}  # a logarithmic axis places words by exponent
-    return Chart(
-        "checks",
-        "How far each check is below its limit",
-        "Points left of the line pass; a measurement of 0 is at the left edge.",
-        traces,
-        layout,
-        ["model", "check", "measured", "limit", "passed"],
-        rows,
-        height=120 + 34 * len({row[1] for row in rows}),
+    caption = "Points left of the line pass; a measurement of 0 is at the left edge."
+    return replace(
+        plot(Figure("checks", "How far each check is below its limit", caption, [panel])),
+        head=["model", "check", "measured", "limit", "passed"],
+        rows=[[label, c["name"], float(c["measured"]), float(c["limit"]), bool(c["passed"])] for label, c in checks],
     )
 
 
@@ -84,68 +75,59 @@ def claim_chart(models: Sequence[tuple[str, ModelFacts]], looks: Looks) -> Chart
 
 
 def final_chart(done: Sequence[Training], name: str, looks: Looks) -> Chart | None:
-    """The final held-out losses of runs that belong together, by domain, above the lowest of them."""
+    """Final held-out losses of comparable runs, by domain, above the lowest one."""
     if len(done) < 2:
         return None
     kinds = _kinds(done)
-    found = {kind: [_loss(run, kind) for run in done] for kind in kinds}
-    best = {kind: min((value for value in found[kind] if value is not None), default=0.0) for kind in kinds}
-    spread = min(0.12, 0.7 / len(done))
-    traces = [
-        {
-            "type": "scatter",
-            "mode": "markers",
-            "name": run.label,
-            "x": [None if (value := found[kind][place]) is None else value - best[kind] for kind in kinds],
-            "y": [row + spread * (place - (len(done) - 1) / 2) for row in range(len(kinds))],
-            "text": [f"{kind}: {show(found[kind][place])}" for kind in kinds],
-            "error_x": _bars([above(run, kind, done) for kind in kinds], looks(run.label)),
-            "marker": _filled_where_enough(run, kinds, looks(run.label)),
-            "hovertemplate": "%{text}, %{x:+.4f}<extra>%{fullData.name}</extra>",
-        }
-        for place, run in enumerate(done)
-    ]
-    layout = axes("held-out loss above the lowest one here (nats per token)", "", yaxis_autorange="reversed")
-    layout["yaxis"] |= {"tickvals": list(range(len(kinds))), "ticktext": [plotted(kind) for kind in kinds]}
-    head, rows = final_rows(done)
-    head = [*head, "all, above the lowest"]
-    rows = [[*row, _said(above(run, "all", done), run)] for row, run in zip(rows, done, strict=True)]
-    return Chart(
-        name,
-        f"Final held-out loss: {', '.join(run.label for run in done)}",
+    panel = Lines(
+        "",
+        "held-out loss above the lowest one here (nats per token)",
+        "",
+        [
+            series
+            for place, run in enumerate(done)
+            for series in row_dots(run.label, _dots(run, done, kinds), looks(run.label), place, len(done))
+        ],
+        rows=kinds,
+    )
+    caption = (
         "Lower is better, 0 is the lowest loss in that row; a bar is the 95% interval of the distance from it over "
-        "documents: where it reaches 0, no difference is seen. Hollow: too few documents for a finding (fewer than "
-        f"{FEWEST_DOCUMENTS}). These runs have a common ancestor or are compared by "
-        "their pipeline, and were measured on the same held-out text.",
-        traces,
-        layout,
-        head,
-        rows,
+        "documents: if it includes 0, no difference is seen. Hollow: too few documents for a finding (fewer than "
+        f"{FEWEST_DOCUMENTS}). These runs have a common ancestor or are compared by their pipeline, and were measured "
+        "on the same held-out text."
+    )
+    head, rows = final_rows(done)
+    return replace(
+        plot(Figure(name, f"Final held-out loss: {', '.join(run.label for run in done)}", caption, [panel])),
+        head=[*head, "all, above the lowest"],
+        rows=[[*row, _said(above(run, "all", done), run)] for row, run in zip(rows, done, strict=True)],
         height=150 + (30 + 7 * min(len(done), 12)) * len(kinds) + 20 * (len(done) // 4),
     )
 
 
+def _dots(run: Training, done: Sequence[Training], kinds: Sequence[str]) -> list[Dot]:
+    """The run's dot of each kind of text, hollow with too few documents for a finding."""
+    found: list[Dot] = []
+    for row, kind in enumerate(kinds):
+        loss = _loss(run, kind)
+        if loss is None:
+            continue
+        value = loss - min(other for one in done if (other := _loss(one, kind)) is not None)
+        gap = above(run, kind, done)
+        few = run.documents is not None and _count(run, kind) < FEWEST_DOCUMENTS
+        found.append((value, row, (value, value) if gap is None else (gap.low, gap.high), few))
+    return found
+
+
 def above(run: Training, kind: str, others: Sequence[Training]) -> Interval | None:
-    """How far a run's loss is above the lowest of them, with its interval over documents; None of the lowest."""
+    """A run's loss minus the lowest one, with its interval over documents; None for the lowest."""
     losses = {other.label: loss for other in others if (loss := _loss(other, kind)) is not None}
     best = min(others, key=lambda other: losses.get(other.label, math.inf))
     if run is best or run.documents is None or best.documents is None or run.label not in losses:
         return None
     parts = [found.documents.part(None if kind == "all" else kind) for found in (run, best) if found.documents]
-    few = len(parts[0].tokens) < FEWEST_DOCUMENTS and kind != "all"  # its bar would say more than it knows
+    few = len(parts[0].tokens) < FEWEST_DOCUMENTS and kind != "all"  # the interval would be misleading
     return None if few or not parts[0].tokens else Interval(*paired_difference(*parts))
-
-
-def _bars(gaps: Sequence[Interval | None], place: int) -> dict[str, Any]:
-    """plotly's bars; none where there is no interval."""
-    return bars([(0, 0, 0) if gap is None else (gap.value, gap.low, gap.high) for gap in gaps], colour(place))
-
-
-def _filled_where_enough(run: Training, kinds: Sequence[str], place: int) -> dict[str, Any]:
-    """The run's marker, hollow where there are too few documents for a finding."""
-    found = marker(place)
-    few = [run.documents is not None and _count(run, kind) < FEWEST_DOCUMENTS for kind in kinds]
-    return {**found, "symbol": [f"{found['symbol']}{'-open' if hollow else ''}" for hollow in few]}
 
 
 def _count(run: Training, kind: str) -> int:
@@ -171,7 +153,7 @@ def _loss(run: Training, kind: str) -> float | None:
 
 
 def final_rows(runs: Sequence[Training]) -> tuple[list[str], list[list[Any]]]:
-    """Each run's final losses and what it cost."""
+    """Each run's final losses and cost."""
     kinds = _kinds(runs)
     head = ["run", *kinds, "parameters", "active", "training tokens", "FLOPs", "held-out tokens"]
     return head, [

@@ -1,4 +1,4 @@
-"""The sections of the report: what each shows where there is something, and which command makes it where not."""
+"""The sections of the report: their blocks, and the command that creates a missing one."""
 
 from __future__ import annotations
 
@@ -10,29 +10,29 @@ from typing import Any
 from smolmoe.core import units
 from smolmoe.hub.card import engines, sources
 from smolmoe.hub.model_facts import ModelFacts, without_places
-from smolmoe.reports.bench_view import bench_chart, bench_label, bench_machine, bench_tables
+from smolmoe.reports.bench_view import bench_figure, bench_label, bench_machine, bench_tables
 from smolmoe.reports.blocks import Block, Card, Cards, Chart, Code, Fold, Note, Pairs, Table, Words
 from smolmoe.reports.comparison_view import comparison_chart, comparison_rows
 from smolmoe.reports.figures import Figure
 from smolmoe.reports.names import Looks
 from smolmoe.reports.overview import Boundary, Overview, Probe, Training
-from smolmoe.reports.overview_charts import boundary_chart, by_domain_rows, claim_chart, final_chart, final_rows
+from smolmoe.reports.overview_charts import boundary_figure, by_domain_rows, claim_chart, final_chart, final_rows
 from smolmoe.reports.page import Section
 from smolmoe.reports.page_summary import flags, headlines, loss_table
 from smolmoe.reports.plot import plot
 from smolmoe.reports.specialisation import accuracy, layer_maps, separation
-from smolmoe.reports.sweep_view import needs_chart, sweep_chart, sweep_laws, sweep_rows
+from smolmoe.reports.sweep_view import needs_chart, sweep_chart, sweep_tables, sweep_words
 from smolmoe.reports.tokens import Tokens
 from smolmoe.reports.training_curves import History, balance_figure, loss_figure
 from smolmoe.results.bench import BenchResult
 from smolmoe.results.comparison import Comparison
 from smolmoe.results.scaling_law import Sweep
 
-SHOWN = 4  # of a kind, before the others are folded away
+SHOWN = 4  # cards shown before the others are folded
 
 
 def sections(found: Overview) -> list[Section]:
-    """Every section in the order of the page, the missing ones too."""
+    """All sections in the order of the page, including missing ones."""
     probe = "smolmoe probe MODEL --data TAGGED.jsonl --out DIR"
     parts: list[tuple[str, str, Callable[[Overview], Sequence[Block]], str]] = [
         ("claim", "Claim and verification", _claim, "smolmoe upcycle DENSE OUT --experts 8 --top-k 2"),
@@ -52,7 +52,7 @@ def sections(found: Overview) -> list[Section]:
 
 
 def _named(command: str, found: Overview) -> str:
-    """The command with the folders that are known here."""
+    """The command with the folders known here."""
     moe = next((str(model.folder) for _, model in found.moes), None)
     dense = next((str(other.folder) for other in found.models_it_was_made_of), None)
     known = {"MODEL": moe, "MOE": moe, "DENSE": dense}
@@ -65,7 +65,7 @@ def _some(*charts: Chart | None) -> list[Block]:
 
 
 def _folded(items: Sequence[tuple[str, Sequence[Block]]]) -> list[Block]:
-    """The first open, the others under their labels."""
+    """The first item open, the others folded."""
     if not items:
         return []
     return [*items[0][1], *(Fold(label, blocks) for label, blocks in items[1:])]
@@ -130,7 +130,7 @@ def _boundary(boundary: Boundary, name: str, looks: Looks) -> list[Block]:
     kept = [(name, of) for name, of in columns if any(of(row) is not None for row in boundary.rows.values())]
     rows = [[label, *(of(row) for _, of in kept)] for label, row in boundary.rows.items()]
     table = Table(["model", *(name for name, _ in kept)], rows, "Held-out loss (nats per token)")
-    return [boundary_chart(boundary, name, looks), table]
+    return [plot(boundary_figure(boundary, name, looks)), table]
 
 
 def _signed(value: float | None) -> str | None:
@@ -155,7 +155,7 @@ def _losses(found: Overview) -> list[Block]:
 
 
 def _why_alone(found: Overview, alone: Sequence[Training]) -> list[Block]:
-    """Why these runs' losses are not compared with others."""
+    """Why the losses of these runs are not compared with others."""
     others = [run for run in found.trainings if run.summary.get("held_out")]
     if len(others) < 2:
         return []
@@ -167,7 +167,7 @@ def _why_alone(found: Overview, alone: Sequence[Training]) -> list[Block]:
 
 
 def _by_group(found: Overview, make: Callable[[Sequence[History], Looks], Figure | None], name: str) -> list[Block]:
-    """A figure for each set of runs that belong together; the first ones open."""
+    """A figure for each set of comparable runs; the first is open."""
     items: list[tuple[str, Sequence[Block]]] = []
     for place, group in enumerate(found.groups):
         figure = make([run.history for run in group], found.looks)
@@ -215,7 +215,7 @@ def _layer_part(probe: Probe, place: int) -> list[Block]:
 
 
 def _tokens(found: Overview) -> list[Block]:
-    """Of the first probe with named experts, else the first that has texts."""
+    """The token view of the first probe with named experts, else of the first with texts."""
     probes = [probe for probe in found.probes if probe.after.result.text]
     shown = next((probe for probe in probes if any(probe.after.names)), next(iter(probes), None))
     return [] if shown is None else [Note(shown.label, "hint"), Tokens(shown.after)]
@@ -238,15 +238,14 @@ def _sweep(found: Overview) -> list[Block]:
     parts: list[tuple[str, Sequence[Block]]] = []
     for place, one in enumerate(found.sweeps):
         charts = _some(sweep_chart(one, f"sweep-{place}", found.looks), needs_chart(one, f"needs-{place}", found.looks))
-        table = Table(*sweep_rows(one), "Loss reduction with more data, with 95% intervals")
-        parts.append((one.model, [*charts, Words(sweep_laws(one)), table]))
+        parts.append((one.model, [*charts, Words(sweep_words(one)), *sweep_tables(one)]))
     return _folded(parts)
 
 
 def _speed(found: Overview) -> list[Block]:
     parts: list[tuple[str, Sequence[Block]]] = []
     for place, one in enumerate(bench.result for bench in found.benches):
-        chart = bench_chart(one, f"speed-{place}", found.looks)
+        chart = plot(bench_figure(one, f"speed-{place}", found.looks))
         parts.append((bench_label(one), [Note(bench_machine(one), "hint"), chart, *bench_tables(one)]))
     return _folded(parts)
 

@@ -1,4 +1,4 @@
-"""What a colleague takes from the report in ten seconds: what was made, what it costs, whether it wins."""
+"""The answers at the top of the report: what was made, what it costs, whether it wins."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from smolmoe.results.comparison import Comparison
 
 
 def answers(found: Overview) -> list[Answer]:
-    """What was made, what it costs, whether it wins."""
+    """The three answers of the page."""
     return [_made(found), _costs(found), _wins(found)]
 
 
@@ -41,8 +41,8 @@ def _which(model: ModelFacts) -> str:
     verification = model.provenance.get("verification")
     said = {
         "exact": "It computes what its dense model computes",
-        "rounded": "It computes what its dense model computes but for one rounding of weights",
-        "deviates": "It is another function than its dense model's by design, by a predicted amount",
+        "rounded": "It computes what its dense model computes, except for one rounding of weights",
+        "deviates": "It deviates from its dense model by design, by a predicted amount",
     }.get(kind)
     if said is None:
         return f"a {model.architecture}."
@@ -69,7 +69,7 @@ def _costs(found: Overview) -> Answer:
     active = model.active
     headline = total if not active or not model.experts else f"{units.parameters(active)} of {total}"
     sentence = (
-        "parameters" if not model.experts else "parameters are used for a token" if active else "parameters in all"
+        "parameters" if not model.experts else "parameters are active per token" if active else "parameters in total"
     )
     if model.experts and active:
         sentence += _against_dense(found, active)
@@ -81,19 +81,19 @@ def _costs(found: Overview) -> Answer:
     ]
     if spent:
         tokens, flops = max(spent)
-        sentence += f" Longest training of its kin here: {units.tokens(tokens)} tokens, {units.flops(flops)}."
+        sentence += f" Longest related training here: {units.tokens(tokens)} tokens, {units.flops(flops)}."
     speed = [said for one in found.benches if _is_about(found, model, one) and (said := bench_answer(one.result))]
     return Answer(question, headline, " ".join([sentence, *speed[:1]]))
 
 
 def _against_dense(found: Overview, active: int) -> str:
-    """How much larger than the dense model that it is on record as made of; why not, where another one is here."""
+    """The size relative to its recorded dense source, or why it is not compared."""
     for other in found.models_it_was_made_of:
         size = other.parameters.get("total") or other.total
         label = next(label for label, known in found.models if known is other)
-        return f", {active / size:.2f} times those of {label}, the dense model it was made of"
+        return f", {active / size:.2f} times those of {label}, the dense model it was made from"
     others = any(not other.experts for _, other in found.models)
-    return "; no dense model here is on record as what it was made of, so none is compared" if others else ""
+    return "; no dense model here is its recorded source, so none is compared" if others else ""
 
 
 def _is_about(found: Overview, model: ModelFacts, bench: Bench) -> bool:
@@ -118,14 +118,14 @@ def _wins(found: Overview) -> Answer:
     return Answer(
         question,
         "Not measured",
-        f"{others}Nothing here compares this model with one of its own kin (a common ancestor on record) on the same "
-        "held-out text: `smolmoe compare` does.",
+        f"{others}Nothing here compares this model with a related one (a recorded common ancestor) on the same "
+        "held-out text. Use `smolmoe compare`.",
         "open",
     )
 
 
 def _is_across(found: Overview, boundary: Boundary, model: ModelFacts) -> bool:
-    """Whether the runs of a boundary are the model's kin; where they are not on record, whether it is their place."""
+    """Whether the runs of a boundary are related to the model; without a record, by their folder."""
     if boundary.runs:
         return any(found.kin.together(run, model.folder) for run in boundary.runs)
     return model.folder.resolve().is_relative_to(boundary.folder.resolve())
@@ -158,14 +158,14 @@ def _of_boundary(question: str, boundary: Boundary) -> Answer:
     return Answer(
         question,
         headline,
-        f"{label} {verdict} “{boundary.reference}” on held-out text after as many further tokens: {shown}, one seed"
-        f"{_cost_of_winning(boundary, label)}.",
+        f"{label} {verdict} “{boundary.reference}” on held-out text after the same number of further tokens: "
+        f"{shown}, one seed{_cost_of_winning(boundary, label)}.",
         tone,
     )
 
 
 def _of_runs(question: str, runs: Sequence[Training]) -> Answer:
-    """Of runs that belong together: the lowest final loss beside the next one, of whatever models and budgets."""
+    """The lowest final loss of comparable runs compared with the next, whatever their models and budgets."""
     best, second = sorted(runs, key=lambda run: run.summary["held_out"]["loss"])[:2]
     gap = above(second, "all", (best, second))
     if gap is None or best.documents is None:
@@ -177,14 +177,14 @@ def _of_runs(question: str, runs: Sequence[Training]) -> Answer:
     return Answer(
         question,
         headline or "One run ends lower",
-        f"Of {len(runs)} runs with a common ancestor “{best.label}” has the lowest held-out loss, the next is "
+        f"Of {len(runs)} runs with a common ancestor “{best.label}” has the lowest held-out loss, followed by "
         f"“{second.label}”{trained}: {no_finding(gap, documents) or evidence(gap, documents)}, one seed each.",
         "open" if headline else "",
     )
 
 
 def _cost_of_winning(boundary: Boundary, label: str) -> str:
-    """What the win has cost, and whether another run ends lower still."""
+    """The cost of the win, and the run with the lowest loss if it is another one."""
     rows, reference = boundary.rows, boundary.rows.get(boundary.reference or "", {})
     flops, other = rows[label].get("flops"), reference.get("flops")
     said = f", at {flops / other:.2f} times its FLOPs" if flops and other else ""

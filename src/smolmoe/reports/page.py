@@ -1,7 +1,7 @@
-"""A page: sections of blocks, laid out by the templates, in one self-contained HTML file.
+"""A page: sections of blocks in one self-contained HTML file.
 
-Styles, scripts, figures and data are in the file, and its content security policy forbids it to load anything. The
-templates escape whatever is no `Markup`.
+Styles, scripts, figures and data are in the file, and its content security policy forbids loading anything. The
+templates escape everything except `Markup`.
 """
 
 from __future__ import annotations
@@ -26,8 +26,8 @@ class Section:
 
     Attributes:
         name, title: its id and heading.
-        blocks: what it shows; none where it is missing.
-        command: what would make it.
+        blocks: its content; empty if it is missing.
+        command: that creates it.
     """
 
     name: str
@@ -37,21 +37,20 @@ class Section:
 
     @property
     def html(self) -> str:
-        """Of its blocks; empty where it is missing."""
+        """The HTML of its blocks; empty if it is missing."""
         return _environment().get_template("section.html").render(section=self).strip() if self.blocks else ""
 
 
 @dataclass(frozen=True)
 class Page:
-    """All of a page.
+    """A page.
 
     Attributes:
         kicker, title: above and in the heading; `window` is the browser's title.
-        about: the line under the heading.
-        answers: the large ones at the top.
-        intro: blocks under these.
-        sections: the missing ones too.
-        experts: how many the token view colours.
+        about: the line below the heading.
+        answers: at the top.
+        intro: blocks below the answers.
+        sections: including missing ones.
     """
 
     kicker: str
@@ -64,9 +63,9 @@ class Page:
     intro: Sequence[Block] = field(default=())
 
     def html(self) -> str:
-        """The whole file."""
+        """The complete file."""
         blocks = [block for section in self.sections for block in _all(section.blocks)]
-        views = [block for block in blocks if isinstance(block, Tokens)]
+        experts = max((block.probed.experts for block in blocks if isinstance(block, Tokens)), default=0)
         return (
             _environment()
             .get_template("page.html")
@@ -75,7 +74,7 @@ class Page:
                 mark=Markup(MARK),
                 there=[section for section in self.sections if section.blocks],
                 missing=[section for section in self.sections if not section.blocks],
-                css=Markup(f"{asset('page.css')}\n{token_styles(max((view.experts for view in views), default=0))}"),
+                css=Markup(f"{asset('page.css')}\n{token_styles(experts)}"),
                 plotly=_plotly() if any(isinstance(block, Chart) for block in blocks) else "",
                 script=Markup(asset("page.js")),
             )
@@ -83,7 +82,7 @@ class Page:
 
 
 def _all(blocks: Sequence[Block]) -> list[Block]:
-    """The blocks, and those folded into them."""
+    """The blocks, including folded ones."""
     return [found for block in blocks for found in (block, *_all(getattr(block, "blocks", ())))]
 
 
@@ -100,7 +99,7 @@ def _environment() -> Environment:
 
 
 def _code(text: str) -> Markup:
-    """Text in which what stands between backticks is code."""
+    """Text with code between backticks."""
     parts = [Markup("<code>{}</code>").format(part) if at % 2 else part for at, part in enumerate(text.split("`"))]
     return Markup("").join(parts)
 

@@ -1,4 +1,4 @@
-"""The words and tables on a probe: what its numbers show, and no more."""
+"""The sentences and tables on a probe."""
 
 from __future__ import annotations
 
@@ -33,13 +33,13 @@ def headlines(after: Probed, before: Probed | None) -> list[str]:
 
 
 def flags(after: Probed) -> list[str]:
-    """Where the specialisation makes a domain worse or does not matter to it; copies are in the headlines already."""
+    """The flags of the losses, without copies, which are in the headlines."""
     said = _copies(after)
     return [flag for flag in (after.result.losses.flags if after.result.losses else ()) if flag != said]
 
 
 def layer_table(after: Probed) -> Table:
-    """Every number of every layer."""
+    """All numbers of all layers."""
     columns: list[tuple[str, str, Callable[[LayerResult], Any]]] = [
         ("layer", "", lambda row: str(row.layer)),
         ("load entropy", "1 is even", lambda row: f"{row.entropy:.3f}"),
@@ -86,7 +86,7 @@ def vocabulary_tables(after: Probed) -> list[Fold]:
 
 
 def loss_table(after: Probed) -> list[Table]:
-    """Held-out loss of each domain as the model is, and of the dense model where it was measured."""
+    """Held-out loss of each domain, and that of the dense model if measured."""
     found = after.result.losses
     if found is None:
         return []
@@ -109,7 +109,7 @@ def _loss_row(found: Losses, domain: str, place: int) -> list[Any]:
 
 
 def _change(gaps: Sequence[Interval | None], place: int, value: float) -> str:
-    """A change with its interval, where that was measured."""
+    """A change with its interval, if measured."""
     gap = gaps[place] if gaps else None
     return _signed(value) + (f" [{_signed(gap.low)}, {_signed(gap.high)}]" if gap else "")
 
@@ -125,7 +125,7 @@ def _what(after: Probed) -> str:
 
 
 def _copies(after: Probed) -> str:
-    """Before anything is said of what experts specialise in."""
+    """The sentence on copies, which precedes claims on specialisation."""
     return copies_said(after.result.similarity.cka, after.layers) or ""
 
 
@@ -146,7 +146,7 @@ def _accuracy(after: Probed) -> str:
 
 
 def _gap(after: Probed, ceiling: float) -> str:
-    """How the router compares with a ceiling, by the interval of its accuracy over documents."""
+    """The router compared with a ceiling, by the interval of its accuracy over documents."""
     found = after.result.last_third.interval
     if found is None:
         return "a probe of an earlier version, without the interval that a finding needs"
@@ -196,7 +196,7 @@ def _load(after: Probed) -> str:
     worst = max(rows, key=lambda row: row.max_vio)
     tokens = sum(after.result.tokens.values())
     if not enough_tokens(tokens, after.top_k, after.experts):
-        return f"{tokens:,} tokens are too few to say how the load falls on {after.experts} experts."
+        return f"{tokens:,} tokens are too few to measure the load of {after.experts} experts."
     dead = [f"{expert} at layer {row.layer}" for row in rows for expert in row.dead]
     few = ", ".join(dead[:6]) + (f" and {len(dead) - 6} more" if len(dead) > 6 else "")
     entropy = float(np.mean([row.entropy for row in rows]))
@@ -224,7 +224,7 @@ def _tokens(top: Sequence[TopToken]) -> Markup:
 
 
 def _over(value: float, chance: Baseline, digits: int = 3) -> str:
-    """A number and, in brackets, what chance gives."""
+    """A number with the chance baseline in brackets."""
     return f"{value:.{digits}f} ({chance.p95:.{digits}f})"
 
 

@@ -1,4 +1,4 @@
-"""A figure for a page: what plotly draws of it, and its numbers as a table for whoever sees no figure."""
+"""A figure for a page: plotly's traces and layout, and its numbers as a table."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from smolmoe.reports.figures import PERCENT, Figure, Heat, Lines, Points, Series
 from smolmoe.reports.names import DASHES, colour, dash, marker
 
 MOST_POINTS = 240
-_MOST_NUMBERS = 16  # columns of a heat map whose cells have room for theirs
+_MOST_NUMBERS = 16  # most columns of a heat map with numbers in its cells
 _HEAT = [[0, "@heat0"], [0.5, "@heat1"], [1, "@heat2"]]
 
 
 def plot(figure: Figure, *, png: bool = False) -> Chart:
-    """The figure with its words and numbers.
+    """The figure with its caption and numbers.
 
     Args:
         png: the page's folder has a PNG of its name.
@@ -40,14 +40,14 @@ def plot(figure: Figure, *, png: bool = False) -> Chart:
             values = slides if figure.slides else [panel.values]
             trace = _heat(panel, values, at, scale=scales[at] not in scales[at + 1 :])
             trace["colorbar"] |= {"x": x["domain"][1] + 0.005, "xanchor": "left"}
-            if trace["showscale"] and (at + 1) % columns and at + 1 < len(panels):  # no room for the title of its scale
+            if trace["showscale"] and (at + 1) % columns and at + 1 < len(panels):  # its scale's title does not fit
                 trace["colorbar"]["title"] = {"text": ""}
                 layout["annotations"][at]["text"] = f"<b>{plotted(panel.title)}</b>, {plotted(panel.bar)}"
             traces.append(trace)
             _cells(panel, x, y, layout, number)
             left = panels[at - 1] if at % columns else None
             if isinstance(left, Heat) and list(left.rows) == list(panel.rows):
-                y |= {"showticklabels": False, "title": {"text": ""}}  # they stand at the left of the row
+                y |= {"showticklabels": False, "title": {"text": ""}}  # the labels are on the left of the row
         else:
             traces += _lines(panel, at, shown)
             _scales(panel, x, y, layout, number)
@@ -121,39 +121,42 @@ def _cells(panel: Heat, x: dict[str, Any], y: dict[str, Any], layout: dict[str, 
 def _lines(panel: Lines, at: int, shown: set[str]) -> list[dict[str, Any]]:
     traces: list[dict[str, Any]] = []
     for band in panel.bands:
-        fill = "@grey/0.25" if band.place is None else f"{colour(band.place)}/0.15"
+        fill = "@grey/0.25" if band.place is None else f"{colour(band.place)}/{0.08 if band.hatched else 0.15}"
         traces.append(
             {"type": "scatter", "mode": "lines", "fill": "toself", "line": {"width": 0}, "fillcolor": fill}
             | {"x": [*band.x, *reversed(band.x)], "y": [*band.high, *reversed(band.low)], "hoverinfo": "skip"}
             | _legend(band.name, shown)
             | on(at)
         )
-    return traces + [_series(series) | _legend(series.name, shown) | on(at) for series in panel.series]
+    by_row = bool(panel.rows)
+    return traces + [_series(series, by_row) | _legend(series.name, shown) | on(at) for series in panel.series]
 
 
 def _legend(name: str, shown: set[str]) -> dict[str, Any]:
-    """One entry for each name, however many panels have it."""
+    """One entry for each name in all panels."""
     is_first = bool(name) and name not in shown
     shown.add(name)
     return {"name": name, "legendgroup": name, "showlegend": is_first}
 
 
-def _series(series: Series) -> dict[str, Any]:
+def _series(series: Series, by_row: bool) -> dict[str, Any]:
     if series.alarm:
         look: dict[str, Any] = {"color": "@ink", "size": 9, "symbol": "triangle-up"}
         return line(series.name, series.points, 0, mode="markers", marker=look, cliponaxis=False)
-    if series.dots:
-        look = marker(series.place or 0, 7)
-        if series.hollow:
-            look["symbol"] += "-open"
-        return line(series.name, series.points, 0, mode="markers", marker=look)
     if series.place is None:
         return line(series.name, series.points, 0, mode="lines", line={"color": "@grey", "dash": "dot", "width": 1.5})
     made = line(series.name, series.points, series.place)
+    if series.dots:
+        made |= {"mode": "markers", "marker": marker(series.place, 7)}
+        made["marker"]["symbol"] += "-open" if series.hollow else ""
+    elif series.bare:
+        made["mode"] = "lines"
     if series.spans:
-        made["error_y"] = bars(
-            [(y, *span) for (_, y), span in zip(series.points, series.spans, strict=True)], colour(series.place)
-        )
+        values = [point[0 if by_row else 1] for point in series.points]
+        intervals = [(value, *span) for value, span in zip(values, series.spans, strict=True)]
+        made["error_x" if by_row else "error_y"] = bars(intervals, colour(series.place))
+    if by_row:
+        made["hovertemplate"] = "%{x:.4g}<extra>%{fullData.name}</extra>"
     return made
 
 
@@ -168,9 +171,13 @@ def _scales(panel: Lines, x: dict[str, Any], y: dict[str, Any], layout: dict[str
             "tickvals": list(range(len(panel.rows))),
             "ticktext": [plotted(row) for row in panel.rows],
             "autorange": "reversed",
+            "automargin": True,
         }
     if panel.left is not None:
         x |= {"rangemode": "tozero"}
+    if panel.scale:
+        x |= {"type": "log", "dtick": "D2" if panel.scale == "log" else 1}
+    x["exponentformat"] = "SI"
     if panel.bottom is not None and panel.top is not None:
         y["range"] = [panel.bottom, panel.top]
     elif panel.bottom == 0:
@@ -182,33 +189,30 @@ def _scales(panel: Lines, x: dict[str, Any], y: dict[str, Any], layout: dict[str
             {"type": "rect", "x0": low, "x1": high, "y0": 0, "y1": 1, "xref": f"x{number}", "yref": f"y{number} domain"}
             | {"fillcolor": "@grey/0.1", "line": {"width": 0}, "layer": "below"}
         )
-    if panel.level is not None:
-        mark(layout, panel.level.at, panel.level.name, number, upright=panel.level.upright)
+    for level in (*([] if panel.level is None else [panel.level]), *panel.marks):
+        mark(layout, level.at, level.name, number, upright=level.upright, log=bool(panel.scale))
 
 
-def mark(layout: dict[str, Any], at: float, words: str, number: str = "", *, upright: bool = True) -> None:
-    """A dotted line across a panel, with a label."""
+def mark(
+    layout: dict[str, Any], at: float, words: str, number: str = "", *, upright: bool = True, log: bool = False
+) -> None:
+    """A dotted line across a panel, with a label; on a logarithmic axis plotly places words by the exponent."""
     x, y = f"x{number}", f"y{number}"
     place, across, along = ("x", "y", f"{y} domain") if upright else ("y", "x", f"{x} domain")
     shape = {"type": "line", f"{place}0": at, f"{place}1": at, f"{across}0": 0, f"{across}1": 1}
     refs = {f"{place}ref": x if upright else y, f"{across}ref": along}
     layout.setdefault("shapes", []).append(shape | refs | {"line": {"color": "@grey", "width": 1.5, "dash": "dot"}})
-    note = {
-        place: at,
-        across: 1,
-        "text": plotted(words),
-        "showarrow": False,
-        "font": {"color": "@grey", "size": 11.5},
-    } | refs
+    note = {place: math.log10(at) if log and upright else at, across: 1, "text": plotted(words), **refs}
+    note |= {"showarrow": False, "font": {"color": "@grey", "size": 11.5}}
     aside = {"xanchor": "left", "xshift": 5, "yanchor": "top"} if upright else {"xanchor": "right", "yanchor": "bottom"}
     layout["annotations"] = [*layout.get("annotations", ()), note | aside]
 
 
-# -- parts that every chart is made of -------------------------------------------------------------------------------
+# -- parts of charts -------------------------------------------------------------------------------
 
 
 def line(name: str, points: Points, place: int, **more: Any) -> dict[str, Any]:
-    """A line with its own colour, dash and marker: those of what it is about, by its place in the page's `Looks`."""
+    """A line with the colour, dash and marker of its place in the page's `Looks`."""
     kept = thinned(points)
     return {
         "type": "scatter",
@@ -224,7 +228,7 @@ def line(name: str, points: Points, place: int, **more: Any) -> dict[str, Any]:
 
 
 def thinned(points: Points) -> Points:
-    """Evenly fewer points, the last one kept."""
+    """Evenly thinned points, with the last one."""
     if len(points) <= MOST_POINTS:
         return points
     step = math.ceil(len(points) / MOST_POINTS)
@@ -238,18 +242,6 @@ def bars(ends: Sequence[tuple[float, float, float]], look: str) -> dict[str, Any
         "thickness": 1.4,
         "width": 5,
     }
-
-
-def axes(x: str, y: str, **more: Any) -> dict[str, Any]:
-    """A layout with titles of both axes; `more` are layout keys, or `xaxis_type` and the like."""
-    layout: dict[str, Any] = {"xaxis": {"title": {"text": x}}, "yaxis": {"title": {"text": y}}}
-    for key, value in more.items():
-        axis, _, part = key.partition("_")
-        if axis in ("xaxis", "yaxis") and part:
-            layout[axis][part] = value
-        else:
-            layout[key] = value
-    return layout
 
 
 def grid(panels: Sequence[tuple[str, str, str]], columns: int) -> dict[str, Any]:
@@ -273,11 +265,6 @@ def grid(panels: Sequence[tuple[str, str, str]], columns: int) -> dict[str, Any]
     return layout
 
 
-def beside(*panels: tuple[str, str, str]) -> dict[str, Any]:
-    """A layout of panels side by side."""
-    return grid(panels, len(panels))
-
-
 def on(panel: int) -> dict[str, str]:
     """The axes of a panel, counted from 0."""
     number = "" if panel == 0 else str(panel + 1)
@@ -288,7 +275,7 @@ def on(panel: int) -> dict[str, str]:
 
 
 def _numbers(figure: Figure) -> tuple[list[str], list[list[Any]]]:
-    """The numbers of all panels: of lines at their x, of cells row by row."""
+    """The numbers of all panels: of lines by x, of cells by row."""
     heats = [panel for panel in figure.panels if isinstance(panel, Heat)]
     if heats:
         rows = [
@@ -310,7 +297,7 @@ def _numbers(figure: Figure) -> tuple[list[str], list[list[Any]]]:
 
 
 def by_step(head: str, lines: Mapping[str, Points], form: Callable[[float], Any] = lambda x: x) -> tuple[Any, Any]:
-    """Head and rows of a table of lines over one x axis, at the places that are few enough to read."""
+    """Head and rows of a table of lines over one x axis, thinned to at most 40 rows."""
     at = sorted({x for points in lines.values() for x, _ in points})
     kept = at if len(at) <= 40 else at[:: math.ceil(len(at) / 40)]
     values = {name: dict(points) for name, points in lines.items()}

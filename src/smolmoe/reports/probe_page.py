@@ -24,11 +24,11 @@ FILE = "index.html"
 
 
 def write_page(out: Path, probe: Path, *, before: Path | None = None, runs: Mapping[str, Path] | None = None) -> Path:
-    """Write `index.html` and its figures as PNG into `out`, replacing an earlier page of ours; returns the page's path.
+    """Write `index.html` and its figures as PNG into `out`, replacing an earlier page; returns the page's path.
 
     Args:
-        probe: a `probe.json`, or the folder that has it.
-        before: the same of the model before it was specialised.
+        probe: a `probe.json`, or its folder.
+        before: the same for the model before its specialisation.
         runs: label -> folder of a training run, whose `metrics.jsonl` becomes curves.
 
     Raises:
@@ -47,7 +47,7 @@ def write_page(out: Path, probe: Path, *, before: Path | None = None, runs: Mapp
     histories = [History.read(label, folder) for label, folder in (runs or {}).items()]
     figures = _figures(after, earlier, histories)
     text = _page(after, earlier, figures).html()
-    with look(), growing(out), ExitStack() as together:  # where a figure does not fit on the disk, nothing is left
+    with look(), growing(out), ExitStack() as together:  # if the disk is full, no figure is left
         for figure in figures:
             save_png(draw(figure), together.enter_context(replacing(out / f"{figure.name}.png")))
         write_text(page, text)
@@ -61,7 +61,7 @@ def _figures(after: Probed, before: Probed | None, histories: Sequence[History])
 
 
 def _name(folder: Path) -> str:
-    """The name of a model's folder; of a run's `model`, the run's."""
+    """The name of a model's folder; for a run's `model`, that of the run."""
     return folder.parent.name if folder.name == "model" and folder.parent.name else folder.name
 
 
@@ -85,7 +85,7 @@ def _page(after: Probed, before: Probed | None, figures: Sequence[Figure]) -> Pa
 
 
 def _sections(after: Probed, figures: Mapping[str, Figure]) -> list[Section]:
-    """All, in the order of the page."""
+    """All sections, in the order of the page."""
 
     def pick(*names: str) -> list[Block]:
         return [plot(figures[name], png=True) for name in names if name in figures]

@@ -1,4 +1,4 @@
-"""A comparison under the names that a page gives to its models."""
+"""A comparison with the labels of a page."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from smolmoe.results.comparison import CheckpointResult, Comparison
 
 
 def under_names(found: Comparison, names: Mapping[str, str]) -> Comparison:
-    """The same comparison with its models under other names, and its sentences made of these."""
+    """The same comparison with other names of its models, also in its sentences."""
     if all(key == value for key, value in names.items()):
         return found
 

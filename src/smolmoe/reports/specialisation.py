@@ -1,4 +1,4 @@
-"""Figures of what the experts do: who takes which domain, how far from chance, how accurate, at what loss."""
+"""Figures of the specialisation: routing by domain, distance from chance, accuracy, and effect on the loss."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ SHARE = "share of choices (%)"
 
 
 def specialisation_figures(after: Probed, before: Probed | None) -> list[Figure]:
-    """All figures that a probe has the numbers for, in the order of the page; `before` is the same model earlier."""
+    """All figures that a probe has numbers for, in the order of the page; `before` is an earlier probe."""
     found = [
         routing(after, before),
         layer_maps(after, before),
@@ -29,12 +29,12 @@ def specialisation_figures(after: Probed, before: Probed | None) -> list[Figure]
 
 
 def _states(after: Probed, before: Probed | None) -> list[tuple[str, Probed]]:
-    """With what the titles say of each."""
+    """The probes with the ends of their titles."""
     return [(", before", before), (", after", after)] if before is not None else [("", after)]
 
 
 def routing(after: Probed, before: Probed | None) -> Figure:
-    """Domain x expert at the clearest layer and on average, before above after."""
+    """Domain x expert at the clearest layer and on average; `before` above `after`."""
     chosen = after.clearest
     clearest, mean = f"layer {after.layers[chosen]}, the clearest", f"mean over {len(after.layers)} layers"
     panels = [
@@ -53,7 +53,7 @@ def routing(after: Probed, before: Probed | None) -> Figure:
 
 
 def layer_maps(after: Probed, before: Probed | None) -> Figure:
-    """Domain x expert of every layer; on a page, before and after."""
+    """Domain x expert of every layer; in a page, before and after."""
     states = _states(after, before)
     panels = [
         (f"{title}{state}" if before is not None else title, probed.matrix[place])
@@ -74,7 +74,7 @@ def layer_maps(after: Probed, before: Probed | None) -> Figure:
 
 
 def token_types(after: Probed) -> Figure | None:
-    """Token type x expert at the clearest layer and on average: the other thing that experts may specialise in."""
+    """Token type x expert at the clearest layer and on average."""
     types = after.result.token_types
     seen = [place for place, tokens in enumerate(types.tokens) if tokens]
     if not seen:
@@ -104,7 +104,7 @@ def _shares(
 
 
 def separation(after: Probed, before: Probed | None) -> Figure:
-    """Separation, mutual information and contrast by layer, over what shuffled labels give."""
+    """Separation, mutual information and contrast by layer, compared with shuffled labels."""
     within, known = after.result.within_type_separation, after.per_layer("domain_within_type")
     kinds = (
         ("separation", "domain separation (bits)", "Jensen-Shannon divergence", ("within one token type", within)),
@@ -127,15 +127,15 @@ def separation(after: Probed, before: Probed | None) -> Figure:
     return Figure(
         "separation",
         "How much routing depends on the domain",
-        "A layer separates domains where its line is above the grey band, which is what shuffled labels give (mean to "
-        "95th percentile).",
+        "A layer separates domains if its line is above the grey band, the result of shuffled labels (mean to 95th "
+        "percentile).",
         panels,
         per_row=3,
     )
 
 
 def accuracy(after: Probed, before: Probed | None) -> Figure:
-    """Held-out routing accuracy by layer under its ceiling."""
+    """Held-out routing accuracy by layer, with its ceiling."""
     found = after.result.accuracy
     lines = {
         ROUTER: found.macro,
@@ -193,7 +193,7 @@ def accuracy_by_domain(after: Probed) -> Figure:
 
 
 def losses(after: Probed) -> Figure | None:
-    """What forcing and knocking out each expert does to each domain's loss."""
+    """The effect on each domain's loss of forcing and knocking out each expert."""
     found = after.result.losses
     if found is None:
         return None
@@ -208,7 +208,7 @@ def losses(after: Probed) -> Figure | None:
     return Figure(
         "losses",
         "Loss of each domain with one expert only, and without it",
-        "Change in held-out loss; stronger is worse. A frame marks a domain's own specialist where its interval "
+        "Change in held-out loss; stronger is worse. A frame marks a domain's own specialist if its interval "
         "over documents supports it: forced, it beats those of the other domains; knocked out, its own domain loses "
         "most. Cells without a frame may be chance.",
         panels,
@@ -217,7 +217,7 @@ def losses(after: Probed) -> Figure | None:
 
 
 def _framed(after: Probed, key: str) -> list[tuple[int, int]]:
-    """Cells of domains and their own experts that differ by more than chance; none of copies."""
+    """Cells of domains and their experts with a difference beyond chance; none for copies."""
     found = after.result.losses
     assert found is not None
     forced = [(found.forced_gap, "lower")]
@@ -233,10 +233,10 @@ def _framed(after: Probed, key: str) -> list[tuple[int, int]]:
 
 
 def by_place(values: np.ndarray | Sequence[float]) -> Points:
-    """(place, value) of what is known."""
+    """(place, value) of all values except NaN."""
     return [(place, float(value)) for place, value in enumerate(values) if not math.isnan(value)]
 
 
 def panels_in_a_row(count: int, most: int) -> int:
-    """As many rows as `most` panels in each would need, filled evenly."""
+    """Panels per row, at most `most`, so that the rows are filled evenly."""
     return math.ceil(count / math.ceil(count / most))

@@ -1,4 +1,4 @@
-"""A probe of an MoE for its figures, numbers as arrays: shapes L layers, E experts, D domains."""
+"""A probe for its figures, with numbers as arrays: L layers, E experts, D domains."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from smolmoe.results.probe import Baseline, ProbeResult, read_result
 
 @dataclass(frozen=True)
 class Probed:
-    """What a probe measured of one model."""
+    """A probe of one model."""
 
     result: ProbeResult
 
@@ -24,7 +24,7 @@ class Probed:
         """Read `probe.json`, or the one in a folder.
 
         Raises:
-            DataError: there is none, or it is something else.
+            DataError: it is missing, or something else.
         """
         return cls(read_result(path))
 
@@ -58,7 +58,7 @@ class Probed:
 
     @property
     def labels(self) -> list[str]:
-        """Each expert as `3 code`, or `3` where it has no name."""
+        """Each expert as `3 code`, or `3` without a name."""
         return [str(index) if name is None else f"{index} {name}" for index, name in enumerate(self.names)]
 
     @property
@@ -100,15 +100,15 @@ _SAME: dict[str, Callable[[Probed], Any]] = {
 
 
 def why_not_comparable(before: Probed, after: Probed) -> str | None:
-    """The field in which two probes differ that must be equal to compare them; None where nothing does."""
+    """The field that prevents the comparison of two probes because it differs; None if they are comparable."""
     return next((field for field, of in _SAME.items() if of(before) != of(after)), None)
 
 
 def check_comparable(before: Probed, after: Probed) -> None:
-    """See that two probes can be compared.
+    """Check that two probes can be compared.
 
     Raises:
-        RequestError: they have other domains, layers or numbers of experts, or read other text.
+        RequestError: domains, layers, numbers of experts or text differ.
     """
     field = why_not_comparable(before, after)
     if field is not None:

@@ -1,4 +1,4 @@
-"""Figures of the experts themselves: their load, which are chosen together, how alike their outputs are."""
+"""Figures of the experts: load, co-activation, similarity and saturation."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ from smolmoe.reports.specialisation_data import Probed, array
 
 
 def expert_figures(after: Probed, before: Probed | None) -> list[Figure]:
-    """Load, co-activation, similarity and saturation, each where it was measured."""
+    """Load, co-activation, similarity and saturation, each if measured."""
     found = [load(after, before), saturation(after), similarity(after), similarity_by_layer(after), coactivation(after)]
     return [figure for figure in found if figure is not None]
 
 
 def load(after: Probed, before: Probed | None) -> Figure:
-    """Layer x expert, and how far apart the loads of each layer's experts are."""
+    """Layer x expert, and the distribution of the load in each layer."""
     shares = array(after.result.load)
     bar = f"share (%), even is {100 / after.experts:.3g}"
     high = finite_range(shares)[1]
@@ -49,12 +49,12 @@ def load(after: Probed, before: Probed | None) -> Figure:
 
 
 def _dots(shares: np.ndarray, shift: float) -> list[tuple[float, float]]:
-    """A dot for each expert in each layer: its load over the even load."""
+    """A dot for each expert in each layer: its load divided by the even load."""
     return [(float(share) * len(row), place + shift) for place, row in enumerate(shares) for share in row]
 
 
 def coactivation(after: Probed) -> Figure | None:
-    """Expert x expert of every layer: how often the second is chosen with the first."""
+    """Expert x expert of every layer: the share of the first's tokens that also choose the second."""
     if after.top_k < 2:
         return None
     values = _without_diagonal(array(after.result.coactivation))
@@ -77,8 +77,8 @@ def similarity(after: Probed) -> Figure:
         after,
         values,
         ("similarity", "Similarity of the experts"),
-        "1 means that two experts do the same to the same tokens up to rotation and scale, so that one of them is "
-        "redundant; pale cells are experts that differ.",
+        "1 means that the outputs of two experts on the same tokens are equal up to rotation and scale, so that one "
+        "of them is redundant; pale cells are experts that differ.",
         ("expert", "CKA of the outputs", RATIO),
         (min(low, 0.0), max(high, 1.0)),
     )
@@ -92,7 +92,7 @@ def _squares(
     words: tuple[str, str, str],
     ends: tuple[float, float],
 ) -> Figure:
-    """A map of every layer, on a page one at a time."""
+    """A map of every layer; a page shows one at a time."""
     rows = [str(expert) for expert in range(after.experts)]
     y, bar, form = words
     return Figure(
@@ -128,14 +128,14 @@ def similarity_by_layer(after: Probed) -> Figure:
     return Figure(
         "similarity-layers",
         "Similarity of outputs and of weights",
-        "Experts can have much the same weights and still do different things, or the reverse: the outputs decide. The "
-        "vertical lines reach from the least to the most similar pair.",
+        "Experts with similar weights can have different outputs, and the reverse: the outputs decide. Vertical lines "
+        "reach from the least to the most similar pair.",
         [panel],
     )
 
 
 def saturation(after: Probed) -> Figure | None:
-    """By layer, the share of choices that another checkpoint of the same run made as well."""
+    """By layer, the share of choices that another checkpoint of the same run also makes."""
     found = after.result.saturation
     if found is None:
         return None

@@ -2,127 +2,75 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any
+from dataclasses import replace
 
 from smolmoe.core import units
 from smolmoe.core.statistics import Interval
-from smolmoe.reports.blocks import Chart
-from smolmoe.reports.names import Looks, colour, marker
-from smolmoe.reports.plot import axes, bars, line
-from smolmoe.results.scaling_law import Curve, Fold, Power, Sweep
+from smolmoe.reports.blocks import Chart, Table
+from smolmoe.reports.figures import Figure, Lines, Series, row_dots
+from smolmoe.reports.names import Looks
+from smolmoe.reports.plot import plot
+from smolmoe.reports.scaling import sweep_figure
+from smolmoe.results.scaling_law import Curve, JointLaw, Power, Sweep
 
 
 def sweep_chart(sweep: Sweep, name: str, looks: Looks) -> Chart | None:
-    """Loss over training tokens: points, law, and the band that widens past the largest budget."""
-    traces = [trace for curve in sweep.curves for trace in _traces(curve, looks(_look(sweep, curve)))]
-    if not traces:
+    """Losses by training tokens with their law, and what each 10x of tokens gains."""
+    if not sweep.curves:
         return None
-    x = {"xaxis_type": "log", "xaxis_dtick": "D2", "xaxis_exponentformat": "SI"}
-    return Chart(
-        name,
-        f"Loss by training tokens: {sweep.model}",
-        "Each point is one training run with its own budget; the line is the fitted law and the shade its 95% band, "
-        f"which widens past the largest budget. {sweep.uncertainty.text}",
-        traces,
-        axes("training tokens", "held-out loss (nats per token)", **x),
-        ["curve", "tokens", "steps", "seed", "loss (nats per token)", "FLOPs"],
-        [[c.name, p.tokens, p.steps, p.seed, p.loss, p.flops] for c in sweep.curves for p in c.points],
-        height=430,
+    figure = sweep_figure(sweep, name=name, places=[looks(_look(sweep, curve)) for curve in sweep.curves])
+    return replace(
+        plot(figure),
+        caption=f"{figure.caption} {sweep.uncertainty.text}",
+        head=["curve", "tokens", "steps", "seed", "loss (nats per token)", "FLOPs"],
+        rows=[[c.name, p.tokens, p.steps, p.seed, p.loss, p.flops] for c in sweep.curves for p in c.points],
     )
-
-
-def _traces(curve: Curve, place: int) -> list[dict[str, Any]]:
-    traces: list[dict[str, Any]] = []
-    if curve.band:
-        x = [point.tokens for point in curve.band]
-        y = [point.loss.high for point in curve.band] + [point.loss.low for point in reversed(curve.band)]
-        shade = {"type": "scatter", "mode": "lines", "x": [*x, *reversed(x)], "y": y, "fill": "toself"}
-        look = {"fillcolor": f"{colour(place)}/0.15", "line": {"width": 0}, "hoverinfo": "skip", "showlegend": False}
-        law = [(point.tokens, point.loss.value) for point in curve.band]
-        traces += [shade | look | {"name": f"{curve.name}, band"}, line(f"{curve.name}, law", law, place, mode="lines")]
-    points = {
-        "type": "scatter",
-        "mode": "markers",
-        "name": curve.name,
-        "x": [point.tokens for point in curve.points],
-        "y": [point.loss for point in curve.points],
-        "marker": marker(place, 9),
-        "hovertemplate": "%{y:.4f} at %{x:.3s} tokens<extra></extra>",
-    }
-    return [*traces, points]
 
 
 def _look(sweep: Sweep, curve: Curve) -> str:
-    """A curve is no model: its look is its own."""
+    """A curve is not a model: it has a separate look."""
     return f"sweep of {sweep.recipe}: {curve.name}"
 
 
-def sweep_rows(sweep: Sweep) -> tuple[list[str], list[list[Any]]]:
-    """What each tenfold of data gains."""
-    rows = [
-        [curve.name, f"{gain.begin:,}", f"{gain.end:,}", _signed(gain.drop), gain.reach]
+def needs_chart(sweep: Sweep, name: str, looks: Looks) -> Chart | None:
+    """The multiples of the data on a logarithmic axis, with intervals."""
+    series = [one for curve in sweep.curves for one in _needs(curve, looks(_look(sweep, curve)))]
+    if not series:
+        return None
+    rows = dict.fromkeys(f"{need.lower:.0%}" for c in sweep.curves if c.power for need in c.power.needs)
+    caption = (
+        "Multiples of the largest budget, with 95% intervals. The power law of perplexity has no floor, so it gives "
+        "the minimum. Past ten times the largest budget, both are a guess."
+    )
+    panel = Lines("", "multiple of the data", "lower perplexity", series, rows=list(rows), scale="ratio")
+    table = sweep_tables(sweep)[-1]
+    title = f"Data needed for a lower perplexity: {sweep.model}"
+    return replace(plot(Figure(name, title, caption, [panel])), head=table.head, rows=table.rows)
+
+
+def _needs(curve: Curve, place: int) -> list[Series]:
+    """Filled dots without a floor, hollow ones by the law with its floor."""
+    found: list[Series] = []
+    for label, key in (("no floor", "fold"), ("law with its floor", "law_fold")):
+        folds = enumerate(getattr(need, key) for need in (curve.power.needs if curve.power else ()))
+        known = [(row, fold, fold.value) for row, fold in folds if fold is not None and fold.value is not None]
+        highest = 1e3 * max((value for _, _, value in known), default=1.0)
+        points = [
+            (value, row, (fold.low or value, fold.high or highest), key == "law_fold") for row, fold, value in known
+        ]
+        found += row_dots(f"{curve.name}, {label}", points, place)
+    return found
+
+
+def sweep_tables(sweep: Sweep) -> list[Table]:
+    """The losses of the budgets, the gain of more data, and the data that a lower perplexity needs."""
+    budgets = [[c.name, units.tokens(one.tokens), _ends(one.loss)] for c in sweep.curves for one in c.budgets]
+    gains = [
+        [curve.name, units.tokens(gain.begin), units.tokens(gain.end), _ends(gain.drop, "+.4f"), gain.reach]
         for curve in sweep.curves
         for gain in (*curve.neighbours, *curve.tenfold)
     ]
-    return ["curve", "from (tokens)", "to (tokens)", "loss reduction (nats per token)", "basis"], rows
-
-
-def needs_chart(sweep: Sweep, name: str, looks: Looks) -> Chart | None:
-    """The factors of data on a logarithmic axis, with their intervals."""
-    traces = []
-    for curve in sweep.curves:
-        needs = curve.power.needs if curve.power else ()
-        place = looks(_look(sweep, curve))
-        without_floor = [(need.lower, need.fold) for need in needs]
-        with_floor = [(n.lower, n.law_fold) for n in needs if n.law_fold and n.fold.value is not None]
-        traces += _fold_trace(f"{curve.name}, no floor", without_floor, place, marker(place))
-        look = {**marker(place), "symbol": "diamond-open"}
-        traces += _fold_trace(f"{curve.name}, law with its floor", with_floor, place, look)
-    if not traces:
-        return None
-    head, rows = sweep_needs(sweep)
-    x = {"xaxis_type": "log", "xaxis_dtick": 1}
-    return Chart(
-        name,
-        f"Data needed for a lower perplexity: {sweep.model}",
-        "Multiples of the largest budget, with 95% intervals. The power law of perplexity has no floor, so it gives "
-        "the minimum. Past ten times the largest budget, both are a guess.",
-        traces,
-        axes("multiple of the data", "lower perplexity", yaxis_type="category", yaxis_range=[-0.5, 2.5], **x),
-        head,
-        rows,
-        height=300,
-    )
-
-
-def _fold_trace(
-    name: str, needs: Sequence[tuple[float, Fold]], place: int, look: dict[str, Any]
-) -> list[dict[str, Any]]:
-    """One trace, or none where nothing is known."""
-    known = [(lower, fold, fold.value) for lower, fold in needs if fold.value is not None]
-    if not known:
-        return []
-    highest = 1e3 * max(value for _, _, value in known)
-    ends = [(value, fold.low or value, fold.high or highest) for _, fold, value in known]
-    return [
-        {
-            "type": "scatter",
-            "mode": "markers",
-            "name": name,
-            "x": [value for _, _, value in known],
-            "y": [f"{lower:.0%}" for lower, _, _ in known],
-            "error_x": bars(ends, colour(place)),
-            "marker": look,
-            "hovertemplate": "%{x:.3s} times the data for %{y}<extra>%{fullData.name}</extra>",
-        }
-    ]
-
-
-def sweep_needs(sweep: Sweep) -> tuple[list[str], list[list[Any]]]:
-    """How much more data a lower perplexity needs."""
-    head = ["curve", "lower perplexity", "loss reduction (nats per token)", "times the data, no floor"]
-    rows = [
+    needs = [
         [
             curve.name,
             f"{need.lower:.0%}",
@@ -134,32 +82,57 @@ def sweep_needs(sweep: Sweep) -> tuple[list[str], list[list[Any]]]:
         for curve in sweep.curves
         for need in (curve.power.needs if curve.power else ())
     ]
-    return [*head, "times the data, law with its floor", "tokens", "basis"], rows
+    seeds = len({point.seed for curve in sweep.curves for point in curve.points})
+    lower = ["lower perplexity", "loss reduction (nats per token)", "times the data, no floor"]
+    found = [
+        Table(["curve", "tokens", f"mean of {seeds}" if seeds > 1 else "loss"], budgets, "Loss (nats per token)"),
+        Table(
+            ["curve", "from (tokens)", "to (tokens)", "loss reduction (nats per token)", "basis"], gains, "More data"
+        ),
+        Table(["curve", *lower, "times the data, law with its floor", "tokens", "basis"], needs, "Data needed"),
+    ]
+    return [replace(table, caption=f"{table.caption}, with 95% intervals") for table in found if table.rows]
 
 
-def sweep_laws(sweep: Sweep) -> list[str]:
-    """The fitted laws in words, or why there is none."""
-    said = []
-    for curve in sweep.curves:
-        said += [f"{curve.name}: {_power(curve.power)}"] if curve.power else []
-        law = curve.law
-        if law is None:
-            said.append(f"{curve.name}: no law. {curve.reason or ''}".strip())
-            continue
-        parts = {"offset": law.offset, "scale": law.scale, "exponent": law.exponent}
-        shown = ", ".join(f"{key} {v.value:.3g} [{v.low:.3g}, {v.high:.3g}]" for key, v in parts.items())
-        sure = "" if law.identified else " The points do not determine it."
-        said.append(f"{curve.name}: loss = offset + scale × tokens^−exponent, {shown}.{sure}")
-    return [*said, *sweep.warnings]
+def sweep_words(sweep: Sweep) -> list[str]:
+    """Sentences on the fitted laws, or why a law is missing, and the caveats."""
+    said = [f"{curve.name}: {sentence}" for curve in sweep.curves for sentence in _sentences(curve)]
+    if sweep.joint is not None:
+        said += _joint(sweep.joint)
+    elif sweep.joint_reason is not None:
+        said.append(f"No joint law: {sweep.joint_reason}")
+    return [*said, sweep.uncertainty.text, *sweep.warnings]
+
+
+def _sentences(curve: Curve) -> list[str]:
+    said = [] if curve.start_loss is None else [f"loss before training {curve.start_loss:.4f}."]
+    said += [_power(curve.power)] if curve.power else []
+    law = curve.law
+    if law is None:
+        return [*said, f"no law: {curve.reason or 'not fitted'}"]
+    tokens = f"(D + {law.start_tokens:,})" if law.start_tokens else "D"
+    ends = f"E {_ends(law.offset)}, A {_ends(law.scale, '.3g')}, α {_ends(law.exponent, '.3f')}"
+    sure = "" if law.identified else " The points do not determine it."
+    return [*said, f"L(D) = E + A {tokens}^-α, {ends}, residual {law.residual:.2%}.{sure}", *law.notes]
 
 
 def _power(power: Power) -> str:
     share, nats = power.tenfold_share, power.tenfold
     return (
         f"each 10x of data gives {share.value:.1%} lower perplexity [{share.low:.1%}, {share.high:.1%}], "
-        f"{nats.value:.4f} [{nats.low:.4f}, {nats.high:.4f}] nats per token."
+        f"{_ends(nats)} nats per token (power law of perplexity, residual {power.residual:.2%})."
     )
 
 
-def _signed(found: Interval) -> str:
-    return f"{found.value:+.4f} [{found.low:+.4f}, {found.high:+.4f}]"
+def _joint(law: JointLaw) -> list[str]:
+    names = {"E": law.offset, "A": law.scale, "a1": law.dense, "a2": law.upcycled, "a3": law.interaction}
+    numbers = ", ".join(f"{name} {_ends(value, '.4g')}" for name, value in names.items())
+    exponents = [
+        f"After {part.dense_tokens:,} dense tokens the exponent of D2 is {_ends(part.exponent, '.3f')}."
+        for part in law.exponents
+    ]
+    return [f"L(D1, D2) = E + A D1^-a1 D2^(-a2 + a3 ln D1): {numbers}.", *exponents, *law.notes]
+
+
+def _ends(found: Interval, form: str = ".4f") -> str:
+    return f"{found.value:{form}} [{found.low:{form}}, {found.high:{form}}]"

@@ -1,9 +1,9 @@
-"""The token view: excerpts with their tokens coloured by expert, every layer's experts on hover."""
+"""The token view: excerpts with tokens coloured by expert, and the experts of every layer on hover."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -12,10 +12,10 @@ from markupsafe import Markup, escape
 from smolmoe.reports.specialisation_data import Probed
 from smolmoe.results.probe import Excerpt
 
-# Pale enough for black text, distinguishable with any colour vision; in print by the underline and the number.
+# Pale enough for black text, distinguishable with any colour vision; in print by underline and number.
 COLOURS = ("#77aadd", "#ee8866", "#eedd88", "#99ddff", "#ffaabb", "#bbcc33", "#dddddd", "#44bb99")
 UNDERLINES = ("solid", "dotted", "double", "dashed", "wavy")
-# Characters that would not be seen, and what stands for them.
+# Invisible characters, and their visible forms.
 _SEEN = {" ": "·", "\n": "↵", "\r": "␍", "\t": "⇥", "\u00a0": "⍽", "\u200b": "␣", "\ufeff": "␣"}
 
 
@@ -27,36 +27,21 @@ class Tokens:
     probed: Probed
 
     @property
-    def excerpts(self) -> Sequence[Excerpt]:
-        return self.probed.result.text
-
-    @property
-    def experts(self) -> int:
-        """E."""
-        return self.probed.experts
-
-    @property
-    def layers(self) -> Sequence[int]:
-        return self.probed.layers
-
-    @property
-    def names(self) -> Sequence[str | None]:
-        return self.probed.names
-
-    @property
-    def is_named(self) -> bool:
-        return any(self.names)
-
-    @property
     def start(self) -> int:
         """Place of the layer that is shown first."""
         return self.probed.clearest
 
     @property
     def data(self) -> dict[str, Any]:
-        """What the page's script reads; gates in two digits, as they are shown."""
-        text = [{"experts": part.experts, "gates": _short(part.gates)} for part in self.excerpts]
-        return {"layers": self.layers, "names": self.names, "text": text}
+        """The data for the page's script; gates in two digits."""
+        text = [
+            {
+                "experts": part.experts,
+                "gates": [[[round(gate, 2) for gate in gates] for gates in row] for row in part.gates],
+            }
+            for part in self.probed.result.text
+        ]
+        return {"layers": self.probed.layers, "names": self.probed.names, "text": text}
 
     def tokens(self, excerpt: Excerpt) -> Iterator[tuple[str, int]]:
         """Each token and its first expert at the layer that is shown first."""
@@ -64,7 +49,7 @@ class Tokens:
 
     @staticmethod
     def html(text: str) -> Markup:
-        """A token; a line breaks where it ends, within a token too: that is how code is indented."""
+        """A token with its line breaks, also inside the token."""
         return Markup("<br>").join(visible(line) for line in text.splitlines(keepends=True))
 
     @staticmethod
@@ -84,20 +69,16 @@ def token_styles(experts: int) -> str:
 
 
 def script_json(data: Any) -> str:
-    """JSON that can stand in a script element: nothing in it ends the element or begins a comment."""
+    """JSON for a script element: nothing in it ends the element or starts a comment."""
     text = json.dumps(data, ensure_ascii=False, separators=(",", ":"))
     return text.replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026")
 
 
 def visible(token: str) -> Markup:
-    """A token's text as HTML: spaces, line ends and control characters are seen."""
+    """A token's text as HTML with visible spaces, line ends and control characters."""
     return Markup("").join(
         Markup('<i class="w">{}</i>').format(_SEEN.get(character) or hex(ord(character)))
         if character in _SEEN or not character.isprintable()
         else escape(character)
         for character in token
     )
-
-
-def _short(gates: Any) -> list[list[list[float]]]:
-    return [[[round(gate, 2) for gate in token] for token in layer] for layer in gates]

@@ -15,6 +15,7 @@ from smolmoe.reports.figures import Band, Figure, Lines, Points, Series
 from smolmoe.reports.names import Looks
 
 Row = Mapping[str, Any]
+KEEP = 0.9  # of the moving average, per step
 _TERMS = {loss.name: loss.label for loss in ROUTER_LOSSES} | {"guidance": "guidance"}
 
 
@@ -27,17 +28,17 @@ class History:
 
     @classmethod
     def read(cls, label: str, path: Path) -> History:
-        """The `metrics.jsonl` of a run folder, or the file itself; a last line that a kill cut short is left out.
+        """The `metrics.jsonl` of a run folder, or the file itself, without an incomplete last line.
 
         Raises:
-            DataError: there is none, or a line in it is no row of a run.
+            DataError: it is missing, or a line is not a row of a run.
         """
         file = path / "metrics.jsonl" if path.is_dir() else path
         try:
             found = read_rows(file)
         except OSError as error:
             raise DataError(
-                "there are no metrics of a run.", field=label, value=str(path), fix="Name the folder of a run."
+                "the folder holds no metrics of a run.", field=label, value=str(path), fix="Name the folder of a run."
             ) from error
         rows: dict[str, list[Row]] = {}
         for row in found:
@@ -45,18 +46,18 @@ class History:
         return cls(label, rows)
 
     def points(self, kind: str, key: str) -> Points:
-        """(step, value) of the rows that have this number."""
+        """(step, value) of the rows with this number."""
         found = ((row["step"], row.get(key)) for row in self.rows.get(kind, ()))
         return [(step, float(value)) for step, value in found if value is not None and math.isfinite(value)]
 
     def routing(self, key: str) -> Points:
-        """(step, value) of a routing statistic: of training windows, or held out where there are no windows."""
+        """(step, value) of a routing statistic: of training windows, or held-out without windows."""
         return self.points("window", key) or self.points("held_out", key)
 
 
-def training_figures(histories: Sequence[History], looks: Looks | None = None) -> list[Figure]:
-    """What the runs' metrics have the numbers for; a run of a dense model has no part in the balance."""
-    looks = looks or Looks(history.label for history in histories)
+def training_figures(histories: Sequence[History]) -> list[Figure]:
+    """The figures that the runs' metrics have numbers for; the balance is of MoEs only."""
+    looks = Looks(history.label for history in histories)
     figures = (loss_figure, _domains, _terms, balance_figure) if histories else ()
     return [made for figure in figures if (made := figure(histories, looks)) is not None]
 
@@ -78,7 +79,7 @@ def _domains(histories: Sequence[History], looks: Looks) -> Figure | None:
     if len(names) < 2:
         return None
     panels = [(name, "held-out loss (nats per token)", _domain(name)) for name in names]
-    caption = "A domain whose line rises while the others fall pays for their gain."
+    caption = "A domain whose loss rises while the others fall pays for their gain."
     return _curves("training-domains", "Held-out loss of each domain over training", caption, panels, histories, looks)
 
 
@@ -88,7 +89,7 @@ def _terms(histories: Sequence[History], looks: Looks) -> Figure | None:
         for key, words in _TERMS.items()
         if any(history.points("step", key) for history in histories)
     ]
-    caption = "What each router term adds to the loss, with its weight; the cross-entropy is a few nats."
+    caption = "The weighted contribution of each router term to the loss; the cross-entropy is a few nats."
     return _curves("training-terms", "Router terms over training", caption, panels, histories, looks)
 
 
@@ -135,7 +136,7 @@ def _curves(
     histories: Sequence[History],
     looks: Looks,
 ) -> Figure | None:
-    """A panel for each quantity, a line for each run; None where no run has any."""
+    """A panel for each quantity with a line for each run; None without values."""
     made = [
         Lines(
             heading,
@@ -162,10 +163,10 @@ def _domain(name: str) -> Callable[[History], Points]:
     return points
 
 
-def smoothed_ce(history: History, keep: float = 0.9) -> Points:
-    """An exponential average, without the pull of its start."""
+def smoothed_ce(history: History) -> Points:
+    """An exponential moving average with bias correction."""
     smoothed, total, weight = [], 0.0, 0.0
     for step, loss in history.points("step", "ce"):
-        total, weight = keep * total + loss, keep * weight + 1
+        total, weight = KEEP * total + loss, KEEP * weight + 1
         smoothed.append((step, total / weight))
     return smoothed

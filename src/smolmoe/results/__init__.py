@@ -1,1 +1,1 @@
-"""What commands find: typed results, as they are written to JSON and read back."""
+"""The results of commands, as typed models that are written to JSON and read back."""

@@ -1,11 +1,12 @@
 """A result: what a command writes as JSON, and reads back as the same class.
 
-A file's top is a pydantic model of this class. Its parts are frozen dataclasses: pydantic writes and reads these by
-their fields, and a value that follows from them is a `computed_field`, which is written and not read.
+The object of a file is a pydantic model of this class. Its parts are frozen dataclasses, which pydantic writes and
+reads by their fields; a value that follows from them is a `computed_field`, which is written but not read.
 """
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import Any, Self
 
@@ -18,24 +19,24 @@ from smolmoe.errors import DataError
 
 
 class Result(BaseModel):
-    """What a command found.
+    """What a command measured.
 
     Attributes:
-        schema_version: of the file; one for all results.
-        kind: the command; each class gives it a value.
+        schema_version: of the file; the same for all results.
+        kind: the command; each class sets it.
     """
 
-    model_config = ConfigDict(frozen=True, ser_json_inf_nan="constants")
+    model_config = ConfigDict(frozen=True)
 
     schema_version: int = SCHEMA_VERSION
     kind: str
 
     def to_json(self) -> dict[str, Any]:
-        """What the file holds, as plain data."""
-        return self.model_dump(mode="json", by_alias=True)
+        """The content of the file, as plain data."""
+        return dict(as_json(self.model_dump(mode="json", by_alias=True)))
 
     def write(self, path: Path) -> None:
-        """Write the file, whole or not at all.
+        """Write the file, completely or not at all.
 
         Raises:
             OutputError: the system refuses.
@@ -44,32 +45,29 @@ class Result(BaseModel):
 
     @classmethod
     def read(cls, path: Path) -> Self:
-        """What `write` wrote.
+        """Read a file that `write` wrote.
 
         Raises:
             DataError: it cannot be read, or is not a result of this kind.
-            CheckpointError: it is of another schema.
+            CheckpointError: it has another schema.
         """
-        return cls.from_json(_read(path, cls._make()), path)
+        return cls.from_json(read_plain(path, cls._make()), path)
 
     @classmethod
     def from_json(cls, values: Any, path: Path | None = None) -> Self:
-        """What `to_json` gave.
+        """The result from plain data, as `to_json` returns it.
 
         Args:
-            path: where it is from, for messages.
+            path: of the file, for messages.
 
         Raises:
             DataError: it is not a result of this kind.
-            CheckpointError: it is of another schema.
+            CheckpointError: it has another schema.
         """
         path = path or Path(f"{cls.name()}.json")
         if not cls.is_one(values):
             raise DataError(
-                f"is not the result of `smolmoe {cls.name()}`.",
-                field=cls.name(),
-                value=str(path),
-                fix=cls._make(),
+                f"is not the result of `smolmoe {cls.name()}`.", field=cls.name(), value=str(path), fix=cls._make()
             )
         check_schema(values.get("schema_version", SCHEMA_VERSION), path)
         try:
@@ -83,12 +81,12 @@ class Result(BaseModel):
 
     @classmethod
     def is_one(cls, values: Any) -> bool:
-        """Whether plain data say of themselves that they are of this kind."""
+        """Whether plain data are declared to be of this kind."""
         return isinstance(values, dict) and values.get("kind") == cls.name() and "schema_version" in values
 
     @classmethod
     def _make(cls) -> str:
-        """How to come by one."""
+        """The command that makes one."""
         return f"Run `smolmoe {cls.name()}` first."
 
     @classmethod
@@ -97,18 +95,20 @@ class Result(BaseModel):
         return str(cls.model_fields["kind"].default)
 
 
-def _read(path: Path, fix: str | None = None) -> Any:
+def read_plain(path: Path, fix: str | None = None) -> Any:
+    """The plain data of a JSON file; raises DataError."""
     try:
         return read_json(path)
     except BAD_FILE as error:
         raise DataError(f"cannot be read: {error}.", field=path.name, value=str(path), fix=fix) from error
 
 
-def read_any(path: Path, kinds: tuple[type[Result], ...]) -> Result | None:
-    """The result that a file holds, None where it is of none of these kinds.
-
-    Raises:
-        DataError, CheckpointError: as `Result.read`.
-    """
-    values = _read(path)
-    return next((kind.from_json(values, path) for kind in kinds if kind.is_one(values)), None)
+def as_json(value: Any) -> Any:
+    """Plain data in which NaN and infinity, which JSON has no form for, are text."""
+    if isinstance(value, dict):
+        return {key: as_json(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [as_json(item) for item in value]
+    if isinstance(value, float) and not math.isfinite(value):
+        return str(value)
+    return value

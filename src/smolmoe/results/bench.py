@@ -1,62 +1,41 @@
-"""What `bench` is asked, and what it found."""
+"""The settings and the result of `bench`."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import Field
+from pydantic import BaseModel, Field
 
 from smolmoe.core.provenance import command, versions
-from smolmoe.errors import RequestError
 from smolmoe.results.base import Result
 from smolmoe.results.flops import FlopCounts
 
-BATCH_SIZES = (1, 4, 16)
-DTYPES = ("float32", "bfloat16", "float16")
 
+class BenchSettings(BaseModel):
+    """How every model is measured."""
 
-@dataclass(frozen=True)
-class BenchSettings:
-    """What is asked of every model; `dtype` None is the stored one, `experts` None what `generate` takes.
-
-    Attributes:
-        batch_sizes: prompts answered at once.
-        prompt_tokens, new_tokens: of each prompt.
-        rounds: counted, after one that is not.
-        threads: of the CPU; None leaves it to torch.
-        train: count the FLOPs of a backward pass, too.
-    """
-
-    batch_sizes: tuple[int, ...] = BATCH_SIZES
-    prompt_tokens: int = 128
-    new_tokens: int = 16
-    rounds: int = 3
-    dtype: str | None = None
-    device: str = "cpu"
-    threads: int | None = None
-    experts: str | None = None
-    train: bool = True
-    seed: int = 0
-
-    def check(self) -> None:
-        """Raise RequestError for what no model could do."""
-        least = {"rounds": (self.rounds, 1), "threads": (1 if self.threads is None else self.threads, 1)}
-        least |= {"prompt_tokens": (self.prompt_tokens, 2), "new_tokens": (self.new_tokens, 2)}
-        for field, (value, smallest) in least.items():
-            if value < smallest:
-                raise RequestError("out of range.", field=field, value=value, fix=f"Use at least {smallest}.")
-        if not self.batch_sizes or min(self.batch_sizes) < 1:
-            raise RequestError("must be 1 or more each.", field="batch_sizes", value=self.batch_sizes, fix="E.g. 1,4.")
-        if self.dtype is not None and self.dtype not in DTYPES:
-            raise RequestError(
-                "no such number type.", field="dtype", value=self.dtype, fix=f"Use one of {', '.join(DTYPES)}."
-            )
+    batch_sizes: tuple[Annotated[int, Field(ge=1)], ...] = Field(
+        (1, 4, 16), min_length=1, description="batch sizes, in prompts"
+    )
+    prompt_tokens: int = Field(128, ge=2, description="length of a prompt, in tokens")
+    new_tokens: int = Field(16, ge=2, description="number of tokens generated per prompt")
+    rounds: int = Field(3, ge=1, description="number of measured rounds per batch size")
+    dtype: Literal["float32", "bfloat16", "float16"] | None = Field(
+        None, description="dtype of the weights (default: as stored)"
+    )
+    experts: str | None = Field(
+        None, description="experts implementation: smolmoe, eager, grouped_mm, batched_mm, ... (default: smolmoe)"
+    )
+    train: bool = Field(True, description="FLOPs of a training step, with the backward pass")
+    device: str = Field("cpu", description="device: auto, cpu, cuda, cuda:N or mps")
+    threads: int | None = Field(None, ge=1, description="number of CPU threads (default: torch's)")
+    seed: int = Field(0, ge=0, lt=2**32, description="random seed")
 
 
 @dataclass(frozen=True)
 class Times:
-    """Seconds: the median, and what nine of ten took at most."""
+    """Seconds: the median and the 90th percentile."""
 
     median: float
     p90: float
@@ -68,10 +47,10 @@ class BatchSpeed:
 
     Attributes:
         first_token: seconds to the first token: the prefill of the whole batch.
-        token: seconds for a further token of each prompt.
+        token: seconds per further token of each prompt.
         prefill_tokens_per_second, decode_tokens_per_second: over the whole batch.
-        peak_bytes: the most held at a time, the model included.
-        sample_bytes: of it, what each prompt added.
+        peak_bytes: peak memory, including the model.
+        sample_bytes: memory per prompt.
     """
 
     batch_size: int
@@ -86,7 +65,7 @@ class BatchSpeed:
 
 @dataclass(frozen=True)
 class Sizes:
-    """Parameters: all, those that one token uses, and both without embeddings."""
+    """Parameters: total, active per token, and both without embeddings."""
 
     total: int
     active: int
@@ -96,7 +75,7 @@ class Sizes:
 
 @dataclass(frozen=True)
 class Bytes:
-    """Of all weights, and of those in matrix products, which a decoded token has to read."""
+    """Of all weights, and of those in matrix products, which are read per decoded token."""
 
     total: int
     active: int
@@ -104,11 +83,11 @@ class Bytes:
 
 @dataclass(frozen=True)
 class ModelFacts:
-    """What a model is, before it runs.
+    """Facts of a model before it runs.
 
     Attributes:
         implementation, experts, top_k: of its experts; None for a dense model.
-        process_bytes: resident before the model was loaded; `loaded_bytes`: what loading it added.
+        process_bytes: resident before the model was loaded; `loaded_bytes`: added by loading it.
     """
 
     name: str
@@ -126,7 +105,7 @@ class ModelFacts:
 
 @dataclass(frozen=True)
 class ModelBench(ModelFacts):
-    """A model's facts and figures."""
+    """The facts and measurements of a model."""
 
     flops: FlopCounts
     speed: tuple[BatchSpeed, ...]
@@ -134,7 +113,7 @@ class ModelBench(ModelFacts):
 
 @dataclass(frozen=True)
 class Ratio:
-    """Median over rounds, and the lowest and highest of them."""
+    """Median, lowest and highest over rounds."""
 
     median: float
     low: float
@@ -143,10 +122,10 @@ class Ratio:
 
 @dataclass(frozen=True)
 class BatchRatios:
-    """The first model over the second, one batch size: seconds, tokens per second, memory.
+    """The first model divided by the second, for one batch size: seconds, tokens per second, memory.
 
-    `decode_for_bytes` is `decode` times the first's active bytes over the second's: 1 where both read their weights at
-    the same speed. None for more than one prompt, which choose more experts.
+    `decode_for_bytes` is `decode` times the first's active bytes over the second's: 1 if both read their weights at the
+    same speed. None for more than one prompt, because several prompts choose more experts.
     """
 
     batch_size: int
@@ -159,7 +138,7 @@ class BatchRatios:
 
 
 class BenchResult(Result):
-    """One model's figures, or two models' and their ratios."""
+    """The measurements of one model, or of two models with their ratios."""
 
     kind: Literal["bench"] = "bench"
     settings: BenchSettings

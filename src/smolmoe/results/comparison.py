@@ -1,4 +1,4 @@
-"""What `compare` found: models side by side on the same held-out text, as it is written to `compare.json`."""
+"""The result of `compare`, written to `compare.json`: models side by side on the same held-out text."""
 
 from __future__ import annotations
 
@@ -25,11 +25,11 @@ class Span:
 
 @dataclass(frozen=True)
 class Estimate:
-    """A figure of a model, the mean over its seeds.
+    """A quantity of a model, the mean over its seeds.
 
     Attributes:
-        documents: by a bootstrap over documents: would other text have given another figure?
-        seeds: by Student's t over the seeds: would another training have? None of a single one.
+        documents: by a bootstrap over documents.
+        seeds: by Student's t over the seeds; None for a single seed.
     """
 
     value: float
@@ -39,13 +39,13 @@ class Estimate:
 
 @dataclass(frozen=True)
 class Difference:
-    """A figure of one model less that of another, on the same documents.
+    """The difference of a quantity between two models on the same documents.
 
     Attributes:
         documents: by a bootstrap over documents, resampled together for both models.
-        p: of a test that swaps the two models' losses of documents at random, two-sided.
-        seeds: by Student's t over the seeds' differences; None where both models have one.
-        over: documents; None where it is not on record.
+        p: two-sided, of a test that swaps the two models' losses in random documents.
+        seeds: by Student's t over the seeds' differences; None if both models have one.
+        over: number of documents; None if not on record.
     """
 
     value: float
@@ -56,12 +56,12 @@ class Difference:
 
     @property
     def gap(self) -> Interval:
-        """With its interval over documents."""
+        """The difference with its interval over documents."""
         return Interval(self.value, self.documents.low, self.documents.high)
 
     @property
     def count(self) -> int:
-        """Of documents, as many as a finding takes where it is not on record."""
+        """The number of documents; if not on record, the minimum for a finding."""
         return FEWEST_DOCUMENTS if self.over is None else self.over
 
     @computed_field  # type: ignore[prop-decorator]
@@ -73,18 +73,18 @@ class Difference:
         return sides in ({"lower"}, {"higher"}) and self.p < SIGNIFICANT
 
     def turned(self) -> Difference:
-        """The second's figure less the first's."""
+        """The second minus the first."""
         seeds = None if self.seeds is None else Span(-self.seeds.high, -self.seeds.low)
         return Difference(-self.value, Span(-self.documents.high, -self.documents.low), self.p, seeds, self.over)
 
 
 @dataclass(frozen=True)
 class Pair:
-    """Two models; below 0 the first is better.
+    """Two models; below 0, the first is better.
 
     Attributes:
-        loss: in nats, per what the comparison's `unit` says.
-        by_domain: the same of each domain; empty where the text has no domains.
+        loss: in nats per unit of the comparison.
+        by_domain: the same per domain; empty if the text has no domains.
     """
 
     first: str
@@ -95,17 +95,17 @@ class Pair:
     @computed_field  # type: ignore[prop-decorator]
     @property
     def better(self) -> str | None:
-        """The one whose loss is lower; None where that is not decided."""
+        """The one with the lower loss; None if undecided."""
         return (self.first if self.loss.value < 0 else self.second) if self.loss.is_decided else None
 
 
 @dataclass(frozen=True)
 class Agreement:
-    """How far a model says what the base says, token by token.
+    """The agreement of a model with the base, token by token.
 
     Attributes:
-        top1: share of tokens for which both find the same token likeliest.
-        kl: KL(base || model) in nats a token.
+        top1: share of tokens for which both have the same most likely next token.
+        kl: KL(base || model) in nats per token.
     """
 
     top1: Estimate
@@ -114,13 +114,13 @@ class Agreement:
 
 @dataclass(frozen=True)
 class Training:
-    """What the folders record of how a checkpoint came about.
+    """The recorded training of a checkpoint.
 
     Attributes:
-        tokens, flops: trained on since the base, or, where the base is not among the ancestors (`since` is None),
-            since the first one on record.
-        since: the name of the base, where it is an ancestor.
-        stages: folder names of the ancestors on record, the first one first, this checkpoint last.
+        tokens, flops: of the training since the base, or since the first recorded ancestor if the base is not among
+            the ancestors (`since` is None).
+        since: name of the base, if it is an ancestor.
+        stages: folder names of the recorded ancestors in order, this checkpoint last.
     """
 
     tokens: int
@@ -131,12 +131,12 @@ class Training:
 
 @dataclass(frozen=True)
 class Leak:
-    """Whether a checkpoint was trained on the text that it is judged by.
+    """Whether a checkpoint was trained on the text that it is compared on.
 
     Attributes:
-        documents: of the held-out ones, those among the text that it or an ancestor was trained on.
+        documents: held-out documents in the training text of the checkpoint or an ancestor.
         tokens: in them.
-        unchecked: training data on record that could not be read here; None where nothing is on record.
+        unchecked: recorded training data that could not be read here; None if nothing is on record.
     """
 
     documents: int
@@ -146,12 +146,12 @@ class Leak:
 
 @dataclass(frozen=True)
 class CheckpointResult:
-    """One path of a model: a seed.
+    """One seed of a model.
 
     Attributes:
-        seed: of its training, where it is on record.
-        loss, by_domain: in nats, per what the comparison's `unit` says.
-        training, leak: None where nothing is on record.
+        seed: of its training, if it is on record.
+        loss, by_domain: in nats per unit of the comparison.
+        training, leak: None if nothing is on record.
     """
 
     path: str
@@ -165,13 +165,13 @@ class CheckpointResult:
 
 @dataclass(frozen=True)
 class Speed:
-    """How fast the first checkpoint runs on this machine, and in how much memory.
+    """Speed and memory of the first checkpoint on this machine.
 
     Attributes:
         latency: seconds from a prompt to its first token.
-        prefill, decode: tokens a second, of reading a prompt and of writing after it.
-        memory: bytes of the model, and of what it takes at most to answer one prompt.
-        settings: what was run.
+        prefill, decode: tokens per second.
+        memory: peak bytes while one prompt is answered, including the model.
+        settings: of the measurement.
     """
 
     latency: float
@@ -187,7 +187,7 @@ class Score:
 
     Attributes:
         value: the mean over seeds.
-        stderr: of the first seed, over the task's rows, as the harness gives it.
+        stderr: of the first seed, over the task's rows, from the harness.
         values: of each seed.
     """
 
@@ -199,19 +199,19 @@ class Score:
 
 @dataclass(frozen=True)
 class ModelResult:
-    """A model: all that was measured of its checkpoints.
+    """A model with all measurements of its checkpoints.
 
     Attributes:
         kind: "dense" or "moe"; `experts`, `top_k` of an MoE's layers.
-        tokenizer: its hash, the same for tokenizers that cut text alike.
-        parameters, active: all, and those that one token uses.
+        tokenizer: its hash, the same for tokenizers that split text in the same way.
+        parameters, active: total, and active per token.
         disk: bytes of config, tokenizer and weights.
         flops: of the forward pass, per token.
-        loss, by_domain: in nats, per what the comparison's `unit` says.
+        loss, by_domain: in nats per unit of the comparison.
         perplexity, perplexity_by_domain: exp of these.
         bits_per_byte, bits_per_byte_by_domain: the same losses per byte of UTF-8.
-        agreement: with the base; None of the base, and where the tokenizer is another one.
-        speed: None where it was not measured.
+        agreement: with the base; None for the base, and if the tokenizers differ.
+        speed: None if it was not measured.
         tasks: task -> metric -> score.
     """
 
@@ -239,11 +239,11 @@ class ModelResult:
 
 @dataclass(frozen=True)
 class TextFacts:
-    """The text that the models are judged by.
+    """The text that the models are compared on.
 
     Attributes:
-        documents, tokens, bytes: of each domain ("text" where it has none); tokens are the base's.
-        sha256: of the documents as they were read.
+        documents, tokens, bytes: per domain ("text" if it has none); tokens are the base's.
+        sha256: of the scored documents.
     """
 
     source: str
@@ -259,13 +259,13 @@ class Comparison(Result):
     """Models side by side on the same held-out text.
 
     Attributes:
-        verdict: who wins at what, in sentences; the first says it of the loss.
-        warnings: what speaks against the figures.
-        unit: what losses are per: "token", or "byte" where the tokenizers differ.
-        models: in the order asked; the first is the base.
-        pairs: every two of them, the later one first.
+        verdict: sentences; the first states which model has the lower loss.
+        warnings: caveats.
+        unit: of the losses, nats per "token", or per "byte" if the tokenizers differ.
+        models: in the requested order; the first is the base.
+        pairs: all pairs, the later model first.
         winners: measure -> the models that no other beats.
-        seeds: checkpoints of the models that have several, 1 where none has.
+        seeds: number of checkpoints of the models with several, else 1.
     """
 
     kind: Literal["compare"] = "compare"
@@ -284,7 +284,7 @@ class Comparison(Result):
     @computed_field(alias="base")  # type: ignore[prop-decorator]
     @property
     def base_name(self) -> str:
-        """As the file has it."""
+        """Its name, as in the file."""
         return self.base.name
 
     @property
@@ -293,5 +293,5 @@ class Comparison(Result):
 
     @property
     def hashes(self) -> set[str]:
-        """Of all checkpoints that were compared."""
+        """Hashes of all compared checkpoints."""
         return {checkpoint.sha256 for model in self.models for checkpoint in model.checkpoints}

@@ -1,4 +1,4 @@
-"""What came of a cache, or would."""
+"""The result, or the forecast, of a cache of teacher targets."""
 
 from __future__ import annotations
 
@@ -8,15 +8,15 @@ from pathlib import Path
 
 @dataclass(frozen=True)
 class CacheResult:
-    """What was written.
+    """A written cache.
 
     Attributes:
         bytes_per_token: of all files of the cache.
-        width: the most entries of a row.
-        entries: a row's entries, on average.
-        left_over: mean mass outside the k entries; None for a sampled cache.
+        width: maximum number of entries of a row.
+        entries: mean number of entries of a row.
+        left_over: mean probability mass outside the k entries; None for a sampled cache.
         entropy: mean entropy of the teacher in nats; None for a top-k cache.
-        reused: shards that were there already.
+        reused: shards that existed already.
     """
 
     out: Path
@@ -39,7 +39,7 @@ class CacheResult:
 
 @dataclass(frozen=True)
 class CacheForecast:
-    """What a cache would be: `bytes_per_token` at most, where draws may fall on one token."""
+    """The expected size of a cache; `bytes_per_token` is an upper bound, because samples may repeat a token."""
 
     out: Path
     teacher: str

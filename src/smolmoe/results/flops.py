@@ -1,4 +1,4 @@
-"""FLOPs of a model, as they were counted and as its sizes say."""
+"""FLOPs of a model, counted and expected."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ from pydantic import computed_field
 
 @dataclass(frozen=True)
 class Flops:
-    """Of one pass, per token.
+    """FLOPs of one pass, per token.
 
     Attributes:
-        positions: of the sequence: of the prompt, or the one decoded and those before it.
-        parts: counted, by name from `PARTS`; those that the model does not have are left out.
-        expected: the same from the sizes of the matrices and K of E experts.
+        positions: length of the sequence: the prompt, or the decoded token and those before it.
+        parts: counted, by name from `PARTS`; without parts that the model lacks.
+        expected: from the sizes of the matrices and K of E experts.
     """
 
     positions: int
@@ -34,7 +34,7 @@ class Flops:
 
 @dataclass(frozen=True)
 class TrainFlops:
-    """Of forward and backward pass, per token: counted, and expected of the forward pass as it was counted."""
+    """FLOPs of forward and backward pass, per token: counted, and expected from the counted forward pass."""
 
     positions: int
     total: float
@@ -43,12 +43,12 @@ class TrainFlops:
 
 @dataclass(frozen=True)
 class ExpertWork:
-    """How many experts computed for a token, by their FLOPs over those of one.
+    """How many experts computed per token: their FLOPs divided by those of one expert.
 
     Attributes:
         experts, top_k: E and K.
-        prefill, decode: counted; K where only the chosen experts compute, E where all do.
-        train: forward and backward; None where it was not counted.
+        prefill, decode: counted; K if only the chosen experts compute, E if all compute.
+        train: forward and backward; None if not counted.
     """
 
     experts: int
@@ -60,14 +60,14 @@ class ExpertWork:
     @computed_field  # type: ignore[prop-decorator]
     @property
     def only_chosen(self) -> bool:
-        """Whether K experts computed for every token; the weighted sum of their outputs may count as a bit of one."""
+        """Whether K experts computed for every token; the weighted sum of outputs may add a fraction of one."""
         counted = [self.prefill, self.decode, *([] if self.train is None else [self.train])]
         return all(round(value) == self.top_k for value in counted)
 
 
 @dataclass(frozen=True)
 class FlopCounts:
-    """What `count_flops` found; `experts` is None for a dense model, `train` where it was not asked for."""
+    """The result of `count_flops`; `experts` is None for a dense model, `train` if it was not requested."""
 
     prefill: Flops
     decode: Flops

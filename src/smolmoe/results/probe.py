@@ -1,6 +1,6 @@
-"""What `probe` found, as it is written to `probe.json` and read from it.
+"""The result of `probe`, written to `probe.json`.
 
-D domains, L MoE layers, E experts, K experts a token, Y types of tokens. Nested lists carry their shape in a comment.
+D domains, L MoE layers, E experts, K experts per token, Y token types. Comments state the shapes of nested lists.
 """
 
 from __future__ import annotations
@@ -12,13 +12,13 @@ from typing import Any, Literal
 from smolmoe.core.statistics import Interval
 from smolmoe.results.base import Result
 
-FORMAT = 1  # of the files that had no schema_version yet; it is still written
+FORMAT = 1  # of files from before schema_version; still written
 FILE = "probe.json"
 
 
 @dataclass(frozen=True)
 class Baseline:
-    """A statistic when the domains' labels are shuffled over the documents: its mean, and its 95th percentile."""
+    """A statistic with the domain labels shuffled over the documents: mean and 95th percentile."""
 
     mean: float
     p95: float
@@ -26,7 +26,7 @@ class Baseline:
 
 @dataclass(frozen=True)
 class ModelFacts:
-    """The model probed; `names` of its experts where they have any, `named_layers` where only some were guided."""
+    """The probed model; `names` of its experts, if any, and `named_layers` if only some layers were guided."""
 
     folder: str
     class_name: str
@@ -48,12 +48,12 @@ class LayerResult:
         dead: experts that no token reached.
         active_percent: of the experts, those that a token reached.
         confidence: mean gate of the first choice.
-        separation: mean Jensen-Shannon divergence of two domains' choices, in bits: 0 alike, 1 disjoint.
-        mutual_information: of domain and first choice, domains weighted alike, in bits.
-        contrast: how many times likelier `contrast_expert` is in the first of `contrast_domains` than in the second.
+        separation: mean Jensen-Shannon divergence of two domains' choices, in bits: 0 equal, 1 disjoint.
+        mutual_information: of domain and first choice, domains weighted equally, in bits.
+        contrast: how many times more likely `contrast_expert` is in the first of `contrast_domains` than in the second.
         token_type_information: of token type and first choice, in bits.
-        domain_within_type: of domain and first choice where the type is known, in bits.
-        type_within_domain: of type and first choice where the domain is known, in bits.
+        domain_within_type: of domain and first choice given the type, in bits.
+        type_within_domain: of type and first choice given the domain, in bits.
     """
 
     layer: int
@@ -78,7 +78,7 @@ class LayerResult:
 
 @dataclass(frozen=True)
 class TokenTypes:
-    """`matrix`: of each type's choices the share of each expert; zeros for a type that did not occur."""
+    """`matrix`: share of each expert in each type's choices; zeros for a type that did not occur."""
 
     names: list[str]
     tokens: list[int]
@@ -87,7 +87,7 @@ class TokenTypes:
 
 @dataclass(frozen=True)
 class TopToken:
-    """A token, how often it occurred, and the share of these whose first choice was the expert."""
+    """A token, its number of occurrences, and the share of these whose first choice was the expert."""
 
     token: str
     share: float
@@ -96,9 +96,9 @@ class TopToken:
 
 @dataclass(frozen=True)
 class Vocabulary:
-    """`specialisation`: the mean, over occurrences, of the share of the expert that is a token's first choice most.
+    """`specialisation`: mean over occurrences of the share of each token's most frequent first-choice expert.
 
-    `counted`: token ids below this one were counted; tokens too rare to tell are left out.
+    `counted`: token ids below this one were counted; rare tokens are left out.
     """
 
     specialisation: list[float]  # [L]
@@ -108,7 +108,7 @@ class Vocabulary:
 
 @dataclass(frozen=True)
 class Similarity:
-    """Of every two experts: outputs on the same `tokens` router inputs, and weights."""
+    """Similarity of every two experts: of outputs on the same `tokens` router inputs, and of weights."""
 
     cka: list[list[list[float]]]  # [L][E][E]
     output_cosine: list[list[list[float]]]  # [L][E][E]
@@ -118,7 +118,7 @@ class Similarity:
 
 @dataclass(frozen=True)
 class Span:
-    """Accuracy over several layers: means over them; the majority of a document is over all their choices together.
+    """Accuracy over several layers: means over layers; the majority of a document is over all their choices.
 
     `ceiling` is the linear probe on the routers' inputs, `dense_ceiling` that on the dense model's FFN inputs.
     `interval` is that of `accuracy`, over the documents of each domain.
@@ -137,13 +137,13 @@ class Span:
 
 @dataclass(frozen=True)
 class Accuracy:
-    """How well the first choice tells the domain, on documents that nothing was fitted to.
+    """Domain accuracy of the first choice, on documents that nothing was fitted to.
 
     Attributes:
-        owner: index of the domain that each expert counts for, None for a free one.
-        owners_from: for each layer "names", or "learned" from the documents of the other side.
-        documents, tokens: judged, of each domain.
-        per_token, document_majority, macro: share of correct tokens and documents; `macro` over domains.
+        owner: index of the domain of each expert, None for a free one.
+        owners_from: for each layer "names", or "learned" from the fitting documents.
+        documents, tokens: evaluated, per domain.
+        per_token, document_majority, macro: share of correct tokens and documents; `macro` is the mean over domains.
         linear_probe: per token, by logistic regression on the router's input; `dense_...` on the dense FFN's input.
     """
 
@@ -163,22 +163,22 @@ class Accuracy:
 
 @dataclass(frozen=True)
 class Losses:
-    """Held-out nats a token of each domain: as it is, with a group of experts forced, and with it knocked out.
+    """Held-out loss of each domain, in nats per token: unchanged, with a group of experts forced, and knocked out.
 
     Attributes:
-        labels: the groups: a name, "expert 3", or "experts of code" (those that count for a domain, layer by layer).
-        own: for each domain the index of its own group, None where it has none.
-        knocked_out: None where the group is a layer's every expert, so that nothing would be left.
-        dense: of the dense model, where one was given.
-        flags: where the specialisation makes a domain worse, or does not matter to it, in plain words; first of all
-            which experts are copies, and where there are too few documents to find anything.
+        labels: the groups: a name, "expert 3", or "experts of code" (those of a domain, layer by layer).
+        own: for each domain the index of its group, or None.
+        knocked_out: None if the group has all experts of a layer.
+        dense: of the dense model, if given.
+        flags: sentences on domains that the specialisation harms or does not affect; the first ones state copies among
+            the experts and too few documents.
         documents: of each domain.
-        forced_gap: of each domain, forced to its own experts less forced to the best of other domains'.
-        knocked_out_gap: of each domain, its own experts knocked out less as it is.
-        elsewhere_gap: how much more that costs the domain itself than the other one that it costs most.
-        dense_gap: of each domain, as it is less the dense model's.
-        copied: domains whose own experts are copies of others: of these nothing is found.
-        summary: what of it is a difference and what is none, in words.
+        forced_gap: per domain, forced to its experts minus forced to the best of other domains'.
+        knocked_out_gap: per domain, with its experts knocked out minus unchanged.
+        elsewhere_gap: that difference minus the largest such difference of another domain.
+        dense_gap: per domain, unchanged minus the dense model's.
+        copied: domains whose experts are copies of others, which are not evaluated.
+        summary: sentences that state which differences are findings.
     """
 
     base: dict[str, float]
@@ -200,7 +200,7 @@ class Losses:
 
 @dataclass(frozen=True)
 class Excerpt:
-    """The tokens of a held-out text, and the experts and gates of each at each layer, the first choice first."""
+    """The tokens of a held-out text, with experts and gates at each layer, the first choice first."""
 
     domain: str
     tokens: list[str]  # [S]
@@ -209,15 +209,15 @@ class Excerpt:
 
 
 class ProbeResult(Result):
-    """All that was found.
+    """All measurements of a probe.
 
     Attributes:
-        data: what was read, and how.
-        tokens, documents: read, of each domain.
-        load: share of all choices that fell on each expert.
-        matrix: of each domain's choices the share of each expert.
-        coactivation: N_ij / N_i, the share of the tokens of expert i that chose j too.
-        within_type_separation: `separation` between domains within one type of token, mean over types.
+        data: the text and the options.
+        tokens, documents: read, per domain.
+        load: share of each expert in all choices.
+        matrix: share of each expert in each domain's choices.
+        coactivation: N_ij / N_i, the share of the tokens of expert i that chose j as well.
+        within_type_separation: `separation` between domains within one token type, mean over types.
         saturation: |E_t ∩ E_T| / K against another checkpoint on the same tokens.
         last_third: accuracy over the last third of the layers.
     """
@@ -245,7 +245,7 @@ class ProbeResult(Result):
     format: int = FORMAT
 
     def to_json(self) -> dict[str, Any]:
-        """Plain data, numbers to six decimals."""
+        """Plain data, rounded to six decimals."""
         return dict(_rounded(super().to_json()))
 
     @classmethod
@@ -257,7 +257,7 @@ def read_result(path: Path) -> ProbeResult:
     """The result in a folder that `probe` wrote, or in its `probe.json`.
 
     Raises:
-        DataError: there is none, or it is not of this form.
+        DataError: the file is missing, or not of this form.
     """
     return ProbeResult.read(path / FILE if path.is_dir() else path)
 

@@ -1,4 +1,4 @@
-"""What losses with experts forced and taken out show, in sentences: copies first, and noise is no finding."""
+"""Findings of losses with experts forced and knocked out, in sentences: copies first, and noise is not a finding."""
 
 from __future__ import annotations
 
@@ -9,30 +9,30 @@ from smolmoe.core.statistics import FEWEST_DOCUMENTS, NO_DIFFERENCE, Interval, e
 from smolmoe.core.words import listed
 from smolmoe.results.probe import Similarity
 
-NOBODYS = "No domain has experts of its own that could be knocked out."
+NOBODYS = "No domain has experts that could be knocked out."
 _SIDES = {
     "higher": "higher",
     "lower": "lower",
     "none": NO_DIFFERENCE,
     "few": f"too few documents for a finding (at least {FEWEST_DOCUMENTS})",
 }
-COPIES = 0.995  # CKA from which two experts do the same to the same tokens
+COPIES = 0.995  # CKA from which two experts are copies
 
 
 @dataclass(frozen=True)
 class Paid:
-    """What was measured of one domain and its own experts.
+    """The measurements of one domain and its experts.
 
     Attributes:
         domain: its name.
-        label: of the group of its own experts.
+        label: of the group of its experts.
         documents: of the domain.
-        base, forced: losses as the model is, and with its own experts forced.
-        forced_gap: forced to its own less forced to those of `rival`, the best other group's domain.
-        knocked_out_gap: without its own experts less as it is.
-        elsewhere_gap: that difference less the same of the domain `elsewhere`, which loses most by it.
-        dense_gap: as it is less the dense model.
-        copies: its own experts are copies of others.
+        base, forced: losses of the unchanged model, and with its experts forced.
+        forced_gap: forced to its experts minus forced to those of `rival`, the domain of the best other group.
+        knocked_out_gap: without its experts minus unchanged.
+        elsewhere_gap: that difference minus the same of the domain `elsewhere`, which it harms most.
+        dense_gap: unchanged minus the dense model.
+        copies: its experts are copies of others.
     """
 
     domain: str
@@ -51,10 +51,10 @@ class Paid:
 
 
 def copies_among(cka: Sequence[Sequence[float]]) -> list[set[int]]:
-    """The sets of experts of a layer that do the same to the same tokens; sets of one are left out.
+    """The sets of experts of a layer that are copies of each other.
 
     Args:
-        cka: of every two, [E][E].
+        cka: of every two experts, [E][E].
     """
     found: list[set[int]] = []
     for expert, row in enumerate(cka):
@@ -65,7 +65,7 @@ def copies_among(cka: Sequence[Sequence[float]]) -> list[set[int]]:
 
 
 def are_copies(experts: dict[int, tuple[int, ...]], similarity: Similarity, places: dict[int, int]) -> bool:
-    """Whether experts, for each layer those of it, are all copies of experts that are not among them."""
+    """Whether these experts of each layer are all copies of experts outside the set."""
     return bool(experts) and all(
         any(member in one and not one <= set(members) for one in copies_among(similarity.cka[places[layer]]))
         for layer, members in experts.items()
@@ -74,7 +74,7 @@ def are_copies(experts: dict[int, tuple[int, ...]], similarity: Similarity, plac
 
 
 def copies_said(cka: Sequence[Sequence[Sequence[float]]], layers: Sequence[int]) -> str | None:
-    """Which layers' experts are copies, in a sentence; None where none are.
+    """A sentence on the layers whose experts are copies; None without copies.
 
     Args:
         cka: of every two experts of each layer, [L][E][E].
@@ -100,7 +100,7 @@ def copies_said(cka: Sequence[Sequence[Sequence[float]]], layers: Sequence[int])
 
 
 def flags(found: Sequence[Paid], copies: str | None) -> list[str]:
-    """The findings; what rules others out comes first."""
+    """The findings; those that rule out others come first."""
     few = too_few({one.domain: one.documents for one in found})
     first = [*([copies] if copies else []), *([f"{few[0].upper()}{few[1:]}."] if few else [])]
     return first + [flag for one in found for flag in (*_of_own(one), *_of_dense(one))]
@@ -140,7 +140,7 @@ def _of_dense(one: Paid) -> Iterator[str]:
 
 
 def summary(found: Sequence[Paid]) -> list[str]:
-    """For every domain what its own experts are worth to it, and how its loss compares with the dense model's."""
+    """For every domain, the effect of its experts, and its loss compared with the dense model's."""
     own = [one for one in found if one.knocked_out_gap is not None]
     copied = [one.domain for one in own if one.copies]
     told = _by_side([(one.domain, one.knocked_out_gap, one.documents) for one in own if not one.copies])
@@ -151,7 +151,7 @@ def summary(found: Sequence[Paid]) -> list[str]:
 
 
 def _by_side(gaps: Sequence[tuple[str, Interval | None, int]]) -> list[str]:
-    """Domains that go up, go down, show nothing, and have too few documents."""
+    """The domains grouped by result: higher, lower, no difference, too few documents."""
     said = []
     for kind, words in _SIDES.items():
         of_kind = [

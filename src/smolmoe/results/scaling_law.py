@@ -1,4 +1,4 @@
-"""What a sweep found, as it is written to `sweep.json` and read from it. Losses are nats a token, D training tokens."""
+"""The result of a sweep, written to `sweep.json`. Losses are in nats per token; D are training tokens."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ class Point:
 
     Attributes:
         tokens, steps, seed: of the training.
-        loss: on the held-out text at its end; `by_domain` the same by domain.
-        flops: of the whole training, as if it had shared nothing.
-        seconds: spent on it alone; of one that shares a trunk, from where it left that.
-        run: its folder, from the sweep's.
+        loss: final held-out loss; `by_domain` the same by domain.
+        flops: of the whole training, without sharing.
+        seconds: of this training alone; after the shared trunk, if it has one.
+        run: its folder, relative to the sweep's.
     """
 
     tokens: int
@@ -36,11 +36,11 @@ class Point:
 
 @dataclass(frozen=True)
 class Gain:
-    """What going from one number of tokens to another takes off the loss.
+    """The loss reduction from one number of tokens to another.
 
     Attributes:
-        drop: L(begin) - L(end): positive where more tokens are better.
-        reach: "measured", "extrapolated" (`end` is past the largest budget), or "far" (past ten times it).
+        drop: L(begin) - L(end), positive if more tokens are better.
+        reach: "measured", "extrapolated" (`end` is beyond the largest budget), or "far" (beyond ten times it).
     """
 
     begin: int
@@ -63,14 +63,14 @@ class Law:
     """L(D) = offset + scale (D + start_tokens)^-exponent.
 
     Attributes:
-        offset: E, what no amount of this text takes away.
+        offset: E, the loss that remains with any amount of this text.
         scale: A, in nats tokens^exponent.
-        exponent: alpha; the high end of its interval may be the largest one that was tried.
-        start_tokens: D0, tokens of the warm start that count as if they were of this training; 0 where they do not.
+        exponent: alpha; the high end of its interval may be the highest value tried.
+        start_tokens: D0, tokens of the warm start that count as training tokens; 0 if they do not count.
         residual: root mean square of the relative residuals of the budgets' mean losses.
-        identified: whether the points tell offset and exponent; if not, `notes` says why and only the losses within
-            the measured range are to be used.
-        notes: what to know of the fit.
+        identified: whether the points determine offset and exponent; if not, `notes` states why, and only losses
+            within the measured range should be used.
+        notes: on the fit.
     """
 
     offset: Interval
@@ -84,7 +84,7 @@ class Law:
 
 @dataclass(frozen=True)
 class Fold:
-    """How many times the data; `value` and `low` are None where no amount is enough, `high` where it has no end."""
+    """A multiple of the data; `value` and `low` are None if no amount is enough, `high` if it is unbounded."""
 
     value: float | None
     low: float | None
@@ -93,14 +93,14 @@ class Fold:
 
 @dataclass(frozen=True)
 class Need:
-    """How much more data than the largest budget a lower perplexity needs.
+    """The data that a lower perplexity needs, as a multiple of the largest budget.
 
     Attributes:
-        lower: share of the perplexity at the largest budget.
+        lower: reduction as a share of the perplexity at the largest budget.
         nats: the same of the loss, -ln(1 - lower).
-        fold: by the power of perplexity, which has no floor: the least that it may take.
-        law_fold: by the fitted law with its floor; None where there is no law that the points tell.
-        tokens: in all, by `fold`; None where no amount is enough.
+        fold: by the power law of perplexity, which has no floor: a lower bound.
+        law_fold: by the fitted law with its floor; None if the points do not determine it.
+        tokens: in total, by `fold`; None if no amount is enough.
         reach: of these tokens, as of `Gain`.
     """
 
@@ -117,10 +117,10 @@ class Power:
     """perplexity = scale D^-exponent, by least squares of the perplexity.
 
     Attributes:
-        tenfold: nats that each 10x of data takes off the loss.
+        tenfold: loss reduction per 10x of data, in nats.
         tenfold_share: the same as a share of the perplexity.
         residual: root mean square of the relative residuals of the budgets' perplexities.
-        needs: what 10, 25 and 50% lower perplexity needs.
+        needs: for 10, 25 and 50% lower perplexity.
     """
 
     exponent: Interval
@@ -132,19 +132,19 @@ class Power:
 
 @dataclass(frozen=True)
 class Curve:
-    """The points that share a warm start, and what was made of them.
+    """The points that share a warm start, and their fits.
 
     Attributes:
         name: of the curve.
-        dense_tokens: of the dense training before the conversion, where these were varied or are known.
-        start_loss: of the warm start, before its first step; None where it was not measured.
+        dense_tokens: of the dense training before the conversion, if varied or known.
+        start_loss: of the warm start, before its first step; None if not measured.
         points: by tokens, then seed.
-        budgets: the mean loss of each budget's seeds, as it was measured.
-        law: None where it could not be fitted; `reason` says why.
+        budgets: the measured mean loss over each budget's seeds.
+        law: None if it could not be fitted; `reason` states why.
         neighbours: from each budget to the next, from the measured losses.
-        tenfold: what each 10x of tokens buys, by the law.
-        band: the law from the smallest budget on to where the sweep extrapolates, evenly in log D.
-        power: of perplexity in tokens, and how much more data a lower perplexity needs; None of a single budget.
+        tenfold: the gain of each 10x of tokens, by the law.
+        band: the law from the smallest budget to the end of the extrapolation, evenly in log D.
+        power: power law of perplexity, and the data for a lower perplexity; None for a single budget.
     """
 
     name: str
@@ -173,11 +173,11 @@ class JointLaw:
     """L(D1, D2) = offset + scale D1^-dense D2^(-upcycled + interaction ln D1), arXiv 2502.03009.
 
     Attributes:
-        offset, scale, dense, upcycled, interaction: its five numbers; with a positive interaction, upcycling tokens buy
-            less the longer the dense model was trained.
-        exponents: of D2 after each dense budget: these do not depend on the unit of D1.
+        offset, scale, dense, upcycled, interaction: its five parameters; with a positive interaction, upcycling tokens
+            gain less the longer the dense model was trained.
+        exponents: of D2 after each dense budget; they do not depend on the unit of D1.
         residual, notes: as of `Law`.
-        identified: whether the interval of the interaction leaves 0 out.
+        identified: whether the interval of the interaction excludes 0.
     """
 
     offset: Interval
@@ -193,14 +193,14 @@ class JointLaw:
 
 @dataclass(frozen=True)
 class Schedule:
-    """How the budgets relate to each other's trainings.
+    """How the trainings of the budgets relate.
 
     Attributes:
-        kind: "trunk": budgets share a training at constant rate and have a decay each; "constant": each budget is a
-            point of one training at constant rate; "own": each budget is a training with a whole schedule of its own.
+        kind: "trunk": budgets share a training at constant rate and decay separately; "constant": each budget is a
+            point of one training at constant rate; "own": each budget is a separate training with a complete schedule.
         name: `lr_scheduler_type`.
-        warmup_steps: of each; below 1 a share of its steps.
-        decay: share of a budget's steps in which the rate decays, of a trunk.
+        warmup_steps: of each; below 1 as a share of its steps.
+        decay: for a trunk, the share of a budget's steps in which the rate decays.
         text: the same in a sentence.
     """
 
@@ -213,7 +213,7 @@ class Schedule:
 
 @dataclass(frozen=True)
 class HeldOutFacts:
-    """The text that all points were measured on, the same for all."""
+    """The held-out text, the same for all points."""
 
     documents: int
     tokens: int
@@ -222,7 +222,7 @@ class HeldOutFacts:
 
 @dataclass(frozen=True)
 class Uncertainty:
-    """What the intervals are of: `level` of the `draws`, over what was resampled, and in a sentence."""
+    """The intervals: the middle `level` of the `draws`, over what was resampled, and in a sentence."""
 
     level: float
     draws: int
@@ -231,17 +231,17 @@ class Uncertainty:
 
 
 class Sweep(Result):
-    """A sweep: trainings at several budgets, and the laws through them.
+    """Trainings at several budgets, and the laws fitted to them.
 
     Attributes:
-        recipe: as it was named; `stage` of a pipeline whose tokens were varied.
-        model: what every training began from, "new" for random weights.
-        training_tokens: tokens of the text to train on: budgets past it read it again.
-        largest: the largest budget; `extrapolated_to` where the bands end.
+        recipe: its name; `stage` of a pipeline whose tokens were varied.
+        model: the start of every training, "new" for random weights.
+        training_tokens: tokens of the training text; larger budgets read it again.
+        largest: the largest budget; `extrapolated_to` is the end of the bands.
         curves: one, or one for each dense budget.
-        joint: the law of both, where dense tokens were varied.
-        warnings: what to know before any of it is believed.
-        versions, command: what made it.
+        joint: the law of dense and upcycling tokens, if dense tokens were varied.
+        warnings: caveats.
+        versions, command: of the sweep.
     """
 
     kind: Literal["sweep"] = "sweep"
@@ -266,6 +266,6 @@ def read_sweep(folder: Path) -> Sweep:
     """The sweep in a folder.
 
     Raises:
-        DataError: there is none, or it cannot be read.
+        DataError: it is missing, or cannot be read.
     """
     return Sweep.read(folder / FILE)

@@ -1,23 +1,25 @@
-"""What a verification found, as plain data."""
+"""The result of a verification."""
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Literal
+
+from pydantic import computed_field
 
 from smolmoe.core.claim import Claim
 from smolmoe.errors import VerificationError
+from smolmoe.results.base import Result
 
 
 @dataclass(frozen=True)
 class Check:
-    """One thing that had to hold.
+    """A condition that must hold.
 
     Attributes:
-        measured, limit: the number and the bound nearest to it.
+        measured, limit: the number, and the bound nearest to it.
         meaning: what was checked, as a sentence.
     """
 
@@ -51,7 +53,7 @@ class Difference:
         max_logit: largest |logit| of the dense model.
         per_sequence: max_abs of each sequence.
         kl: mean KL(dense || MoE), in nats.
-        top1: share of tokens for which both have the same favourite.
+        top1: share of tokens whose most likely next token is the same in both.
         dense_loss, loss, delta_loss: mean next-token loss of the dense model and of the MoE in nats, and MoE - dense.
     """
 
@@ -89,7 +91,7 @@ class Decoding:
         prompts, new_tokens: how many prompts, and how many tokens after each.
         equal: every token is the dense model's.
         first_difference: the earliest new token that differs, counted from 0, or None.
-        margin: by how much the dense model preferred its own token there, in logits (the largest over prompts).
+        margin: how far the dense model preferred its token there, in logits (the largest over prompts).
         max_abs: largest |difference| from the dense model's logits up to there.
         max_abs_self: largest |difference| of the MoE's cached logits from its uncached ones.
     """
@@ -105,7 +107,7 @@ class Decoding:
 
 @dataclass(frozen=True)
 class Control:
-    """The same MoE with random experts: what the rest of it is worth without the dense model's FFN."""
+    """The same MoE with random experts: the baseline without the dense model's FFN."""
 
     loss: float
     max_abs: float
@@ -117,7 +119,7 @@ class HalfPrecision:
 
     Attributes:
         max_abs, mean_abs: |difference of logits| between the two.
-        noise_max_abs, noise_mean_abs: of the dense model in this dtype from itself in fp32.
+        noise_max_abs, noise_mean_abs: the same between the dense model in this dtype and in fp32.
         flips: share of (token, MoE layer) pairs whose set of experts differs from that in fp32.
         incomplete_groups: share of (token, MoE layer) pairs whose experts are not whole groups; None without groups.
     """
@@ -131,24 +133,24 @@ class HalfPrecision:
     incomplete_groups: float | None
 
 
-@dataclass(frozen=True)
-class Verification:
-    """What was measured, and whether the claim holds.
+class Verification(Result):
+    """The measurements of a conversion, and whether its claim holds.
 
     Attributes:
         dense, moe: the folders.
-        claim: what was to be shown.
+        claim: what the conversion claims.
         reference: what the MoE was compared with: the dense model, or its weights rounded to the MoE's dtype.
-        dtype: that the MoE is stored in.
-        text: where the tokens are from.
+        dtype: of the stored MoE.
+        text: source of the tokens.
         lengths: tokens of each sequence.
-        ffn_error: per layer ||moe_ffn(x) - dense_ffn(x)|| / ||dense_ffn(x)|| in fp32, None where a layer has no FFN.
+        ffn_error: per layer ||moe_ffn(x) - dense_ffn(x)|| / ||dense_ffn(x)|| in fp32, None for a layer without an FFN.
         incomplete_groups: as in HalfPrecision, in fp32.
-        half: the measurements in 16 bits, where the MoE is stored so.
-        checks: what had to hold; the verification passed if all of them did.
-        seconds: it took.
+        half: the measurements in 16 bits, if the MoE is stored so.
+        checks: the conditions; the verification passed if all hold.
+        seconds: duration.
     """
 
+    kind: Literal["verify"] = "verify"
     dense: str
     moe: str
     claim: Claim
@@ -166,20 +168,7 @@ class Verification:
     checks: tuple[Check, ...]
     seconds: float
 
+    @computed_field  # type: ignore[prop-decorator]
     @property
     def passed(self) -> bool:
         return all(check.passed for check in self.checks)
-
-    def to_json(self) -> dict[str, Any]:
-        return as_json({"passed": self.passed, **asdict(self)})
-
-
-def as_json(value: Any) -> Any:
-    """Plain data of nested results; numbers that JSON has no sign for become text."""
-    if isinstance(value, dict):
-        return {key: as_json(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [as_json(item) for item in value]
-    if isinstance(value, float) and not math.isfinite(value):
-        return str(value)
-    return value

@@ -1,6 +1,6 @@
-"""The law of a sweep, L(D) = E + A (D + D0)^-alpha, with intervals: what more tokens buy, and how far that is known.
+"""The law of a sweep, L(D) = E + A (D + D0)^-alpha, with intervals.
 
-The form is that of arXiv 2203.15556 in D alone; the fit is robust and the interval a bootstrap.
+The form is that of arXiv 2203.15556 in D alone; the fit is robust, and the intervals are from a bootstrap.
 """
 
 from __future__ import annotations
@@ -10,40 +10,37 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from numpy.typing import NDArray
 
 from smolmoe.core.statistics import Interval
 from smolmoe.results.scaling_law import Gain, Law, Prediction, Uncertainty
 from smolmoe.scaling.law_fit import EXPONENTS, PowerLaws, fit_power_laws
-from smolmoe.scaling.law_noise import Noise, Observed, draw_documents, draw_noise, noise_around, without_seeds
-
-Floats = NDArray[np.float64]
+from smolmoe.scaling.law_noise import Floats, Noise, Observed, draw_documents, draw_noise, noise_around, without_seeds
 
 PARAMETERS = 3
 LEVEL = 0.95
 DRAWS = 1000
-FAR = 10  # times the largest budget: beyond, the law is a guess
-_BAND = 12  # places of the band in each factor of ten
-_LOWEST = 0.05  # of a loss, that noise of few degrees of freedom may leave of it
+FAR = 10  # times the largest budget; beyond it the law is a guess
+_BAND = 12  # points of the band per factor of ten
+_LOWEST = 0.05  # of a loss: lower bound after noise of few degrees of freedom
 
 
 @dataclass(frozen=True)
 class Fit:
-    """A curve's law and its draws.
+    """A curve's law and its bootstrap samples.
 
     Attributes:
         observed: the points.
         start_tokens: D0 of the law.
-        best: the law of the points [1]; None where there are too few.
-        drawn: the laws of points drawn anew [R].
-        losses: mean losses of the budgets, drawn anew [R, B].
+        best: the law of the points [1]; None with too few points.
+        resampled: the laws of resampled points [R].
+        losses: resampled mean losses of the budgets [R, B].
         noise: of the trainings.
     """
 
     observed: Observed
     start_tokens: int
     best: PowerLaws | None
-    drawn: PowerLaws | None
+    resampled: PowerLaws | None
     losses: Floats
     noise: Noise
 
@@ -54,26 +51,26 @@ class Fit:
             return None
         budgets = len(self.observed.tokens)
         return (
-            f"{budgets} budget{'s' if budgets > 1 else ''}, but the law has {PARAMETERS} numbers: it takes at least "
-            f"{PARAMETERS} budgets to fit it, and {PARAMETERS + 2} to judge the fit."
+            f"{budgets} budget{'s' if budgets > 1 else ''}, but the law has {PARAMETERS} parameters: it takes at least "
+            f"{PARAMETERS} budgets to fit it, and {PARAMETERS + 2} to evaluate the fit."
         )
 
     def at(self, tokens: Floats) -> tuple[Floats, Floats]:
-        """The law's losses [n] and those of the draws [R, n] at numbers of tokens [n], which need a law."""
-        if self.best is None or self.drawn is None:
+        """The losses [n] of the law and those of its samples [R, n] at numbers of tokens [n]."""
+        if self.best is None or self.resampled is None:
             raise ValueError(self.reason)
         shifted = tokens + self.start_tokens
-        return self.best.at(shifted)[0], self.drawn.at(shifted)
+        return self.best.at(shifted)[0], self.resampled.at(shifted)
 
 
 def fit_curves(
     observed: Sequence[Observed], start_tokens: Sequence[int | None], *, draws: int = DRAWS, seed: int = 0
 ) -> list[Fit]:
-    """The laws of one or several curves that were measured on the same documents; draws share their documents.
+    """The laws of curves that were measured on the same documents; their bootstrap samples share the documents.
 
     Args:
-        start_tokens: of each curve's warm start, where known. They count as training tokens where that fits better.
-        draws: of the bootstrap.
+        start_tokens: of each curve's warm start, if known; they count as training tokens if that fits better.
+        draws: bootstrap samples.
 
     Raises:
         DataError: not the same documents.
@@ -99,7 +96,7 @@ def _fit(observed: Observed, start_tokens: int | None, documents: Floats, rng: n
 
 
 def _best(observed: Observed, start_tokens: int | None) -> tuple[PowerLaws, int]:
-    """The law without and with the tokens of the warm start: of the two, the one that fits better."""
+    """The law without or with the tokens of the warm start, whichever fits better."""
     found = []
     for offset in sorted({0, start_tokens or 0}):
         points = np.repeat(observed.tokens + offset, observed.seeds)
@@ -107,20 +104,20 @@ def _best(observed: Observed, start_tokens: int | None) -> tuple[PowerLaws, int]
     return min(found, key=lambda pair: float(pair[0].objective[0]))
 
 
-# -- what a fit says --------------------------------------------------------------------------------------------------
+# -- results of a fit --------------------------------------------------------------------------------------------------
 
 
 def law_of(fit: Fit) -> Law | None:
-    """The law's numbers with their intervals, and what to know of them; None where there are too few points."""
-    if fit.best is None or fit.drawn is None:
+    """The law's parameters with intervals and notes; None with too few points."""
+    if fit.best is None or fit.resampled is None:
         return None
     fitted = fit.best.at(fit.observed.tokens + fit.start_tokens)[0]
     residual = fit.observed.losses.mean(axis=1) / fitted - 1
-    exponent = interval(float(fit.best.exponent[0]), fit.drawn.exponent)
+    exponent = interval(float(fit.best.exponent[0]), fit.resampled.exponent)
     unknown = _unidentified(fit, exponent)
     return Law(
-        offset=interval(float(fit.best.offset[0]), fit.drawn.offset),
-        scale=interval(float(fit.best.unscaled[0]), fit.drawn.unscaled),
+        offset=interval(float(fit.best.offset[0]), fit.resampled.offset),
+        scale=interval(float(fit.best.unscaled[0]), fit.resampled.unscaled),
         exponent=exponent,
         start_tokens=fit.start_tokens,
         residual=float(np.sqrt((residual**2).mean())),
@@ -130,40 +127,40 @@ def law_of(fit: Fit) -> Law | None:
 
 
 def _unidentified(fit: Fit, exponent: Interval) -> list[str]:
-    """Why the points do not tell offset and exponent."""
+    """Why the points do not determine offset and exponent."""
     ends = fit.observed.tokens[[0, -1]]
     value, drawn = fit.at(ends)
     drop = interval(float(value[0] - value[1]), drawn[:, 0] - drawn[:, 1])
     if drop.low <= 1e-9:
-        return ["The loss does not fall measurably over these budgets: there is no exponent to tell."]
+        return ["The loss does not fall measurably over these budgets, so the exponent is undetermined."]
     low, high = EXPONENTS
     found = []
     if exponent.low <= low * 1.01:
         found.append(
-            "The exponent is not told from 0: the loss may go on falling by the same for each 10x, without a floor "
-            "that these budgets would show."
+            "The interval of the exponent reaches 0: the loss may keep falling by the same amount for each 10x, "
+            "without a floor within these budgets."
         )
     if exponent.high >= high / 1.01:
-        found.append("The exponent has no upper end: the loss may have reached its floor within these budgets.")
+        found.append("The exponent has no upper bound: the loss may have reached its floor within these budgets.")
     return found
 
 
 def _notes(fit: Fit) -> list[str]:
     found = []
-    assert fit.drawn is not None
-    if float(np.quantile(fit.drawn.offset, (1 - LEVEL) / 2)) <= 0:
-        found.append("The offset E is not told from 0.")
+    assert fit.resampled is not None
+    if float(np.quantile(fit.resampled.offset, (1 - LEVEL) / 2)) <= 0:
+        found.append("The interval of the offset E reaches 0.")
     if fit.noise.point_freedom == 0:
-        found.append("Three points fix three numbers: nothing is left to judge the fit by.")
+        found.append("Three points determine three parameters: no degree of freedom is left to evaluate the fit.")
     elif fit.noise.point_freedom < 2:
-        found.append("One degree of freedom is left to judge the fit by: the intervals are as wide as that makes them.")
+        found.append("One degree of freedom is left to evaluate the fit, so the intervals are wide.")
     if fit.start_tokens:
-        found.append(f"The warm start's {fit.start_tokens:,} tokens count as training tokens: that fits better.")
+        found.append(f"The warm start's {fit.start_tokens:,} tokens count as training tokens, which fits better.")
     return found
 
 
 def budgets_of(fit: Fit) -> tuple[Prediction, ...]:
-    """The mean loss of each budget's seeds, as it was measured."""
+    """The measured mean loss over each budget's seeds."""
     means = fit.observed.losses.mean(axis=1)
     return tuple(
         Prediction(int(tokens), interval(float(means[at]), fit.losses[:, at]), "measured")
@@ -172,7 +169,7 @@ def budgets_of(fit: Fit) -> tuple[Prediction, ...]:
 
 
 def neighbours_of(fit: Fit) -> tuple[Gain, ...]:
-    """What each budget gains over the one before, from the losses as they were measured."""
+    """The gain of each budget over the one before, from the measured losses."""
     tokens, means = fit.observed.tokens, fit.observed.losses.mean(axis=1)
     return tuple(
         Gain(
@@ -186,7 +183,7 @@ def neighbours_of(fit: Fit) -> tuple[Gain, ...]:
 
 
 def tenfold_of(fit: Fit, until: int) -> tuple[Gain, ...]:
-    """What each 10x of tokens buys by the law, from the smallest budget on and from the largest on, up to `until`."""
+    """The gain of each 10x of tokens by the law, from the smallest and from the largest budget, up to `until`."""
     if fit.best is None:
         return ()
     tokens = fit.observed.tokens
@@ -200,7 +197,7 @@ def tenfold_of(fit: Fit, until: int) -> tuple[Gain, ...]:
 
 
 def band_of(fit: Fit, until: int) -> tuple[Prediction, ...]:
-    """The law with its interval from the smallest budget on, at budgets and evenly between, up to `until`."""
+    """The law with its interval, from the smallest budget to `until`, at the budgets and evenly between."""
     if fit.best is None:
         return ()
     tokens = fit.observed.tokens
@@ -217,30 +214,31 @@ def band_of(fit: Fit, until: int) -> tuple[Prediction, ...]:
 
 
 def reach(tokens: float, largest: float) -> str:
-    """Whether a number of tokens is within the budgets that were measured: "measured", "extrapolated", "far"."""
+    """Whether a number of tokens is within the measured budgets: "measured", "extrapolated", "far"."""
     if tokens <= largest * 1.0001:
         return "measured"
     return "extrapolated" if tokens <= FAR * largest * 1.0001 else "far"
 
 
 def interval(value: float, drawn: Floats) -> Interval:
-    """The value with the quantiles of its draws; an interval always holds its value."""
+    """The value with the quantiles of its samples; an interval always includes its value."""
     low, high = np.quantile(drawn, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
     return Interval(value, min(value, float(low)), max(value, float(high)))
 
 
 def uncertainty_of(fits: Sequence[Fit]) -> Uncertainty:
-    """What the intervals of these fits are of."""
+    """The sources of uncertainty of these fits."""
     seeds = fits[0].observed.seeds
     over = ["documents"]
     over += ["seeds"] if seeds > 1 else []
     over += ["residuals"] if any(fit.noise.point_freedom for fit in fits) else []
     draws = len(fits[0].losses)
     parts = {
-        "documents": "held-out documents drawn anew, the same for all points",
-        "seeds": f"what the budgets of a seed have in common, from {seeds} seeds",
-        "residuals": "the noise of a single training, from what the fit leaves",
+        "documents": "resampled held-out documents, the same for all points",
+        "seeds": f"what the budgets of a seed share, from {seeds} seeds",
+        "residuals": "the noise of a single training, from the residuals of the fit",
     }
-    missing = "" if seeds > 1 else " One seed: what another order of the data would change everywhere is not in them."
-    said = f"Intervals are the middle {LEVEL:.0%} of {draws:,} draws over {', '.join(parts[name] for name in over)}."
+    missing = "" if seeds > 1 else " One seed: the effect of another order of the data is not included."
+    sources = ", ".join(parts[name] for name in over)
+    said = f"Intervals are the middle {LEVEL:.0%} of {draws:,} bootstrap samples over {sources}."
     return Uncertainty(LEVEL, draws, tuple(over), said + missing)

@@ -1,4 +1,4 @@
-"""Fits E + A D^-alpha to many curves at once: every exponent of a grid in closed form, the best of them refined."""
+"""Fits E + A D^-alpha to many curves at once: each exponent of a grid in closed form, and the best one refined."""
 
 from __future__ import annotations
 
@@ -7,13 +7,13 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-Floats = NDArray[np.float64]
+from smolmoe.scaling.law_noise import Floats
 
 # Relative residuals beyond this count linearly: the log-residuals' Huber threshold of arXiv 2203.15556.
 HUBER = 1e-3
-EXPONENTS = (0.02, 3.0)  # the lowest and the highest tried: below, a power is a logarithm; above, a step
+EXPONENTS = (0.02, 3.0)  # lowest and highest: below, a power is close to a logarithm; above, to a step
 _GRID = 48
-_REFINED = (11, 11, 11)  # exponents tried between the neighbours of the best, then again
+_REFINED = (11, 11, 11)  # exponents between the neighbours of the best, round by round
 _ROUNDS = 12  # of reweighting
 
 
@@ -22,7 +22,7 @@ class PowerLaws:
     """R laws L(D) = offset + scale (D / unit)^-exponent.
 
     Attributes:
-        offset, scale, exponent: [R]; neither offset nor scale is negative.
+        offset, scale, exponent: [R]; offset and scale are not negative.
         unit: tokens.
         objective: [R], the Huber loss that was minimised.
     """
@@ -47,10 +47,10 @@ class PowerLaws:
 def fit_power_laws(tokens: Floats, losses: Floats) -> PowerLaws:
     """The laws that minimise the Huber loss of the relative residuals, which are those of log L to first order.
 
-    For one exponent the law is linear in its offset and scale, so that the only search is over one number.
+    For a given exponent the law is linear in offset and scale, so that the search is over one number.
 
     Args:
-        tokens: of each point [n]; a number may come several times.
+        tokens: of each point [n], may repeat.
         losses: of each point of R curves [R, n].
     """
     unit = float(np.exp(np.log(tokens).mean()))
@@ -88,7 +88,7 @@ def _linear(exponents: Floats, logs: Floats, losses: Floats) -> tuple[Floats, Fl
 
 
 def _solved(weights: Floats, p: Floats, q: Floats) -> tuple[Floats, Floats]:
-    """Weighted least squares of offset p + scale q = 1 with neither below 0."""
+    """Weighted least squares of offset p + scale q = 1, both at least 0."""
     wp, wq = weights * p, weights * q
     pp, pq, qq = (wp * p).sum(axis=2), (wp * q).sum(axis=2), (wq * q).sum(axis=2)
     sp, sq = wp.sum(axis=2), wq.sum(axis=2)

@@ -1,6 +1,6 @@
-"""The law of upcycling where the dense training varied too (arXiv 2502.03009).
+"""The law of upcycling with varied dense training (arXiv 2502.03009).
 
-L(D1, D2) = E + A D1^-a1 D2^(-a2 + a3 ln D1): with a positive a3 tokens after the conversion buy less the longer the
+L(D1, D2) = E + A D1^-a1 D2^(-a2 + a3 ln D1): with a positive a3, tokens after the conversion gain less the longer the
 dense model was trained before it.
 """
 
@@ -10,26 +10,23 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from numpy.typing import NDArray
 from scipy.optimize import least_squares
 
 from smolmoe.results.scaling_law import DenseExponent, JointLaw
 from smolmoe.scaling.law import interval
 from smolmoe.scaling.law_fit import HUBER
-from smolmoe.scaling.law_noise import Observed, draw_documents, draw_noise, noise_around, without_seeds
-
-Floats = NDArray[np.float64]
+from smolmoe.scaling.law_noise import Floats, Observed, draw_documents, draw_noise, noise_around, without_seeds
 
 PARAMETERS = 5
 DRAWS = 300
-_FLOORS = (0.0, 0.3, 0.6, 0.8, 0.9, 0.95, 0.98, 0.995)  # of the lowest loss, from which the offset's search begins
-_HIGHEST = 0.9999  # of the lowest loss, that the offset may reach
+_FLOORS = (0.0, 0.3, 0.6, 0.8, 0.9, 0.95, 0.98, 0.995)  # of the lowest loss: starts of the search for the offset
+_HIGHEST = 0.9999  # of the lowest loss: upper bound of the offset
 _LOWEST = 0.05
 
 
 @dataclass(frozen=True)
 class _Points:
-    """The points' ln D1 and ln D2, centred [n], and what they were centred by."""
+    """The points' ln D1 and ln D2, centred [n], and their means."""
 
     dense: Floats
     upcycled: Floats
@@ -42,24 +39,22 @@ class _Points:
 
 
 def joint_reason(observed: Sequence[Observed], dense_tokens: Sequence[int]) -> str | None:
-    """Why these points are too few for the law of both; None where they are enough."""
+    """Why these points are too few for the joint law; None if they are enough."""
     dense, upcycled = len(set(dense_tokens)), len({float(t) for one in observed for t in one.tokens})
     points = sum(len(one.tokens) for one in observed)
     if dense < 2 or upcycled < 3 or points <= PARAMETERS:
         return (
-            f"{dense} dense budgets and {upcycled} budgets after the conversion make {points} points, but the law of "
-            f"both has {PARAMETERS} numbers: it takes at least 2 dense budgets, 3 after the conversion, and 6 points."
+            f"{dense} dense budgets and {upcycled} budgets after the conversion make {points} points, but the joint "
+            f"law has {PARAMETERS} parameters: it takes at least 2 dense budgets, 3 after the conversion, and 6 points."
         )
     return None
 
 
-def fit_joint(
-    observed: Sequence[Observed], dense_tokens: Sequence[int], *, draws: int = DRAWS, seed: int = 0
-) -> JointLaw:
-    """The law of both, with intervals as `fit_curves` makes them.
+def fit_joint(observed: Sequence[Observed], dense_tokens: Sequence[int], *, draws: int = DRAWS) -> JointLaw:
+    """The joint law, with intervals as in `fit_curves`.
 
     Args:
-        observed: of each dense budget, on the same documents and with as many seeds.
+        observed: of each dense budget, on the same documents and with the same number of seeds.
         dense_tokens: D1 of each.
 
     Raises:
@@ -69,7 +64,7 @@ def fit_joint(
     reason = joint_reason(observed, dense_tokens)
     if reason is not None:
         raise ValueError(reason)
-    rng = np.random.default_rng(seed)
+    rng = np.random.default_rng(0)
     losses = np.concatenate([one.losses for one in observed])  # [C B, S]
     seeds = losses.shape[1]
     points = _points(observed, dense_tokens)
@@ -99,7 +94,7 @@ def _losses(parameters: Floats, design: Floats) -> Floats:
 
 
 def _best(points: _Points, losses: Floats) -> Floats:
-    """From many offsets, each with the plane through the logarithms of what is above it: the best fit."""
+    """The best fit from many offsets, each with a plane through the logarithms of the losses above it."""
     means, design = losses.mean(axis=1), points.design
     found = []
     for share in _FLOORS:
@@ -146,11 +141,9 @@ def _law(
     identified = interaction.low > 0 or interaction.high < 0
     notes = []
     if not identified:
-        notes.append(
-            "The interaction is not told from 0: these points do not show that dense tokens change the exponent."
-        )
+        notes.append("The interval of the interaction includes 0: these points do not show an effect of dense tokens.")
     if offset.low <= 1e-3:
-        notes.append("The offset E is not told from 0.")
+        notes.append("The interval of the offset E reaches 0.")
     residual = float(np.sqrt(((losses.mean(axis=1) / fitted - 1) ** 2).mean()))
     return JointLaw(offset, scale, dense, upcycled, interaction, exponents, residual, identified, tuple(notes))
 

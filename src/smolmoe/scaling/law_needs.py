@@ -1,22 +1,19 @@
-"""How much more data a lower perplexity needs: by a power of perplexity without a floor, and by the law with one."""
+"""The data that a lower perplexity needs: by a power law without a floor, and by the law with one."""
 
 from __future__ import annotations
 
 import numpy as np
-from numpy.typing import NDArray
 
 from smolmoe.results.scaling_law import Fold, Need, Power
 from smolmoe.scaling.law import Fit, interval, law_of, reach
-from smolmoe.scaling.law_noise import Noise, draw_noise
+from smolmoe.scaling.law_noise import Floats, Noise, draw_noise
 
-Floats = NDArray[np.float64]
-
-LOWER = (0.10, 0.25, 0.50)  # of the perplexity at the largest budget
-_FARTHEST = 1e12  # times the data: beyond, no amount is enough
+LOWER = (0.10, 0.25, 0.50)  # reductions of the perplexity at the largest budget
+_FARTHEST = 1e12  # times the data; beyond it no amount is enough
 
 
 def power_of(fit: Fit) -> Power | None:
-    """The power law of perplexity through a curve's budgets, and what it needs; None of a single budget."""
+    """The power law of perplexity through a curve's budgets, and its needs; None for a single budget."""
     tokens, losses = fit.observed.tokens, fit.observed.losses.mean(axis=1)
     if len(tokens) < 2:
         return None
@@ -37,7 +34,7 @@ def power_of(fit: Fit) -> Power | None:
 def _fitted(tokens: Floats, losses: Floats) -> tuple[Floats, Floats]:
     """Exponent and log of the scale [R] of ln perplexity = level - exponent ln D, for losses [R, B].
 
-    Weighted by the squared perplexity, which is least squares of the perplexity itself to first order.
+    Weighted by the squared perplexity, which to first order is least squares of the perplexity.
     """
     x = np.log(tokens)[None, :]
     weights = np.exp(2 * (losses - losses.max(axis=1, keepdims=True)))
@@ -48,7 +45,7 @@ def _fitted(tokens: Floats, losses: Floats) -> tuple[Floats, Floats]:
 
 
 def _misfit(residual: Floats, draws: int) -> Floats:
-    """What the power leaves of the losses, drawn anew [R, B]: a curve that bends is not known by a straight line."""
+    """Samples [R, B] of the residuals of the power law, because a line does not describe a curve that bends."""
     freedom = len(residual) - 2
     if freedom < 1:
         return np.zeros((draws, len(residual)))
@@ -66,20 +63,20 @@ def _need(fit: Fit, lower: float, exponent: Floats, drawn: Floats) -> Need:
 
 
 def _folds(nats: float, exponent: Floats) -> Floats:
-    """exp(nats / exponent), infinite where the loss does not fall."""
+    """exp(nats / exponent); infinite if the loss does not fall."""
     with np.errstate(divide="ignore", over="ignore"):
         found: Floats = np.where(exponent > 0, np.exp(nats / np.maximum(exponent, 1e-12)), np.inf)
     return found
 
 
 def _by_law(fit: Fit, nats: float) -> Fold | None:
-    """By the fitted law, where the points tell its exponent."""
+    """By the fitted law, if the points determine its exponent."""
     law = law_of(fit)
-    if law is None or not law.identified or fit.best is None or fit.drawn is None:
+    if law is None or not law.identified or fit.best is None or fit.resampled is None:
         return None
     largest = fit.observed.tokens[-1]
     found = []
-    for laws in (fit.best, fit.drawn):
+    for laws in (fit.best, fit.resampled):
         loss = laws.at(np.array([largest + fit.start_tokens]))[:, 0] - nats
         with np.errstate(divide="ignore", over="ignore", invalid="ignore"):
             tokens = laws.unit * ((loss - laws.offset) / laws.scale) ** (-1 / laws.exponent) - fit.start_tokens
@@ -88,7 +85,7 @@ def _by_law(fit: Fit, nats: float) -> Fold | None:
 
 
 def _ends(value: Floats, drawn: Floats) -> Fold:
-    """The value with the quantiles of its draws, which take no mean of two: an end may be infinite."""
+    """The value with quantiles of its samples, without interpolation, because an end may be infinite."""
     low, high = np.quantile(drawn, [0.025, 0.975], method="nearest")
     ends = (float(value[0]), min(float(value[0]), float(low)), max(float(value[0]), float(high)))
     return Fold(*(None if not end < _FARTHEST else end for end in ends))

@@ -1,4 +1,4 @@
-"""The uncertainty of a sweep's points: other held-out documents, other seeds, other noise."""
+"""The uncertainty of a sweep's points: from documents, seeds and noise."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from smolmoe.errors import DataError
 
 Floats = NDArray[np.float64]
 
-_AT_ONCE = 64  # draws of documents in memory
+_AT_ONCE = 64  # samples of documents in memory
 
 
 @dataclass(frozen=True)
@@ -37,12 +37,12 @@ class Observed:
             )
         if not (np.isfinite(self.nll).all() and (self.losses > 0).all()):
             raise DataError(
-                "a loss is no positive number.", field="points", value=self.losses.ravel().tolist(), fix="Leave it out."
+                "a loss is not positive.", field="points", value=self.losses.ravel().tolist(), fix="Leave it out."
             )
 
     @property
     def losses(self) -> Floats:
-        """Nats a token [B, S]."""
+        """Nats per token [B, S]."""
         found: Floats = self.nll.sum(axis=2) / self.counts.sum()
         return found
 
@@ -53,11 +53,11 @@ class Observed:
 
 @dataclass(frozen=True)
 class Noise:
-    """Standard deviations, relative to the loss, and the degrees of freedom that they were estimated with.
+    """Standard deviations relative to the loss, and their degrees of freedom.
 
     Attributes:
-        point, point_freedom: of one training; 0 where nothing is left to estimate it from.
-        seed, seed_freedom: of what all budgets of a seed have in common.
+        point, point_freedom: of one training; 0 without residual degrees of freedom.
+        seed, seed_freedom: of the part that all budgets of a seed share.
     """
 
     point: float
@@ -67,16 +67,15 @@ class Noise:
 
 
 def noise_around(losses: Floats, fitted: Floats, parameters: int) -> Noise:
-    """The noise of trainings from what a fit leaves.
+    """The noise of trainings, from the residuals of a fit.
 
-    What all budgets of a seed share moves a whole curve, the rest a point of it; with one seed the former cannot be
-    seen. The shared part is not reduced by what the points' own noise adds to it, which makes intervals wider, not
-    narrower.
+    The part that all budgets of a seed share moves a whole curve, the rest a single point; with one seed the former
+    cannot be estimated. The shared part includes the mean noise of its points, which makes intervals wider.
 
     Args:
         losses: [B, S].
         fitted: [B].
-        parameters: that were fitted; B where every budget is fitted by its own mean.
+        parameters: number of fitted parameters; B if every budget is fitted by its mean.
     """
     budgets, seeds = losses.shape
     relative = losses / fitted[:, None] - 1
@@ -92,9 +91,9 @@ def noise_around(losses: Floats, fitted: Floats, parameters: int) -> Noise:
 
 
 def without_seeds(losses: Floats) -> Floats:
-    """The losses [..., B, S] with what a seed has in common over its budgets taken out, their mean level kept.
+    """The losses [..., B, S] without the part that a seed shares over its budgets; the mean level stays.
 
-    A robust fit would otherwise follow one seed at one budget and another at the next, and bend the law.
+    Otherwise a robust fit could follow one seed at one budget and another at the next, which bends the law.
     """
     logs = np.log(losses)
     shared = np.median(logs - np.median(logs, axis=-1, keepdims=True), axis=-2, keepdims=True)
@@ -103,10 +102,10 @@ def without_seeds(losses: Floats) -> Floats:
 
 
 def draw_documents(observed: Sequence[Observed], draws: int, rng: np.random.Generator) -> list[Floats]:
-    """Losses [R, B, S] of each of these on resampled documents, the same ones for all of them.
+    """Losses [R, B, S] of each of these on the same resampled documents.
 
     Raises:
-        DataError: they were not measured on the same documents.
+        DataError: not the same documents.
     """
     counts = observed[0].counts
     if any(not np.array_equal(other.counts, counts) for other in observed):
@@ -124,9 +123,7 @@ def draw_documents(observed: Sequence[Observed], draws: int, rng: np.random.Gene
 
 
 def draw_noise(noise: Noise, shape: tuple[int, int], draws: int, rng: np.random.Generator) -> Floats:
-    """Relative noise [R, B, S]: normal, with a standard deviation that is itself as uncertain as its few degrees of
-    freedom make it, so that a fit with two of them is not believed as one with fifty.
-    """
+    """Relative noise [R, B, S]: normal, with a standard deviation sampled according to its degrees of freedom."""
     budgets, seeds = shape
     point = noise.point * _uncertain(noise.point_freedom, draws, rng)
     seed = noise.seed * _uncertain(noise.seed_freedom, draws, rng)
@@ -136,7 +133,7 @@ def draw_noise(noise: Noise, shape: tuple[int, int], draws: int, rng: np.random.
 
 
 def _uncertain(freedom: int, draws: int, rng: np.random.Generator) -> Floats:
-    """Factors [R] on an estimated standard deviation, for what the true one may be."""
+    """Samples [R] of the ratio of the true to the estimated standard deviation."""
     if freedom == 0:
         return np.ones(draws)
     factors: Floats = np.sqrt(freedom / rng.chisquare(freedom, size=draws))

@@ -1,4 +1,4 @@
-"""What a sweep will train: which recipe, from which starts, with which schedule, in which folders."""
+"""The plan of a sweep: recipe, starts, schedule and folders."""
 
 from __future__ import annotations
 
@@ -14,20 +14,21 @@ from smolmoe.recipe import PipelineRecipe, TrainRecipe, parse
 from smolmoe.recipe.files import kind_of, merge
 from smolmoe.recipe.sweep import SweepRecipe
 from smolmoe.scaling.rate import Rate, rate_of
+from smolmoe.training.estimate import blocks_a_step
 
-SAVES = 5  # checkpoints of a run whose recipe does not say
+SAVES = 5  # default number of checkpoints of a run
 
 
 @dataclass(frozen=True)
 class Start:
-    """What the trainings of one curve begin with.
+    """The start of the trainings of one curve.
 
     Attributes:
         name: of the curve.
-        pipeline: the stages that make the starting model, and last the one that is varied; None where the recipe is
-            one training.
-        values: of the training that is varied, complete but for what a budget decides.
-        dense_tokens: of the dense training; None where it is not varied.
+        pipeline: the stages that make the starting model, and the varied stage last; None if the recipe is one
+            training.
+        values: of the varied training, complete except for those that a budget sets.
+        dense_tokens: of the dense training; None if not varied.
         folder: of the curve's trainings.
     """
 
@@ -39,7 +40,7 @@ class Start:
 
     @property
     def before(self) -> PipelineRecipe | None:
-        """The stages that make the starting model; None where there are none."""
+        """The stages that make the starting model, if any."""
         if self.pipeline is None or len(self.pipeline.stages) == 1:
             return None
         return self.pipeline.model_copy(update={"stages": self.pipeline.stages[:-1]})
@@ -47,16 +48,16 @@ class Start:
 
 @dataclass(frozen=True)
 class Plan:
-    """All of a sweep.
+    """The plan of a sweep.
 
     Attributes:
-        request: what was asked.
+        request: the parsed request.
         name: of the recipe.
         stage: the varied one of a pipeline.
         starts: one, or one for each dense budget.
         rate: of the varied training.
-        steps: of each budget, ascending; `step_tokens` is what one of them reads.
-        settings: what decides the trainings but for budgets and seeds.
+        steps: of each budget, ascending; `step_tokens` are the tokens per step.
+        settings: values that determine the trainings, except budgets and seeds.
     """
 
     request: SweepRecipe
@@ -77,14 +78,14 @@ class Plan:
         return max(self.largest, self.request.until or 10 * self.largest)
 
     def recipe(self, start: Start, seed: int, steps: int, out: Path, *, whole: bool = True) -> TrainRecipe:
-        """One run, of a budget or of the trunk that leads to it."""
+        """The recipe of one run, of a budget or of the trunk that leads to it."""
         base = parse(TrainRecipe, {**start.values, "out": str(out)})
         data = {"seed": base.data.seed + seed}
-        if base.data.skip:  # the same order, further on: another order would come upon what is to be passed over
+        if base.data.skip:  # the same order, further along: another order would include the skipped blocks
             data = {"skip": base.data.skip + seed * self.steps[-1] * self.step_tokens // base.data.length}
         saves = {"save_steps": max(1, math.ceil(steps / SAVES)), "save_total_limit": 1, **base.trainer}
         if self.rate.kind != "own":
-            saves["save_strategy"] = "steps"  # others go on from here
+            saves["save_strategy"] = "steps"  # other runs start from here
         trainer = {**saves, **self.rate.trainer(steps, whole=whole)}
         trainer.pop("num_train_epochs", None)
         changes = {
@@ -97,11 +98,11 @@ class Plan:
 
 
 def make_plan(name: str, values: Mapping[str, Any], request: SweepRecipe) -> Plan:
-    """What a sweep over a recipe's values will train; nothing is read or written.
+    """The plan of a sweep over a recipe's values; nothing is read or written.
 
     Raises:
-        RequestError: budgets that cannot be told apart in steps, a stage that is none, a schedule without room, or
-            held-out text that would not be the same for all.
+        RequestError: budgets with the same number of steps, no such stage, a schedule without room, or held-out text
+            that would not be the same for all.
     """
     if kind_of(values) == "pipeline":
         stage, starts = _of_pipeline(name, values, request)
@@ -119,7 +120,7 @@ def make_plan(name: str, values: Mapping[str, Any], request: SweepRecipe) -> Pla
 
 
 def _flat(values: Any, prefix: str = "") -> dict[str, Any]:
-    """Each value by its dotted path, so that what differs can be named."""
+    """Each value by its dotted path, so that messages can name differences."""
     if not isinstance(values, dict | list) or not values:
         return {prefix: values}
     found: dict[str, Any] = {}
@@ -135,7 +136,7 @@ def _of_training(name: str, values: Mapping[str, Any], request: SweepRecipe) -> 
                 "the recipe is one training, not a pipeline.",
                 field=field,
                 value=getattr(request, field),
-                fix="Name a pipeline that trains a dense model, upcycles it and trains it on.",
+                fix="Name a pipeline that trains a dense model, upcycles it and continues training.",
             )
     own = {key: value for key, value in values.items() if key != "out"}
     return Start(name, None, own, None, request.out)
@@ -163,12 +164,7 @@ def _of_pipeline(name: str, values: Mapping[str, Any], request: SweepRecipe) -> 
 
 
 def _start(
-    name: str,
-    recipe: PipelineRecipe,
-    stage: str,
-    start: Path,
-    folder: Path,
-    dense_tokens: int | None = None,
+    name: str, recipe: PipelineRecipe, stage: str, start: Path, folder: Path, dense_tokens: int | None = None
 ) -> Start:
     placed = recipe.model_copy(update={"out": start})
     values = resolved(placed)[stage]
@@ -183,22 +179,22 @@ def _varied(recipe: PipelineRecipe, asked: str | None) -> str:
         raise RequestError("the pipeline trains nothing.", field="stage", value=asked)
     if asked is not None and asked not in trainings:
         raise RequestError(
-            "is no training of the pipeline.", field="stage", value=asked, fix=f"There are {', '.join(trainings)}."
+            "is not a training of the pipeline.", field="stage", value=asked, fix=f"There are {', '.join(trainings)}."
         )
     return asked or trainings[-1]
 
 
 def _needed(recipe: PipelineRecipe, stage: str) -> PipelineRecipe:
-    """The pipeline up to this stage, without those that it does not build on."""
+    """The pipeline up to this stage, without stages that it does not need."""
     names = [one.name for one in recipe.stages]
     kept = list(recipe.stages[: names.index(stage) + 1])
-    kept[-1] = kept[-1].model_copy(update={"match_flops": None})  # its budgets are asked for
+    kept[-1] = kept[-1].model_copy(update={"match_flops": None})  # the request sets its budgets
     for one in reversed(kept[:-1]):
         rest = [other for other in kept if other is not one]
         try:
             resolved(recipe.model_copy(update={"stages": tuple(rest)}))
         except RequestError:
-            continue  # something refers to it
+            continue  # another stage refers to it
         kept = rest
     return recipe.model_copy(update={"stages": tuple(kept)})
 
@@ -209,16 +205,16 @@ def _dense_stage(recipe: PipelineRecipe) -> str:
     trainings = [stage.name for stage in recipe.stages[: max(conversions, default=0)] if stage.train is not None]
     if not trainings:
         raise RequestError(
-            "the varied stage is not trained on from a conversion of a model that was trained before it.",
+            "the varied stage does not train a conversion of a model that another stage trains.",
             field="dense_tokens",
             value=[stage.name for stage in recipe.stages],
-            fix="Name with `stage` one that is, or leave dense tokens out.",
+            fix="Name such a stage with `stage`, or omit dense tokens.",
         )
     return trainings[-1]
 
 
 def _with_dense_steps(recipe: PipelineRecipe, dense: str, steps: int) -> PipelineRecipe:
-    """The pipeline with a dense training of so many steps, under the whole of its schedule."""
+    """The pipeline with a dense training of this number of steps, with its complete schedule."""
     rate = rate_of(parse(TrainRecipe, resolved(recipe)[dense]), (steps,))
     stages = tuple(
         stage.model_copy(update={"train": merge(stage.train or {}, {"trainer": rate.trainer(steps)})})
@@ -233,8 +229,6 @@ def _with_dense_steps(recipe: PipelineRecipe, dense: str, steps: int) -> Pipelin
 
 
 def _step_tokens(recipe: TrainRecipe) -> int:
-    from smolmoe.training.estimate import blocks_a_step
-
     return blocks_a_step(recipe) * recipe.data.length
 
 
@@ -242,10 +236,10 @@ def _steps(tokens: int, step_tokens: int, field: str) -> int:
     steps = round(tokens / step_tokens)
     if steps < 1:
         raise RequestError(
-            f"is less than a step, which reads {step_tokens:,} tokens.",
+            f"is less than one step of {step_tokens:,} tokens.",
             field=field,
             value=tokens,
-            fix="Raise it, or take a smaller batch or shorter blocks.",
+            fix="Raise it, or use a smaller batch or shorter blocks.",
         )
     return steps
 
@@ -254,31 +248,31 @@ def _check_distinct(steps: Sequence[int], step_tokens: int, field: str) -> None:
     twice = next((count for count in steps if list(steps).count(count) > 1), None)
     if twice is not None:
         raise RequestError(
-            f"two budgets are the same number of steps ({twice}): a step reads {step_tokens:,} tokens.",
+            f"two budgets have the same number of steps ({twice}): a step has {step_tokens:,} tokens.",
             field=field,
             value=twice * step_tokens,
-            fix="Set them further apart, or take a smaller batch or shorter blocks.",
+            fix="Set them further apart, or use a smaller batch or shorter blocks.",
         )
 
 
 def _check_held_out(starts: Sequence[Start]) -> None:
-    """What one training holds out, no other reads; and all hold out the same."""
+    """Check that all trainings hold out the same text, and that none reads it."""
     for start in starts:
         varied = start.values["data"]
         if any(source.get("streaming") for source in varied["sources"]) and not varied.get("validation"):
             raise RequestError(
-                "longer trainings read more of a stream, and hold out more of it.",
+                "longer trainings read more of a stream, and so hold out more of it.",
                 field="data.validation",
                 value=None,
-                fix="Name the text to hold out, so that it is the same for all budgets.",
+                fix="Name the held-out text, so that it is the same for all budgets.",
             )
         for name, values in _trainings_before(start).items():
             if any(values["data"].get(key) != varied.get(key) for key in ("validation", "held_out")):
                 raise RequestError(
-                    f"stage {name} holds out other text than the varied one, and may have been trained on it.",
+                    f"stage {name} holds out other text than the varied stage, and may have been trained on it.",
                     field="data.validation",
                     value=values["data"].get("validation"),
-                    fix="Give both the same data.validation, or the same data.held_out.",
+                    fix="Give both the same data.validation or the same data.held_out.",
                 )
 
 

@@ -1,22 +1,40 @@
-"""A sweep: the same training with several budgets of tokens, and the law of what more of them buys."""
+"""A sweep: the same training at several token budgets, and the scaling law."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+import numpy as np
+
+from smolmoe.core.checkpoint import fingerprint, open_checkpoint
 from smolmoe.core.progress import Progress, silent
 from smolmoe.core.provenance import command, versions
 from smolmoe.errors import DataError
+from smolmoe.evaluation.compare.lineage import read_lineage
+from smolmoe.evaluation.held_out import same_text
 from smolmoe.recipe.sweep import SweepRecipe
+from smolmoe.reports.drawing import save_figure
+from smolmoe.reports.scaling import sweep_figure
+from smolmoe.results.scaling_law import FILE, Curve, HeldOutFacts, JointLaw, Point, Schedule, Sweep
+from smolmoe.scaling.law import (
+    FAR,
+    Fit,
+    band_of,
+    budgets_of,
+    fit_curves,
+    law_of,
+    neighbours_of,
+    tenfold_of,
+    uncertainty_of,
+)
+from smolmoe.scaling.law_joint import fit_joint, joint_reason
+from smolmoe.scaling.law_needs import power_of
+from smolmoe.scaling.law_noise import Observed
 from smolmoe.scaling.plan import Plan, Start, make_plan
 from smolmoe.scaling.runs import Runs, Trained, start_loss
-
-if TYPE_CHECKING:
-    from smolmoe.results.scaling_law import Curve, JointLaw, Sweep
-    from smolmoe.scaling.law import Fit
-    from smolmoe.scaling.law_noise import Observed
+from smolmoe.training.distributed import held_by_main, on_main
 
 FIGURE = "sweep.png"
 
@@ -29,25 +47,23 @@ def sweep(
     overwrite: bool = False,
     report: Progress | None = None,
 ) -> Sweep:
-    """Train at every budget, fit the law, and write `sweep.json` and `sweep.png` beside the runs.
+    """Train at every budget, fit the law, and write `sweep.json` and `sweep.png` next to the runs.
 
-    Of several processes all train and one does the rest.
+    With several processes all train, and one does the rest.
 
     Args:
         name: of the recipe, for titles.
-        values: of a training or a pipeline, as `recipe.files.load` gives them.
-        request: budgets, seeds, and the folder. Trainings that are there are not done again.
-        overwrite: start over where the folder holds a sweep.
-        report: called as the work goes on.
+        values: of a training or a pipeline, as `recipe.files.load` returns them.
+        request: budgets, seeds and the folder. Finished trainings are not repeated.
+        overwrite: start over if the folder holds a sweep.
+        report: called with the progress.
 
     Raises:
-        RequestError: budgets, stage, schedule or held-out text do not go together (`make_plan`).
+        RequestError: budgets, stage, schedule or held-out text do not fit together (`make_plan`).
         OutputError: the folder holds a sweep of another recipe, or something else.
         DataError: the runs there were measured on different held-out text.
-        SmolmoeError: what `train` raises; the sweep goes on when it is started again.
+        SmolmoeError: what `train` raises; a restarted sweep resumes.
     """
-    from smolmoe.training.distributed import held_by_main, on_main
-
     report = report or silent
     plan = make_plan(name, values, request)
     runs = Runs(plan, report)
@@ -60,8 +76,6 @@ def sweep(
 
 
 def _finished(plan: Plan, trained: Sequence[Sequence[Trained]]) -> Sweep:
-    from smolmoe.results.scaling_law import FILE
-
     found = conclude(plan, trained)
     found.write(plan.request.out / FILE)
     draw(found, plan.request.out / FIGURE)
@@ -70,11 +84,7 @@ def _finished(plan: Plan, trained: Sequence[Sequence[Trained]]) -> Sweep:
 
 def draw(found: Sweep, path: Path) -> None:
     """Write the figure of a sweep as a PNG."""
-    from smolmoe.reports.drawing import look, save_png
-    from smolmoe.reports.scaling import sweep_figure
-
-    with look():
-        save_png(sweep_figure(found), path)
+    save_figure(sweep_figure(found), path)
 
 
 def conclude(plan: Plan, trained: Sequence[Sequence[Trained]]) -> Sweep:
@@ -83,9 +93,6 @@ def conclude(plan: Plan, trained: Sequence[Sequence[Trained]]) -> Sweep:
     Raises:
         DataError: they were not measured on the same held-out text.
     """
-    from smolmoe.results.scaling_law import HeldOutFacts, Schedule, Sweep
-    from smolmoe.scaling.law import fit_curves, uncertainty_of
-
     _check_same_text(trained)
     observed = [_observed(plan, runs) for runs in trained]
     known = [_known_tokens(plan, start) for start in plan.starts]
@@ -118,13 +125,11 @@ def conclude(plan: Plan, trained: Sequence[Sequence[Trained]]) -> Sweep:
 
 
 def _check_same_text(trained: Sequence[Sequence[Trained]]) -> None:
-    from smolmoe.evaluation.held_out import same_text
-
     every = [run for runs in trained for run in runs]
     for run in every[1:]:
         if not same_text(run.documents, every[0].documents):
             raise DataError(
-                f"was measured on other held-out text than {every[0].folder}.",
+                f"was measured on different held-out text than {every[0].folder}.",
                 field="held_out",
                 value=str(run.folder),
                 fix="Restore the text, or start over with `overwrite=True`.",
@@ -132,10 +137,6 @@ def _check_same_text(trained: Sequence[Sequence[Trained]]) -> None:
 
 
 def _observed(plan: Plan, runs: Sequence[Trained]) -> Observed:
-    import numpy as np
-
-    from smolmoe.scaling.law_noise import Observed
-
     of = {(run.steps, run.seed): run.documents["nll"] for run in runs}
     nll = np.array([[of[steps, seed] for seed in plan.request.seeds] for steps in plan.steps], dtype=float)
     tokens = np.array(plan.steps, dtype=float) * plan.step_tokens
@@ -143,24 +144,17 @@ def _observed(plan: Plan, runs: Sequence[Trained]) -> Observed:
 
 
 def _known_tokens(plan: Plan, start: Start) -> int | None:
-    """Tokens that the starting model was trained on, where they are said or on record."""
+    """Tokens that the starting model was trained on, if given or on record."""
     if plan.request.start_tokens is not None:
         return plan.request.start_tokens
     path = start.values["model"].get("path")
     if path is None:
         return 0
-    from smolmoe.core.checkpoint import fingerprint, open_checkpoint
-    from smolmoe.evaluation.compare.lineage import read_lineage
-
     checkpoint = open_checkpoint(str(path), revision=start.values["model"].get("revision"))
     return read_lineage(checkpoint.folder, fingerprint(checkpoint), None, lambda folder, length: 0.0).tokens
 
 
 def _curve(plan: Plan, start: Start, runs: Sequence[Trained], fit: Fit, known: int | None) -> Curve:
-    from smolmoe.results.scaling_law import Curve, Point
-    from smolmoe.scaling.law import band_of, budgets_of, law_of, neighbours_of, tenfold_of
-    from smolmoe.scaling.law_needs import power_of
-
     points = [
         Point(
             tokens=run.steps * plan.step_tokens,
@@ -193,8 +187,6 @@ def _joint(plan: Plan, observed: Sequence[Observed]) -> tuple[JointLaw | None, s
     dense = [start.dense_tokens for start in plan.starts if start.dense_tokens is not None]
     if not dense:
         return None, None
-    from smolmoe.scaling.law_joint import fit_joint, joint_reason
-
     reason = joint_reason(observed, dense)
     return (None, reason) if reason is not None else (fit_joint(observed, dense), None)
 
@@ -204,32 +196,28 @@ def _text_tokens(trained: Sequence[Sequence[Trained]]) -> int:
 
 
 def _warnings(plan: Plan, trained: Sequence[Sequence[Trained]], curves: Sequence[Curve]) -> list[str]:
-    from smolmoe.scaling.law import FAR
-
     found = []
     text = _text_tokens(trained)
     streamed = any(source.get("streaming") for source in plan.starts[0].values["data"]["sources"])
     if plan.largest > text and not streamed:
         found.append(
-            f"The text to train on has {text:,} tokens: budgets beyond that read it again, and the law is then not one "
-            "of fresh text."
+            f"The text to train on has {text:,} tokens: larger budgets read it again, and the law does not describe "
+            "fresh text."
         )
     elif plan.until > text and not streamed:
-        found.append(f"The law is one of fresh text, of which there are {text:,} tokens here.")
+        found.append(f"The law describes fresh text, of which {text:,} tokens exist here.")
     if plan.until > FAR * plan.largest:
         found.append(
             f"Beyond {FAR * plan.largest:,} tokens, ten times the largest budget, the law is a guess that its interval "
-            "does not measure: another form would fit the points as well and end elsewhere."
+            "does not cover: another form could fit the points equally well and give other losses."
         )
     for curve in curves:
         first = curve.points[0]
         if curve.start_loss is not None and first.loss > curve.start_loss:
             found.append(
-                f"{curve.name}: {first.tokens:,} tokens end at a higher loss ({first.loss:.4f}) than they began with "
-                f"({curve.start_loss:.4f}): they do not make up for the training's own start. Raise the least budget."
+                f"{curve.name}: {first.tokens:,} tokens end at a higher loss ({first.loss:.4f}) than they started with "
+                f"({curve.start_loss:.4f}), less than the start of the training costs. Raise the smallest budget."
             )
     if plan.rate.kind == "constant":
-        found.append(
-            "No budget had a decay of its learning rate: a training that ends with one is better than this law."
-        )
+        found.append("No budget had a learning-rate decay: a training with a final decay is better than this law.")
     return found

@@ -1,4 +1,4 @@
-"""The trainings of a sweep, each in a folder of its own: what is done is not done again, what was stopped goes on."""
+"""The trainings of a sweep, each in a separate folder: finished ones are kept, interrupted ones resume."""
 
 from __future__ import annotations
 
@@ -10,11 +10,17 @@ from pathlib import Path
 from typing import Any
 
 from smolmoe.core.files import write_json
-from smolmoe.core.json_text import read_object
+from smolmoe.core.json_text import read_object, read_rows
 from smolmoe.core.progress import Progress, silent
 from smolmoe.core.run_folder import RunFolder
+from smolmoe.pipeline.run import run
+from smolmoe.recipe import TrainRecipe, parse
 from smolmoe.scaling.plan import Plan, Start
+from smolmoe.training.arguments import check_trainer
+from smolmoe.training.checkpoints import find_checkpoint, step_of, whole_checkpoints
+from smolmoe.training.distributed import join, on_main
 from smolmoe.training.folder import BEST, HELD_OUT, SUMMARY
+from smolmoe.training.run import train
 
 logger = logging.getLogger(__name__)
 
@@ -24,7 +30,7 @@ MADE = ("start", "dense-*", "seed-*", "sweep.json", "sweep.png")  # in the folde
 
 @dataclass(frozen=True)
 class Trained:
-    """What a budget's training left.
+    """The finished training of a budget.
 
     Attributes:
         steps, seed: of it.
@@ -48,75 +54,58 @@ class Runs:
         self.report = report
 
     def join(self) -> None:
-        """Meet the other processes, where there are any, and refuse what they could not be trained with."""
-        from smolmoe.recipe import TrainRecipe, parse
-        from smolmoe.training.arguments import check_trainer
-        from smolmoe.training.distributed import join
-
+        """Join other processes, if any, and check the trainer's values for all of them."""
         plan = self.plan
         join(parse(TrainRecipe, {**plan.starts[0].values, "out": str(plan.request.out)}))
         check_trainer(plan.recipe(plan.starts[0], plan.request.seeds[0], plan.steps[0], plan.request.out))
 
     def open(self, *, overwrite: bool) -> None:
-        """Begin the sweep's folder, or go on in it.
+        """Create the sweep's folder, or resume in it.
 
         Raises:
             OutputError: it holds a sweep of another recipe, or something else.
         """
-        from smolmoe.training.distributed import on_main
-
         plan = self.plan
         on_main(lambda: RunFolder(plan.request.out, plan.settings, made=MADE, overwrite=overwrite) and None)
 
     def curve(self, start: Start) -> list[Trained]:
         """The trainings of one start, seed by seed."""
         if start.before is not None:
-            from smolmoe.pipeline.run import run
-
             run(start.before, report=lambda what, done, total: self.report(f"start, {what}", done, total))
         return [self._point(start, seed, steps) for seed in self.plan.request.seeds for steps in self.plan.steps]
 
     def _point(self, start: Start, seed: int, steps: int) -> Trained:
-        from smolmoe.training.distributed import on_main
-
         folder = self._folder(start, seed, "tokens", steps)
         title = f"{start.name}, seed {seed}, {steps * self.plan.step_tokens:,} tokens"
         if on_main(lambda: is_done(folder)):
-            logger.info("%s: done before", title)
+            logger.info("%s: already done", title)
         elif self.plan.rate.kind == "trunk":
             branches_at = self.plan.rate.branches_at(steps)
             self._train(start, seed, steps, folder, title, origin=self._trunk(start, seed, branches_at, title))
         else:
             origin = self._before(start, seed, "tokens", steps) if self.plan.rate.kind == "constant" else None
             self._train(start, seed, steps, folder, title, origin=origin)
-        if self.plan.rate.kind != "constant":  # nobody goes on from here
+        if self.plan.rate.kind != "constant":  # no other run starts from here
             on_main(lambda: _keep_the_last_alone(folder))
         return on_main(lambda: _read(steps, seed, folder))
 
     def _trunk(self, start: Start, seed: int, steps: int, title: str) -> Path:
-        """The checkpoint of the shared training at this step, trained from the nearest one before it."""
-        from smolmoe.training.checkpoints import find_checkpoint
-        from smolmoe.training.distributed import on_main
-
+        """The checkpoint of the shared training at this step, trained from the nearest earlier one."""
         folder = self._folder(start, seed, "trunk", steps)
         if not on_main(lambda: is_done(folder) and self._ends(folder, steps)):
             origin = self._before(start, seed, "trunk", steps)
-            self._train(start, seed, steps, folder, f"{title}, the part that is shared", origin=origin, whole=False)
+            self._train(start, seed, steps, folder, f"{title}, the shared part", origin=origin, whole=False)
         return on_main(lambda: find_checkpoint(folder, "latest"))
 
     def _train(
         self, start: Start, seed: int, steps: int, folder: Path, title: str, *, origin: Path | None, whole: bool = True
     ) -> None:
-        from smolmoe.training.checkpoints import whole_checkpoints
-        from smolmoe.training.distributed import on_main
-        from smolmoe.training.run import train
-
         own = on_main(lambda: folder.is_dir() and bool(whole_checkpoints(folder)))
         resume = "latest" if own else None if origin is None else str(origin)
         recipe = self.plan.recipe(start, seed, steps, folder, whole=whole)
-        logger.info("%s: %s", title, "goes on" if own else "begins")
+        logger.info("%s: %s", title, "resumes" if own else "starts")
         with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", "Both num_training_steps and num_stable_steps")  # the latter is meant
+            warnings.filterwarnings("ignore", "Both num_training_steps and num_stable_steps")  # the latter is intended
             train(
                 recipe,
                 resume=resume,
@@ -129,8 +118,6 @@ class Runs:
 
     def _before(self, start: Start, seed: int, kind: str, steps: int) -> Path | None:
         """The last checkpoint of the longest finished run of this kind that is shorter."""
-        from smolmoe.training.checkpoints import find_checkpoint
-        from smolmoe.training.distributed import on_main
 
         def found() -> Path | None:
             parent = self._folder(start, seed, kind, steps).parent
@@ -145,20 +132,18 @@ class Runs:
         return on_main(found)
 
     def _ends(self, folder: Path, steps: int) -> bool:
-        """Whether the run's last step can be gone on from."""
-        from smolmoe.training.checkpoints import step_of, whole_checkpoints
-
+        """Whether the run can be continued from its last step."""
         kept = whole_checkpoints(folder)
         return bool(kept) and step_of(kept[-1]) == steps
 
 
 def is_done(folder: Path) -> bool:
-    """Whether a run is finished: its summary is the last that it writes."""
+    """Whether a run is finished: it writes its summary last."""
     return (folder / SUMMARY).is_file() and (folder / HELD_OUT).is_file()
 
 
 def points_done(plan: Plan) -> int:
-    """How many of a plan's budgets are trained already."""
+    """The number of a plan's budgets that are trained already."""
     runs = Runs(plan, silent)
     return sum(
         is_done(runs._folder(start, seed, "tokens", steps))
@@ -172,21 +157,15 @@ def start_loss(start: Start) -> float | None:
     """The held-out loss before the first step, averaged over the seeds' runs that measured it."""
     found = []
     for seed in sorted(start.folder.glob("seed-*")):
-        rows = (row for run in sorted(seed.iterdir()) for row in _held_out_rows(run / METRICS) if row["step"] == 0)
-        first = next(rows, None)
+        rows = (row for metrics in sorted(seed.glob(f"*/{METRICS}")) for row in read_rows(metrics))
+        first = next((row for row in rows if row["kind"] == "held_out" and row["step"] == 0), None)
         if first is not None:
             found.append(float(first["loss"]))
     return sum(found) / len(found) if found else None
 
 
-def _held_out_rows(path: Path) -> list[dict[str, Any]]:
-    from smolmoe.training.metrics import read_metrics
-
-    return [row for row in read_metrics(path) if row["kind"] == "held_out"] if path.is_file() else []
-
-
 def _keep_the_last_alone(folder: Path) -> None:
-    """Delete a run's checkpoints and its best one's model, which its summary then does not name."""
+    """Delete a run's checkpoints and its best model, and the name of the latter in the summary."""
     for name in ("checkpoints", BEST):
         shutil.rmtree(folder / name, ignore_errors=True)
     summary = read_object(folder / SUMMARY)
@@ -195,6 +174,6 @@ def _keep_the_last_alone(folder: Path) -> None:
 
 
 def _read(steps: int, seed: int, folder: Path) -> Trained:
-    again = "Delete the folder: its training is then done again."
+    again = "Delete the folder to repeat its training."
     summary, documents = (read_object(folder / name, fix=again) for name in (SUMMARY, HELD_OUT))
     return Trained(steps, seed, folder, summary, documents)

@@ -11,11 +11,11 @@ from typing import Any
 
 from smolmoe.core.files import write_json
 from smolmoe.core.folders import move_into_place
-from smolmoe.core.json_text import BAD_FILE, read_json
+from smolmoe.core.json_text import BAD_FILE, read_json, read_rows
 from smolmoe.evaluation.held_out import DocumentLosses
 from smolmoe.training.checkpoints import FOLDER, PREFIX, problem_of
 from smolmoe.training.folder import BEST, HELD_OUT_BEFORE, MODEL
-from smolmoe.training.metrics import FILE, read_metrics
+from smolmoe.training.metrics import FILE
 from smolmoe.training.saved_state import MANIFEST, NAMES, RUN, STATE, TRAINING_STATE
 
 logger = logging.getLogger(__name__)
@@ -62,7 +62,7 @@ def find_best(run: Path, step: int | None, last: int, summary: Mapping[str, Any]
         last: the run's last step.
         summary: of the complete run.
     """
-    rows = {row["step"]: row for row in read_metrics(run / FILE) if row["kind"] == "held_out" and row["step"]}
+    rows = {row["step"]: row for row in read_rows(run / FILE) if row["kind"] == "held_out" and row["step"]}
     if step not in rows:
         step = min(rows, key=lambda step: float(rows[step]["loss"]), default=last)
     if step == last or step is None:

@@ -57,11 +57,6 @@ class MetricsFile:
         return row
 
 
-def read_metrics(path: Path) -> list[dict[str, Any]]:
-    """The rows of a `metrics.jsonl`, without a truncated last line."""
-    return read_rows(path)
-
-
 def _rows_until(path: Path, step: int) -> list[dict[str, Any]]:
     """The rows of the steps up to this one.
 

@@ -9,10 +9,12 @@ from typing import TYPE_CHECKING, Annotated, Any
 from pydantic import Field
 
 from smolmoe.recipe.bench import BenchRecipe
+from smolmoe.recipe.compare import CompareRecipe
 from smolmoe.recipe.pairs import BATCH_SIZE, MAX_NEW_TOKENS, TEMPLATE, PairsRecipe
 from smolmoe.recipe.resolve import Given, values_of
 from smolmoe.recipe.sweep import SweepRecipe
-from smolmoe.recipe.words import Device, DryRun, Overwrite, RecipeGiven, Seed, Set
+from smolmoe.recipe.verification import VerifyRecipe
+from smolmoe.recipe.words import Device, DryRun, Overwrite, RecipeGiven, Set
 from smolmoe.verbs.signature import Report, said, spells_out, takes
 
 if TYPE_CHECKING:
@@ -26,48 +28,31 @@ if TYPE_CHECKING:
 Paths = str | Path | Sequence[str | Path]
 
 
+@takes(VerifyRecipe, "dense", "moe")
 def verify(
-    dense: Annotated[str | Path, Field(description="folder of the dense model")],
-    moe: Annotated[str | Path, Field(description="folder of the MoE made from it")],
-    *,
-    text: Annotated[
-        Path | None, Field(description="text to measure on, .txt or .jsonl (default: of this Python)")
-    ] = None,
-    device: Device = "cpu",
-    seed: Seed = 0,
-    **options: Any,
+    recipe: VerifyRecipe, *, claim: Mapping[str, Any] | None = None, sequences: int = 6, length: int = 128
 ) -> Verification:
     """Measure an MoE's files against its dense source and claim.
 
-    The command exits with 1 where a check fails.
+    The command exits with 1 if a check fails.
 
     Args:
-        **options: `claim`, `sequences` and `length`, as `smolmoe.verification.verify.verify` takes them.
+        claim, sequences, length: as `smolmoe.verification.verify.verify` takes them.
     """
     from smolmoe.verification.verify import verify as run
 
-    return run(dense, moe, text=text, device=device, seed=seed, **options)
+    return run(**recipe.model_dump(), claim=claim, sequences=sequences, length=length)
 
 
 def compare(
-    models: Annotated[
-        Mapping[str, Paths], Field(description="name and folder of a model or run; several folders are seeds")
-    ],
-    data: Annotated[
-        str | Path, Field(description="held-out text: .jsonl, .parquet, .txt, folder, hub data set, or folder of a run")
-    ],
+    models: Annotated[Mapping[str, Paths], said(CompareRecipe, "models")],
+    data: Annotated[str | Path, said(CompareRecipe, "data")],
     *,
-    by: Annotated[str | None, Field(description="column with the domain (default: one domain)")] = None,
-    tokens: Annotated[
-        int | None, Field(description="maximum number of tokens per domain (default: 20000, or the run's)")
-    ] = None,
-    document_tokens: Annotated[
-        int | None, Field(description="maximum number of tokens per document (default: 1024, or the run's)")
-    ] = None,
-    length: Annotated[
-        int | None, Field(description="maximum sequence length, in tokens (default: 256, or the run's)")
-    ] = None,
-    speed: Annotated[bool, Field(description="latency, tokens per second and memory")] = True,
+    by: Annotated[str | None, said(CompareRecipe, "by")] = None,
+    tokens: Annotated[int | None, said(CompareRecipe, "tokens")] = None,
+    document_tokens: Annotated[int | None, said(CompareRecipe, "document_tokens")] = None,
+    length: Annotated[int | None, said(CompareRecipe, "length")] = None,
+    speed: Annotated[bool, said(CompareRecipe, "speed")] = True,
     tasks: Annotated[
         str | Path | None, Field(description="task file (.yaml) or folder for lm-evaluation-harness")
     ] = None,
@@ -101,21 +86,15 @@ def compare(
 
 
 @takes(BenchRecipe, "model")
-def bench(recipe: BenchRecipe, *, settings: Any = None, report: Report | None = None) -> BenchResult:
-    """Measure parameters, FLOPs, latency, throughput and memory.
-
-    Args:
-        settings: a `BenchSettings`, instead of the fields from `batch_sizes` to `seed`.
-    """
-    from smolmoe.core.files import check_parent, write_json
+def bench(recipe: BenchRecipe, *, report: Report | None = None) -> BenchResult:
+    """Measure parameters, FLOPs, latency, throughput and memory."""
+    from smolmoe.core.files import check_parent
     from smolmoe.evaluation.bench.run import bench as run
-    from smolmoe.results.bench import BenchSettings
 
     check_parent(recipe.out)
-    asked = recipe.model_dump(exclude={"model", "against", "out"})
-    found = run(recipe.model, against=recipe.against, settings=settings or BenchSettings(**asked), report=report)
+    found = run(recipe, report=report)
     if recipe.out is not None:
-        write_json(recipe.out, found.to_json())
+        found.write(recipe.out)
     return found
 
 

@@ -10,6 +10,7 @@ from pydantic import Field
 
 from smolmoe.recipe.probe import ProbeTextRecipe
 from smolmoe.recipe.select import SelectRecipe
+from smolmoe.recipe.verification import DoctorRecipe
 from smolmoe.recipe.words import Device, Overwrite, Seed
 from smolmoe.verbs.signature import Report, said, takes
 
@@ -20,30 +21,23 @@ if TYPE_CHECKING:
     from smolmoe.verification.doctor import Diagnosis
 
 
-def doctor(
-    moe: Annotated[str | Path, Field(description="folder of any transformers MoE")],
-    *,
-    data: Annotated[Path | None, Field(description="text to examine it on (default: of this Python)")] = None,
-    device: Device = "cpu",
-    seed: Seed = 0,
-    sequences: int = 8,
-    length: int = 128,
-) -> Diagnosis:
+@takes(DoctorRecipe, "moe")
+def doctor(recipe: DoctorRecipe, *, sequences: int = 8, length: int = 128) -> Diagnosis:
     """Find routers and experts that would waste a training run.
 
     The command exits with 1 if an error is found, and with 0 for warnings and information only.
     """
     from smolmoe.verification.doctor import doctor as run
 
-    return run(moe, data=data, device=device, seed=seed, sequences=sequences, length=length)
+    return run(**recipe.model_dump(), sequences=sequences, length=length)
 
 
 @takes(ProbeTextRecipe, "model", "data", "out")
 def probe(recipe: ProbeTextRecipe, *, overwrite: Overwrite = False, report: Report | None = None) -> ProbeResult:
     """Measure what each expert of an MoE specialises in."""
-    from smolmoe.probing.run import probe_text
+    from smolmoe.probing.run import probe as run
 
-    return probe_text(recipe, overwrite=overwrite, report=report)
+    return run(recipe, overwrite=overwrite, report=report)
 
 
 def route(

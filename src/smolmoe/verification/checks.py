@@ -1,17 +1,17 @@
-"""From measurements to a verdict: which checks a claim implies, and whether they hold."""
+"""The checks that a claim implies, and whether they hold."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 
 from smolmoe.core.claim import Claim
-from smolmoe.results.verification import Check, Control, Decoding, Difference, HalfPrecision, Padding
+from smolmoe.results.verification import Check, Verification
 
 # Equivalent computations in fp32 (another batch shape, a KV cache) differ by rounding, far below this share of a logit.
 SELF_TOLERANCE = 1e-4
 # A control this close to the tolerance would mean that the measurement does not distinguish experts.
 CONTROL_FACTOR = 100
-# "rounded" predicts the rounding error from its statistics; twice that is no longer chance.
+# "rounded" predicts the rounding error from its statistics; twice that is not chance.
 ROUNDED_FACTOR = 2
 # Two computations in 16 bits differ from each other by about as much as each does from fp32.
 HALF_FACTOR = 3
@@ -20,32 +20,26 @@ FFN_NOISE = 1e-5
 
 
 def judge(
-    claim: Claim,
-    *,
-    finite: bool,
-    not_finite: Mapping[str, str],
-    same_tokens: bool | None,
-    logits: Difference,
-    padding: Padding,
-    decoding: Decoding,
-    control: Control,
-    ffn_error: tuple[float | None, ...],
-    half: HalfPrecision | None,
+    found: Verification, *, finite: bool, not_finite: Mapping[str, str], same_tokens: bool | None
 ) -> tuple[Check, ...]:
     """The checks that every MoE must pass, and those of its claim.
 
     Args:
-        not_finite: tensors with NaN or infinity, and how much of which file.
+        found: the measurements, without checks.
+        finite: every logit of the MoE is finite.
+        not_finite: tensors with NaN or infinity, and their extent.
+        same_tokens: both tokenizers agree; None if the dense model has none.
     """
-    checks = [_weights(not_finite), *_sanity(finite, same_tokens, logits, padding, decoding)]
+    claim, half = found.claim, found.half
+    checks = [_weights(not_finite), *_sanity(found, finite, same_tokens)]
     if claim.kind == "exact":
-        checks += _exact(claim, logits, padding, decoding, control)
-    # Split groups are another function for the tokens concerned, which such a claim says.
+        checks += _exact(found)
+    # With incomplete groups the affected tokens get another function, as such a claim states.
     if claim.kind in ("exact", "rounded") and half is not None and not half.incomplete_groups:
         meaning = f"Computed in {half.dtype}, the two differ on average by no more than rounding explains."
         checks.append(_at_most(half.dtype, half.mean_abs, HALF_FACTOR * half.noise_mean_abs, meaning))
     if claim.kind in ("rounded", "deviates"):
-        checks += _ffn(claim, ffn_error)
+        checks += _ffn(claim, found.ffn_error)
     return tuple(checks)
 
 
@@ -56,23 +50,18 @@ def _weights(not_finite: Mapping[str, str]) -> Check:
     return Check("weights", not not_finite, float(len(not_finite)), 0.0, meaning)
 
 
-def _sanity(
-    finite: bool, same_tokens: bool | None, logits: Difference, padding: Padding, decoding: Decoding
-) -> list[Check]:
-    limit = SELF_TOLERANCE * logits.max_logit
+def _sanity(found: Verification, finite: bool, same_tokens: bool | None) -> list[Check]:
+    limit = SELF_TOLERANCE * found.logits.max_logit
     checks = [
         Check("finite", finite, float(not finite), 0.0, "Every logit of the MoE is finite."),
         _at_most(
             "padding (itself)",
-            max(padding.left_self, padding.right_self),
+            max(found.padding.left_self, found.padding.right_self),
             limit,
             "Padding a batch does not change the MoE's logits at real tokens.",
         ),
         _at_most(
-            "cache (itself)",
-            decoding.max_abs_self,
-            limit,
-            "The KV cache does not change the MoE's logits.",
+            "cache (itself)", found.decoding.max_abs_self, limit, "The KV cache does not change the MoE's logits."
         ),
     ]
     if same_tokens is not None:
@@ -81,9 +70,10 @@ def _sanity(
     return checks
 
 
-def _exact(claim: Claim, logits: Difference, padding: Padding, decoding: Decoding, control: Control) -> list[Check]:
-    limit = claim.tolerance * logits.max_logit
-    # Where the dense model itself is undecided by less than the tolerance on both sides, either token is right.
+def _exact(found: Verification) -> list[Check]:
+    logits, padding, decoding, control = found.logits, found.padding, found.decoding, found.control
+    limit = found.claim.tolerance * logits.max_logit
+    # If the dense model prefers one token to another by less than twice the tolerance, either token is correct.
     close_call = decoding.margin is not None and decoding.margin <= 2 * limit
     return [
         _at_most("logits", logits.max_abs, limit, "The MoE's logits equal the dense model's."),

@@ -1,4 +1,4 @@
-"""What the doctor looks at: gradients, loads, copies, ties, causality, padding. Measured, not judged."""
+"""The measurements of the doctor: gradients, loads, copies, ties, causality, padding."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from smolmoe.moe.structure import expert_parameters, find_layers
 from smolmoe.verification.logits import before_first_close_call, largest, next_token_losses
 from smolmoe.verification.sample import Side, padded, plain, real_positions
 
-# Whether the auxiliary loss is in the graph shows on a few tokens as on many.
+# A few tokens show whether the auxiliary loss is in the graph.
 AUX_TOKENS = 32
 
 
@@ -26,15 +26,15 @@ class LayerVitals:
 
     Attributes:
         experts, top_k: E and K.
-        router_gradient, expert_gradient: norms of the language-model loss's gradient of their weights.
-        aux_gradient: norm of the auxiliary loss's gradient of the router's weights, None where there is no such loss.
-        load: [E], share of all choices that fell on each expert.
+        router_gradient, expert_gradient: gradient norms of the language-model loss with respect to their weights.
+        aux_gradient: the same of the auxiliary loss for the router's weights, None without such a loss.
+        load: [E], share of each expert in all choices.
         unreached: experts that no token of the sample reached.
-        distinct: how many experts differ from each other in any bit, None where they could not be found.
-        silent: routed experts give zero (their down projections are zero).
+        distinct: number of experts that differ in any bit, None if they could not be found.
+        silent: routed experts output zero (their down projections are zero).
         constant: every token gets the same scores for all experts.
-        tied: share of tokens for which the order of equal scores decided.
-        fixed_gates: every gate is the same number, whatever the token.
+        tied: share of tokens decided by the order of equal scores.
+        fixed_gates: every gate is the same number for all tokens.
     """
 
     layer: int
@@ -57,12 +57,12 @@ class Vitals:
     """The whole model, on `tokens` tokens.
 
     Attributes:
-        not_finite: what is not a finite number: parameter names, "logits", "gradients".
+        not_finite: what is NaN or infinite: parameter names, "logits", "gradients".
         max_logit: largest |logit|.
-        has_aux_loss: the class returns an auxiliary loss when asked for router logits.
-        aux_in_config: the config asks for them, so that the loss enters training.
-        causal: largest change of an earlier logit when later tokens change, close calls of routers left out.
-        padding: largest change of a real token's logit in a padded batch, likewise.
+        has_aux_loss: the class returns an auxiliary loss with router logits.
+        aux_in_config: the config requests router logits, so that the loss is part of training.
+        causal: largest change of an earlier logit when later tokens change, without close calls of routers.
+        padding: largest change of a real token's logit in a padded batch, without close calls.
     """
 
     layers: tuple[LayerVitals, ...]
@@ -76,7 +76,7 @@ class Vitals:
 
 
 def take_vitals(model: Any, sequences: Sequence[torch.Tensor], device: str) -> Vitals:
-    """Measure an MoE, loaded whole in fp32, on token sequences [S_i]."""
+    """Measure an MoE, loaded completely in fp32, on token sequences [S_i]."""
     bad = [name for name, parameter in model.named_parameters() if not bool(torch.isfinite(parameter).all())]
     routers = find_routers(model)
     routings, largest_logit, losses_finite = _language_model_pass(model, sequences, device)
@@ -108,7 +108,7 @@ def _language_model_pass(
     model: Any, sequences: Sequence[torch.Tensor], device: str
 ) -> tuple[dict[int, Routing], float, bool]:
     """Gradients of the mean next-token loss are left on the routers and experts."""
-    # One batch: a backward pass costs the experts' weights, not the tokens.
+    # One batch: the cost of a backward pass depends on the weights, not on the tokens.
     batch = padded(model, sequences, "right", device)
     with _only_moe_gradients(model), RoutingCapture(model) as capture:
         capture.keep = batch["attention_mask"].flatten().bool()
@@ -123,7 +123,7 @@ def _language_model_pass(
 
 @contextmanager
 def _only_moe_gradients(model: Any) -> Iterator[None]:
-    """Gradients of routers and experts only: the others are not looked at, and would double the memory."""
+    """Gradients of routers and experts only: the others are not used, and would double the memory."""
     _, layers = find_layers(model)
     wanted: set[int] = set()
     for index, router in find_routers(model):
@@ -138,7 +138,7 @@ def _only_moe_gradients(model: Any) -> Iterator[None]:
 
 
 def _aux_gradients(model: Any, batch: dict[str, torch.Tensor], routers: list[nn.Module]) -> list[float] | None:
-    """Per router the norm of the auxiliary loss's gradient; None where the class returns no such loss."""
+    """Per router, the gradient norm of the auxiliary loss; None if the class returns no such loss."""
     out = model(**batch, use_cache=False, output_router_logits=True)
     aux = getattr(out, "aux_loss", None)
     if not isinstance(aux, torch.Tensor):
@@ -213,7 +213,7 @@ def _pad_leakage(model: Any, sequences: Sequence[torch.Tensor], device: str) -> 
     sides: tuple[Side, ...] = ("left", "right")
     differences = []
     for side in sides:
-        # Padded with an ordinary token: what is masked must not matter, whatever it is.
+        # Padded with an ordinary token: masked tokens must not matter, whatever they are.
         batch = padded(model, [short, long], side, device, pad=int(long[0]))
         place = real_positions(len(short), len(long), side)
         differences.append(_difference(alone, _logits_and_routing(model, batch, place)))

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import asdict, dataclass, replace
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
+
+from pydantic import computed_field
 
 from smolmoe.core.checkpoint import open_checkpoint
 from smolmoe.core.claim import read_claim
@@ -13,7 +15,7 @@ from smolmoe.core.devices import pick_device
 from smolmoe.core.statistics import enough_tokens, least_share
 from smolmoe.moe.loading import Skeleton, load_model, load_tokenizer
 from smolmoe.moe.routing import RoutingCapture, unread_routers
-from smolmoe.results.verification import as_json
+from smolmoe.results.base import Result
 from smolmoe.verification.checks import SELF_TOLERANCE
 from smolmoe.verification.diagnostics import LayerVitals, Vitals, take_vitals
 from smolmoe.verification.findings import SEVERITIES, Finding, Severity, finding
@@ -22,28 +24,26 @@ from smolmoe.verification.sample import draw_sample
 
 __all__ = ["Diagnosis", "Finding", "Severity", "diagnose", "doctor"]
 
-# Where a router's gradient is zero in exact arithmetic, fp32 leaves about this share of the experts'.
+# If a router's gradient is zero in exact arithmetic, fp32 leaves about this share of the experts' gradient.
 GRADIENT_NOISE = 1e-6
 # A few equal scores are normal with weights of 16 bits.
 TIES = 0.01
 
 
-@dataclass(frozen=True)
-class Diagnosis:
+class Diagnosis(Result):
     """All findings, the worst first, and the measurements behind them."""
 
+    kind: Literal["doctor"] = "doctor"
     model: str
     text: str
     findings: tuple[Finding, ...]
     vitals: Vitals
 
+    @computed_field  # type: ignore[prop-decorator]
     @property
     def worst(self) -> Severity | None:
-        """The worst severity, None where nothing was found."""
+        """The worst severity; None without a finding."""
         return self.findings[0].severity if self.findings else None
-
-    def to_json(self) -> dict[str, Any]:
-        return as_json({"worst": self.worst, **asdict(self)})
 
 
 def doctor(
@@ -67,25 +67,25 @@ def doctor(
     Raises:
         SourceError: the folder holds no model, or a dense one.
         CheckpointError: files missing or corrupt, or tensors that do not fit the config.
-        DataError: `data` is no text.
+        DataError: `data` is not text.
     """
     device = pick_device(device)
     folder = open_checkpoint(moe, field="moe").folder
     skeleton = Skeleton(folder)
-    RoutingCapture(skeleton.model)  # refuses what is no MoE, before its weights are read
+    RoutingCapture(skeleton.model)  # raises for a dense model before the weights are read
     broken = [f"{name} ({said})" for name, said in skeleton.not_finite().items()]
     model = load_model(folder, device=device, finite=False)
     sample = draw_sample(load_tokenizer(folder), model.config, data, count=sequences, length=length, seed=seed)
     vitals = take_vitals(model, sample.sequences, device)
-    if broken:  # in place of the parameters' names in memory: the files, and how much of them
+    if broken:  # instead of parameter names: the files, and the extent
         rest = [name for name in vitals.not_finite if name in ("logits", "gradients")]
         vitals = replace(vitals, not_finite=(*broken, *rest))
     findings = (*diagnose(vitals, read_claim(folder).granularity), *_not_read(model))
-    return Diagnosis(str(folder), sample.origin, _by_severity(findings), vitals)
+    return Diagnosis(model=str(folder), text=sample.origin, findings=_by_severity(findings), vitals=vitals)
 
 
 def diagnose(vitals: Vitals, granularity: int = 1) -> tuple[Finding, ...]:
-    """The findings that the measurements amount to, the worst first.
+    """The findings from the measurements, the worst first.
 
     Args:
         granularity: G experts that share a router row are shards of one FFN, not copies of each other.
@@ -102,7 +102,7 @@ def diagnose(vitals: Vitals, granularity: int = 1) -> tuple[Finding, ...]:
 
 
 def _not_read(model: Any) -> tuple[Finding, ...]:
-    """The finding of the layers whose routers cannot be read, where others can."""
+    """A finding for layers whose routers cannot be read although others can."""
     left_out = unread_routers(model)
     names = ", ".join(sorted({*left_out.values()}))
     return (finding("unread-routers", tuple(left_out), names=names),) if left_out else ()
@@ -113,7 +113,7 @@ def _by_severity(findings: Iterable[Finding]) -> tuple[Finding, ...]:
 
 
 def _codes(layer: LayerVitals, vitals: Vitals, granularity: int) -> list[str]:
-    """What one layer has."""
+    """The codes of the findings of one layer."""
     copies = layer.distinct is not None and layer.distinct <= granularity < layer.experts
     if (same_scores := constant_router(layer.experts, layer.top_k, layer.constant, copies)) is not None:
         return [same_scores]

@@ -1,4 +1,4 @@
-"""What the doctor can find: the words for it, as data."""
+"""The texts of all findings of the doctor, as data."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ SEVERITIES: tuple[Severity, ...] = ("error", "warning", "info")
 
 @dataclass(frozen=True)
 class Finding:
-    """One thing found.
+    """One finding.
 
     Attributes:
         code: its short name, e.g. "zero-router".
@@ -38,7 +38,7 @@ def finding(code: str, layers: tuple[int, ...] = (), *, ratio: float | None = No
     """The finding of this code, its message filled with the numbers measured.
 
     Args:
-        ratio: of a router's gradient to its experts'; None where it is not measured but known to be zero.
+        ratio: of a router's gradient to its experts'; None if known to be zero without a measurement.
     """
     severity, message, meaning, remedy = _WORDS[code]
     said = "zero" if ratio is None else f"{ratio:.0e} of the experts'"

@@ -1,4 +1,4 @@
-"""How far apart two models' outputs are. Pure functions and sums of them; nothing here knows of models."""
+"""The difference between two models' outputs: pure functions of logits and routings, and their sums."""
 
 from __future__ import annotations
 
@@ -10,6 +10,8 @@ import torch.nn.functional as F
 
 from smolmoe.moe.routing import Routing, flipped, margin
 
+CLOSE_CALL = 1e-4  # largest margin of a close call, relative to the layer's largest |score|
+
 
 def next_token_losses(logits: torch.Tensor, ids: torch.Tensor) -> torch.Tensor:
     """[S-1]: -log p of each next token, in nats. Logits [S, V], ids [S]."""
@@ -18,7 +20,7 @@ def next_token_losses(logits: torch.Tensor, ids: torch.Tensor) -> torch.Tensor:
 
 @dataclass
 class Comparison:
-    """Sums over sequences of what one model's logits [S, V] are against a reference's."""
+    """Sums over sequences of the difference between a model's logits [S, V] and a reference's."""
 
     per_sequence: list[float] = field(default_factory=list)
     max_logit: float = 0.0
@@ -41,7 +43,7 @@ class Comparison:
         self.max_logit = max(self.max_logit, reference.abs().max().item())
         self._abs += difference.double().sum().item()
         self._values += difference.numel()
-        # In double precision: a KL of equal distributions must not drown in the sum's own rounding.
+        # In double precision: the KL of equal distributions must not be lost in rounding.
         log_p, log_q = reference.double().log_softmax(-1), other.double().log_softmax(-1)
         self._kl += F.kl_div(log_q, log_p, log_target=True, reduction="sum").item()
         self._agree += int((reference.argmax(-1) == other.argmax(-1)).sum())
@@ -52,7 +54,7 @@ class Comparison:
 
     @property
     def max_abs(self) -> float:
-        # max() would quietly pass over a NaN
+        # max() would ignore a NaN
         return max(self.per_sequence) if self.finite else float("inf")
 
     @property
@@ -78,20 +80,19 @@ class Comparison:
         return self._reference_loss / self._predicted
 
 
-def before_first_close_call(base: Sequence[Routing], other: Sequence[Routing], noise: float = 1e-4) -> torch.Tensor:
+def before_first_close_call(base: Sequence[Routing], other: Sequence[Routing]) -> torch.Tensor:
     """[S] bool: positions of one sequence that no close call of a router has touched in either run.
 
-    A token whose last chosen and first unchosen expert score the same up to rounding may go either way in two
-    equivalent computations; it and every later token then differ, which is not an error. A token that goes another
-    way by a margin above the noise is no close call.
+    If the last chosen and the first unchosen expert of a token score the same up to rounding, two equivalent
+    computations may choose differently; the token and every later one then differ, which is not an error. A different
+    choice by a margin above the noise is not a close call.
 
     Args:
         base, other: each layer's routing of the same S tokens in two runs.
-        noise: largest margin of a close call, relative to the layer's largest |score|.
     """
     touched = torch.zeros(len(base[0].indices), dtype=torch.bool)
     for a, b in zip(base, other, strict=True):
-        close = margin(a) <= noise * a.scores.abs().max()
+        close = margin(a) <= CLOSE_CALL * a.scores.abs().max()
         touched |= (flipped(a, b) & close).cpu()
     return touched.cumsum(0) == 0
 

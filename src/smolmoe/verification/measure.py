@@ -1,4 +1,4 @@
-"""The runs that a verification consists of, one model in memory at a time."""
+"""The runs of a verification, one model in memory at a time."""
 
 from __future__ import annotations
 
@@ -34,14 +34,14 @@ class FfnTrace:
     outputs: dict[int, list[torch.Tensor]] = field(default_factory=dict)
 
     def forget(self) -> None:
-        """Give the memory back."""
+        """Release the memory."""
         self.inputs.clear()
         self.outputs.clear()
 
 
 @dataclass(frozen=True)
 class DenseRun:
-    """Everything of the dense model that the MoE is measured against."""
+    """The outputs of the dense model that the MoE is compared with."""
 
     logits: list[torch.Tensor]
     ffn: FfnTrace
@@ -50,15 +50,15 @@ class DenseRun:
 
 @dataclass(frozen=True)
 class MoeRun:
-    """The MoE against the dense model, and against itself.
+    """The MoE compared with the dense model, and with itself.
 
     Attributes:
         plain: one sequence at a time.
         padded: side -> largest |difference| of a padded batch's logits at real tokens from the dense model's.
-        padded_self: the same from the MoE's own unpadded logits, close calls of the router left out.
+        padded_self: the same from the MoE's unpadded logits, without close calls of the router.
         decoded: greedy decoding with the KV cache.
-        cached_self: largest |difference| of the cached logits from the MoE's own uncached ones.
-        ffn_error: per layer ||moe_ffn(x) - dense_ffn(x)|| / ||dense_ffn(x)||, None where a layer has no FFN module.
+        cached_self: largest |difference| of the cached logits from the MoE's uncached ones.
+        ffn_error: per layer ||moe_ffn(x) - dense_ffn(x)|| / ||dense_ffn(x)||, None for a layer without an FFN module.
         routing: each MoE layer's decisions on the plain sequences, in order.
     """
 
@@ -78,7 +78,7 @@ def run_dense(
     new_tokens: int,
     device: str,
 ) -> DenseRun:
-    """The dense model on each sequence [S_i] by itself, and decoding after the prompts."""
+    """Run the dense model on each sequence [S_i] separately, and decode after the prompts."""
     trace = FfnTrace()
     with _tracing(streamed, trace):
         logits = [batch[0] for batch in streamed.logits([plain(sequence, device) for sequence in sequences])]
@@ -92,7 +92,7 @@ def run_moe(
     prompts: Sequence[torch.Tensor],
     device: str,
 ) -> MoeRun:
-    """The MoE on the same: each sequence by itself, padded on either side, and decoding."""
+    """Run the MoE on the same: each sequence separately, padded on either side, and decoding."""
     count = len(sequences)
     batches = [plain(sequence, device) for sequence in sequences]
     batches += [padded(streamed.model, sequences, side, device) for side in SIDES]
@@ -118,7 +118,7 @@ def run_moe(
 def run_plain(
     streamed: StreamedModel, reference: Sequence[torch.Tensor], sequences: Sequence[torch.Tensor], device: str
 ) -> Comparison:
-    """Only each sequence by itself, against the reference logits."""
+    """Run each sequence separately, and compare with the reference logits."""
     comparison = Comparison()
     batches = [plain(sequence, device) for sequence in sequences]
     for index, logits in enumerate(streamed.logits(batches)):
@@ -130,7 +130,7 @@ def decode(streamed: StreamedModel, prompts: Sequence[torch.Tensor], new_tokens:
     """Exactly `new_tokens` greedy tokens after each prompt [S_i], by the model's own `generate`, padded on the left."""
     from transformers import GenerationConfig
 
-    # What the checkpoint's generation config asks for (an end token, penalties) would blur the comparison.
+    # The checkpoint's generation config (an end token, penalties) would distort the comparison.
     streamed.model.generation_config = GenerationConfig()
     settings = GenerationConfig(
         max_new_tokens=new_tokens,
@@ -167,7 +167,7 @@ def expert_names(model: Any) -> list[str]:
 def _decode_both_ways(
     streamed: StreamedModel, prompts: Sequence[torch.Tensor], new_tokens: int, device: str
 ) -> tuple[Decoded, float]:
-    """Decode with the KV cache, then give the whole text at once; the largest |difference| of the logits."""
+    """Decode with the KV cache, then run the whole text at once; the largest |difference| of the logits."""
     with RoutingCapture(streamed.model) as cached:
         decoded = decode(streamed, prompts, new_tokens, device)
     whole = [torch.cat([prompt, new.cpu()]) for prompt, new in zip(prompts, decoded.tokens, strict=True)]
@@ -203,7 +203,7 @@ def _joined(parts: Sequence[Routing]) -> Routing:
 
 
 def _plain_call(capture: RoutingCapture, layer: int, index: int, sequence: torch.Tensor) -> Routing:
-    # The call also saw the dense model's inputs, behind the MoE's own.
+    # The call also contains the dense model's inputs, after the MoE's.
     return capture.calls(layer)[index].at(slice(0, len(sequence)))
 
 

@@ -18,7 +18,7 @@ logger = logging.getLogger(__name__)
 
 
 def constant_router(experts: int, top_k: int, constant: bool, copies: bool) -> str | None:
-    """The code of what it means that a router gives all experts the same score, or None where it does not.
+    """The finding for a router that gives all experts the same score; None if it does not.
 
     Args:
         constant: every token gets the same scores for all experts.
@@ -32,7 +32,7 @@ def constant_router(experts: int, top_k: int, constant: bool, copies: bool) -> s
 
 
 def fixed_gates(top_k: int, fixed: bool, balanced: bool) -> str | None:
-    """The code of what it means that a token's one gate is always the same number, or None where it is not.
+    """The finding for a single gate that is always the same number; None if it is not.
 
     Args:
         balanced: another loss than the language model's moves the router.
@@ -43,14 +43,9 @@ def fixed_gates(top_k: int, fixed: bool, balanced: bool) -> str | None:
 
 
 def findings_at_start(
-    model: Any,
-    objective: ObjectiveRecipe,
-    routing: RoutingRecipe,
-    *,
-    guided: bool = False,
-    granularity: int = 1,
+    model: Any, objective: ObjectiveRecipe, routing: RoutingRecipe, *, guided: bool = False, granularity: int = 1
 ) -> tuple[Finding, ...]:
-    """What of these the doctor would say of a model that is about to be trained, from its config and its weights.
+    """The findings on routers that the doctor would report on a model before its training, from config and weights.
 
     Args:
         model: loaded, or on meta (then nothing is reported about weights).
@@ -78,7 +73,7 @@ def findings_at_start(
 
 
 def tell(findings: Sequence[Finding]) -> None:
-    """Log them: what is wrong as a warning, the rest for information."""
+    """Log them: errors and warnings as warnings, the rest as information."""
     for found in findings:
         logger.log(logging.INFO if found.severity == "info" else logging.WARNING, "%s", found)
 
@@ -92,5 +87,5 @@ def _is_constant(router: Any) -> bool:
 
 
 def _are_copies(stacks: Mapping[str, torch.Tensor], granularity: int) -> bool:
-    """Whether each expert is what the one `granularity` places before it is."""
+    """Whether each expert equals the expert `granularity` places before it."""
     return bool(stacks) and all(torch.equal(stack[granularity:], stack[:-granularity]) for stack in stacks.values())

@@ -17,7 +17,7 @@ Side = Literal["left", "right"]
 
 @dataclass(frozen=True)
 class Sample:
-    """Token sequences [S_i] of unequal lengths, and where they are from."""
+    """Token sequences [S_i] of unequal lengths, and their source."""
 
     sequences: list[torch.Tensor]
     origin: str
@@ -33,14 +33,14 @@ def draw_sample(
     """`count` sequences of at most `length` tokens of real text.
 
     Args:
-        tokenizer: the model's, or None: then the tokens are random, for there is no telling what they stand for.
-        config: the model's, for its vocabulary and context.
+        tokenizer: the model's; with None the tokens are random.
+        config: the model's, for vocabulary and context.
         text: a file of documents; None for text from this Python installation.
-        reserve: tokens of the context to leave free after each sequence.
+        reserve: tokens of the context to keep free after each sequence.
 
     Raises:
         RequestError: count or length too small.
-        DataError: `text` is no text.
+        DataError: `text` is not text.
     """
     if count < 1:
         raise RequestError("at least one sequence is needed.", field="sequences", value=count)
@@ -73,7 +73,7 @@ def plain(sequence: torch.Tensor, device: str) -> dict[str, torch.Tensor]:
 def padded(
     model: torch.nn.Module, sequences: Sequence[torch.Tensor], side: Side, device: str, *, pad: int = 0
 ) -> dict[str, torch.Tensor]:
-    """Sequences [S_i] as one batch [B, S], with its mask and, where the model takes them, its positions."""
+    """Sequences [S_i] as one batch [B, S], with the mask and, if the model takes them, positions."""
     longest = max(len(sequence) for sequence in sequences)
     ids = torch.full((len(sequences), longest), pad)
     mask = torch.zeros_like(ids)
@@ -88,7 +88,7 @@ def padded(
 
 
 def real_positions(length: int, longest: int, side: Side) -> slice:
-    """Where the real tokens are in a padded row."""
+    """The place of the real tokens in a padded row."""
     return slice(longest - length, longest) if side == "left" else slice(0, length)
 
 

@@ -1,4 +1,4 @@
-"""A model in a process of its own, for `bench`."""
+"""A model in a separate process, for `bench`."""
 
 from __future__ import annotations
 
@@ -6,20 +6,28 @@ import multiprocessing
 import time
 from collections.abc import Callable
 from contextlib import suppress
-from typing import TYPE_CHECKING, Any
+from multiprocessing.connection import Connection
+from typing import Any
 
+import torch
+
+from smolmoe.core.devices import pick_device
 from smolmoe.errors import RequestError, SmolmoeError
+from smolmoe.evaluation.flops import count_flops
+from smolmoe.evaluation.memory import PeakMemory
+from smolmoe.evaluation.speed import Reading, check_speed, read_speed
+from smolmoe.inference.decoding import fast_decoding
+from smolmoe.moe.gating import gate_spec
+from smolmoe.moe.kernels.register import set_experts
+from smolmoe.moe.loading import Skeleton, load_model
+from smolmoe.moe.routing import find_routers
+from smolmoe.moe.size import size_of
 from smolmoe.results.bench import BenchSettings, Bytes, ModelFacts, Sizes
-
-if TYPE_CHECKING:
-    from multiprocessing.connection import Connection
-
-    from smolmoe.evaluation.speed import Reading
-    from smolmoe.results.flops import FlopCounts
+from smolmoe.results.flops import FlopCounts
 
 
 class Worker:
-    """A model in a process of its own, which does what it is told and nothing meanwhile."""
+    """A model in a separate process, which is idle between requests."""
 
     def __init__(self, name: str, settings: BenchSettings):
         context = multiprocessing.get_context("spawn")
@@ -30,12 +38,12 @@ class Worker:
         theirs.close()
 
     def ready(self) -> None:
-        """Wait for the model; raise what would be raised later on, before anything is measured."""
+        """Wait for the model; raise errors before anything is measured."""
         self.facts: ModelFacts = self._answer(None)
         self.ask("check")
 
     def ask(self, what: str, *arguments: Any) -> Any:
-        with suppress(OSError):  # it has ended: what it last said, or that it said nothing, is the answer
+        with suppress(OSError):  # the process has ended: its last message, or its silence, is the answer
             self._pipe.send((what, *arguments))
         return self._answer(arguments[0] if arguments else None)
 
@@ -44,7 +52,7 @@ class Worker:
             answer = self._pipe.recv()
         except (EOFError, OSError) as error:
             raise RequestError(
-                "the process that ran the model ended, as the system does to one that takes too much memory.",
+                "the process that ran the model ended; the system kills a process that uses too much memory.",
                 field="model" if size is None else "batch_sizes",
                 value=self._name if size is None else size,
                 fix="Use smaller batches, or a smaller number type.",
@@ -62,7 +70,7 @@ class Worker:
 
 
 def _serve(pipe: Connection, name: str, settings: BenchSettings) -> None:
-    """In the process of a model: load it, then answer until nobody asks."""
+    """In the process of a model: load it, then answer until the pipe is closed."""
     try:
         model, facts = _load(name, settings)
         pipe.send(facts)
@@ -73,21 +81,11 @@ def _serve(pipe: Connection, name: str, settings: BenchSettings) -> None:
         pipe.send(error)
     except (EOFError, BrokenPipeError):
         return
-    except Exception as error:  # is raised where it was asked for; not every exception can be sent
+    except Exception as error:  # raised in the process that asked; not every exception can be sent
         pipe.send(RuntimeError(f"{type(error).__name__}: {error}"))
 
 
 def _load(name: str, settings: BenchSettings) -> tuple[Any, ModelFacts]:
-    import torch
-
-    from smolmoe.core.devices import pick_device
-    from smolmoe.evaluation.memory import PeakMemory
-    from smolmoe.moe.gating import gate_spec
-    from smolmoe.moe.kernels.register import set_experts
-    from smolmoe.moe.loading import Skeleton, load_model
-    from smolmoe.moe.routing import find_routers
-    from smolmoe.moe.size import size_of
-
     if settings.threads is not None:
         torch.set_num_threads(settings.threads)
     pick_device(settings.device)
@@ -118,16 +116,11 @@ def _load(name: str, settings: BenchSettings) -> tuple[Any, ModelFacts]:
 
 
 def _check(model: Any, settings: BenchSettings) -> None:
-    from smolmoe.evaluation.speed import check_speed
-
     for size in settings.batch_sizes:
         check_speed(model.config, size, settings.prompt_tokens, settings.new_tokens)
 
 
 def _read(model: Any, settings: BenchSettings, batch_size: int, new_tokens: int) -> Reading:
-    from smolmoe.evaluation.speed import read_speed
-    from smolmoe.inference.decoding import fast_decoding
-
     with fast_decoding(model):
         return read_speed(
             model,
@@ -139,8 +132,6 @@ def _read(model: Any, settings: BenchSettings, batch_size: int, new_tokens: int)
 
 
 def _flops(model: Any, settings: BenchSettings) -> FlopCounts:
-    from smolmoe.evaluation.flops import count_flops
-
     return count_flops(model, length=settings.prompt_tokens, train=settings.train, seed=settings.seed)
 
 

@@ -1,7 +1,7 @@
-"""What a model costs, and beside another: parameters, FLOPs, seconds, memory.
+"""What a model costs, alone or compared with another: parameters, FLOPs, seconds, memory.
 
-Every model has a process of its own, so that memory is its own; two take turns, batch by batch, so that a slow moment
-of the machine hits both. They run as `smolmoe generate` runs them.
+Each model runs in a separate process, so that its memory is measured alone. Two models take turns, batch by batch, so
+that a slow moment of the machine affects both. They run as `smolmoe generate` runs them.
 """
 
 from __future__ import annotations
@@ -10,55 +10,44 @@ import os
 import platform
 import statistics
 from collections.abc import Sequence
-from dataclasses import replace
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
+
+import torch
 
 from smolmoe.core.checkpoint import open_checkpoint
 from smolmoe.core.devices import device_name, pick_device
-from smolmoe.core.progress import Progress
+from smolmoe.core.progress import Progress, silent
 from smolmoe.evaluation.bench.process import Worker
+from smolmoe.evaluation.speed import Reading, summarise
+from smolmoe.recipe.bench import BenchRecipe
 from smolmoe.results.bench import BatchRatios, BenchResult, BenchSettings, ModelBench, ModelFacts, Ratio
-
-if TYPE_CHECKING:
-    from smolmoe.evaluation.speed import Reading
-    from smolmoe.results.flops import FlopCounts
+from smolmoe.results.flops import FlopCounts
 
 WARM_UP_TOKENS = 3
 
 
-def bench(
-    model: str | Path,
-    *,
-    against: str | Path | None = None,
-    settings: BenchSettings | None = None,
-    report: Progress | None = None,
-) -> BenchResult:
-    """Measure one model, or two in turns.
-
-    Args:
-        model, against: folder or hub id of a causal LM, dense or MoE; no remote code is run.
+def bench(recipe: BenchRecipe, *, report: Progress | None = None) -> BenchResult:
+    """Measure one model, or two in turns; no remote code is run.
 
     Raises:
-        RequestError: a value out of its range, more tokens than a model has positions, no such device.
+        RequestError: more tokens than a model has positions, or no such device.
         SourceError, CheckpointError: no such model, or its files are missing or corrupt.
     """
-    settings = settings or BenchSettings()
-    settings.check()
-    settings = replace(settings, device=pick_device(settings.device))
-    names = [str(name) for name in (model, against) if name is not None]
-    for field, name in zip(("model", "against"), names, strict=False):
+    settings = recipe.settings.model_copy(update={"device": pick_device(recipe.device)})
+    names = {field: name for field in ("model", "against") if (name := getattr(recipe, field)) is not None}
+    for field, name in names.items():
         open_checkpoint(name, field=field)
+    report = report or silent
     workers: list[Worker] = []
     try:
-        for at, name in enumerate(names):
-            _say(report, "Loading", at, len(names))
+        for at, name in enumerate(names.values()):
+            report("Loading", at, len(names))
             workers.append(Worker(name, settings))
             workers[-1].ready()
         readings = _take_turns(workers, settings, report)
         flops = []
         for at, worker in enumerate(workers):
-            _say(report, "Counting FLOPs", at, len(workers))
+            report("Counting FLOPs", at, len(workers))
             flops.append(worker.ask("flops"))
     finally:
         for worker in workers:
@@ -66,22 +55,17 @@ def bench(
     return _result(settings, [worker.facts for worker in workers], flops, readings)
 
 
-def _say(report: Progress | None, stage: str, done: int, total: int) -> None:
-    if report is not None:
-        report(stage, done, total)
-
-
 Readings = list[dict[int, list["Reading"]]]
 
 
-def _take_turns(workers: Sequence[Worker], settings: BenchSettings, report: Progress | None) -> Readings:
-    """For each model the readings of each batch size, round by round; the first round warms up."""
+def _take_turns(workers: Sequence[Worker], settings: BenchSettings, report: Progress) -> Readings:
+    """For each model the readings of each batch size, by round; the first round is a warm-up."""
     found: Readings = [{size: [] for size in settings.batch_sizes} for _ in workers]
     total = len(settings.batch_sizes) * (settings.rounds + 1)
     done = 0
     for size in sorted(settings.batch_sizes):
         for number in range(settings.rounds + 1):
-            _say(report, "Measuring", done, total)
+            report("Measuring", done, total)
             order = list(enumerate(workers))
             for at, worker in order if number % 2 else reversed(order):
                 new_tokens = settings.new_tokens if number else min(WARM_UP_TOKENS, settings.new_tokens)
@@ -95,8 +79,6 @@ def _take_turns(workers: Sequence[Worker], settings: BenchSettings, report: Prog
 def _result(
     settings: BenchSettings, facts: list[ModelFacts], flops: list[FlopCounts], readings: Readings
 ) -> BenchResult:
-    from smolmoe.evaluation.speed import summarise
-
     models = tuple(
         ModelBench(
             **vars(fact),
@@ -115,7 +97,7 @@ def _result(
 
 
 def batch_ratios(size: int, first: Sequence[Reading], second: Sequence[Reading], of_bytes: float) -> BatchRatios:
-    """The first over the second, round by round."""
+    """The first model divided by the second, by round."""
     waits = [a.first_token / b.first_token for a, b in zip(first, second, strict=True)]
     tokens = [statistics.median(a.tokens) / statistics.median(b.tokens) for a, b in zip(first, second, strict=True)]
     peaks = [max(reading.peak_bytes for reading in readings) for readings in (first, second)]
@@ -135,9 +117,7 @@ def _ratio(values: Sequence[float]) -> Ratio:
 
 
 def machine(settings: BenchSettings) -> dict[str, Any]:
-    """What it was measured on."""
-    import torch
-
+    """The machine that it was measured on."""
     threads = settings.threads or torch.get_num_threads()
     return {
         "processor": device_name(settings.device),

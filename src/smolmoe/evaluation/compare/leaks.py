@@ -1,4 +1,4 @@
-"""Whether models were trained on the text that they are judged by."""
+"""Whether models were trained on the text that they are compared on."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ OnText = Callable[[str], None]
 
 
 class LeakSearch:
-    """Looks for judged documents among what checkpoints were trained on; each training text is read once.
+    """Searches the training text of checkpoints for the held-out documents; each training text is read once.
 
-    A document is found where its text is the same, whole. What a run's own rule held out is not counted.
+    A document is found if its whole text is the same. Documents that a run held out by its rule are not counted.
     """
 
     def __init__(self, text: JudgedText, on_text: OnText | None = None):
@@ -31,10 +31,10 @@ class LeakSearch:
         self._known: dict[str, tuple[frozenset[str], tuple[str, ...]]] = {}
 
     def leak(self, texts: Sequence[TrainingText] | None) -> Leak:
-        """Of a checkpoint with its ancestors.
+        """The leak of a checkpoint with its ancestors.
 
         Args:
-            texts: what they were trained on; None where it is not on record.
+            texts: their training texts; None if not on record.
         """
         if texts is None:
             return Leak(0, 0, None)
@@ -70,7 +70,7 @@ class LeakSearch:
         return frozenset(found - held), (*unread, *unread_too)
 
     def _met(self, sources: Iterable[SourceRecipe], text: TrainingText) -> tuple[set[str], tuple[str, ...]]:
-        """The judged documents in these sources, and the sources that cannot be read here."""
+        """The held-out documents in these sources, and the sources that cannot be read here."""
         met: set[str] = set()
         unread = []
         for recipe in sources:
@@ -86,7 +86,7 @@ class LeakSearch:
 
 
 def _open(recipe: SourceRecipe, text: TrainingText) -> Source | None:
-    """None of what lies on the hub, or no longer anywhere: nothing is downloaded to be looked through."""
+    """None for a source on the hub or one that no longer exists: nothing is downloaded for the search."""
     if recipe.preset == EMBEDDED:
         return open_source(recipe, quiet=True)
     found = None if recipe.path is None else nearby(recipe.path, text.near)

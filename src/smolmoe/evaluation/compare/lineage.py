@@ -1,4 +1,4 @@
-"""How a checkpoint came about, from what was written beside it and beside its ancestors."""
+"""The history of a checkpoint, from the records next to it and next to its ancestors."""
 
 from __future__ import annotations
 
@@ -21,16 +21,16 @@ SUMMARY = "summary.json"
 MODEL = "model"
 CHECKPOINT = "checkpoint-"
 
-TokenCost = Callable[[Path, int], float]  # training FLOPs a token of the model in a folder, in sequences of a length
+TokenCost = Callable[[Path, int], float]  # training FLOPs per token of the model in a folder, for a sequence length
 
 
 @dataclass(frozen=True)
 class TrainingText:
-    """What an ancestor was trained on.
+    """The training text of an ancestor.
 
     Attributes:
-        label: what to call it.
-        recipe: None where it is on record, but not as a corpus.
+        label: its name.
+        recipe: None if it is recorded, but not as a corpus.
         near: the folder of that ancestor; paths of the recipe may be relative to one above it.
     """
 
@@ -41,15 +41,15 @@ class TrainingText:
 
 @dataclass(frozen=True)
 class Lineage:
-    """A checkpoint and its ancestors, as far as they are on record; those of the base are left to the base.
+    """A checkpoint and its recorded ancestors, without those of the base.
 
     Attributes:
         folders: of the checkpoints, this one first.
-        tokens, flops: trained on in all of them; None where it is not on record.
-        texts: what they were trained on; None where nothing is on record.
+        tokens, flops: of the training of all of them; None if not on record.
+        texts: their training texts; None if not on record.
         reaches_base: whether the base is an ancestor (or this checkpoint).
         seed: of this checkpoint.
-        hashes: of this checkpoint and of all that is on record as what it was made of, found or not.
+        hashes: of this checkpoint and of all its recorded sources, found or not.
     """
 
     folders: tuple[Path, ...]
@@ -61,7 +61,7 @@ class Lineage:
     hashes: frozenset[str]
 
     def training(self, base: str) -> Training | None:
-        """The tokens and FLOPs, where they are on record."""
+        """The tokens and FLOPs, if they are on record."""
         if not self.tokens or self.flops is None:
             return None
         stages = tuple(_name(folder) for folder in reversed(self.folders))
@@ -70,7 +70,7 @@ class Lineage:
 
 @dataclass(frozen=True)
 class _Stage:
-    """What one folder records: its own training, and the (name, sha256) of what it was made of."""
+    """The record of one folder: its training, and the (name, sha256) of its sources."""
 
     tokens: int | None
     flops: float | None
@@ -79,9 +79,9 @@ class _Stage:
 
 
 def read_lineage(folder: Path, sha256: str, base: str | None, token_cost: TokenCost) -> Lineage:
-    """Follow a checkpoint's records back to the base, or to where they end.
+    """Follow a checkpoint's records back to the base, or as far as they go.
 
-    An ancestor counts only where the files found have the hash on record.
+    An ancestor counts only if the files found have the recorded hash.
 
     Args:
         sha256: of the checkpoint (`fingerprint`).
@@ -115,13 +115,12 @@ def read_lineage(folder: Path, sha256: str, base: str | None, token_cost: TokenC
 
 
 def ancestry(folder: Path, sha256: str) -> frozenset[str]:
-    """The hashes of a checkpoint and of everything that is on record as what it was made of.
+    """The hashes of a checkpoint and of all its recorded sources.
 
-    Two checkpoints belong together, so that one may be measured by the other, where these meet: one is made of the
-    other, or both are made of the same.
+    Two checkpoints are comparable if these sets overlap: one was made from the other, or both from the same source.
 
     Args:
-        sha256: of the checkpoint (`fingerprint`), or of what it is about to be made of.
+        sha256: of the checkpoint (`fingerprint`), or of its future source.
 
     Raises:
         CheckpointError: a smolmoe.json is not readable.
@@ -161,10 +160,10 @@ def _trained(folder: Path, record: Mapping[str, Any], token_cost: TokenCost) -> 
 
 
 def _spent(folder: Path, run: Path, token_cost: TokenCost) -> tuple[int | None, float | None]:
-    """Tokens and FLOPs of a run until this checkpoint."""
-    if folder.name == MODEL and (summary := _json(run / SUMMARY)):
+    """Tokens and FLOPs of a run up to this checkpoint."""
+    if folder.name == MODEL and (summary := record_of(run / SUMMARY)):
         return summary.get("tokens"), summary.get("flops")
-    asked, step = _json(run / RUN), folder.name.removeprefix(CHECKPOINT)
+    asked, step = record_of(run / RUN), folder.name.removeprefix(CHECKPOINT)
     length = asked.get("recipe", {}).get("data", {}).get("length")
     if not step.isdecimal() or length is None or "blocks_a_step" not in asked:
         return None, None
@@ -180,8 +179,8 @@ def _text(folder: Path, data: object) -> TrainingText:
     return TrainingText(_name(folder), recipe, folder)
 
 
-def _json(path: Path) -> dict[str, Any]:
-    """A record; empty where there is none that can be read."""
+def record_of(path: Path) -> dict[str, Any]:
+    """A record; empty if it is missing or unreadable."""
     try:
         found = read_json(path)
     except (OSError, ValueError):
@@ -190,6 +189,6 @@ def _json(path: Path) -> dict[str, Any]:
 
 
 def _name(folder: Path) -> str:
-    """What to call a checkpoint: a run's model is called after the run."""
+    """The name of a checkpoint: a run's model is named after the run."""
     inner = folder.name == MODEL or folder.name.startswith(CHECKPOINT)
     return "/".join(folder.parts[-2:]) if inner else folder.name

@@ -16,8 +16,8 @@ from smolmoe.errors import DataError, RequestError
 from smolmoe.results.comparison import Score
 
 BATCH = 16
-DRAWS = 1000  # of the errors of metrics that are no means
-SEED = 1234  # of the examples before a question, as the harness has it
+DRAWS = 1000  # of the errors of metrics that are not means
+SEED = 1234  # of the few-shot examples, as in the harness
 PACKAGE = "lm_eval"
 _QUIET = ("lm_eval", "datasets", "evaluate")
 
@@ -25,11 +25,10 @@ _QUIET = ("lm_eval", "datasets", "evaluate")
 def load_tasks(path: str | Path) -> dict[str, Any]:
     """The tasks of a file of lm-evaluation-harness, or of all that lie in a folder, by name.
 
-    Relative paths in a task's `dataset_kwargs` are seen from the task file. A task's `!function` runs code that lies
-    beside it.
+    Relative paths in a task's `dataset_kwargs` are relative to the task file. Its `!function` runs code next to it.
 
     Args:
-        path: a `.yaml`, or a folder of them. Tasks that the harness brings itself are not looked for.
+        path: a `.yaml`, or a folder of them. The tasks that come with the harness are not searched.
 
     Raises:
         RequestError: lm-evaluation-harness is not installed.
@@ -69,21 +68,21 @@ def _task_files(manager: Any) -> Sequence[Path]:
 def _load(manager: Any, file: Path) -> Mapping[str, Any]:
     where = file.resolve()
     try:
-        # The harness reads a task's data as the task is made, and sees its paths from the working directory.
+        # The harness reads a task's data when it makes the task, with paths relative to the working directory.
         with contextlib.chdir(where.parent):
             found: Mapping[str, Any] = manager.load([str(where)])["tasks"]
-    except Exception as error:  # yaml, datasets and the harness raise whatever they like; each means a bad file
+    except Exception as error:  # yaml, datasets and the harness raise any class; each means a bad file
         raise DataError(
             f"the task cannot be loaded ({type(error).__name__}: {first_line(error)}).",
             field="tasks",
             value=str(file),
-            fix="See lm-evaluation-harness's guide to task files; paths are seen from the file.",
+            fix="See lm-evaluation-harness's guide to task files; paths are relative to the file.",
         ) from error
     return found
 
 
 def _prepare(task: Any) -> None:
-    """What the harness's own command does to a task before it is run."""
+    """What the harness's command does to a task before it runs."""
     if task.get_config("num_fewshot") is None:
         task.set_config(key="num_fewshot", value=0)
     task.set_fewshot_seed(seed=SEED)
@@ -96,7 +95,7 @@ def score_tasks(model: Any, tokenizer: Any, tasks: Mapping[str, Any]) -> dict[st
         tasks: from `load_tasks`.
 
     Returns:
-        Task -> metric -> score, of one seed. A metric behind a filter of its own is called "metric (filter)".
+        Task -> metric -> score, of one seed. A filtered metric is called "metric (filter)".
 
     Raises:
         DataError: a task's rows do not fit it.
@@ -135,7 +134,7 @@ def _scores(metrics: Mapping[str, Any], higher_is_better: Mapping[str, bool | No
         stderr = metrics.get(f"{name}_stderr,{filtered}")
         known = None if isinstance(stderr, str) or stderr is None else float(stderr)
         label = name if filtered == "none" else f"{name} ({filtered})"
-        # Where a metric does not say, higher is better, as for most.
+        # If a metric does not say, higher is better, as for most.
         yield label, Score(float(value), known, higher_is_better.get(name) is not False, (float(value),))
 
 
@@ -152,7 +151,7 @@ def mean_scores(seeds: Sequence[Mapping[str, Mapping[str, Score]]]) -> dict[str,
 
 @contextlib.contextmanager
 def _quietly() -> Iterator[None]:
-    """Without the harness's advice and its bars, which it draws whatever it is told; errors still come."""
+    """Hide the harness's advice and progress bars, which no option disables; errors are still raised."""
     loggers = [logging.getLogger(name) for name in _QUIET]
     levels = [logger.level for logger in loggers]
     for logger in loggers:

@@ -1,16 +1,14 @@
-"""A model's losses on held-out windows, and how far it says what another model says there."""
+"""A model's losses on held-out windows, and its agreement with another model there."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch.nn.functional import cross_entropy
-from torch.nn.utils.rnn import pad_sequence
 
-from smolmoe.evaluation.held_out import IGNORED, HeldOut
+from smolmoe.evaluation.held_out import IGNORED, HeldOut, batches, token_losses
 
 WINDOWS = 16  # at once
 LOGITS = 1 << 25  # of one model in a batch, so that a large vocabulary does not fill the memory
@@ -23,8 +21,8 @@ class Reading:
     Attributes:
         nll: negative log-likelihood in nats.
         tokens: how many were predicted.
-        same: tokens for which the model and the base find the same one likeliest; None where there was no base.
-        kl: KL(base || model) in nats; None where there was no base.
+        same: tokens whose most likely next token is the same in the base; None without a base.
+        kl: KL(base || model) in nats; None without a base.
     """
 
     nll: tuple[float, ...]
@@ -36,61 +34,37 @@ class Reading:
 def read_held_out(
     model: Any, held_out: HeldOut, *, base: Any | None = None, on_window: Callable[[int], None] | None = None
 ) -> Reading:
-    """What a causal language model makes of every document, beside a base that reads the same tokens.
+    """The losses of a causal language model on every document, and its agreement with a base on the same tokens.
 
-    The losses are those of `document_losses`. Where the base's vocabulary is padded to another size, the two are
+    The losses are those of `document_losses`. If the base's vocabulary is padded to another size, the two models are
     compared on the entries that both have.
 
     Args:
         base: a model with the same tokenizer, on the same device.
-        on_window: told of the windows done.
+        on_window: called with the number of windows done.
     """
-    count = len(held_out.domains)
-    sums = torch.zeros(3, count, dtype=torch.float64)
-    tokens = [0] * count
+    sums = torch.zeros(3, len(held_out.domains), dtype=torch.float64)
+    longest = max(map(len, held_out.windows))
+    at_once = max(1, min(WINDOWS, LOGITS // (model.config.get_text_config().vocab_size * longest)))
     done = 0
     with torch.inference_mode():
-        for chosen in _batches(held_out, model.config.get_text_config().vocab_size):
-            windows = [held_out.windows[index] for index in chosen]
-            inputs, targets = (side.to(model.device) for side in _padded(windows))
+        for chosen, inputs, targets in batches(held_out, at_once, model.device):
             logits = model(input_ids=inputs, use_cache=False).logits.float()
-            found = [_losses(logits, targets)]
+            found = [token_losses(logits, targets)]
             if base is not None:
                 found += _agreement(base(input_ids=inputs, use_cache=False).logits.float(), logits, targets)
             owners = torch.tensor([held_out.owners[index] for index in chosen])
             for row, values in enumerate(found):
                 sums[row].index_add_(0, owners, values.double().sum(dim=1).cpu())
-            for index in chosen:
-                tokens[held_out.owners[index]] += len(held_out.windows[index]) - 1
             done += len(chosen)
             if on_window is not None:
                 on_window(done)
     nll, same, kl = (tuple(row) for row in sums.tolist())
-    return Reading(nll, tuple(tokens), *((None, None) if base is None else (same, kl)))
-
-
-def _batches(held_out: HeldOut, vocabulary: int) -> Iterator[Sequence[int]]:
-    """Windows of like length together."""
-    lengths = [len(window) for window in held_out.windows]
-    order = sorted(range(len(lengths)), key=lengths.__getitem__)
-    at_once = max(1, min(WINDOWS, LOGITS // (vocabulary * max(lengths))))
-    return (order[first : first + at_once] for first in range(0, len(order), at_once))
-
-
-def _padded(windows: Sequence[Sequence[int]]) -> tuple[torch.Tensor, torch.Tensor]:
-    """Inputs and targets [B, S], filled up on the right, where no causal model sees it."""
-    inputs = pad_sequence([torch.tensor(window[:-1]) for window in windows], batch_first=True)
-    targets = pad_sequence([torch.tensor(window[1:]) for window in windows], batch_first=True, padding_value=IGNORED)
-    return inputs, targets
-
-
-def _losses(logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
-    """Nats of each token [B, S]; 0 of padding."""
-    return cross_entropy(logits.transpose(1, 2), targets, ignore_index=IGNORED, reduction="none")
+    return Reading(nll, held_out.document_tokens, *((None, None) if base is None else (same, kl)))
 
 
 def _agreement(base: torch.Tensor, model: torch.Tensor, targets: torch.Tensor) -> list[torch.Tensor]:
-    """Whether the likeliest token is the same, and KL(base || model), of each token [B, S]; 0 of padding."""
+    """Whether the most likely token is the same, and KL(base || model), of each token [B, S]; 0 for padding."""
     shared = min(base.shape[-1], model.shape[-1])
     base, model = base[..., :shared], model[..., :shared]
     is_text = targets != IGNORED

@@ -25,10 +25,10 @@ class Contender:
     """One model to compare.
 
     Attributes:
-        paths: as they were asked for; several are seeds.
+        paths: as requested; several are seeds.
         checkpoints, sha256: of each path.
         tokenizer, tokenizer_hash: of all of them.
-        positions: that the model can read; None where it says no number.
+        positions: the longest context; None if the config does not say.
     """
 
     name: str
@@ -45,18 +45,18 @@ class Contender:
         return sum(file.stat().st_size for file in self.checkpoints[0].files())
 
     def at(self, seed: int) -> int:
-        """Which of its checkpoints stands for a seed: its only one stands for all."""
+        """Its checkpoint for a seed; a single checkpoint is used for all seeds."""
         return seed if len(self.paths) > 1 else 0
 
 
 def open_contenders(models: Mapping[str, Paths]) -> list[Contender]:
-    """Find the models and see that they can be compared.
+    """Find the models and check that they can be compared.
 
     A path is a model's folder, the folder of a run that wrote one, or a hub id.
 
     Raises:
-        RequestError: fewer than two models, one twice, or numbers of seeds that do not go together.
-        SourceError, CheckpointError, HubError: a model cannot be had, or has no tokenizer.
+        RequestError: fewer than two models, the same one twice, or different numbers of seeds.
+        SourceError, CheckpointError, HubError: a model cannot be loaded, or has no tokenizer.
         DataError: a tokenizer has no end-of-text token.
     """
     asked = {name: _listed(name, paths) for name, paths in models.items()}
@@ -65,7 +65,7 @@ def open_contenders(models: Mapping[str, Paths]) -> list[Contender]:
             "there is nothing to compare with.",
             field="models",
             value=", ".join(asked) or "none",
-            fix="Name two models at least: the base first.",
+            fix="Name at least two models, the base first.",
         )
     _check_seeds(asked)
     _check_once(asked, {name: [str(expanded(path).resolve()) for path in asked[name]] for name in asked})
@@ -88,12 +88,12 @@ def _check_seeds(asked: Mapping[str, Sequence[str]]) -> None:
             "the models have different numbers of seeds.",
             field="models",
             value=", ".join(f"{name}: {count}" for name, count in several.items()),
-            fix="Name as many paths of each, in the same order of seeds; a model may also have a single one.",
+            fix="Name the same number of paths for each, in the order of seeds; a model may also have a single path.",
         )
 
 
 def _check_once(asked: Mapping[str, Sequence[str]], keys: Mapping[str, Sequence[str]]) -> None:
-    """Raise RequestError where two paths have the same key."""
+    """Raise RequestError if two paths have the same key."""
     met: dict[str, str] = {}
     for name, paths in asked.items():
         for path, key in zip(paths, keys[name], strict=True):
@@ -103,7 +103,7 @@ def _check_once(asked: Mapping[str, Sequence[str]], keys: Mapping[str, Sequence[
                     f"is the same model as {met[key]}.",
                     field="models",
                     value=said,
-                    fix="Name each model once; seeds are trainings that came out different.",
+                    fix="Name each model once; seeds are different trainings.",
                 )
             met[key] = said
 
@@ -121,10 +121,10 @@ def _open(name: str, paths: tuple[str, ...]) -> Contender:
         other = next((path for path, value in zip(paths, values, strict=True) if value != values[0]), None)
         if other is not None:
             raise RequestError(
-                f"has {what} than {paths[0]}, so it is no other seed of the same model.",
+                f"has {what} than {paths[0]}, so it is not another seed of the same model.",
                 field=name,
                 value=other,
-                fix="Give it a name of its own.",
+                fix="Give it a separate name.",
             )
     positions = getattr(load_config(checkpoints[0].folder).get_text_config(), "max_position_embeddings", None)
     return Contender(name, paths, checkpoints, tuple(map(fingerprint, checkpoints)), found[0], hashes[0], positions)

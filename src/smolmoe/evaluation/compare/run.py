@@ -1,4 +1,4 @@
-"""Models side by side on the same held-out text: what each is worth, what it costs, and who wins at what."""
+"""Models side by side on the same held-out text: quality, cost, and which model wins at what."""
 
 from __future__ import annotations
 
@@ -21,20 +21,16 @@ from smolmoe.core.run_folder import foreign, occupied
 from smolmoe.errors import RequestError
 from smolmoe.evaluation.compare.leaks import LeakSearch
 from smolmoe.evaluation.compare.lineage import read_lineage
+from smolmoe.evaluation.compare.lm_eval import load_tasks, mean_scores, score_tasks
 from smolmoe.evaluation.compare.losses import Reading, read_held_out
 from smolmoe.evaluation.compare.models import Contender, Paths, open_contenders
 from smolmoe.evaluation.compare.speed import measure_speeds
-from smolmoe.evaluation.compare.statistics import Floats, difference, estimate, mapped
+from smolmoe.evaluation.compare.statistics import difference, estimate, exponential
 from smolmoe.evaluation.compare.table import markdown
-from smolmoe.evaluation.compare.text import (
-    Limits,
-    find_documents,
-    judge_by,
-    run_limits,
-    windows_for,
-)
+from smolmoe.evaluation.compare.text import Limits, find_documents, judge_by, run_limits, windows_for
 from smolmoe.evaluation.compare.verdict import verdict, warnings, winners
 from smolmoe.evaluation.flops import count_flops
+from smolmoe.evaluation.text_metrics import Floats
 from smolmoe.moe.gating import gate_spec
 from smolmoe.moe.loading import Skeleton, load_model, load_tokenizer
 from smolmoe.moe.routing import find_routers
@@ -74,28 +70,28 @@ def compare(
     """Compare models on the same held-out text.
 
     Args:
-        models: name -> folder of a model or of a run, or several of them, which are seeds. The first model is the base.
-        data: text as `open_source` takes it, or the folder of a training run, whose held-out text is read.
-        by: column of a row's domain (of a run: "domain"); None does not tell the text apart.
-        tokens, document_tokens, length: of each domain, of a document, of a window, at most. None takes what the run
-            measures by; of other text 20,000, 1,024 and 256.
-        speed: measure latency, tokens a second, and memory.
+        models: name -> folder of a model or of a run; several folders are seeds. The first model is the base.
+        data: text as `open_source` takes it, or the folder of a training run, whose held-out text is used.
+        by: column of a row's domain (of a run: "domain"); None for one domain.
+        tokens, document_tokens, length: maximum per domain, document and window. None takes the run's limits; for
+            other text 20,000, 1,024 and 256.
+        speed: measure latency, tokens per second and memory.
         tasks: a task file of lm-evaluation-harness, or a folder of them.
         out: folder for `compare.json` and `table.md`.
-        overwrite: replace those that are there.
-        device: where to compute. On a CPU models compute in float32, elsewhere in the type they are stored in.
+        overwrite: replace existing ones.
+        device: CPU computes in float32, other devices in the stored dtype.
 
     Raises:
-        RequestError: models, seeds or values that do not go together; lm-evaluation-harness is not installed.
-        SourceError, CheckpointError, HubError: a model cannot be had, or has no tokenizer.
-        DataError: the text cannot be read, has no domains, or there is too little of it; a task file is wrong.
+        RequestError: models, seeds or values that do not fit together; lm-evaluation-harness is not installed.
+        SourceError, CheckpointError, HubError: a model cannot be loaded, or has no tokenizer.
+        DataError: the text cannot be read, has no domains, or is too short; a task file is wrong.
         OutputError: `out` holds something else, or an earlier comparison.
     """
     device = pick_device(device)
     if out is not None:
         place(out, "growing folder")
         _check_out(out, overwrite)
-    loaded = {} if tasks is None else _load_tasks(tasks)
+    loaded = {} if tasks is None else load_tasks(tasks)
     contenders = open_contenders(models)
     job = _Job(contenders, str(data), by, device, report or silent)
     job.read_text(run_limits(str(data)).asked(tokens, document_tokens, length), length is not None)
@@ -108,7 +104,7 @@ def compare(
 
 @dataclass(frozen=True)
 class _Facts:
-    """What a model is, as it was loaded."""
+    """Facts of a loaded model."""
 
     class_name: str
     size: ModelSize
@@ -126,7 +122,7 @@ class _Facts:
 
 
 class _Job:
-    """One comparison: the models found, the text they are judged by, and what came of it."""
+    """One comparison: the models, the text, and the measurements."""
 
     def __init__(self, contenders: list[Contender], data: str, by: str | None, device: str, report: Progress):
         self.contenders = contenders
@@ -190,7 +186,7 @@ class _Job:
         )
 
     def _read_all(self) -> None:
-        """Read the text with every checkpoint, seed by seed; the base stays in memory beside each of the others."""
+        """Read the text with every checkpoint, seed by seed; the base stays in memory while the others are read."""
         base = None
         for seed in range(self.seeds):
             if base is None or self.base.at(seed) == seed:
@@ -222,14 +218,12 @@ class _Job:
 
     def _scores(self, tasks: Mapping[str, Any]) -> dict[str, dict[str, dict[str, Score]]]:
         """Model -> task -> metric -> score, the mean over seeds."""
-        from smolmoe.evaluation.compare.lm_eval import mean_scores, score_tasks
-
         found: dict[str, dict[str, dict[str, Score]]] = {}
         for contender in self.contenders:
             each = []
             for seed, path in enumerate(contender.paths):
                 self.report(f"Scoring {path} on tasks", 0, 0)
-                tokenizer = load_tokenizer(contender.checkpoints[seed].folder)  # the harness changes it
+                tokenizer = load_tokenizer(contender.checkpoints[seed].folder)  # the harness modifies it
                 each.append(score_tasks(self._load(contender, seed), tokenizer, tasks))
             found[contender.name] = mean_scores(each)
         return found
@@ -255,8 +249,8 @@ class _Job:
             flops=facts.flops,
             loss=loss,
             by_domain=by_domain,
-            perplexity=mapped(loss, exponential=True),
-            perplexity_by_domain={domain: mapped(found, exponential=True) for domain, found in by_domain.items()},
+            perplexity=exponential(loss),
+            perplexity_by_domain={domain: exponential(found) for domain, found in by_domain.items()},
             bits_per_byte=byte,
             bits_per_byte_by_domain=byte_by_domain,
             agreement=self._agreement(contender),
@@ -305,7 +299,7 @@ class _Job:
         }
 
     def _domains(self) -> dict[str, NDArray[np.bool_]]:
-        """Which documents are of each domain; empty where the text has no domains."""
+        """Which documents are of each domain; empty if the text has no domains."""
         names = np.array(self.text.domains)
         return {} if self.by is None else {domain: names == domain for domain in sorted(set(self.text.domains))}
 
@@ -314,7 +308,7 @@ class _Job:
         return np.array([reading.nll for reading in self.readings[contender.name]])
 
     def _weights(self, contender: Contender) -> Sequence[int]:
-        """What losses are per [D]."""
+        """The denominators of the losses [D]."""
         return self.text.bytes if self.unit == "byte" else self.readings[contender.name][0].tokens
 
 
@@ -322,14 +316,8 @@ def _token_cost(folder: Path, length: int) -> float:
     return size_of(Skeleton(folder).model).flops_per_token(length)
 
 
-def _load_tasks(path: str | Path) -> dict[str, Any]:
-    from smolmoe.evaluation.compare.lm_eval import load_tasks
-
-    return load_tasks(path)
-
-
 def _check_out(out: Path, overwrite: bool) -> None:
-    """Before anything is measured: only an earlier comparison is replaced, and only where that is asked for."""
+    """Check before the measurement: only an earlier comparison is replaced, and only with `overwrite`."""
     there = {file.name for file in out.iterdir()} if out.is_dir() else set()
     if (out.exists() and not out.is_dir()) or there - {FILE, TABLE}:
         raise foreign(out, "a comparison")

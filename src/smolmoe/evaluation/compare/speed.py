@@ -1,4 +1,4 @@
-"""How fast models answer, measured in turns."""
+"""The speed of several models, measured in turns."""
 
 from __future__ import annotations
 
@@ -21,10 +21,10 @@ TURNS = 3
 
 
 def measure_speeds(contenders: Sequence[Contender], device: str, report: Progress) -> dict[str, Speed]:
-    """The speed of each model's first checkpoint, one prompt at a time, in the type that it is stored in.
+    """The speed of each model's first checkpoint, one prompt at a time, in the stored dtype.
 
     They run as `smolmoe generate` runs them. All are in memory and take turns, so that a slow moment of the machine
-    hits all of them.
+    affects all of them.
 
     Raises:
         RequestError: a model has too few positions for a prompt and its answer.

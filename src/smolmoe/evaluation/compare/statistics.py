@@ -1,4 +1,4 @@
-"""Intervals and tests for models judged on the same documents, with a seed or several each."""
+"""Intervals and tests for models compared on the same documents, with one or several seeds each."""
 
 from __future__ import annotations
 
@@ -6,25 +6,23 @@ import math
 from collections.abc import Sequence
 
 import numpy as np
-from numpy.typing import NDArray
 from scipy.special import stdtrit
 
 from smolmoe.core.statistics import ends, resample
 from smolmoe.evaluation.held_out import DocumentLosses, paired_difference
-from smolmoe.evaluation.text_metrics import DRAWS
+from smolmoe.evaluation.text_metrics import DRAWS, Floats
 from smolmoe.results.comparison import Difference, Estimate, Span
 
-SWAPS = 9_999  # random ones, of the test
+SWAPS = 9_999  # random swaps of the test
 SWAPS_AT_ONCE = 1 << 22  # documents times swaps held in memory
-Floats = NDArray[np.float64]
 
 
 def estimate(sums: Floats, weights: Sequence[int]) -> Estimate:
-    """The mean of a figure over all that the documents hold, the seeds weighted alike.
+    """The mean of a figure over the documents, seeds weighted equally.
 
     Args:
-        sums: of the figure over each document, for each seed [S, D].
-        weights: what to divide by: tokens or bytes of each document [D].
+        sums: of the figure, per seed and document [S, D].
+        weights: denominators: tokens or bytes of each document [D].
     """
     held: Floats = np.asarray(weights, dtype=np.float64)
     each = sums.sum(axis=1) / held.sum()
@@ -34,10 +32,10 @@ def estimate(sums: Floats, weights: Sequence[int]) -> Estimate:
 
 
 def difference(first: Floats, second: Floats, weights: Sequence[int]) -> Difference:
-    """`first` less `second`, as sums over the same documents [S, D] and [S', D].
+    """`first` minus `second`, as sums over the same documents [S, D] and [S', D].
 
-    Where both have several seeds, the same number, the n-th of one is compared with the n-th of the other. A model of
-    one seed is compared with all seeds of the other.
+    If both have several seeds, the n-th of one is compared with the n-th of the other. A model with one seed is
+    compared with all seeds of the other.
     """
     per_document, names = tuple(map(int, weights)), ("",) * len(weights)
     a, b = (DocumentLosses(tuple(side.mean(axis=0).tolist()), per_document, names) for side in (first, second))
@@ -48,7 +46,7 @@ def difference(first: Floats, second: Floats, weights: Sequence[int]) -> Differe
 
 
 def over_seeds(values: Sequence[float]) -> Span | None:
-    """The 95% interval of the mean by Student's t; None of a single value."""
+    """The 95% interval of the mean by Student's t; None for a single value."""
     count = len(values)
     if count < 2:
         return None
@@ -58,14 +56,14 @@ def over_seeds(values: Sequence[float]) -> Span | None:
     return Span(mean - half, mean + half)
 
 
-def swap_test(gaps: Floats, *, seed: int = 0) -> float:
-    """p of two models being alike: how often swapping them in random documents gives a gap as wide.
+def swap_test(gaps: Floats) -> float:
+    """p value: how often swapping the two models in random documents gives at least the same gap.
 
     Args:
-        gaps: of the two models' sums, for each document [D].
+        gaps: of the two models' sums, per document [D].
     """
-    rng = np.random.default_rng(seed)
-    # Sums of the same numbers in another order differ in their last digits.
+    rng = np.random.default_rng(0)
+    # Sums of the same numbers in another order differ by rounding.
     observed = abs(gaps.sum()) - 1e-9 * np.abs(gaps).sum()
     wider, left = 0, SWAPS
     while left:
@@ -76,12 +74,10 @@ def swap_test(gaps: Floats, *, seed: int = 0) -> float:
     return (1 + wider) / (1 + SWAPS)
 
 
-def mapped(found: Estimate, scale: float = 1.0, *, exponential: bool = False) -> Estimate:
-    """An estimate times `scale`, or the exponential of it; its intervals with it."""
+def exponential(found: Estimate) -> Estimate:
+    """exp of an estimate and of the ends of its intervals."""
 
-    def of(value: float) -> float:
-        return math.exp(value) if exponential else value * scale
+    def span(one: Span) -> Span:
+        return Span(math.exp(one.low), math.exp(one.high))
 
-    spans = [None if span is None else Span(of(span.low), of(span.high)) for span in (found.documents, found.seeds)]
-    assert spans[0] is not None
-    return Estimate(of(found.value), spans[0], spans[1])
+    return Estimate(math.exp(found.value), span(found.documents), None if found.seeds is None else span(found.seeds))

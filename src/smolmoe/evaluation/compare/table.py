@@ -4,18 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from smolmoe.core import units
 from smolmoe.core.statistics import NO_DIFFERENCE
 from smolmoe.results.comparison import Comparison, Difference, Estimate, ModelResult, Pair, Score, Training
 
 NONE = "-"
-BEST = "*"  # after a figure that no other model beats
+BEST = "*"  # marks a figure that no other model beats
 
 
 @dataclass(frozen=True)
 class Row:
-    """A line of a table; `best` says which cells no other beats."""
+    """A row of a table; `best` marks the cells that no other beats."""
 
     label: str
     cells: tuple[str, ...]
@@ -24,7 +25,7 @@ class Row:
 
 @dataclass(frozen=True)
 class Table:
-    """Lines in groups, each below a heading of its own."""
+    """Lines in groups, each below its heading."""
 
     title: str
     columns: tuple[str, ...]
@@ -32,21 +33,21 @@ class Table:
 
 
 def tables(found: Comparison) -> tuple[Table, ...]:
-    """The models side by side, and what tells every two of them apart."""
+    """The models side by side, and the difference of every two of them."""
     return _models(found), _pairs(found)
 
 
 def notes(found: Comparison) -> tuple[str, ...]:
-    """What the tables' signs mean."""
+    """The legend of the tables."""
     said = [
-        f"{BEST} no other model beats it. In brackets: 95% by a bootstrap over {sum(found.text.documents.values())} "
-        "documents."
+        f"{BEST} no other model is better. In brackets: 95% interval by a bootstrap over "
+        f"{sum(found.text.documents.values())} documents."
     ]
     if found.seeds > 1:
         alone = [model.name for model in found.models if len(model.checkpoints) == 1]
-        said.append(f"±, and over seeds: 95% by Student's t over {found.seeds} seeds.")
+        said.append(f"±, and over seeds: 95% interval by Student's t over {found.seeds} seeds.")
         said += [f"{' and '.join(alone)}: one seed, compared with all of the others'."] if alone else []
-    said.append("p: how often swapping the two models in random documents gives a difference as wide.")
+    said.append("p: how often swapping the two models in random documents gives at least the same difference.")
     return tuple(said)
 
 
@@ -73,7 +74,7 @@ def _marked(cell: str, best: bool) -> str:
 
 
 def _safe(text: str) -> str:
-    """Names are the user's: a table's bars and line ends are not theirs to set."""
+    """A user's name must not break the table with a bar or a line end."""
     return " ".join(text.replace("|", "\\|").replace("<", "&lt;").split())
 
 
@@ -81,101 +82,84 @@ def _safe(text: str) -> str:
 
 
 def _models(found: Comparison) -> Table:
-    columns = tuple(model.name for model in found.models)
-    unit = found.unit
-    groups = [(f"held-out loss, nats a {unit}", _figures(found, "loss", "by_domain", "loss", 4))]
-    groups.append((f"perplexity a {unit}", _figures(found, "perplexity", "perplexity_by_domain", None, 2)))
-    groups.append(("bits a byte", _figures(found, "bits_per_byte", "bits_per_byte_by_domain", None, 4)[:1]))
-    groups.append((f"compared with {found.base.name}", _agreement(found)))
-    groups.append(("cost", _costs(found)))
-    groups.append(("speed", _speed(found)))
-    groups.append(("training", _training(found)))
-    groups.append(("tasks", _tasks(found)))
+    records = {model.name: model.checkpoints[0].training for model in found.models}
+    groups = {
+        "model": _rows(
+            found,
+            ("class", None, lambda model: model.class_name),
+            ("experts, top-k", None, lambda model: f"{model.experts}, top-{model.top_k}" if model.experts else "dense"),
+            ("seeds", None, lambda model: str(len(model.checkpoints))),
+        ),
+        f"held-out loss (nats per {found.unit})": _figures(found, "loss", "by_domain", "loss", 4),
+        f"perplexity per {found.unit}": _figures(found, "perplexity", "perplexity_by_domain", None, 2),
+        "bits per byte": _figures(found, "bits_per_byte", "bits_per_byte_by_domain", None, 4)[:1],
+        f"compared with {found.base.name}": _rows(
+            found,
+            ("top-1 agreement", "agreement with the base", lambda m: m.agreement and _estimate(m.agreement.top1, 4, 3)),
+            ("KL (nats per token)", "KL to the base", lambda m: m.agreement and _estimate(m.agreement.kl, 4, 4)),
+        ),
+        "cost": _rows(
+            found,
+            ("parameters", "parameters", lambda model: units.parameters(model.parameters)),
+            ("active parameters per token", "active parameters", lambda model: units.parameters(model.active)),
+            ("forward FLOPs per token", "FLOPs", lambda model: units.flops(model.flops)),
+            ("size on disk", "disk", lambda model: units.size(model.disk)),
+        ),
+        "speed": _rows(
+            found,
+            ("time to first token", "latency", lambda model: model.speed and units.duration(model.speed.latency)),
+            ("prefill (tokens/s)", "prefill", lambda model: model.speed and f"{model.speed.prefill:,.0f}"),
+            ("decode (tokens/s)", "decode", lambda model: model.speed and f"{model.speed.decode:,.0f}"),
+            ("peak memory", "memory", lambda model: model.speed and units.size(model.speed.memory)),
+        ),
+        "training": _rows(
+            found,
+            ("tokens", None, lambda model: _spent(records[model.name], "tokens", units.tokens)),
+            ("FLOPs", None, lambda model: _spent(records[model.name], "flops", units.flops)),
+        ),
+        "tasks": tuple(
+            _row(found, name, name, [_score(model.tasks[task][metric]) for model in found.models])
+            for task, metrics in found.base.tasks.items()
+            for metric in metrics
+            for name in (f"{task}: {metric}",)
+        ),
+    }
     tokens = sum(found.text.tokens.values())
     title = f"{found.text.source}: {tokens:,} tokens in {sum(found.text.documents.values()):,} documents"
-    return Table(title, columns, tuple((heading, rows) for heading, rows in groups if rows))
+    columns = tuple(model.name for model in found.models)
+    return Table(title, columns, tuple((heading, rows) for heading, rows in groups.items() if rows))
+
+
+def _rows(found: Comparison, *rows: tuple[str, str | None, Callable[[ModelResult], Any]]) -> tuple[Row, ...]:
+    """Rows of (label, measure, function that makes a cell), without rows that are empty for all models."""
+    cells = [(label, measure, [form(model) for model in found.models]) for label, measure, form in rows]
+    return tuple(
+        _row(found, label, measure, [cell or NONE for cell in row]) for label, measure, row in cells if any(row)
+    )
 
 
 def _figures(found: Comparison, whole: str, parts: str, measure: str | None, digits: int) -> tuple[Row, ...]:
     """A row of all text, and one of each domain."""
-    rows = [_row(found, "all", measure, lambda model: _estimate(getattr(model, whole), digits, digits // 2))]
+    cells = [_estimate(getattr(model, whole), digits, digits // 2) for model in found.models]
+    rows = [_row(found, "all", measure, cells)]
     for domain in found.base.by_domain:
         cells = [_estimate(getattr(model, parts)[domain], digits, digits // 2) for model in found.models]
-        rows.append(_row_of(found, domain, None if measure is None else f"{measure} on {domain}", cells))
+        rows.append(_row(found, domain, None if measure is None else f"{measure} on {domain}", cells))
     return tuple(rows)
 
 
-def _agreement(found: Comparison) -> tuple[Row, ...]:
-    if all(model.agreement is None for model in found.models):
-        return ()
-
-    def same(model: ModelResult) -> str:
-        return NONE if model.agreement is None else _estimate(model.agreement.top1, 4, 3)
-
-    def kl(model: ModelResult) -> str:
-        return NONE if model.agreement is None else _estimate(model.agreement.kl, 4, 4)
-
-    return (
-        _row(found, "same token likeliest", "agreement with the base", same),
-        _row(found, "KL, nats a token", "KL to the base", kl),
-    )
-
-
-def _costs(found: Comparison) -> tuple[Row, ...]:
-    return (
-        _row(found, "parameters", "parameters", lambda model: units.parameters(model.parameters)),
-        _row(found, "active", "active parameters", lambda model: units.parameters(model.active)),
-        _row(found, "FLOPs a token", "FLOPs", lambda model: units.flops(model.flops)),
-        _row(found, "weights on disk", "disk", lambda model: units.size(model.disk)),
-    )
-
-
-def _speed(found: Comparison) -> tuple[Row, ...]:
-    if all(model.speed is None for model in found.models):
-        return ()
-    forms: dict[str, tuple[str, Callable[[ModelResult], str]]] = {
-        "first token after": ("latency", lambda model: units.duration(model.speed.latency) if model.speed else NONE),
-        "reads, tokens/s": ("prefill", lambda model: f"{model.speed.prefill:,.0f}" if model.speed else NONE),
-        "writes, tokens/s": ("decode", lambda model: f"{model.speed.decode:,.0f}" if model.speed else NONE),
-        "memory": ("memory", lambda model: units.size(model.speed.memory) if model.speed else NONE),
-    }
-    return tuple(_row(found, label, measure, form) for label, (measure, form) in forms.items())
-
-
-def _training(found: Comparison) -> tuple[Row, ...]:
-    records = {model.name: model.checkpoints[0].training for model in found.models}
-    if not any(records.values()):
-        return ()
-
-    def said(model: ModelResult, form: Callable[[Training], str]) -> str:
-        record = records[model.name]
-        since = f" since {record.since}" if record is not None and record.since else ""
-        return NONE if record is None else f"{form(record)}{since}"
-
-    return (
-        _row(found, "tokens", None, lambda model: said(model, lambda record: units.tokens(record.tokens))),
-        _row(found, "FLOPs", None, lambda model: said(model, lambda record: units.flops(record.flops))),
-    )
-
-
-def _tasks(found: Comparison) -> tuple[Row, ...]:
-    return tuple(
-        _row_of(found, f"{task}: {metric}", f"{task}: {metric}", [_score(m.tasks[task][metric]) for m in found.models])
-        for task, metrics in found.base.tasks.items()
-        for metric in metrics
-    )
+def _spent(record: Training | None, key: str, form: Callable[[float], str]) -> str | None:
+    if record is None:
+        return None
+    return form(getattr(record, key)) + (f" since {record.since}" if record.since else "")
 
 
 def _score(score: Score) -> str:
     return f"{score.value:.4f}" if score.stderr is None else f"{score.value:.4f} ± {score.stderr:.4f}"
 
 
-def _row(found: Comparison, label: str, measure: str | None, form: Callable[[ModelResult], str]) -> Row:
-    return _row_of(found, label, measure, [form(model) for model in found.models])
-
-
-def _row_of(found: Comparison, label: str, measure: str | None, cells: Sequence[str]) -> Row:
-    """Where all are as good, none is marked."""
+def _row(found: Comparison, label: str, measure: str | None, cells: Sequence[str]) -> Row:
+    """A row; no cell is marked if all are equally good."""
     best = found.winners.get(measure or "", ())
     marked = len(best) < len(found.models)
     return Row(label, tuple(cells), tuple(marked and model.name in best for model in found.models))
@@ -186,7 +170,7 @@ def _estimate(figure: Estimate, digits: int, of_documents: int) -> str:
 
     Args:
         digits: of the value.
-        of_documents: of the interval over documents, which is mostly far wider.
+        of_documents: of the interval over documents, which is usually much wider.
     """
     low, high = figure.documents.low, figure.documents.high
     seeds = "" if figure.seeds is None else f" ±{(figure.seeds.high - figure.seeds.low) / 2:.{digits}f}"
@@ -201,7 +185,7 @@ def _pairs(found: Comparison) -> Table:
     groups = tuple(
         (f"{pair.first} less {pair.second}", tuple(_pair_rows(pair, found.seeds > 1))) for pair in found.pairs
     )
-    return Table(f"Differences of held-out loss, nats a {found.unit}", tuple(columns), groups)
+    return Table(f"Difference in held-out loss (nats per {found.unit})", tuple(columns), groups)
 
 
 def _pair_rows(pair: Pair, with_seeds: bool) -> Iterator[Row]:

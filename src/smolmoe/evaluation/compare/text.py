@@ -1,4 +1,4 @@
-"""The text that models are compared on: held-out documents, the same for all of them."""
+"""The text that models are compared on: the same held-out documents for all."""
 
 from __future__ import annotations
 
@@ -39,9 +39,9 @@ class Limits:
     """How much text is read.
 
     Attributes:
-        tokens: to predict in each domain; documents are taken in order until it is reached.
-        document_tokens: to predict of one document, at most, so that no long one decides for its domain.
-        length: the most tokens that a window predicts.
+        tokens: to predict per domain; documents are taken in order until it is reached.
+        document_tokens: maximum per document, so that no long document dominates its domain.
+        length: maximum number of tokens that a window predicts.
     """
 
     tokens: int
@@ -49,7 +49,7 @@ class Limits:
     length: int
 
     def asked(self, tokens: int | None, document_tokens: int | None, length: int | None) -> Limits:
-        """With the values that were asked for instead.
+        """The same with the requested values.
 
         Raises:
             RequestError: one is too small.
@@ -63,14 +63,14 @@ class Limits:
 
 @dataclass(frozen=True)
 class JudgedText:
-    """Documents to judge models by.
+    """Documents to compare models on.
 
     Attributes:
-        documents: as they were read, whole.
-        texts: what is scored of each.
-        ended: whether a text ends where its document does, so that the end is predicted, too.
-        base_ids: the base's tokens of each text, the end of text among them where it is predicted.
-        places: where each was read; none where that is not known.
+        documents: the whole documents.
+        texts: the part of each that is scored.
+        ended: whether a text is the whole document, so that its end is predicted too.
+        base_ids: the base's tokens of each text, with the end of text if it is predicted.
+        places: where each was read; empty if unknown.
     """
 
     documents: tuple[str, ...]
@@ -86,7 +86,7 @@ class JudgedText:
         return tuple(len(text.encode()) for text in self.texts)
 
     def facts(self, source: str, by: str | None, length: int) -> TextFacts:
-        """What was read, in numbers."""
+        """The numbers of documents, tokens and bytes."""
         documents, tokens, size = Counter(self.domains), Counter[str](), Counter[str]()
         for domain, ids, count in zip(self.domains, self.base_ids, self.bytes, strict=True):
             tokens[domain] += len(ids)
@@ -102,10 +102,10 @@ def find_documents(data: str, by: str | None) -> Iterator[Document]:
 
     Args:
         data: a path or data set as `open_source` takes it, or the folder of a run.
-        by: column of the domain, without which a document is left out; None does not tell the text apart.
+        by: column of the domain; documents without one are left out. None for one domain.
 
     Raises:
-        DataError: it cannot be read, or no document has a domain; HubError: a data set cannot be had.
+        DataError: it cannot be read, or no document has a domain; HubError: a data set cannot be loaded.
     """
     recipe = run_data(expanded(data))
     if recipe is None:
@@ -115,7 +115,7 @@ def find_documents(data: str, by: str | None) -> Iterator[Document]:
         found = held_out_documents(recipe)
     else:
         raise RequestError(
-            "a run's text has the domains that its recipe gives it.", field="by", value=by, fix="Use `by='domain'`."
+            "the domains of a run's text are those of its recipe.", field="by", value=by, fix="Use `by='domain'`."
         )
     seen: set[str] = set()
     for number, document in enumerate(found, 1):
@@ -136,10 +136,10 @@ def run_limits(data: str) -> Limits:
 
 
 def run_data(folder: Path) -> DataRecipe | None:
-    """The data of a training run's recipe; None where the folder is not a run's.
+    """The data of a training run's recipe; None if the folder is not a run.
 
     Raises:
-        DataError: the run records no text that it holds out.
+        DataError: the run records no held-out text.
     """
     if not (folder / RUN).is_file():
         return None
@@ -159,21 +159,21 @@ def run_data(folder: Path) -> DataRecipe | None:
 
 
 def nearby(name: str, folder: Path) -> Path | None:
-    """A file or folder on record: where it says, or, of a relative path, seen from a folder above `folder`."""
+    """A recorded file or folder: at its path, or, for a relative path, relative to a folder above `folder`."""
     path = expanded(name)
     places = [path] if path.is_absolute() else [path, *(above / path for above in folder.parents)]
     return next((place for place in places if place.exists()), None)
 
 
 def held_out_documents(recipe: DataRecipe) -> Iterator[Document]:
-    """What a training on this data holds out, in its order."""
+    """The documents that a training on this data holds out, in order."""
     if recipe.validation:
         return _documents(recipe.validation)
     return (document for document in _documents(recipe.sources) if is_held_out(document.text, recipe.held_out))
 
 
 def _placed(source: SourceRecipe, folder: Path) -> SourceRecipe:
-    """The source with its file where it is seen from here, if it is."""
+    """The source with the path of its file from here, if it exists."""
     found = None if source.path is None else nearby(source.path, folder.resolve())
     return source if found is None else source.model_copy(update={"path": str(found)})
 
@@ -183,10 +183,10 @@ def _documents(sources: Iterable[SourceRecipe]) -> Iterator[Document]:
 
 
 def judge_by(documents: Iterable[Document], tokenizer: Any, limits: Limits, data: str) -> JudgedText:
-    """Take documents until every domain has its tokens, and cut those that are too long.
+    """Take documents until every domain has its tokens, and truncate long ones.
 
     Args:
-        tokenizer: of the base; what it cuts off a document, no model is asked to predict.
+        tokenizer: of the base; no model predicts what it truncates.
 
     Raises:
         DataError: there is no text, or a single document; the tokenizer has no end-of-text token.
@@ -208,7 +208,7 @@ def judge_by(documents: Iterable[Document], tokenizer: Any, limits: Limits, data
             rows.append((document.text, text, ended, domain, kept, place))
     if len(rows) < FEWEST_DOCUMENTS:
         raise DataError(
-            "it holds no text." if not rows else "a single document says nothing of how far documents differ.",
+            "it holds no text." if not rows else "a single document gives no interval over documents.",
             field="data",
             value=data,
             fix="Give several held-out documents.",
@@ -221,7 +221,7 @@ def windows_for(text: JudgedText, tokenizer: Any, length: int, *, is_base: bool)
     """The windows in which a model with this tokenizer reads the text.
 
     Args:
-        is_base: whether its tokens are the base's.
+        is_base: its tokens are the base's.
     """
     ids = text.base_ids if is_base else _encoded(text, tokenizer)
     whole = sum(map(len, ids)) + 1

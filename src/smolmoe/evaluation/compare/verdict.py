@@ -1,4 +1,4 @@
-"""A comparison in sentences: who wins at what, by how much, and what speaks against the figures."""
+"""A comparison in sentences: which model wins at what, by how much, and the caveats."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ FEW_DOCUMENTS = 30
 
 
 def gap(pairs: Iterable[Pair], first: str, second: str, domain: str | None = None) -> Difference:
-    """The loss of `first` less that of `second`, over all text or in a domain."""
+    """The loss of `first` minus that of `second`, over all text or in a domain."""
     pair = next(pair for pair in pairs if {pair.first, pair.second} == {first, second})
     found = pair.loss if domain is None else pair.by_domain[domain]
     return found if pair.first == first else found.turned()
@@ -26,10 +26,10 @@ def gap(pairs: Iterable[Pair], first: str, second: str, domain: str | None = Non
 
 
 def winners(models: Sequence[ModelResult], pairs: Sequence[Pair]) -> dict[str, tuple[str, ...]]:
-    """Measure -> the models that no other beats: several where no difference is seen.
+    """Measure -> the models that no other beats; several if no difference is seen.
 
     A loss is decided by its intervals and its test, a task's score by the standard errors of both, agreement by
-    intervals that do not touch; costs count as equal within 2%, timings within 5%.
+    intervals that do not overlap. Costs count as equal within 2%, timings within 5%.
     """
     domains = models[0].by_domain
     found = {"loss": _lowest_loss(models, pairs, None)}
@@ -70,7 +70,7 @@ def _fastest(models: Sequence[ModelResult]) -> dict[str, tuple[str, ...]]:
 
 
 def _closest(models: Sequence[ModelResult], *, few: bool) -> dict[str, tuple[str, ...]]:
-    """To the base; of two at least. On too `few` documents no one is closer."""
+    """The models closest to the base, of at least two. With too `few` documents no model is closer."""
     found = {model.name: model.agreement for model in models if model.agreement is not None}
     if len(found) < 2:
         return {}
@@ -109,7 +109,7 @@ def _best_scores(models: Sequence[ModelResult]) -> dict[str, tuple[str, ...]]:
 
 
 def verdict(models: Sequence[ModelResult], pairs: Sequence[Pair], unit: str) -> tuple[str, ...]:
-    """Who wins at what: each mixture compared with each dense model but the base, or with whatever there is."""
+    """The winners: each MoE is compared with each dense model except the base, or all others with the base."""
     sentences: list[str] = []
     base = models[0]
     matches = _matches(models)
@@ -129,7 +129,7 @@ def verdict(models: Sequence[ModelResult], pairs: Sequence[Pair], unit: str) -> 
 
 
 def _matches(models: Sequence[ModelResult]) -> list[tuple[ModelResult, ModelResult]]:
-    """Which models the sentences compare."""
+    """The pairs that the sentences compare."""
     base, others = models[0], models[1:]
     mixtures = [model for model in others if model.kind == "moe"]
     rivals = [model for model in others if model.kind == "dense"]
@@ -159,7 +159,7 @@ def _spans(found: Difference, one: ModelResult, other: ModelResult) -> str:
 
 
 def _doubt(found: Difference, one: ModelResult, other: ModelResult) -> str:
-    """Why a difference is not decided."""
+    """Why a difference is undecided."""
     doubts = []
     if side(found.gap, found.count) == "few":
         doubts.append(f"{found.count} documents are too few for a finding (at least {FEWEST_DOCUMENTS})")
@@ -181,7 +181,7 @@ def _seeds(*models: ModelResult) -> int:
 
 
 def _effort(one: ModelResult, other: ModelResult, base: ModelResult) -> str:
-    """How much training each had, where it is on record; the end of the sentence."""
+    """The recorded training of each; the end of the sentence."""
     a, b = one.checkpoints[0].training, other.checkpoints[0].training
     if other is base:
         return f", after {units.tokens(a.tokens)} tokens of training since." if a is not None and a.since else "."
@@ -209,7 +209,7 @@ def _domain_sentence(one: ModelResult, other: ModelResult, pairs: Sequence[Pair]
 
 
 def _cost_sentences(matches: Sequence[tuple[ModelResult, ModelResult]]) -> Iterator[str]:
-    """One for every model and all of its rivals that are of the same size."""
+    """One for each model and all its rivals of the same size."""
     groups: dict[tuple[str, int, int], list[tuple[ModelResult, ModelResult]]] = {}
     for one, other in matches:
         groups.setdefault((one.name, other.parameters, other.active), []).append((one, other))
@@ -249,15 +249,15 @@ def _task_sentences(models: Sequence[ModelResult]) -> list[str]:
     return said
 
 
-# -- what speaks against it ------------------------------------------------------------------------------------------
+# -- caveats ------------------------------------------------------------------------------------------
 
 
 def warnings(models: Sequence[ModelResult], text: TextFacts, unit: str) -> tuple[str, ...]:
-    """What a reader must know before believing the figures."""
+    """What a reader must know before using the figures."""
     documents, tokens = sum(text.documents.values()), sum(text.tokens.values())
     said = [
         f"{model.name} ({checkpoint.path}) was trained on {checkpoint.leak.documents} of the {documents} documents "
-        f"({checkpoint.leak.tokens / tokens:.1%} of the tokens): on these its loss is no held-out loss."
+        f"({checkpoint.leak.tokens / tokens:.1%} of the tokens): its loss there is not a held-out loss."
         for model in models
         for checkpoint in model.checkpoints
         if checkpoint.leak.documents
@@ -269,8 +269,8 @@ def warnings(models: Sequence[ModelResult], text: TextFacts, unit: str) -> tuple
         said.append(f"Part of the training data of {name} could not be searched for this text: {', '.join(places)}.")
     if unit == "byte":
         said.append(
-            "The tokenizers differ: losses are per byte of text. Windows hold as many tokens of each model's own, so "
-            "that one with longer tokens sees more text; agreement is given where the tokenizer is the base's."
+            "The tokenizers differ: losses are per byte of text. Windows have the same number of tokens for each "
+            "model, so that a model with longer tokens sees more text; agreement needs the base's tokenizer."
         )
     if _seeds(*models) == 1:
         said.append("Single seed per model: intervals cover document sampling only.")

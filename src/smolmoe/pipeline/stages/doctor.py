@@ -20,7 +20,7 @@ def run(recipe: DoctorRecipe, folder: Path, report: Progress) -> Values:
     from smolmoe.verification.doctor import doctor
 
     report("Examining the MoE", 0, 0)
-    found = doctor(recipe.moe, data=recipe.data, device=recipe.device, seed=recipe.seed)
+    found = doctor(**recipe.model_dump())
     if found.worst == "error":
         worst = found.findings[0]
         raise VerificationError(worst.message, field="moe", value=recipe.moe, fix=worst.remedy)

@@ -19,7 +19,7 @@ def run(recipe: VerifyRecipe, folder: Path, report: Progress) -> Values:
     from smolmoe.verification.verify import verify
 
     report("Measuring the MoE against the dense model", 0, 0)
-    found = verify(recipe.dense, recipe.moe, text=recipe.text, device=recipe.device, seed=recipe.seed)
+    found = verify(**recipe.model_dump())
     if not found.passed:
         raise failure(found.checks, Path(recipe.moe))
     return found.to_json()

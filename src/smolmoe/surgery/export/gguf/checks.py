@@ -11,7 +11,8 @@ import torch
 
 from smolmoe.moe.loading import load_model, load_tokenizer
 from smolmoe.moe.routing import Routing, RoutingCapture, flipped
-from smolmoe.results.verification import Check, as_json
+from smolmoe.results.base import as_json
+from smolmoe.results.verification import Check
 from smolmoe.surgery.export.gguf.engine import Engine, Evaluated
 from smolmoe.surgery.export.gguf.vocabulary import PROBE
 from smolmoe.verification.logits import Comparison, before_first_close_call, largest
