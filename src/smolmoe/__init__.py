@@ -13,9 +13,11 @@ if TYPE_CHECKING:
     from smolmoe.inference.expert_choice import route_prompt
     from smolmoe.moe import register
     from smolmoe.recipe import UpcycleRecipe
-    from smolmoe.verbs.convert import add_expert, extract, inspect, merge_experts, prune, upcycle
+    from smolmoe.surgery.experts.run import add_expert, extract, merge_experts, prune
+    from smolmoe.surgery.export.run import export
+    from smolmoe.verbs.convert import inspect, upcycle
     from smolmoe.verbs.measure import bench, compare, score_corrections, sweep, verify
-    from smolmoe.verbs.ship import export, push, report
+    from smolmoe.verbs.ship import push, report
     from smolmoe.verbs.train import (
         align,
         copy_recipe,
@@ -41,9 +43,11 @@ _NAMES = {
     "inference.expert_choice": ("route_prompt",),
     "moe": ("register",),
     "recipe": ("UpcycleRecipe",),
-    "verbs.convert": ("add_expert", "extract", "inspect", "merge_experts", "prune", "upcycle"),
+    "surgery.experts.run": ("add_expert", "extract", "merge_experts", "prune"),
+    "surgery.export.run": ("export",),
+    "verbs.convert": ("inspect", "upcycle"),
     "verbs.measure": ("bench", "compare", "score_corrections", "sweep", "verify"),
-    "verbs.ship": ("export", "push", "report"),
+    "verbs.ship": ("push", "report"),
     "verbs.train": (
         "align",
         "copy_recipe",
@@ -104,6 +108,11 @@ __all__ = [
     "upcycle",
     "verify",
 ]
+
+
+def module_of(name: str) -> str:
+    """The module that defines a public name."""
+    return _HOME[name]
 
 
 def __getattr__(name: str) -> Any:

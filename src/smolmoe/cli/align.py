@@ -1,13 +1,12 @@
-"""align sft, dpo, cpo: answers and preferences."""
+"""How align sft, dpo and cpo show their result."""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from smolmoe.cli.command import Command, Given
+from smolmoe.cli.command import Given
 from smolmoe.cli.output import print_rows, table
 from smolmoe.core import units
-from smolmoe.verbs import train
 
 if TYPE_CHECKING:
     from smolmoe.alignment.run import AlignEstimate, AlignResult
@@ -113,4 +112,3 @@ def show_aligned(found: AlignResult | AlignEstimate, given: Given) -> None:
 
 
 OPTIONS = ("recipe", "set", "out", "device", "seed", "resume", "overwrite", "dry_run")
-COMMANDS = [Command(verb, show_aligned, only=OPTIONS) for verb in (train.sft, train.dpo, train.cpo)]

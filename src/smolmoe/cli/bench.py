@@ -128,4 +128,4 @@ def _spread(ratio: Ratio | None) -> str:
     return "-" if ratio is None else f"{ratio.median:.2f} ({ratio.low:.2f} to {ratio.high:.2f})"
 
 
-COMMAND = Command(measure.bench, lambda result, given: show_bench(result), group="Measure")
+COMMAND = Command(measure.bench, lambda result, given: show_bench(result))

@@ -8,31 +8,14 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import typer
-from typer.core import TyperGroup
 
 from smolmoe.cli.options import parameter, value_of
 from smolmoe.cli.output import Json, print_json, progress, quiet_libraries, tell
 from smolmoe.cli.spelling import as_options
 from smolmoe.errors import SmolmoeError
-from smolmoe.verbs.signature import fields_of
-
-
-class Grouped(TyperGroup):
-    """A group that lists its commands under headings, each with its whole summary."""
-
-    def format_commands(self, ctx: Any, formatter: Any) -> None:
-        panels: dict[str, list[tuple[str, str]]] = {}
-        for name in self.list_commands(ctx):
-            command = self.commands[name]
-            summary = (command.help or "").partition("\n")[0]
-            panels.setdefault(str(getattr(command, "rich_help_panel", "Commands")), []).append((name, summary))
-        for heading, rows in panels.items():
-            with formatter.section(heading):
-                formatter.write_dl(rows)
-
+from smolmoe.verbs.signature import POSITIONAL, fields_of
 
 Given = Mapping[str, Any]  # what the verb was called with
-POSITIONAL = inspect.Parameter.POSITIONAL_OR_KEYWORD
 
 
 def _plain(result: Any, given: Given) -> Any:
@@ -47,7 +30,6 @@ class Command:
     Attributes:
         verb: the public function.
         show: prints its result, given that and what was asked.
-        name: of the command, where it is not the function's.
         only: the fields that are options; of a recipe file all others are set by --set.
         as_options: what has a place among the function's arguments and is an option here.
         names: option names that are not the field's.
@@ -55,12 +37,10 @@ class Command:
         envvars: field -> environment variable.
         to_json: what --json prints.
         exit_code: of a result.
-        group: heading in `smolmoe --help`.
     """
 
     verb: Callable[..., Any]
     show: Callable[[Any, Given], None]
-    name: str | None = None
     only: tuple[str, ...] | None = None
     as_options: tuple[str, ...] = ()
     names: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
@@ -68,11 +48,16 @@ class Command:
     envvars: Mapping[str, str] = field(default_factory=dict)
     to_json: Callable[[Any, Given], Any] = _plain
     exit_code: Callable[[Any, Given], int] = lambda result, given: 0
-    group: str | None = None
 
-    def add_to(self, app: typer.Typer) -> None:
-        """Make it a command of an app."""
-        app.command(self.name or self.verb.__name__.replace("_", "-"), rich_help_panel=self.group)(self.callback())
+    def build(self, name: str) -> Any:
+        """The command as typer runs it."""
+        app = typer.Typer(add_completion=False, rich_markup_mode=None)
+        self.add_to(app, name)
+        return typer.main.get_command(app)
+
+    def add_to(self, app: typer.Typer, name: str | None = None) -> None:
+        """Make it a command of an app, by default under the function's name."""
+        app.command(name or self.verb.__name__.replace("_", "-"))(self.callback())
 
     def callback(self) -> Callable[..., None]:
         """The function that typer calls, with a parameter for each of the verb's fields."""

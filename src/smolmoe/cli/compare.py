@@ -61,5 +61,4 @@ COMMAND = Command(
     measure.compare,
     lambda found, given: show_comparison(found, given.get("out")),
     as_options=("data",),
-    group="Measure",
 )

@@ -52,4 +52,4 @@ def show_cache(found: CacheResult | CacheForecast, given: Given) -> None:
     _show_forecast(found) if given.get("dry_run") else _show(found)  # type: ignore[arg-type]
 
 
-COMMAND = Command(train.distill, show_cache, name="cache", as_options=("teacher", "data", "out"))
+COMMAND = Command(train.distill, show_cache, as_options=("teacher", "data", "out"))

@@ -38,5 +38,4 @@ COMMAND = Command(
     understand.doctor,
     lambda diagnosis, given: show_diagnosis(diagnosis),
     exit_code=lambda diagnosis, given: 1 if diagnosis.worst == "error" else 0,
-    group="Understand",
 )

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from smolmoe.cli.command import Command, Given
 from smolmoe.cli.output import print_rows
 from smolmoe.core import units
-from smolmoe.verbs import ship
+from smolmoe.surgery.export import run
 
 if TYPE_CHECKING:
     from smolmoe.surgery.export.gguf.checks import GgufMeasured
@@ -91,6 +91,4 @@ def show_export(result: NativeExport | GgufExport, given: Given) -> None:
     _show_native(result) if isinstance(result, NativeExport) else _show_gguf(result)
 
 
-COMMAND = Command(
-    ship.export, show_export, as_options=("to",), envvars={"llama_cpp": "SMOLMOE_LLAMA_CPP"}, group="Ship"
-)
+COMMAND = Command(run.export, show_export, as_options=("to",), envvars={"llama_cpp": "SMOLMOE_LLAMA_CPP"})

@@ -60,5 +60,4 @@ COMMAND = Command(
     as_options=("prompt",),
     read={"experts": _experts, "expert_memory": lambda megabytes: megabytes * 10**6},
     to_json=_to_json,
-    group="Understand",
 )

@@ -50,4 +50,4 @@ def _show_inspection(report: Inspection) -> None:
             print(f"{t.target}: {'; '.join(t.why_not)}. Nearest: {t.nearest}.")
 
 
-COMMAND = Command(convert.inspect, lambda report, given: _show_inspection(report), group="Convert")
+COMMAND = Command(convert.inspect, lambda report, given: _show_inspection(report))

@@ -136,5 +136,4 @@ COMMAND = Command(
     lambda result, given: show_probe(result, given["out"]),
     as_options=("data", "out"),
     names={"runs": ("--run",)},
-    group="Understand",
 )

@@ -28,4 +28,4 @@ def show_push(result: Push) -> None:
         print(f"  absolute paths of this machine {would}cut to their last part in {file}: {shown}")
 
 
-COMMAND = Command(ship.push, lambda result, given: show_push(result), group="Ship")
+COMMAND = Command(ship.push, lambda result, given: show_push(result))

@@ -11,5 +11,4 @@ COMMAND = Command(
     show_run,
     only=("out", "minutes", "seed", "overwrite"),
     as_options=("out",),
-    group="Convert",
 )

@@ -50,5 +50,4 @@ COMMAND = Command(
     as_options=("out",),
     names={"out": ("--out", "-o")},
     to_json=_to_json,
-    group="Ship",
 )

@@ -22,4 +22,4 @@ def show_choice(choice: Choice, given: Given) -> None:
     print(f"{choice.tokens} tokens, {read} of {total} read, {units.duration(choice.seconds)}", file=sys.stderr)
 
 
-COMMAND = Command(understand.route, show_choice, group="Understand")
+COMMAND = Command(understand.route, show_choice)

@@ -47,5 +47,4 @@ COMMAND = Command(
     show_run,
     only=("recipe", "set", "out", "start", "dry_run"),
     names={"start": ("--from",)},
-    group="Train",
 )

@@ -67,7 +67,6 @@ def _to_json(scores: CorrectionScores, given: Given) -> dict[str, Any]:
 COMMAND = Command(
     measure.score_corrections,
     lambda scores, given: show_scores(scores, given["model"], asked=given.get("rows")),
-    name="score",
     names={"template": ("--template", "--prompt-template")},
     read={"template": unescaped},
     to_json=_to_json,

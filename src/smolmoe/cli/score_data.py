@@ -63,4 +63,4 @@ def show_scores(found: TextScore | RowScores, given: Given) -> None:
     show_text(found) if isinstance(found, TextScore) else show_rows(found)
 
 
-COMMAND = Command(understand.score_data, show_scores, name="score")
+COMMAND = Command(understand.score_data, show_scores)

@@ -146,4 +146,4 @@ def show_sweep(found: Sweep | SweepForecast, given: Given) -> None:
         _show_forecast(found)
 
 
-COMMAND = Command(measure.sweep, show_sweep, group="Measure")
+COMMAND = Command(measure.sweep, show_sweep)

@@ -76,4 +76,4 @@ def show_training(found: TrainResult | Estimate, given: Given) -> None:
 
 
 OPTIONS = ("recipe", "set", "out", "device", "seed", "resume", "overwrite", "dry_run")
-COMMAND = Command(train.train, show_training, only=OPTIONS, group="Train")
+COMMAND = Command(train.train, show_training, only=OPTIONS)

@@ -61,5 +61,4 @@ COMMAND = Command(
     measure.verify,
     lambda result, given: show_verification(result),
     exit_code=lambda result, given: 0 if result.passed else 1,
-    group="Measure",
 )

@@ -1,4 +1,4 @@
-"""Convert: upcycle a dense model, and take out, merge or add experts."""
+"""Convert: inspect a dense model and upcycle it. `smolmoe.surgery.experts.run` has the commands for experts."""
 
 from __future__ import annotations
 
@@ -9,10 +9,7 @@ from pydantic import Field
 
 from smolmoe.recipe.upcycle import UpcycleRecipe
 from smolmoe.recipe.words import DryRun
-from smolmoe.surgery.experts.run import add_expert, extract, merge_experts, prune
 from smolmoe.verbs.signature import Report, takes
-
-__all__ = ["add_expert", "extract", "inspect", "merge_experts", "prune", "upcycle"]
 
 if TYPE_CHECKING:
     from smolmoe.surgery.inspection import Inspection

@@ -1,4 +1,4 @@
-"""Ship: export, report and publish a model."""
+"""Ship: report on and publish a model. `smolmoe.surgery.export.run` has `export`."""
 
 from __future__ import annotations
 
@@ -9,9 +9,6 @@ from typing import TYPE_CHECKING, Annotated
 from pydantic import Field
 
 from smolmoe.recipe.words import DryRun, Overwrite
-from smolmoe.surgery.export.run import export
-
-__all__ = ["export", "push", "report"]
 
 if TYPE_CHECKING:
     from smolmoe.hub.push import Push

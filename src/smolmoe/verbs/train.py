@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -124,19 +124,22 @@ def align(
     return alignment.align(recipe, resume=resume, overwrite=overwrite, report=report)
 
 
-def _by(method: str, summary: str) -> Callable[..., AlignResult | AlignEstimate]:
-    """`align` with its method fixed."""
-
-    def aligned(recipe: AlignRecipe, **options: Any) -> AlignResult | AlignEstimate:
-        return align(recipe, **options)
-
-    aligned.__name__, aligned.__doc__ = method, summary
-    return takes(AlignRecipe, file=True, kind="train", fixed={"method": method}, like=align)(aligned)
+@takes(AlignRecipe, file=True, kind="train", fixed={"method": "sft"}, like=align)
+def sft(recipe: AlignRecipe, **options: Any) -> AlignResult | AlignEstimate:
+    """Fine-tune on answers (supervised fine-tuning)."""
+    return align(recipe, **options)
 
 
-sft = _by("sft", "Fine-tune on answers (supervised fine-tuning).")
-dpo = _by("dpo", "Train on preference pairs against a reference model (DPO).")
-cpo = _by("cpo", "Train on preference pairs without a reference model (CPO).")
+@takes(AlignRecipe, file=True, kind="train", fixed={"method": "dpo"}, like=align)
+def dpo(recipe: AlignRecipe, **options: Any) -> AlignResult | AlignEstimate:
+    """Train on preference pairs against a reference model (DPO)."""
+    return align(recipe, **options)
+
+
+@takes(AlignRecipe, file=True, kind="train", fixed={"method": "cpo"}, like=align)
+def cpo(recipe: AlignRecipe, **options: Any) -> AlignResult | AlignEstimate:
+    """Train on preference pairs without a reference model (CPO)."""
+    return align(recipe, **options)
 
 
 @takes(PairsRecipe, "model")
@@ -256,7 +259,7 @@ def fetch(
 
 
 def recipes() -> tuple[Shipped, ...]:
-    """List the recipes that are shipped with smolmoe."""
+    """List the shipped recipes, which can be copied and edited."""
     from smolmoe.recipe.files import shipped
 
     return tuple(shipped())

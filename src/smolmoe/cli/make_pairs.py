@@ -37,7 +37,6 @@ def show_pairs(result: PairsReport, out: Path) -> None:
 COMMAND = Command(
     train.make_pairs,
     lambda result, given: show_pairs(result, given["out"]),
-    name="pairs",
     names={"template": ("--template", "--prompt-template")},
     read={"template": unescaped},
 )
