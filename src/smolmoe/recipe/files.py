@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 from smolmoe.core.files import place, replacing
-from smolmoe.core.yaml_text import MOST_BYTES, parse_yaml
 from smolmoe.errors import OutputError, RequestError
 
 SHIPPED = Path(__file__).with_name("shipped")
@@ -168,6 +167,8 @@ def _shipped(name: str) -> Path:
 
 
 def _read(path: Path) -> dict[str, Any]:
+    from smolmoe.core.yaml_text import MOST_BYTES
+
     try:
         with path.open(encoding="utf-8") as file:
             text = file.read(MOST_BYTES + 1)
@@ -180,6 +181,8 @@ def _read(path: Path) -> dict[str, Any]:
 
 
 def _parsed(text: str, field: str, value: str) -> Any:
+    from smolmoe.core.yaml_text import parse_yaml
+
     try:
         return parse_yaml(text)
     except ValueError as error:
