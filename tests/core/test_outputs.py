@@ -14,7 +14,7 @@ from tests.core.test_files import another_process, small_files
 from smolmoe.alignment.pairs_run import make_pairs
 from smolmoe.alignment.run import align
 from smolmoe.core.files import growing
-from smolmoe.core.run_folder import RunFolder
+from smolmoe.core.run_folder import begin_folder
 from smolmoe.data.fetch import fetch
 from smolmoe.data.prompts import read_corrections
 from smolmoe.distillation.run import cache_teacher, forecast_cache
@@ -77,7 +77,8 @@ Command = Callable[[Path, Path], object]
 
 def _run_folder(inputs: Path, out: Path) -> None:
     with growing(out):  # as both commands do
-        RunFolder(out, {"a": 1})
+        begin_folder(out, {"a": 1}, what="a run", record="settings.json", made=())
+        (out / "start").mkdir()
 
 
 FOLDERS: dict[str, Command] = {
@@ -103,7 +104,7 @@ FOLDERS: dict[str, Command] = {
     "distill cache --dry-run": lambda inputs, out: forecast_cache(inputs / "dense", inputs / "rows.jsonl", out),
     "align pairs": _pairs,
     "correct score": _score,
-    "quickstart, sweep": _run_folder,
+    "sweep": _run_folder,
 }
 FILES: dict[str, Command] = {
     "export --to gguf": lambda inputs, out: export(inputs / "moe", out, "gguf"),
@@ -164,7 +165,7 @@ def test_a_folder_that_another_process_writes_is_refused_at_the_start(
     assert os.listdir(out) == []
 
 
-@pytest.mark.parametrize("command", ["compare", "data select", "align pairs", "distill cache", "quickstart, sweep"])
+@pytest.mark.parametrize("command", ["compare", "data select", "align pairs", "distill cache", "sweep"])
 def test_a_link_stays_and_what_it_leads_to_is_written(command: str, inputs: Path, tmp_path: Path) -> None:
     (tmp_path / "disk").mkdir()
     (tmp_path / "out").symlink_to("disk/real")

@@ -12,13 +12,14 @@ from typing import Any
 from smolmoe.core.files import write_json
 from smolmoe.core.json_text import read_object
 from smolmoe.core.progress import Progress, silent
-from smolmoe.core.run_folder import RunFolder
+from smolmoe.core.run_folder import begin_folder
 from smolmoe.scaling.plan import Plan, Start
 from smolmoe.training.folder import BEST, HELD_OUT, SUMMARY
 
 logger = logging.getLogger(__name__)
 
 METRICS = "metrics.jsonl"
+SETTINGS = "settings.json"
 MADE = ("start", "dense-*", "seed-*", "sweep.json", "sweep.png")  # in the folder of a sweep
 
 
@@ -65,8 +66,8 @@ class Runs:
         """
         from smolmoe.training.distributed import on_main
 
-        plan = self.plan
-        on_main(lambda: RunFolder(plan.request.out, plan.settings, made=MADE, overwrite=overwrite) and None)
+        out, settings = self.plan.request.out, self.plan.settings
+        on_main(lambda: begin_folder(out, settings, what="a sweep", record=SETTINGS, made=MADE, overwrite=overwrite))
 
     def curve(self, start: Start) -> list[Trained]:
         """The trainings of one start, seed by seed."""
