@@ -23,28 +23,28 @@ from smolmoe.data.tally import Tally
 from smolmoe.errors import DataError, OutputError, RequestError
 from smolmoe.recipe.base import parse
 from smolmoe.recipe.data import SourceRecipe
+from smolmoe.results.fetched import Fetched, KnownDataSet
 
 STATE = "state.json"  # what is written so far, and where the stream stands
 PROVENANCE = "provenance.json"
 SHARD_ROWS = 10_000
-SCHEMA_VERSION = 1
 
 
-def catalogue() -> list[dict[str, Any]]:
-    """The presets that can be fetched: data set, licence, rows (about), columns."""
-    return [
-        {
-            "preset": label,
-            "path": preset.path,
-            "name": preset.name,
-            "split": preset.split,
-            "licence": preset.licence,
-            "free": preset.free,
-            "size": preset.size,
-            "columns": [*preset.columns, *preset.optional],
-        }
+def catalogue() -> tuple[KnownDataSet, ...]:
+    """The presets that can be fetched."""
+    return tuple(
+        KnownDataSet(
+            label,
+            preset.path,
+            preset.name,
+            preset.split,
+            preset.licence,
+            preset.free,
+            preset.size,
+            (*preset.columns, *preset.optional),
+        )
         for label, preset in sorted(PRESETS.items())
-    ]
+    )
 
 
 def fetch(
@@ -58,7 +58,7 @@ def fetch(
     resume: bool = False,
     report: Progress | None = None,
     shard_rows: int = SHARD_ROWS,
-) -> dict[str, Any]:
+) -> Fetched:
     """Write a preset's documents as rows (`text`, `domain`, and the columns they were made of) into JSONL shards.
 
     A shard appears when it is complete; a kill loses the current one. With `resume` the stream continues after the last
@@ -228,28 +228,25 @@ class _Writing:
         self.state["shards"].append({"file": name, "rows": count, "bytes": nbytes, "sha256": digest.hexdigest()})
         self.state |= {"columns": list(columns), "domains": dict(domains)}
 
-    def finish(self, preset: Preset) -> dict[str, Any]:
+    def finish(self, preset: Preset) -> Fetched:
         """Write and return where the rows came from."""
         if not self.rows:
             raise DataError("the data set contains no text.", field="preset", value=self.request["preset"])
         digests = "".join(shard["sha256"] for shard in self.state["shards"])
-        provenance = {
-            "schema_version": SCHEMA_VERSION,
+        found = Fetched(
             **self.request,
-            "asked_revision": self.asked,
-            "revision": self.revision,
-            "data_set_hash": self.state["hashed"],
-            "licence": preset.licence,
-            "rows": self.rows,
-            "whole": self.state["exhausted"],
-            "domains": self.state["domains"],
-            "columns": self.state["columns"],
-            "left_out": self.state.get("left_out", {}),
-            "sha256": hashlib.sha256(digests.encode()).hexdigest(),
-            "shards": self.state["shards"],
-        }
-        write_json(self.out / PROVENANCE, provenance)
-        return provenance
+            **{name: self.state[name] for name in ("domains", "columns", "shards")},
+            asked_revision=self.asked,
+            revision=self.revision,
+            data_set_hash=self.state["hashed"],
+            licence=preset.licence,
+            rows=self.rows,
+            whole=self.state["exhausted"],
+            left_out=self.state.get("left_out", {}),
+            sha256=hashlib.sha256(digests.encode()).hexdigest(),
+        )
+        found.write(self.out / PROVENANCE)
+        return found
 
 
 def _columns_of(stream: Any, preset: Preset) -> Any:

@@ -7,7 +7,6 @@ import logging
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 from smolmoe.core.files import growing, place
 from smolmoe.core.json_text import read_json
@@ -16,13 +15,14 @@ from smolmoe.data.tally import Tally
 from smolmoe.data.tokens import end_of_text
 from smolmoe.errors import EndpointError, OutputError
 from smolmoe.recipe.teach import TeachRecipe
+from smolmoe.results.teaching import TeachPlan, TeachReport
 from smolmoe.teacher import client
 from smolmoe.teacher.client import Asking, cost
 from smolmoe.teacher.endpoint import Answer, Endpoint, check_address, client_library
 from smolmoe.teacher.journal import FILE, Journal
 from smolmoe.teacher.logprobs import Mismatch, StudentTokens
 from smolmoe.teacher.prompts import Prompt, Question, questions_of, read_prompts
-from smolmoe.teacher.results import REPORT, ROWS, fit, write_report, write_results
+from smolmoe.teacher.results import REPORT, ROWS, fit, write_results
 
 STAGE = "Asking the teacher"
 REFUSALS = 3  # answers that do not fit the student, none fitting, before the job ends
@@ -33,7 +33,7 @@ logger = logging.getLogger(__name__)
 
 def teach(
     recipe: TeachRecipe, *, resume: bool = False, report: Progress | None = None, first_wait: float = client.FIRST_WAIT
-) -> dict[str, Any]:
+) -> TeachReport:
     """Ask an endpoint every prompt of a file, and write rows to train on; returns the report that is written.
 
     Every answer is on disk before it counts, so that a killed job can continue with `resume`: answered prompts
@@ -67,7 +67,7 @@ def _teach(
     resume: bool,
     report: Progress | None,
     first_wait: float,
-) -> dict[str, Any]:
+) -> TeachReport:
     started = time.monotonic()
     journal = Journal.open(recipe.out / FILE, recipe.sampling(), resume=resume)
     try:
@@ -84,9 +84,7 @@ def _teach(
         tally = asyncio.run(_run(job, endpoint, left))
         seconds = before + time.monotonic() - started
         if journal.totals.entries:
-            found = write_results(prompts, journal, recipe, tally, student)
-            found["prompts"]["left_out"] = apart
-            write_report({**found, "seconds": round(seconds, 3)}, recipe.out)
+            found = write_results(prompts, apart, journal, recipe, tally, student, seconds)
     finally:
         journal.close()
     if job.error is not None:
@@ -95,10 +93,10 @@ def _teach(
         raise KeyboardInterrupt  # before the first answer: there is nothing to tell
     if journal.totals.untold:
         logger.warning("%d answers have no token count: the totals are too low", journal.totals.untold)
-    return {**found, "seconds": round(seconds, 3)}
+    return found
 
 
-def plan(recipe: TeachRecipe) -> dict[str, Any]:
+def plan(recipe: TeachRecipe) -> TeachPlan:
     """What `teach` would ask; nothing is sent or written.
 
     Raises:
@@ -113,14 +111,9 @@ def plan(recipe: TeachRecipe) -> dict[str, Any]:
     at_most = None
     if recipe.max_tokens is not None:
         at_most = cost(characters // _CHARACTERS_A_TOKEN, recipe.max_tokens * len(questions), recipe)
-    return {
-        "prompts": len(prompts),
-        "left_out": apart,
-        "requests": len(questions),
-        "characters": characters,
-        "prompt_tokens_about": characters // _CHARACTERS_A_TOKEN,
-        "cost_at_most_about": at_most,
-    }
+    return TeachPlan(
+        len(prompts), apart, len(questions), characters, characters // _CHARACTERS_A_TOKEN, cost_at_most_about=at_most
+    )
 
 
 def _prompts(recipe: TeachRecipe) -> tuple[list[Prompt], dict[str, int]]:

@@ -27,6 +27,8 @@ if TYPE_CHECKING:
     from smolmoe.pipeline.run import PipelineResult
     from smolmoe.recipe.files import Shipped
     from smolmoe.results.distillation import CacheForecast, CacheResult
+    from smolmoe.results.fetched import Fetched, KnownDataSet
+    from smolmoe.results.teaching import TeachPlan, TeachReport
     from smolmoe.selection.results import Selection
     from smolmoe.training.estimate import Estimate
     from smolmoe.training.run import TrainResult
@@ -216,7 +218,7 @@ def select(
 @takes(TeachRecipe)
 def teach(
     recipe: TeachRecipe, *, resume: Continue = False, dry_run: DryRun = False, report: Report | None = None
-) -> dict[str, Any]:
+) -> TeachReport | TeachPlan:
     """Generate training rows with a model behind an HTTP endpoint."""
     from smolmoe.teacher.job import plan
     from smolmoe.teacher.job import teach as ask
@@ -237,11 +239,11 @@ def fetch(
     resume: Continue = False,
     list: Annotated[bool, Field(description="list of the presets")] = False,  # noqa: A002 - the option's name
     report: Report | None = None,
-) -> Any:
+) -> Fetched | tuple[KnownDataSet, ...]:
     """Download a known data set as training rows, or list all.
 
     Returns:
-        What provenance.json holds; the catalogue (a list) where no preset is named.
+        What provenance.json holds; the known data sets if no preset is named.
 
     Raises:
         RequestError: no such preset, or no folder for it.

@@ -15,6 +15,7 @@ from smolmoe.verbs.signature import Report, said, takes
 
 if TYPE_CHECKING:
     from smolmoe.inference.expert_choice import Choice
+    from smolmoe.inference.generate import Generation
     from smolmoe.results.probe import ProbeResult
     from smolmoe.selection.explain import RowScores, TextScore
     from smolmoe.verification.doctor import Diagnosis
@@ -79,7 +80,7 @@ def generate(
         int | None, Field(description="memory for offloaded experts on the device (default: one layer and one token)")
     ] = None,
     device: Device = "cpu",
-) -> Any:
+) -> Generation | tuple[Generation, ...]:
     """Generate text with a model, or with some of its experts.
 
     Args:
