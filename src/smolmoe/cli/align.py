@@ -12,8 +12,9 @@ if TYPE_CHECKING:
     from smolmoe.alignment.run import AlignEstimate, AlignResult
 
 
-def _show_estimate(out: str, costs: AlignEstimate) -> None:
-    print(f"would write {out}")
+def show_estimate(costs: AlignEstimate, given: Given) -> None:
+    """What an alignment would cost."""
+    print(f"would write {costs.out}")
     left_out = ", ".join(f"{number} {reason.replace('_', ' ')}" for reason, number in costs.dropped.items() if number)
     print_rows(
         [
@@ -36,7 +37,8 @@ def _show_estimate(out: str, costs: AlignEstimate) -> None:
         print(found)
 
 
-def _show_result(result: AlignResult) -> None:
+def show_aligned(result: AlignResult, given: Given) -> None:
+    """The model, and how it measured before and after."""
     from smolmoe.evaluation.held_out import Change
     from smolmoe.verification.findings import Finding
 
@@ -104,11 +106,6 @@ def _show_corrections(scores: dict[str, Any]) -> None:
         for name in after["model"]["metrics"]
     ]
     table(f"Corrections of {after['model']['rows']} texts", ("percent", "left as it is", "before", "after"), rows)
-
-
-def show_aligned(found: AlignResult | AlignEstimate, given: Given) -> None:
-    """What it would cost, or what came out."""
-    _show_estimate(str(found.out), found) if given.get("dry_run") else _show_result(found)  # type: ignore[arg-type]
 
 
 OPTIONS = ("recipe", "set", "out", "device", "seed", "resume", "overwrite", "dry_run")

@@ -30,6 +30,7 @@ class Command:
     Attributes:
         verb: the public function.
         show: prints its result, given that and what was asked.
+        forecast: the same with --dry-run; default `show`.
         only: the fields that are options; of a recipe file all others are set by --set.
         as_options: what has a place among the function's arguments and is an option here.
         names: option names that are not the field's.
@@ -41,6 +42,7 @@ class Command:
 
     verb: Callable[..., Any]
     show: Callable[[Any, Given], None]
+    forecast: Callable[[Any, Given], None] | None = None
     only: tuple[str, ...] | None = None
     as_options: tuple[str, ...] = ()
     names: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
@@ -84,7 +86,8 @@ class Command:
             except SmolmoeError as error:
                 as_options(error, parameters)
                 raise
-            print_json(self.to_json(result, given)) if as_json else self.show(result, given)
+            show = self.forecast if self.forecast and given.get("dry_run") else self.show
+            print_json(self.to_json(result, given)) if as_json else show(result, given)
             if code := self.exit_code(result, given):
                 raise typer.Exit(code)
 

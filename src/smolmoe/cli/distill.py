@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from smolmoe.results.distillation import CacheForecast, CacheResult
 
 
-def _show_forecast(found: CacheForecast) -> None:
+def _show_forecast(found: CacheForecast, given: Given) -> None:
     print(f"would write {found.out}")
     print_rows(
         [
@@ -27,7 +27,7 @@ def _show_forecast(found: CacheForecast) -> None:
     )
 
 
-def _show(result: CacheResult) -> None:
+def _show(result: CacheResult, given: Given) -> None:
     kept = f"the {result.size} largest" if result.kind == "top_k" else f"{result.size} draws"
     print(f"{result.out}: {kept} of each token, temperature {result.temperature:g}")
     rows = [
@@ -47,9 +47,4 @@ def _show(result: CacheResult) -> None:
     print_rows(rows)
 
 
-def show_cache(found: CacheResult | CacheForecast, given: Given) -> None:
-    """What is in the cache, or would be."""
-    _show_forecast(found) if given.get("dry_run") else _show(found)  # type: ignore[arg-type]
-
-
-COMMAND = Command(train.distill, show_cache, as_options=("teacher", "data", "out"))
+COMMAND = Command(train.distill, _show, _show_forecast, as_options=("teacher", "data", "out"))

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from smolmoe.pipeline.run import PipelineResult
 
 
-def _show_forecast(found: train.PipelineForecast) -> None:
+def _show_forecast(found: train.PipelineForecast, given: Given) -> None:
     from smolmoe.pipeline.summary import forecast_table
 
     table(f"would write {found.out}", *forecast_table(list(found.stages)))
@@ -26,7 +26,7 @@ def _show_forecast(found: train.PipelineForecast) -> None:
             print(f"{stage.name}: {warning}")
 
 
-def _show_pipeline(result: PipelineResult) -> None:
+def show_run(result: PipelineResult, given: Given) -> None:
     """A row for each stage, and what the stages found."""
     from smolmoe.pipeline import summary
 
@@ -34,17 +34,10 @@ def _show_pipeline(result: PipelineResult) -> None:
     print(result.text())
 
 
-def show_run(found: PipelineResult | train.PipelineForecast, given: Given) -> None:
-    """What it would cost, or what was done."""
-    if isinstance(found, train.PipelineForecast):
-        _show_forecast(found)
-    else:
-        _show_pipeline(found)
-
-
 COMMAND = Command(
     train.run,
     show_run,
+    _show_forecast,
     only=("recipe", "set", "out", "start", "dry_run"),
     names={"start": ("--from",)},
 )

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 _REACH = {"measured": "", "extrapolated": " (extrapolated)", "far": " (beyond 10x the largest budget: a guess)"}
 
 
-def _show_forecast(found: SweepForecast) -> None:
+def _show_forecast(found: SweepForecast, given: Given) -> None:
     columns = ("what", "runs", "steps", "tokens", "FLOPs", "time")
     rows = [
         (
@@ -45,7 +45,8 @@ def _show_forecast(found: SweepForecast) -> None:
     )
 
 
-def _show(result: Sweep, out: Path) -> None:
+def _show(result: Sweep, given: Given) -> None:
+    out = Path(given.get("out") or f"{values_of(given['recipe'], {}, changes=given.get('set', ()))['out']}-sweep")
     print(f"{out}: {result.recipe}{f', stage {result.stage}' if result.stage else ''}")
     held_out = result.held_out
     print(f"{result.schedule.text}\nHeld out: {held_out.tokens:,} tokens of {held_out.documents:,} documents.")
@@ -133,17 +134,4 @@ def _ends(value: Interval, form: str = ".4f") -> str:
     return f"{value.value:{form}} [{value.low:{form}}, {value.high:{form}}]"
 
 
-def show_sweep(found: Sweep | SweepForecast, given: Given) -> None:
-    """What it would cost, or what was found."""
-    from smolmoe.results.scaling_law import Sweep
-
-    if isinstance(found, Sweep):
-        _show(
-            found,
-            Path(given.get("out") or f"{values_of(given['recipe'], {}, changes=given.get('set', ()))['out']}-sweep"),
-        )
-    else:
-        _show_forecast(found)
-
-
-COMMAND = Command(measure.sweep, show_sweep)
+COMMAND = Command(measure.sweep, _show, _show_forecast)

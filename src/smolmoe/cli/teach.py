@@ -17,7 +17,7 @@ SHORTFALL = 1
 INTERRUPTED = 130
 
 
-def _show_plan(plan: TeachPlan) -> None:
+def _show_plan(plan: TeachPlan, given: Given) -> None:
     tokens = units.tokens(plan.prompt_tokens_about)
     rows: list[tuple[str, object]] = [
         ("prompts", plan.prompts),
@@ -73,10 +73,6 @@ def _show_shortfall(found: TeachReport, given: Given) -> None:
         print("the same command with --resume asks those, and no prompt that was answered")
 
 
-def _show(found: TeachReport | TeachPlan, given: Given) -> None:
-    _show_plan(found) if given.get("dry_run") else _show_report(found, given)  # type: ignore[arg-type]
-
-
 def _exit_code(found: TeachReport, given: Given) -> int:
     if given.get("dry_run"):
         return 0
@@ -85,4 +81,4 @@ def _exit_code(found: TeachReport, given: Given) -> int:
     return SHORTFALL if found.rows.failed or found.rows.left else 0
 
 
-COMMAND = Command(train.teach, _show, exit_code=_exit_code)
+COMMAND = Command(train.teach, _show_report, _show_plan, exit_code=_exit_code)

@@ -14,9 +14,9 @@ if TYPE_CHECKING:
     from smolmoe.training.run import TrainResult
 
 
-def _show_estimate(out: str, costs: Estimate) -> None:
+def _show_estimate(costs: Estimate, given: Given) -> None:
     model = costs.size
-    print(f"would write {out}")
+    print(f"would write {costs.out}")
     rows = [("parameters", f"{units.parameters(model.total)} total, {units.parameters(model.active)} active per token")]
     if costs.steps > 0:
         rows += [
@@ -34,7 +34,7 @@ def _show_estimate(out: str, costs: Estimate) -> None:
         print(found)
 
 
-def _show_trained(result: TrainResult) -> None:
+def _show_trained(result: TrainResult, given: Given) -> None:
     from smolmoe.verification.findings import Finding
 
     summary = result.summary
@@ -70,10 +70,5 @@ def _change_rows(summary: dict[str, Any]) -> list[tuple[str, object]]:
     return [("before", f"{change.before:.4f} nats a token"), ("change", change)]
 
 
-def show_training(found: TrainResult | Estimate, given: Given) -> None:
-    """What it would cost, or what came out."""
-    _show_estimate(str(found.out), found) if given.get("dry_run") else _show_trained(found)  # type: ignore[arg-type]
-
-
 OPTIONS = ("recipe", "set", "out", "device", "seed", "resume", "overwrite", "dry_run")
-COMMAND = Command(train.train, show_training, only=OPTIONS)
+COMMAND = Command(train.train, _show_trained, _show_estimate, only=OPTIONS)

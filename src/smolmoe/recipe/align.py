@@ -7,9 +7,10 @@ from typing import Literal, Self
 
 from pydantic import Field, model_validator
 
-from smolmoe.recipe.base import Recipe, Seed
+from smolmoe.recipe.base import Recipe
 from smolmoe.recipe.train import ModelRecipe, ObjectiveRecipe, RoutingRecipe
 from smolmoe.recipe.trainer import AlignTrainerValues
+from smolmoe.recipe.words import BestDevice, Seed
 
 LENGTH = 350  # tokens of an example, of the seed experiments
 BETA = 0.05
@@ -110,10 +111,8 @@ class AlignRecipe(Recipe):
     trainer: AlignTrainerValues = Field(
         default_factory=dict, description="any field of TRL's SFTConfig, DPOConfig or CPOConfig"
     )
-    device: str | None = Field(
-        default=None, description="device: auto, cpu, cuda, cuda:N or mps (default: the fastest)"
-    )
-    seed: Seed = Field(default=0, description="random seed")
+    device: BestDevice = None
+    seed: Seed = 0
     out: Path = Field(description="output folder of the run")
 
     @model_validator(mode="after")

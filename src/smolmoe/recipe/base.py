@@ -45,8 +45,6 @@ class Recipe(BaseModel):
 
 
 R = TypeVar("R", bound=Recipe)
-SEEDS = 2**32  # numpy takes seeds below it
-Seed = Annotated[int, Field(ge=0, lt=SEEDS)]
 Index = Annotated[int, Field(ge=0)]  # of an expert, a layer, a step
 Vocabulary = Annotated[int, Field(ge=258, le=10_000_000)]  # of a tokenizer to learn: 256 bytes and two special tokens
 

@@ -7,7 +7,8 @@ from typing import Literal
 
 from pydantic import Field
 
-from smolmoe.recipe.base import Recipe, Seed
+from smolmoe.recipe.base import Recipe
+from smolmoe.recipe.words import Device, Seed
 
 
 class BenchRecipe(Recipe):
@@ -26,7 +27,7 @@ class BenchRecipe(Recipe):
         None, description="experts implementation: smolmoe, eager, grouped_mm, batched_mm, ... (default: smolmoe)"
     )
     train: bool = Field(True, description="FLOPs of a training step, with the backward pass")
-    device: str = Field("cpu", description="device: auto, cpu, cuda, cuda:N or mps")
+    device: Device = "cpu"
     threads: int | None = Field(None, description="number of CPU threads (default: torch's)")
-    seed: Seed = Field(0, description="random seed")
+    seed: Seed = 0
     out: Path | None = Field(None, description="JSON file for the result (default: none)")

@@ -7,7 +7,8 @@ from typing import Self
 
 from pydantic import Field, model_validator
 
-from smolmoe.recipe.base import Recipe, Seed
+from smolmoe.recipe.base import Recipe
+from smolmoe.recipe.words import Seed
 
 
 class SourceRecipe(Recipe):

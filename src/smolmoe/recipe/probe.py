@@ -6,8 +6,9 @@ from pathlib import Path
 
 from pydantic import Field
 
-from smolmoe.recipe.base import Recipe, Seed
+from smolmoe.recipe.base import Recipe
 from smolmoe.recipe.data import DataRecipe
+from smolmoe.recipe.words import Device, Seed
 
 DRAWS = 200  # shuffles of the domains
 
@@ -25,8 +26,8 @@ class _Probe(Recipe):
     losses: bool = Field(True, description="losses with experts forced and with experts removed")
     loss_tokens: int = Field(4096, ge=1, description="number of tokens per domain for each of these losses")
     permutations: int = Field(DRAWS, ge=1, description="number of domain permutations for the chance baseline")
-    device: str = Field("cpu", description="device: auto, cpu, cuda, cuda:N or mps")
-    seed: Seed = Field(0, description="random seed")
+    device: Device = "cpu"
+    seed: Seed = 0
     out: Path = Field(description="output folder for probe.json, index.html and the figures")
 
 

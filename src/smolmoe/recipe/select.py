@@ -6,8 +6,9 @@ from typing import Any, Literal
 
 from pydantic import Field, ValidationInfo, field_validator
 
-from smolmoe.recipe.base import Recipe, Seed, Vocabulary
+from smolmoe.recipe.base import Recipe, Vocabulary
 from smolmoe.recipe.data import SourceRecipe
+from smolmoe.recipe.words import Device, Seed
 
 Score = Literal["entropy", "perplexity", "random"]
 Prefer = Literal["high", "middle", "low"]
@@ -58,8 +59,8 @@ class SelectRecipe(Recipe):
         lt=1,
         description="fraction of documents held out (by hash of the text) and written to a separate file",
     )
-    device: str = Field("cpu", description="device: auto, cpu, cuda, cuda:N or mps")
-    seed: Seed = Field(0, description="random seed")
+    device: Device = "cpu"
+    seed: Seed = 0
 
     @property
     def preferred(self) -> Prefer:

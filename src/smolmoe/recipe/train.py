@@ -7,9 +7,10 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, model_validator
 
-from smolmoe.recipe.base import Index, Recipe, Seed, Vocabulary
+from smolmoe.recipe.base import Index, Recipe, Vocabulary
 from smolmoe.recipe.data import DataRecipe
 from smolmoe.recipe.trainer import TrainerValues
+from smolmoe.recipe.words import BestDevice, Seed
 
 
 class ModelRecipe(Recipe):
@@ -167,8 +168,6 @@ class TrainRecipe(Recipe):
     )
     trainer: TrainerValues = Field(default_factory=dict, description="any field of transformers' TrainingArguments")
     parallel: Literal["ddp", "fsdp"] = Field(default="ddp", description="parallelism across processes: ddp or fsdp")
-    device: str | None = Field(
-        default=None, description="device: auto, cpu, cuda, cuda:N or mps (default: the fastest)"
-    )
-    seed: Seed = Field(default=0, description="random seed")
+    device: BestDevice = None
+    seed: Seed = 0
     out: Path = Field(description="output folder of the run")

@@ -16,6 +16,8 @@ Continue = Annotated[bool, Field(description="resume an interrupted job in its f
 Overwrite = Annotated[bool, Field(description="replace what the output folder holds")]
 DryRun = Annotated[bool, Field(description="estimate and check only; nothing is run or written")]
 Device = Annotated[str, Field(description="device: auto, cpu, cuda, cuda:N or mps")]
-Seed = Annotated[int, Field(description="random seed")]
+BestDevice = Annotated[str | None, Field(description="device: auto, cpu, cuda, cuda:N or mps (default: the fastest)")]
+SEEDS = 2**32  # numpy takes seeds below it
+Seed = Annotated[int, Field(ge=0, lt=SEEDS, description="random seed")]
 Moe = Annotated[str | Path, Field(description="folder or hub id of an MoE")]
 Out = Annotated[str | Path, Field(description="output folder")]

@@ -7,9 +7,10 @@ from typing import TYPE_CHECKING, Annotated
 
 from pydantic import Field
 
+from smolmoe.core.progress import Progress
 from smolmoe.recipe.upcycle import UpcycleRecipe
 from smolmoe.recipe.words import DryRun
-from smolmoe.verbs.signature import Report, takes
+from smolmoe.verbs.signature import takes
 
 if TYPE_CHECKING:
     from smolmoe.surgery.inspection import Inspection
@@ -28,7 +29,7 @@ def inspect(
 
 
 @takes(UpcycleRecipe, "source", "out")
-def upcycle(recipe: UpcycleRecipe, *, dry_run: DryRun = False, report: Report | None = None) -> UpcycleResult:
+def upcycle(recipe: UpcycleRecipe, *, dry_run: DryRun = False, report: Progress | None = None) -> UpcycleResult:
     """Convert a dense model into an MoE and verify the files.
 
     Raises:

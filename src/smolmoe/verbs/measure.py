@@ -8,12 +8,13 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from pydantic import Field
 
+from smolmoe.core.progress import Progress
 from smolmoe.recipe.bench import BenchRecipe
 from smolmoe.recipe.pairs import BATCH_SIZE, MAX_NEW_TOKENS, TEMPLATE, PairsRecipe
 from smolmoe.recipe.resolve import Given, values_of
 from smolmoe.recipe.sweep import SweepRecipe
 from smolmoe.recipe.words import Device, DryRun, Overwrite, RecipeGiven, Seed, Set
-from smolmoe.verbs.signature import Report, said, spells_out, takes
+from smolmoe.verbs.signature import said, spells_out, takes
 
 if TYPE_CHECKING:
     from smolmoe.evaluation.correction import CorrectionScores
@@ -76,7 +77,7 @@ def compare(
     ] = None,
     overwrite: Overwrite = False,
     device: Device = "cpu",
-    report: Report | None = None,
+    report: Progress | None = None,
 ) -> Comparison:
     """Compare models on the same held-out text.
 
@@ -101,7 +102,7 @@ def compare(
 
 
 @takes(BenchRecipe, "model")
-def bench(recipe: BenchRecipe, *, settings: Any = None, report: Report | None = None) -> BenchResult:
+def bench(recipe: BenchRecipe, *, settings: Any = None, report: Progress | None = None) -> BenchResult:
     """Measure parameters, FLOPs, latency, throughput and memory.
 
     Args:
@@ -128,7 +129,7 @@ def sweep(
     set: Set = (),  # noqa: A002 - the option's name
     overwrite: Overwrite = False,
     dry_run: DryRun = False,
-    report: Report | None = None,
+    report: Progress | None = None,
     **budgets: Any,
 ) -> Sweep | SweepForecast:
     """Train at several token budgets and fit a scaling law.
@@ -170,7 +171,7 @@ def score_corrections(
     device: Device = "cpu",
     out: Annotated[Path | None, Field(description="output folder for scores.json and predictions.jsonl")] = None,
     overwrite: Overwrite = False,
-    report: Report | None = None,
+    report: Progress | None = None,
 ) -> CorrectionScores:
     """Score greedy corrections; the baseline copies the input."""
     from smolmoe.data.prompts import CorrectionPrompt, read_corrections

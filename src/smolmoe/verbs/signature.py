@@ -19,8 +19,6 @@ from smolmoe.recipe.words import RecipeGiven, Set
 T = TypeVar("T")
 POSITIONAL, KEYWORD = inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY
 
-Report = Callable[[str, int, int], None]  # stage, done, total
-
 
 def takes(
     model: type[R],

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from pydantic import Field
 
+from smolmoe.core.progress import Progress
 from smolmoe.recipe.align import AlignRecipe
 from smolmoe.recipe.base import Recipe
 from smolmoe.recipe.distill import CacheRecipe
@@ -18,7 +19,7 @@ from smolmoe.recipe.select import SelectRecipe
 from smolmoe.recipe.teach import TeachRecipe
 from smolmoe.recipe.train import TrainRecipe
 from smolmoe.recipe.words import Continue, DryRun, Overwrite, Resume, ResumeTraining, Seed
-from smolmoe.verbs.signature import Report, takes
+from smolmoe.verbs.signature import takes
 
 if TYPE_CHECKING:
     from smolmoe.alignment.pairs import PairsReport
@@ -43,7 +44,7 @@ def quickstart(
     seed: Seed = 0,
     overwrite: Overwrite = False,
     changes: Sequence[str] = (),
-    report: Report | None = None,
+    report: Progress | None = None,
 ) -> PipelineResult:
     """Train, upcycle, verify and report on a small example."""
     from smolmoe.pipeline.quickstart import quickstart as run
@@ -58,7 +59,7 @@ def train(
     resume: ResumeTraining = None,
     overwrite: Overwrite = False,
     dry_run: DryRun = False,
-    report: Report | None = None,
+    report: Progress | None = None,
 ) -> TrainResult | Estimate:
     """Train a model from scratch, or continue training one.
 
@@ -91,7 +92,7 @@ def run(
     *,
     start: Annotated[str | None, Field(description="first stage to run again, with all later ones")] = None,
     dry_run: DryRun = False,
-    report: Report | None = None,
+    report: Progress | None = None,
 ) -> PipelineResult | PipelineForecast:
     """Run the stages of a pipeline; finished ones are skipped."""
     if dry_run:
@@ -111,7 +112,7 @@ def align(
     resume: Resume = None,
     overwrite: Overwrite = False,
     dry_run: DryRun = False,
-    report: Report | None = None,
+    report: Progress | None = None,
 ) -> AlignResult | AlignEstimate:
     """Align a model by the recipe's method: sft, dpo or cpo.
 
@@ -146,7 +147,7 @@ def cpo(recipe: AlignRecipe, **options: Any) -> AlignResult | AlignEstimate:
 
 @takes(PairsRecipe, "model")
 def make_pairs(
-    recipe: PairsRecipe, *, resume: Continue = False, overwrite: Overwrite = False, report: Report | None = None
+    recipe: PairsRecipe, *, resume: Continue = False, overwrite: Overwrite = False, report: Progress | None = None
 ) -> PairsReport:
     """Sample preference pairs, ranked by distance to a reference.
 
@@ -164,7 +165,7 @@ def distill(
     resume: Continue = False,
     overwrite: Overwrite = False,
     dry_run: DryRun = False,
-    report: Report | None = None,
+    report: Progress | None = None,
 ) -> CacheResult | CacheForecast:
     """Write a teacher's probabilities for every token of a text.
 
@@ -207,7 +208,7 @@ def select(
     *,
     out: Annotated[str | Path, Field(description="output folder for rows.jsonl, indices.json and report.json")],
     overwrite: Overwrite = False,
-    report: Report | None = None,
+    report: Progress | None = None,
 ) -> Selection:
     """Select training rows by score and group, without duplicates."""
     from smolmoe.selection.run import run_select
@@ -217,7 +218,7 @@ def select(
 
 @takes(TeachRecipe)
 def teach(
-    recipe: TeachRecipe, *, resume: Continue = False, dry_run: DryRun = False, report: Report | None = None
+    recipe: TeachRecipe, *, resume: Continue = False, dry_run: DryRun = False, report: Progress | None = None
 ) -> TeachReport | TeachPlan:
     """Generate training rows with a model behind an HTTP endpoint."""
     from smolmoe.teacher.job import plan
@@ -238,7 +239,7 @@ def fetch(
     ] = None,
     resume: Continue = False,
     list: Annotated[bool, Field(description="list of the presets")] = False,  # noqa: A002 - the option's name
-    report: Report | None = None,
+    report: Progress | None = None,
 ) -> Fetched | tuple[KnownDataSet, ...]:
     """Download a known data set as training rows, or list all.
 

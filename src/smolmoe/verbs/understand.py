@@ -8,10 +8,11 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from pydantic import Field
 
+from smolmoe.core.progress import Progress
 from smolmoe.recipe.probe import ProbeTextRecipe
 from smolmoe.recipe.select import SelectRecipe
 from smolmoe.recipe.words import Device, Overwrite, Seed
-from smolmoe.verbs.signature import Report, said, takes
+from smolmoe.verbs.signature import said, takes
 
 if TYPE_CHECKING:
     from smolmoe.inference.expert_choice import Choice
@@ -40,7 +41,7 @@ def doctor(
 
 
 @takes(ProbeTextRecipe, "model", "data", "out")
-def probe(recipe: ProbeTextRecipe, *, overwrite: Overwrite = False, report: Report | None = None) -> ProbeResult:
+def probe(recipe: ProbeTextRecipe, *, overwrite: Overwrite = False, report: Progress | None = None) -> ProbeResult:
     """Measure what each expert of an MoE specialises in."""
     from smolmoe.probing.run import probe_text
 
@@ -127,7 +128,7 @@ def score_data(
     prompt_weight: Annotated[float, said(SelectRecipe, "prompt_weight")] = 0.2,
     top: Annotated[int, Field(description="number of frequent tokens, or of rows at each end, to show")] = 8,
     device: Device = "cpu",
-    report: Report | None = None,
+    report: Progress | None = None,
 ) -> TextScore | RowScores:
     """Explain the selection scores of a text or of a file's rows."""
     from smolmoe.recipe.base import parse
