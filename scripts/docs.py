@@ -102,10 +102,10 @@ def _commands(group: Any, name: str) -> Iterator[tuple[str, Any]]:
 
 GROUPS = {
     "Convert": ("verbs.convert", "surgery.experts.run"),
-    "Train": ("verbs.train",),
-    "Understand": ("verbs.understand",),
+    "Train": ("pipeline.quickstart", "verbs.train", "data.fetch", "recipe.files"),
+    "Understand": ("verbs.understand", "inference.expert_choice"),
     "Measure": ("verbs.measure",),
-    "Ship": ("verbs.ship", "surgery.export.run"),
+    "Ship": ("surgery.export.run", "reports.run", "hub.push"),
 }
 
 
@@ -124,7 +124,7 @@ def api_page() -> str:
     ]
     for heading, modules in GROUPS.items():
         names = [name for name in smolmoe.__all__ if smolmoe.module_of(name).removeprefix("smolmoe.") in modules]
-        functions = [getattr(smolmoe, name) for name in names]
+        functions = dict.fromkeys(getattr(smolmoe, name) for name in names)
         parts += [f"## {heading}\n", *(_function(function, commands.get(function)) for function in functions)]
     return "\n".join(parts)
 

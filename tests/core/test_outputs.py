@@ -24,7 +24,7 @@ from smolmoe.evaluation.correction import score_checkpoint
 from smolmoe.hub.push import push
 from smolmoe.probing.run import probe
 from smolmoe.recipe import parse
-from smolmoe.recipe.files import copy
+from smolmoe.recipe.files import copy_recipe
 from smolmoe.recipe.pairs import PairsRecipe
 from smolmoe.recipe.select import SelectRecipe
 from smolmoe.recipe.teach import TeachRecipe
@@ -109,7 +109,7 @@ FOLDERS: dict[str, Command] = {
 FILES: dict[str, Command] = {
     "export --to gguf": lambda inputs, out: export(inputs / "moe", out, "gguf"),
     "report": lambda inputs, out: report([inputs / "moe"], out),
-    "recipes copy": lambda inputs, out: copy("embedded", out),
+    "recipes copy": lambda inputs, out: copy_recipe("embedded", out),
 }
 
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from smolmoe.cli.command import Command, Given
 from smolmoe.cli.output import print_rows, table
 from smolmoe.core import units
-from smolmoe.verbs import train
+from smolmoe.data.fetch import fetch
 
 if TYPE_CHECKING:
     from smolmoe.results.fetched import Fetched, KnownDataSet
@@ -52,4 +52,4 @@ def _to_json(found: Found, given: Given) -> Any:
     return list(map(asdict, found)) if isinstance(found, tuple) else found.to_json()
 
 
-COMMAND = Command(train.fetch, _show, as_options=("out",), to_json=_to_json)
+COMMAND = Command(fetch, _show, as_options=("out",), to_json=_to_json)

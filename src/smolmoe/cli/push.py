@@ -2,15 +2,10 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 from smolmoe.cli.command import Command
 from smolmoe.cli.output import print_rows
 from smolmoe.core import units
-from smolmoe.verbs import ship
-
-if TYPE_CHECKING:
-    from smolmoe.hub.push import Push
+from smolmoe.hub.push import Push, push
 
 
 def show_push(result: Push) -> None:
@@ -28,4 +23,4 @@ def show_push(result: Push) -> None:
         print(f"  absolute paths of this machine {would}cut to their last part in {file}: {shown}")
 
 
-COMMAND = Command(ship.push, lambda result, given: show_push(result))
+COMMAND = Command(push, lambda result, given: show_push(result))

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from smolmoe.cli.command import Command, Given
 from smolmoe.cli.output import print_rows
 from smolmoe.core import units
-from smolmoe.verbs import ship
+from smolmoe.reports.run import report
 
 if TYPE_CHECKING:
     from smolmoe.reports.overview import Overview
@@ -45,7 +45,7 @@ def _to_json(found: Overview, given: Given) -> dict[str, Any]:
 
 
 COMMAND = Command(
-    ship.report,
+    report,
     show_report,
     as_options=("out",),
     names={"out": ("--out", "-o")},

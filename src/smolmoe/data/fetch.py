@@ -10,7 +10,9 @@ from collections.abc import Iterator
 from importlib import import_module
 from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
+
+from pydantic import Field
 
 from smolmoe.core.files import growing, write_json
 from smolmoe.core.json_text import read_json
@@ -23,6 +25,7 @@ from smolmoe.data.tally import Tally
 from smolmoe.errors import DataError, OutputError, RequestError
 from smolmoe.recipe.base import parse
 from smolmoe.recipe.data import SourceRecipe
+from smolmoe.recipe.words import Continue
 from smolmoe.results.fetched import Fetched, KnownDataSet
 
 STATE = "state.json"  # what is written so far, and where the stream stands
@@ -48,51 +51,56 @@ def catalogue() -> tuple[KnownDataSet, ...]:
 
 
 def fetch(
-    label: str,
-    out: Path,
+    preset: Annotated[str | None, Field(description="name of the preset (default: list all)")] = None,
+    out: Annotated[str | Path | None, Field(description="output folder for the rows and provenance.json")] = None,
     *,
-    rows: int | None = None,
-    split: str | None = None,
-    revision: str | None = None,
-    accept_licence: str | None = None,
-    resume: bool = False,
+    rows: Annotated[int | None, Field(ge=1, description="maximum number of rows (default: all)")] = None,
+    split: Annotated[str | None, Field(description="split of the data set (default: the preset's)")] = None,
+    revision: Annotated[str | None, Field(description="commit, branch or tag (default: the newest)")] = None,
+    accept_licence: Annotated[
+        str | None, Field(description="name of the licence you accept, for a data set that is not free for every use")
+    ] = None,
+    resume: Continue = False,
+    list: Annotated[bool, Field(description="list of the presets")] = False,  # noqa: A002 - the option's name
     report: Progress | None = None,
     shard_rows: int = SHARD_ROWS,
-) -> Fetched:
-    """Write a preset's documents as rows (`text`, `domain`, and the columns they were made of) into JSONL shards.
+) -> Fetched | tuple[KnownDataSet, ...]:
+    """Download a known data set as training rows, or list all.
 
-    A shard appears when it is complete; a kill loses the current one. With `resume` the stream continues after the last
-    complete one: at its place in the data set, or, where several rows make one document, by reading up to there again.
+    Rows have a text, a domain, and the columns that they are made of, in JSONL shards. A shard appears when it is
+    complete; a kill loses the current one. A resumed download continues after the last complete one: at its place in
+    the data set or, if several rows make one document, by reading up to there again. It may ask for more rows.
 
     Args:
-        rows: to write at most; a finished folder can be resumed with more.
-        accept_licence: the licence of a preset that is not free for every use, named to take it nevertheless.
-        report: called with the stage, the rows so far, and their maximum number.
-        shard_rows: rows a file.
+        shard_rows: rows per file.
 
     Returns:
-        What is written into provenance.json.
+        What provenance.json holds; the known data sets if no preset is named.
 
     Raises:
         DataError: no such preset, split or column.
-        RequestError: the licence asks for consent.
+        RequestError: the licence asks for consent, or there is no output folder.
         HubError: the data set cannot be had.
         OutputError: the folder holds something else, or what is there was begun otherwise.
     """
-    if label == EMBEDDED:
+    if list or preset is None:
+        return catalogue()
+    if out is None:
+        raise RequestError("the output folder is missing.", field="out", fix="Add `out=DIR`.")
+    if preset == EMBEDDED:
         raise DataError(
             "it is made from this Python installation: there is nothing to fetch.",
             field="preset",
-            value=label,
+            value=preset,
             fix="Use it directly: data.sources: [{preset: embedded}].",
         )
-    preset = find_preset(label)
-    _check_licence(label, preset, accept_licence)
-    request = {"preset": label, "path": preset.path, "name": preset.name, "split": split or preset.split}
-    with growing(out):
-        writing = _Writing(out, request, resume=resume, revision=revision)
-        writing.run(label, preset, rows, shard_rows, report)
-        return writing.finish(preset)
+    known = find_preset(preset)
+    _check_licence(preset, known, accept_licence)
+    request = {"preset": preset, "path": known.path, "name": known.name, "split": split or known.split}
+    with growing(Path(out)):
+        writing = _Writing(Path(out), request, resume=resume, revision=revision)
+        writing.run(preset, known, rows, shard_rows, report)
+        return writing.finish(known)
 
 
 def _check_licence(label: str, preset: Preset, accepted: str | None) -> None:

@@ -13,7 +13,9 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any
+
+from pydantic import Field
 
 from smolmoe.errors import RequestError, SourceError
 from smolmoe.moe.names import expert_names, find_experts, group_by_name, named_layers
@@ -74,12 +76,16 @@ class Choice:
         return asdict(self)
 
 
-def route_prompt(model: str | Path, prompt: str) -> Choice:
-    """Ask a model's routers which of its named experts a prompt calls for.
+def route(
+    model: Annotated[str | Path, Field(description="folder or hub id of an MoE")],
+    prompt: Annotated[str, Field(description="text to find an expert for")],
+) -> Choice:
+    """Find the named expert for a prompt, without a full load.
+
+    Experts that share a name are one choice; an expert without a name is one by itself.
 
     Args:
-        model: folder or hub id of any MoE of transformers whose routers `gating.gate_spec` knows. Experts that share a
-            name are one choice; an expert without a name is one by itself.
+        model: any MoE of transformers whose routers `gating.gate_spec` knows.
 
     Raises:
         RequestError: an empty prompt.
@@ -91,6 +97,9 @@ def route_prompt(model: str | Path, prompt: str) -> Choice:
     started = time.monotonic()
     choice = choose(SelectiveModel(model), prompt)
     return replace(choice, seconds=round(time.monotonic() - started, 3))
+
+
+route_prompt = route  # its earlier name
 
 
 def choose(selective: SelectiveModel, prompt: str, *, keep: bool = False) -> Choice:

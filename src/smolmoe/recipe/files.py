@@ -7,7 +7,9 @@ import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
+
+from pydantic import Field
 
 from smolmoe.core.files import place, replacing
 from smolmoe.errors import OutputError, RequestError
@@ -25,14 +27,14 @@ class Shipped:
     about: str
 
 
-def shipped() -> list[Shipped]:
-    """The recipes of the package, by name."""
+def recipes() -> tuple[Shipped, ...]:
+    """List the shipped recipes, which can be copied and edited."""
     found = []
     for path in sorted(SHIPPED.glob("*.yaml"), key=lambda path: path.stem):
         text = path.read_text(encoding="utf-8")
         lines = [line.removeprefix("#").strip() for line in text.splitlines() if line.startswith("#")]
         found.append(Shipped(path.stem, kind_of(_extended(path)), " ".join(lines[:1])))
-    return found
+    return tuple(found)
 
 
 def kind_of(values: Mapping[str, Any]) -> str:
@@ -80,14 +82,17 @@ def change(values: dict[str, Any], changes: Sequence[str] | Mapping[str, Any]) -
     return values
 
 
-def copy(name: str, out: Path | None = None) -> Path:
-    """Copy a shipped recipe to change it: into `out`, by default NAME.yaml in the current folder.
+def copy_recipe(
+    name: Annotated[str, Field(description="name of a shipped recipe")],
+    out: Annotated[str | Path | None, Field(description="output file (default: NAME.yaml)")] = None,
+) -> Path:
+    """Copy a shipped recipe to a file, to edit it.
 
     Raises:
         RequestError: no such recipe.
         OutputError: the file is there, or its folder is not.
     """
-    target = out if out is not None else Path(f"{name}.yaml")
+    target = Path(f"{name}.yaml" if out is None else out)
     source = _shipped(name)
     if place(target, "file").exists():
         raise OutputError("is there already.", field="out", value=str(target), fix="Name another file.")

@@ -5,7 +5,9 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Annotated
+
+from pydantic import Field
 
 from smolmoe.core.files import followed
 from smolmoe.errors import OutputError
@@ -14,13 +16,16 @@ if TYPE_CHECKING:
     from smolmoe.reports.overview import Overview
 
 
-def report(folders: Sequence[str | Path], out: str | Path, *, overwrite: bool = False) -> Overview:
-    """Write one page on what runs, models, probes and measurements in these folders say; returns what was found.
-
-    Args:
-        folders: of runs, pipelines, models, probes, or result files such as compare.json.
-        out: the page, a self-contained .html file.
-        overwrite: replace a file there that is not a page of ours.
+def report(
+    runs: Annotated[
+        Sequence[str | Path] | str | Path,
+        Field(description="folder of a run, pipeline, model or probe, or a file such as compare.json"),
+    ],
+    out: Annotated[str | Path, Field(description="output file, a self-contained HTML page")],
+    *,
+    overwrite: Annotated[bool, Field(description="replacement of another file at the output path")] = False,
+) -> Overview:
+    """Write one offline HTML page from runs and measurements.
 
     Raises:
         DataError: there is no such folder, or nothing of smolmoe's in it.
@@ -30,6 +35,7 @@ def report(folders: Sequence[str | Path], out: str | Path, *, overwrite: bool = 
     from smolmoe.reports.overview import find
     from smolmoe.reports.overview_page import check_page, write_overview
 
+    folders = [runs] if isinstance(runs, str | Path) else runs
     if followed(out) in {Path(os.path.realpath(folder)) for folder in folders}:
         raise OutputError("is what it would report on.", field="out", value=str(out), fix="Name a new file.")
     check_page(Path(out), overwrite=overwrite)

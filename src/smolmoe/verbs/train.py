@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -18,7 +18,7 @@ from smolmoe.recipe.pipeline import PipelineRecipe
 from smolmoe.recipe.select import SelectRecipe
 from smolmoe.recipe.teach import TeachRecipe
 from smolmoe.recipe.train import TrainRecipe
-from smolmoe.recipe.words import Continue, DryRun, Overwrite, Resume, ResumeTraining, Seed
+from smolmoe.recipe.words import Continue, DryRun, Overwrite, Resume, ResumeTraining
 from smolmoe.verbs.signature import takes
 
 if TYPE_CHECKING:
@@ -26,30 +26,11 @@ if TYPE_CHECKING:
     from smolmoe.alignment.run import AlignEstimate, AlignResult
     from smolmoe.pipeline.forecast import StageForecast
     from smolmoe.pipeline.run import PipelineResult
-    from smolmoe.recipe.files import Shipped
     from smolmoe.results.distillation import CacheForecast, CacheResult
-    from smolmoe.results.fetched import Fetched, KnownDataSet
     from smolmoe.results.teaching import TeachPlan, TeachReport
     from smolmoe.selection.results import Selection
     from smolmoe.training.estimate import Estimate
     from smolmoe.training.run import TrainResult
-
-
-def quickstart(
-    out: Annotated[str | Path, Field(description="output folder of the run")] = Path("runs/quickstart"),
-    *,
-    minutes: Annotated[
-        float | None, Field(description="most minutes of training in all (default: the recipe's, 5)")
-    ] = None,
-    seed: Seed = 0,
-    overwrite: Overwrite = False,
-    changes: Sequence[str] = (),
-    report: Progress | None = None,
-) -> PipelineResult:
-    """Train, upcycle, verify and report on a small example."""
-    from smolmoe.pipeline.quickstart import quickstart as run
-
-    return run(out, minutes=minutes, seed=seed, overwrite=overwrite, changes=changes, report=report)
 
 
 @takes(TrainRecipe, file=True, kind="train")
@@ -225,54 +206,3 @@ def teach(
     from smolmoe.teacher.job import teach as ask
 
     return plan(recipe) if dry_run else ask(recipe, resume=resume, report=report)
-
-
-def fetch(
-    preset: Annotated[str | None, Field(description="name of the preset (default: list all)")] = None,
-    out: Annotated[str | Path | None, Field(description="output folder for the rows and provenance.json")] = None,
-    *,
-    rows: Annotated[int | None, Field(ge=1, description="maximum number of rows (default: all)")] = None,
-    split: Annotated[str | None, Field(description="split of the data set (default: the preset's)")] = None,
-    revision: Annotated[str | None, Field(description="commit, branch or tag (default: the newest)")] = None,
-    accept_licence: Annotated[
-        str | None, Field(description="name of the licence you accept, for a data set that is not free for every use")
-    ] = None,
-    resume: Continue = False,
-    list: Annotated[bool, Field(description="list of the presets")] = False,  # noqa: A002 - the option's name
-    report: Progress | None = None,
-) -> Fetched | tuple[KnownDataSet, ...]:
-    """Download a known data set as training rows, or list all.
-
-    Returns:
-        What provenance.json holds; the known data sets if no preset is named.
-
-    Raises:
-        RequestError: no such preset, or no folder for it.
-    """
-    from smolmoe.data.fetch import catalogue
-    from smolmoe.data.fetch import fetch as fetch_rows
-    from smolmoe.errors import RequestError
-
-    if list or preset is None:
-        return catalogue()
-    if out is None:
-        raise RequestError("the output folder is missing.", field="out", fix="Add `out=DIR`.")
-    asked = {"rows": rows, "split": split, "revision": revision, "accept_licence": accept_licence}
-    return fetch_rows(preset, Path(out), **asked, resume=resume, report=report)  # type: ignore[arg-type]
-
-
-def recipes() -> tuple[Shipped, ...]:
-    """List the shipped recipes, which can be copied and edited."""
-    from smolmoe.recipe.files import shipped
-
-    return tuple(shipped())
-
-
-def copy_recipe(
-    name: Annotated[str, Field(description="name of a shipped recipe")],
-    out: Annotated[str | Path | None, Field(description="output file (default: NAME.yaml)")] = None,
-) -> Path:
-    """Copy a shipped recipe to a file, to edit it."""
-    from smolmoe.recipe.files import copy
-
-    return copy(name, None if out is None else Path(out))

@@ -15,7 +15,6 @@ from smolmoe.recipe.words import Device, Overwrite, Seed
 from smolmoe.verbs.signature import said, takes
 
 if TYPE_CHECKING:
-    from smolmoe.inference.expert_choice import Choice
     from smolmoe.inference.generate import Generation
     from smolmoe.results.probe import ProbeResult
     from smolmoe.selection.explain import RowScores, TextScore
@@ -46,16 +45,6 @@ def probe(recipe: ProbeTextRecipe, *, overwrite: Overwrite = False, report: Prog
     from smolmoe.probing.run import probe_text
 
     return probe_text(recipe, overwrite=overwrite, report=report)
-
-
-def route(
-    model: Annotated[str | Path, Field(description="folder or hub id of an MoE")],
-    prompt: Annotated[str, Field(description="text to find an expert for")],
-) -> Choice:
-    """Find the named expert for a prompt, without a full load."""
-    from smolmoe.inference.expert_choice import route_prompt
-
-    return route_prompt(model, prompt)
 
 
 def generate(
