@@ -16,7 +16,9 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
-from smolmoe.core.files import beside, locked, made, place, refused, taken, writing
+from smolmoe.core.files import made, place
+from smolmoe.core.locks import locked, taken
+from smolmoe.core.refusals import beside, refused, writing
 from smolmoe.errors import OutputError
 
 MARKER = "made-by-smolmoe"  # a folder of the right name that lacks this file is not ours

@@ -7,7 +7,8 @@ from collections.abc import Callable, Collection
 from pathlib import Path
 from typing import Any
 
-from smolmoe.core.files import followed, remove, write_json
+from smolmoe.core.contents import remove
+from smolmoe.core.files import followed, write_json
 from smolmoe.core.json_text import read_object
 from smolmoe.errors import OutputError
 

@@ -8,8 +8,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from smolmoe.core import files, units
-from smolmoe.core.files import emptied
+from smolmoe.core import refusals, units
+from smolmoe.core.contents import emptied
 from smolmoe.core.run_folder import begin_folder, differences
 from smolmoe.core.words import listed
 from smolmoe.data.targets import ABOUT, REQUEST, TOKENIZER, file_sizes
@@ -60,7 +60,7 @@ def check_room(out: Path, store: TokenStore, options: CacheOptions, vocabulary: 
 def writing(folder: Path) -> Iterator[None]:
     """What the disk refuses within becomes an OutputError."""
     fix = "Free some space, then go on with `resume=True`."
-    with files.writing(folder, said="the cache cannot be written", fix=fix):
+    with refusals.writing(folder, said="the cache cannot be written", fix=fix):
         yield
 
 

@@ -9,7 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from smolmoe.core.files import check_no_others, emptied, write_json
+from smolmoe.core.contents import check_no_others, emptied
+from smolmoe.core.files import write_json
 from smolmoe.core.json_text import BAD_FILE, read_json, read_object
 from smolmoe.core.progress import Progress, silent
 from smolmoe.core.run_folder import RECORDS, differences, foreign

@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from smolmoe.core.files import check_no_others, write_json
+from smolmoe.core.contents import check_no_others
+from smolmoe.core.files import write_json
 from smolmoe.core.folders import whole_or_nothing
 from smolmoe.core.progress import Progress, silent
 from smolmoe.core.run_folder import is_ours, occupied

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from smolmoe.core.claim import Claim
-from smolmoe.core.files import locked
+from smolmoe.core.locks import locked
 from smolmoe.core.progress import Progress, silent
 
 if TYPE_CHECKING:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 from pydantic import Field
 
 from smolmoe.core.devices import pick_device
-from smolmoe.core.files import locked
+from smolmoe.core.locks import locked
 from smolmoe.core.progress import Progress, silent
 from smolmoe.errors import RequestError
 from smolmoe.recipe.words import Device, DryRun, Overwrite
