@@ -1,4 +1,4 @@
-"""The command line: parse, call one public function, print. Every decision is made elsewhere."""
+"""The command line: parse, call one public function, print. No decisions are made here."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ from smolmoe.cli.output import print_error
 from smolmoe.errors import RequestError, SmolmoeError, TrainingError, VerificationError
 from smolmoe.training.distributed import only_main_speaks
 
-FAILED = 1  # a check was made and failed, or training could not go on
-BAD_INPUT = 2  # the request, the source or the output is at fault
-_MAY_BE_EMPTY = ("--prompt", "--system")  # texts; everything else that is empty came of a variable that is not set
+FAILED = 1  # a check failed, or training could not continue
+BAD_INPUT = 2  # the request, the source or the output is wrong
+_MAY_BE_EMPTY = ("--prompt", "--system")  # texts; any other empty argument comes from a variable that is not set
 
 
 def _by_name(*verbs: str) -> dict[str, str | TyperGroup]:
@@ -81,7 +81,7 @@ def smolmoe(
 
 def main() -> None:
     """Entry point of the `smolmoe` command."""
-    # A polite kill must clean up as Ctrl-C does: nothing half-written stays behind.
+    # SIGTERM must clean up as Ctrl-C does: nothing incomplete is left.
     signal.signal(signal.SIGTERM, _terminate)
     with only_main_speaks():
         try:
@@ -92,14 +92,14 @@ def main() -> None:
             sys.exit(FAILED if isinstance(error, VerificationError | TrainingError) else BAD_INPUT)
         except BrokenPipeError:
             raise
-        except OSError as error:  # what no command expects: a disk that fails, a file that may not be read
+        except OSError as error:  # unexpected: a disk that fails, a file that may not be read
             refused = SmolmoeError(f"{error.strerror or error}.", field="file", value=error.filename or "unknown")
             print_error(refused, as_json="--json" in sys.argv)
             sys.exit(BAD_INPUT)
 
 
 def _refuse_empty(arguments: Sequence[str]) -> None:
-    """Before they are parsed: an empty path would be the current folder from then on, and be written into."""
+    """Checked before parsing: an empty path would become the current folder, and be written into."""
     for before, argument in pairwise(["", *arguments]):
         option, separator, value = argument.partition("=")
         name = option if option.startswith("--") and separator else before

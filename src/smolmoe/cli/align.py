@@ -68,7 +68,7 @@ def show_aligned(result: AlignResult, given: Given) -> None:
 
 
 def _not_used(ignored: dict[str, int]) -> list[tuple[str, object]]:
-    """What rows hold and no example shows."""
+    """Columns and messages of the rows that no example uses."""
     return [("not used", f"{what}: {number}") for what, number in ignored.items()]
 
 
@@ -82,12 +82,12 @@ def _drift_rows(summary: dict[str, Any]) -> list[tuple[str, object]]:
 
 def _figures(summary: dict[str, Any]) -> list[tuple[str, str, str]]:
     before, after = summary["before"], summary["after"]
-    found = [("loss, nats a token", f"{before['loss']:.4f}", f"{after['loss']:.4f}")]
+    found = [("loss, nats per token", f"{before['loss']:.4f}", f"{after['loss']:.4f}")]
     if "margin" in before:
         found += [
-            ("chosen likelier", f"{before['accuracy']:.1%}", f"{after['accuracy']:.1%}"),
+            ("chosen answer more likely", f"{before['accuracy']:.1%}", f"{after['accuracy']:.1%}"),
             ("margin, nats", f"{before['margin']:.3f}", f"{after['margin']:.3f}"),
-            ("margin has grown", "", f"{after['reward_accuracy']:.1%}"),
+            ("margin grew", "", f"{after['reward_accuracy']:.1%}"),
         ]
     if "routing" in before:
         found.append(
@@ -105,7 +105,7 @@ def _show_corrections(scores: dict[str, Any]) -> None:
         )
         for name in after["model"]["metrics"]
     ]
-    table(f"Corrections of {after['model']['rows']} texts", ("percent", "left as it is", "before", "after"), rows)
+    table(f"Corrections of {after['model']['rows']} texts", ("percent", "input copied", "before", "after"), rows)
 
 
 OPTIONS = ("recipe", "set", "out", "device", "seed", "resume", "overwrite", "dry_run")

@@ -16,13 +16,13 @@ if TYPE_CHECKING:
 
 
 def show_bench(result: BenchResult) -> None:
-    """What was measured on what, the models' sizes and FLOPs, and a table for each batch size."""
+    """The machine and the settings, the models' sizes and FLOPs, and a table for each batch size."""
     settings, machine = result.settings, result.machine
     threads = f"{machine['threads']} thread{'s' if machine['threads'] > 1 else ''}"
     print_rows(
         [
-            ("on", f"{machine['processor']}, {threads}" if settings.device == "cpu" else machine["processor"]),
-            ("asked", f"{settings.prompt_tokens} tokens in, {settings.new_tokens} out, {settings.rounds} rounds"),
+            ("machine", f"{machine['processor']}, {threads}" if settings.device == "cpu" else machine["processor"]),
+            ("settings", f"{settings.prompt_tokens} tokens in, {settings.new_tokens} out, {settings.rounds} rounds"),
         ]
     )
     names = _short([model.name for model in result.models])
@@ -33,7 +33,7 @@ def show_bench(result: BenchResult) -> None:
 
 
 def _short(names: list[str]) -> list[str]:
-    """The last part of each path, or the whole where that does not tell them apart."""
+    """The last part of each path, or the whole path if two have the same last part."""
     short = [Path(name).name or name for name in names]
     return short if len(set(short)) == len(short) else names
 
@@ -41,19 +41,19 @@ def _short(names: list[str]) -> list[str]:
 def _show_models(models: tuple[ModelBench, ...], names: list[str]) -> None:
     rows: list[tuple[str, list[str]]] = [
         ("class", [model.class_name for model in models]),
-        ("numbers", [model.dtype for model in models]),
+        ("dtype", [model.dtype for model in models]),
         ("experts", [_experts(model) for model in models]),
         ("parameters", [_of(model, "total", "active") for model in models]),
         (
             "without embeddings",
             [_of(model, "total_without_embeddings", "active_without_embeddings") for model in models],
         ),
-        ("memory of weights", [units.size(model.bytes.total) for model in models]),
-        ("read for a token", [units.size(model.bytes.active) for model in models]),
-        ("FLOPs a token, prefill", [units.flops(model.flops.prefill.total) for model in models]),
-        ("FLOPs a token, decode", [units.flops(model.flops.decode.total) for model in models]),
-        ("FLOPs a token, training", [_training(model.flops) for model in models]),
-        ("experts that computed", [_worked(model.flops) for model in models]),
+        ("memory (weights)", [units.size(model.bytes.total) for model in models]),
+        ("read per token", [units.size(model.bytes.active) for model in models]),
+        ("FLOPs per token, prefill", [units.flops(model.flops.prefill.total) for model in models]),
+        ("FLOPs per token, decode", [units.flops(model.flops.decode.total) for model in models]),
+        ("FLOPs per token, training", [_training(model.flops) for model in models]),
+        ("experts computed per token", [_worked(model.flops) for model in models]),
     ]
     table("Models", ["", *names], [[label, *cells] for label, cells in rows if any(cell != "-" for cell in cells)])
 
@@ -76,19 +76,19 @@ def _worked(flops: FlopCounts) -> str:
     work = flops.experts
     if work is None:
         return "-"
-    told = "only the chosen" if work.only_chosen else f"NOT the {work.top_k} chosen"
+    said = "only the chosen" if work.only_chosen else f"NOT only the {work.top_k} chosen"
     counted = [work.prefill, work.decode, *([] if work.train is None else [work.train])]
-    return f"{' / '.join(f'{value:.2f}' for value in counted)} of {work.experts}: {told}"
+    return f"{' / '.join(f'{value:.2f}' for value in counted)} of {work.experts}: {said}"
 
 
 def _show_speed(result: BenchResult, names: list[str]) -> None:
-    columns = ["batch", *(["model"] if len(names) > 1 else []), "first token", "a token", "p90"]
-    columns += ["prefill tokens/s", "decode tokens/s", "peak memory", "a sample"]
+    columns = ["batch", *(["model"] if len(names) > 1 else []), "first token", "per token", "p90"]
+    columns += ["prefill tokens/s", "decode tokens/s", "peak memory", "per sample"]
     rows = []
     for at, batch_size in enumerate(result.settings.batch_sizes):
         for name, model in zip(names, result.models, strict=True):
             rows.append([batch_size, *([name] if len(names) > 1 else []), *_batch(model.speed[at])])
-    table("Speed (medians; a token: of each prompt, after the first)", columns, rows)
+    table("Speed (medians; per token: for each prompt, after the first token)", columns, rows)
 
 
 def _batch(speed: BatchSpeed) -> list[str]:
@@ -107,10 +107,10 @@ def _show_ratios(result: BenchResult, names: list[str]) -> None:
     columns = [
         "batch",
         "first token",
-        "a token",
+        "per token",
         "prefill tokens/s",
         "decode tokens/s",
-        "decode for its bytes",
+        "decode per byte read",
         "memory",
     ]
     rows = [

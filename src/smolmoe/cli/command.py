@@ -1,4 +1,4 @@
-"""A command made of a public function: its options are the function's, and what is left to say is how to show it."""
+"""A command made of a public function: the options are the function's arguments; only the display is added here."""
 
 from __future__ import annotations
 
@@ -29,15 +29,15 @@ class Command:
 
     Attributes:
         verb: the public function.
-        show: prints its result, given that and what was asked.
+        show: prints the result, given it and the arguments.
         forecast: the same with --dry-run; default `show`.
-        only: the fields that are options; of a recipe file all others are set by --set.
-        as_options: what has a place among the function's arguments and is an option here.
-        names: option names that are not the field's.
-        read: field -> what makes its value of a text, where the type does not say it.
+        only: the fields that are options; all others of a recipe file are set by --set.
+        as_options: positional arguments of the function that are options here.
+        names: option names that differ from the field's.
+        read: field -> function from the given text to the value, if the type is not enough.
         envvars: field -> environment variable.
         to_json: what --json prints.
-        exit_code: of a result.
+        exit_code: for a result.
     """
 
     verb: Callable[..., Any]
@@ -108,6 +108,6 @@ class Command:
 
 
 def _help(verb: Callable[..., Any]) -> str:
-    """The docstring up to its sections, which are for Python."""
+    """The docstring without its sections, which are for Python callers."""
     text = inspect.getdoc(verb) or ""
     return "\n\n".join(part for part in text.split("\n\n") if not part.startswith(("Args:", "Raises:", "Returns:")))

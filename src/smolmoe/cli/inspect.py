@@ -1,4 +1,4 @@
-"""inspect: what a dense model is, and what it can become."""
+"""inspect: the structure of a dense model, and its possible targets."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def _show_inspection(report: Inspection) -> None:
     yes = {True: "exact", False: "-"}
     print()
     table(
-        "What it can become",
+        "Possible targets",
         ("target", "routed only", "with a shared expert", "layers left dense", "runs in"),
         [
             (t.target, yes[t.routed], yes[t.shared], t.dense_layers, "; ".join(f"{e} {n}" for e, n in t.runs.items()))

@@ -1,4 +1,4 @@
-"""quickstart: the whole way on a small example."""
+"""quickstart: all steps on a small example."""
 
 from __future__ import annotations
 

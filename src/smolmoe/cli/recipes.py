@@ -1,4 +1,4 @@
-"""recipes, recipes copy: what comes with smolmoe."""
+"""recipes, recipes copy: the shipped recipes."""
 
 from __future__ import annotations
 

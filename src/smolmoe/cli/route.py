@@ -1,4 +1,4 @@
-"""route: the expert that a prompt calls for."""
+"""route: the named expert for a prompt."""
 
 from __future__ import annotations
 

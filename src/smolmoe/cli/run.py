@@ -20,14 +20,14 @@ def _show_forecast(found: train.PipelineForecast, given: Given) -> None:
     total = sum(stage.costs.seconds for stage in found.stages if stage.costs is not None)
     print(f"about {units.duration(total)} of training on this machine")
     if found.minutes is not None:
-        print(f"The time budget shortens the trainings where they would take longer than {found.minutes:g} min.")
+        print(f"The time budget shortens the trainings if they would take longer than {found.minutes:g} min.")
     for stage in found.stages:
         for warning in stage.warnings:
             print(f"{stage.name}: {warning}")
 
 
 def show_run(result: PipelineResult, given: Given) -> None:
-    """A row for each stage, and what the stages found."""
+    """A row for each stage, and the stages' findings."""
     from smolmoe.pipeline import summary
 
     table(str(result.out), *summary.table(result.out, result.stages))

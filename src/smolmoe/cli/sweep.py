@@ -55,7 +55,7 @@ def _show(result: Sweep, given: Given) -> None:
     if result.joint is not None:
         _show_joint(result.joint)
     elif result.joint_reason is not None:
-        print(f"\nNo law of both: {result.joint_reason}")
+        print(f"\nNo joint law: {result.joint_reason}")
     print(f"\n{result.uncertainty.text}")
     for warning in result.warnings:
         print(f"  ! {warning}")
@@ -68,7 +68,7 @@ def _show_curve(curve: Curve) -> None:
         (f"{place.tokens:,}", _ends(place.loss), "" if at == 0 else _ends(curve.neighbours[at - 1].drop))
         for at, place in enumerate(curve.budgets)
     ]
-    columns = ("tokens", f"loss, mean of {len(seeds)}" if len(seeds) > 1 else "loss", "gained over the one before")
+    columns = ("tokens", f"loss, mean of {len(seeds)}" if len(seeds) > 1 else "loss", "gain over the previous budget")
     print()
     table(curve.name, columns, rows)
     if curve.start_loss is not None:
@@ -89,14 +89,14 @@ def _show_curve(curve: Curve) -> None:
 
 
 def _show_power(curve: Curve) -> None:
-    """What a lower perplexity needs."""
+    """How much more data a lower perplexity needs."""
     if curve.power is None:
         return
     power = curve.power
     share = power.tenfold_share
     print(
         f"  each 10x of data: {share.value:.1%} lower perplexity [{share.low:.1%}, {share.high:.1%}], "
-        f"{_ends(power.tenfold)} nats a token (power of perplexity, residual {power.residual:.2%})"
+        f"{_ends(power.tenfold)} nats per token (power of perplexity, residual {power.residual:.2%})"
     )
     rows = []
     for need in power.needs:
@@ -111,13 +111,23 @@ def _show_power(curve: Curve) -> None:
                 tokens,
             )
         )
-    columns = ("lower perplexity", "nats a token", "times the data, no floor", "by the law with its floor", "tokens")
-    table(f"{curve.name}: more data than {units.tokens(curve.budgets[-1].tokens)} tokens, 95% intervals", columns, rows)
+    columns = (
+        "lower perplexity",
+        "nats per token",
+        "factor of data, no floor",
+        "factor by the law with a floor",
+        "tokens",
+    )
+    table(
+        f"{curve.name}: data needed beyond {units.tokens(curve.budgets[-1].tokens)} tokens, 95% intervals",
+        columns,
+        rows,
+    )
 
 
 def _tenfold(gain: Gain) -> str:
     span = f"  {units.tokens(gain.begin)} to {units.tokens(gain.end)} tokens"
-    return f"{span}: {_ends(gain.drop)} nats a token{_REACH[gain.reach]}"
+    return f"{span}: {_ends(gain.drop)} nats per token{_REACH[gain.reach]}"
 
 
 def _show_joint(law: JointLaw) -> None:
