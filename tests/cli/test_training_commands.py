@@ -52,7 +52,7 @@ def test_training_says_what_came_out(smolmoe: Call, recipe: Path) -> None:
     assert lines[0] == "runs/mine: 36.8 K parameters, 4 steps"
     assert lines[1].startswith("  tokens         512 in ")
     assert lines[2].startswith("  device         cpu (")
-    assert "nats a token on" in lines[3]
+    assert "nats per token on" in lines[3]
     assert lines[4].startswith("  before  ")
     assert lines[5].startswith("  change         better: -")
     assert lines[7].startswith("  best           runs/mine/best (step 4, held-out loss ")
@@ -79,7 +79,7 @@ def test_a_dry_run_says_the_cost_and_writes_nothing(smolmoe: Call, recipe: Path)
     assert data["tokens"] == 4 * 4 * 32
     assert data["size"]["total"] == 36768
     open_ended = smolmoe("train", recipe, "--dry-run", "--set", "trainer.max_steps=-1")
-    assert "known once the text is read" in open_ended.out
+    assert "known after the text is read" in open_ended.out
     assert sorted(os.listdir()) == there
 
 
