@@ -98,7 +98,7 @@ def test_json_is_all_that_stdout_has(recipe: Path) -> None:
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        (["train", "none.yaml"], ["error: recipe = none.yaml: there is no such file."]),
+        (["train", "none.yaml"], ["error: recipe = none.yaml: no such file."]),
         (["train", "tinystorys-moe"], ["error: recipe = tinystorys-moe", "  fix: Did you mean 'tinystories-moe'?"]),
         (["train", "mine.yaml", "--set", "data.lenght=3"], ["error: data.lenght = 3", "Did you mean 'length'?"]),
         (["train", "mine.yaml", "--set", "trainer.max_step=3"], ["trainer.max_step", "Did you mean 'max_steps'?"]),

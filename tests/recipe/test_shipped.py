@@ -352,7 +352,7 @@ def test_a_copy_says_the_same(tmp_path: Path) -> None:
         target = copy_recipe(recipe.name, tmp_path / f"{recipe.name}.yaml")
         assert load(str(target)) == load(recipe.name)
         assert recipe.about
-    with pytest.raises(OutputError, match="there already"):
+    with pytest.raises(OutputError, match="exists already"):
         copy_recipe("embedded", tmp_path / "embedded.yaml")
     with pytest.raises(OutputError, match="cannot be written"):
         copy_recipe("embedded", tmp_path / "no" / "embedded.yaml")

@@ -43,7 +43,7 @@ def _show_upcycled(result: UpcycleResult) -> None:
             (
                 "needs",
                 f"{units.size(costs['disk_bytes'])} disk, {units.size(costs['memory_bytes'])} memory, about "
-                f"{units.duration(costs['seconds'])}, plus verification",
+                f"{units.duration(costs['seconds'])} and the time to verify",
             )
         )
     rows.append(("claim", f"{plan.claim.kind}. {plan.claim.reason}"))

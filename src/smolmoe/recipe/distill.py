@@ -1,4 +1,4 @@
-"""Which targets of a teacher to write to disk."""
+"""The cache of a teacher's targets."""
 
 from __future__ import annotations
 

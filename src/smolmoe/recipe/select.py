@@ -15,7 +15,7 @@ Prefer = Literal["high", "middle", "low"]
 
 
 class SelectRecipe(Recipe):
-    """One choice of rows: what they are scored by, in which groups, and how many of each."""
+    """One choice of rows: score, groups and budget."""
 
     sources: tuple[SourceRecipe, ...] = Field(description="sources of the rows; all their columns are kept")
     budget: int = Field(1000, ge=1, description="number of rows or tokens to select")
@@ -64,7 +64,7 @@ class SelectRecipe(Recipe):
 
     @property
     def preferred(self) -> Prefer:
-        """What `prefer` comes to."""
+        """`prefer`, or its default for the score."""
         return self.prefer or ("middle" if self.score == "perplexity" else "high")
 
     @field_validator("sources")

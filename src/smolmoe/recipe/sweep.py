@@ -1,4 +1,4 @@
-"""What a sweep varies, and how far its law is drawn."""
+"""A sweep over token budgets, and the range of its scaling law."""
 
 from __future__ import annotations
 
