@@ -9,7 +9,7 @@ from smolmoe.errors import OutputError
 
 
 def emptied(folder: Path) -> None:
-    """Remove what is in a folder, which stays: it may be a link, a mount point, or locked."""
+    """Remove the content of a folder, which itself may be a link, a mount point, or locked."""
     for path in folder.iterdir() if folder.is_dir() else ():
         if path.is_dir() and not path.is_symlink():
             shutil.rmtree(path)
@@ -18,14 +18,14 @@ def emptied(folder: Path) -> None:
 
 
 def others(folder: Path, *names: str) -> list[Path]:
-    """The files, and links, in a folder and below that are not called so, nor lie in a folder that is; sorted."""
+    """Files and links below a folder that match none of these names, nor are inside a match; sorted."""
     ours = {path for name in (*names, ".*.partial", ".*.smolmoe") for path in folder.glob(name)}
     found = (path for path in folder.rglob("*") if path.is_symlink() or not path.is_dir())
     return sorted(path for path in found if ours.isdisjoint((path, *path.parents)))
 
 
 def check_no_others(folder: Path, *names: str, field: str, value: object) -> None:
-    """Raises OutputError where a folder that is to be emptied holds more than what is called so."""
+    """Raises OutputError if a folder that is to be emptied holds files that match none of these names."""
     found = [path.relative_to(folder).as_posix() for path in others(folder, *names)]
     if found:
         raise OutputError(
@@ -38,10 +38,10 @@ def check_no_others(folder: Path, *names: str, field: str, value: object) -> Non
 
 
 def remove(folder: Path, *names: str) -> None:
-    """Delete what is called so in a folder, where it is there; everything else stays.
+    """Delete what matches these names in a folder; everything else stays.
 
     Args:
-        names: of files and folders, with wildcards. A link is deleted, what it leads to is not.
+        names: of files and folders, with wildcards. A link is deleted, its target is not.
     """
     for name in names:
         for path in sorted(folder.glob(name)):

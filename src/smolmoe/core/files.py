@@ -1,7 +1,7 @@
-"""Every output: checked before the work, written to a temporary place, and renamed when complete.
+"""Every output is checked before the work, written to a temporary file, and renamed when complete.
 
-`place` says where an output goes and refuses what cannot be written. `replacing` writes a file, `core.folders` has the
-same for a whole folder; `growing` is for a folder that is written into.
+`place` returns the path of an output, and refuses what cannot be written. `replacing` writes a file, `core.folders` a
+whole folder; `growing` is for a folder that is written into.
 """
 
 from __future__ import annotations
@@ -24,11 +24,10 @@ Kind = Literal["file", "folder", "growing folder"]
 
 
 def place(out: str | Path, kind: Kind = "folder", *, field: str = "out") -> Path:
-    """Where an output goes, absolute. Links are followed: they stay, and what they point to is written.
+    """The absolute path of an output. Links are followed: they stay, and their target is written.
 
     Args:
-        kind: a folder is replaced as a whole and needs a folder around it that can be written; a growing one is
-            written into.
+        kind: a folder is replaced as a whole, so its parent must be writable; a growing one is written into.
 
     Raises:
         OutputError: it cannot be written there, or another process is writing there.
@@ -42,7 +41,7 @@ def place(out: str | Path, kind: Kind = "folder", *, field: str = "out") -> Path
             there = nearest(target.parent)
         if not there.is_dir():
             if there == target:
-                return target  # a file in the place of a folder: whoever asked says what should be there
+                return target  # a file in place of a folder: the caller reports it
             raise refused(errno.ENOTDIR, there)
         _try(there)
         for folder in (target, beside(target, "smolmoe")):
@@ -53,9 +52,9 @@ def place(out: str | Path, kind: Kind = "folder", *, field: str = "out") -> Path
 
 
 def _try(folder: Path) -> None:
-    """Write into a folder and leave nothing there, not even when killed.
+    """Write into a folder and leave nothing there, even if killed.
 
-    Neither its mode nor `os.access` tells of quotas, immutable folders and those that the kernel makes.
+    Neither the mode nor `os.access` shows quotas, immutable folders and folders of the kernel.
     """
     if hasattr(os, "O_TMPFILE"):
         try:
@@ -68,12 +67,12 @@ def _try(folder: Path) -> None:
 
 
 def followed(out: str | Path, *, field: str = "out") -> Path:
-    """What a path leads to through all links, absolute; it need not exist.
+    """The target of a path through all links, absolute; it need not exist.
 
     Raises:
-        OutputError: a path that the system cannot have, or a link to nowhere.
+        OutputError: an invalid path, or a broken link.
     """
-    if not os.fspath(out):  # which realpath takes for the current folder
+    if not os.fspath(out):  # realpath would return the current folder
         raise OutputError("is empty.", field=field, value=str(out), fix="Use a path; . is the current folder.")
     try:
         target = Path(os.path.realpath(out))
@@ -97,13 +96,13 @@ def followed(out: str | Path, *, field: str = "out") -> Path:
 
 
 def check_parent(out: Path | None) -> None:
-    """See that the folder is there that a file is to go into.
+    """Check that the folder of an output file exists.
 
     Raises:
-        OutputError: it is not.
+        OutputError: it does not.
     """
     if out is not None and not place(out, "file").parent.is_dir():
-        raise OutputError("there is no such folder.", field="out", value=str(out.parent), fix="Make it first.")
+        raise OutputError("no such folder.", field="out", value=str(out.parent), fix="Create it first.")
 
 
 def expanded(path: str | Path) -> Path:
@@ -112,7 +111,7 @@ def expanded(path: str | Path) -> Path:
 
 
 def nearest(path: Path) -> Path:
-    """The first of a path and the folders around it that exists."""
+    """The first of a path and its parents that exists."""
     for found in (path, *path.parents):
         with suppress(FileNotFoundError, NotADirectoryError):
             os.stat(found)
@@ -141,10 +140,10 @@ def _check_kind(target: Path, kind: Kind, field: str) -> None:
 
 @contextmanager
 def growing(out: Path, check: Callable[[], object] = lambda: None) -> Iterator[None]:
-    """Make a folder to write into, and keep other processes out of it while the block runs.
+    """Create a folder to write into, and keep other processes out while the block runs.
 
     Args:
-        check: raises where what is there must not be written over; called before anything is.
+        check: raises if the existing content must not be overwritten; called before anything is written.
 
     Raises:
         OutputError: the system refuses, or another process is writing there.
@@ -158,7 +157,7 @@ def growing(out: Path, check: Callable[[], object] = lambda: None) -> Iterator[N
 
 @contextmanager
 def made(folder: Path) -> Iterator[None]:
-    """A folder that is there; it and those around it go again where the block fails and they came to be empty."""
+    """Create a folder; if the block fails, it and its new parents are removed if they are empty."""
     absent = [place for place in (folder, *folder.parents) if not place.exists()]
     folder.mkdir(parents=True, exist_ok=True)
     try:
@@ -176,12 +175,12 @@ def write_json(path: Path, data: Any) -> None:
 
 
 def json_text(data: Any) -> str:
-    """As `write_json` writes it."""
+    """The text that `write_json` writes."""
     return json.dumps(data, indent=2, ensure_ascii=False) + "\n"
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write a text file, whole or not at all.
+    """Write a text file, completely or not at all.
 
     Raises:
         OutputError: the system refuses.
@@ -190,7 +189,7 @@ def write_text(path: Path, text: str) -> None:
 
 
 def write_together(texts: Mapping[Path, str]) -> None:
-    """Write text files; none is put into its place before all are written.
+    """Write text files; none is renamed before all are written.
 
     Raises:
         OutputError: the system refuses.
@@ -204,7 +203,7 @@ def write_together(texts: Mapping[Path, str]) -> None:
 def replacing(path: Path, *, field: str = "out") -> Iterator[Path]:
     """A temporary file next to `path`; renamed to `path` when the block succeeds, removed otherwise.
 
-    Where `path` is a link, the file that it points to is replaced.
+    If `path` is a link, its target is replaced.
 
     Raises:
         OutputError: the system refuses, or another process is writing it.

@@ -21,15 +21,15 @@ _PATIENCE = 0.25  # seconds: a process that only checks whether a folder is lock
 
 @contextmanager
 def locked(folder: Path, *, shown: str | Path | None = None, field: str = "out") -> Iterator[None]:
-    """Keep every other process out of a folder for as long as the block runs. A kill ends that, too.
+    """Keep every other process out of a folder while the block runs. A kill releases the lock.
 
-    Nothing is written for it. On a file system that has no locks it keeps nobody out.
+    Nothing is written. A file system without locks keeps nobody out.
 
     Args:
-        shown: the path as it was asked for.
+        shown: the path as the user gave it.
 
     Raises:
-        OutputError: another process has it.
+        OutputError: another process holds the lock.
     """
     if sys.platform == "win32":
         yield
@@ -68,7 +68,7 @@ def _take(fd: int, shown: str | Path, field: str = "out") -> bool:
 
 
 def _holder(fd: int) -> str:
-    """Which process has the lock of an open file or folder, where the system tells (Linux)."""
+    """The process that holds the lock of an open file or folder, if the system reports it (Linux)."""
     found = os.fstat(fd)
     place = f"{os.major(found.st_dev):02x}:{os.minor(found.st_dev):02x}:{found.st_ino}"
     with suppress(OSError):
@@ -80,9 +80,9 @@ def _holder(fd: int) -> str:
 
 
 def taken(path: Path, flags: int, shown: str | Path) -> tuple[int, bool]:
-    """Open a file or folder of ours and lock it; (descriptor, whether it is locked).
+    """Open and lock a temporary file or folder; (descriptor, whether it is locked).
 
-    Whoever had it may have removed it in between; the lock of what has no name any more keeps nobody out.
+    The previous holder may have removed it in between; a lock on a removed file keeps nobody out.
     """
     while True:
         if flags & os.O_DIRECTORY:
@@ -90,7 +90,7 @@ def taken(path: Path, flags: int, shown: str | Path) -> tuple[int, bool]:
         try:
             fd = os.open(path, flags | os.O_NOFOLLOW, 0o666)
         except FileNotFoundError:
-            if flags & os.O_DIRECTORY:  # it was there a moment ago
+            if flags & os.O_DIRECTORY:  # removed a moment ago
                 continue
             raise
         try:

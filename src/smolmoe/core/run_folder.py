@@ -1,4 +1,4 @@
-"""A folder that a job writes into over several runs: whose it is, and whether what continues is what was begun."""
+"""The folder of a job over several runs: whose it is, and whether a resumed job has the same settings."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def differences(found: Any, asked: Any, *, within: str = "", path: str = "") -> 
     """The keys of plain data that differ, with both values.
 
     Args:
-        within: what to leave out where keys begin with it.
+        within: a prefix of keys that is left out.
     """
     if not (isinstance(found, dict) and isinstance(asked, dict)):
         return f"{path.removeprefix(within)}: {found} there, {asked} here"
@@ -48,7 +48,7 @@ def begin_folder(
 
     Args:
         asked: the settings that decide the result, as plain data.
-        what: is written there, for messages.
+        what: the kind of output, for messages.
         record: the file of the settings, by which the folder is known as ours.
         made: names, with wildcards, of what the job writes there: all that starting over deletes.
         finished: the file that a finished job has.
@@ -77,12 +77,12 @@ def begin_folder(
 
 
 def is_ours(out: Path, what: str, *marks: str, leftovers: Collection[str] = ()) -> bool:
-    """Whether a folder to write into holds what we have written there; False where it is free.
+    """Whether a folder holds an output of ours; False if it is free.
 
     Args:
-        what: is written there, for messages.
-        marks: files that are there then, all of them.
-        leftovers: names of all that a run leaves that is killed before the marks are written.
+        what: the kind of output, for messages.
+        marks: files that all such outputs have.
+        leftovers: names that a run may leave if it is killed before the marks are written.
 
     Raises:
         OutputError: it holds something else.
@@ -95,16 +95,16 @@ def is_ours(out: Path, what: str, *marks: str, leftovers: Collection[str] = ()) 
 
 
 def occupied(out: Path, what: str, fix: str) -> OutputError:
-    """The error where a folder holds what must not be lost."""
+    """The error if a folder holds an output that must not be lost."""
     return OutputError(f"the folder contains {what}.", field="out", value=str(out), fix=fix)
 
 
 def foreign(folder: Path, wanted: str, *marks: str, fix: str = "Use a new folder.") -> OutputError:
-    """The error where a folder to write into holds what is not ours.
+    """The error if an output folder holds something else.
 
     Args:
-        wanted: what could be there.
-        marks: files by which that would be known.
+        wanted: the expected kind of output.
+        marks: the files of such an output.
     """
     lacks = f" (no {' and '.join(marks)} in it)" if marks else ""
     return OutputError(f"contains something other than {wanted}{lacks}.", field="out", value=str(folder), fix=fix)

@@ -14,7 +14,7 @@ from smolmoe.errors import CheckpointError
 
 ITEM_BYTES = {"F32": 4, "F16": 2, "BF16": 2, "F64": 8, "I64": 8, "I32": 4, "I16": 2, "I8": 1, "U8": 1, "BOOL": 1}
 _LONGEST_HEADER = 100_000_000  # bytes, as in the library
-_CHUNK = 1 << 20  # numbers looked at at once: few enough to stay in the processor's cache
+_CHUNK = 1 << 20  # values checked at a time: few enough to stay in the processor's cache
 # Integers of the same width, and the bits of infinity: those of NaN, without the sign, are a larger integer.
 _EXPONENT = {
     "F16": ("uint16", 0x7C00),

@@ -40,7 +40,7 @@ def quickstart(
 
     Raises:
         OutputError: `out` holds a run with other settings, or something else.
-        VerificationError: the MoE's files do not do what was claimed, or could not be trained.
+        VerificationError: the MoE's files do not satisfy the claim, or the MoE has an error.
     """
     from smolmoe.pipeline.run import run
     from smolmoe.recipe import PipelineRecipe, parse
@@ -49,6 +49,6 @@ def quickstart(
     if minutes is not None:
         own += [f"budget.minutes={minutes}", "budget.least=0"]
     values = load(NAME, [*own, *changes], kind="pipeline")
-    values["out"] = str(out)  # as it is, not as YAML reads it
+    values["out"] = str(out)  # literally, not parsed as YAML
     recipe = parse(PipelineRecipe, values)
     return run(recipe, start=recipe.stages[0].name if overwrite else None, report=report)

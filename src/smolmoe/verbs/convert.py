@@ -33,7 +33,7 @@ def upcycle(recipe: UpcycleRecipe, *, dry_run: DryRun = False, report: Progress 
     """Convert a dense model into an MoE and verify the files.
 
     Raises:
-        SmolmoeError: a subclass with field, value and fix. Nothing is left half-written.
+        SmolmoeError: a subclass with field, value and fix. No incomplete output is left.
         VerificationError: the files do not match the claim; they are kept for inspection.
     """
     from smolmoe.surgery.run import run_upcycle

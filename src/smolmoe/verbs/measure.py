@@ -40,10 +40,10 @@ def verify(
 ) -> Verification:
     """Measure an MoE's files against its dense source and claim.
 
-    The command exits with 1 where a check fails.
+    The command exits with 1 if a check fails.
 
     Args:
-        **options: `claim`, `sequences` and `length`, as `smolmoe.verification.verify.verify` takes them.
+        **options: `claim`, `sequences` and `length`, as in `smolmoe.verification.verify.verify`.
     """
     from smolmoe.verification.verify import verify as run
 

@@ -45,7 +45,7 @@ def train(
     """Train a model from scratch, or continue training one.
 
     Raises:
-        SmolmoeError: a subclass with field, value and fix. After TrainingError and OutputError the last whole
+        SmolmoeError: a subclass with field, value and fix. After TrainingError and OutputError the last complete
             checkpoint can be resumed.
     """
     from smolmoe.training import run as training
@@ -57,7 +57,7 @@ def train(
 
 @dataclass(frozen=True)
 class PipelineForecast:
-    """What a pipeline would cost, stage by stage; `minutes` is its time budget."""
+    """The cost of a pipeline, stage by stage; `minutes` is its time budget."""
 
     out: Path
     stages: tuple[StageForecast, ...]
@@ -98,7 +98,7 @@ def align(
     """Align a model by the recipe's method: sft, dpo or cpo.
 
     Raises:
-        SmolmoeError: a subclass with field, value and fix. After TrainingError and OutputError the last whole
+        SmolmoeError: a subclass with field, value and fix. After TrainingError and OutputError the last complete
             checkpoint can be resumed.
     """
     from smolmoe.alignment import run as alignment
@@ -132,7 +132,7 @@ def make_pairs(
 ) -> PairsReport:
     """Sample preference pairs, ranked by distance to a reference.
 
-    A model answers each prompt at two temperatures; the answer nearer to a reference, by edit distance, is preferred.
+    A model answers each prompt at two temperatures; the answer closer to a reference, by edit distance, is preferred.
     """
     from smolmoe.alignment.pairs_run import make_pairs as start
 
@@ -162,14 +162,14 @@ def distill(
 
 
 class _Rows(Recipe):
-    """Where rows come from, as one argument."""
+    """The source of rows, as one argument."""
 
     data: str = Field(description="file or folder of rows, preset, or hub data set")
     text: str = Field("text", description="column with the text")
 
 
 def sources(values: Mapping[str, Any]) -> dict[str, Any]:
-    """Values of a SelectRecipe of `data` and `text`: a preset's name or a path."""
+    """Values of a SelectRecipe, from `data` (a preset or a path) and `text`."""
     from smolmoe.data.presets import EMBEDDED, PRESETS
 
     rest = dict(values)

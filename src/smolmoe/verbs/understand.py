@@ -1,4 +1,4 @@
-"""Understand: what the experts and routers of a model do."""
+"""Understand: the experts and routers of a model."""
 
 from __future__ import annotations
 
