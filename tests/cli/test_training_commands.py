@@ -102,7 +102,7 @@ def test_json_is_all_that_stdout_has(recipe: Path) -> None:
         (["train", "tinystorys-moe"], ["error: recipe = tinystorys-moe", "  fix: Did you mean 'tinystories-moe'?"]),
         (["train", "mine.yaml", "--set", "data.lenght=3"], ["error: data.lenght = 3", "Did you mean 'length'?"]),
         (["train", "mine.yaml", "--set", "trainer.max_step=3"], ["trainer.max_step", "Did you mean 'max_steps'?"]),
-        (["train", "mine.yaml", "--set", "data.length=abc"], ["error: data.length = abc", "tokens a block"]),
+        (["train", "mine.yaml", "--set", "data.length=abc"], ["error: data.length = abc", "tokens per block"]),
         (["train", "mine.yaml", "--set", "length"], ["must be section.key=value"]),
         (["train", "mine.yaml", "--device", "abacus"], ["error: device = abacus", "Use "]),
         (["train", "mine.yaml", "--resume", "latest"], ["no complete checkpoint", "without --resume"]),
