@@ -101,11 +101,11 @@ def _commands(group: Any, name: str) -> Iterator[tuple[str, Any]]:
 
 
 GROUPS = {
-    "Convert": "verbs.convert",
-    "Train": "verbs.train",
-    "Understand": "verbs.understand",
-    "Measure": "verbs.measure",
-    "Ship": "verbs.ship",
+    "Convert": ("verbs.convert", "surgery.experts.run"),
+    "Train": ("pipeline.quickstart", "verbs.train", "data.fetch", "recipe.files"),
+    "Understand": ("verbs.understand", "inference.expert_choice"),
+    "Measure": ("verbs.measure",),
+    "Ship": ("surgery.export.run", "reports.run", "hub.push"),
 }
 
 
@@ -122,9 +122,9 @@ def api_page() -> str:
         "```python\nimport smolmoe\n",
         'smolmoe.train("tinystories-moe", trainer={"max_steps": 10}, out="runs/short")\n```\n',
     ]
-    names = {name: module.removeprefix("smolmoe.") for name, module in smolmoe._HOME.items()}
-    for heading, module in GROUPS.items():
-        functions = [getattr(smolmoe, name) for name in smolmoe.__all__ if names[name] == module]
+    for heading, modules in GROUPS.items():
+        names = [name for name in smolmoe.__all__ if smolmoe.module_of(name).removeprefix("smolmoe.") in modules]
+        functions = dict.fromkeys(getattr(smolmoe, name) for name in names)
         parts += [f"## {heading}\n", *(_function(function, commands.get(function)) for function in functions)]
     return "\n".join(parts)
 

@@ -8,59 +8,63 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
+    from smolmoe.data.fetch import fetch
     from smolmoe.errors import SmolmoeError
+    from smolmoe.hub.push import push
     from smolmoe.inference.decoding import fast_decoding
-    from smolmoe.inference.expert_choice import route_prompt
+    from smolmoe.inference.expert_choice import route, route_prompt
     from smolmoe.moe import register
+    from smolmoe.pipeline.quickstart import quickstart
     from smolmoe.recipe import UpcycleRecipe
-    from smolmoe.verbs.convert import add_expert, extract, inspect, merge_experts, prune, upcycle
+    from smolmoe.recipe.files import copy_recipe, recipes
+    from smolmoe.reports.run import report
+    from smolmoe.surgery.experts.run import add_expert, extract, merge_experts, prune
+    from smolmoe.surgery.export.run import export
+    from smolmoe.verbs.convert import inspect, upcycle
     from smolmoe.verbs.measure import bench, compare, score_corrections, sweep, verify
-    from smolmoe.verbs.ship import export, push, report
     from smolmoe.verbs.train import (
         align,
-        copy_recipe,
         cpo,
         distill,
         dpo,
-        fetch,
         make_pairs,
-        quickstart,
-        recipes,
         run,
         select,
         sft,
         teach,
         train,
     )
-    from smolmoe.verbs.understand import doctor, generate, probe, route, score_data
+    from smolmoe.verbs.understand import doctor, generate, probe, score_data
 
 # Imported on first use: `import smolmoe` costs nothing, and the recipes never need torch.
 _NAMES = {
     "errors": ("SmolmoeError",),
     "inference.decoding": ("fast_decoding",),
-    "inference.expert_choice": ("route_prompt",),
+    "data.fetch": ("fetch",),
+    "hub.push": ("push",),
+    "inference.expert_choice": ("route", "route_prompt"),
     "moe": ("register",),
+    "pipeline.quickstart": ("quickstart",),
     "recipe": ("UpcycleRecipe",),
-    "verbs.convert": ("add_expert", "extract", "inspect", "merge_experts", "prune", "upcycle"),
+    "recipe.files": ("copy_recipe", "recipes"),
+    "reports.run": ("report",),
+    "surgery.experts.run": ("add_expert", "extract", "merge_experts", "prune"),
+    "surgery.export.run": ("export",),
+    "verbs.convert": ("inspect", "upcycle"),
     "verbs.measure": ("bench", "compare", "score_corrections", "sweep", "verify"),
-    "verbs.ship": ("export", "push", "report"),
     "verbs.train": (
         "align",
-        "copy_recipe",
         "cpo",
         "distill",
         "dpo",
-        "fetch",
         "make_pairs",
-        "quickstart",
-        "recipes",
         "run",
         "select",
         "sft",
         "teach",
         "train",
     ),
-    "verbs.understand": ("doctor", "generate", "probe", "route", "score_data"),
+    "verbs.understand": ("doctor", "generate", "probe", "score_data"),
 }
 _HOME = {name: f"smolmoe.{module}" for module, names in _NAMES.items() for name in names}
 
@@ -104,6 +108,11 @@ __all__ = [
     "upcycle",
     "verify",
 ]
+
+
+def module_of(name: str) -> str:
+    """The module that defines a public name."""
+    return _HOME[name]
 
 
 def __getattr__(name: str) -> Any:

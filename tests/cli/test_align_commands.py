@@ -62,8 +62,8 @@ def test_real_rows_end_to_end(align: Call, recipe: Callable[[str], Path], tmp_pa
     done = align(method, path)
     assert done.code == 0, done.err
     assert "routers (balanced)" in done.out
-    assert "left as it is" in done.out
-    assert ("chosen likelier" in done.out) == (method != "sft")
+    assert "input copied" in done.out
+    assert ("chosen answer more likely" in done.out) == (method != "sft")
     assert "Warning" not in done.err
     summary = json.loads((tmp_path / "run" / "summary.json").read_text())
     scores = summary["corrections"]

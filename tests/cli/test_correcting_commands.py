@@ -9,14 +9,14 @@ import pytest
 import typer
 from typer.testing import CliRunner, Result
 
-from smolmoe.cli import pairs, score_corrections
+from smolmoe.cli import make_pairs, score_corrections
 from smolmoe.errors import RequestError
 
 
 def run(*arguments: object) -> Result:
     app = typer.Typer(pretty_exceptions_enable=False)
-    pairs.COMMAND.add_to(app)
-    score_corrections.COMMAND.add_to(app)
+    make_pairs.COMMAND.add_to(app, "pairs")
+    score_corrections.COMMAND.add_to(app, "score")
     return CliRunner().invoke(app, [str(argument) for argument in arguments])
 
 

@@ -33,7 +33,7 @@ def test_a_dry_run_says_the_size_and_writes_nothing(
     printed = capsys.readouterr().out
     assert f"would write {out}" in printed
     assert "tokens in 12 documents" in printed
-    assert "bytes a token" in printed
+    assert "bytes per token" in printed
     smolmoe("distill", "cache", *arguments, "--json", "--sampled", 50)
     found = json.loads(capsys.readouterr().out)
     assert found["bytes_per_token"] == pytest.approx(50 * (2 + 1) + 6, abs=1)
@@ -46,10 +46,10 @@ def test_a_cache_says_its_bytes_a_token_and_what_is_left_over(
     asked = ("--teacher", place / "teacher", "--data", place / "text.jsonl", "--device", "cpu")
     smolmoe("distill", "cache", *asked, "--out", tmp_path / "top")
     printed = capsys.readouterr().out
-    assert "the 20 largest of each token, temperature 1" in printed
-    assert "of the probability is in the tail" in printed
+    assert "the 20 largest per token, temperature 1" in printed
+    assert "% of the probability" in printed
     smolmoe("distill", "cache", *asked, "--out", tmp_path / "drawn", "--sampled", 30)
-    assert "different tokens of 30 draws" in capsys.readouterr().out
+    assert "different tokens of 30 samples" in capsys.readouterr().out
     smolmoe("distill", "cache", *asked, "--out", tmp_path / "top", "--resume", "--json")
     found = json.loads(capsys.readouterr().out)
     assert (found["kind"], found["size"], found["documents"]) == ("top_k", 20, 12)

@@ -61,7 +61,7 @@ def test_extract_by_name(moe: Path, tmp_path: Path) -> None:
 def test_fewer_experts_with_the_loss_of_each_domain(moe: Path, tmp_path: Path, data: Path) -> None:
     text = printed("prune", moe, tmp_path / "pruned", "--experts", 2, "--data", data)
     assert "MixtralForCausalLM, experts" in text
-    assert "Held-out loss, nats a token" in text
+    assert "Held-out loss, nats per token" in text
     assert "prose" in text
     assert "(95%, over documents)" in text
     merged = json.loads(printed("merge-experts", moe, tmp_path / "merged", "--groups", "code,math", "--json"))

@@ -29,7 +29,7 @@ def test_another_class(moe: Path, tmp_path: Path) -> None:
     result = run(moe, tmp_path / "out", "--to", "granitemoeshared")
     assert result.exit_code == 0, result.exception
     text = result.stdout
-    assert text.startswith(f"{tmp_path / 'out'}: GraniteMoeSharedForCausalLM, of a mixtral")
+    assert text.startswith(f"{tmp_path / 'out'}: GraniteMoeSharedForCausalLM, from a mixtral")
     assert "claim       exact. The same router rows choose the same experts" in text
     assert "padded left, right" in text
     assert "with KV cache" in text

@@ -25,7 +25,7 @@ def test_a_choice_is_described(data: Call, tmp_path: Path) -> None:
     code, out, err = data("select", "text.jsonl", "--out", "out", "--tokenizer", "tokenizer", "--by", "domain")
     assert code == 0, err
     assert "out/rows.jsonl: 60 of 60 rows" in out
-    assert "940 rows of the 1000 asked" in out
+    assert "940 rows fewer than the 1000 requested" in out
     assert "code" in out
     assert "prose" in out
     code, out, _ = data("select", "text.jsonl", "--out", "two", "--score", "random", "--budget", 7, "--json")

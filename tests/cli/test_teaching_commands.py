@@ -18,11 +18,11 @@ pytest.importorskip("openai")
 # The two commands as `smolmoe data` has them, and errors as `smolmoe` reports them.
 PROGRAM = """
 import sys
-from smolmoe.cli import data_app as app
+from smolmoe.cli import app
 from smolmoe.cli.output import print_error
 from smolmoe.errors import SmolmoeError
 try:
-    app()
+    app(["data", *sys.argv[1:]])
 except SmolmoeError as error:
     print_error(error, as_json="--json" in sys.argv)
     sys.exit(2)

@@ -52,7 +52,7 @@ def test_training_says_what_came_out(smolmoe: Call, recipe: Path) -> None:
     assert lines[0] == "runs/mine: 36.8 K parameters, 4 steps"
     assert lines[1].startswith("  tokens         512 in ")
     assert lines[2].startswith("  device         cpu (")
-    assert "nats a token on" in lines[3]
+    assert "nats per token on" in lines[3]
     assert lines[4].startswith("  before  ")
     assert lines[5].startswith("  change         better: -")
     assert lines[7].startswith("  best           runs/mine/best (step 4, held-out loss ")
@@ -79,7 +79,7 @@ def test_a_dry_run_says_the_cost_and_writes_nothing(smolmoe: Call, recipe: Path)
     assert data["tokens"] == 4 * 4 * 32
     assert data["size"]["total"] == 36768
     open_ended = smolmoe("train", recipe, "--dry-run", "--set", "trainer.max_steps=-1")
-    assert "known once the text is read" in open_ended.out
+    assert "known after the text is read" in open_ended.out
     assert sorted(os.listdir()) == there
 
 
@@ -98,11 +98,11 @@ def test_json_is_all_that_stdout_has(recipe: Path) -> None:
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        (["train", "none.yaml"], ["error: recipe = none.yaml: there is no such file."]),
+        (["train", "none.yaml"], ["error: recipe = none.yaml: no such file."]),
         (["train", "tinystorys-moe"], ["error: recipe = tinystorys-moe", "  fix: Did you mean 'tinystories-moe'?"]),
         (["train", "mine.yaml", "--set", "data.lenght=3"], ["error: data.lenght = 3", "Did you mean 'length'?"]),
         (["train", "mine.yaml", "--set", "trainer.max_step=3"], ["trainer.max_step", "Did you mean 'max_steps'?"]),
-        (["train", "mine.yaml", "--set", "data.length=abc"], ["error: data.length = abc", "tokens a block"]),
+        (["train", "mine.yaml", "--set", "data.length=abc"], ["error: data.length = abc", "tokens per block"]),
         (["train", "mine.yaml", "--set", "length"], ["must be section.key=value"]),
         (["train", "mine.yaml", "--device", "abacus"], ["error: device = abacus", "Use "]),
         (["train", "mine.yaml", "--resume", "latest"], ["no complete checkpoint", "without --resume"]),

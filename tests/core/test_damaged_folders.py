@@ -13,7 +13,7 @@ from tests.training.runs import write_text
 
 from smolmoe.alignment.pairs import Answered, PairsFolder, Shard
 from smolmoe.core.files import write_json
-from smolmoe.core.run_folder import RunFolder
+from smolmoe.core.run_folder import begin_folder
 from smolmoe.distillation import folder as cache_folder
 from smolmoe.distillation.text import open_text, read_text
 from smolmoe.distillation.text import write_text as write_store
@@ -24,8 +24,8 @@ ASKED = {"seed": 1}
 REQUEST = {"teacher": {}, "tokenizer": "x", "text": {}, "options": {"size": 4}}
 
 
-def _stages(out: Path, **options: Any) -> None:
-    RunFolder(out, ASKED, made=("model",), **options).stage("one", lambda: {"value": 1})
+def _run(out: Path, **options: Any) -> None:
+    begin_folder(out, ASKED, what="a run", record="settings.json", made=("model",), **options)
 
 
 def _pairs(out: Path, *, overwrite: bool = False) -> None:
@@ -61,8 +61,7 @@ def _journal(out: Path) -> None:
 
 
 FILES: dict[str, tuple[Callable[[Path], None], str]] = {
-    "settings": (_stages, "settings.json"),
-    "a stage": (_stages, "stages/one.json"),
+    "settings": (_run, "settings.json"),
     "pairs": (_pairs, "run.json"),
     "samples": (_pairs, "samples/00000.json"),
     "a cache": (_cache, "request.json"),
@@ -95,9 +94,7 @@ def test_an_answer_that_is_no_text_is_named(tmp_path: Path) -> None:
         _journal(tmp_path)
 
 
-@pytest.mark.parametrize(
-    ("go", "made"), [(_stages, "model/x"), (_pairs, "pairs.jsonl"), (_cache, "shard-00000/ids.npy")]
-)
+@pytest.mark.parametrize(("go", "made"), [(_run, "model/x"), (_pairs, "pairs.jsonl"), (_cache, "shard-00000/ids.npy")])
 @pytest.mark.parametrize("linked", [True, False])
 def test_starting_over_leaves_the_users_files(tmp_path: Path, go: Any, made: str, linked: bool) -> None:
     out = tmp_path / "out"
@@ -115,7 +112,7 @@ def test_starting_over_leaves_the_users_files(tmp_path: Path, go: Any, made: str
     assert out.is_symlink() == linked
 
 
-@pytest.mark.parametrize(("go", "name"), [(_stages, "settings"), (_pairs, "run"), (_cache, "request")])
+@pytest.mark.parametrize(("go", "name"), [(_run, "settings"), (_pairs, "run"), (_cache, "request")])
 def test_killed_as_it_begins_it_can_be_started(tmp_path: Path, go: Any, name: str) -> None:
     (tmp_path / f".{name}.json.partial").write_text("{")
     go(tmp_path)

@@ -15,7 +15,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from smolmoe.core.files import Kind, locked, place, replacing, write_json, writing
+from smolmoe.core.files import Kind, place, replacing, write_json
+from smolmoe.core.locks import locked
+from smolmoe.core.refusals import writing
 from smolmoe.errors import OutputError
 
 

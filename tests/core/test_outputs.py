@@ -15,7 +15,7 @@ from smolmoe import probe
 from smolmoe.alignment.pairs_run import make_pairs
 from smolmoe.alignment.run import align
 from smolmoe.core.files import growing
-from smolmoe.core.run_folder import RunFolder
+from smolmoe.core.run_folder import begin_folder
 from smolmoe.data.fetch import fetch
 from smolmoe.data.prompts import read_corrections
 from smolmoe.distillation.run import cache_teacher, forecast_cache
@@ -24,7 +24,7 @@ from smolmoe.evaluation.compare.run import compare
 from smolmoe.evaluation.correction import score_checkpoint
 from smolmoe.hub.push import push
 from smolmoe.recipe import parse
-from smolmoe.recipe.files import copy
+from smolmoe.recipe.files import copy_recipe
 from smolmoe.recipe.pairs import PairsRecipe
 from smolmoe.recipe.select import SelectRecipe
 from smolmoe.recipe.teach import TeachRecipe
@@ -77,7 +77,8 @@ Command = Callable[[Path, Path], object]
 
 def _run_folder(inputs: Path, out: Path) -> None:
     with growing(out):  # as both commands do
-        RunFolder(out, {"a": 1})
+        begin_folder(out, {"a": 1}, what="a run", record="settings.json", made=())
+        (out / "start").mkdir()
 
 
 FOLDERS: dict[str, Command] = {
@@ -103,12 +104,12 @@ FOLDERS: dict[str, Command] = {
     "distill cache --dry-run": lambda inputs, out: forecast_cache(inputs / "dense", inputs / "rows.jsonl", out),
     "align pairs": _pairs,
     "correct score": _score,
-    "quickstart, sweep": _run_folder,
+    "sweep": _run_folder,
 }
 FILES: dict[str, Command] = {
     "export --to gguf": lambda inputs, out: export(inputs / "moe", out, "gguf"),
     "report": lambda inputs, out: report([inputs / "moe"], out),
-    "recipes copy": lambda inputs, out: copy("embedded", out),
+    "recipes copy": lambda inputs, out: copy_recipe("embedded", out),
 }
 
 
@@ -164,7 +165,7 @@ def test_a_folder_that_another_process_writes_is_refused_at_the_start(
     assert os.listdir(out) == []
 
 
-@pytest.mark.parametrize("command", ["compare", "data select", "align pairs", "distill cache", "quickstart, sweep"])
+@pytest.mark.parametrize("command", ["compare", "data select", "align pairs", "distill cache", "sweep"])
 def test_a_link_stays_and_what_it_leads_to_is_written(command: str, inputs: Path, tmp_path: Path) -> None:
     (tmp_path / "disk").mkdir()
     (tmp_path / "out").symlink_to("disk/real")

@@ -1,76 +1,53 @@
-"""Run folders: finished stages are kept, other runs are not touched, nothing is half-written."""
+"""Folders that a job writes into: a job is not begun in another's folder, and what it did not write stays."""
 
 from __future__ import annotations
 
+from pathlib import Path
+from typing import Any
+
 import pytest
 
-from smolmoe.core.run_folder import RunFolder
+from smolmoe.core.run_folder import begin_folder
 from smolmoe.errors import OutputError
 
 
-def test_a_finished_stage_is_not_made_again(tmp_path):
-    calls = []
-
-    def make():
-        calls.append(1)
-        return {"value": len(calls)}
-
-    for _ in range(2):
-        run = RunFolder(tmp_path / "run", {"seed": 1, "sizes": (2, 3)})
-        record = run.stage("first", make)
-        assert record["value"] == 1
-        assert record["wall_seconds"] >= 0
-    assert RunFolder(tmp_path / "run", {"seed": 1, "sizes": (2, 3)}, overwrite=True).stage("first", make)["value"] == 2
+def begin(out: Path, asked: dict[str, Any], **options: Any) -> None:
+    begin_folder(out, asked, what="a run", record="settings.json", made=("model",), finished="summary.json", **options)
 
 
-def test_a_failed_stage_is_made_again(tmp_path):
-    run = RunFolder(tmp_path / "run", {})
-    with pytest.raises(KeyboardInterrupt):
-        run.stage("first", _interrupted)
-    assert run.stage("first", lambda: {"value": 1})["value"] == 1
-
-
-def _write_half(run):
-    with run.folder("model") as folder:
-        (folder / "half").write_text("x")
-        raise KeyboardInterrupt
-
-
-def _interrupted():
-    raise KeyboardInterrupt
-
-
-def test_other_settings_are_refused_by_name(tmp_path):
-    RunFolder(tmp_path / "run", {"seed": 1, "steps": 10})
+def test_the_same_settings_continue_and_others_are_refused_by_name(tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    begin(out, {"seed": 1, "steps": 10, "sizes": (2, 3)})
+    (out / "model").mkdir()
+    begin(out, {"seed": 1, "steps": 10, "sizes": (2, 3)})
     with pytest.raises(OutputError, match=r"other settings \(steps: 10 there, 20 here\).*overwrite=True"):
-        RunFolder(tmp_path / "run", {"seed": 1, "steps": 20})
-    RunFolder(tmp_path / "run", {"seed": 1, "steps": 20}, overwrite=True)
+        begin(out, {"seed": 1, "steps": 20, "sizes": (2, 3)})
+    assert (out / "model").is_dir()
+    begin(out, {"seed": 1, "steps": 20, "sizes": (2, 3)}, overwrite=True)
+    assert [path.name for path in out.iterdir()] == ["settings.json"]
+
+
+def test_a_job_that_is_not_resumed_is_refused(tmp_path: Path) -> None:
+    begin(tmp_path, {"seed": 1}, resume=False)
+    with pytest.raises(OutputError, match=r"contains a run \(unfinished\).*resume=True"):
+        begin(tmp_path, {"seed": 1}, resume=False)
+    (tmp_path / "summary.json").touch()
+    with pytest.raises(OutputError, match=r"contains a run \(finished\)"):
+        begin(tmp_path, {"seed": 1}, resume=False)
 
 
 @pytest.mark.parametrize("overwrite", [False, True])
-def test_a_folder_of_something_else_is_never_touched(tmp_path, overwrite):
+def test_a_folder_of_something_else_is_never_touched(tmp_path: Path, overwrite: bool) -> None:
     (tmp_path / "thesis.txt").write_text("irreplaceable")
     with pytest.raises(OutputError, match="something other than a run"):
-        RunFolder(tmp_path, {}, overwrite=overwrite)
+        begin(tmp_path, {}, overwrite=overwrite)
     with pytest.raises(OutputError, match="something other than a run"):
-        RunFolder(tmp_path / "thesis.txt", {}, overwrite=overwrite)
+        begin(tmp_path / "thesis.txt", {}, overwrite=overwrite)
     assert (tmp_path / "thesis.txt").read_text() == "irreplaceable"
 
 
-def test_an_empty_folder_will_do(tmp_path):
-    RunFolder(tmp_path, {"seed": 1})
-    assert RunFolder(tmp_path, {"seed": 1}).stage("first", lambda: {"value": 1})["value"] == 1
-
-
-def test_a_folder_appears_whole_or_not_at_all(tmp_path):
-    run = RunFolder(tmp_path / "run", {})
-    with pytest.raises(KeyboardInterrupt):
-        _write_half(run)
-    assert not (run.path / "model").exists()
-    with run.folder("model") as folder:
-        (folder / "whole").write_text("x")
-        assert not (run.path / "model").exists()
-    with run.folder("model") as folder:
-        (folder / "other").write_text("x")
-    assert [path.name for path in (run.path / "model").iterdir()] == ["other"]
-    assert sorted(path.name for path in run.path.iterdir()) == ["model", "settings.json", "stages"]
+def test_what_a_killed_job_left_unfinished_is_removed(tmp_path: Path) -> None:
+    begin(tmp_path, {})
+    (tmp_path / ".model.partial").mkdir()
+    begin(tmp_path, {})
+    assert [path.name for path in tmp_path.iterdir()] == ["settings.json"]

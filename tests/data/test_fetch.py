@@ -66,7 +66,7 @@ def contents(folder):
 def test_rows_are_the_presets_documents_with_their_columns(tmp_path, place):
     place("dolly", DOLLY)
     out = tmp_path / "out"
-    found = fetch("dolly", out, shard_rows=30)
+    found = fetch("dolly", out, shard_rows=30).to_json()
     assert documents_in(out) == list(documents_of("dolly", DOLLY))
     assert sorted(contents(out)) == [f"rows-0000{n}.jsonl" for n in range(3)]
     first = json.loads((out / "rows-00000.jsonl").read_text().splitlines()[0])
@@ -98,7 +98,7 @@ def test_rows_are_the_presets_documents_with_their_columns(tmp_path, place):
 def test_more_rows_go_on_where_it_stopped(tmp_path, place, preset, rows):
     folder = place(preset, rows)
     parts, whole = tmp_path / "parts", tmp_path / "whole"
-    found = fetch(preset, parts, rows=7, shard_rows=4)
+    found = fetch(preset, parts, rows=7, shard_rows=4).to_json()
     assert [shard["rows"] for shard in found["shards"]] == [4, 3]
     assert not found["whole"]
     with pytest.raises(OutputError, match=r"contains 7 fetched rows.*resume=True"):
@@ -106,11 +106,11 @@ def test_more_rows_go_on_where_it_stopped(tmp_path, place, preset, rows):
     before = contents(parts)
     fetch(preset, parts, rows=10, resume=True, shard_rows=4)
     assert documents_in(parts) == list(documents_of(preset, rows))[:10]
-    found = fetch(preset, parts, resume=True, shard_rows=4)
-    assert found["left_out"] == fetch(preset, whole)["left_out"]
+    found = fetch(preset, parts, resume=True, shard_rows=4).to_json()
+    assert found["left_out"] == fetch(preset, whole).left_out
     assert documents_in(parts) == documents_in(whole) == list(documents_of(preset, rows))
     assert before.items() <= contents(parts).items()
-    assert found == fetch(preset, parts, resume=True)  # nothing more to do
+    assert found == fetch(preset, parts, resume=True).to_json()  # nothing more to do
     with pytest.raises(OutputError, match="different split"):
         fetch(preset, parts, split="test", resume=True)
     (folder / "train-0.jsonl").write_text(json.dumps(rows[0]) + "\n")
@@ -148,7 +148,7 @@ def test_a_kill_loses_the_shard_in_hand_at_most(tmp_path, place):
     assert (out / "rows-00002.jsonl").exists()
     assert not (out / "provenance.json").exists()
     kept = contents(out)
-    found = fetch("dolly", out, shard_rows=1000, resume=True)
+    found = fetch("dolly", out, shard_rows=1000, resume=True).to_json()
     assert found["rows"] == len(rows)
     assert documents_in(out) == list(documents_of("dolly", rows))
     again = contents(out)
@@ -163,16 +163,16 @@ def test_a_licence_that_is_not_free_asks_for_consent(tmp_path, place):
     with pytest.raises(RequestError, match="licence is mixed"):
         fetch("codeparrot", tmp_path / "out", accept_licence="yes")
     assert not (tmp_path / "out").exists()
-    assert fetch("codeparrot", tmp_path / "out", accept_licence="mixed")["licence"] == "mixed"
+    assert fetch("codeparrot", tmp_path / "out", accept_licence="mixed").licence == "mixed"
     assert documents_in(tmp_path / "out") == [Document("x = 1", "code")]
 
 
 def test_the_list_names_licence_size_and_columns():
-    known = {entry["preset"]: entry for entry in catalogue()}
+    known = {entry.preset: entry for entry in catalogue()}
     assert set(known) == set(PRESETS)
-    assert [name for name, entry in known.items() if not entry["free"]] == ["alpaca", "codeparrot"]
-    assert known["coedit"]["columns"] == ["src", "tgt"]
-    assert all(entry["size"] > 0 and entry["licence"] for entry in known.values())
+    assert [name for name, entry in known.items() if not entry.free] == ["alpaca", "codeparrot"]
+    assert known["coedit"].columns == ("src", "tgt")
+    assert all(entry.size > 0 and entry.licence for entry in known.values())
 
 
 def test_bad_requests(tmp_path, place):

@@ -141,12 +141,12 @@ def test_other_settings_need_another_folder(run: PipelineResult) -> None:
 
 
 def test_a_budget_shortens_all_trainings_alike(tmp_path: Path) -> None:
-    found = go(tmp_path / "run", minutes=0.01)
+    found = go(tmp_path / "run", minutes=0.001)
     share = json.loads((tmp_path / "run" / "budget.json").read_text())["share"]
     assert share < 1
     steps = {name: max(1, round(share * most)) for name, most in (("dense", DENSE), ("moe-trained", MOE))}
     steps["dense-trained"] = steps["moe-trained"]
     assert {name: result(found, name)["steps"] for name in steps} == steps
     assert read_json(found.out / "moe-trained" / "run.json")["recipe"]["data"]["skip"] == 4 * steps["dense"]
-    again = go(tmp_path / "run", minutes=0.01)
+    again = go(tmp_path / "run", minutes=0.001)
     assert not any(record["done"] for record in again.stages.values())

@@ -203,7 +203,13 @@ def test_command(tmp_path: Path, text: Path, capsys: pytest.CaptureFixture[str])
     capsys.readouterr()
     probe_command.show_probe(result, out)
     printed = capsys.readouterr().out
-    for part in ("MixtralForCausalLM, 4 experts, top-2", "separation", "linear probe", "Does it pay?", "  ! "):
+    for part in (
+        "MixtralForCausalLM, 4 experts, top-2",
+        "separation",
+        "linear probe",
+        "Held-out loss (nats per token)",
+        "  ! ",
+    ):
         assert part in printed
 
 

@@ -11,7 +11,7 @@ from tests.training.runs import rows
 
 from smolmoe.pipeline.run import run
 from smolmoe.recipe import PipelineRecipe, parse
-from smolmoe.recipe.files import load, shipped
+from smolmoe.recipe.files import load, recipes
 from smolmoe.surgery.run import upcycle
 
 pytestmark = pytest.mark.slow
@@ -29,7 +29,7 @@ def pretrained(name: str) -> bool:
 
 
 def test_no_recipe_that_names_a_pretrained_model_is_left_out() -> None:
-    named = {recipe.name for recipe in shipped() if pretrained(recipe.name)}
+    named = {recipe.name for recipe in recipes() if pretrained(recipe.name)}
     assert named == {*TRAINED, *ALIGNED}
 
 

@@ -20,11 +20,11 @@ from smolmoe.pipeline.forecast import forecast
 from smolmoe.pipeline.resolve import resolved
 from smolmoe.pipeline.run import run
 from smolmoe.recipe import PipelineRecipe, TrainRecipe, parse
-from smolmoe.recipe.files import copy, load, merge, shipped
+from smolmoe.recipe.files import copy_recipe, load, merge, recipes
 from smolmoe.training.estimate import estimate
 from smolmoe.training.run import train
 
-NAMES = {kind: [recipe.name for recipe in shipped() if recipe.kind == kind] for kind in ("train", "pipeline")}
+NAMES = {kind: [recipe.name for recipe in recipes() if recipe.kind == kind] for kind in ("train", "pipeline")}
 STEPS = 3
 # Small values of the sizes that recipes give, by the name of the key.
 SIZES: dict[str, Any] = {
@@ -240,9 +240,9 @@ def test_sizes_are_those_that_recipes_say(
         assert found[1] == pytest.approx(active, rel=0.01)
 
 
-@pytest.mark.parametrize("name", [recipe.name for recipe in shipped() if "parameters" in recipe.about])
+@pytest.mark.parametrize("name", [recipe.name for recipe in recipes() if "parameters" in recipe.about])
 def test_the_size_in_a_recipes_first_line_is_the_models(shared: Path, name: str) -> None:
-    about = next(recipe.about for recipe in shipped() if recipe.name == name)
+    about = next(recipe.about for recipe in recipes() if recipe.name == name)
     said, digits, unit = re.search(r"((?:\d+\.)?(\d+))([MB]) parameters", about).groups()
     ((total, _),) = _sizes(name, str(shared / "tokenizers" / "gpt2")).values()
     places = len(digits) if "." in said else 0
@@ -348,11 +348,11 @@ def test_names(tmp_path: Path) -> None:
 
 
 def test_a_copy_says_the_same(tmp_path: Path) -> None:
-    for recipe in shipped():
-        target = copy(recipe.name, tmp_path / f"{recipe.name}.yaml")
+    for recipe in recipes():
+        target = copy_recipe(recipe.name, tmp_path / f"{recipe.name}.yaml")
         assert load(str(target)) == load(recipe.name)
         assert recipe.about
-    with pytest.raises(OutputError, match="there already"):
-        copy("embedded", tmp_path / "embedded.yaml")
+    with pytest.raises(OutputError, match="exists already"):
+        copy_recipe("embedded", tmp_path / "embedded.yaml")
     with pytest.raises(OutputError, match="cannot be written"):
-        copy("embedded", tmp_path / "no" / "embedded.yaml")
+        copy_recipe("embedded", tmp_path / "no" / "embedded.yaml")

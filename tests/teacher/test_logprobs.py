@@ -174,7 +174,7 @@ def student(tmp_path_factory):
 def ask(tmp_path, url, prompts, **options):
     (tmp_path / "p.jsonl").write_text("".join(json.dumps({"prompt": prompt}) + "\n" for prompt in prompts))
     values = {"prompts": tmp_path / "p.jsonl", "out": tmp_path / "out", "base_url": url, "model": "m"}
-    return teach(parse(TeachRecipe, {**values, "top_logprobs": 3, **options}))
+    return teach(parse(TeachRecipe, {**values, "top_logprobs": 3, **options})).to_json()
 
 
 def test_rows_of_the_students_tokens_become_a_cache_and_others_are_refused_by_name(tmp_path, student):

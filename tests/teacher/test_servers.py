@@ -45,7 +45,7 @@ def running(command, health):
 def ask(tmp_path, url, model, prompts, **options):
     (tmp_path / "p.jsonl").write_text("".join(json.dumps({"prompt": prompt}) + "\n" for prompt in prompts))
     values = {"prompts": tmp_path / "p.jsonl", "out": tmp_path / "out", "base_url": url, "model": model, **options}
-    return teach(parse(TeachRecipe, values))
+    return teach(parse(TeachRecipe, values)).to_json()
 
 
 def rows_of(folder):

@@ -16,6 +16,7 @@ from smolmoe.errors import DataError, OutputError, RequestError
 from smolmoe.recipe.base import parse
 from smolmoe.recipe.data import SourceRecipe
 from smolmoe.recipe.teach import TeachRecipe
+from smolmoe.results.teaching import TeachPlan
 from smolmoe.teacher.endpoint import EndpointError
 from smolmoe.teacher.job import plan, teach
 from smolmoe.teacher.prompts import read_prompts
@@ -46,7 +47,7 @@ def test_rows_keep_the_order_and_columns_of_the_prompts_and_train_as_they_are(tm
     prompts = [{"prompt": f"p{n}", "domain": "d", "model": "mine"} for n in range(12)]
     with serving(lambda p, n: answer(f"About {p}.", slow=0.02 * (int(p[1:]) % 3))) as server:
         asked = recipe(tmp_path, server.url, prompts, system="Be short.", max_tokens=7, temperature=0.5, top_p=0.9)
-        report = teach(asked)
+        report = teach(asked).to_json()
     rows = rows_of(tmp_path / "out")
     assert [row["prompt"] for row in rows] == [f"p{n}" for n in range(12)]
     assert rows[3] == {
@@ -77,7 +78,7 @@ def test_rows_keep_the_order_and_columns_of_the_prompts_and_train_as_they_are(tm
 def test_a_prompt_in_several_rows_is_asked_once_for_each_sample(tmp_path):
     prompts = [{"prompt": "same", "id": 1}, {"prompt": "other", "id": 2}, {"prompt": "same", "id": 3}]
     with serving(lambda p, n: answer(f"{p} {n}")) as server:
-        report = teach(recipe(tmp_path, server.url, prompts, samples=2))
+        report = teach(recipe(tmp_path, server.url, prompts, samples=2)).to_json()
     assert server.asked == {"same": 2, "other": 2}
     rows = rows_of(tmp_path / "out")
     assert [(row["id"], row["sample"]) for row in rows] == [(1, 0), (1, 1), (2, 0), (2, 1), (3, 0), (3, 1)]
@@ -115,7 +116,7 @@ def test_what_goes_wrong_once_is_tried_again(tmp_path, first, kind):
 
     with serving(script) as server:
         timeout = 1.0 if kind == "timeout" else 30.0
-        report = teach(recipe(tmp_path, server.url, list("abcd"), timeout=timeout), first_wait=QUICK)
+        report = teach(recipe(tmp_path, server.url, list("abcd"), timeout=timeout), first_wait=QUICK).to_json()
     assert [row["response"] for row in rows_of(tmp_path / "out")] == [f"{p} at last" for p in "abcd"]
     if kind == "timeout":  # which a busy machine may be late for as well
         asked = sum(server.asked.values())
@@ -131,7 +132,7 @@ def test_what_goes_wrong_once_is_tried_again(tmp_path, first, kind):
 def test_an_answer_in_drops_is_timed_out(tmp_path):
     """The client's own timeout starts again with every part that arrives."""
     with serving(lambda p, n: answer("x", drip=0.1 if n == 1 else 0)) as server:
-        report = teach(recipe(tmp_path, server.url, ["a"], timeout=1.0), first_wait=QUICK)
+        report = teach(recipe(tmp_path, server.url, ["a"], timeout=1.0), first_wait=QUICK).to_json()
     assert report["requests"]["retried_now"].keys() == {"timeout"}
     assert rows_of(tmp_path / "out")[0]["response"] == "x"
 
@@ -192,7 +193,7 @@ def test_a_redirect_to_another_host_is_not_followed(tmp_path, monkeypatch, statu
 def test_a_redirect_on_the_same_host_is_followed(tmp_path):
     moved = Reply({}, 307, {"Location": "/v2/chat/completions"})
     with serving(lambda p, n: moved if n == 1 else answer("yes")) as server:
-        assert teach(recipe(tmp_path, server.url, ["p"]))["questions"]["answered"] == 1
+        assert teach(recipe(tmp_path, server.url, ["p"])).questions.answered == 1
 
 
 @pytest.mark.parametrize(
@@ -236,7 +237,7 @@ def test_a_key_that_is_withdrawn_ends_the_job_but_keeps_what_is_there(tmp_path):
         assert sum(server.asked.values()) <= 5
         assert [row["prompt"] for row in rows_of(tmp_path / "out")] == list("abc")
         withdrawn.clear()
-        report = teach(asked, resume=True)
+        report = teach(asked, resume=True).to_json()
     assert report["rows"] == {"written": 10, "failed": 0, "left": 0}
     assert all(server.answered[prompt] == 1 for prompt in "abcdefghij")
 
@@ -262,7 +263,7 @@ def test_an_endpoint_that_goes_down_ends_the_job_and_resume_goes_on(tmp_path):
         up[0] = True
         with pytest.raises(OutputError, match=r"contains 5 answers already.*resume=True"):
             teach(asked)
-        report = teach(asked, resume=True)
+        report = teach(asked, resume=True).to_json()
     assert report["rows"] == {"written": 40, "failed": 0, "left": 0}
     assert all(server.answered[prompt] == 1 for prompt in prompts)
     assert report["requests"]["all"] == sum(server.asked.values())
@@ -282,7 +283,7 @@ def test_prompts_that_fail_for_good_are_listed_and_the_others_kept(tmp_path):
     prompts = ["long", "fine", "odd", "broken", "filtered", "silent", "good"]  # the first one's fault is its own
     with serving(script) as server:
         asked = recipe(tmp_path, server.url, prompts, retries=1)
-        report = teach(asked, first_wait=QUICK)
+        report = teach(asked, first_wait=QUICK).to_json()
         assert server.asked == {**dict.fromkeys(prompts, 1), "broken": 2}
         assert [row["prompt"] for row in rows_of(tmp_path / "out")] == ["fine", "good"]
         failed = rows_of(tmp_path / "out", "failed.ndjson")
@@ -306,11 +307,11 @@ def test_the_cost_is_kept_to_and_more_goes_on_from_there(tmp_path):
     prompts = [f"p{n}" for n in range(20)]
     prices = {"price_in": 1000.0, "price_out": 2000.0, "concurrency": 3}  # 0.02 an answer
     with serving(lambda p, n: answer(p, slow=0.01)) as server:
-        report = teach(recipe(tmp_path, server.url, prompts, max_cost=0.11, **prices))
+        report = teach(recipe(tmp_path, server.url, prompts, max_cost=0.11, **prices)).to_json()
         assert report["stopped"] == "max_cost"
         assert report["cost"] == pytest.approx(0.10)
         assert report["rows"]["left"] == 15
-        report = teach(recipe(tmp_path, server.url, max_cost=1.0, **prices), resume=True)
+        report = teach(recipe(tmp_path, server.url, max_cost=1.0, **prices), resume=True).to_json()
     assert report["cost"] == pytest.approx(0.40)
     assert report["stopped"] is None
     assert server.asked == dict.fromkeys(prompts, 1)
@@ -318,7 +319,7 @@ def test_the_cost_is_kept_to_and_more_goes_on_from_there(tmp_path):
 
 def test_answers_without_usage_are_counted_and_cannot_keep_to_a_cost(tmp_path, caplog):
     with serving(lambda p, n: answer(p, usage=False)) as server:
-        report = teach(recipe(tmp_path, server.url, ["a", "b"], price_in=1.0, price_out=1.0))
+        report = teach(recipe(tmp_path, server.url, ["a", "b"], price_in=1.0, price_out=1.0)).to_json()
         assert report["tokens"] == {"prompt": 0, "answer": 0, "answers_without_count": 2}
         assert "2 answers have no token count" in caplog.text
         assert rows_of(tmp_path / "out")[0]["answer_tokens"] is None
@@ -351,7 +352,7 @@ def test_other_options_are_refused_and_other_prompts_taken(tmp_path):
         teach(recipe(tmp_path, server.url, ["a", "b"], temperature=0.5))
         with pytest.raises(OutputError, match=r"temperature: 0\.5 there, 1\.0 here"):
             teach(recipe(tmp_path, server.url, temperature=1.0), resume=True)
-        report = teach(recipe(tmp_path, server.url, ["b", "c"], temperature=0.5), resume=True)
+        report = teach(recipe(tmp_path, server.url, ["b", "c"], temperature=0.5), resume=True).to_json()
     assert server.asked == {"a": 1, "b": 1, "c": 1}
     assert [row["prompt"] for row in rows_of(tmp_path / "out")] == ["b", "c"]
     assert report["questions"]["answers_of_other_prompts"] == 1
@@ -409,7 +410,7 @@ def test_rows_without_a_prompt_are_left_out_and_counted(tmp_path, caplog):
         'half a surrogate pair, read as "?"': 1,
     }
     caplog.clear()
-    assert plan(asked)["left_out"] == said
+    assert plan(asked).left_out == said
     assert len(caplog.records) == 3
 
 
@@ -439,14 +440,9 @@ def test_rows_that_came_from_elsewhere_are_not_touched(tmp_path):
 def test_a_plan_asks_and_writes_nothing(tmp_path):
     prices = {"max_tokens": 100, "price_in": 0.0, "price_out": 5000.0}
     planned = plan(recipe(tmp_path, "http://127.0.0.1:1/v1", ["abcd" * 10, "abcd" * 10, "x" * 4], **prices))
-    assert planned == {
-        "prompts": 3,
-        "left_out": {},
-        "requests": 2,
-        "characters": 44,
-        "prompt_tokens_about": 11,
-        "cost_at_most_about": 1.0,
-    }
+    assert planned == TeachPlan(
+        prompts=3, left_out={}, requests=2, characters=44, prompt_tokens_about=11, cost_at_most_about=1.0
+    )
     assert not (tmp_path / "out").exists()
 
 

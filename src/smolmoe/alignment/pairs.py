@@ -9,10 +9,10 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from smolmoe.core.files import followed, remove, write_json, write_text
-from smolmoe.core.json_text import read_json, read_object
-from smolmoe.core.run_folder import RESUME_OR_OVERWRITE, differences, is_ours, occupied
-from smolmoe.errors import CheckpointError, DataError, OutputError
+from smolmoe.core.files import write_json, write_text
+from smolmoe.core.json_text import read_json
+from smolmoe.core.run_folder import begin_folder
+from smolmoe.errors import CheckpointError, DataError
 
 PAIRS = "pairs.jsonl"
 REPORT = "report.json"
@@ -152,28 +152,17 @@ class PairsFolder:
             OutputError: it contains pairs or something else, or pairs of another request.
         """
         self.path = path
-        asked = json.loads(json.dumps(asked))
-        is_begun = is_ours(path, "pairs", ASKED, leftovers=(f".{ASKED}.partial",))
-        if is_begun and overwrite:
-            remove(path, SAMPLES, PAIRS, REPORT, ".*.partial")
-        elif is_begun and not resume:
-            state = "finished" if (path / REPORT).is_file() else "unfinished"
-            raise occupied(path, f"pairs ({state})", RESUME_OR_OVERWRITE)
-        elif is_begun:
-            self._check_same(asked)
-        followed(path).mkdir(parents=True, exist_ok=True)
-        write_json(path / ASKED, asked)  # first: it says whose folder this is
+        begin_folder(
+            path,
+            asked,
+            what="pairs",
+            record=ASKED,
+            made=(SAMPLES, PAIRS, REPORT),
+            finished=REPORT,
+            resume=resume,
+            overwrite=overwrite,
+        )
         (path / SAMPLES).mkdir(exist_ok=True)
-
-    def _check_same(self, asked: dict[str, Any]) -> None:
-        found = read_object(self.path / ASKED, fix="Start over with `overwrite=True`, or use another folder.")
-        if found != asked:
-            raise OutputError(
-                f"the pairs there were started with different options ({differences(found, asked)}).",
-                field="out",
-                value=str(self.path),
-                fix="Resume with the same options, start over with `overwrite=True`, or use another folder.",
-            )
 
     def has_shard(self, number: int) -> bool:
         return self._shard(number).is_file()

@@ -1,4 +1,4 @@
-"""The command line: parse, call one public function, print. Every decision is made elsewhere."""
+"""The command line: parse, call one public function, print. No decisions are made here."""
 
 from __future__ import annotations
 
@@ -7,64 +7,61 @@ import sys
 from collections.abc import Sequence
 from itertools import pairwise
 from types import FrameType
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
+from typer.core import TyperGroup
 
 from smolmoe import __version__
-from smolmoe.cli import (
-    add_expert,
-    align,
-    bench,
-    compare,
-    distill,
-    doctor,
-    export,
-    extract,
-    fetch,
-    generate,
-    inspect,
-    merge_experts,
-    pairs,
-    probe,
-    prune,
-    push,
-    quickstart,
-    report,
-    route,
-    run,
-    score_corrections,
-    score_data,
-    select,
-    sweep,
-    teach,
-    train,
-    upcycle,
-    verify,
-)
-from smolmoe.cli.command import Grouped
+from smolmoe.cli.groups import Group
 from smolmoe.cli.output import print_error
-from smolmoe.cli.recipes import recipes_app
 from smolmoe.errors import RequestError, SmolmoeError, TrainingError, VerificationError
 from smolmoe.training.distributed import only_main_speaks
 
-FAILED = 1  # a check was made and failed, or training could not go on
-BAD_INPUT = 2  # the request, the source or the output is at fault
-_MAY_BE_EMPTY = ("--prompt", "--system")  # texts; everything else that is empty came of a variable that is not set
+FAILED = 1  # a check failed, or training could not continue
+BAD_INPUT = 2  # the request, the source or the output is wrong
+_MAY_BE_EMPTY = ("--prompt", "--system")  # texts; any other empty argument comes from a variable that is not set
+
+
+def _by_name(*verbs: str) -> dict[str, str | TyperGroup]:
+    return {verb.replace("_", "-"): verb for verb in verbs}
+
+
+def _group(name: str, text: str, commands: dict[str, str | TyperGroup]) -> dict[str, str | TyperGroup]:
+    return {name: Group({"Commands": commands}, name=name, help=text)}
+
+
+_ALIGN = _by_name("sft", "dpo", "cpo") | {"pairs": "make_pairs", "score": "score_corrections"}
+_DATA = _by_name("select") | {"score": "score_data"} | _by_name("teach", "fetch")
+# In the order in which `smolmoe --help` shows them.
+_HEADINGS = {
+    "Convert": _by_name("quickstart", "upcycle", "inspect", "extract", "prune", "merge_experts", "add_expert"),
+    "Train": _by_name("train", "run")
+    | _group("align", "Align a model on answers or preferences, and score it.", _ALIGN)
+    | _group("data", "Select, score, generate and download training rows.", _DATA)
+    | _group("distill", "Cache a teacher's probabilities for distillation.", {"cache": "distill"})
+    | _by_name("recipes"),
+    "Understand": _by_name("doctor", "probe", "route", "generate"),
+    "Measure": _by_name("verify", "compare", "bench", "sweep"),
+    "Ship": _by_name("export", "report", "push"),
+}
+
+
+class _Commands(Group):
+    """What typer makes of the whole program."""
+
+    def __init__(self, **options: Any):
+        super().__init__(_HEADINGS, **options)
+
 
 app = typer.Typer(
     name="smolmoe",
     help="Convert a dense language model into a Mixture-of-Experts with the same outputs, train it, and measure it.",
-    no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
-    cls=Grouped,
+    cls=_Commands,
 )
-
-
-def _group(text: str) -> typer.Typer:
-    return typer.Typer(help=text, no_args_is_help=True, rich_markup_mode=None)
 
 
 def _version(asked: bool) -> None:
@@ -82,27 +79,9 @@ def smolmoe(
     pass
 
 
-# In the order in which `smolmoe --help` shows them.
-for command in (quickstart, upcycle, inspect, extract, prune, merge_experts, add_expert, train, run):
-    command.COMMAND.add_to(app)
-align_app = _group("Align a model on answers or preferences, and score it.")
-for method in (*align.COMMANDS, pairs.COMMAND, score_corrections.COMMAND):
-    method.add_to(align_app)
-data_app = _group("Select, score, generate and download training rows.")
-for command in (select, score_data, teach, fetch):
-    command.COMMAND.add_to(data_app)
-distill_app = _group("Cache a teacher's probabilities for distillation.")
-distill_app.callback()(lambda: None)
-distill.COMMAND.add_to(distill_app)
-for name, group in {"align": align_app, "data": data_app, "distill": distill_app, "recipes": recipes_app}.items():
-    app.add_typer(group, name=name, rich_help_panel="Train")
-for command in (doctor, probe, route, generate, verify, compare, bench, sweep, export, report, push):
-    command.COMMAND.add_to(app)
-
-
 def main() -> None:
     """Entry point of the `smolmoe` command."""
-    # A polite kill must clean up as Ctrl-C does: nothing half-written stays behind.
+    # SIGTERM must clean up as Ctrl-C does: nothing incomplete is left.
     signal.signal(signal.SIGTERM, _terminate)
     with only_main_speaks():
         try:
@@ -113,14 +92,14 @@ def main() -> None:
             sys.exit(FAILED if isinstance(error, VerificationError | TrainingError) else BAD_INPUT)
         except BrokenPipeError:
             raise
-        except OSError as error:  # what no command expects: a disk that fails, a file that may not be read
+        except OSError as error:  # unexpected: a disk that fails, a file that may not be read
             refused = SmolmoeError(f"{error.strerror or error}.", field="file", value=error.filename or "unknown")
             print_error(refused, as_json="--json" in sys.argv)
             sys.exit(BAD_INPUT)
 
 
 def _refuse_empty(arguments: Sequence[str]) -> None:
-    """Before they are parsed: an empty path would be the current folder from then on, and be written into."""
+    """Checked before parsing: an empty path would become the current folder, and be written into."""
     for before, argument in pairwise(["", *arguments]):
         option, separator, value = argument.partition("=")
         name = option if option.startswith("--") and separator else before

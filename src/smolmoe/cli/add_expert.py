@@ -2,6 +2,6 @@
 
 from smolmoe.cli.command import Command
 from smolmoe.cli.experts import show_experts
-from smolmoe.verbs import convert
+from smolmoe.surgery.experts import run
 
-COMMAND = Command(convert.add_expert, show_experts, names={"copy_of": ("--from",)}, group="Convert")
+COMMAND = Command(run.add_expert, show_experts, names={"copy_of": ("--from",)})

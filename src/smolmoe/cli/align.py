@@ -1,20 +1,20 @@
-"""align sft, dpo, cpo: answers and preferences."""
+"""How align sft, dpo and cpo show their result."""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from smolmoe.cli.command import Command, Given
+from smolmoe.cli.command import Given
 from smolmoe.cli.output import print_rows, table
 from smolmoe.core import units
-from smolmoe.verbs import train
 
 if TYPE_CHECKING:
     from smolmoe.alignment.run import AlignEstimate, AlignResult
 
 
-def _show_estimate(out: str, costs: AlignEstimate) -> None:
-    print(f"would write {out}")
+def show_estimate(costs: AlignEstimate, given: Given) -> None:
+    """What an alignment would cost."""
+    print(f"would write {costs.out}")
     left_out = ", ".join(f"{number} {reason.replace('_', ' ')}" for reason, number in costs.dropped.items() if number)
     print_rows(
         [
@@ -37,7 +37,8 @@ def _show_estimate(out: str, costs: AlignEstimate) -> None:
         print(found)
 
 
-def _show_result(result: AlignResult) -> None:
+def show_aligned(result: AlignResult, given: Given) -> None:
+    """The model, and how it measured before and after."""
     from smolmoe.evaluation.held_out import Change
     from smolmoe.verification.findings import Finding
 
@@ -67,7 +68,7 @@ def _show_result(result: AlignResult) -> None:
 
 
 def _not_used(ignored: dict[str, int]) -> list[tuple[str, object]]:
-    """What rows hold and no example shows."""
+    """Columns and messages of the rows that no example uses."""
     return [("not used", f"{what}: {number}") for what, number in ignored.items()]
 
 
@@ -81,12 +82,12 @@ def _drift_rows(summary: dict[str, Any]) -> list[tuple[str, object]]:
 
 def _figures(summary: dict[str, Any]) -> list[tuple[str, str, str]]:
     before, after = summary["before"], summary["after"]
-    found = [("loss, nats a token", f"{before['loss']:.4f}", f"{after['loss']:.4f}")]
+    found = [("loss, nats per token", f"{before['loss']:.4f}", f"{after['loss']:.4f}")]
     if "margin" in before:
         found += [
-            ("chosen likelier", f"{before['accuracy']:.1%}", f"{after['accuracy']:.1%}"),
+            ("chosen answer more likely", f"{before['accuracy']:.1%}", f"{after['accuracy']:.1%}"),
             ("margin, nats", f"{before['margin']:.3f}", f"{after['margin']:.3f}"),
-            ("margin has grown", "", f"{after['reward_accuracy']:.1%}"),
+            ("margin grew", "", f"{after['reward_accuracy']:.1%}"),
         ]
     if "routing" in before:
         found.append(
@@ -104,13 +105,7 @@ def _show_corrections(scores: dict[str, Any]) -> None:
         )
         for name in after["model"]["metrics"]
     ]
-    table(f"Corrections of {after['model']['rows']} texts", ("percent", "left as it is", "before", "after"), rows)
-
-
-def show_aligned(found: AlignResult | AlignEstimate, given: Given) -> None:
-    """What it would cost, or what came out."""
-    _show_estimate(str(found.out), found) if given.get("dry_run") else _show_result(found)  # type: ignore[arg-type]
+    table(f"Corrections of {after['model']['rows']} texts", ("percent", "input copied", "before", "after"), rows)
 
 
 OPTIONS = ("recipe", "set", "out", "device", "seed", "resume", "overwrite", "dry_run")
-COMMANDS = [Command(verb, show_aligned, only=OPTIONS) for verb in (train.sft, train.dpo, train.cpo)]

@@ -27,9 +27,9 @@ def show_bench(result: BenchResult) -> None:
 
 
 def _short(names: list[str]) -> list[str]:
-    """The last part of each path, or the whole path if these are the same."""
+    """The last part of each path, or the whole path if two have the same last part."""
     short = [Path(name).name or name for name in names]
     return short if len(set(short)) == len(short) else names
 
 
-COMMAND = Command(measure.bench, lambda result, given: show_bench(result), group="Measure")
+COMMAND = Command(measure.bench, lambda result, given: show_bench(result))

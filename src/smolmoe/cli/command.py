@@ -1,4 +1,4 @@
-"""A command made of a public function: its options are the function's, and what is left to say is how to show it."""
+"""A command made of a public function: the options are the function's arguments; only the display is added here."""
 
 from __future__ import annotations
 
@@ -8,31 +8,14 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import typer
-from typer.core import TyperGroup
 
 from smolmoe.cli.options import parameter, value_of
 from smolmoe.cli.output import Json, print_json, progress, quiet_libraries, tell
 from smolmoe.cli.spelling import as_options
 from smolmoe.errors import SmolmoeError
-from smolmoe.verbs.signature import fields_of
-
-
-class Grouped(TyperGroup):
-    """A group that lists its commands under headings, each with its whole summary."""
-
-    def format_commands(self, ctx: Any, formatter: Any) -> None:
-        panels: dict[str, list[tuple[str, str]]] = {}
-        for name in self.list_commands(ctx):
-            command = self.commands[name]
-            summary = (command.help or "").partition("\n")[0]
-            panels.setdefault(str(getattr(command, "rich_help_panel", "Commands")), []).append((name, summary))
-        for heading, rows in panels.items():
-            with formatter.section(heading):
-                formatter.write_dl(rows)
-
+from smolmoe.verbs.signature import POSITIONAL, fields_of
 
 Given = Mapping[str, Any]  # what the verb was called with
-POSITIONAL = inspect.Parameter.POSITIONAL_OR_KEYWORD
 
 
 def _plain(result: Any, given: Given) -> Any:
@@ -46,21 +29,20 @@ class Command:
 
     Attributes:
         verb: the public function.
-        show: prints its result, given that and what was asked.
-        name: of the command, where it is not the function's.
-        only: the fields that are options; of a recipe file all others are set by --set.
-        as_options: what has a place among the function's arguments and is an option here.
-        names: option names that are not the field's.
-        read: field -> what makes its value of a text, where the type does not say it.
+        show: prints the result, given it and the arguments.
+        forecast: the same with --dry-run; default `show`.
+        only: the fields that are options; all others of a recipe file are set by --set.
+        as_options: positional arguments of the function that are options here.
+        names: option names that differ from the field's.
+        read: field -> function from the given text to the value, if the type is not enough.
         envvars: field -> environment variable.
         to_json: what --json prints.
-        exit_code: of a result.
-        group: heading in `smolmoe --help`.
+        exit_code: for a result.
     """
 
     verb: Callable[..., Any]
     show: Callable[[Any, Given], None]
-    name: str | None = None
+    forecast: Callable[[Any, Given], None] | None = None
     only: tuple[str, ...] | None = None
     as_options: tuple[str, ...] = ()
     names: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
@@ -68,11 +50,16 @@ class Command:
     envvars: Mapping[str, str] = field(default_factory=dict)
     to_json: Callable[[Any, Given], Any] = _plain
     exit_code: Callable[[Any, Given], int] = lambda result, given: 0
-    group: str | None = None
 
-    def add_to(self, app: typer.Typer) -> None:
-        """Make it a command of an app."""
-        app.command(self.name or self.verb.__name__.replace("_", "-"), rich_help_panel=self.group)(self.callback())
+    def build(self, name: str) -> Any:
+        """The command as typer runs it."""
+        app = typer.Typer(add_completion=False, rich_markup_mode=None)
+        self.add_to(app, name)
+        return typer.main.get_command(app)
+
+    def add_to(self, app: typer.Typer, name: str | None = None) -> None:
+        """Make it a command of an app, by default under the function's name."""
+        app.command(name or self.verb.__name__.replace("_", "-"))(self.callback())
 
     def callback(self) -> Callable[..., None]:
         """The function that typer calls, with a parameter for each of the verb's fields."""
@@ -99,7 +86,8 @@ class Command:
             except SmolmoeError as error:
                 as_options(error, parameters)
                 raise
-            print_json(self.to_json(result, given)) if as_json else self.show(result, given)
+            show = self.forecast if self.forecast and given.get("dry_run") else self.show
+            print_json(self.to_json(result, given)) if as_json else show(result, given)
             if code := self.exit_code(result, given):
                 raise typer.Exit(code)
 
@@ -120,6 +108,6 @@ class Command:
 
 
 def _help(verb: Callable[..., Any]) -> str:
-    """The docstring up to its sections, which are for Python."""
+    """The docstring without its sections, which are for Python callers."""
     text = inspect.getdoc(verb) or ""
     return "\n\n".join(part for part in text.split("\n\n") if not part.startswith(("Args:", "Raises:", "Returns:")))

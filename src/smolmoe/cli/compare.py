@@ -17,7 +17,7 @@ PLAIN_WIDTH = 200
 
 
 def show_comparison(found: Comparison, out: Path | None) -> None:
-    """The verdict, what speaks against it, and the tables."""
+    """The verdict, warnings, and the tables."""
     from smolmoe.evaluation.compare.table import notes, tables
 
     for sentence in found.verdict:
@@ -35,7 +35,7 @@ def show_comparison(found: Comparison, out: Path | None) -> None:
 
 
 def _show_table(table: Table) -> None:
-    """Figures on the right, so that digits stand below each other; what no other beats is bold as well as marked."""
+    """Right-aligned figures; the best are bold, and marked."""
     from rich import box
     from rich.console import Console
     from rich.table import Table as Grid
@@ -61,5 +61,4 @@ COMMAND = Command(
     measure.compare,
     lambda found, given: show_comparison(found, given.get("out")),
     as_options=("data",),
-    group="Measure",
 )

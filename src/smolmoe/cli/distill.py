@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from smolmoe.results.distillation import CacheForecast, CacheResult
 
 
-def _show_forecast(found: CacheForecast) -> None:
+def _show_forecast(found: CacheForecast, given: Given) -> None:
     print(f"would write {found.out}")
     print_rows(
         [
@@ -21,35 +21,31 @@ def _show_forecast(found: CacheForecast) -> None:
             ("windows", f"of {found.window} tokens; {found.left_out:,} documents are longer"),
             (
                 "size",
-                f"at most {found.bytes_per_token:g} bytes a token, {units.size(found.bytes)} in {found.shards} shards",
+                f"at most {found.bytes_per_token:g} bytes per token, "
+                f"{units.size(found.bytes)} in {found.shards} shards",
             ),
         ]
     )
 
 
-def _show(result: CacheResult) -> None:
-    kept = f"the {result.size} largest" if result.kind == "top_k" else f"{result.size} draws"
-    print(f"{result.out}: {kept} of each token, temperature {result.temperature:g}")
+def _show(result: CacheResult, given: Given) -> None:
+    kept = f"the {result.size} largest" if result.kind == "top_k" else f"{result.size} samples"
+    print(f"{result.out}: {kept} per token, temperature {result.temperature:g}")
     rows = [
         ("text", f"{units.tokens(result.tokens)} tokens in {result.documents:,} documents"),
-        ("size", f"{result.bytes_per_token:.1f} bytes a token, {units.size(result.bytes)} in {result.shards} shards"),
+        ("size", f"{result.bytes_per_token:.1f} bytes per token, {units.size(result.bytes)} in {result.shards} shards"),
     ]
     if result.left_over is not None:
-        rows.append(("left over", f"{result.left_over:.2%} of the probability is in the tail"))
+        rows.append(("tail", f"{result.left_over:.2%} of the probability"))
     else:
-        rows.append(("entries", f"{result.entries:.1f} different tokens of {result.size} draws"))
+        rows.append(("entries", f"{result.entries:.1f} different tokens of {result.size} samples"))
     if result.entropy is not None:
-        rows.append(("entropy", f"{result.entropy:.3f} nats a token"))
+        rows.append(("entropy", f"{result.entropy:.3f} nats per token"))
     rows.append(("device", result.device))
     rows.append(
-        ("time", units.duration(result.seconds) + (f", {result.reused} shards were there" * bool(result.reused)))
+        ("time", units.duration(result.seconds) + (f", {result.reused} shards existed already" * bool(result.reused)))
     )
     print_rows(rows)
 
 
-def show_cache(found: CacheResult | CacheForecast, given: Given) -> None:
-    """What is in the cache, or would be."""
-    _show_forecast(found) if given.get("dry_run") else _show(found)  # type: ignore[arg-type]
-
-
-COMMAND = Command(train.distill, show_cache, name="cache", as_options=("teacher", "data", "out"))
+COMMAND = Command(train.distill, _show, _show_forecast, as_options=("teacher", "data", "out"))

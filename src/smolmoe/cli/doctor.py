@@ -1,4 +1,4 @@
-"""doctor: what would waste a training run."""
+"""doctor: routers and experts that would waste a training run."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
 
 def show_diagnosis(diagnosis: Diagnosis) -> None:
-    """Findings, the worst first, each with what it means and what to do."""
+    """Findings, the worst first, each with its meaning and remedy."""
     order = {"error": 0, "warning": 1, "info": 2}
     for finding in sorted(diagnosis.findings, key=lambda finding: order[finding.severity]):
         layers = f" (layers {_ranges(finding.layers)})" if finding.layers else ""
@@ -38,5 +38,4 @@ COMMAND = Command(
     understand.doctor,
     lambda diagnosis, given: show_diagnosis(diagnosis),
     exit_code=lambda diagnosis, given: 1 if diagnosis.worst == "error" else 0,
-    group="Understand",
 )

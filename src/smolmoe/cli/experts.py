@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 
 def show_experts(result: ExpertResult, given: Given) -> None:
-    """What was written, its parameters, what was measured and what it does to the loss."""
+    """The written model, its parameters, the measurements, and the effect on the loss."""
     before, after = result.before, result.after
     print(f"{f'would write {result.out}' if result.dry_run else result.out}: {result.architecture}, {result.said}")
     rows: list[tuple[str, object]] = [
@@ -44,11 +44,13 @@ def _show_measured(measured: Measured) -> None:
             f"max |Δ| {measured.max_abs:.2g}, mean |Δ| {measured.mean_abs:.2g} "
             f"(largest logit {measured.max_logit:.3g})",
         ),
-        ("KL, top-1", f"{measured.kl:.2g} nats, {measured.top1:.2%} the same favourite"),
-        ("loss", f"{measured.reference_loss:.4f} of that, {measured.loss:.4f} of what was written"),
+        ("KL, top-1", f"{measured.kl:.2g} nats, {measured.top1:.2%} the same top-1 token"),
+        ("loss", f"{measured.reference_loss:.4f} of the reference, {measured.loss:.4f} of the written files"),
     ]
     if measured.other_experts is not None:
-        rows.append(("other experts", f"max |Δ| {measured.other_experts:.2g}: what choosing others would change"))
+        rows.append(
+            ("other experts", f"max |Δ| {measured.other_experts:.2g}: the difference if other experts were chosen")
+        )
     print_rows(rows)
     good = sum(check.passed for check in measured.checks)
     print(f"{good} of {len(measured.checks)} checks hold.")
@@ -60,7 +62,7 @@ def _show_losses(losses: Losses) -> None:
     domains = losses.before.by_domain
     print()
     table(
-        f"Held-out loss, nats a token ({found['before']['tokens']:,} tokens)",
+        f"Held-out loss, nats per token ({found['before']['tokens']:,} tokens)",
         ("", "all", *domains),
         [
             ("before", f"{losses.before.loss:.4f}", *(f"{loss:.4f}" for loss in domains.values())),

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from smolmoe.cli.command import Command, Given
 from smolmoe.cli.output import print_rows
 from smolmoe.core import units
-from smolmoe.verbs import ship
+from smolmoe.surgery.export import run
 
 if TYPE_CHECKING:
     from smolmoe.surgery.export.gguf.checks import GgufMeasured
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 
 def _show_native(result: NativeExport) -> None:
-    print(f"{_where(result)}: {result.architecture}, of a {result.source}")
+    print(f"{_where(result)}: {result.architecture}, from a {result.source}")
     print_rows(
         [
             ("parameters", f"{units.parameters(result.parameters)} ({units.size(result.nbytes)})"),
@@ -30,7 +30,7 @@ def _show_native(result: NativeExport) -> None:
         print_rows(
             [
                 ("logits", f"max |Δ| {logits.max_abs:.2g}, mean |Δ| {logits.mean_abs:.2g} ({logits.max_logit:.3g})"),
-                ("KL, top-1", f"{max(logits.kl, 0):.2g} nats, {logits.top1:.2%} the same favourite"),
+                ("KL, top-1", f"{max(logits.kl, 0):.2g} nats, {logits.top1:.2%} the same top-1 token"),
                 ("padded left, right", f"max |Δ| {measured.padding.left:.2g}, {measured.padding.right:.2g}"),
                 ("with KV cache", f"max |Δ| {decoding.max_abs:.2g} over {decoding.new_tokens} greedy tokens"),
             ]
@@ -42,8 +42,8 @@ def _show_native(result: NativeExport) -> None:
 def _show_gguf(result: GgufExport) -> None:
     nbytes = "" if result.nbytes is None else f", {units.size(result.nbytes)}"
     print(f"{_where(result)}: GGUF of llama.cpp's {result.architecture}, {result.quant}{nbytes}")
-    rows: list[tuple[str, object]] = [("read as", result.through)]
-    rows += [("mended", mend) for mend in result.mended]
+    rows: list[tuple[str, object]] = [("converted through", result.through)]
+    rows += [("fixed", fix) for fix in result.mended]
     rows += [
         (f"in {kind}", f"{len(names)} weights: {', '.join(names[:3])}{' ...' if len(names) > 3 else ''}")
         for kind, names in result.other_types.items()
@@ -53,7 +53,7 @@ def _show_gguf(result: GgufExport) -> None:
         _show_time(result)
         return
     if not result.verified:
-        print("\nNOT VERIFIED: llama.cpp cannot be run here. Install it with: pip install 'smolmoe[gguf]'")
+        print("\nNOT VERIFIED: llama.cpp is not installed. Install it with: pip install 'smolmoe[gguf]'")
     for name, measured in result.measured.items():
         _show_measured(name, measured)
     _show_time(result)
@@ -65,10 +65,10 @@ def _show_measured(name: str, measured: GgufMeasured) -> None:
         [
             ("logits", f"max |Δ| {measured.max_abs:.2g} (largest logit {measured.max_logit:.3g})"),
             ("before close calls", f"max |Δ| {measured.sure_max_abs:.2g}, {measured.sure:.2%} of tokens"),
-            ("KL, top-1", f"{max(measured.kl, 0):.2g} nats, {measured.top1:.2%} the same favourite"),
+            ("KL, top-1", f"{max(measured.kl, 0):.2g} nats, {measured.top1:.2%} the same top-1 token"),
             ("loss", f"{measured.reference_loss:.4f} transformers, {measured.loss:.4f} llama.cpp"),
-            ("flips", f"{measured.flips:.3%} of choices; {measured.close_flips:.3%} at a close call or after one"),
-            ("token by token", f"max |Δ| {measured.cached_max_abs:.2g} from all at once"),
+            ("flips", f"{measured.flips:.3%} of choices; {measured.close_flips:.3%} at or after a close call"),
+            ("token by token", f"max |Δ| {measured.cached_max_abs:.2g} from the whole text at once"),
             ("tokens", "the same" if measured.same_tokens else "NOT the same"),
             ("file, speed", f"{units.size(measured.nbytes)}, {measured.tokens_per_second:,.0f} tokens/s on one thread"),
         ]
@@ -85,12 +85,10 @@ def _show_time(result: NativeExport | GgufExport) -> None:
 
 
 def show_export(result: NativeExport | GgufExport, given: Given) -> None:
-    """What was written, and how it measured."""
+    """The written files, and how they measured."""
     from smolmoe.surgery.export.run import NativeExport
 
     _show_native(result) if isinstance(result, NativeExport) else _show_gguf(result)
 
 
-COMMAND = Command(
-    ship.export, show_export, as_options=("to",), envvars={"llama_cpp": "SMOLMOE_LLAMA_CPP"}, group="Ship"
-)
+COMMAND = Command(run.export, show_export, as_options=("to",), envvars={"llama_cpp": "SMOLMOE_LLAMA_CPP"})

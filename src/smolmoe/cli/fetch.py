@@ -2,45 +2,54 @@
 
 from __future__ import annotations
 
-from typing import Any
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Any
 
 from smolmoe.cli.command import Command, Given
 from smolmoe.cli.output import print_rows, table
 from smolmoe.core import units
-from smolmoe.verbs import train
+from smolmoe.data.fetch import fetch
+
+if TYPE_CHECKING:
+    from smolmoe.results.fetched import Fetched, KnownDataSet
+
+    Found = Fetched | tuple[KnownDataSet, ...]
 
 
-def _show_catalogue(known: list[dict[str, Any]]) -> None:
+def _show_catalogue(known: tuple[KnownDataSet, ...]) -> None:
     columns = ["preset", "data set", "licence", "rows", "columns"]
     rows = [
         [
-            entry["preset"],
-            entry["path"] + (f" ({entry['name']})" if entry["name"] else ""),
-            entry["licence"] + ("" if entry["free"] else " (ask: --accept-licence)"),
-            units.count(entry["size"]),
-            ", ".join(entry["columns"]),
+            entry.preset,
+            entry.path + (f" ({entry.name})" if entry.name else ""),
+            entry.licence + ("" if entry.free else " (ask: --accept-licence)"),
+            units.count(entry.size),
+            ", ".join(entry.columns),
         ]
         for entry in known
     ]
     table("Presets (rows: about, of the split that is taken)", columns, rows)
 
 
-def show_fetched(found: Any, given: Given) -> None:
-    """The presets, or what was written."""
-    if isinstance(found, list):
+def _show(found: Found, given: Given) -> None:
+    if isinstance(found, tuple):
         _show_catalogue(found)
         return
     out = given["out"]
-    domains = ", ".join(f"{name} {number}" for name, number in found["domains"].items())
+    domains = ", ".join(f"{name} {number}" for name, number in found.domains.items())
     print_rows(
         [
-            ("rows", f"{found['rows']} ({domains}) in {out}"),
-            ("licence", found["licence"]),
-            *(("left out", f"{number} rows: {reason}") for reason, number in found["left_out"].items()),
-            ("columns", ", ".join(found["columns"])),
+            ("rows", f"{found.rows} ({domains}) in {out}"),
+            ("licence", found.licence),
+            *(("left out", f"{number} rows: {reason}") for reason, number in found.left_out.items()),
+            ("columns", ", ".join(found.columns)),
             ("to train on it", f"data.sources: [{{path: {out}}}]"),
         ]
     )
 
 
-COMMAND = Command(train.fetch, show_fetched, as_options=("out",), to_json=lambda found, given: found)
+def _to_json(found: Found, given: Given) -> Any:
+    return list(map(asdict, found)) if isinstance(found, tuple) else found.to_json()
+
+
+COMMAND = Command(fetch, _show, as_options=("out",), to_json=_to_json)

@@ -25,12 +25,12 @@ def _about_experts(loaded: LoadedExperts | None, traffic: Traffic | None, device
         yield (
             f"offloaded: {units.size(traffic.experts_bytes)} of experts on the CPU, "
             f"{units.size(traffic.held_bytes)} for them on {device}; "
-            f"{units.size(traffic.moved_bytes)} moved, {traffic.hits} of {used} experts were there already"
+            f"{units.size(traffic.moved_bytes)} moved, {traffic.hits} of {used} experts were on the device already"
         )
 
 
 def show_generated(results: tuple[Generation, ...], given: Given) -> None:
-    """The texts on stdout, what computed them on stderr."""
+    """The texts on stdout, the device and the experts on stderr."""
     _say_where(results)
     print(f"\n{'-' * 80}\n".join(result.prompt + text for result in results for text in result.texts))
 
@@ -60,5 +60,4 @@ COMMAND = Command(
     as_options=("prompt",),
     read={"experts": _experts, "expert_memory": lambda megabytes: megabytes * 10**6},
     to_json=_to_json,
-    group="Understand",
 )

@@ -1,4 +1,4 @@
-"""inspect: what a dense model is, and what it can become."""
+"""inspect: the structure of a dense model, and its possible targets."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def _show_inspection(report: Inspection) -> None:
     able = [target for target in report.targets if target.fits]
     print()
     table(
-        "What it can become",
+        "Possible targets",
         ("target", "routed only", "with a shared expert", "layers left dense", "runs in"),
         [
             (target.target, yes[target.routed], yes[target.shared], target.dense_layers, _engines(target.runs))
@@ -74,4 +74,4 @@ def _show_unfit(targets: list[TargetReport]) -> None:
         print(f"not {', '.join(names)}: {reason}.")
 
 
-COMMAND = Command(convert.inspect, lambda report, given: _show_inspection(report), group="Convert")
+COMMAND = Command(convert.inspect, lambda report, given: _show_inspection(report))

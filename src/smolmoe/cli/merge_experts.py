@@ -2,6 +2,6 @@
 
 from smolmoe.cli.command import Command
 from smolmoe.cli.experts import show_experts
-from smolmoe.verbs import convert
+from smolmoe.surgery.experts import run
 
-COMMAND = Command(convert.merge_experts, show_experts, group="Convert")
+COMMAND = Command(run.merge_experts, show_experts)

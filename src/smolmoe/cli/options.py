@@ -1,4 +1,4 @@
-"""Command-line parameters made of the fields of a verb, which hold name, type, default, range and help."""
+"""Command-line parameters, from the fields of a verb: name, type, default, range and help."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ from smolmoe.errors import RequestError
 def parameter(
     name: str, field: FieldInfo, *, argument: bool, names: Sequence[str] = (), envvar: str | None = None
 ) -> inspect.Parameter:
-    """A parameter of a typer command for a field; None stands for what is not given.
+    """A parameter of a typer command for a field; None if it is not given.
 
     Args:
-        names: the option's, where they are not the field's.
+        names: of the option, if they differ from the field's.
     """
     kind = _kind(field.annotation)
     text = help_of(field)
@@ -64,10 +64,10 @@ def help_of(field: FieldInfo) -> str:
 
 
 def value_of(name: str, given: Any, field: FieldInfo) -> Any:
-    """What a verb takes for what the command line gave.
+    """The value that a verb takes, from the one on the command line.
 
     Raises:
-        RequestError: it is not of the form.
+        RequestError: it does not have the right form.
     """
     kind = _kind(field.annotation)
     if kind == "mapping":
@@ -80,7 +80,7 @@ def value_of(name: str, given: Any, field: FieldInfo) -> Any:
 
 
 def _numbers(name: str, parts: list[str], field: FieldInfo) -> Any:
-    """Numbers are told from names here, since the recipe's error would name a place in a list that nobody wrote."""
+    """Numbers are checked here: the recipe's error would name an index of a list, which the user did not write."""
     inside = [*_flat(field.annotation), *field.metadata]
     kinds = {part for part in inside if part in (int, float)}
     if not kinds or Ellipsis not in inside or any("Validator" in type(part).__name__ for part in inside):
@@ -95,7 +95,7 @@ def _numbers(name: str, parts: list[str], field: FieldInfo) -> Any:
 
 
 def _mapping(name: str, pairs: Sequence[str], annotation: Any) -> dict[str, Any]:
-    """NAME=VALUE as often as it was given, by name."""
+    """Every NAME=VALUE, by name."""
     several = "Sequence" in str(annotation)
     form = "NAME=PATH[,PATH...]" if several else "NAME=PATH"
     found: dict[str, Any] = {}
@@ -112,7 +112,7 @@ def _mapping(name: str, pairs: Sequence[str], annotation: Any) -> dict[str, Any]
 
 
 def _flat(annotation: Any) -> list[Any]:
-    """All types in an annotation; for a union with one of the recipe's own, its validators too."""
+    """All types in an annotation, and the validators of the recipe's own types."""
     parts = [annotation, *getattr(annotation, "__metadata__", ())]
     for part in typing.get_args(annotation):
         parts += [part] if typing.get_origin(annotation) is Literal else _flat(part)
@@ -167,7 +167,7 @@ def _shown(field: FieldInfo) -> str:
 
 
 def _range(field: FieldInfo) -> str:
-    """The bounds of a number in words; a seed's say nothing."""
+    """The bounds of a number in words; those of a seed are left out."""
     bounds: dict[str, Any] = {}
     for part in field.metadata:
         for name in ("ge", "gt", "le", "lt"):

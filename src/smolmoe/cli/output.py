@@ -1,4 +1,4 @@
-"""What the terminal shows: results on stdout, progress and errors on stderr, JSON where asked."""
+"""What the terminal shows: results on stdout, progress and errors on stderr, and JSON with --json."""
 
 from __future__ import annotations
 
@@ -30,18 +30,18 @@ _STAGES = {
 
 
 def quiet_libraries() -> None:
-    """Keep other libraries' chatter off the terminal; their errors still come."""
+    """Silence other libraries' messages, except errors."""
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
     os.environ.setdefault("TQDM_DISABLE", "1")
-    # libgomp's threads spin while they wait; beside other busy processes that stalls training steps for seconds.
+    # libgomp's threads spin while they wait; next to other busy processes that stalls training steps for seconds.
     os.environ.setdefault("GOMP_SPINCOUNT", "1000")
     logging.basicConfig(level=logging.WARNING, format="%(message)s", handlers=[_ToStderr()])
 
 
 class _ToStderr(logging.StreamHandler[Any]):
-    """Writes to what stderr is at the time: a progress bar replaces it, to keep lines apart from the bar."""
+    """Writes to the current stderr: a progress bar replaces it, so that lines do not run into the bar."""
 
     def emit(self, record: logging.LogRecord) -> None:
         self.stream = sys.stderr
@@ -62,7 +62,7 @@ def print_error(error: SmolmoeError, *, as_json: bool) -> None:
 
 
 def unescaped(text: str) -> str:
-    """Text with \\n for a new line, which shells make hard to write."""
+    """Text with \\n replaced by a line break, which is hard to type in a shell."""
     return text.replace("\\n", "\n")
 
 
@@ -74,7 +74,7 @@ def print_rows(rows: Sequence[tuple[str, object]]) -> None:
 
 
 def table(title: str, columns: Sequence[str], rows: Sequence[Sequence[object]]) -> None:
-    """A table that wraps to the terminal; plain and whole where stdout is no terminal."""
+    """A table that wraps to the terminal, or to 140 columns if stdout is not a terminal."""
     from rich import box
     from rich.console import Console
     from rich.table import Table as Grid
@@ -98,7 +98,7 @@ def print_tables(tables: Sequence[Table]) -> None:
 
 @contextmanager
 def progress(show: bool) -> Iterator[Any]:
-    """A `Report` that draws a bar per stage on stderr; silent where `show` is false or stderr is no terminal."""
+    """Progress as a bar per stage on stderr; silent if `show` is false, plain lines if stderr is not a terminal."""
     if not show or not sys.stderr.isatty():
         yield _log if show else None
         return
@@ -121,7 +121,7 @@ def progress(show: bool) -> Iterator[Any]:
 
 @contextmanager
 def tell(show: bool) -> Iterator[None]:
-    """smolmoe's own messages on the way (held-out losses, stages) go to stderr, too."""
+    """Show smolmoe's own messages (held-out losses, stages) on stderr."""
     logger = logging.getLogger("smolmoe")
     before = logger.level
     logger.setLevel(logging.INFO if show else before)
@@ -132,7 +132,7 @@ def tell(show: bool) -> Iterator[None]:
 
 
 def _log(stage: str, done: int, total: int) -> None:
-    """A line per stage, for logs: when it starts, and when the writing is done."""
+    """A line per stage, for logs: when it starts, and when writing ends."""
     if done == 0:
         print(f"{_STAGES.get(stage, stage)} ...", file=sys.stderr)
     elif stage == "write" and done == total:

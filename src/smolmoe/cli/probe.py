@@ -1,4 +1,4 @@
-"""probe: what the experts of a mixture do."""
+"""probe: what each expert specialises in."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 
 def show_probe(result: ProbeResult, out: Path) -> None:
-    """What was read, the layers, the clearest layer's matrix, accuracy, losses, and what is wrong."""
+    """The text, the layers, the matrix of the clearest layer, accuracy, losses, and problems."""
     facts = result.model
     print(f"{facts.folder}: {facts.class_name}, {facts.experts} experts, top-{facts.top_k}, {len(facts.layers)} layers")
     read = (
@@ -78,20 +78,20 @@ def _over_chance(value: float, baseline: Baseline, form: str) -> str:
 def _show_matrix(result: ProbeResult) -> None:
     at = max(range(len(result.layers)), key=lambda index: result.layers[index].separation)
     names = result.model.names or [None] * result.model.experts
-    busiest = sorted(range(len(names)), key=lambda expert: -result.load[at][expert])[:16]
-    shown = sorted(busiest)
+    most_used = sorted(range(len(names)), key=lambda expert: -result.load[at][expert])[:16]
+    shown = sorted(most_used)
     columns = ["domain", *(f"{expert} {names[expert] or ''}".strip() for expert in shown)]
     rows = [
         [domain, *(f"{result.matrix[at][index][expert]:.0%}" for expert in shown)]
         for index, domain in enumerate(result.domains)
     ]
     title = f"Share of each domain's choices by expert, layer {result.layers[at].layer} (the clearest)"
-    table(title if len(shown) == len(names) else f"{title}, the {len(shown)} busiest", columns, rows)
+    table(title if len(shown) == len(names) else f"{title}, the {len(shown)} most used", columns, rows)
 
 
 def _show_accuracy(result: ProbeResult) -> None:
     span = result.last_third
-    columns = ["domain", "documents", "told by first choice", "documents told", "linear probe"]
+    columns = ["domain", "documents", "top-1 per token", "majority per document", "linear probe"]
     columns += ["dense linear probe"] if span.dense_ceiling_per_domain else []
     rows = []
     for at, domain in enumerate(result.domains):
@@ -107,20 +107,20 @@ def _show_accuracy(result: ProbeResult) -> None:
     mean = ["mean", sum(result.accuracy.documents.values()), f"{span.accuracy:.1%}", f"{majority:.1%}"]
     mean += [f"{span.ceiling:.1%}", *([f"{span.dense_ceiling:.1%}"] if span.dense_ceiling is not None else [])]
     layers = ", ".join(map(str, span.layers))
-    table(f"Can the domain be told? Held-out documents, last third of the layers ({layers})", columns, [*rows, mean])
+    table(f"Domain accuracy (held-out), last third of the layers ({layers})", columns, [*rows, mean])
 
 
 def _show_losses(losses: Losses, domains: list[str]) -> None:
     own = [at for at, label in enumerate(losses.labels) if at in losses.own]
     shown = own or list(range(len(losses.labels)))
     for title, values in (("with only these experts", losses.forced), ("without these experts", losses.knocked_out)):
-        columns = ["domain", "as it is", *(["dense"] if losses.dense else []), *(losses.labels[at] for at in shown)]
+        columns = ["domain", "all experts", *(["dense"] if losses.dense else []), *(losses.labels[at] for at in shown)]
         rows = []
         for index, domain in enumerate(domains):
             base = losses.base[domain]
             row = [domain, f"{base:.4f}", *([f"{losses.dense[domain]:.4f}"] if losses.dense else [])]
             rows.append(row + [_change(values[index][at], base) for at in shown])
-        table(f"Does it pay? Held-out nats a token, and how they change {title}", columns, rows)
+        table(f"Held-out loss (nats per token), and its change {title}", columns, rows)
     for flag in losses.flags:
         print(f"  ! {flag}")
     for sentence in losses.summary:
@@ -136,5 +136,4 @@ COMMAND = Command(
     lambda result, given: show_probe(result, given["out"]),
     as_options=("data", "out"),
     names={"runs": ("--run",)},
-    group="Understand",
 )

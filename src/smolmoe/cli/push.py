@@ -2,19 +2,14 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 from smolmoe.cli.command import Command
 from smolmoe.cli.output import print_rows
 from smolmoe.core import units
-from smolmoe.verbs import ship
-
-if TYPE_CHECKING:
-    from smolmoe.hub.push import Push
+from smolmoe.hub.push import Push, push
 
 
 def show_push(result: Push) -> None:
-    """Every file with its size, what stayed, what was cut, and where it went."""
+    """Every file with its size, what was not sent, what was changed, and the address."""
     would = "would be " if result.dry_run else ""
     print(f"{result.model} -> {result.url or result.repo}")
     print_rows([(name, units.size(nbytes)) for name, nbytes in result.files.items()])
@@ -25,7 +20,7 @@ def show_push(result: Push) -> None:
         print(f"  {would}changed: {name} ({reason})")
     for file, keys in result.redacted.items():
         shown = ", ".join(keys[:6]) + (f" and {len(keys) - 6} more" if len(keys) > 6 else "")
-        print(f"  absolute paths of this machine {would}cut to their last part in {file}: {shown}")
+        print(f"  absolute paths of this machine {would}shortened to their last part in {file}: {shown}")
 
 
-COMMAND = Command(ship.push, lambda result, given: show_push(result), group="Ship")
+COMMAND = Command(push, lambda result, given: show_push(result))

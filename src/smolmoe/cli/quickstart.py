@@ -1,15 +1,14 @@
-"""quickstart: the whole way on a small example."""
+"""quickstart: all steps on a small example."""
 
 from __future__ import annotations
 
 from smolmoe.cli.command import Command
 from smolmoe.cli.run import show_run
-from smolmoe.verbs import train
+from smolmoe.pipeline.quickstart import quickstart
 
 COMMAND = Command(
-    train.quickstart,
+    quickstart,
     show_run,
     only=("out", "minutes", "seed", "overwrite"),
     as_options=("out",),
-    group="Convert",
 )

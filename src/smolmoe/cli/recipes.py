@@ -1,24 +1,20 @@
-"""recipes, recipes copy: what comes with smolmoe."""
+"""recipes, recipes copy: the shipped recipes."""
 
 from __future__ import annotations
+
+from typing import Any
 
 import typer
 
 from smolmoe.cli.command import Command
 from smolmoe.cli.output import Json, print_json, table
-from smolmoe.verbs import train as verbs
-
-recipes_app = typer.Typer(add_completion=False, rich_markup_mode=None)
+from smolmoe.recipe.files import COMMANDS, copy_recipe, recipes
 
 
-@recipes_app.callback(invoke_without_command=True)
-def recipes(context: typer.Context, as_json: Json = False) -> None:
-    """List the shipped recipes, or copy one."""
+def _recipes(context: typer.Context, as_json: Json = False) -> None:
     if context.invoked_subcommand is not None:
         return
-    from smolmoe.recipe.files import COMMANDS
-
-    found = verbs.recipes()
+    found = recipes()
     if as_json:
         print_json([{"name": r.name, "kind": r.kind, "about": r.about} for r in found])
         return
@@ -26,11 +22,18 @@ def recipes(context: typer.Context, as_json: Json = False) -> None:
     print("`smolmoe recipes copy NAME` copies one here to edit it; `--set section.key=value` changes a value.")
 
 
-recipes.verb = verbs.recipes  # type: ignore[attr-defined]
-Command(
-    verbs.copy_recipe,
-    lambda path, given: print(path),
-    name="copy",
-    as_options=("out",),
-    to_json=lambda path, given: path,
-).add_to(recipes_app)
+_recipes.verb = recipes  # type: ignore[attr-defined]
+COPY = Command(copy_recipe, lambda path, given: print(path), as_options=("out",), to_json=lambda path, given: path)
+
+
+class _Recipes:
+    """A command with another below it; built as a `Command` is."""
+
+    def build(self, name: str) -> Any:
+        app = typer.Typer(name=name, help=recipes.__doc__, add_completion=False, rich_markup_mode=None)
+        app.callback(invoke_without_command=True)(_recipes)
+        COPY.add_to(app, "copy")
+        return typer.main.get_command(app)
+
+
+COMMAND = _Recipes()

@@ -1,4 +1,4 @@
-"""report: one page on everything that was made and measured."""
+"""report: one page on runs and measurements."""
 
 from __future__ import annotations
 
@@ -8,14 +8,14 @@ from typing import TYPE_CHECKING, Any
 from smolmoe.cli.command import Command, Given
 from smolmoe.cli.output import print_rows
 from smolmoe.core import units
-from smolmoe.verbs import ship
+from smolmoe.reports.run import report
 
 if TYPE_CHECKING:
     from smolmoe.reports.overview import Overview
 
 
 def _parts(found: Overview) -> tuple[dict[str, str], int]:
-    """What is missing and the command that makes it; how many sections there are."""
+    """The missing sections with their commands, and the number of all sections."""
     from smolmoe.reports.overview_sections import sections
 
     parts = sections(found)
@@ -23,7 +23,7 @@ def _parts(found: Overview) -> tuple[dict[str, str], int]:
 
 
 def show_report(found: Overview, given: Given) -> None:
-    """Where the page is, its answers, and what is missing."""
+    """The page, its answers, and the missing sections."""
     from smolmoe.reports.overview_summary import answers
 
     missing, count = _parts(found)
@@ -31,7 +31,7 @@ def show_report(found: Overview, given: Given) -> None:
     print(f"{page}: {units.size(page.stat().st_size)}, {count - len(missing)} of {count} sections")
     print_rows([(answer.question, f"{answer.headline}. {answer.sentence}") for answer in answers(found)])
     if missing:
-        print("Missing, and what makes it:")
+        print("Missing, and the command that adds it:")
         print_rows(list(missing.items()))
 
 
@@ -45,10 +45,9 @@ def _to_json(found: Overview, given: Given) -> dict[str, Any]:
 
 
 COMMAND = Command(
-    ship.report,
+    report,
     show_report,
     as_options=("out",),
     names={"out": ("--out", "-o")},
     to_json=_to_json,
-    group="Ship",
 )

@@ -1,17 +1,13 @@
-"""route: the expert that a prompt calls for."""
+"""route: the named expert for a prompt."""
 
 from __future__ import annotations
 
 import sys
-from typing import TYPE_CHECKING
 
 from smolmoe.cli.command import Command, Given
 from smolmoe.cli.output import print_rows
 from smolmoe.core import units
-from smolmoe.verbs import understand
-
-if TYPE_CHECKING:
-    from smolmoe.inference.expert_choice import Choice
+from smolmoe.inference.expert_choice import Choice, route
 
 
 def show_choice(choice: Choice, given: Given) -> None:
@@ -22,4 +18,4 @@ def show_choice(choice: Choice, given: Given) -> None:
     print(f"{choice.tokens} tokens, {read} of {total} read, {units.duration(choice.seconds)}", file=sys.stderr)
 
 
-COMMAND = Command(understand.route, show_choice, group="Understand")
+COMMAND = Command(route, show_choice)

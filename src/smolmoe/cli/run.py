@@ -13,39 +13,31 @@ if TYPE_CHECKING:
     from smolmoe.pipeline.run import PipelineResult
 
 
-def _show_forecast(found: train.PipelineForecast) -> None:
+def _show_forecast(found: train.PipelineForecast, given: Given) -> None:
     from smolmoe.pipeline.summary import forecast_table
 
     table(f"would write {found.out}", *forecast_table(list(found.stages)))
     total = sum(stage.costs.seconds for stage in found.stages if stage.costs is not None)
     print(f"about {units.duration(total)} of training on this machine")
     if found.minutes is not None:
-        print(f"The time budget shortens the trainings where they would take longer than {found.minutes:g} min.")
+        print(f"The time budget shortens the trainings if they would take longer than {found.minutes:g} min.")
     for stage in found.stages:
         for warning in stage.warnings:
             print(f"{stage.name}: {warning}")
 
 
-def _show_pipeline(result: PipelineResult) -> None:
-    """A row for each stage, and what the stages found."""
+def show_run(result: PipelineResult, given: Given) -> None:
+    """A row for each stage, and the stages' findings."""
     from smolmoe.pipeline import summary
 
     table(str(result.out), *summary.table(result.out, result.stages))
     print(result.text())
 
 
-def show_run(found: PipelineResult | train.PipelineForecast, given: Given) -> None:
-    """What it would cost, or what was done."""
-    if isinstance(found, train.PipelineForecast):
-        _show_forecast(found)
-    else:
-        _show_pipeline(found)
-
-
 COMMAND = Command(
     train.run,
     show_run,
+    _show_forecast,
     only=("recipe", "set", "out", "start", "dry_run"),
     names={"start": ("--from",)},
-    group="Train",
 )

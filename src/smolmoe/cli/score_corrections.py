@@ -1,4 +1,4 @@
-"""align score: corrections against those of copying."""
+"""align score: corrections, compared with a copy of the input."""
 
 from __future__ import annotations
 
@@ -13,15 +13,15 @@ if TYPE_CHECKING:
     from smolmoe.core.statistics import Interval
     from smolmoe.evaluation.correction import CorrectionScores, Prediction, SystemScores
 
-SHOWN = 3  # corrections, of the worst and of the best
+SHOWN = 3  # of the worst and of the best corrections
 _NAMES = {"bleu": "BLEU", "gleu": "GLEU", "sari": "SARI", "exact_match": "exact match"}
 
 
 def show_scores(scores: CorrectionScores, model: str, *, asked: int | None) -> None:
-    """The metrics beside those of copying, in words whether they are better, and some corrections."""
+    """The metrics next to those of copying, whether they are better, and a few corrections."""
     count = scores.model.rows
     short = "" if asked is None or asked == count else f" (asked for {asked}; the data has no more)"
-    print(f"{model}: {count} texts corrected{short}, {scores.cut} answers cut short")
+    print(f"{model}: {count} texts corrected{short}, {scores.cut} answers truncated")
     systems: dict[str, SystemScores] = {"model": scores.model, "copying the input": scores.copy}
     if scores.human is not None:
         systems[f"a person ({scores.human.rows} texts)"] = scores.human
@@ -35,10 +35,10 @@ def show_scores(scores: CorrectionScores, model: str, *, asked: int | None) -> N
     if scores.worse:
         print(f"  ! The model does not beat copying the input: it is worse by {_listed(scores.worse)}.")
     if unclear:
-        print(f"  ! It is no better, or not clearly better, by {_listed(unclear)}.")
+        print(f"  ! It is not better, or not clearly better, by {_listed(unclear)}.")
     if not scores.not_better:
         print("  The model beats copying the input by every metric.")
-    print_rows([("sampled", f"{scores.new_tokens} tokens, {scores.tokens_per_second:.0f} a second")])
+    print_rows([("sampled", f"{scores.new_tokens} tokens, {scores.tokens_per_second:.0f} per second")])
     _show_corrections(scores.predictions)
 
 
@@ -67,7 +67,6 @@ def _to_json(scores: CorrectionScores, given: Given) -> dict[str, Any]:
 COMMAND = Command(
     measure.score_corrections,
     lambda scores, given: show_scores(scores, given["model"], asked=given.get("rows")),
-    name="score",
     names={"template": ("--template", "--prompt-template")},
     read={"template": unescaped},
     to_json=_to_json,

@@ -1,4 +1,4 @@
-"""data score: what the selection scores see."""
+"""data score: what the selection scores measure."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 def show_text(found: TextScore) -> None:
     print(f"score {found.score:+.3f} ({found.plain:.3f} bits), against {found.against}")
     if found.perplexity is not None:
-        print(f"perplexity {found.perplexity:.2f} (loss {found.loss:.4f} nats a token)")
+        print(f"perplexity {found.perplexity:.2f} (loss {found.loss:.4f} nats per token)")
     parts = [("text", found.text, found.text_weight)]
     if found.prompt is not None:
         parts.append(("prompt", found.prompt, found.prompt_weight))
@@ -29,9 +29,9 @@ def _show_part(name: str, part: PartScore, weight: float) -> None:
     print_rows(
         [
             ("tokens", f"{part.tokens}, {part.distinct} distinct"),
-            ("entropy", f"{part.bits:.3f} bits, of {part.most:.3f} if no token came twice"),
+            ("entropy", f"{part.bits:.3f} bits, at most {part.most:.3f} (no token repeated)"),
             (
-                "texts as long",
+                "texts of this length",
                 f"{part.expected:.3f} ± {part.deviation:.3f} bits, of {part.shortest} to {part.longest} tokens",
             ),
             ("normalised", f"{part.normalised:+.3f} deviations"),
@@ -53,7 +53,7 @@ def _show_scores(name: str, scores: ScoreTable) -> None:
     print(f"{name}: quantiles {quantiles}; rank correlation with length {scores.length_correlation:+.2f}")
     for title, rows in (("highest", scores.highest), ("lowest", scores.lowest)):
         cells = [[f"{row.score:.3f}", row.tokens, row.group, row.place, row.begins] for row in rows]
-        table(f"{name}: {title}", ["score", "tokens", "group", "where", "begins"], cells)
+        table(f"{name}: {title}", ["score", "tokens", "group", "place", "beginning"], cells)
 
 
 def show_scores(found: TextScore | RowScores, given: Given) -> None:
@@ -63,4 +63,4 @@ def show_scores(found: TextScore | RowScores, given: Given) -> None:
     show_text(found) if isinstance(found, TextScore) else show_rows(found)
 
 
-COMMAND = Command(understand.score_data, show_scores, name="score")
+COMMAND = Command(understand.score_data, show_scores)

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 
 def show_selection(selection: Selection) -> None:
-    """What was chosen, group by group; what was left out; what is lacking."""
+    """The choice by group, what was left out, and what is missing."""
     unit = selection.recipe["unit"]
     tokens = "" if selection.tokens is None else f", {units.tokens(selection.tokens)} tokens"
     print(f"{selection.path}: {selection.rows} of {selection.read} rows{tokens}")
@@ -23,22 +23,33 @@ def show_selection(selection: Selection) -> None:
     if selection.held_out:
         said.append(("held out", f"{selection.held_out} documents, in {selection.out / 'held-out.jsonl'}"))
     said.append(("length", f"rank correlation with the score {selection.length_correlation:+.2f}"))
-    said.append(("", f"the chosen are {selection.chosen_length:.2f} times as long as their groups' mean"))
+    said.append(("", f"the selected rows have {selection.chosen_length:.2f} times the mean length of their groups"))
     if selection.shortfall:
-        said.append(("shortfall", f"{selection.shortfall} {unit} of the {selection.recipe['budget']} asked"))
+        said.append(
+            ("shortfall", f"{selection.shortfall} {unit} fewer than the {selection.recipe['budget']} requested")
+        )
     said += [("empty group", label) for label in selection.empty_groups]
     print_rows(said)
     if selection.groups:
-        columns = ["group", "supply", "quota", "chosen", "for others", "lacking", "median score", "of the chosen"]
+        columns = [
+            "group",
+            "supply",
+            "quota",
+            "selected",
+            "for other groups",
+            "missing",
+            "median score",
+            "of the selected",
+        ]
         table(f"Groups, in {unit}", columns, [_group_row(group) for group in selection.groups])
 
 
 def _described(recipe: Any) -> str:
     if recipe["score"] == "random":
         return f"random, seed {recipe['seed']}"
-    form = {"entropy": "entropy in bits" if recipe["plain"] else "entropy, deviations from texts as long"}
+    form = {"entropy": "entropy in bits" if recipe["plain"] else "entropy, deviations from texts of the same length"}
     prefer = recipe["prefer"] or ("middle" if recipe["score"] == "perplexity" else "high")
-    return f"{form.get(recipe['score'], 'loss, nats a token')}; {prefer} preferred"
+    return f"{form.get(recipe['score'], 'loss, nats per token')}; {prefer} preferred"
 
 
 def _group_row(group: GroupResult) -> list[object]:

@@ -33,7 +33,7 @@ def _option(whole: str, name: str, value: str | None, known: dict[str, inspect.P
         info = known[name].annotation.__metadata__[0]
         if not isinstance(info, OptionInfo):  # an argument
             return name.upper() if value is None else _words(value)[0]
-        names = str(info.default).split("/")  # where typer keeps the first of the names it is given
+        names = str(info.default).split("/")  # typer keeps the first name in `default`
         if value == "False" and len(names) > 1:
             return str(names[1])
         return str(names[0]) if value in (None, "True") else " ".join(f"{names[0]} {text}" for text in _words(value))
@@ -43,7 +43,7 @@ def _option(whole: str, name: str, value: str | None, known: dict[str, inspect.P
 
 
 def _words(value: str | None) -> list[str]:
-    """A Python value as the words of a shell; what is none stands for one."""
+    """A Python value as the words of a shell; anything else stays as it is."""
     try:
         found: Any = ast.literal_eval(value or "")
     except (SyntaxError, ValueError):

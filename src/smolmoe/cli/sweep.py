@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from smolmoe.scaling.forecast import SweepForecast
 
 
-def _show_forecast(found: SweepForecast) -> None:
+def _show_forecast(found: SweepForecast, given: Given) -> None:
     columns = ("what", "runs", "steps", "tokens", "FLOPs", "time")
     rows = [
         (
@@ -42,9 +42,10 @@ def _show_forecast(found: SweepForecast) -> None:
     )
 
 
-def _show(result: Sweep, out: Path) -> None:
+def _show(result: Sweep, given: Given) -> None:
     from smolmoe.reports.sweep_view import sweep_tables, sweep_words
 
+    out = Path(given.get("out") or f"{values_of(given['recipe'], {}, changes=given.get('set', ()))['out']}-sweep")
     print(f"{out}: {result.recipe}{f', stage {result.stage}' if result.stage else ''}")
     held_out = result.held_out
     print(f"{result.schedule.text}\nHeld out: {held_out.tokens:,} tokens of {held_out.documents:,} documents.")
@@ -54,17 +55,4 @@ def _show(result: Sweep, out: Path) -> None:
     print(f"{out / 'sweep.png'}")
 
 
-def show_sweep(found: Sweep | SweepForecast, given: Given) -> None:
-    """What it would cost, or what was found."""
-    from smolmoe.results.scaling_law import Sweep
-
-    if isinstance(found, Sweep):
-        _show(
-            found,
-            Path(given.get("out") or f"{values_of(given['recipe'], {}, changes=given.get('set', ()))['out']}-sweep"),
-        )
-    else:
-        _show_forecast(found)
-
-
-COMMAND = Command(measure.sweep, show_sweep, group="Measure")
+COMMAND = Command(measure.sweep, _show, _show_forecast)

@@ -14,9 +14,9 @@ if TYPE_CHECKING:
     from smolmoe.training.run import TrainResult
 
 
-def _show_estimate(out: str, costs: Estimate) -> None:
+def _show_estimate(costs: Estimate, given: Given) -> None:
     model = costs.size
-    print(f"would write {out}")
+    print(f"would write {costs.out}")
     rows = [("parameters", f"{units.parameters(model.total)} total, {units.parameters(model.active)} active per token")]
     if costs.steps > 0:
         rows += [
@@ -25,7 +25,7 @@ def _show_estimate(out: str, costs: Estimate) -> None:
             ("FLOPs", units.flops(costs.flops)),
         ]
     else:
-        rows.append(("steps", "known once the text is read (trainer.max_steps is not given)"))
+        rows.append(("steps", "known after the text is read (trainer.max_steps is not given)"))
     rows.append(("memory", f"about {units.size(costs.memory_bytes)}"))
     if costs.steps > 0:
         rows.append(("time", f"about {units.duration(costs.seconds)} on this machine"))
@@ -34,7 +34,7 @@ def _show_estimate(out: str, costs: Estimate) -> None:
         print(found)
 
 
-def _show_trained(result: TrainResult) -> None:
+def _show_trained(result: TrainResult, given: Given) -> None:
     from smolmoe.verification.findings import Finding
 
     summary = result.summary
@@ -45,12 +45,12 @@ def _show_trained(result: TrainResult) -> None:
         [
             ("tokens", f"{units.tokens(summary['tokens'])} in {units.duration(summary['train_seconds'])}"),
             ("device", "{device} ({name})".format(**summary["device"])),
-            ("held-out loss", f"{held_out['loss']:.4f} nats a token on {held_out['tokens']:,} ({by_domain})"),
+            ("held-out loss", f"{held_out['loss']:.4f} nats per token on {held_out['tokens']:,} ({by_domain})"),
             *_change_rows(summary),
             ("model", result.model),
             (
                 "best",
-                f"{result.best or 'no checkpoint of it'} (step {best['step']:,}, held-out loss {best['loss']:.4f})",
+                f"{result.best or 'no checkpoint kept'} (step {best['step']:,}, held-out loss {best['loss']:.4f})",
             ),
         ]
     )
@@ -61,19 +61,14 @@ def _show_trained(result: TrainResult) -> None:
 
 
 def _change_rows(summary: dict[str, Any]) -> list[tuple[str, object]]:
-    """What became of the held-out loss, where it was measured on the same documents before."""
+    """The change of the held-out loss, if it was measured on the same documents before training."""
     if "change" not in summary:
         return []
     from smolmoe.evaluation.held_out import Change
 
     change = Change.from_json(summary["change"])
-    return [("before", f"{change.before:.4f} nats a token"), ("change", change)]
-
-
-def show_training(found: TrainResult | Estimate, given: Given) -> None:
-    """What it would cost, or what came out."""
-    _show_estimate(str(found.out), found) if given.get("dry_run") else _show_trained(found)  # type: ignore[arg-type]
+    return [("before", f"{change.before:.4f} nats per token"), ("change", change)]
 
 
 OPTIONS = ("recipe", "set", "out", "device", "seed", "resume", "overwrite", "dry_run")
-COMMAND = Command(train.train, show_training, only=OPTIONS, group="Train")
+COMMAND = Command(train.train, _show_trained, _show_estimate, only=OPTIONS)

@@ -75,4 +75,4 @@ def _show_router(result: UpcycleResult) -> None:
     table(f"Predicted load per expert, before training (balanced: {1 / layout.experts:.1%})", columns, rows)
 
 
-COMMAND = Command(convert.upcycle, lambda result, given: _show_upcycled(result), group="Convert")
+COMMAND = Command(convert.upcycle, lambda result, given: _show_upcycled(result))

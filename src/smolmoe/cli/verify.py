@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 
 def show_verification(result: Verification) -> None:
-    """The measurements, the verdict last."""
+    """The measurements, and at the end the verdict."""
     logits, control, decoding = result.logits, result.control, result.decoding
     tokens = f"{sum(result.lengths)} tokens in {len(result.lengths)} sequences of {result.text}"
     print(f"Verified on the files as written: against {result.reference}, in float32, {tokens}")
@@ -23,11 +23,14 @@ def show_verification(result: Verification) -> None:
             f"max |Δ| {logits.max_abs:.2g}, mean |Δ| {logits.mean_abs:.2g} (largest logit {logits.max_logit:.3g})",
         ),
         ("per sequence", f"max |Δ| {' '.join(f'{value:.1g}' for value in logits.per_sequence)}"),
-        ("KL, top-1", f"{max(logits.kl, 0):.2g} nats, {logits.top1:.2%} the same favourite"),
+        ("KL, top-1", f"{max(logits.kl, 0):.2g} nats, {logits.top1:.2%} the same top-1 token"),
         ("loss", f"{logits.dense_loss:.4f} dense, {logits.loss:.4f} MoE (Δ {logits.delta_loss:+.2g})"),
         ("padded left, right", f"max |Δ| {result.padding.left:.2g}, {result.padding.right:.2g}"),
         ("with KV cache", _decoded(decoding.equal, decoding.new_tokens, decoding.first_difference, decoding.max_abs)),
-        ("random experts", f"loss {control.loss:.4f}, max |Δ| {control.max_abs:.2g}: what the copied FFNs are worth"),
+        (
+            "random experts",
+            f"loss {control.loss:.4f}, max |Δ| {control.max_abs:.2g}: the control, without the copied FFNs",
+        ),
     ]
     errors = [error for error in result.ffn_error if error is not None]
     if errors:
@@ -37,8 +40,8 @@ def show_verification(result: Verification) -> None:
         rows.append(
             (
                 f"in {half.dtype}",
-                f"mean |Δ| {half.mean_abs:.2g}, the dense model's own noise {half.noise_mean_abs:.2g}; "
-                f"{half.flips:.2%} of choices flip"
+                f"mean |Δ| {half.mean_abs:.2g}, noise of the dense model {half.noise_mean_abs:.2g}; "
+                f"{half.flips:.2%} of choices change"
                 + ("" if half.incomplete_groups is None else f", {half.incomplete_groups:.2%} incomplete groups"),
             )
         )
@@ -53,7 +56,7 @@ def show_verification(result: Verification) -> None:
 
 
 def _decoded(equal: bool, count: int, first: int | None, difference: float) -> str:
-    tokens = f"{count} greedy tokens equal" if equal else f"greedy tokens differ from new token {first} on"
+    tokens = f"{count} greedy tokens equal" if equal else f"greedy tokens differ from token {first}"
     return f"{tokens}, max |Δ| {difference:.2g}"
 
 
@@ -61,5 +64,4 @@ COMMAND = Command(
     measure.verify,
     lambda result, given: show_verification(result),
     exit_code=lambda result, given: 0 if result.passed else 1,
-    group="Measure",
 )

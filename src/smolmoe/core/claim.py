@@ -1,4 +1,4 @@
-"""What a conversion says that it will do: written by the plan, read by whoever measures it."""
+"""The claim of a conversion: written by the plan, read by the verification."""
 
 from __future__ import annotations
 
@@ -15,18 +15,18 @@ KINDS = ("exact", "rounded", "deviates", "none")
 
 @dataclass(frozen=True)
 class Claim:
-    """What is claimed of an MoE against the dense model that it was made from.
+    """What is claimed of an MoE, compared with the dense model that it was made from.
 
     Attributes:
         kind: "exact": the dense model's function, up to the order in which numbers are added; "rounded": the same but
             for one rounding of scaled weights to the files' dtype; "deviates": another function by design, by a
-            predicted amount; "none": another function with nothing to predict it from (merges).
+            predicted amount; "none": another function, without a prediction (merges).
         reason: why, in one or two sentences.
         dtypes: what to expect when computing in each dtype.
         granularity: G; the experts g*G ... g*G+G-1 are one group, chosen together.
         tolerance: largest |difference of logits| of an exact claim, relative to the largest |logit|, in fp32.
         predicted_ffn_error: per layer ||moe_ffn(x) - dense_ffn(x)|| / ||dense_ffn(x)|| on the dense model's own FFN
-            inputs, None for a layer that stays dense; empty where nothing is predicted.
+            inputs, None for a layer that stays dense; empty if nothing is predicted.
         band: lowest and highest measured / predicted of a claim that deviates.
     """
 
@@ -43,7 +43,7 @@ class Claim:
 
     @classmethod
     def from_json(cls, values: Mapping[str, Any]) -> Claim:
-        """Raises CheckpointError for values that are no claim."""
+        """Raises CheckpointError for values that are not a claim."""
         try:
             low, high = values.get("band") or cls.band
             claim = cls(
@@ -65,9 +65,9 @@ class Claim:
 
 
 def read_claim(folder: Path) -> Claim:
-    """The claim in a folder's smolmoe.json; kind "none" where there is no such file or no claim in it.
+    """The claim in a folder's smolmoe.json; kind "none" if there is no such file or no claim in it.
 
     Raises:
-        CheckpointError: the file is no JSON or of another schema, or its claim is none.
+        CheckpointError: the file is not JSON or has another schema, or its claim is invalid.
     """
     return Claim.from_json(read_provenance(folder).get("claim") or {})

@@ -1,4 +1,4 @@
-"""Where to compute: what `device` may say, what this machine has, and what that is called."""
+"""Devices: the accepted names, what this machine has, and the name of its hardware."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ def kind(device: str) -> str:
 
 
 def pick_device(asked: str | None) -> str:
-    """The device asked for, as torch calls it; of None and auto the best there is: cuda, mps, cpu.
+    """The requested device, as torch calls it; for None and auto the fastest: cuda, mps, cpu.
 
     Raises:
-        RequestError: no name of a device, or it is not here; says what is.
+        RequestError: not a device name, or not available; names those that are.
     """
     import torch
 
@@ -38,7 +38,7 @@ def pick_device(asked: str | None) -> str:
         raise RequestError("is not available on this machine.", field="device", value=asked, fix=_use(there, gpus))
     try:
         torch.empty(1, device=asked)
-    except (RuntimeError, AssertionError) as error:  # there, and out of order or taken by somebody else
+    except (RuntimeError, AssertionError) as error:  # present, but broken or in use
         said = str(error).partition("\n")[0].rstrip(".")
         raise RequestError(f"cannot be used: {said}.", field="device", value=asked, fix="Use cpu.") from error
     return asked
@@ -54,7 +54,7 @@ def _numbered(gpus: int) -> list[str]:
 
 
 def device_name(device: str) -> str:
-    """What the hardware is called."""
+    """The name of the hardware."""
     import torch
 
     if kind(device) == "cuda":
@@ -68,5 +68,5 @@ def device_name(device: str) -> str:
 
 
 def facts(device: str) -> dict[str, Any]:
-    """What a record says of where it was computed: `device` as torch calls it, and the hardware's `name`."""
+    """For records: `device` as torch calls it, and the hardware's `name`."""
     return {"device": device, "name": device_name(device)}

@@ -1,7 +1,7 @@
 """A folder as an output: written to a temporary place by one process, and moved there atomically when complete.
 
-For `moe` that place is the folder `.moe.smolmoe`. The process that writes holds its lock, which a kill lets go of; so
-whoever gets the lock knows that all that is in there was abandoned.
+For `moe` that place is the folder `.moe.smolmoe`. The process that writes holds its lock, which a kill releases; so
+a process that gets the lock knows that the content was abandoned.
 """
 
 from __future__ import annotations
@@ -16,11 +16,13 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
-from smolmoe.core.files import beside, locked, made, place, refused, taken, writing
+from smolmoe.core.files import made, place
+from smolmoe.core.locks import locked, taken
+from smolmoe.core.refusals import beside, refused, writing
 from smolmoe.errors import OutputError
 
-MARKER = "made-by-smolmoe"  # a folder of the right name that lacks this file is not ours
-_OLD = "old"  # an output that was moved aside, where the system cannot exchange two folders
+MARKER = "made-by-smolmoe"  # a folder of this name without this file is not ours
+_OLD = "old"  # an output that was moved aside, if the system cannot exchange two folders
 _CAME_MEANWHILE = (errno.EEXIST, errno.ENOTEMPTY, errno.ENOTDIR, errno.EISDIR)
 
 
@@ -30,20 +32,20 @@ def whole_or_nothing(
 ) -> Iterator[Path]:
     """A temporary folder next to `out`; it replaces `out` when the block succeeds, otherwise it is removed.
 
-    At every moment `out` is either the old folder or the new one, whole, where the system can exchange two folders
-    (Linux, macOS). Elsewhere a kill between two renames is repaired by the next call.
+    `out` is always either the old folder or the complete new one, if the system can exchange two folders (Linux,
+    macOS). Elsewhere a kill between two renames is repaired by the next call.
 
     Args:
-        overwrite: a folder that has come to be at `out` is replaced.
-        check: raises where what is at `out` must not be replaced; called again before it is.
+        overwrite: a folder that was created at `out` in the meantime is replaced.
+        check: raises if the content of `out` must not be replaced; called again before the replacement.
 
     Raises:
-        OutputError: the system refuses, another process is writing there, or there is something that came meanwhile.
+        OutputError: the system refuses, another process is writing there, or `out` was created meanwhile.
     """
     target = place(out)
     with writing(out), workshop(target, shown=out) as room, ExitStack() as held:
-        check()  # of an output that a killed process had moved aside as well
-        if target.is_dir():  # while its lock is held nobody else writes into it or replaces it
+        check()  # including an output that a killed process had moved aside
+        if target.is_dir():  # while its lock is held no other process writes into it or replaces it
             held.enter_context(locked(target, shown=out))
         work = room / "new"
         work.mkdir()
@@ -56,9 +58,9 @@ def whole_or_nothing(
 
 
 def move_into_place(work: Path, out: Path) -> None:
-    """Put a folder that is whole in the place of `out`, and remove what was there; as `whole_or_nothing`.
+    """Replace `out` by a complete folder, as `whole_or_nothing` does.
 
-    Where `out` is a link, what it points to is replaced.
+    If `out` is a link, its target is replaced.
 
     Raises:
         OutputError: the system refuses.
@@ -66,7 +68,7 @@ def move_into_place(work: Path, out: Path) -> None:
     with whole_or_nothing(out, overwrite=True) as room:
         try:
             os.rename(work, room)
-        except OSError as error:  # a link that leads to another disk
+        except OSError as error:  # a link to another disk
             if error.errno != errno.EXDEV:
                 raise
             shutil.copytree(work, room, dirs_exist_ok=True)
@@ -77,14 +79,14 @@ def move_into_place(work: Path, out: Path) -> None:
 def workshop(target: Path, *, shown: str | Path | None = None) -> Iterator[Path]:
     """A folder next to `target`, on the same disk, for this process only; it is removed with its content.
 
-    What a process that was killed left in it is cleared first; what it had moved aside is put back.
+    The leftovers of a killed process are removed first; an output that it had moved aside is put back.
 
     Args:
         target: from `place`.
         shown: the path as it was asked for.
 
     Raises:
-        OutputError: another process has it, or there is something else of its name.
+        OutputError: another process holds it, or something else has this name.
     """
     with made(target.parent):
         room = beside(target, "smolmoe")
@@ -108,7 +110,7 @@ def workshop(target: Path, *, shown: str | Path | None = None) -> Iterator[Path]
 
 
 def _take_over(room: Path, target: Path) -> None:
-    """Remove what a killed process left in a folder whose lock is ours now, and mark it as made by us."""
+    """Remove the leftovers of a killed process from a folder that we have locked, and mark it as ours."""
     if not (room / MARKER).is_file():
         if any(room.iterdir()):
             raise OutputError(
@@ -125,7 +127,7 @@ def _take_over(room: Path, target: Path) -> None:
 
 
 def _empty(room: Path) -> None:
-    """The marker goes last: a kill must not leave a folder that nobody knows to be ours."""
+    """The marker is removed last: a kill must not leave a folder that is not known to be ours."""
     for path in sorted(room.iterdir(), key=lambda path: path.name == MARKER):
         if path.is_dir() and not path.is_symlink():
             shutil.rmtree(path, ignore_errors=True)
@@ -145,7 +147,7 @@ def _put(work: Path, target: Path, shown: Path, *, overwrite: bool) -> None:
                 raise
         return
     try:
-        work.rename(target)  # in the place of nothing or of an empty folder; of anything else the system refuses it
+        work.rename(target)  # replaces nothing or an empty folder; otherwise the system refuses
     except OSError as error:
         if error.errno not in _CAME_MEANWHILE:
             raise
@@ -158,7 +160,7 @@ def _put(work: Path, target: Path, shown: Path, *, overwrite: bool) -> None:
 
 
 def _exchange(first: Path, second: Path) -> bool:
-    """Exchange two folders in one step; False where the system or the file system cannot."""
+    """Exchange two folders in one step; False if the system or the file system cannot."""
     libc = ctypes.CDLL(None, use_errno=True)
     here, exchange = -100, 2  # AT_FDCWD, RENAME_EXCHANGE of linux/fs.h, which is RENAME_SWAP of macOS
     names = os.fsencode(first), os.fsencode(second)

@@ -1,4 +1,4 @@
-"""Why the hub did not give what was asked of it, in words that say what to do."""
+"""Why a request to the hub failed, and what to do."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 from smolmoe.core.words import first_line
 
-# Names of classes, since the hub's client has changed the library that it speaks HTTP with: builtins, httpx, requests.
+# Names of classes, since the hub's client has changed its HTTP library: builtins, httpx, requests.
 _NETWORK = frozenset(("TransportError", "ConnectionError", "TimeoutError", "Timeout", "gaierror", "SSLError"))
 _ABSENT = frozenset(("OfflineModeIsEnabled", "LocalEntryNotFoundError"))
 _OFFLINE = ("HF_HUB_OFFLINE", "HF_DATASETS_OFFLINE", "TRANSFORMERS_OFFLINE")

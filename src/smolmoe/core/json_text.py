@@ -1,4 +1,4 @@
-"""JSON that others wrote, read without trust."""
+"""JSON of unknown origin, read without trust."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ class DuplicateKeyError(ValueError):
 
 
 def read_json(path: Path) -> Any:
-    """What a JSON file holds.
+    """The content of a JSON file.
 
     Raises:
         OSError: it cannot be read.
@@ -28,7 +28,7 @@ def read_json(path: Path) -> Any:
 
 
 def parse_json(text: str | bytes) -> Any:
-    """As `read_json`, of text."""
+    """As `read_json`, from text."""
     if isinstance(text, bytes):
         text = text.decode("utf-8")
     try:
@@ -74,7 +74,7 @@ def read_object(
         field: of the error; default the file's name.
 
     Raises:
-        error: it cannot be read, is no JSON (see `read_json`), or holds something else.
+        error: it cannot be read, is not JSON (see `read_json`), or holds something else.
     """
     field = field or path.name
     try:
@@ -98,7 +98,7 @@ def type_name(value: object) -> str:
 
 
 def read_rows(path: Path) -> list[dict[str, Any]]:
-    """The rows of a `metrics.jsonl`; a last line that a kill cut short is left out.
+    """The rows of a `metrics.jsonl`; an incomplete last line, after a kill, is left out.
 
     Raises:
         OSError: it cannot be read.

@@ -1,6 +1,6 @@
-"""The files of a source: its own and no others. A link that leads out of the folder is neither read nor copied.
+"""The files of a source: only its own. A link out of the folder is neither read nor copied.
 
-Otherwise a downloaded model could have any file of this machine copied into what is made of it, and then published.
+Otherwise a downloaded model could cause any file of this machine to be copied into an output, and then published.
 """
 
 from __future__ import annotations
@@ -22,10 +22,10 @@ _READ = (
 
 
 def check_files(folder: Path, patterns: Sequence[str] = (), *, field: str = "source") -> None:
-    """See that whatever is read of a model is a file of its folder.
+    """Check that every file that is read of a model is in its folder.
 
     Args:
-        patterns: of the names of other files that are about to be read.
+        patterns: names of other files that will be read.
 
     Raises:
         SourceError: a link leads out of it, or something is neither a file nor a folder; names it.
@@ -35,7 +35,7 @@ def check_files(folder: Path, patterns: Sequence[str] = (), *, field: str = "sou
 
 
 def check_file(path: Path, folder: Path, *, field: str = "source") -> None:
-    """See that one file is the folder's own.
+    """Check that a file is in the folder.
 
     Raises:
         SourceError: as `check_files`.

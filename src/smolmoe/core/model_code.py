@@ -1,7 +1,7 @@
 """Python code in model folders: this version's `modeling_smolmoe.py`, or none.
 
-A checkpoint runs its code on every machine that loads it with `trust_remote_code`. What others wrote, or changed, is
-therefore never passed on: neither a file of Python nor a setting that names one, here or in another repository.
+A checkpoint runs its code on every machine that loads it with `trust_remote_code`. Code that others wrote or changed
+is therefore never copied: neither Python files nor settings that name one, here or in another repository.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
-"""config.json and the other JSON files of a model folder, read and checked before anything is made of them.
+"""config.json and the other JSON files of a model folder, read and checked before they are used.
 
-What is checked is the kind and range of each setting that this package or the model's class computes with. That they
-fit each other and the weights is for their readers to say.
+The type and range of each setting that this package or the model's class computes with are checked. Whether they fit
+each other and the weights is checked where they are used.
 """
 
 from __future__ import annotations

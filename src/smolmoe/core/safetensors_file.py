@@ -9,20 +9,18 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from smolmoe.core.json_text import parse_json
 from smolmoe.errors import CheckpointError
 
 ITEM_BYTES = {"F32": 4, "F16": 2, "BF16": 2, "F64": 8, "I64": 8, "I32": 4, "I16": 2, "I8": 1, "U8": 1, "BOOL": 1}
 _LONGEST_HEADER = 100_000_000  # bytes, as in the library
-_CHUNK = 1 << 20  # numbers looked at at once: few enough to stay in the processor's cache
+_CHUNK = 1 << 20  # values checked at a time: few enough to stay in the processor's cache
 # Integers of the same width, and the bits of infinity: those of NaN, without the sign, are a larger integer.
-_EXPONENT: dict[str, tuple[type[np.unsignedinteger[Any]], int]] = {
-    "F16": (np.uint16, 0x7C00),
-    "BF16": (np.uint16, 0x7F80),
-    "F32": (np.uint32, 0x7F800000),
-    "F64": (np.uint64, 0x7FF0000000000000),
+_EXPONENT = {
+    "F16": ("uint16", 0x7C00),
+    "BF16": ("uint16", 0x7F80),
+    "F32": ("uint32", 0x7F800000),
+    "F64": ("uint64", 0x7FF0000000000000),
 }
 
 
@@ -118,9 +116,12 @@ def not_finite(data: Any, dtype: str, *, infinite: bool = True) -> int:
         dtype: as safetensors names it.
         infinite: count infinities; else NaN alone.
     """
+    import numpy as np
+
     if dtype not in _EXPONENT:
         return 0
-    kind, exponent = _EXPONENT[dtype]
+    name, exponent = _EXPONENT[dtype]
+    kind = np.dtype(name).type
     numbers = np.frombuffer(data, dtype=kind)
     magnitude, least = kind(np.iinfo(kind).max >> 1), kind(exponent if infinite else exponent + 1)
     found = 0

@@ -1,4 +1,4 @@
-"""An estimate, its interval, and whether it is a finding: the one rule for every sentence, and the one bootstrap."""
+"""An estimate, its interval, and whether it is a finding: one rule for all sentences, and one bootstrap."""
 
 from __future__ import annotations
 
@@ -25,14 +25,14 @@ Side = Literal["lower", "higher", "none", "few"]
 
 @dataclass(frozen=True)
 class Interval:
-    """A value, in whatever unit its holder says, with the low and high ends of its 95% interval."""
+    """A value with the low and high ends of its 95% interval."""
 
     value: float
     low: float
     high: float
 
     def turned(self) -> Interval:
-        """Of the difference the other way round."""
+        """The interval of the negated difference."""
         return Interval(-self.value, -self.high, -self.low)
 
 
@@ -88,7 +88,7 @@ def shortly(gap: Interval, documents: int) -> str:
 
 
 def signed(value: float) -> str:
-    """In four digits; what these call 0 has no sign."""
+    """With four digits; a rounded 0 has no sign."""
     shown = f"{value:+.4f}"
     return shown[1:] if float(shown) == 0 else shown
 

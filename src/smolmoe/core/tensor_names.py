@@ -1,4 +1,4 @@
-"""What names of tensors give away: wrappers around a model, unmerged adapters, buffers that no class loads."""
+"""What tensor names reveal: wrappers around a model, unmerged adapters, buffers that no class loads."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ _ADAPTER = ("lora_A", "lora_B", "lora_embedding_A", "lora_embedding_B", "lora_ma
 
 
 def explain_names(expected: Collection[str], found: Collection[str]) -> tuple[str, str] | None:
-    """Why a model's tensors are not found under their names, and what to do; None where the names do not tell.
+    """Why a model's tensors are not found under their names, and what to do; None if the names do not show it.
 
     Args:
         expected: names in the class.

@@ -1,4 +1,4 @@
-"""Checkpoints whose config ties the output head to the input embedding, and whose files say otherwise.
+"""Checkpoints whose config ties the output head to the input embedding, but whose files do not.
 
 transformers goes by the files: a head there that differs from the embedding is not tied, whatever the config says, and
 one of the two alone serves as both. Adapters merged with `modules_to_save` and some trainers' saves are of that kind.

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 
 def first_line(error: Exception) -> str:
-    """The first line of an error's text, without its full stop; the second as well where the first ends in a colon."""
+    """The first line of an error's text, without its full stop; and the second if the first ends in a colon."""
     lines = [line.strip() for line in str(error).strip().splitlines()] or [type(error).__name__]
     return (" ".join(lines[:2]) if lines[0].endswith(":") else lines[0]).rstrip(".")
 

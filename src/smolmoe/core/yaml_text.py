@@ -1,4 +1,4 @@
-"""YAML that others wrote, read as plain data: bounded in size, each key once, nothing that JSON does not have."""
+"""YAML of unknown origin, read as plain data: bounded in size, unique keys, only the types of JSON."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Any
 
 import yaml
 
-MOST_BYTES = 1 << 20  # of a text; the longest recipe that is shipped has 4 thousand
+MOST_BYTES = 1 << 20  # of a text; the longest shipped recipe has 4 thousand
 MOST_VALUES = 100_000  # with every alias written out
 _CORE = ("null", "bool", "int", "float", "str", "seq", "map", "merge")
 _KINDS = frozenset(f"tag:yaml.org,2002:{kind}" for kind in _CORE)

@@ -19,9 +19,11 @@ from typing import Any
 
 import numpy as np
 
-from smolmoe.core.files import expanded, locked, write_json, writing
+from smolmoe.core.files import expanded, write_json
 from smolmoe.core.json_text import read_json
+from smolmoe.core.locks import locked
 from smolmoe.core.progress import Progress
+from smolmoe.core.refusals import writing
 from smolmoe.data.embedded import is_held_out
 from smolmoe.data.same_tokenizer import tokenizer_hash
 from smolmoe.data.sources import Source, open_source

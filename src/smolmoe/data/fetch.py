@@ -10,7 +10,9 @@ from collections.abc import Iterator
 from importlib import import_module
 from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
+
+from pydantic import Field
 
 from smolmoe.core.files import growing, write_json
 from smolmoe.core.json_text import read_json
@@ -22,76 +24,82 @@ from smolmoe.data.tally import Tally
 from smolmoe.errors import DataError, OutputError, RequestError
 from smolmoe.recipe.base import parse
 from smolmoe.recipe.data import SourceRecipe
+from smolmoe.recipe.words import Continue
+from smolmoe.results.fetched import Fetched, KnownDataSet
 
 STATE = "state.json"  # completed shards, and the position in the stream
 PROVENANCE = "provenance.json"
 SHARD_ROWS = 10_000
-SCHEMA_VERSION = 1
 
 
-def catalogue() -> list[dict[str, Any]]:
-    """The presets that can be fetched: data set, licence, rows (about), columns."""
-    return [
-        {
-            "preset": label,
-            "path": preset.path,
-            "name": preset.name,
-            "split": preset.split,
-            "licence": preset.licence,
-            "free": preset.free,
-            "size": preset.size,
-            "columns": [*preset.columns, *preset.optional],
-        }
+def catalogue() -> tuple[KnownDataSet, ...]:
+    """The presets that can be fetched."""
+    return tuple(
+        KnownDataSet(
+            label,
+            preset.path,
+            preset.name,
+            preset.split,
+            preset.licence,
+            preset.free,
+            preset.size,
+            (*preset.columns, *preset.optional),
+        )
         for label, preset in sorted(PRESETS.items())
-    ]
+    )
 
 
 def fetch(
-    label: str,
-    out: Path,
+    preset: Annotated[str | None, Field(description="name of the preset (default: list all)")] = None,
+    out: Annotated[str | Path | None, Field(description="output folder for the rows and provenance.json")] = None,
     *,
-    rows: int | None = None,
-    split: str | None = None,
-    revision: str | None = None,
-    accept_licence: str | None = None,
-    resume: bool = False,
+    rows: Annotated[int | None, Field(ge=1, description="maximum number of rows (default: all)")] = None,
+    split: Annotated[str | None, Field(description="split of the data set (default: the preset's)")] = None,
+    revision: Annotated[str | None, Field(description="commit, branch or tag (default: the newest)")] = None,
+    accept_licence: Annotated[
+        str | None, Field(description="name of the licence you accept, for a data set that is not free for every use")
+    ] = None,
+    resume: Continue = False,
+    list: Annotated[bool, Field(description="list of the presets")] = False,  # noqa: A002 - the option's name
     report: Progress | None = None,
     shard_rows: int = SHARD_ROWS,
-) -> dict[str, Any]:
-    """Write a preset's documents as rows (`text`, `domain`, and their original columns) into JSONL shards.
+) -> Fetched | tuple[KnownDataSet, ...]:
+    """Download a known data set as training rows, or list all.
 
-    A shard appears when it is complete; a kill loses the current one. With `resume` the stream continues after the last
-    complete shard: at its place in the data set, or, if several rows make one document, by reading again up to there.
+    Rows have a text, a domain, and the columns that they are made of, in JSONL shards. A shard appears when it is
+    complete; a kill loses the current one. A resumed download continues after the last complete one: at its place in
+    the data set or, if several rows make one document, by reading up to there again. It may ask for more rows.
 
     Args:
-        rows: maximum number of rows; a finished folder can be resumed with more.
-        accept_licence: the licence of a preset that is not free for every use, to accept it.
-        report: called with the stage, the rows so far, and their maximum number.
         shard_rows: rows per file.
 
     Returns:
-        The content of provenance.json.
+        What provenance.json holds; the known data sets if no preset is named.
 
     Raises:
         DataError: no such preset, split or column.
-        RequestError: the licence needs consent.
-        HubError: the data set is not available.
-        OutputError: the folder contains something else, or rows of another request.
+        RequestError: the licence asks for consent, or there is no output folder.
+        HubError: the data set cannot be had.
+        OutputError: the folder holds something else, or what is there was begun otherwise.
     """
-    if label == EMBEDDED:
+    if list or preset is None:
+        return catalogue()
+    if out is None:
+        raise RequestError("the output folder is missing.", field="out", fix="Add `out=DIR`.")
+    if preset == EMBEDDED:
         raise DataError(
             "it is made from this Python installation: there is nothing to fetch.",
             field="preset",
-            value=label,
+            value=preset,
             fix="Use it directly: data.sources: [{preset: embedded}].",
         )
-    preset = find_preset(label)
-    _check_licence(label, preset, accept_licence)
-    request = {"preset": label, "path": preset.path, "name": preset.name, "split": split or preset.split}
-    with growing(out):
-        writing = _Writing(out, request, resume=resume, revision=revision)
-        writing.run(label, preset, rows, shard_rows, report)
-        return writing.finish(preset)
+    known = find_preset(preset)
+    _check_licence(preset, known, accept_licence)
+    request = {"preset": preset, "path": known.path, "name": known.name, "split": split or known.split}
+    with growing(Path(out)):
+        writing = _Writing(Path(out), request, resume=resume, revision=revision)
+        writing.run(preset, known, rows, shard_rows, report)
+        return writing.finish(known)
 
 
 def _check_licence(label: str, preset: Preset, accepted: str | None) -> None:
@@ -227,28 +235,25 @@ class _Writing:
         self.state["shards"].append({"file": name, "rows": count, "bytes": nbytes, "sha256": digest.hexdigest()})
         self.state |= {"columns": list(columns), "domains": dict(domains)}
 
-    def finish(self, preset: Preset) -> dict[str, Any]:
-        """Write and return the provenance of the rows."""
+    def finish(self, preset: Preset) -> Fetched:
+        """Write and return where the rows came from."""
         if not self.rows:
             raise DataError("the data set contains no text.", field="preset", value=self.request["preset"])
         digests = "".join(shard["sha256"] for shard in self.state["shards"])
-        provenance = {
-            "schema_version": SCHEMA_VERSION,
+        found = Fetched(
             **self.request,
-            "asked_revision": self.asked,
-            "revision": self.revision,
-            "data_set_hash": self.state["hashed"],
-            "licence": preset.licence,
-            "rows": self.rows,
-            "whole": self.state["exhausted"],
-            "domains": self.state["domains"],
-            "columns": self.state["columns"],
-            "left_out": self.state.get("left_out", {}),
-            "sha256": hashlib.sha256(digests.encode()).hexdigest(),
-            "shards": self.state["shards"],
-        }
-        write_json(self.out / PROVENANCE, provenance)
-        return provenance
+            **{name: self.state[name] for name in ("domains", "columns", "shards")},
+            asked_revision=self.asked,
+            revision=self.revision,
+            data_set_hash=self.state["hashed"],
+            licence=preset.licence,
+            rows=self.rows,
+            whole=self.state["exhausted"],
+            left_out=self.state.get("left_out", {}),
+            sha256=hashlib.sha256(digests.encode()).hexdigest(),
+        )
+        found.write(self.out / PROVENANCE)
+        return found
 
 
 def _commit(path: str, revision: str | None) -> str | None:

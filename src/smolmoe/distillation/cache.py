@@ -99,11 +99,10 @@ def begin(
         "options": asdict(options),
     }
     job = Job(out, checkpoint.folder, options, dtype, finished=(out / ABOUT).is_file() and not overwrite)
-    open_folder(out, request, resume=resume, overwrite=overwrite)
-    if job.finished:
-        return job
     with writing(out), nothing_left(out):
-        write_json(out / REQUEST, request)
+        open_folder(out, request, resume=resume, overwrite=overwrite)
+        if job.finished:
+            return job
         if not (out / TEXT).is_dir():
             write_text(text, tokenizer, out / TEXT, report)
         tokenizer.save_pretrained(out / TOKENIZER)

@@ -8,10 +8,10 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from smolmoe.core import files, units
-from smolmoe.core.files import emptied, remove
-from smolmoe.core.json_text import read_object
-from smolmoe.core.run_folder import RESUME_OR_OVERWRITE, differences, is_ours, occupied
+from smolmoe.core import refusals, units
+from smolmoe.core.contents import emptied
+from smolmoe.core.run_folder import begin_folder, differences
+from smolmoe.core.words import listed
 from smolmoe.data.targets import ABOUT, REQUEST, TOKENIZER, file_sizes
 from smolmoe.data.tokens import TokenStore
 from smolmoe.distillation.options import CacheOptions
@@ -22,38 +22,25 @@ _PARTS = {"teacher": "the teacher", "tokenizer": "its tokenizer", "text": "the t
 
 
 def open_folder(out: Path, request: dict[str, Any], *, resume: bool, overwrite: bool) -> None:
-    """Check that the folder may be written, and delete what will be overwritten.
-
-    Raises:
-        OutputError: it contains something else, a cache that could be lost, or one of another request.
-    """
-    if not is_ours(out, "a teacher's cache", REQUEST, leftovers=(f".{REQUEST}.partial",)):
-        return
-    if overwrite:
-        remove(out, ABOUT, TOKENIZER, "shard-*", TEXT, ".*.partial")  # the request is replaced later
-    elif resume:
-        _check_same(read_object(out / REQUEST, fix="Start over with `overwrite=True`."), request, out)
-        for partial in out.glob(".*.partial"):
-            shutil.rmtree(partial, ignore_errors=True)
-    else:
-        state = "finished" if (out / ABOUT).is_file() else "unfinished"
-        raise occupied(out, f"a cache ({state})", RESUME_OR_OVERWRITE)
-
-
-def _check_same(found: dict[str, Any], asked: dict[str, Any], out: Path) -> None:
-    changed = [said for key, said in _PARTS.items() if found.get(key) != asked[key]]
-    if not changed:
-        return
-    before, now = found.get("options"), asked["options"]
-    before = before if isinstance(before, dict) else {}
-    options = differences(before, now)
-    said = f"{' and '.join(changed)} changed" + (f" ({options})" if options else "")
-    raise OutputError(
-        f"the cache there was started with another request: {said}.",
-        field="out",
-        value=str(out),
-        fix="Resume with the same one, start over with `overwrite=True`, or name another folder.",
+    """Begin or continue a cache, as `begin_folder` does."""
+    begin_folder(
+        out,
+        request,
+        what="a teacher's cache",
+        record=REQUEST,
+        made=(ABOUT, TOKENIZER, "shard-*", TEXT),
+        finished=ABOUT,
+        resume=resume,
+        overwrite=overwrite,
+        explain=_changed,
     )
+
+
+def _changed(found: dict[str, Any], asked: dict[str, Any]) -> str:
+    """The parts of a request that differ; of the options, which."""
+    parts = [said for key, said in _PARTS.items() if found.get(key) != asked[key]]
+    options = differences(found.get("options") or {}, asked["options"])
+    return f"{listed(parts)} changed" + (f": {options}" if options else "")
 
 
 def check_room(out: Path, store: TokenStore, options: CacheOptions, vocabulary: int) -> None:
@@ -73,7 +60,7 @@ def check_room(out: Path, store: TokenStore, options: CacheOptions, vocabulary: 
 def writing(folder: Path) -> Iterator[None]:
     """Within, failed writes become an OutputError."""
     fix = "Free some space, then use `resume=True`."
-    with files.writing(folder, said="the cache cannot be written", fix=fix):
+    with refusals.writing(folder, said="the cache cannot be written", fix=fix):
         yield
 
 

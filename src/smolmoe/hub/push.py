@@ -10,7 +10,9 @@ from dataclasses import asdict, dataclass
 from fnmatch import fnmatch
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
+
+from pydantic import Field
 
 from smolmoe.core.checkpoint import open_checkpoint
 from smolmoe.core.files import expanded
@@ -25,6 +27,7 @@ from smolmoe.errors import HubError, RequestError, SourceError
 from smolmoe.hub.card import MARK
 from smolmoe.hub.card_writer import CARD, card_text
 from smolmoe.hub.model_facts import places, without_places
+from smolmoe.recipe.words import DryRun, Overwrite
 
 LOCAL = "file:"
 _SENT = (
@@ -85,18 +88,20 @@ class Push:
 
 
 def push(
-    model: str | Path, repo: str, *, private: bool = False, dry_run: bool = False, overwrite: bool = False
+    model: Annotated[str | Path, Field(description="folder of a checkpoint")],
+    repo: Annotated[str, Field(description="hub id such as me/my-moe, or file:DIR for a local folder")],
+    *,
+    private: Annotated[bool, Field(description="private repository, if it is created")] = False,
+    dry_run: DryRun = False,
+    overwrite: Overwrite = False,
 ) -> Push:
-    """Upload a checkpoint with its model card to the hub, or write the same files into a folder.
+    """Upload a checkpoint with its model card to the hub.
 
     The card is rewritten for the repository, unless it is not ours. Absolute paths of this machine are reduced to their
     last part in uploaded files; local files are not changed.
 
     Args:
-        model: a checkpoint folder.
-        repo: a hub id (`me/my-moe`); or a folder, as `file:DIR` or a path that begins with `.`, `/` or `~`.
-        private: for a new repository.
-        overwrite: replace an existing model folder.
+        repo: a path that begins with `.`, `/` or `~` is a folder, too.
 
     Raises:
         SourceError, CheckpointError: MODEL is no checkpoint with safetensors, or has weights that are NaN or infinite.

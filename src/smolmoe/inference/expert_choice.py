@@ -13,15 +13,16 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import torch
+from pydantic import Field
 
 from smolmoe.core.vocabulary import check_token, naming_rows
 from smolmoe.errors import RequestError, SourceError
 from smolmoe.inference.sampling import answering_tokenizer
 from smolmoe.inference.selective import SelectiveModel, TensorBytes
-from smolmoe.moe.gating import gate_spec, route
+from smolmoe.moe import gating
 from smolmoe.moe.names import expert_names, find_experts, group_by_name, named_layers
 
 AUTO = "auto"
@@ -75,12 +76,16 @@ class Choice:
         return asdict(self)
 
 
-def route_prompt(model: str | Path, prompt: str) -> Choice:
-    """Let a model's routers choose among its named experts for a prompt.
+def route(
+    model: Annotated[str | Path, Field(description="folder or hub id of an MoE")],
+    prompt: Annotated[str, Field(description="text to find an expert for")],
+) -> Choice:
+    """Find the named expert for a prompt, without a full load.
+
+    Experts that share a name are one choice; an expert without a name is one by itself.
 
     Args:
-        model: folder or hub id of any MoE of transformers whose routers `gating.gate_spec` knows. Experts that share a
-            name are one choice; an expert without a name is a separate one.
+        model: any MoE of transformers whose routers `gating.gate_spec` knows.
 
     Raises:
         RequestError: an empty prompt.
@@ -90,6 +95,9 @@ def route_prompt(model: str | Path, prompt: str) -> Choice:
     started = time.monotonic()
     choice = choose(SelectiveModel(model), prompt)
     return replace(choice, seconds=round(time.monotonic() - started, 3))
+
+
+route_prompt = route  # its earlier name
 
 
 def choose(selective: SelectiveModel, prompt: str, *, keep: bool = False) -> Choice:
@@ -238,8 +246,8 @@ class _Walk:
 
     def _route(self, layer: int, x: torch.Tensor) -> Any:
         router = self._selective.routers[layer]
-        spec = gate_spec(router)
-        logits, _, _ = route(x, router.weight, None, spec)
+        spec = gating.gate_spec(router)
+        logits, _, _ = gating.route(x, router.weight, None, spec)
         logits = logits[len(self._start) :]  # the start token carries no information about the text
         self._evidence[layer] = name_evidence(logits, list(self.groups.values()), spec.scoring)
         if layer == self._guided[-1]:

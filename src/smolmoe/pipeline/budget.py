@@ -1,4 +1,4 @@
-"""A pipeline's time budget: all trainings are shortened to the share of their steps that fits into it."""
+"""A pipeline's time budget: all trainings are shortened to the same share of their steps."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from smolmoe.recipe.pipeline import BudgetRecipe
 logger = logging.getLogger(__name__)
 
 FILE = "budget.json"
-TRIAL = ".trial"  # hidden: it is no training of the pipeline
+TRIAL = ".trial"  # hidden: it is not a training of the pipeline
 TRIED = 8  # steps of the trial
 
 
@@ -27,7 +27,7 @@ def shortened(recipe: PipelineRecipe, share: float) -> PipelineRecipe:
     """The pipeline with this share of each training's steps. A stage that matches another's FLOPs follows that one.
 
     Raises:
-        RequestError: a training does not say its number of steps.
+        RequestError: a training has no number of steps.
     """
     return recipe.model_copy(update={"stages": tuple(_shortened(stage, recipe, share) for stage in recipe.stages)})
 
@@ -38,38 +38,38 @@ def _shortened(stage: StageRecipe, recipe: PipelineRecipe, share: float) -> Stag
     steps = merge(recipe.defaults, stage.train).get("trainer", {}).get("max_steps", -1)
     if not isinstance(steps, int) or steps < 1:
         raise RequestError(
-            "a budget shortens a number of steps, and there is none.",
+            "a budget shortens trainings by their number of steps, but this one has no number of steps.",
             field=f"stages.{stage.name}.train.trainer.max_steps",
             value=steps,
-            fix="Give the training its max_steps.",
+            fix="Set its max_steps.",
         )
     change = {"trainer": {"max_steps": max(1, round(share * steps))}}
     return stage.model_copy(update={"train": merge(stage.train, change)})
 
 
 def known_share(out: Path, budget: BudgetRecipe) -> float | None:
-    """The share that was found when the pipeline was first run.
+    """The share that was found in the first run of the pipeline.
 
     Raises:
-        OutputError: for another budget.
+        OutputError: the budget was different.
     """
     if not (out / FILE).is_file():
         return None
     found = read_object(out / FILE, fix="Restore it, or name another folder with `out=...`")
     if found.get("minutes") != budget.minutes:
         raise OutputError(
-            f"the budget was another (minutes: {found.get('minutes')} there, {budget.minutes} here).",
+            f"the budget was different (minutes: {found.get('minutes')} there, {budget.minutes} here).",
             field="budget",
             value=str(out),
-            fix="Run them again from the first of them (`start=...`), or name another folder with `out=...`",
+            fix="Run the trainings again from the first (`start=...`), or name another folder with `out=...`",
         )
     return float(found["share"])
 
 
 def find_share(recipe: PipelineRecipe, first: str, values: Values, report: Progress) -> float:
-    """Time the first training, and write down the share of all trainings' steps that fits into the budget.
+    """Time the first training, and record the share of all trainings' steps that fits into the budget.
 
-    The others' times follow from their FLOPs. All processes call this together.
+    The times of the others follow from their FLOPs. All processes call this together.
 
     Args:
         first: name of the first training.
@@ -93,7 +93,7 @@ def find_share(recipe: PipelineRecipe, first: str, values: Values, report: Progr
 
 
 def _seconds_a_step(values: Values, folder: Path) -> float:
-    """Of a training: the fastest step tells what the machine can do; the others, what else it was doing at the time."""
+    """Seconds per step, from the fastest step: slower ones show what else the machine was doing."""
     from smolmoe.training.distributed import on_main
     from smolmoe.training.estimate import blocks_a_step
     from smolmoe.training.run import train

@@ -1,4 +1,4 @@
-"""What a pipeline will make and cost, before any of it is there."""
+"""The models and the cost of a pipeline, before it is run."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ from smolmoe.recipe import PipelineRecipe
 
 @dataclass(frozen=True, kw_only=True)
 class StageForecast(Foreseen):
-    """What a stage will be.
+    """The forecast of a stage.
 
     Attributes:
         name, kind: of the stage.
-        values: what it will be run with, references and matched steps filled in.
-        origin: what it begins from: a stage's name, a model's, or a text's.
+        values: its options, with references and matched steps filled in.
+        origin: what it starts from: the name of a stage, a model or a text.
     """
 
     name: str
@@ -42,10 +42,10 @@ class StageForecast(Foreseen):
 
 
 def forecast(recipe: PipelineRecipe) -> list[StageForecast]:
-    """The stages in order, each known from the configs of those before it: nothing is run, no weight is read.
+    """The stages in order, each derived from the configs of earlier ones: nothing is run, and no weight is read.
 
     Raises:
-        SmolmoeError: as `smolmoe.pipeline.run.run`, for what can be seen beforehand.
+        SmolmoeError: as `smolmoe.pipeline.run.run`, as far as problems are visible beforehand.
     """
     place(recipe.out, "growing folder")
     check_stages(recipe, resolved(recipe))
@@ -53,11 +53,11 @@ def forecast(recipe: PipelineRecipe) -> list[StageForecast]:
 
 
 def foresee(recipe: PipelineRecipe) -> list[StageForecast]:
-    """As `forecast`, of a pipeline that has been checked."""
+    """As `forecast`, for a pipeline that has been checked."""
     shown = resolved(recipe)
     found: dict[str, StageForecast] = {}
     with tempfile.TemporaryDirectory() as folder:
-        # The same stages in a folder where the models that they will write are: without weights.
+        # The same stages in a folder with models without weights in place of those that they will write.
         hollow = resolved(recipe.model_copy(update={"out": Path(folder)}))
         for stage in recipe.stages:
             name, values = stage.name, hollow[stage.name]

@@ -1,4 +1,4 @@
-"""Models without weights: what a later stage looks at before an earlier one has run."""
+"""Models without weights, which stand for those that earlier stages have not written yet."""
 
 from __future__ import annotations
 

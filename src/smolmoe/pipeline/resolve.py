@@ -1,4 +1,4 @@
-"""What each stage is asked: its section with defaults and references filled in."""
+"""The options of each stage: its section with defaults and references filled in."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from smolmoe.pipeline.stages import STAGES
 from smolmoe.recipe import PipelineRecipe, Recipe, StageRecipe, TrainRecipe, parse
 from smolmoe.recipe.files import merge
 
-BLOCKS = "blocks"  # of a training: a number, where other references are places
+BLOCKS = "blocks"  # of a training: a number; other references are paths
 _WORDS = sorted({BLOCKS, *(word for kind in STAGES.values() for word in kind.leaves if word)})
 _REFERENCE = re.compile(rf"\{{([a-z0-9][a-z0-9_-]*)(?:\.({'|'.join(_WORDS)}))?\}}")
 
@@ -30,7 +30,7 @@ class _Known:
 
 
 def resolved(recipe: PipelineRecipe) -> dict[str, Values]:
-    """Each stage's values, with defaults and references filled in, checked as far as they can be beforehand.
+    """Each stage's values, with defaults and references filled in, checked as far as possible beforehand.
 
     Raises:
         RequestError: naming stage and key.
@@ -49,10 +49,10 @@ def section(stage: StageRecipe, values: Values) -> Any:
 
 
 def check_stages(recipe: PipelineRecipe, values: Mapping[str, Values], *, done: Collection[str] = ()) -> None:
-    """Refuse what cannot be done on this machine, before the first stage: devices, packages, values of a trainer.
+    """Refuse what this machine cannot do, before the first stage: devices, packages, trainer values.
 
     Args:
-        values: of each stage, as `resolved` gives them.
+        values: of each stage, from `resolved`.
         done: stages that are not run again.
 
     Raises:
@@ -72,7 +72,7 @@ def check_stages(recipe: PipelineRecipe, values: Mapping[str, Values], *, done: 
 
 @contextmanager
 def _naming(stage: StageRecipe) -> Iterator[None]:
-    """Say of a refusal within which stage it is about."""
+    """Add the stage to the field of a refusal."""
     try:
         yield
     except RequestError as error:
@@ -87,11 +87,11 @@ def _values(stage: StageRecipe, recipe: PipelineRecipe, before: Mapping[str, _Kn
         _require(name, before, ("train",))
     values = _fill(merge(kind.shares(recipe.defaults), own), recipe.out, before)
     if isinstance(given, Recipe):
-        values = {**own, **values}  # `merge` leaves out what is None
+        values = {**own, **values}  # `merge` leaves out None
     if "out" in kind.recipe.model_fields:
         values |= {"out": str(recipe.out / stage.name)}
     parsed = parse(kind.recipe, values)
-    if isinstance(parsed, TrainRecipe):  # what the stage passes over is a number once it has been checked
+    if isinstance(parsed, TrainRecipe):  # a number after the check
         values |= {"data": {**values["data"], "skip": parsed.data.skip}}
     return values
 
@@ -100,16 +100,16 @@ def _require(name: str, before: Mapping[str, _Known], wanted: tuple[str, ...]) -
     if name not in before or before[name].kind not in wanted:
         there = [known for known, stage in before.items() if stage.kind in wanted]
         raise RequestError(
-            f"no stage before this one is called {name!r} and is of kind {' or '.join(wanted)}.",
+            f"no stage before this one has the name {name!r} and the kind {' or '.join(wanted)}.",
             field="reference",
             value=name,
-            fix=f"There are {', '.join(there)}." if there else "There is none before it.",
+            fix=f"There are {', '.join(there)}." if there else "No such stage is before it.",
         )
     return before[name]
 
 
 def _fill(value: Any, out: Path, before: Mapping[str, _Known]) -> Any:
-    """The value with `{stage}`, `{stage.run}` and the like replaced by places and numbers."""
+    """The value with `{stage}`, `{stage.run}` and the like replaced by paths and numbers."""
     if isinstance(value, dict):
         return {key: _fill(inner, out, before) for key, inner in value.items()}
     if isinstance(value, list | tuple):
@@ -128,14 +128,14 @@ def _fill(value: Any, out: Path, before: Mapping[str, _Known]) -> Any:
 
 
 def _blocks(name: str, stage: _Known) -> int:
-    """Blocks of its data that a training has read when it ends, with those that it passed over."""
+    """Blocks of its data that a training has read at its end, plus those that it skipped."""
     from smolmoe.training.estimate import blocks_a_step
 
     recipe = parse(TrainRecipe, stage.values)
     steps = int(recipe.trainer.get("max_steps", -1))
     if steps < 0 or not stage.steps_known:
         raise RequestError(
-            "how many blocks it reads is not known beforehand.",
+            "the number of blocks that it reads is not known beforehand.",
             field="reference",
             value=f"{name}.{BLOCKS}",
             fix=f"Give {name} trainer.max_steps, or this stage a number.",
@@ -144,7 +144,7 @@ def _blocks(name: str, stage: _Known) -> int:
 
 
 def with_matched_steps(values: Values, flops: float) -> Values:
-    """The values of a training with as many steps as spend these FLOPs, to the nearest step."""
+    """The values of a training with the number of steps that matches these FLOPs."""
     from smolmoe.training.estimate import steps_for_flops
 
     steps = steps_for_flops(parse(TrainRecipe, values), flops)

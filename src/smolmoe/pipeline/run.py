@@ -1,4 +1,4 @@
-"""Pipelines: stages in order, each in a folder of its own; a finished stage is not run again."""
+"""Pipelines: stages in order, each in a separate folder; a finished stage is not run again."""
 
 from __future__ import annotations
 
@@ -9,7 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from smolmoe.core.files import check_no_others, emptied, write_json
+from smolmoe.core.contents import check_no_others, emptied
+from smolmoe.core.files import write_json
 from smolmoe.core.json_text import BAD_FILE, read_json, read_object
 from smolmoe.core.progress import Progress, silent
 from smolmoe.core.run_folder import RECORDS, differences, foreign
@@ -25,11 +26,11 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class PipelineResult:
-    """What a pipeline wrote.
+    """The result of a pipeline.
 
     Attributes:
         out: its folder.
-        stages: each stage's record, in order; `done` says whether it was run now (True) or before (False).
+        stages: each stage's record, in order; `done` is True if it was run now, False if before.
     """
 
     out: Path
@@ -48,15 +49,15 @@ class PipelineResult:
 def run(recipe: PipelineRecipe, *, start: str | None = None, report: Progress | None = None) -> PipelineResult:
     """Run the stages of a pipeline that are not done yet.
 
-    A training that was interrupted resumes from its last whole checkpoint. Of several processes all train, and one does
-    the rest.
+    An interrupted training resumes from its last complete checkpoint. With several processes all train, and one does
+    the other stages.
 
     Args:
         start: run this stage and those after it again.
-        report: progress, as "stage: what".
+        report: progress, as "stage: step".
 
     Raises:
-        RequestError: a stage refers to one that does not come before it, or `start` is none.
+        RequestError: a stage refers to one that is not before it, or `start` is not a stage.
         OutputError: the folder holds stages of another recipe, or something else.
     """
     return _Pipeline(recipe, report or silent).run(start)
@@ -72,7 +73,7 @@ class _Pipeline:
         self._take(recipe, 1.0)
 
     def _take(self, recipe: PipelineRecipe, share: float) -> None:
-        """Work by this recipe, with a share of its trainings' steps."""
+        """Use this recipe, with a share of its trainings' steps."""
         self.recipe = recipe if self.is_timed and share == 1 else budget.shortened(recipe, share)
         self.values = resolved(self.recipe)
 
@@ -93,10 +94,10 @@ class _Pipeline:
             titles = {name: f"{number}/{len(self.names)} {name}" for number, name in enumerate(self.names, 1)}
             return PipelineResult(self.out, {name: self._stage(name, titles[name]) for name in self.names})
 
-    # -- what is there ------------------------------------------------------------------------------------------------
+    # -- existing stages ----------------------------------------------------------------------------------------
 
     def _know_share(self, kept: list[str]) -> None:
-        """Take over the share of an earlier run, whose trainings are kept."""
+        """Use the share of an earlier run whose trainings are kept."""
         from smolmoe.training.distributed import on_main
 
         asked = self.recipe.budget
@@ -108,7 +109,7 @@ class _Pipeline:
             self.is_timed = True
 
     def _open_folder(self, kept: list[str]) -> None:
-        """Before anything is run: what is done agrees with the recipe, and nothing of anybody else's is in the way."""
+        """Before any stage is run: finished stages agree with the recipe, and no other files are in the way."""
         for stage in self.recipe.stages:
             if stage.name in kept:
                 self._done(stage)
@@ -128,14 +129,14 @@ class _Pipeline:
         return self.out / RECORDS / f"{name}.json"
 
     def _kind_there(self, stage: StageRecipe) -> str:
-        """The kind by which a stage was done, which the recipe may have changed since."""
+        """The kind of a stage when it was done, which the recipe may have changed since."""
         try:
             return str(read_json(self._record(stage.name))["asked"]["kind"])
-        except (*BAD_FILE, KeyError, TypeError):  # it was not finished; a damaged record is what it is done again for
+        except (*BAD_FILE, KeyError, TypeError):  # not finished; a stage with a damaged record is done again
             return stage.kind
 
     def _done(self, stage: StageRecipe) -> dict[str, Any] | None:
-        """The record of a stage that is done.
+        """The record of a finished stage, or None.
 
         Raises:
             OutputError: it was done with other values.
@@ -159,16 +160,16 @@ class _Pipeline:
         plain: dict[str, Any] = json.loads(json.dumps(asked, default=str))
         return plain
 
-    # -- doing it -----------------------------------------------------------------------------------------------------
+    # -- running ---------------------------------------------------------------------------------------------
 
     def _stage(self, name: str, title: str) -> dict[str, Any]:
         from smolmoe.training.distributed import on_main
 
         record = on_main(lambda: self._done(self._named(name)))
         if record is not None:
-            logger.info("%s: done before", title)
+            logger.info("%s: already done", title)
             return record | {"done": False}
-        logger.info("%s: begins", title)
+        logger.info("%s: starts", title)
 
         def report(what: str, done: int, total: int) -> None:
             self.report(f"{title}: {what}", done, total)
@@ -190,7 +191,7 @@ class _Pipeline:
         return self.recipe.stages[self.names.index(name)]
 
     def _time(self, name: str, report: Progress) -> None:
-        """Before the first training: how much of the trainings fits into the budget."""
+        """Before the first training: find the share of the steps that fits into the budget."""
         if name != self.trainings[0]:
             raise OutputError(
                 "the trainings before it were run without a budget.",

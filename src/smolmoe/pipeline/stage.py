@@ -39,7 +39,7 @@ class Row:
     Attributes:
         loss: held-out loss, nats per token.
         by_domain: the same for each domain.
-        found: what came out, in a few words.
+        found: the result, in a few words.
         text: what is printed below the table.
     """
 

@@ -1,4 +1,4 @@
-"""What a user may ask for. Pydantic models only: this package imports no torch, and unknown keys are errors."""
+"""Recipes: what a user may request. Pydantic models only, without torch; unknown keys are errors."""
 
 from smolmoe.recipe.align import AlignRecipe
 from smolmoe.recipe.base import Recipe, parse

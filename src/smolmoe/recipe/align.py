@@ -1,4 +1,4 @@
-"""One alignment: which model, on whose answers or preferences, what becomes of its routers."""
+"""One alignment: model, answers or preferences, and the treatment of the routers."""
 
 from __future__ import annotations
 
@@ -8,13 +8,14 @@ from typing import Literal, Self
 from pydantic import Field, model_validator
 
 from smolmoe.moe.losses import ROUTER_LOSSES
-from smolmoe.recipe.base import Recipe, Seed
+from smolmoe.recipe.base import Recipe
 from smolmoe.recipe.train import ModelRecipe, ObjectiveRecipe, RoutingRecipe
 from smolmoe.recipe.trainer import AlignTrainerValues
+from smolmoe.recipe.words import BestDevice, Seed
 
-LENGTH = 350  # tokens of an example, of the seed experiments
+LENGTH = 350  # tokens of an example
 BETA = 0.05
-LOAD_BALANCE = 0.01  # of `router: balanced` where the recipe gives no term of its own
+LOAD_BALANCE = 0.01  # for `router: balanced`, if the recipe has no balancing term
 
 
 class AlignDataRecipe(Recipe):
@@ -25,7 +26,7 @@ class AlignDataRecipe(Recipe):
         default=(), description="files to measure on (default: a share of the training rows)"
     )
     held_out: float = Field(
-        default=0.05, gt=0, lt=1, description="share of the prompts to measure on, where no validation is given"
+        default=0.05, gt=0, lt=1, description="share of the prompts to measure on, if no validation is given"
     )
     format: (
         Literal[
@@ -42,21 +43,23 @@ class AlignDataRecipe(Recipe):
             "oasst",
         ]
         | None
-    ) = Field(default=None, description="what the rows are (default: by the columns of the first row)")
+    ) = Field(default=None, description="format of the rows (default: by the columns of the first row)")
     columns: dict[str, str] = Field(
         default_factory=dict,
         description="prompt, context, completion, chosen, rejected, messages, system, tools, references -> your column",
     )
-    template: str = Field(default="{prompt}\n", description="what a plain prompt becomes before its answer")
-    chat: bool = Field(default=False, description="put plain prompts as a user's messages, through the chat template")
+    template: str = Field(default="{prompt}\n", description="template of a plain prompt, which the answer follows")
+    chat: bool = Field(default=False, description="plain prompts as user messages, through the chat template")
     chat_template: Path | None = Field(
-        default=None, description="file with the Jinja template of a chat, where the tokenizer has none"
+        default=None, description="file with a Jinja chat template, if the tokenizer has none"
     )
     corrections: str | None = Field(
-        default=None, description="CoEdIT file to answer and score (default: held-out rows that have references)"
+        default=None, description="CoEdIT file to correct and score (default: held-out rows with references)"
     )
     length: int | None = Field(
-        default=None, ge=2, description=f"tokens of prompt and answer (default: {LENGTH}, or the model's positions)"
+        default=None,
+        ge=2,
+        description=f"maximum number of tokens of prompt and answer (default: {LENGTH}, or the model's positions)",
     )
 
     @model_validator(mode="after")
@@ -75,13 +78,13 @@ class AlignDataRecipe(Recipe):
 class LoraRecipe(Recipe):
     """Low-rank adapters (arXiv 2106.09685) instead of all weights."""
 
-    rank: int = Field(default=16, ge=1, description="of each adapter")
-    alpha: float = Field(default=32.0, gt=0, description="an adapter's output is multiplied by alpha / rank")
-    dropout: float = Field(default=0.0, ge=0, lt=1, description="on the adapters' inputs")
+    rank: int = Field(default=16, ge=1, description="rank of each adapter")
+    alpha: float = Field(default=32.0, gt=0, description="scale: an adapter's output is multiplied by alpha / rank")
+    dropout: float = Field(default=0.0, ge=0, lt=1, description="dropout on the adapters' inputs")
     targets: tuple[str, ...] | Literal["all-linear"] | None = Field(
-        default=None, description="names of linear modules, or all-linear (default: those of the attention)"
+        default=None, description="names of linear modules, or all-linear (default: the attention projections)"
     )
-    experts: bool = Field(default=False, description="adapters on the stacked experts, too")
+    experts: bool = Field(default=False, description="adapters on the stacked experts as well")
 
     @model_validator(mode="after")
     def _experts_take_no_dropout(self) -> Self:
@@ -111,16 +114,14 @@ class AlignRecipe(Recipe):
     trainer: AlignTrainerValues = Field(
         default_factory=dict, description="any field of TRL's SFTConfig, DPOConfig or CPOConfig"
     )
-    device: str | None = Field(
-        default=None, description="device: auto, cpu, cuda, cuda:N or mps (default: the fastest)"
-    )
-    seed: Seed = Field(default=0, description="random seed")
+    device: BestDevice = None
+    seed: Seed = 0
     out: Path = Field(description="output folder of the run")
 
     @model_validator(mode="after")
     def _is_consistent(self) -> Self:
         if self.model.path is None:
-            raise ValueError("`model` must be a path: what is aligned has been trained")
+            raise ValueError("`model` must be a path: only a trained model can be aligned")
         if self.method == "sft" and self.beta is not None:
             raise ValueError("`beta` belongs to a preference loss; sft has none")
         names = (*(loss.name for loss in ROUTER_LOSSES), "bias_rate")
@@ -128,7 +129,9 @@ class AlignRecipe(Recipe):
         if self.router in ("frozen", "free") and terms:
             raise ValueError(f"`router: {self.router}` and `objective.{terms[0]}` exclude each other")
         if self.router == "frozen" and self.routing.temperature != 1:
-            raise ValueError("`router: frozen` and a `routing.temperature`, which is folded into the weights, exclude")
+            raise ValueError(
+                "`router: frozen` and `routing.temperature`, which is folded into the weights, exclude each other"
+            )
         if self.lora is not None and self.routing.noise == "learned":
             raise ValueError("`lora` and `routing.noise: learned` exclude each other: adapters do not keep the noise")
         return self

@@ -1,4 +1,4 @@
-"""What every recipe is: frozen, and closed to keys that it does not know."""
+"""The base of all recipes: frozen, and unknown keys are errors."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ from smolmoe.errors import RequestError
 class Recipe(BaseModel):
     """Base of all recipes and of their sections."""
 
-    # Validators are built when a recipe is first read: a command imports all recipes, for their help, and reads one.
+    # Validators are built when a recipe is first parsed: the help of a command needs the fields only.
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False, defer_build=True)
 
     @field_validator("*", mode="before")
     @classmethod
     def _says_something(cls, value: Any, info: ValidationInfo) -> Any:
-        """No empty words, and no true or false where a number is meant, which pydantic reads as 1 and 0."""
+        """Refuse empty texts, and booleans in place of numbers, which pydantic reads as 1 and 0."""
         annotation = cls.model_fields[str(info.field_name)].annotation
         for part in value if isinstance(value, list | tuple) else (value,):
             if isinstance(part, str) and (not part.strip() or "\0" in part):
@@ -37,7 +37,7 @@ class Recipe(BaseModel):
     @field_validator("*")
     @classmethod
     def _written_out(cls, value: Any) -> Any:
-        """A path as every command understands it: no shell writes out the `~` of a recipe, and `new/..` is nowhere."""
+        """Expand `~`, which no shell does in a recipe, and resolve `..`."""
         if not isinstance(value, Path):
             return value
         path = expanded(value)
@@ -45,8 +45,6 @@ class Recipe(BaseModel):
 
 
 R = TypeVar("R", bound=Recipe)
-SEEDS = 2**32  # numpy takes seeds below it
-Seed = Annotated[int, Field(ge=0, lt=SEEDS)]
 Index = Annotated[int, Field(ge=0)]  # of an expert, a layer, a step
 Vocabulary = Annotated[int, Field(ge=258, le=10_000_000)]  # of a tokenizer to learn: 256 bytes and two special tokens
 
@@ -55,8 +53,7 @@ def parse(model: type[R], values: dict[str, Any]) -> R:
     """Validate `values` as `model`.
 
     Raises:
-        RequestError: for the first value that does not fit, by its dotted path, with the nearest valid key where the
-            key is unknown.
+        RequestError: the first invalid value, by its dotted path; for an unknown key with the nearest valid one.
     """
     try:
         return model.model_validate(values)
@@ -72,11 +69,11 @@ def unknown_key(path: str, value: object, known: list[str]) -> RequestError:
 
 
 def check_passed_on(values: Mapping[str, Any], known: Sequence[str], decided: Mapping[str, str]) -> None:
-    """Refuse under `trainer` what is no field of its config, and what is decided elsewhere.
+    """Refuse values under `trainer` that are not fields of its config, or that are decided elsewhere.
 
     Args:
         known: fields of the config.
-        decided: field -> what to use instead; "nothing", with the reason after a colon, where there is nothing.
+        decided: field -> what to use instead; or "nothing", with the reason after a colon.
 
     Raises:
         RequestError
@@ -95,7 +92,7 @@ def check_passed_on(values: Mapping[str, Any], known: Sequence[str], decided: Ma
 
 
 def new_names(values: Mapping[str, Any]) -> dict[str, Any]:
-    """Values of `trainer` under the names that transformers has given its fields since; of two the later one counts."""
+    """Values of `trainer` under the current names of transformers' fields; the last of two counts."""
     renamed = {
         "gradient_checkpointing": "activation_checkpointing",
         "gradient_checkpointing_kwargs": "activation_checkpointing_kwargs",
@@ -116,14 +113,14 @@ def _request_error(model: type[Recipe], error: ValidationError) -> RequestError:
 
 
 def _most_telling(errors: list[Any]) -> Any:
-    """The first error; of a value that fits no branch of a union, one that says more than what type it is not."""
+    """The first error; for a value that fits no branch of a union, one that says more than the wrong type."""
     first = errors[0]
     same = [error for error in errors if error["loc"][:-1] == first["loc"][:-1] and error["input"] == first["input"]]
     return next((error for error in same if not error["type"].endswith(("_type", "_parsing"))), first)
 
 
 def _section(model: type[Recipe], location: tuple[int | str, ...]) -> tuple[type[Recipe], list[str]]:
-    """The innermost section that a location lies in, and the keys that lead to it, without pydantic's own steps."""
+    """The innermost section of a location, and the keys of its path, without those that pydantic adds."""
     keys: list[str] = []
     for step in location:
         if keys and isinstance(step, int):
@@ -135,7 +132,7 @@ def _section(model: type[Recipe], location: tuple[int | str, ...]) -> tuple[type
             if inner is None:
                 if _is_mapping(model.model_fields[name].annotation):
                     keys.append(str(step))
-                break  # a branch of a union: not a key of the user's
+                break  # a branch of a union, which the user did not write
             model = inner
         keys.append(str(step))
     return model, keys
@@ -149,12 +146,12 @@ def _nested(annotation: Any) -> type[Recipe] | None:
 
 
 def _is_mapping(annotation: Any) -> bool:
-    """Whether it is a mapping whose keys are the user's."""
+    """Whether the keys are the user's choice."""
     return get_origin(annotation) is dict or any(_is_mapping(part) for part in get_args(annotation))
 
 
 def _admits(annotation: Any, kind: type) -> bool:
-    """Whether a value of this type is meant by an annotation, or by a part of it."""
+    """Whether an annotation, or a part of it, admits this type."""
     if annotation is Any or annotation is kind:
         return True
     return any(_admits(part, kind) for part in get_args(annotation)) or any(

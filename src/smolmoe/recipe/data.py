@@ -1,4 +1,4 @@
-"""What text to train on."""
+"""Text to train on."""
 
 from __future__ import annotations
 
@@ -7,46 +7,53 @@ from typing import Self
 
 from pydantic import Field, model_validator
 
-from smolmoe.recipe.base import Recipe, Seed
+from smolmoe.recipe.base import Recipe
+from smolmoe.recipe.words import Seed
 
 
 class SourceRecipe(Recipe):
     """One source of documents: a preset, a local file or folder, a hub dataset, or the embedded corpus."""
 
     preset: str | None = Field(
-        None, description="a known data set, e.g. tinystories; with a path, whose columns its rows have"
+        None, description="known data set, e.g. tinystories; with a path, the data set whose columns the rows have"
     )
     path: str | None = Field(None, description="local file (.jsonl, .csv, .parquet, ...), folder, or hub data set")
     name: str | None = Field(None, description="configuration of a hub data set")
     split: str | None = Field(None, description="split of a hub data set (default: train)")
-    revision: str | None = Field(None, description="of a hub data set")
-    text: str = Field("text", description="column that holds the text")
+    revision: str | None = Field(None, description="commit, branch or tag of a hub data set")
+    text: str = Field("text", description="column with the text")
     domain: str | None = Field(None, description="domain of every document of this source")
-    domain_column: str = Field("domain", description="column that holds a document's domain, where there is one")
-    rows: int | None = Field(None, ge=1, description="documents to take at most")
+    domain_column: str = Field("domain", description="column with a document's domain, if there is one")
+    rows: int | None = Field(None, ge=1, description="maximum number of documents")
     weight: float | None = Field(None, gt=0, description="share of the training tokens, relative to the other sources")
-    streaming: bool = Field(False, description="hub: read only as much as the run needs, in the order of the files")
-    shuffle_buffer: int = Field(0, ge=0, description="streaming: documents held to be shuffled, 0 to keep their order")
+    streaming: bool = Field(
+        False, description="streaming of a hub data set: only what the run needs is read, in the order of the files"
+    )
+    shuffle_buffer: int = Field(
+        0, ge=0, description="number of documents in the shuffle buffer of a stream; 0 keeps their order"
+    )
 
     @model_validator(mode="after")
     def _names_one_source(self) -> Self:
         if self.preset is None and self.path is None:
-            raise ValueError("a source is a preset, a path, or a path whose rows are a preset's")
+            raise ValueError("a source is a preset, a path, or a path with the columns of a preset")
         if self.preset == "embedded" and self.path is not None:
             raise ValueError("the embedded corpus has no path")
         return self
 
 
 class DataRecipe(Recipe):
-    """Documents to train on, documents held out, and how they become blocks of tokens."""
+    """Documents to train on, held-out documents, and their blocks of tokens."""
 
-    sources: tuple[SourceRecipe, ...] = Field(description="where the text comes from")
-    validation: tuple[SourceRecipe, ...] = Field((), description="held-out text of its own; else a share is held out")
+    sources: tuple[SourceRecipe, ...] = Field(description="sources of the text")
+    validation: tuple[SourceRecipe, ...] = Field(
+        (), description="separate held-out text; otherwise a share is held out"
+    )
     held_out: float = Field(0.02, gt=0, lt=1, description="share of the documents to hold out, by a hash of their text")
-    length: int = Field(256, ge=2, description="tokens a block")
+    length: int = Field(256, ge=2, description="tokens per block")
     isolate: bool = Field(False, description="no attention across the documents in a block")
-    seed: Seed = Field(0, description="of the documents' order")
-    skip: int = Field(0, ge=0, description="blocks of that order to pass over: what an earlier training has seen")
+    seed: Seed = Field(0, description="random seed of the documents' order")
+    skip: int = Field(0, ge=0, description="number of blocks to skip: those that an earlier training has read")
     cache: Path | None = Field(None, description="folder for tokenised text (default: the user's cache folder)")
 
     @model_validator(mode="after")

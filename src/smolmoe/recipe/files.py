@@ -1,4 +1,4 @@
-"""Recipes as YAML: files of the user's, and those that the package ships, by name."""
+"""Recipes as YAML: the user's files, and the shipped recipes by name."""
 
 from __future__ import annotations
 
@@ -7,14 +7,15 @@ import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
+
+from pydantic import Field
 
 from smolmoe.core.files import place, replacing
-from smolmoe.core.yaml_text import MOST_BYTES, parse_yaml
 from smolmoe.errors import OutputError, RequestError
 
 SHIPPED = Path(__file__).with_name("shipped")
-COMMANDS = {"train": "smolmoe train", "pipeline": "smolmoe run"}  # what runs a recipe of a kind
+COMMANDS = {"train": "smolmoe train", "pipeline": "smolmoe run"}  # kind of recipe -> the command that runs it
 
 
 @dataclass(frozen=True)
@@ -26,18 +27,18 @@ class Shipped:
     about: str
 
 
-def shipped() -> list[Shipped]:
-    """The recipes of the package, by name."""
+def recipes() -> tuple[Shipped, ...]:
+    """List the shipped recipes, which can be copied and edited."""
     found = []
     for path in sorted(SHIPPED.glob("*.yaml"), key=lambda path: path.stem):
         text = path.read_text(encoding="utf-8")
         lines = [line.removeprefix("#").strip() for line in text.splitlines() if line.startswith("#")]
         found.append(Shipped(path.stem, kind_of(_extended(path)), " ".join(lines[:1])))
-    return found
+    return tuple(found)
 
 
 def kind_of(values: Mapping[str, Any]) -> str:
-    """`pipeline` for what has stages, else `train`."""
+    """`pipeline` if there are stages, else `train`."""
     return "pipeline" if "stages" in values else "train"
 
 
@@ -47,10 +48,10 @@ def load(name: str, changes: Sequence[str] = (), *, kind: str | None = None) -> 
     Args:
         name: a YAML file, or the name of a shipped recipe.
         changes: `section.key=value`, the value being YAML; `stages.NAME.` leads to a pipeline's stage.
-        kind: `train` or `pipeline`, where only one of them will do.
+        kind: `train` or `pipeline`, if only one of them is accepted.
 
     Raises:
-        RequestError: no such recipe, of the other kind, not YAML, or a change that leads nowhere.
+        RequestError: no such recipe, the wrong kind, not YAML, or a change to a key that does not exist.
     """
     values = _extended(_find(name))
     found = kind_of(values)
@@ -70,7 +71,7 @@ def change(values: dict[str, Any], changes: Sequence[str] | Mapping[str, Any]) -
     """Set values in place: `section.key=value` as text, the value being YAML, or section.key -> value.
 
     Raises:
-        RequestError: not of this form, or it leads nowhere.
+        RequestError: the wrong form, or no such place.
     """
     for one in changes:
         key, separator, text = one.partition("=")
@@ -81,26 +82,29 @@ def change(values: dict[str, Any], changes: Sequence[str] | Mapping[str, Any]) -
     return values
 
 
-def copy(name: str, out: Path | None = None) -> Path:
-    """Copy a shipped recipe to change it: into `out`, by default NAME.yaml in the current folder.
+def copy_recipe(
+    name: Annotated[str, Field(description="name of a shipped recipe")],
+    out: Annotated[str | Path | None, Field(description="output file (default: NAME.yaml)")] = None,
+) -> Path:
+    """Copy a shipped recipe to a file, to edit it.
 
     Raises:
         RequestError: no such recipe.
-        OutputError: the file is there, or its folder is not.
+        OutputError: the file exists, or its folder does not.
     """
-    target = out if out is not None else Path(f"{name}.yaml")
+    target = Path(f"{name}.yaml" if out is None else out)
     source = _shipped(name)
     if place(target, "file").exists():
-        raise OutputError("is there already.", field="out", value=str(target), fix="Name another file.")
+        raise OutputError("exists already.", field="out", value=str(target), fix="Name another file.")
     with replacing(target) as partial:
         shutil.copyfile(source, partial)
     return target
 
 
 def merge(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
-    """`base` with the values of `over` in their place, section by section; None in `over` takes a key away.
+    """`base`, updated with the values of `over`, section by section; None in `over` removes a key.
 
-    A list of named things is changed by a mapping from their names; None takes one away.
+    A list of named items is changed by a mapping from their names; None removes one.
 
     Raises:
         RequestError: a name that the list does not have.
@@ -124,7 +128,7 @@ def _renewed(key: str, items: list[Any], over: Mapping[str, Any]) -> list[Any]:
     if unknown is not None:
         there = ", ".join(str(name) for name in names if name is not None)
         raise RequestError(
-            "there is nothing of that name in the list.",
+            "the list has no item of that name.",
             field=key,
             value=unknown,
             fix=f"It has {there}." if there else "Its items have no names: give the whole list.",
@@ -141,16 +145,16 @@ def _extended(path: Path, below: tuple[Path, ...] = ()) -> dict[str, Any]:
     base = values.pop("extends", None)
     if base is None:
         return values
-    return merge(_extended(_find(str(base), beside=path.parent), (*below, path)), values)
+    return merge(_extended(_find(str(base), within=path.parent), (*below, path)), values)
 
 
-def _find(name: str, beside: Path = Path()) -> Path:
-    """A file, from `beside` on, or a shipped recipe."""
-    path = beside / name
+def _find(name: str, within: Path = Path()) -> Path:
+    """A file, relative to `within`, or a shipped recipe."""
+    path = within / name
     if path.is_file():
         return path
     if path.suffix in (".yaml", ".yml"):
-        raise RequestError("there is no such file.", field="recipe", value=name)
+        raise RequestError("no such file.", field="recipe", value=name)
     return _shipped(name)
 
 
@@ -163,11 +167,13 @@ def _shipped(name: str) -> Path:
         "no such recipe.",
         field="recipe",
         value=name,
-        fix=f"Did you mean {near[0]!r}?" if near else "`smolmoe recipes` lists those there are.",
+        fix=f"Did you mean {near[0]!r}?" if near else "`smolmoe recipes` lists the shipped ones.",
     )
 
 
 def _read(path: Path) -> dict[str, Any]:
+    from smolmoe.core.yaml_text import MOST_BYTES
+
     try:
         with path.open(encoding="utf-8") as file:
             text = file.read(MOST_BYTES + 1)
@@ -180,19 +186,21 @@ def _read(path: Path) -> dict[str, Any]:
 
 
 def _parsed(text: str, field: str, value: str) -> Any:
+    from smolmoe.core.yaml_text import parse_yaml
+
     try:
         return parse_yaml(text)
     except ValueError as error:
-        raise RequestError(f"not YAML of a recipe: {error}.", field=field, value=value) from error
+        raise RequestError(f"not YAML: {error}.", field=field, value=value) from error
 
 
 def _put(values: Any, keys: list[str], value: Any, change: str) -> None:
-    """Set one value, making sections on the way; a list of named things is entered by name, others by number."""
+    """Set one value and create missing sections; items of a list are found by name, or by number."""
     key, rest = keys[0], keys[1:]
     if isinstance(values, list):
         _put_into_list(values, key, rest, value, change)
     elif not isinstance(values, dict):
-        raise RequestError(f"{key!r} lies in something that has no keys.", field="set", value=change)
+        raise RequestError(f"{key!r} is inside a value that has no keys.", field="set", value=change)
     elif rest:
         if values.get(key) is None:
             values[key] = {}

@@ -7,7 +7,8 @@ from typing import Any
 
 from pydantic import Field, field_validator
 
-from smolmoe.recipe.base import Recipe, Seed
+from smolmoe.recipe.base import Recipe
+from smolmoe.recipe.words import Device, Seed
 
 TEMPERATURES = (1.0, 0.5)
 PROMPTS = 4000
@@ -34,8 +35,8 @@ class PairsRecipe(Recipe):
     chat: bool = Field(default=False, description="use of the tokenizer's chat template instead")
     max_new_tokens: int = Field(default=MAX_NEW_TOKENS, ge=1, description="maximum length of an answer, in tokens")
     batch_size: int = Field(default=BATCH_SIZE, ge=1, description="number of prompts in a batch")
-    device: str = Field(default="cpu", description="device: auto, cpu, cuda, cuda:N or mps")
-    seed: Seed = Field(default=0, description="random seed")
+    device: Device = "cpu"
+    seed: Seed = 0
     out: Path = Field(description="output folder for pairs.jsonl and report.json")
 
     @field_validator("temperatures", mode="before")

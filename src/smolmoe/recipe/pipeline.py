@@ -1,4 +1,4 @@
-"""Runs put together: stages in order, each in a folder of its own."""
+"""Pipelines: stages in order, each in a separate folder."""
 
 from __future__ import annotations
 
@@ -11,61 +11,59 @@ from smolmoe.recipe.base import Recipe
 
 
 class BudgetRecipe(Recipe):
-    """How long all trainings of a pipeline may take together."""
+    """Time budget of all trainings of a pipeline."""
 
     minutes: float = Field(
         gt=0,
-        description="trainings that would take longer are all shortened to the same share of their max_steps, "
-        "by a short timing trial of the first one",
+        description="minutes for all trainings; if they would take longer, each is shortened to the same share of its "
+        "max_steps, after a short timing trial of the first one",
     )
-    least: float = Field(0.0, ge=0, le=1, description="share of the steps that is trained however long it takes")
+    least: float = Field(0.0, ge=0, le=1, description="minimum share of the steps, however long they take")
 
 
 class ReportRecipe(Recipe):
-    """What became of the held-out loss across a conversion, and who is better in the end."""
+    """The effect of a conversion on the held-out loss, and the comparison of the final losses."""
 
     before: str | None = Field(None, description="training stage that ended at the conversion")
-    after: dict[str, str] = Field(min_length=1, description="label -> training stage that went on from there")
+    after: dict[str, str] = Field(min_length=1, description="label -> training stage that continued from there")
     reference: str | None = Field(None, description="label that the others are compared with (default: none)")
     boundary: int = Field(
-        0, ge=0, description="step of those stages to look around: 0 is the conversion, tie_groups the untying"
+        0, ge=0, description="step of those stages to show in detail: 0 is the conversion, tie_groups the untying"
     )
 
     @model_validator(mode="after")
     def _reference_is_a_label(self) -> Self:
         if self.reference is not None and self.reference not in self.after:
-            raise ValueError(f"{self.reference!r} is no label of `after`")
+            raise ValueError(f"{self.reference!r} is not a label of `after`")
         return self
 
 
 class StageRecipe(Recipe):
     """One stage: exactly one of its kinds.
 
-    In any value, `{name}` is the model folder that stage `name` wrote, the file of the rows that it chose or the pairs
-    that it made, or the folder of its corpus. Of a training, `{name.run}` is the run folder, and `{name.blocks}` the
-    number of blocks that it had read or passed over when it ended. `{name.probe}` is the folder of a probe, and
+    In any value, `{name}` is the model folder that stage `name` wrote, the file of the rows or pairs that it wrote, or
+    the folder of its corpus. Of a training, `{name.run}` is the run folder, and `{name.blocks}` the
+    number of blocks that it has read or skipped at its end. `{name.probe}` is the folder of a probe, and
     `{name.held_out}` the file of the rows that a selection kept out.
     """
 
-    name: str = Field(pattern=r"^[a-z0-9][a-z0-9_-]*$", description="of the stage, and of its folder")
+    name: str = Field(pattern=r"^[a-z0-9][a-z0-9_-]*$", description="name of the stage and its folder")
     train: dict[str, Any] | None = Field(None, description="a training recipe, without `out`")
     upcycle: dict[str, Any] | None = Field(None, description="options of `smolmoe upcycle`, without OUT")
     probe: dict[str, Any] | None = Field(
-        None, description="what the experts of a model do on the held-out text, with a page"
+        None, description="probe of a model's experts on the held-out text, with a page"
     )
     select: dict[str, Any] | None = Field(None, description="rows to train on, chosen by a score")
     align: dict[str, Any] | None = Field(None, description="an alignment: its `method` and recipe, without `out`")
     pairs: dict[str, Any] | None = Field(None, description="preference pairs from a model's own answers")
     corpus: dict[str, Any] | None = Field(None, description="text of this Python installation, in two files")
-    doctor: dict[str, Any] | None = Field(None, description="an MoE examined; an error it finds stops the pipeline")
+    doctor: dict[str, Any] | None = Field(None, description="diagnosis of an MoE; an error stops the pipeline")
     verify: dict[str, Any] | None = Field(
-        None, description="an MoE measured against the claim of its conversion; a failure stops the pipeline"
+        None, description="verification of an MoE against the claim of its conversion; a failure stops the pipeline"
     )
     compare: dict[str, Any] | None = Field(None, description="models compared on the same held-out text")
-    report: ReportRecipe | None = Field(None, description="held-out losses across the conversion, drawn and compared")
-    match_flops: str | None = Field(
-        None, description="training stage whose FLOPs this one is to spend: sets trainer.max_steps"
-    )
+    report: ReportRecipe | None = Field(None, description="held-out losses across the conversion, plotted and compared")
+    match_flops: str | None = Field(None, description="training stage with the same FLOPs: sets trainer.max_steps")
 
     @model_validator(mode="after")
     def _is_of_one_kind(self) -> Self:
@@ -79,17 +77,17 @@ class StageRecipe(Recipe):
 
 
 def kinds() -> tuple[str, ...]:
-    """What a stage may be: the sections of `StageRecipe`."""
+    """The kinds of stage: the sections of `StageRecipe`."""
     return tuple(name for name in StageRecipe.model_fields if name not in ("name", "match_flops"))
 
 
 class PipelineRecipe(Recipe):
-    """Stages in order. Values under `defaults` are those of every training stage that does not say otherwise."""
+    """Stages in order. `defaults` apply to every training stage that does not set the same value."""
 
-    defaults: dict[str, Any] = Field(default_factory=dict, description="what all training stages share")
-    budget: BudgetRecipe | None = Field(None, description="how long the trainings may take together")
-    stages: tuple[StageRecipe, ...] = Field(min_length=1, description="in the order in which they run")
-    out: Path = Field(description="folder of the whole")
+    defaults: dict[str, Any] = Field(default_factory=dict, description="values that all training stages share")
+    budget: BudgetRecipe | None = Field(None, description="time budget of all trainings")
+    stages: tuple[StageRecipe, ...] = Field(min_length=1, description="stages, in order")
+    out: Path = Field(description="output folder of the pipeline")
 
     @model_validator(mode="after")
     def _names_are_unique(self) -> Self:

@@ -6,9 +6,9 @@ from pathlib import Path
 
 from pydantic import Field
 
-from smolmoe.recipe.base import Recipe, Seed
+from smolmoe.recipe.base import Recipe
 from smolmoe.recipe.data import DataRecipe
-from smolmoe.recipe.words import Device
+from smolmoe.recipe.words import Device, Seed
 
 DRAWS = 200  # shuffles of the domains
 

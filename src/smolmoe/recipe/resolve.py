@@ -1,4 +1,4 @@
-"""One way from what a caller gives (a recipe's name, file, object, or its fields as keywords) to the parsed recipe."""
+"""From a recipe's name, file, object, or its fields as keywords to the parsed recipe."""
 
 from __future__ import annotations
 
@@ -17,20 +17,20 @@ Changes = Sequence[str] | Mapping[str, Any]
 def values_of(
     recipe: Given, keywords: Mapping[str, Any], *, changes: Changes = (), kind: str | None = None
 ) -> dict[str, Any]:
-    """The values of a recipe with keywords and changes in their place, not yet validated.
+    """The values of a recipe, updated with keywords and changes, not yet validated.
 
     Args:
-        recipe: name of a shipped recipe, YAML file, recipe, or its values; None where `keywords` say all.
-        keywords: fields; a section is merged into the recipe's, and None takes a field away.
+        recipe: name of a shipped recipe, YAML file, recipe, or its values; None if `keywords` has all fields.
+        keywords: fields; a section is merged into the recipe's, and None removes a field.
         changes: `section.key=value` as text, the value being YAML; or section.key -> value.
-        kind: `train` or `pipeline`, where only one of them will do.
+        kind: `train` or `pipeline`, if only one of them is accepted.
 
     Raises:
-        RequestError: no such recipe, or a change that leads nowhere.
+        RequestError: no such recipe, or a change to a key that does not exist.
     """
     if isinstance(recipe, str | Path):
         values = load(str(recipe), kind=kind)
-    elif isinstance(recipe, Recipe):  # what was left out stays left out
+    elif isinstance(recipe, Recipe):  # without defaults
         values = recipe.model_dump(exclude_unset=True)
     else:
         values = dict(recipe or {})
@@ -47,13 +47,13 @@ def resolve(
     kind: str | None = None,
     fixed: Mapping[str, Any] | None = None,
 ) -> R:
-    """The parsed recipe of what `values_of` takes.
+    """The parsed recipe, from the arguments of `values_of`.
 
     Args:
-        fixed: fields that the command decides; a recipe may say the same, and nothing else.
+        fixed: fields that the command decides; a recipe may only have the same values.
 
     Raises:
-        RequestError: for the first value that does not fit.
+        RequestError: the first invalid value.
     """
     if isinstance(recipe, model) and not keywords and not changes and not fixed:
         return recipe

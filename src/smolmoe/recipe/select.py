@@ -6,15 +6,16 @@ from typing import Any, Literal
 
 from pydantic import Field, ValidationInfo, field_validator
 
-from smolmoe.recipe.base import Recipe, Seed, Vocabulary
+from smolmoe.recipe.base import Recipe, Vocabulary
 from smolmoe.recipe.data import SourceRecipe
+from smolmoe.recipe.words import Device, Seed
 
 Score = Literal["entropy", "perplexity", "random"]
 Prefer = Literal["high", "middle", "low"]
 
 
 class SelectRecipe(Recipe):
-    """One choice of rows: what they are scored by, in which groups, and how many of each."""
+    """One choice of rows: score, groups and budget."""
 
     sources: tuple[SourceRecipe, ...] = Field(description="sources of the rows; all their columns are kept")
     budget: int = Field(1000, ge=1, description="number of rows or tokens to select")
@@ -58,12 +59,12 @@ class SelectRecipe(Recipe):
         lt=1,
         description="fraction of documents held out (by hash of the text) and written to a separate file",
     )
-    device: str = Field("cpu", description="device: auto, cpu, cuda, cuda:N or mps")
-    seed: Seed = Field(0, description="random seed")
+    device: Device = "cpu"
+    seed: Seed = 0
 
     @property
     def preferred(self) -> Prefer:
-        """What `prefer` comes to."""
+        """`prefer`, or its default for the score."""
         return self.prefer or ("middle" if self.score == "perplexity" else "high")
 
     @field_validator("sources")

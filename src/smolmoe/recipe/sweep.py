@@ -1,4 +1,4 @@
-"""What a sweep varies, and how far its law is drawn."""
+"""A sweep over token budgets, and the range of its scaling law."""
 
 from __future__ import annotations
 
@@ -8,7 +8,8 @@ from typing import Annotated, Any, Self
 
 from pydantic import BeforeValidator, Field, model_validator
 
-from smolmoe.recipe.base import Recipe, Seed
+from smolmoe.recipe.base import Recipe
+from smolmoe.recipe.words import Seed
 
 _UNITS = {"": 1, "K": 1e3, "M": 1e6, "B": 1e9}
 _NUMBER = re.compile(r"(\d+\.?\d*|\.\d+)(?:[eE]\+?(\d+))?([KMB]?)", re.IGNORECASE)

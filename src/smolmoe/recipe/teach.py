@@ -1,4 +1,4 @@
-"""What to ask a teacher over HTTP."""
+"""Prompts and options for a teacher behind an HTTP endpoint."""
 
 from __future__ import annotations
 
@@ -55,6 +55,6 @@ class TeachRecipe(Recipe):
         return self
 
     def sampling(self) -> dict[str, object]:
-        """What the answers follow from, the prompts apart: a resumed job must agree on it."""
+        """The options that decide the answers, without the prompts: a resumed job must have the same."""
         names = {"model", "system", "max_tokens", "temperature", "top_p", "top_logprobs"}
         return self.model_dump(mode="json", include=names)

@@ -1,4 +1,4 @@
-"""One training run: what model, on what text, for what objective."""
+"""One training run: model, text and objective."""
 
 from __future__ import annotations
 
@@ -8,15 +8,16 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import Field, create_model, model_validator
 
 from smolmoe.moe.losses import ROUTER_LOSSES
-from smolmoe.recipe.base import Index, Recipe, Seed, Vocabulary
+from smolmoe.recipe.base import Index, Recipe, Vocabulary
 from smolmoe.recipe.data import DataRecipe
 from smolmoe.recipe.trainer import TrainerValues
+from smolmoe.recipe.words import BestDevice, Seed
 
 
 class ModelRecipe(Recipe):
-    """A checkpoint to train on, or the sizes of a model to begin from random weights."""
+    """A checkpoint to continue training, or the sizes of a model with random weights."""
 
-    path: str | None = Field(default=None, description="local folder or hub id of the model to train on")
+    path: str | None = Field(default=None, description="local folder or hub id of the model to train")
     revision: str | None = Field(default=None, description="hub revision")
     config: dict[str, Any] | None = Field(
         default=None, description="config of a new model: model_type and any other key"
@@ -47,7 +48,7 @@ class ObjectiveRecipe(RouterLosses):
         description="tokens whose load counts: all of the step's (ranks, accumulation so far), or one batch's",
     )
     bias_rate: float = Field(
-        default=0.0, ge=0, description="step of the loss-free balancing bias, where the class has one"
+        default=0.0, ge=0, description="step of the loss-free balancing bias, if the class has one"
     )
     beta: float = Field(
         default=1.0, ge=0, description="beta of balanced perplexity, exp(CE) * exp(beta * (1 - balance))"
@@ -81,20 +82,22 @@ class GuidanceRecipe(Recipe):
 
 
 class DistillRecipe(Recipe):
-    """A teacher: what it says of each next token stands beside the token itself."""
+    """A teacher, whose distribution over the next token is a target in addition to the token."""
 
     cache: str = Field(description="folder of a teacher's targets for this text, from `smolmoe distill cache`")
     weight: float = Field(default=0.5, gt=0, le=1, description="w of (1 - w) CE + w T² KL(teacher ‖ student)")
     temperature: float | None = Field(
-        default=None, gt=0, description="T of both; it must be the cache's (default: that one)"
+        default=None,
+        gt=0,
+        description="temperature of both distributions; must equal the cache's (default: the cache's)",
     )
 
 
 class RoutingRecipe(Recipe):
-    """What is done to routers in training only."""
+    """Router options that apply in training only."""
 
     noise: Annotated[float, Field(ge=0)] | Literal["learned"] = Field(
-        default=0.0, description="noise on router logits: its std, or learned"
+        default=0.0, description="noise on router logits: its standard deviation, or learned"
     )
     temperature: float = Field(
         default=1.0, gt=0, description="router logits are divided by it; folded into the saved weights"
@@ -122,12 +125,12 @@ class RoutingRecipe(Recipe):
 
 
 class EvaluationRecipe(Recipe):
-    """Held-out measurements on the way."""
+    """Held-out measurements during training."""
 
     every: int | None = Field(default=None, ge=1, description="steps between evaluations (default: ten per run)")
     at: tuple[Index, ...] = Field(default=(), description="additional evaluation steps; 0 is before training")
-    tokens: int = Field(default=10_000, ge=1, description="held-out tokens of each domain")
-    per_document: int = Field(default=1024, ge=2, description="held-out tokens of one document at most")
+    tokens: int = Field(default=10_000, ge=1, description="held-out tokens per domain")
+    per_document: int = Field(default=1024, ge=2, description="maximum number of held-out tokens per document")
 
 
 class SamplesRecipe(Recipe):
@@ -142,7 +145,7 @@ class CarryRecipe(Recipe):
 
     optimizer: str = Field(description="run folder (or its checkpoint) that trained the dense source with Adam")
     experts: bool = Field(
-        default=True, description="carry the moments of what became experts too, not only of what was kept"
+        default=True, description="carry-over of the moments of the experts, in addition to those of unchanged weights"
     )
 
 
@@ -168,8 +171,6 @@ class TrainRecipe(Recipe):
     )
     trainer: TrainerValues = Field(default_factory=dict, description="any field of transformers' TrainingArguments")
     parallel: Literal["ddp", "fsdp"] = Field(default="ddp", description="parallelism across processes: ddp or fsdp")
-    device: str | None = Field(
-        default=None, description="device: auto, cpu, cuda, cuda:N or mps (default: the fastest)"
-    )
-    seed: Seed = Field(default=0, description="random seed")
+    device: BestDevice = None
+    seed: Seed = 0
     out: Path = Field(description="output folder of the run")

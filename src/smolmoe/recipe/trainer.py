@@ -1,7 +1,7 @@
-"""What the fields of transformers' TrainingArguments and of TRL's configs may hold: types and ranges, as data.
+"""Types and ranges of the fields of transformers' TrainingArguments and of TRL's configs, as data.
 
-A field that is not here is refused where the installed classes are known, see `train.arguments`. Values keep the names
-and the meaning that transformers gives them.
+Other fields are checked in `training.arguments`, where the installed classes are known. Names and meanings are those
+of transformers.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ def _number(value: Any) -> Any:
     return value
 
 
-MOST = 2**31 - 1  # steps, sequences, ...: more is a slip, and overflows somewhere below
+MOST = 2**31 - 1  # steps, sequences, ...: larger numbers are mistakes, and overflow
 
 
 def _steps(steps: int) -> int:
@@ -36,21 +36,21 @@ def _pairs(text: str) -> str:
 
 
 Int = Annotated[int, BeforeValidator(_number)]
-Float = Annotated[float | int, BeforeValidator(_number)]  # a whole number stays one
+Float = Annotated[float | int, BeforeValidator(_number)]  # an integer stays one
 Count = Annotated[Int, Field(ge=1, le=MOST)]
 Positive = Annotated[Float, Field(gt=0)]
 NotNegative = Annotated[Float, Field(ge=0)]
-Momentum = Annotated[float, BeforeValidator(_number), Field(ge=0, lt=1)]  # torch takes no whole number here
+Momentum = Annotated[float, BeforeValidator(_number), Field(ge=0, lt=1)]  # torch refuses an integer here
 Share = Annotated[Float, Field(ge=0, le=1)]
 Name = Annotated[str, Field(min_length=1)]
-# Without any, transformers wants the word; YAML's own is null.
+# transformers expects the word none; in YAML it is null.
 Loggers = Annotated[Name | list[Name], BeforeValidator(lambda value: "none" if value is None else value)]
 Level = Literal["detail", "debug", "info", "warning", "error", "critical", "passive"]
 Options = dict[str, Any] | Annotated[str, Field(pattern=r"^\{")]  # transformers reads JSON in a string
 
 
 class _Values(TypedDict, total=False):
-    """Of every trainer: what transformers' TrainingArguments has and this engine honours."""
+    """For every trainer: the fields of TrainingArguments that are supported."""
 
     __pydantic_config__ = ConfigDict(extra="allow", allow_inf_nan=False)  # type: ignore[misc]
 
@@ -67,7 +67,7 @@ class _Values(TypedDict, total=False):
     weight_decay: NotNegative
     adam_beta1: Momentum
     adam_beta2: Momentum
-    adam_epsilon: Positive  # with 0, an expert that no token has reached yet would move by 0 / 0
+    adam_epsilon: Positive  # with 0, the update of an expert without tokens would be 0 / 0
     gradient_accumulation_steps: Count
     average_tokens_across_devices: bool
     max_grad_norm: NotNegative
@@ -121,7 +121,7 @@ class _Values(TypedDict, total=False):
 
 
 class _AlignValues(_Values, total=False):
-    """Of an alignment: what TRL's SFTConfig, DPOConfig and CPOConfig have on top, in any of them."""
+    """For an alignment: the additional fields of TRL's SFTConfig, DPOConfig and CPOConfig."""
 
     __pydantic_config__ = ConfigDict(extra="allow", allow_inf_nan=False)  # type: ignore[misc]
 
@@ -143,6 +143,6 @@ class _AlignValues(_Values, total=False):
     alpha: Float
 
 
-# A plain dict to everyone else; what is not given stays out of it.
+# A plain dict for all other code; it has only the given values.
 TrainerValues = Annotated[dict[str, Any], GetPydanticSchema(lambda source, handler: handler(_Values))]
 AlignTrainerValues = Annotated[dict[str, Any], GetPydanticSchema(lambda source, handler: handler(_AlignValues))]

@@ -7,7 +7,8 @@ from typing import Literal
 
 from pydantic import Field
 
-from smolmoe.recipe.base import Recipe, Seed
+from smolmoe.recipe.base import Recipe
+from smolmoe.recipe.words import Seed
 
 Shared = Literal["none", "full", "residual"] | int
 Diversify = Literal["none", "noise", "drop"]
@@ -62,7 +63,7 @@ class UpcycleRecipe(Recipe):
     device: str = Field(
         "cpu", description="device for router initialisation and verification: auto, cpu, cuda, cuda:N or mps"
     )
-    seed: Seed = Field(0, description="random seed")
+    seed: Seed = 0
     revision: str | None = Field(None, description="hub revision of the source: commit, branch or tag")
     max_shard_size: str = Field("5GB", description="maximum size of a weight file, e.g. 500MB or 5GB")
     overwrite: bool = Field(False, description="replacement of an existing output folder")

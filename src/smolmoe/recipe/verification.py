@@ -6,8 +6,8 @@ from pathlib import Path
 
 from pydantic import Field
 
-from smolmoe.recipe.base import Recipe, Seed
-from smolmoe.recipe.words import Device
+from smolmoe.recipe.base import Recipe
+from smolmoe.recipe.words import Device, Seed
 
 
 class DoctorRecipe(Recipe):

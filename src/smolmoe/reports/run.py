@@ -5,6 +5,9 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Annotated
+
+from pydantic import Field
 
 from smolmoe.core.files import followed, made, place, write_text
 from smolmoe.errors import OutputError
@@ -14,19 +17,23 @@ from smolmoe.reports.overview_summary import answers
 from smolmoe.reports.page import MARK, Page
 
 
-def report(folders: Sequence[str | Path], out: str | Path, *, overwrite: bool = False) -> Overview:
-    """Write one page on the runs, models, probes and measurements in these folders; returns what was found.
-
-    Args:
-        folders: of runs, pipelines, models, probes, or result files such as compare.json.
-        out: the page, a self-contained .html file. An earlier page is replaced.
-        overwrite: replace any other file too.
+def report(
+    runs: Annotated[
+        Sequence[str | Path] | str | Path,
+        Field(description="folder of a run, pipeline, model or probe, or a file such as compare.json"),
+    ],
+    out: Annotated[str | Path, Field(description="output file, a self-contained HTML page")],
+    *,
+    overwrite: Annotated[bool, Field(description="replacement of another file at the output path")] = False,
+) -> Overview:
+    """Write one offline HTML page from runs and measurements.
 
     Raises:
         DataError: no such folder, or nothing from smolmoe in it.
         CheckpointError: a file has an unsupported schema.
         OutputError: another file, or a folder, is at `out`, or the system refuses.
     """
+    folders = [runs] if isinstance(runs, str | Path) else runs
     if followed(out) in {Path(os.path.realpath(folder)) for folder in folders}:
         raise OutputError("is an input of the report.", field="out", value=str(out), fix="Name a new file.")
     out = Path(out)

@@ -12,7 +12,7 @@ from typing import Any
 from smolmoe.core.files import write_json
 from smolmoe.core.json_text import read_object, read_rows
 from smolmoe.core.progress import Progress, silent
-from smolmoe.core.run_folder import RunFolder
+from smolmoe.core.run_folder import begin_folder
 from smolmoe.pipeline.run import run
 from smolmoe.recipe import TrainRecipe, parse
 from smolmoe.scaling.plan import Plan, Start
@@ -25,6 +25,7 @@ from smolmoe.training.run import train
 logger = logging.getLogger(__name__)
 
 METRICS = "metrics.jsonl"
+SETTINGS = "settings.json"
 MADE = ("start", "dense-*", "seed-*", "sweep.json", "sweep.png")  # in the folder of a sweep
 
 
@@ -65,8 +66,8 @@ class Runs:
         Raises:
             OutputError: it holds a sweep of another recipe, or something else.
         """
-        plan = self.plan
-        on_main(lambda: RunFolder(plan.request.out, plan.settings, made=MADE, overwrite=overwrite) and None)
+        out, settings = self.plan.request.out, self.plan.settings
+        on_main(lambda: begin_folder(out, settings, what="a sweep", record=SETTINGS, made=MADE, overwrite=overwrite))
 
     def curve(self, start: Start) -> list[Trained]:
         """The trainings of one start, seed by seed."""

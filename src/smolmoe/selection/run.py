@@ -11,8 +11,9 @@ from typing import Any
 import numpy as np
 
 from smolmoe.core.checkpoint import fingerprint, open_checkpoint
+from smolmoe.core.contents import check_no_others
 from smolmoe.core.devices import pick_device
-from smolmoe.core.files import check_no_others, expanded, write_json
+from smolmoe.core.files import expanded, write_json
 from smolmoe.core.folders import whole_or_nothing
 from smolmoe.core.progress import Progress, silent
 from smolmoe.core.run_folder import is_ours, occupied

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from smolmoe.core.checkpoint import open_checkpoint
 from smolmoe.core.devices import pick_device
-from smolmoe.core.files import locked
+from smolmoe.core.locks import locked
 from smolmoe.core.progress import Progress, silent
 from smolmoe.errors import VerificationError
 from smolmoe.hub.card_writer import write_card

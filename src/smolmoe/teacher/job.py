@@ -7,15 +7,15 @@ import logging
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
-from smolmoe.core.files import growing, place, write_json
+from smolmoe.core.files import growing, place
 from smolmoe.core.json_text import read_json
 from smolmoe.core.progress import Progress
 from smolmoe.data.tally import Tally
 from smolmoe.data.tokens import end_of_text
 from smolmoe.errors import EndpointError, OutputError
 from smolmoe.recipe.teach import TeachRecipe
+from smolmoe.results.teaching import TeachPlan, TeachReport
 from smolmoe.teacher import client
 from smolmoe.teacher.client import Asking, cost
 from smolmoe.teacher.endpoint import Answer, Endpoint, check_address, client_library
@@ -33,7 +33,7 @@ logger = logging.getLogger(__name__)
 
 def teach(
     recipe: TeachRecipe, *, resume: bool = False, report: Progress | None = None, first_wait: float = client.FIRST_WAIT
-) -> dict[str, Any]:
+) -> TeachReport:
     """Ask an endpoint every prompt of a file, and write rows to train on; returns the report that is written.
 
     Every answer is on disk before it counts, so that a killed job can continue with `resume`: it does not repeat
@@ -67,7 +67,7 @@ def _teach(
     resume: bool,
     report: Progress | None,
     first_wait: float,
-) -> dict[str, Any]:
+) -> TeachReport:
     started = time.monotonic()
     journal = Journal.open(recipe.out / FILE, recipe.sampling(), resume=resume)
     try:
@@ -84,9 +84,7 @@ def _teach(
         tally = asyncio.run(_run(job, endpoint, left))
         seconds = before + time.monotonic() - started
         if journal.totals.entries:
-            found = write_results(prompts, journal, recipe, tally, student)
-            found["prompts"]["left_out"] = apart
-            write_json(recipe.out / REPORT, {**found, "seconds": round(seconds, 3)})
+            found = write_results(prompts, apart, journal, recipe, tally, student, seconds)
     finally:
         journal.close()
     if job.error is not None:
@@ -95,10 +93,10 @@ def _teach(
         raise KeyboardInterrupt  # before the first answer: there is nothing to report
     if journal.totals.untold:
         logger.warning("%d answers have no token count: the totals are too low", journal.totals.untold)
-    return {**found, "seconds": round(seconds, 3)}
+    return found
 
 
-def plan(recipe: TeachRecipe) -> dict[str, Any]:
+def plan(recipe: TeachRecipe) -> TeachPlan:
     """The questions and cost of `teach`; nothing is sent or written.
 
     Raises:
@@ -113,14 +111,9 @@ def plan(recipe: TeachRecipe) -> dict[str, Any]:
     at_most = None
     if recipe.max_tokens is not None:
         at_most = cost(characters // _CHARACTERS_A_TOKEN, recipe.max_tokens * len(questions), recipe)
-    return {
-        "prompts": len(prompts),
-        "left_out": apart,
-        "requests": len(questions),
-        "characters": characters,
-        "prompt_tokens_about": characters // _CHARACTERS_A_TOKEN,
-        "cost_at_most_about": at_most,
-    }
+    return TeachPlan(
+        len(prompts), apart, len(questions), characters, characters // _CHARACTERS_A_TOKEN, cost_at_most_about=at_most
+    )
 
 
 def _prompts(recipe: TeachRecipe) -> tuple[list[Prompt], dict[str, int]]:

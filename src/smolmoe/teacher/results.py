@@ -13,6 +13,16 @@ from smolmoe.core.json_text import json_line
 from smolmoe.core.provenance import versions
 from smolmoe.data.presets import dialogue
 from smolmoe.recipe.teach import TeachRecipe
+from smolmoe.results.teaching import (
+    Failures,
+    PromptFile,
+    Questions,
+    Requests,
+    Rows,
+    StudentFit,
+    TeachReport,
+    Tokens,
+)
 from smolmoe.teacher.client import Tally, cost
 from smolmoe.teacher.journal import Journal
 from smolmoe.teacher.logprobs import Mismatch, StudentTokens, Targets
@@ -25,14 +35,24 @@ REPORT = "report.json"
 FAILED = "failed.ndjson"
 LOGPROBS = "logprobs.ndjson"
 STUDENT_TEXT = "student_text"  # column: the answer if it has targets, else empty, which training skips
-SCHEMA_VERSION = 1
 _SHOWN = 10  # failures and mismatches in the report; the files have all
 
 
 def write_results(
-    prompts: list[Prompt], journal: Journal, recipe: TeachRecipe, tally: Tally, student: StudentTokens | None
-) -> dict[str, Any]:
-    """Write the files into the recipe's folder, each renamed into place when complete; returns the report."""
+    prompts: list[Prompt],
+    left_out: dict[str, int],
+    journal: Journal,
+    recipe: TeachRecipe,
+    tally: Tally,
+    student: StudentTokens | None,
+    seconds: float,
+) -> TeachReport:
+    """Write the files into the recipe's folder, each renamed into place when complete; returns the report.
+
+    Args:
+        left_out: rows of the prompts' file, by reason.
+        seconds: of all calls.
+    """
     results = _Results(journal, recipe, student, digest_of(prompts))
     files = [ROWS, FAILED, *([LOGPROBS] if recipe.top_logprobs is not None else [])]
     with _written({name: recipe.out / name for name in files}) as streams:
@@ -40,7 +60,9 @@ def write_results(
             for sample in range(recipe.samples):
                 results.add(prompt, sample, streams)
     targets = results.targets.finish() if results.targets is not None else None
-    return results.report(prompts, tally, targets)
+    report = results.report(prompts, left_out, tally, targets, seconds)
+    report.write(recipe.out / REPORT)
+    return report
 
 
 class _Results:
@@ -103,49 +125,45 @@ class _Results:
             "candidate_logprobs": found.logprobs,
         }
 
-    def report(self, prompts: list[Prompt], tally: Tally, targets: dict[str, Any] | None) -> dict[str, Any]:
+    def report(
+        self,
+        prompts: list[Prompt],
+        left_out: dict[str, int],
+        tally: Tally,
+        targets: dict[str, Any] | None,
+        seconds: float,
+    ) -> TeachReport:
         """The content of `report.json`."""
         totals, reasons = self._journal.totals, Counter(failure["kind"] for failure in self._failures)
-        shown = [{**failure, "prompt": failure["prompt"][:200]} for failure in self._failures[:_SHOWN]]
-        report = {
-            "schema_version": SCHEMA_VERSION,
-            "prompts": {"path": str(self._recipe.prompts), "sha256": self._prompts, "rows": len(prompts)},
-            "questions": {
-                "distinct": len(self._used),
-                **{state: self._distinct[state] for state in ("answered", "failed", "left")},
-                "answered_now": tally.answered,
-                "answers_of_other_prompts": len(self._journal.answered.keys() - self._used),
-            },
-            "rows": {
-                "written": self._rows["answered"],
-                **{state: self._rows[state] for state in ("failed", "left")},
-            },
-            "stopped": tally.stopped,
-            "finish_reasons": dict(self._finish),
-            "failures": {"reasons": dict(reasons.most_common()), "first": shown},
-            "requests": {
-                "all": totals.tries,
-                "now": tally.requests,
-                "retried_now": dict(tally.retried.most_common()),
-            },
-            "tokens": {
-                "prompt": totals.prompt_tokens,
-                "answer": totals.answer_tokens,
-                "answers_without_count": totals.untold,
-            },
-            "cost": cost(totals.prompt_tokens, totals.answer_tokens, self._recipe),
-            "options": self._recipe.model_dump(mode="json"),
-            "versions": versions("openai"),
-        }
-        if self._student is not None:
-            refused = sum(self._mismatches.values())
-            report["student"] = {
-                "fitting": self._rows["answered"] - refused,
-                "refused": refused,
-                "reasons": dict(self._mismatches.most_common(_SHOWN)),
-                "targets": targets and {name: targets[name] for name in ("documents", "tokens", "bytes_per_token")},
-            }
-        return report
+        shown = ({**failure, "prompt": failure["prompt"][:200]} for failure in self._failures[:_SHOWN])
+        distinct, rows = self._distinct, self._rows
+        return TeachReport(
+            prompts=PromptFile(str(self._recipe.prompts), self._prompts, len(prompts), left_out),
+            questions=Questions(
+                len(self._used),
+                distinct["answered"],
+                distinct["failed"],
+                distinct["left"],
+                answered_now=tally.answered,
+                answers_of_other_prompts=len(self._journal.answered.keys() - self._used),
+            ),
+            rows=Rows(rows["answered"], rows["failed"], rows["left"]),
+            stopped=tally.stopped,
+            finish_reasons=dict(self._finish),
+            failures=Failures(dict(reasons.most_common()), tuple(shown)),
+            requests=Requests(totals.tries, tally.requests, dict(tally.retried.most_common())),
+            tokens=Tokens(totals.prompt_tokens, totals.answer_tokens, totals.untold),
+            cost=cost(totals.prompt_tokens, totals.answer_tokens, self._recipe),
+            options=self._recipe.model_dump(mode="json"),
+            versions=versions("openai"),
+            student=None if self._student is None else self._fit(targets),
+            seconds=round(seconds, 3),
+        )
+
+    def _fit(self, targets: dict[str, Any] | None) -> StudentFit:
+        refused = sum(self._mismatches.values())
+        about = targets and {name: targets[name] for name in ("documents", "tokens", "bytes_per_token")}
+        return StudentFit(self._rows["answered"] - refused, refused, dict(self._mismatches.most_common(_SHOWN)), about)
 
 
 def row_of(prompt: Prompt, sample: int, answer: dict[str, Any]) -> dict[str, Any]:

@@ -11,8 +11,9 @@ from typing import Any
 
 import yaml
 
+from smolmoe.core.contents import remove
 from smolmoe.core.devices import facts, pick_device
-from smolmoe.core.files import remove, write_json, write_text
+from smolmoe.core.files import write_json, write_text
 from smolmoe.core.provenance import SCHEMA_VERSION
 from smolmoe.core.run_folder import is_ours, occupied
 from smolmoe.data.same_tokenizer import tokenizer_hash

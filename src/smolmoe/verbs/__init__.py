@@ -1,5 +1,5 @@
-"""What smolmoe does: one public function for each command, taking a recipe or its fields, returning a typed result.
+"""The public functions of smolmoe, one for each command: they take a recipe or its fields, and return a typed result.
 
-Importing these modules costs nothing: what does the work is imported when a function is called. Signatures are the
-one place that says names, defaults and meanings: the command line and docs/api.md are made from them.
+Importing these modules is cheap: the code that does the work is imported when a function is called. Names, defaults and
+meanings are written once, in the signatures; the command line and docs/reference/api.md are made from them.
 """

@@ -1,4 +1,4 @@
-"""Convert: upcycle a dense model, and take out, merge or add experts."""
+"""Convert: inspect a dense model and upcycle it. `smolmoe.surgery.experts.run` has the commands for experts."""
 
 from __future__ import annotations
 
@@ -7,12 +7,10 @@ from typing import TYPE_CHECKING, Annotated
 
 from pydantic import Field
 
+from smolmoe.core.progress import Progress
 from smolmoe.recipe.upcycle import UpcycleRecipe
 from smolmoe.recipe.words import DryRun
-from smolmoe.surgery.experts.run import add_expert, extract, merge_experts, prune
-from smolmoe.verbs.signature import Report, takes
-
-__all__ = ["add_expert", "extract", "inspect", "merge_experts", "prune", "upcycle"]
+from smolmoe.verbs.signature import takes
 
 if TYPE_CHECKING:
     from smolmoe.surgery.inspection import Inspection
@@ -31,11 +29,11 @@ def inspect(
 
 
 @takes(UpcycleRecipe, "source", "out")
-def upcycle(recipe: UpcycleRecipe, *, dry_run: DryRun = False, report: Report | None = None) -> UpcycleResult:
+def upcycle(recipe: UpcycleRecipe, *, dry_run: DryRun = False, report: Progress | None = None) -> UpcycleResult:
     """Convert a dense model into an MoE and verify the files.
 
     Raises:
-        SmolmoeError: a subclass with field, value and fix. Nothing is left half-written.
+        SmolmoeError: a subclass with field, value and fix. No incomplete output is left.
         VerificationError: the files do not match the claim; they are kept for inspection.
     """
     from smolmoe.surgery.run import run_upcycle

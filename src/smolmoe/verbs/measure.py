@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from pydantic import Field
 
+from smolmoe.core.progress import Progress
 from smolmoe.recipe.bench import BenchRecipe
 from smolmoe.recipe.compare import CompareRecipe
 from smolmoe.recipe.pairs import BATCH_SIZE, MAX_NEW_TOKENS, TEMPLATE, PairsRecipe
@@ -15,7 +16,7 @@ from smolmoe.recipe.resolve import Given, values_of
 from smolmoe.recipe.sweep import SweepRecipe
 from smolmoe.recipe.verification import VerifyRecipe
 from smolmoe.recipe.words import Device, DryRun, Overwrite, RecipeGiven, Set
-from smolmoe.verbs.signature import Report, said, spells_out, takes
+from smolmoe.verbs.signature import said, spells_out, takes
 
 if TYPE_CHECKING:
     from smolmoe.evaluation.correction import CorrectionScores
@@ -61,7 +62,7 @@ def compare(
     ] = None,
     overwrite: Overwrite = False,
     device: Device = "cpu",
-    report: Report | None = None,
+    report: Progress | None = None,
 ) -> Comparison:
     """Compare models on the same held-out text.
 
@@ -86,7 +87,7 @@ def compare(
 
 
 @takes(BenchRecipe, "model")
-def bench(recipe: BenchRecipe, *, report: Report | None = None) -> BenchResult:
+def bench(recipe: BenchRecipe, *, report: Progress | None = None) -> BenchResult:
     """Measure parameters, FLOPs, latency, throughput and memory."""
     from smolmoe.core.files import check_parent
     from smolmoe.evaluation.bench.run import bench as run
@@ -107,7 +108,7 @@ def sweep(
     set: Set = (),  # noqa: A002 - the option's name
     overwrite: Overwrite = False,
     dry_run: DryRun = False,
-    report: Report | None = None,
+    report: Progress | None = None,
     **budgets: Any,
 ) -> Sweep | SweepForecast:
     """Train at several token budgets and fit a scaling law.
@@ -149,7 +150,7 @@ def score_corrections(
     device: Device = "cpu",
     out: Annotated[Path | None, Field(description="output folder for scores.json and predictions.jsonl")] = None,
     overwrite: Overwrite = False,
-    report: Report | None = None,
+    report: Progress | None = None,
 ) -> CorrectionScores:
     """Score greedy corrections; the baseline copies the input."""
     from smolmoe.data.prompts import CorrectionPrompt, read_corrections

@@ -1,4 +1,4 @@
-"""Signatures of verbs: made from recipe models, and read as fields by the command line and the documentation."""
+"""Signatures of verbs, made from recipe models; the command line and the documentation read them as fields."""
 
 from __future__ import annotations
 
@@ -19,8 +19,6 @@ from smolmoe.recipe.words import RecipeGiven, Set
 T = TypeVar("T")
 POSITIONAL, KEYWORD = inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY
 
-Report = Callable[[str, int, int], None]  # stage, done, total
-
 
 def takes(
     model: type[R],
@@ -32,16 +30,16 @@ def takes(
     prepare: Callable[[dict[str, Any]], dict[str, Any]] | None = None,
     like: Callable[..., Any] | None = None,
 ) -> Callable[[Callable[..., T]], Callable[..., T]]:
-    """Make a function of a parsed recipe one of a recipe or its fields.
+    """Make a function of a parsed recipe accept a recipe or its fields.
 
     Args:
-        arguments: fields that may be given by position.
-        file: the first argument is a recipe: the name of a shipped one, a file, or an object. Otherwise it may be an
-            object or a .yaml file as well as the first of `arguments`.
-        kind: of the recipe, as `recipe.files.load` takes it.
+        arguments: fields that are positional.
+        file: the first argument is a recipe: the name of a shipped one, a file, or an object. Otherwise it may be the
+            first of `arguments`, an object or a .yaml file.
+        kind: of recipe, as for `recipe.files.load`.
         fixed: fields that this verb decides.
-        extra, prepare: further fields, and what makes the recipe's own of them.
-        like: a verb of the same recipe, whose further options the function takes.
+        extra, prepare: further fields, and the function that turns them into the recipe's.
+        like: a verb of the same recipe, whose other options the function takes as well.
     """
 
     def decorate(run: Callable[..., T]) -> Callable[..., T]:
@@ -92,7 +90,7 @@ def spells_out(model: type[Recipe]) -> Callable[[Callable[..., T]], Callable[...
 
 
 def fields_of(verb: Callable[..., Any]) -> dict[str, tuple[inspect.Parameter, FieldInfo]]:
-    """The parameters of a verb that have a meaning of their own (all but `report` and such), as pydantic fields."""
+    """The described parameters of a verb (all except `report` and the like), as pydantic fields."""
     hints = _hints(verb)
     found = {}
     for name, parameter in inspect.signature(verb).parameters.items():
@@ -105,19 +103,19 @@ def fields_of(verb: Callable[..., Any]) -> dict[str, tuple[inspect.Parameter, Fi
 
 
 def said(model: type[Recipe], name: str) -> FieldInfo:
-    """The description of a recipe's field, for a verb that takes the same value."""
+    """The description of a recipe's field, for a verb with the same argument."""
     return typing.cast(FieldInfo, Field(description=model.model_fields[name].description))
 
 
 def _own(run: Callable[..., Any], fields: Sequence[str] = ()) -> dict[str, inspect.Parameter]:
-    """The parameters of a function that are no fields of its recipe."""
+    """The parameters of a function that are not fields of its recipe."""
     hints = _hints(run)
     own = [one for one in inspect.signature(run).parameters.values() if one.name not in ("recipe", "set", *fields)]
     return {one.name: one.replace(annotation=hints.get(one.name, one.annotation), kind=KEYWORD) for one in own}
 
 
 def _hints(function: Callable[..., Any]) -> dict[str, Any]:
-    """Annotations as objects; those that only a type checker can resolve stay away."""
+    """Annotations as objects, without those that only a type checker can resolve."""
     found = {}
     for name, annotation in getattr(function, "__annotations__", {}).items():
         if isinstance(annotation, str):
@@ -134,7 +132,7 @@ def _plain(name: str, annotation: Any, kind: Any, default: Any = inspect.Paramet
 
 
 def _parameter(name: str, field: FieldInfo, positional: bool, file: bool) -> inspect.Parameter:
-    """A keyword for a field; with a recipe file, what the field requires may stand in the file."""
+    """A keyword for a field; with a recipe file, a required field may be in the file."""
     description = field.description or f"section `{name}` of the recipe"
     annotation = Annotated[field.annotation, Field(description=description), *field.metadata]  # type: ignore[name-defined]
     default = field.get_default(call_default_factory=True)

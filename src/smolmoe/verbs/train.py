@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 from pydantic import Field
 
+from smolmoe.core.progress import Progress
 from smolmoe.recipe.align import AlignRecipe
 from smolmoe.recipe.base import Recipe
 from smolmoe.recipe.distill import CacheRecipe
@@ -17,36 +18,19 @@ from smolmoe.recipe.pipeline import PipelineRecipe
 from smolmoe.recipe.select import SelectRecipe
 from smolmoe.recipe.teach import TeachRecipe
 from smolmoe.recipe.train import TrainRecipe
-from smolmoe.recipe.words import Continue, DryRun, Overwrite, Resume, ResumeTraining, Seed
-from smolmoe.verbs.signature import Report, takes
+from smolmoe.recipe.words import Continue, DryRun, Overwrite, Resume, ResumeTraining
+from smolmoe.verbs.signature import takes
 
 if TYPE_CHECKING:
     from smolmoe.alignment.pairs import PairsReport
     from smolmoe.alignment.run import AlignEstimate, AlignResult
     from smolmoe.pipeline.forecast import StageForecast
     from smolmoe.pipeline.run import PipelineResult
-    from smolmoe.recipe.files import Shipped
     from smolmoe.results.distillation import CacheForecast, CacheResult
+    from smolmoe.results.teaching import TeachPlan, TeachReport
     from smolmoe.selection.results import Selection
     from smolmoe.training.estimate import Estimate
     from smolmoe.training.run import TrainResult
-
-
-def quickstart(
-    out: Annotated[str | Path, Field(description="output folder of the run")] = Path("runs/quickstart"),
-    *,
-    minutes: Annotated[
-        float | None, Field(description="most minutes of training in all (default: the recipe's, 5)")
-    ] = None,
-    seed: Seed = 0,
-    overwrite: Overwrite = False,
-    changes: Sequence[str] = (),
-    report: Report | None = None,
-) -> PipelineResult:
-    """Train, upcycle, verify and report on a small example."""
-    from smolmoe.pipeline.quickstart import quickstart as run
-
-    return run(out, minutes=minutes, seed=seed, overwrite=overwrite, changes=changes, report=report)
 
 
 @takes(TrainRecipe, file=True, kind="train")
@@ -56,12 +40,12 @@ def train(
     resume: ResumeTraining = None,
     overwrite: Overwrite = False,
     dry_run: DryRun = False,
-    report: Report | None = None,
+    report: Progress | None = None,
 ) -> TrainResult | Estimate:
     """Train a model from scratch, or continue training one.
 
     Raises:
-        SmolmoeError: a subclass with field, value and fix. After TrainingError and OutputError the last whole
+        SmolmoeError: a subclass with field, value and fix. After TrainingError and OutputError the last complete
             checkpoint can be resumed.
     """
     from smolmoe.training import run as training
@@ -73,7 +57,7 @@ def train(
 
 @dataclass(frozen=True)
 class PipelineForecast:
-    """What a pipeline would cost, stage by stage; `minutes` is its time budget."""
+    """The cost of a pipeline, stage by stage; `minutes` is its time budget."""
 
     out: Path
     stages: tuple[StageForecast, ...]
@@ -89,7 +73,7 @@ def run(
     *,
     start: Annotated[str | None, Field(description="first stage to run again, with all later ones")] = None,
     dry_run: DryRun = False,
-    report: Report | None = None,
+    report: Progress | None = None,
 ) -> PipelineResult | PipelineForecast:
     """Run the stages of a pipeline; finished ones are skipped."""
     if dry_run:
@@ -109,12 +93,12 @@ def align(
     resume: Resume = None,
     overwrite: Overwrite = False,
     dry_run: DryRun = False,
-    report: Report | None = None,
+    report: Progress | None = None,
 ) -> AlignResult | AlignEstimate:
     """Align a model by the recipe's method: sft, dpo or cpo.
 
     Raises:
-        SmolmoeError: a subclass with field, value and fix. After TrainingError and OutputError the last whole
+        SmolmoeError: a subclass with field, value and fix. After TrainingError and OutputError the last complete
             checkpoint can be resumed.
     """
     from smolmoe.alignment import run as alignment
@@ -124,28 +108,31 @@ def align(
     return alignment.align(recipe, resume=resume, overwrite=overwrite, report=report)
 
 
-def _by(method: str, summary: str) -> Callable[..., AlignResult | AlignEstimate]:
-    """`align` with its method fixed."""
-
-    def aligned(recipe: AlignRecipe, **options: Any) -> AlignResult | AlignEstimate:
-        return align(recipe, **options)
-
-    aligned.__name__, aligned.__doc__ = method, summary
-    return takes(AlignRecipe, file=True, kind="train", fixed={"method": method}, like=align)(aligned)
+@takes(AlignRecipe, file=True, kind="train", fixed={"method": "sft"}, like=align)
+def sft(recipe: AlignRecipe, **options: Any) -> AlignResult | AlignEstimate:
+    """Fine-tune on answers (supervised fine-tuning)."""
+    return align(recipe, **options)
 
 
-sft = _by("sft", "Fine-tune on answers (supervised fine-tuning).")
-dpo = _by("dpo", "Train on preference pairs against a reference model (DPO).")
-cpo = _by("cpo", "Train on preference pairs without a reference model (CPO).")
+@takes(AlignRecipe, file=True, kind="train", fixed={"method": "dpo"}, like=align)
+def dpo(recipe: AlignRecipe, **options: Any) -> AlignResult | AlignEstimate:
+    """Train on preference pairs against a reference model (DPO)."""
+    return align(recipe, **options)
+
+
+@takes(AlignRecipe, file=True, kind="train", fixed={"method": "cpo"}, like=align)
+def cpo(recipe: AlignRecipe, **options: Any) -> AlignResult | AlignEstimate:
+    """Train on preference pairs without a reference model (CPO)."""
+    return align(recipe, **options)
 
 
 @takes(PairsRecipe, "model")
 def make_pairs(
-    recipe: PairsRecipe, *, resume: Continue = False, overwrite: Overwrite = False, report: Report | None = None
+    recipe: PairsRecipe, *, resume: Continue = False, overwrite: Overwrite = False, report: Progress | None = None
 ) -> PairsReport:
     """Sample preference pairs, ranked by distance to a reference.
 
-    A model answers each prompt at two temperatures; the answer nearer to a reference, by edit distance, is preferred.
+    A model answers each prompt at two temperatures; the answer closer to a reference, by edit distance, is preferred.
     """
     from smolmoe.alignment.pairs_run import make_pairs as start
 
@@ -159,7 +146,7 @@ def distill(
     resume: Continue = False,
     overwrite: Overwrite = False,
     dry_run: DryRun = False,
-    report: Report | None = None,
+    report: Progress | None = None,
 ) -> CacheResult | CacheForecast:
     """Write a teacher's probabilities for every token of a text.
 
@@ -175,14 +162,14 @@ def distill(
 
 
 class _Rows(Recipe):
-    """Where rows come from, as one argument."""
+    """The source of rows, as one argument."""
 
     data: str = Field(description="file or folder of rows, preset, or hub data set")
     text: str = Field("text", description="column with the text")
 
 
 def sources(values: Mapping[str, Any]) -> dict[str, Any]:
-    """Values of a SelectRecipe of `data` and `text`: a preset's name or a path."""
+    """Values of a SelectRecipe, from `data` (a preset or a path) and `text`."""
     from smolmoe.data.presets import EMBEDDED, PRESETS
 
     rest = dict(values)
@@ -202,7 +189,7 @@ def select(
     *,
     out: Annotated[str | Path, Field(description="output folder for rows.jsonl, indices.json and report.json")],
     overwrite: Overwrite = False,
-    report: Report | None = None,
+    report: Progress | None = None,
 ) -> Selection:
     """Select training rows by score and group, without duplicates."""
     from smolmoe.selection.run import run_select
@@ -212,61 +199,10 @@ def select(
 
 @takes(TeachRecipe)
 def teach(
-    recipe: TeachRecipe, *, resume: Continue = False, dry_run: DryRun = False, report: Report | None = None
-) -> dict[str, Any]:
+    recipe: TeachRecipe, *, resume: Continue = False, dry_run: DryRun = False, report: Progress | None = None
+) -> TeachReport | TeachPlan:
     """Generate training rows with a model behind an HTTP endpoint."""
     from smolmoe.teacher.job import plan
     from smolmoe.teacher.job import teach as ask
 
     return plan(recipe) if dry_run else ask(recipe, resume=resume, report=report)
-
-
-def fetch(
-    preset: Annotated[str | None, Field(description="name of the preset (default: list all)")] = None,
-    out: Annotated[str | Path | None, Field(description="output folder for the rows and provenance.json")] = None,
-    *,
-    rows: Annotated[int | None, Field(ge=1, description="maximum number of rows (default: all)")] = None,
-    split: Annotated[str | None, Field(description="split of the data set (default: the preset's)")] = None,
-    revision: Annotated[str | None, Field(description="commit, branch or tag (default: the newest)")] = None,
-    accept_licence: Annotated[
-        str | None, Field(description="name of the licence you accept, for a data set that is not free for every use")
-    ] = None,
-    resume: Continue = False,
-    list: Annotated[bool, Field(description="list of the presets")] = False,  # noqa: A002 - the option's name
-    report: Report | None = None,
-) -> Any:
-    """Download a known data set as training rows, or list all.
-
-    Returns:
-        What provenance.json holds; the catalogue (a list) where no preset is named.
-
-    Raises:
-        RequestError: no such preset, or no folder for it.
-    """
-    from smolmoe.data.fetch import catalogue
-    from smolmoe.data.fetch import fetch as fetch_rows
-    from smolmoe.errors import RequestError
-
-    if list or preset is None:
-        return catalogue()
-    if out is None:
-        raise RequestError("the output folder is missing.", field="out", fix="Add `out=DIR`.")
-    asked = {"rows": rows, "split": split, "revision": revision, "accept_licence": accept_licence}
-    return fetch_rows(preset, Path(out), **asked, resume=resume, report=report)  # type: ignore[arg-type]
-
-
-def recipes() -> tuple[Shipped, ...]:
-    """List the recipes that are shipped with smolmoe."""
-    from smolmoe.recipe.files import shipped
-
-    return tuple(shipped())
-
-
-def copy_recipe(
-    name: Annotated[str, Field(description="name of a shipped recipe")],
-    out: Annotated[str | Path | None, Field(description="output file (default: NAME.yaml)")] = None,
-) -> Path:
-    """Copy a shipped recipe to a file, to edit it."""
-    from smolmoe.recipe.files import copy
-
-    return copy(name, None if out is None else Path(out))

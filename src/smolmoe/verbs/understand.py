@@ -1,4 +1,4 @@
-"""Understand: what the experts and routers of a model do."""
+"""Understand: the experts and routers of a model."""
 
 from __future__ import annotations
 
@@ -8,14 +8,15 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from pydantic import Field
 
+from smolmoe.core.progress import Progress
 from smolmoe.recipe.probe import ProbeTextRecipe
 from smolmoe.recipe.select import SelectRecipe
 from smolmoe.recipe.verification import DoctorRecipe
 from smolmoe.recipe.words import Device, Overwrite, Seed
-from smolmoe.verbs.signature import Report, said, takes
+from smolmoe.verbs.signature import said, takes
 
 if TYPE_CHECKING:
-    from smolmoe.inference.expert_choice import Choice
+    from smolmoe.inference.generate import Generation
     from smolmoe.results.probe import ProbeResult
     from smolmoe.selection.explain import RowScores, TextScore
     from smolmoe.verification.doctor import Diagnosis
@@ -33,21 +34,11 @@ def doctor(recipe: DoctorRecipe, *, sequences: int = 8, length: int = 128) -> Di
 
 
 @takes(ProbeTextRecipe, "model", "data", "out")
-def probe(recipe: ProbeTextRecipe, *, overwrite: Overwrite = False, report: Report | None = None) -> ProbeResult:
+def probe(recipe: ProbeTextRecipe, *, overwrite: Overwrite = False, report: Progress | None = None) -> ProbeResult:
     """Measure what each expert of an MoE specialises in."""
     from smolmoe.probing.run import probe as run
 
     return run(recipe, overwrite=overwrite, report=report)
-
-
-def route(
-    model: Annotated[str | Path, Field(description="folder or hub id of an MoE")],
-    prompt: Annotated[str, Field(description="text to find an expert for")],
-) -> Choice:
-    """Find the named expert for a prompt, without a full load."""
-    from smolmoe.inference.expert_choice import route_prompt
-
-    return route_prompt(model, prompt)
 
 
 def generate(
@@ -73,7 +64,7 @@ def generate(
         int | None, Field(description="memory for offloaded experts on the device (default: one layer and one token)")
     ] = None,
     device: Device = "cpu",
-) -> Any:
+) -> Generation | tuple[Generation, ...]:
     """Generate text with a model, or with some of its experts.
 
     Args:
@@ -120,7 +111,7 @@ def score_data(
     prompt_weight: Annotated[float, said(SelectRecipe, "prompt_weight")] = 0.2,
     top: Annotated[int, Field(description="number of frequent tokens, or of rows at each end, to show")] = 8,
     device: Device = "cpu",
-    report: Report | None = None,
+    report: Progress | None = None,
 ) -> TextScore | RowScores:
     """Explain the selection scores of a text or of a file's rows."""
     from smolmoe.recipe.base import parse

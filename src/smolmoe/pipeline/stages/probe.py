@@ -1,4 +1,4 @@
-"""What the experts of an MoE do on the text that the trainings hold out."""
+"""A probe of an MoE's experts on the held-out text of the trainings."""
 
 from __future__ import annotations
 

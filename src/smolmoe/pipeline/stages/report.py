@@ -1,4 +1,4 @@
-"""Held-out losses across a conversion: what it did to them, and which training is better in the end."""
+"""Held-out losses across a conversion, and which training is better at the end."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ def run(recipe: ReportRecipe, folder: Path, report: Progress) -> Values:
     def compare(a: Mapping[str, Any], b: Mapping[str, Any]) -> tuple[float, float, float]:
         return paired_difference(DocumentLosses.from_json(a), DocumentLosses.from_json(b))
 
-    report("Drawing", 0, 0)
+    report("Plotting", 0, 0)
     return write_report(
         folder,
         None if recipe.before is None else folder.parent / recipe.before,

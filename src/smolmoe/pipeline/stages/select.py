@@ -1,4 +1,4 @@
-"""Rows to train on, chosen by a score."""
+"""Rows to train on, selected by a score."""
 
 from __future__ import annotations
 

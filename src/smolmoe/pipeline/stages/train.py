@@ -1,4 +1,4 @@
-"""A training: what it writes is in `model/` of its folder."""
+"""A training; its model is in `model/` of its folder."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def run(recipe: TrainRecipe, folder: Path, report: Progress) -> Values:
 
 
 def checkpoint_of(folder: Path) -> str | None:
-    """Where an interrupted run resumes; None where there is none."""
+    """The checkpoint of an interrupted run, or None."""
     from smolmoe.training.checkpoints import whole_checkpoints
     from smolmoe.training.distributed import on_main
 
@@ -40,7 +40,7 @@ def _write_model(recipe: TrainRecipe, folder: Path) -> None:
     from smolmoe.training.models import model_folder
 
     source = model_folder(recipe.model)
-    if source is not None:  # what is trained on keeps its shape
+    if source is not None:  # continued training keeps the shape
         copy_shape(source, folder)
         return
     model = skeleton(recipe)
@@ -51,7 +51,7 @@ def _write_model(recipe: TrainRecipe, folder: Path) -> None:
 
 
 def copy_shape(source: Path, folder: Path) -> None:
-    """What a training of this model will write, without weights."""
+    """Write the model of a training of this one, without weights."""
     from smolmoe.core.checkpoint import open_checkpoint
 
     shapes: Shapes = {name: info.shape for name, info in open_checkpoint(source).tensors.items()}

@@ -13,7 +13,7 @@ def run(recipe: VerifyRecipe, folder: Path, report: Progress) -> Values:
     """The measurements.
 
     Raises:
-        VerificationError: the files do not do what the conversion claimed.
+        VerificationError: the files do not satisfy the claim.
     """
     from smolmoe.results.verification import failure
     from smolmoe.verification.verify import verify
@@ -30,7 +30,7 @@ def row(result: Values, folder: Path) -> Row:
 
 
 def verdict(verification: Values | None) -> str:
-    """E.g. "verified (exact), max |Δlogit| 3.8e-06"; empty where nothing was measured."""
+    """E.g. "verified (exact), max |Δlogit| 3.8e-06"; empty if nothing was measured."""
     if verification is None:
         return ""
     said = "verified" if verification["passed"] else "NOT verified"

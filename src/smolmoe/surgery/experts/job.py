@@ -9,10 +9,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from smolmoe.core.claim import Claim
-from smolmoe.core.files import locked
+from smolmoe.core.locks import locked
 from smolmoe.core.progress import Progress, silent
-from smolmoe.hub.card_writer import finish_model
-from smolmoe.results.verification import failure
 
 if TYPE_CHECKING:
     from smolmoe.surgery.experts.measure import Losses, Measured, Split
@@ -138,6 +136,8 @@ class Job:
             OutputError: not enough disk space, or the folder cannot be written.
             VerificationError: the files do not satisfy the claim; they are kept for inspection.
         """
+        from smolmoe.hub.card_writer import finish_model
+        from smolmoe.results.verification import failure
         from smolmoe.surgery.tensors.writer import check_sources
 
         measured = found = None

@@ -10,11 +10,10 @@ from typing import TYPE_CHECKING, Annotated, Any
 from pydantic import Field
 
 from smolmoe.core.devices import pick_device
-from smolmoe.core.files import locked
+from smolmoe.core.locks import locked
 from smolmoe.core.progress import Progress, silent
 from smolmoe.errors import RequestError
 from smolmoe.recipe.words import Device, DryRun, Overwrite
-from smolmoe.results.verification import failure
 
 if TYPE_CHECKING:
     from smolmoe.core.claim import Claim
@@ -113,6 +112,7 @@ def export(
 def _native(
     files: MoeFiles, out: Path, to: str, device: str, *, overwrite: bool, dry_run: bool, report: Progress
 ) -> NativeExport:
+    from smolmoe.results.verification import failure
     from smolmoe.surgery.experts.writer import check_room
     from smolmoe.surgery.export.native import native_export
 

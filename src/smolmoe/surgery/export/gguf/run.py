@@ -9,11 +9,12 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from smolmoe.core.files import place, write_json, writing
+from smolmoe.core.files import place, write_json
 from smolmoe.core.folders import workshop
 from smolmoe.core.json_text import BAD_FILE, read_json
 from smolmoe.core.progress import Progress
 from smolmoe.core.provenance import command, versions
+from smolmoe.core.refusals import writing
 from smolmoe.errors import OutputError, RequestError, SourceError, TargetError, VerificationError
 
 if TYPE_CHECKING:

@@ -15,20 +15,20 @@ if TYPE_CHECKING:
 
 
 def show_pairs(result: PairsReport, out: Path) -> None:
-    """What became of the prompts."""
+    """How many prompts gave a pair, and what the answers are like."""
     short = "" if result.prompts == result.asked else f" (asked for {result.asked}; the data has no more)"
     print(f"{result.pairs} pairs of {result.prompts} prompts{short}: {out / 'pairs.jsonl'}")
     first, second = result.temperatures
     print_rows(
         [
-            ("ties", f"{result.ties} equally near, {result.same} the same text twice"),
+            ("ties", f"{result.ties} at the same distance, {result.same} with two identical answers"),
             ("preferred", f"temperature {first}: {result.wins[0]}, temperature {second}: {result.wins[1]}"),
             ("distance", f"{result.distance_chosen:.1f} characters chosen, {result.distance_rejected:.1f} rejected"),
-            ("cut short", f"{result.cut} of {2 * result.prompts} answers"),
+            ("truncated", f"{result.cut} of {2 * result.prompts} answers"),
             (
                 "sampled",
                 f"{result.new_tokens} tokens in {units.duration(result.seconds)}, "
-                f"{result.tokens_per_second:.0f} a second",
+                f"{result.tokens_per_second:.0f} per second",
             ),
         ]
     )
@@ -37,7 +37,6 @@ def show_pairs(result: PairsReport, out: Path) -> None:
 COMMAND = Command(
     train.make_pairs,
     lambda result, given: show_pairs(result, given["out"]),
-    name="pairs",
     names={"template": ("--template", "--prompt-template")},
     read={"template": unescaped},
 )

@@ -1,0 +1,7 @@
+"""align cpo."""
+
+from smolmoe.cli.align import OPTIONS, show_aligned, show_estimate
+from smolmoe.cli.command import Command
+from smolmoe.verbs import train
+
+COMMAND = Command(train.cpo, show_aligned, show_estimate, only=OPTIONS)

@@ -1,0 +1,7 @@
+"""align sft."""
+
+from smolmoe.cli.align import OPTIONS, show_aligned, show_estimate
+from smolmoe.cli.command import Command
+from smolmoe.verbs import train
+
+COMMAND = Command(train.sft, show_aligned, show_estimate, only=OPTIONS)
