@@ -22,6 +22,12 @@ _LLAMA3_ROPE = {
     "high_freq_factor": 4.0,
     "original_max_position_embeddings": 32,
 }
+_LONGROPE = {
+    "rope_type": "longrope",
+    "rope_theta": 10000.0,
+    "short_factor": [1.0, 1.1, 1.3, 1.6],
+    "long_factor": [1.0, 2.0, 4.0, 8.0],
+}
 
 # name -> (model type, what its config has beside the common sizes)
 ZOO: dict[str, tuple[str, dict[str, Any]]] = {
@@ -46,6 +52,23 @@ ZOO: dict[str, tuple[str, dict[str, Any]]] = {
     "gemma2": ("gemma2", {"sliding_window": 8}),
     "phi": ("phi", {"tie_word_embeddings": False}),
     "phi3": ("phi3", {"tie_word_embeddings": False}),
+    "phi3_tied": ("phi3", {"sliding_window": 8}),
+    "phi3_wide_window": ("phi3", {"sliding_window": 100}),
+    # Texts in tests have 24 tokens: more than this many have other factors, which the first then uses, not the second.
+    "phi3_long": ("phi3", {"original_max_position_embeddings": 8, "rope_parameters": _LONGROPE}),
+    "phi3_short": ("phi3", {"original_max_position_embeddings": 64, "rope_parameters": _LONGROPE}),
+    "phi3_partial": ("phi3", {"rope_parameters": {"rope_type": "default", "partial_rotary_factor": 0.75}}),
+    "helium": ("helium", {}),
+    "helium_bias": ("helium", {"attention_bias": True, "tie_word_embeddings": False, "rms_norm_eps": 1e-3}),
+    "seed_oss": ("seed_oss", {"head_dim": 16}),
+    "seed_oss_out_bias": ("seed_oss", {"attention_out_bias": True, "tie_word_embeddings": False}),
+    "seed_oss_plain": ("seed_oss", {"attention_bias": False}),
+    "seed_oss_odd_bias": ("seed_oss", {"attention_bias": False, "attention_out_bias": True}),
+    "internlm3": ("internlm3", {"head_dim": 16}),
+    "internlm3_bias": ("internlm3", {"attention_bias": True, "mlp_bias": True, "tie_word_embeddings": False}),
+    "glm": ("glm", {}),
+    "glm_no_bias": ("glm", {"attention_bias": False, "tie_word_embeddings": False, "rms_norm_eps": 1e-3}),
+    "glm_whole": ("glm", {"rope_parameters": {"rope_type": "default", "partial_rotary_factor": 1.0}}),
     "gpt_neox": ("gpt_neox", {"tie_word_embeddings": False}),
     "starcoder2": ("starcoder2", {}),
 }

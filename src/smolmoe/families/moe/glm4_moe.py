@@ -16,8 +16,8 @@ def _config(spec: DenseSpec, sizes: MoeSizes) -> dict[str, Any]:
         "attention_bias": spec.attention_bias == "qkv",
         "use_qk_norm": spec.qk_norm == "head",
         # By default the class rotates half of each head, here and in the rope parameters.
-        "partial_rotary_factor": 1.0,
-        "rope_parameters": {**spec.config["rope_parameters"], "partial_rotary_factor": 1.0},
+        "partial_rotary_factor": spec.rotary_share,
+        "rope_parameters": {**spec.config["rope_parameters"], "partial_rotary_factor": spec.rotary_share},
         "n_routed_experts": sizes.experts,
         "num_experts_per_tok": sizes.top_k,
         "moe_intermediate_size": sizes.width,
@@ -49,6 +49,7 @@ TARGET = MoeTarget(
     ),
     config=_config,
     attention_bias=("none", "qkv"),
+    partial_rotary=True,
     shared="required",
     shared_multiple=True,
     dense_layers="prefix",
