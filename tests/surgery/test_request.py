@@ -128,6 +128,8 @@ def test_target_refuses_with_the_nearest(name: str, options: dict[str, Any], say
         ("internlm3", {}, "mixtral"),
         ("glm", {"shared": "full"}, "glm4_moe"),
         ("glm", {}, "generic"),
+        ("gemma", {}, "granitemoeshared"),
+        ("gemma_untied", {"layers": "1", "shared": "full"}, "qwen2_moe"),
     ],
 )
 def test_auto_prefers_native(name: str, options: dict[str, Any], target: str) -> None:
@@ -136,7 +138,7 @@ def test_auto_prefers_native(name: str, options: dict[str, Any], target: str) ->
 
 @pytest.mark.parametrize(
     ("name", "says"),
-    [("phi3_long", "Generation that grows past 8 tokens"), ("seed_oss", "residual dropout of 0.1"), ("phi3", None)],
+    [("phi3_long", "Generation that grows past 8 tokens"), ("seed_oss", "residual dropout of 0.1"), ("gemma", "square root of 32"), ("phi3", None)],
 )
 def test_what_the_class_computes_differently_after_all_is_said(name: str, says: str | None) -> None:
     warnings = " ".join(plan(name, experts=4).warnings)

@@ -15,7 +15,7 @@ def sources_table() -> str:
         (family.model_type, family.examples, ", ".join(f"`{name}`" for name in family.targets) + ", `generic`")
         for family in DENSE_FAMILIES.values()
     ]
-    rows.append(("any other decoder", "GPT-2, Gemma, Phi, StarCoder2, GPT-NeoX, StableLM, SmolLM3", "`generic`"))
+    rows.append(("any other decoder", "GPT-2, Gemma 2, Phi-2, StarCoder2, GPT-NeoX, StableLM, SmolLM3", "`generic`"))
     return _markdown(("source", "for example", "becomes (first that expresses the request)"), rows)
 
 

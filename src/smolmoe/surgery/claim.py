@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 
 from smolmoe.core.claim import Claim
 from smolmoe.families import DenseSpec, MoeTarget
@@ -46,9 +47,7 @@ def _rounds(tensor: OutTensor) -> bool:
 
 def _rounded_reason(rounded: list[OutTensor], layout: Layout) -> str:
     dtypes = ", ".join(sorted({tensor.dtype for tensor in rounded}))
-    kept = sorted(
-        {tensor.name.split(".", 3)[-1].removesuffix(".weight") for tensor in rounded if tensor.role == "kept"}
-    )
+    kept = sorted({_place(tensor.name) for tensor in rounded if tensor.role == "kept"})
     said = []
     if any(tensor.role != "kept" for tensor in rounded):
         said.append(
@@ -61,6 +60,11 @@ def _rounded_reason(rounded: list[OutTensor], layout: Layout) -> str:
             "float32 files would be exact."
         )
     return " ".join(said)
+
+
+def _place(name: str) -> str:
+    """A tensor's name without the layer it is in."""
+    return re.sub(r"^.*\.\d+\.|^model\.", "", name).removesuffix(".weight")
 
 
 def _per_dtype(layout: Layout, target: MoeTarget) -> dict[str, str]:

@@ -57,8 +57,8 @@ TARGET = MoeTarget(
     min_experts=2,  # its router sums the two best scores of each expert group
     count="n_routed_experts",
     engines={
-        "vLLM": Support(own_head=True),
-        "SGLang": Support(),
+        "vLLM": Support(own_head=True, activations=("silu",)),
+        "SGLang": Support(activations=("silu",)),
         "llama.cpp": Support("glm4moe", windows=False, rope=LLAMA_CPP_ROPE, activations=("silu",)),
         "mlx-lm": Support(own_head=True, windows=False, rope=("default",), activations=("silu",)),
     },
