@@ -28,6 +28,28 @@ _LONGROPE = {
     "short_factor": [1.0, 1.1, 1.3, 1.6],
     "long_factor": [1.0, 2.0, 4.0, 8.0],
 }
+_MINISTRAL_ROPE = {
+    "rope_type": "yarn",
+    "rope_theta": 1e4,
+    "factor": 4.0,
+    "original_max_position_embeddings": 128,
+    "beta_fast": 32.0,
+    "beta_slow": 1.0,
+    "mscale": 1.0,
+    "mscale_all_dim": 0.5,
+    "llama_4_scaling_beta": 0.1,
+}
+_OLMO3_TYPES = ["sliding_attention", "full_attention", "sliding_attention"]
+
+
+def _olmo3(window: int, sliding_theta: float, full_theta: float) -> dict[str, Any]:
+    ropes = {"sliding_attention": sliding_theta, "full_attention": full_theta}
+    return {
+        "sliding_window": window,
+        "layer_types": _OLMO3_TYPES,
+        "rope_parameters": {kind: {"rope_type": "default", "rope_theta": theta} for kind, theta in ropes.items()},
+    }
+
 
 # name -> (model type, what its config has beside the common sizes)
 ZOO: dict[str, tuple[str, dict[str, Any]]] = {
@@ -48,6 +70,11 @@ ZOO: dict[str, tuple[str, dict[str, Any]]] = {
     "qwen3_window": ("qwen3", {"use_sliding_window": True, "sliding_window": 8, "max_window_layers": 0}),
     "qwen3_mixed": ("qwen3", {"use_sliding_window": True, "sliding_window": 8, "max_window_layers": 1}),
     "olmo2": ("olmo2", {}),
+    "olmo3": ("olmo3", _olmo3(128, 5e3, 5e3)),
+    "olmo3_window": ("olmo3", _olmo3(8, 5e3, 5e3)),
+    "olmo3_two_ropes": ("olmo3", _olmo3(128, 5e3, 1e4)),
+    "ministral3": ("ministral3", {"sliding_window": 8, "rope_parameters": _MINISTRAL_ROPE}),
+    "ministral3_long": ("ministral3", {"rope_parameters": {**_MINISTRAL_ROPE, "original_max_position_embeddings": 8}}),
     "gpt2": ("gpt2", {"n_inner": F, "n_embd": D, "n_layer": LAYERS, "n_head": 4, "n_positions": 128}),
     "gemma": ("gemma", {}),
     "gemma_untied": ("gemma", {"tie_word_embeddings": False, "head_dim": 16, "rms_norm_eps": 1e-3}),

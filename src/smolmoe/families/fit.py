@@ -77,8 +77,7 @@ def _copied(spec: DenseSpec, target: MoeTarget) -> dict[str, Any]:
         return {key: value for key, value in spec.config.items() if key not in _OF_THE_FILE}
     return {
         **{key: spec.config[key] for key in COMMON},
-        # Without the part of a head that rotates: a class that has such a part writes it itself.
-        "rope_parameters": {k: v for k, v in spec.config["rope_parameters"].items() if k != "partial_rotary_factor"},
+        "rope_parameters": spec.rope,
         "num_key_value_heads": spec.kv_heads,
         "head_dim": spec.head_dim,
         "hidden_act": spec.mlp.activation,

@@ -160,6 +160,8 @@ def _attention_bias(config: Any, family: DenseFamily | None) -> str:
 
 
 def _windows(config: Any, family: DenseFamily | None, layers: int) -> tuple[int | None, ...]:
+    if family is not None and callable(family.windows):
+        return family.windows(config)
     window = getattr(config, "sliding_window", None) or None
     if family is None or family.windows == "none" or window is None:
         return (None,) * layers

@@ -68,7 +68,8 @@ class DenseFamily:
         mlp_bias: config key that gives the FFN biases, or None.
         mlp_dropout: config key of the dropout after the FFN's down projection, or None.
         qk_norm: "none", "head" (over each head) or "full" (over the whole projection).
-        windows: where a sliding window may act: "none", "global" (every layer the same) or "layers" (`layer_types`).
+        windows: where a sliding window may act: "none", "global" (every layer the same), "layers" (`layer_types`), or
+            a function of the config that gives the window of each layer.
         rotated: from the config, which layers rotate queries and keys; None: all of them.
         partial_rotary: only `partial_rotary_factor` of the rotary parameters, a share of each head, rotates.
         adapt: from the description and the name of a target, what makes its tensors and settings fit the target.
@@ -89,7 +90,7 @@ class DenseFamily:
     mlp_bias: str | None = None
     mlp_dropout: str | None = None
     qk_norm: str = "none"
-    windows: str = "none"
+    windows: str | Callable[[Any], tuple[int | None, ...]] = "none"
     rotated: Callable[[Any], tuple[bool, ...]] | None = None
     partial_rotary: bool = False
     adapt: Callable[[DenseSpec, str], Adaptation] | None = None
@@ -97,6 +98,9 @@ class DenseFamily:
     norms: tuple[str, ...] = ("input_layernorm", "post_attention_layernorm")
     defaults: Mapping[str, Any] = field(default_factory=dict)
     own_tokenizer: bool = False
+
+
+_OWN_ROPE = ("partial_rotary_factor", "llama_4_scaling_beta", "max_position_embeddings")
 
 
 @dataclass(frozen=True)
@@ -136,6 +140,11 @@ class DenseSpec:
     tied: bool
     mlp: MlpLayout
     config: dict[str, Any]
+
+    @property
+    def rope(self) -> dict[str, Any]:
+        """The rotary parameters without those that only the source's class reads."""
+        return {key: value for key, value in self.config["rope_parameters"].items() if key not in _OWN_ROPE}
 
 
 @dataclass(frozen=True)

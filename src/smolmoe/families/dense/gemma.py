@@ -1,4 +1,4 @@
-"""Gemma 1: Llama whose norms multiply by 1 + w, whose embeddings are multiplied by sqrt(D), and whose FFN has a GELU."""
+"""Gemma 1: Llama whose norms multiply by 1 + w, with embeddings multiplied by sqrt(D), and a GELU in the FFN."""
 
 from __future__ import annotations
 
@@ -8,7 +8,6 @@ from dataclasses import replace
 from smolmoe.families.adapt import Adaptation, Mend, scaled, shifted, untied
 from smolmoe.families.dense.llama import LLAMA_MLP
 from smolmoe.families.types import DenseFamily, DenseSpec
-
 
 
 def _adapt(spec: DenseSpec, target: str) -> Adaptation:
@@ -23,8 +22,8 @@ def _adapt(spec: DenseSpec, target: str) -> Adaptation:
     notes = []
     if not (scale.is_integer() and scale <= 256):
         notes.append(
-            f"Gemma multiplies its embeddings by the square root of {spec.hidden_size} rounded to the dtype it computes "
-            "in, this class by the root itself: in 16 bits they differ by less than one rounding (0.2%), in float32 not."
+            f"Gemma multiplies its embeddings by the square root of {spec.hidden_size}, rounded to the dtype that it "
+            "computes in; this class by the root itself. In 16 bits they differ by at most one rounding (0.2%)."
         )
     reasons = ["it has no bidirectional attention"] if spec.config.get("use_bidirectional_attention") else []
     return Adaptation(mends, config, reasons, notes)

@@ -17,7 +17,7 @@ def _config(spec: DenseSpec, sizes: MoeSizes) -> dict[str, Any]:
         "use_qk_norm": spec.qk_norm == "head",
         # By default the class rotates half of each head, here and in the rope parameters.
         "partial_rotary_factor": spec.rotary_share,
-        "rope_parameters": {**spec.config["rope_parameters"], "partial_rotary_factor": spec.rotary_share},
+        "rope_parameters": {**spec.rope, "partial_rotary_factor": spec.rotary_share},
         "n_routed_experts": sizes.experts,
         "num_experts_per_tok": sizes.top_k,
         "moe_intermediate_size": sizes.width,
