@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from smolmoe.families.adapt import Mend, half_split, kept, mended, reordered, scaled, shifted, split, untied
+from smolmoe.families.adapt import Mend, centred, half_split, kept, mended, reordered, scaled, shifted, split, untied
 from smolmoe.surgery.tensors.program import Read, kept_block
 from smolmoe.surgery.tensors.values import block_values
 
@@ -80,3 +80,14 @@ def test_an_embedding_that_is_scaled_after_it_was_untied_leaves_the_head_as_it_i
     found = _after({"model.embed_tokens.weight": embedding}, untied, scaled("embed_tokens.weight", by=3.0))
     assert torch.equal(found["lm_head.weight"], embedding)
     torch.testing.assert_close(found["model.embed_tokens.weight"], 3 * embedding)
+
+
+def test_layernorm_of_a_stream_is_rmsnorm_of_the_stream_whose_writers_are_centred() -> None:
+    tensors = {"embed_tokens.weight": torch.randn(6, 8) + 2, "o_proj.weight": torch.randn(8, 4) - 1}
+    found = _after(tensors, centred("embed_tokens.weight", axis=1), centred("o_proj.weight", axis=0))
+    x = torch.randn(4)
+    stream, centred_stream = (each["embed_tokens.weight"][3] + each["o_proj.weight"] @ x for each in (tensors, found))
+    theirs = torch.nn.functional.layer_norm(stream, (8,))
+    ours = torch.nn.functional.rms_norm(centred_stream, (8,), eps=1e-5)
+    torch.testing.assert_close(ours, theirs)
+    assert (torch.nn.functional.rms_norm(stream, (8,), eps=1e-5) - theirs).abs().max() > 0.1

@@ -64,6 +64,9 @@ class DenseFamily:
             asks of them beyond that is in each target's own capabilities.
         attention_bias: which projections have a bias: "none", "qkv", "qkvo", "config" (all four, where
             `config.attention_bias` is set), or a function of the config.
+        centred: its norms are LayerNorm without weights, which RMSNorm equals if the FFN's output is centred, and all
+            else that `adapt` names.
+        constants: settings that every MoE class has and this class's config lacks, since they are fixed in it.
         multipliers: it scales its embeddings, residual branches, attention and logits, as Granite does.
         mlp_bias: config key that gives the FFN biases, or None.
         mlp_dropout: config key of the dropout after the FFN's down projection, or None.
@@ -86,6 +89,8 @@ class DenseFamily:
     mlp: MlpLayout
     targets: tuple[str, ...] = ()
     attention_bias: str | Callable[[Any], str] = "none"
+    centred: bool = False
+    constants: Mapping[str, Any] = field(default_factory=dict)
     multipliers: bool = False
     mlp_bias: str | None = None
     mlp_dropout: str | None = None

@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 
+from smolmoe.families import DENSE_FAMILIES
 from smolmoe.moe.routing import Routing, RoutingCapture, find_routers
 from smolmoe.moe.streaming import StreamedModel
 from smolmoe.moe.structure import ffn_parts, find_layers
@@ -28,8 +29,12 @@ class Decoded:
 
 @dataclass
 class FfnTrace:
-    """FFN inputs and outputs [1, S, D], by layer and sequence."""
+    """FFN inputs and outputs [1, S, D], by layer and sequence.
 
+    `centred`: the model's LayerNorms subtract the mean of an output over D, which a conversion may leave out.
+    """
+
+    centred: bool = False
     inputs: dict[int, list[torch.Tensor]] = field(default_factory=dict)
     outputs: dict[int, list[torch.Tensor]] = field(default_factory=dict)
 
@@ -79,7 +84,8 @@ def run_dense(
     device: str,
 ) -> DenseRun:
     """The dense model on each sequence [S_i] by itself, and decoding after the prompts."""
-    trace = FfnTrace()
+    family = DENSE_FAMILIES.get(streamed.model.config.model_type)
+    trace = FfnTrace(centred=family is not None and family.centred)
     with _tracing(streamed, trace):
         logits = [batch[0] for batch in streamed.logits([plain(sequence, device) for sequence in sequences])]
     return DenseRun(logits, trace, decode(streamed, prompts, new_tokens, device))
@@ -270,7 +276,7 @@ def _ffn_errors(streamed: StreamedModel, trace: FfnTrace, count: int) -> Iterato
         for handle in handles:
             handle.remove()
     errors += [
-        _relative(remainders[layer], trace.outputs[layer]) if layer in remainders else None
+        _relative(remainders[layer], trace.outputs[layer], trace.centred) if layer in remainders else None
         for layer in range(len(streamed.layers))
     ]
 
@@ -297,9 +303,11 @@ def _probe(
     return [part.register_forward_pre_hook(before), part.register_forward_hook(after)]
 
 
-def _relative(difference: Sequence[torch.Tensor], reference: Sequence[torch.Tensor]) -> float:
+def _relative(difference: Sequence[torch.Tensor], reference: Sequence[torch.Tensor], centred: bool) -> float:
     def norm(tensors: Sequence[torch.Tensor]) -> float:
-        return sum(tensor.double().square().sum().item() for tensor in tensors) ** 0.5
+        doubles = (tensor.double() for tensor in tensors)
+        kept = (x - x.mean(-1, keepdim=True) if centred else x for x in doubles)
+        return sum(x.square().sum().item() for x in kept) ** 0.5
 
     return norm(difference) / max(norm(reference), 1e-30)
 
