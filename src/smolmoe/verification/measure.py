@@ -9,7 +9,6 @@ from typing import Any
 
 import torch
 
-from smolmoe.families import DENSE_FAMILIES
 from smolmoe.moe.routing import Routing, RoutingCapture, find_routers
 from smolmoe.moe.streaming import StreamedModel
 from smolmoe.moe.structure import ffn_parts, find_layers
@@ -84,8 +83,7 @@ def run_dense(
     device: str,
 ) -> DenseRun:
     """The dense model on each sequence [S_i] by itself, and decoding after the prompts."""
-    family = DENSE_FAMILIES.get(streamed.model.config.model_type)
-    trace = FfnTrace(centred=family is not None and family.centred)
+    trace = FfnTrace(centred=_has_plain_layernorms(streamed))
     with _tracing(streamed, trace):
         logits = [batch[0] for batch in streamed.logits([plain(sequence, device) for sequence in sequences])]
     return DenseRun(logits, trace, decode(streamed, prompts, new_tokens, device))
@@ -233,6 +231,14 @@ def _sure_when_padded(
 
 def _unpadded(logits: torch.Tensor, sequences: Sequence[torch.Tensor], side: Side) -> list[torch.Tensor]:
     return [logits[row, real_positions(len(sequence), logits.shape[1], side)] for row, sequence in enumerate(sequences)]
+
+
+def _has_plain_layernorms(streamed: StreamedModel) -> bool:
+    """Whether the layers' norms are LayerNorm without weights, to which a constant vector is 0."""
+    norms = [part for name, part in streamed.layers[0].named_children() if "norm" in name]
+    plain_norms = [norm for norm in norms if not list(norm.parameters())]
+    ones = torch.ones(1, int(getattr(streamed.model.config, "hidden_size", 1)))
+    return bool(plain_norms) and not any(norm(ones).any() for norm in plain_norms)
 
 
 @contextmanager
