@@ -22,6 +22,34 @@ _LLAMA3_ROPE = {
     "high_freq_factor": 4.0,
     "original_max_position_embeddings": 32,
 }
+_LONGROPE = {
+    "rope_type": "longrope",
+    "rope_theta": 10000.0,
+    "short_factor": [1.0, 1.1, 1.3, 1.6],
+    "long_factor": [1.0, 2.0, 4.0, 8.0],
+}
+_MINISTRAL_ROPE = {
+    "rope_type": "yarn",
+    "rope_theta": 1e4,
+    "factor": 4.0,
+    "original_max_position_embeddings": 128,
+    "beta_fast": 32.0,
+    "beta_slow": 1.0,
+    "mscale": 1.0,
+    "mscale_all_dim": 0.5,
+    "llama_4_scaling_beta": 0.1,
+}
+_OLMO3_TYPES = ["sliding_attention", "full_attention", "sliding_attention"]
+
+
+def _olmo3(window: int, sliding_theta: float, full_theta: float) -> dict[str, Any]:
+    ropes = {"sliding_attention": sliding_theta, "full_attention": full_theta}
+    return {
+        "sliding_window": window,
+        "layer_types": _OLMO3_TYPES,
+        "rope_parameters": {kind: {"rope_type": "default", "rope_theta": theta} for kind, theta in ropes.items()},
+    }
+
 
 _MULTIPLIERS = {
     "attention_multiplier": 0.25,
@@ -48,6 +76,9 @@ ZOO: dict[str, tuple[str, dict[str, Any]]] = {
     "qwen3_bias": ("qwen3", {"use_sliding_window": False, "attention_bias": True}),
     "qwen3_window": ("qwen3", {"use_sliding_window": True, "sliding_window": 8, "max_window_layers": 0}),
     "qwen3_mixed": ("qwen3", {"use_sliding_window": True, "sliding_window": 8, "max_window_layers": 1}),
+    "olmo": ("olmo", {}),
+    "olmo_untied": ("olmo", {"tie_word_embeddings": False, "attention_bias": True}),
+    "olmo_clip": ("olmo", {"clip_qkv": 0.5}),
     "olmo2": ("olmo2", {}),
     "granite": ("granite", {"attention_bias": True, **_MULTIPLIERS}),
     "granite_plain": ("granite", {"attention_multiplier": 8**-0.5}),
@@ -68,10 +99,35 @@ ZOO: dict[str, tuple[str, dict[str, Any]]] = {
             "rope_parameters": _LLAMA3_ROPE,
         },
     ),
+    "olmo3": ("olmo3", _olmo3(128, 5e3, 5e3)),
+    "olmo3_window": ("olmo3", _olmo3(8, 5e3, 5e3)),
+    "olmo3_two_ropes": ("olmo3", _olmo3(128, 5e3, 1e4)),
+    "ministral3": ("ministral3", {"sliding_window": 8, "rope_parameters": _MINISTRAL_ROPE}),
+    "ministral3_long": ("ministral3", {"rope_parameters": {**_MINISTRAL_ROPE, "original_max_position_embeddings": 8}}),
     "gpt2": ("gpt2", {"n_inner": F, "n_embd": D, "n_layer": LAYERS, "n_head": 4, "n_positions": 128}),
+    "gemma": ("gemma", {}),
+    "gemma_untied": ("gemma", {"tie_word_embeddings": False, "head_dim": 16, "rms_norm_eps": 1e-3}),
+    "gemma_bias": ("gemma", {"attention_bias": True}),
     "gemma2": ("gemma2", {"sliding_window": 8}),
     "phi": ("phi", {"tie_word_embeddings": False}),
     "phi3": ("phi3", {"tie_word_embeddings": False}),
+    "phi3_tied": ("phi3", {"sliding_window": 8}),
+    "phi3_wide_window": ("phi3", {"sliding_window": 100}),
+    # Texts in tests have 24 tokens: more than this many have other factors, which the first then uses, not the second.
+    "phi3_long": ("phi3", {"original_max_position_embeddings": 8, "rope_parameters": _LONGROPE}),
+    "phi3_short": ("phi3", {"original_max_position_embeddings": 64, "rope_parameters": _LONGROPE}),
+    "phi3_partial": ("phi3", {"rope_parameters": {"rope_type": "default", "partial_rotary_factor": 0.75}}),
+    "helium": ("helium", {}),
+    "helium_bias": ("helium", {"attention_bias": True, "tie_word_embeddings": False, "rms_norm_eps": 1e-3}),
+    "seed_oss": ("seed_oss", {"head_dim": 16}),
+    "seed_oss_out_bias": ("seed_oss", {"attention_out_bias": True, "tie_word_embeddings": False}),
+    "seed_oss_plain": ("seed_oss", {"attention_bias": False}),
+    "seed_oss_odd_bias": ("seed_oss", {"attention_bias": False, "attention_out_bias": True}),
+    "internlm3": ("internlm3", {"head_dim": 16}),
+    "internlm3_bias": ("internlm3", {"attention_bias": True, "mlp_bias": True, "tie_word_embeddings": False}),
+    "glm": ("glm", {}),
+    "glm_no_bias": ("glm", {"attention_bias": False, "tie_word_embeddings": False, "rms_norm_eps": 1e-3}),
+    "glm_whole": ("glm", {"rope_parameters": {"rope_type": "default", "partial_rotary_factor": 1.0}}),
     "gpt_neox": ("gpt_neox", {"tie_word_embeddings": False}),
     "starcoder2": ("starcoder2", {}),
 }

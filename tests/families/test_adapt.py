@@ -119,3 +119,14 @@ def test_names() -> None:
         {"a.b.weight": torch.ones(1), "a.c.weight": torch.ones(1)}, renamed("a.b", "a.d"), dropped("c.weight")
     )
     assert list(found) == ["a.d.weight"]
+
+
+def test_layernorm_of_a_stream_is_rmsnorm_of_the_stream_whose_writers_are_centred() -> None:
+    tensors = {"embed_tokens.weight": torch.randn(6, 8) + 2, "o_proj.weight": torch.randn(8, 4) - 1}
+    found = after(tensors, centred("embed_tokens.weight", axis=1), centred("o_proj.weight", axis=0))
+    x = torch.randn(4)
+    stream, centred_stream = (each["embed_tokens.weight"][3] + each["o_proj.weight"] @ x for each in (tensors, found))
+    theirs = torch.nn.functional.layer_norm(stream, (8,))
+    ours = torch.nn.functional.rms_norm(centred_stream, (8,), eps=1e-5)
+    torch.testing.assert_close(ours, theirs)
+    assert (torch.nn.functional.rms_norm(stream, (8,), eps=1e-5) - theirs).abs().max() > 0.1

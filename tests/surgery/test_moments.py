@@ -231,6 +231,8 @@ def trained(name: str, folder: Path) -> dict[str, Moments]:
         ("llama", {"experts": 2, "top_k": 2, "granularity": 2, "shared": "full", "target": "granitemoeshared"}),
         ("qwen2_untied", {"experts": 2, "top_k": 2, "granularity": 2, "shared": 16, "target": "qwen2_moe"}),
         ("gpt2", {"experts": 2, "top_k": 2, "granularity": 2, "shared": "full"}),
+        ("phi3", {"experts": 2, "top_k": 2, "granularity": 2}),  # split matrices
+        ("helium_bias", {"experts": 2, "top_k": 2, "granularity": 2, "shared": "full"}),  # reordered rows
     ],
 )
 def test_experts_that_are_always_on_train_as_the_dense_model_does(

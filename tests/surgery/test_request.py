@@ -80,6 +80,12 @@ def test_refused(options: dict[str, Any], field: str, says: str) -> None:
         ("qwen3_mixed", {"target": "qwen3_moe"}, "mixes windowed"),
         ("qwen3_bias", {"target": "glm4_moe", "shared": "full"}, "biases on qkvo"),
         ("gpt2", {"target": "mixtral"}, "norms differ from"),
+        ("phi3_partial", {"target": "mixtral"}, "source rotates 75%"),
+        ("olmo_clip", {"target": "mixtral"}, "does not clip"),
+        ("olmo3_window", {"target": "flex_olmo"}, "no sliding window"),
+        ("olmo3_two_ropes", {"target": "flex_olmo"}, "rotates all layers alike"),
+        ("ministral3_long", {"target": "mixtral"}, "after 8 of its 128 tokens"),
+        ("seed_oss_out_bias", {"target": "qwen2_moe", "shared": "full"}, "biases on qkvo"),
     ],
 )
 def test_target_refuses_with_the_nearest(name: str, options: dict[str, Any], says: str) -> None:
@@ -116,10 +122,40 @@ def test_target_refuses_with_the_nearest(name: str, options: dict[str, Any], say
         ("olmo2", {}, "flex_olmo"),
         ("olmo2", {"shared": "full"}, "generic"),
         ("gpt2", {}, "generic"),
+        ("phi3", {}, "mixtral"),
+        ("phi3_tied", {"shared": "full"}, "qwen2_moe"),
+        ("phi3_partial", {"shared": "full"}, "glm4_moe"),
+        ("helium", {}, "mixtral"),
+        ("helium_bias", {"layers": "1", "shared": 16}, "qwen2_moe"),
+        ("seed_oss", {}, "granitemoeshared"),
+        ("seed_oss", {"shared": "full"}, "qwen2_moe"),
+        ("internlm3", {}, "mixtral"),
+        ("glm", {"shared": "full"}, "glm4_moe"),
+        ("glm", {}, "generic"),
+        ("gemma", {}, "granitemoeshared"),
+        ("olmo", {}, "mixtral"),
+        ("olmo_untied", {"shared": "full"}, "granitemoeshared"),
+        ("olmo3", {}, "flex_olmo"),
+        ("ministral3", {}, "mixtral"),
+        ("gemma_untied", {"layers": "1", "shared": "full"}, "qwen2_moe"),
     ],
 )
 def test_auto_prefers_native(name: str, options: dict[str, Any], target: str) -> None:
     assert plan(name, **options).target.name == target
+
+
+@pytest.mark.parametrize(
+    ("name", "says"),
+    [
+        ("phi3_long", "Generation that grows past 8 tokens"),
+        ("seed_oss", "residual dropout of 0.1"),
+        ("gemma", "square root of 32"),
+        ("phi3", None),
+    ],
+)
+def test_what_the_class_computes_differently_after_all_is_said(name: str, says: str | None) -> None:
+    warnings = " ".join(plan(name, experts=4).warnings)
+    assert says in warnings if says else not warnings
 
 
 @pytest.mark.parametrize(

@@ -13,7 +13,7 @@ from typing import Any
 
 @dataclass(frozen=True)
 class Piece:
-    """A tensor of the result: (source[rows][order] + offset) * scale, or filled with `offset`.
+    """A tensor of the result: (source[rows][order] + offset) * scale, or filled with `offset`; or centred.
 
     Attributes:
         shape: of the result.
@@ -21,6 +21,7 @@ class Piece:
         filled: nothing is copied.
         rows: (start, stop) of the source's rows; None: all of them.
         order: for each row of the result, the row of the source (counted within `rows`); None: as they are.
+        centred: axis along which the mean is subtracted first; None: no axis.
     """
 
     shape: tuple[int, ...]
@@ -28,6 +29,7 @@ class Piece:
     filled: bool = False
     rows: tuple[int, int] | None = None
     order: tuple[int, ...] | None = None
+    centred: int | None = None
     offset: float = 0.0
     scale: float = 1.0
 
@@ -73,6 +75,15 @@ def shifted(*ends: str, by: float = 1.0) -> Mend:
 def scaled(*ends: str, by: float) -> Mend:
     """Multiply the tensors whose names end so."""
     return _each(ends, lambda piece: replace(piece, scale=piece.scale * by))
+
+
+def centred(*ends: str, axis: int) -> Mend:
+    """Subtract the mean along an axis of the tensors whose names end so.
+
+    If everything that is added to the residual stream is centred over the stream's features, RMSNorm of the stream is
+    its LayerNorm: the stream's mean, which LayerNorm subtracts, is 0.
+    """
+    return _each(ends, lambda piece: replace(piece, centred=axis))
 
 
 def renamed(old: str, new: str) -> Mend:

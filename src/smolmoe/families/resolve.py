@@ -43,6 +43,8 @@ def source_refusals(target: MoeTarget, spec: DenseSpec) -> list[str]:
         reasons.append("it has one sliding window for all layers, but the source mixes windowed and full layers")
     if not all(spec.rotated) and not target.unrotated:
         reasons.append("it has no layers without rotary positions, but the source has")
+    if spec.rotary_share != 1 and not target.partial_rotary:
+        reasons.append(f"it rotates all of each head, but the source rotates {spec.rotary_share:.0%}")
     if spec.family.multipliers and not target.multipliers:
         reasons.append("it has no multipliers of embeddings, residuals, attention and logits")
     return [*reasons, *adaptation(spec, target).refusals]

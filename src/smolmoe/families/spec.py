@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -60,6 +61,9 @@ def _describe(config: Any, settings: dict[str, Any]) -> DenseSpec:
         qk_norm=family.qk_norm if family else "other",
         windows=_windows(config, family, layers),
         rotated=family.rotated(config) if family and family.rotated else (True,) * layers,
+        rotary_share=config.rope_parameters.get("partial_rotary_factor", 1.0)
+        if family and family.partial_rotary
+        else 1.0,
         tied=bool(config.tie_word_embeddings),
         mlp=mlp,
         config=settings | {"architectures": [architecture]},
@@ -137,11 +141,8 @@ def _refuse_a_composite(config: Any) -> None:
 
 def _ffn(config: Any, family: DenseFamily | None) -> tuple[MlpLayout, int]:
     if family is not None and not (family.mlp_bias and getattr(config, family.mlp_bias)):
-        layout = family.mlp
-        if config.hidden_act != layout.activation:
-            layout = MlpLayout(
-                layout.layers, layout.module, layout.gate, layout.up, layout.down, activation=config.hidden_act
-            )
+        dropout = getattr(config, family.mlp_dropout) if family.mlp_dropout else 0.0
+        layout = replace(family.mlp, activation=config.hidden_act, dropout=dropout)
         return layout, int(config.intermediate_size)
     from smolmoe.families.detect import find_mlp  # builds the class, so only if the family is not built in
 
@@ -155,10 +156,12 @@ def _attention_bias(config: Any, family: DenseFamily | None) -> str:
         return "other"
     if family.attention_bias == "config":
         return "qkvo" if config.attention_bias else "none"
-    return family.attention_bias
+    return family.attention_bias if isinstance(family.attention_bias, str) else family.attention_bias(config)
 
 
 def _windows(config: Any, family: DenseFamily | None, layers: int) -> tuple[int | None, ...]:
+    if family is not None and callable(family.windows):
+        return family.windows(config)
     window = getattr(config, "sliding_window", None) or None
     if family is None or family.windows == "none" or window is None:
         return (None,) * layers

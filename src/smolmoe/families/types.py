@@ -65,13 +65,19 @@ class DenseFamily:
         mlp: location of the feed-forward network.
         targets: native MoE classes whose attention and norms compute the same, the preferred first. What a request
             asks of them beyond that is in each target's own capabilities.
-        attention_bias: which projections have a bias: "none", "qkv", "qkvo", or "config" (all four, where
-            `config.attention_bias` is set).
+        attention_bias: which projections have a bias: "none", "qkv", "qkvo", "config" (all four, where
+            `config.attention_bias` is set), or a function of the config.
+        centred: its norms are LayerNorm without weights, which RMSNorm equals if the FFN's output is centred, and all
+            else that `adapt` names.
+        constants: settings that every MoE class has and this class's config lacks, since they are fixed in it.
         multipliers: it scales its embeddings, residual branches, attention and logits, as Granite does.
         mlp_bias: config key that gives the FFN biases, or None.
+        mlp_dropout: config key of the dropout after the FFN's down projection, or None.
         qk_norm: "none", "head" (over each head) or "full" (over the whole projection).
-        windows: where a sliding window may act: "none", "global" (every layer the same) or "layers" (`layer_types`).
+        windows: where a sliding window may act: "none", "global" (every layer the same), "layers" (`layer_types`), or
+            a function of the config that gives the window of each layer.
         rotated: from the config, which layers rotate queries and keys; None: all of them.
+        partial_rotary: only `partial_rotary_factor` of the rotary parameters, a share of each head, rotates.
         adapt: from the description and the name of a target, what makes its tensors and settings fit the target.
         by_class: the names and shapes of its tensors are those of its class in transformers; otherwise Llama's, which
             are known without importing transformers.
@@ -85,17 +91,24 @@ class DenseFamily:
     examples: str
     mlp: MlpLayout
     targets: tuple[str, ...] = ()
-    attention_bias: str = "none"
+    attention_bias: str | Callable[[Any], str] = "none"
+    centred: bool = False
+    constants: Mapping[str, Any] = field(default_factory=dict)
     multipliers: bool = False
     mlp_bias: str | None = None
+    mlp_dropout: str | None = None
     qk_norm: str = "none"
-    windows: str = "none"
+    windows: str | Callable[[Any], tuple[int | None, ...]] = "none"
     rotated: Callable[[Any], tuple[bool, ...]] | None = None
+    partial_rotary: bool = False
     adapt: Callable[[DenseSpec, str], Adaptation] | None = None
     by_class: bool = False
     norms: tuple[str, ...] = ("input_layernorm", "post_attention_layernorm")
     defaults: Mapping[str, Any] = field(default_factory=dict)
     own_tokenizer: bool = False
+
+
+_OWN_ROPE = ("partial_rotary_factor", "llama_4_scaling_beta", "max_position_embeddings")
 
 
 @dataclass(frozen=True)
@@ -111,6 +124,7 @@ class DenseSpec:
         qk_norm: "none", "head", "full" or "other".
         windows: the sliding window of each layer, None for full attention.
         rotated: whether each layer rotates queries and keys (rotary positions).
+        rotary_share: how much of each head rotates, the first rows: 1 for all of it.
         tied: the output head is the input embedding.
         mlp: location of the FFN and what it computes.
         config: the config as normalised by transformers, with explicit defaults.
@@ -130,9 +144,15 @@ class DenseSpec:
     qk_norm: str
     windows: tuple[int | None, ...]
     rotated: tuple[bool, ...]
+    rotary_share: float
     tied: bool
     mlp: MlpLayout
     config: dict[str, Any]
+
+    @property
+    def rope(self) -> dict[str, Any]:
+        """The rotary parameters without those that only the source's class reads."""
+        return {key: value for key, value in self.config["rope_parameters"].items() if key not in _OWN_ROPE}
 
 
 @dataclass(frozen=True)
@@ -237,6 +257,7 @@ class MoeTarget:
         zero_biases: source's attention bias -> projections that get a bias of zeros, since this class has one there.
         windows: "none", "global" or "layers", as in `DenseFamily`.
         unrotated: layers without rotary positions are possible.
+        partial_rotary: only the first part of each head may rotate.
         multipliers: it has Granite's multipliers.
         shared: "never", "optional" or "required".
         shared_gated: the shared expert's output is multiplied by sigmoid(gate(x)), 1/2 at a zero gate.
@@ -260,6 +281,7 @@ class MoeTarget:
     zero_biases: tuple[tuple[str, tuple[str, ...]], ...] = ()
     windows: str = "none"
     unrotated: bool = False
+    partial_rotary: bool = False
     multipliers: bool = False
     shared: str = "never"
     shared_gated: bool = False

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 
 from smolmoe.core.claim import Claim
 from smolmoe.families import DenseSpec, MoeTarget
@@ -41,17 +42,20 @@ def make_claim(
 
 def _rounds(tensor: OutTensor) -> bool:
     """Scaling by a power of two is exact in every float format; adding a constant is not."""
-    inexact = any(block.reads and (block.offset or math.frexp(block.scale)[0] != 0.5) for block in tensor.blocks)
+    inexact = any(
+        block.reads and (block.offset or block.centred is not None or math.frexp(block.scale)[0] != 0.5)
+        for block in tensor.blocks
+    )
     return tensor.dtype in ROUNDING and inexact
 
 
 def _rounded_reason(rounded: list[OutTensor], layout: Layout) -> str:
     dtypes = ", ".join(sorted({tensor.dtype for tensor in rounded}))
-    kept = sorted(
-        {tensor.name.split(".", 3)[-1].removesuffix(".weight") for tensor in rounded if tensor.role == "kept"}
-    )
+    kept = sorted({_place(t.name) for t in rounded if t.role == "kept" and any(b.centred is None for b in t.blocks)})
     said = []
-    if any(tensor.role != "kept" for tensor in rounded):
+    if any(block.centred is not None for tensor in rounded for block in tensor.blocks):
+        said.append(f"What is added to the residual stream is centred and rounded to {dtypes} again.")
+    if any(math.frexp(block.scale)[0] != 0.5 for tensor in rounded if tensor.role != "kept" for block in tensor.blocks):
         said.append(
             f"Down projections are scaled by {layout.granularity}, not a power of two, and rounded to {dtypes} again. "
             "float32 files, or a granularity of 2, 4 or 8, would be exact."
@@ -62,6 +66,11 @@ def _rounded_reason(rounded: list[OutTensor], layout: Layout) -> str:
             "float32 files would be exact."
         )
     return " ".join(said)
+
+
+def _place(name: str) -> str:
+    """A tensor's name without the layer it is in."""
+    return re.sub(r"^.*\.\d+\.|^model\.", "", name).removesuffix(".weight")
 
 
 def _per_dtype(layout: Layout, target: MoeTarget) -> dict[str, str]:

@@ -78,6 +78,11 @@ class MoeLayer:
         return f"{mlp.layers}.{self.layer}."
 
     @property
+    def _centred(self) -> bool:
+        family = self.spec.family
+        return family is not None and family.centred and self.target.name != "generic"
+
+    @property
     def _dtype(self) -> str:
         base = self.sources[BASE]
         return self.recipe.dtype or base.tensors[base.slot_name(self.layer, self.spec.mlp.up)].dtype
@@ -170,7 +175,8 @@ class MoeLayer:
         if bias:
             return Block((width,), (read,), span=part)
         shape = (d, width) if name == "down" else (width, d)
-        return Block(shape, (read,), axis=int(name == "down"), span=part, transposed=mlp.transposed)
+        centred = 0 if name == "down" and self._centred else None
+        return Block(shape, (read,), int(name == "down"), part, mlp.transposed, centred=centred)
 
     def _routed(self) -> Iterator[OutTensor]:
         names = self.target.names.experts

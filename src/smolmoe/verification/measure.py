@@ -28,8 +28,12 @@ class Decoded:
 
 @dataclass
 class FfnTrace:
-    """FFN inputs and outputs [1, S, D], by layer and sequence."""
+    """FFN inputs and outputs [1, S, D], by layer and sequence.
 
+    `centred`: the model's LayerNorms subtract the mean of an output over D, which a conversion may leave out.
+    """
+
+    centred: bool = False
     inputs: dict[int, list[torch.Tensor]] = field(default_factory=dict)
     outputs: dict[int, list[torch.Tensor]] = field(default_factory=dict)
 
@@ -79,7 +83,7 @@ def run_dense(
     device: str,
 ) -> DenseRun:
     """Run the dense model on each sequence [S_i] separately, and decode after the prompts."""
-    trace = FfnTrace()
+    trace = FfnTrace(centred=_has_plain_layernorms(streamed))
     with _tracing(streamed, trace):
         logits = [batch[0] for batch in streamed.logits([plain(sequence, device) for sequence in sequences])]
     return DenseRun(logits, trace, decode(streamed, prompts, new_tokens, device))
@@ -229,6 +233,14 @@ def _unpadded(logits: torch.Tensor, sequences: Sequence[torch.Tensor], side: Sid
     return [logits[row, real_positions(len(sequence), logits.shape[1], side)] for row, sequence in enumerate(sequences)]
 
 
+def _has_plain_layernorms(streamed: StreamedModel) -> bool:
+    """Whether the layers' norms are LayerNorm without weights, to which a constant vector is 0."""
+    norms = [part for name, part in streamed.layers[0].named_children() if "norm" in name]
+    plain_norms = [norm for norm in norms if not list(norm.parameters())]
+    ones = torch.ones(1, int(getattr(streamed.model.config, "hidden_size", 1)))
+    return bool(plain_norms) and not any(norm(ones).any() for norm in plain_norms)
+
+
 @contextmanager
 def _tracing(streamed: StreamedModel, trace: FfnTrace) -> Iterator[None]:
     handles = [
@@ -270,7 +282,7 @@ def _ffn_errors(streamed: StreamedModel, trace: FfnTrace, count: int) -> Iterato
         for handle in handles:
             handle.remove()
     errors += [
-        _relative(remainders[layer], trace.outputs[layer]) if layer in remainders else None
+        _relative(remainders[layer], trace.outputs[layer], trace.centred) if layer in remainders else None
         for layer in range(len(streamed.layers))
     ]
 
@@ -297,9 +309,11 @@ def _probe(
     return [part.register_forward_pre_hook(before), part.register_forward_hook(after)]
 
 
-def _relative(difference: Sequence[torch.Tensor], reference: Sequence[torch.Tensor]) -> float:
+def _relative(difference: Sequence[torch.Tensor], reference: Sequence[torch.Tensor], centred: bool) -> float:
     def norm(tensors: Sequence[torch.Tensor]) -> float:
-        return sum(tensor.double().square().sum().item() for tensor in tensors) ** 0.5
+        doubles = (tensor.double() for tensor in tensors)
+        kept = (x - x.mean(-1, keepdim=True) if centred else x for x in doubles)
+        return sum(x.square().sum().item() for x in kept) ** 0.5
 
     return norm(difference) / max(norm(reference), 1e-30)
 

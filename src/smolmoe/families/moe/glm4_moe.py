@@ -19,8 +19,8 @@ def _config(spec: DenseSpec, sizes: MoeSizes) -> dict[str, Any]:
         "attention_bias": spec.attention_bias == "qkv",
         "use_qk_norm": spec.qk_norm == "head",
         # By default the class rotates half of each head, here and in the rope parameters.
-        "partial_rotary_factor": 1.0,
-        "rope_parameters": {**spec.config["rope_parameters"], "partial_rotary_factor": 1.0},
+        "partial_rotary_factor": spec.rotary_share,
+        "rope_parameters": {**spec.rope, "partial_rotary_factor": spec.rotary_share},
         "n_routed_experts": sizes.experts,
         "num_experts_per_tok": sizes.top_k,
         "moe_intermediate_size": sizes.width,
@@ -70,6 +70,7 @@ TARGET = MoeTarget(
     config=_config,
     dense=_dense,
     attention_bias=("none", "qkv"),
+    partial_rotary=True,
     shared="required",
     shared_multiple=True,
     dense_layers="prefix",
@@ -77,8 +78,8 @@ TARGET = MoeTarget(
     min_experts=2,  # its router sums the two best scores of each expert group
     count="n_routed_experts",
     engines={
-        "vLLM": Support(own_head=True),
-        "SGLang": Support(),
+        "vLLM": Support(own_head=True, activations=("silu",)),
+        "SGLang": Support(activations=("silu",)),
         "llama.cpp": Support("glm4moe", windows=False, rope=LLAMA_CPP_ROPE, activations=("silu",)),
         "mlx-lm": Support(own_head=True, windows=False, rope=("default",), activations=("silu",)),
     },

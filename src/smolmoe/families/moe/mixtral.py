@@ -43,8 +43,8 @@ TARGET = MoeTarget(
     renormalises=True,
     count="num_local_experts",
     engines={
-        "vLLM": Support(),
-        "SGLang": Support(),
+        "vLLM": Support(activations=("silu",)),
+        "SGLang": Support(activations=("silu",)),
         "llama.cpp": Support("llama", True, windows=False, rope=(*LLAMA_CPP_ROPE, "llama3"), activations=("silu",)),
         "mlx-lm": Support(windows=False, rope=("default",), free_head_dim=False, activations=("silu",)),
     },

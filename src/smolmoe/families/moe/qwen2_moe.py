@@ -62,8 +62,8 @@ TARGET = MoeTarget(
     shared_gated=True,
     dense_layers="any",
     engines={
-        "vLLM": Support(),
-        "SGLang": Support(),
+        "vLLM": Support(activations=("silu",)),
+        "SGLang": Support(activations=("silu",)),
         "llama.cpp": Support(
             "qwen2moe",
             normalises=False,

@@ -45,8 +45,8 @@ TARGET = MoeTarget(
     windows="global",
     dense_layers="any",
     engines={
-        "vLLM": Support(),
-        "SGLang": Support(),
+        "vLLM": Support(activations=("silu",)),
+        "SGLang": Support(activations=("silu",)),
         "llama.cpp": Support(
             "qwen3moe",
             normalises=True,

@@ -30,12 +30,13 @@ class Block:
     """A contiguous run of an output tensor's values.
 
     Copied from `reads` (averaged if there are several), oriented [out, in], narrowed to neurons `span` along
-    `axis`, reordered, perturbed, shifted by `offset`, scaled; or filled, if `reads` is empty.
+    `axis`, reordered, centred, perturbed, shifted by `offset`, scaled; or filled, if `reads` is empty.
 
     Attributes:
         shape: of the block; the blocks of a tensor follow each other in its flattened order.
         transposed: the source stores [in, out].
         order: for each row of the block, the row of the source (within `span`).
+        centred: axis along which the mean is subtracted.
         offset: added to copied values, and to the zeros of a filled block.
         fill: for a block that copies nothing: "zeros", "normal" (N(0, std)) or "rows" (supplied to the writer by name,
             as router centroids are).
@@ -49,6 +50,7 @@ class Block:
     span: tuple[int, int] | None = None
     transposed: bool = False
     order: tuple[int, ...] | None = None
+    centred: int | None = None
     offset: float = 0.0
     scale: float = 1.0
     perturb: Perturb | None = None
@@ -95,4 +97,12 @@ def kept_block(piece: Piece, reads: tuple[Read, ...]) -> Block:
     """The block of a tensor that is kept from the source: `reads` are the tensors that `piece.source` names."""
     if piece.filled:
         return Block(piece.shape, offset=piece.offset)
-    return Block(piece.shape, reads, span=piece.rows, order=piece.order, offset=piece.offset, scale=piece.scale)
+    return Block(
+        piece.shape,
+        reads,
+        span=piece.rows,
+        order=piece.order,
+        centred=piece.centred,
+        offset=piece.offset,
+        scale=piece.scale,
+    )

@@ -40,6 +40,8 @@ def block_values(
             return torch.from_numpy(filled(block, seed))
         return (rows or {})[block.stream].float().repeat_interleave(block.repeat, dim=0)
     values = gathered(block, sources)
+    if block.centred is not None:
+        values = values - values.mean(block.centred, keepdim=True)
     if block.perturb is not None:
         values = block.perturb.applied(values, seed, block.stream)
     if block.offset:

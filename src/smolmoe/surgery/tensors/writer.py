@@ -130,6 +130,7 @@ def _header(tensors: Sequence[OutTensor]) -> bytes:
 def moved_range(block: Block, dtype: str, sources: Mapping[str, Checkpoint]) -> tuple[Path, int, int] | None:
     """(file, offset, bytes) of the source range that equals a block byte for byte; None if it must be computed."""
     changed = block.scale != 1.0 or block.offset or block.order or block.perturb or block.transposed
+    changed = changed or block.centred is not None
     if len(block.reads) != 1 or changed:
         return None
     read = block.reads[0]
@@ -166,8 +167,8 @@ class _Values:
 
     @staticmethod
     def _row_wise(block: Block) -> bool:
-        """Whether rows can be computed in chunks: nothing is sampled, and rows are rows in the source."""
-        in_place = not block.transposed and block.axis == 0 and block.order is None
+        """Whether rows can be computed in chunks: nothing is sampled, and each is made from one row of the source."""
+        in_place = not block.transposed and block.axis == 0 and block.order is None and block.centred != 0
         return bool(block.reads) and block.perturb is None and in_place
 
     def _compute(self, out: Any, block: Block, dtype: str, progress: Progress) -> None:
