@@ -23,6 +23,8 @@ _LLAMA3_ROPE = {
     "original_max_position_embeddings": 32,
 }
 
+_LFM2 = {"layer_types": ["conv", "full_attention", "conv"], "block_auto_adjust_ff_dim": False}
+
 # name -> (model type, what its config has beside the common sizes)
 ZOO: dict[str, tuple[str, dict[str, Any]]] = {
     "llama": ("llama", {}),
@@ -48,6 +50,21 @@ ZOO: dict[str, tuple[str, dict[str, Any]]] = {
     "phi3": ("phi3", {"tie_word_embeddings": False}),
     "gpt_neox": ("gpt_neox", {"tie_word_embeddings": False}),
     "starcoder2": ("starcoder2", {}),
+    "lfm2": ("lfm2", _LFM2),
+    "lfm2_untied": (
+        "lfm2",
+        {
+            **_LFM2,
+            "conv_bias": True,
+            "conv_L_cache": 4,
+            "norm_eps": 1e-3,
+            "tie_word_embeddings": False,
+            "block_auto_adjust_ff_dim": True,
+            "intermediate_size": 60,
+            "block_ffn_dim_multiplier": 1.1,
+            "block_multiple_of": 16,
+        },
+    ),
 }
 _NOT_FOR_GPT2 = (
     "hidden_size",

@@ -76,7 +76,7 @@ def _copied(spec: DenseSpec, target: MoeTarget) -> dict[str, Any]:
     if target.twin == spec.model_type:
         return {key: value for key, value in spec.config.items() if key not in _OF_THE_FILE}
     return {
-        **{key: spec.config[key] for key in COMMON},
+        **{key: spec.config[key] for key in COMMON if key in spec.config},
         "num_key_value_heads": spec.kv_heads,
         "head_dim": spec.head_dim,
         "hidden_act": spec.mlp.activation,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -137,12 +138,9 @@ def _refuse_a_composite(config: Any) -> None:
 
 def _ffn(config: Any, family: DenseFamily | None) -> tuple[MlpLayout, int]:
     if family is not None and not (family.mlp_bias and getattr(config, family.mlp_bias)):
-        layout = family.mlp
-        if config.hidden_act != layout.activation:
-            layout = MlpLayout(
-                layout.layers, layout.module, layout.gate, layout.up, layout.down, activation=config.hidden_act
-            )
-        return layout, int(config.intermediate_size)
+        activation = getattr(config, "hidden_act", family.mlp.activation)
+        width = family.ffn_width(config) if family.ffn_width else config.intermediate_size
+        return replace(family.mlp, activation=activation), int(width)
     from smolmoe.families.detect import find_mlp  # builds the class, so only if the family is not built in
 
     layout = find_mlp(config)

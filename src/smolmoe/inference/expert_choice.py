@@ -248,12 +248,12 @@ class _Walk:
             self._selective.release(index - 1)
         self._selective.load_group(index)
 
-    def _route(self, layer: int, x: torch.Tensor) -> Any:
-        from smolmoe.moe.gating import gate_spec, route
+    def _route(self, layer: int, x: torch.Tensor, *_: torch.Tensor) -> Any:
+        from smolmoe.moe.gating import gate_spec, route, router_weight
 
         router = self._selective.routers[layer]
         spec = gate_spec(router)
-        logits, _, _ = route(x, router.weight, None, spec)
+        logits, _, _ = route(x, router_weight(router), None, spec)
         logits = logits[len(self._start) :]  # nothing about the text is known where it starts
         self._evidence[layer] = name_evidence(logits, list(self.groups.values()), spec.scoring)
         if layer == self._guided[-1]:

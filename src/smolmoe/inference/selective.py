@@ -19,7 +19,7 @@ from torch import nn
 from smolmoe.core.checkpoint import FLOAT_DTYPES, Checkpoint, open_checkpoint
 from smolmoe.errors import CheckpointError, SourceError
 from smolmoe.inference.offload import experts_modules
-from smolmoe.moe.gating import RouterOutput, gate_spec, route
+from smolmoe.moe.gating import RouterOutput, gate_spec, route, router_weight, selection_bias
 from smolmoe.moe.loading import Skeleton
 from smolmoe.moe.routing import find_routers
 from smolmoe.moe.structure import find_layers
@@ -147,13 +147,14 @@ class SelectiveModel:
         }
         return TensorBytes(sum(sizes.values()), sum(sizes.values()) - experts, read, sum(held.values()))
 
-    def restricted(self, layer: int, x: torch.Tensor) -> RouterOutput:
+    def restricted(self, layer: int, x: torch.Tensor, *bias: torch.Tensor) -> RouterOutput:
         """What the layer's router decides if there are no experts but those held; indices are their places, 0 first."""
         router, chosen = self.routers[layer], self.chosen[layer]
         available = torch.zeros(self.experts, dtype=torch.bool, device=x.device)
         available[list(chosen)] = True
-        bias = getattr(router, "e_score_correction_bias", None)
-        logits, gates, indices = route(x, router.weight, bias, gate_spec(router), available=available)
+        bias = bias[0] if bias else selection_bias(router)  # LFM2's block passes it
+        weight = router_weight(router)
+        logits, gates, indices = route(x, weight, bias, gate_spec(router), available=available)
         # Where fewer than K are held, the rest of K have gate 0: whose place they get does not matter.
         place = available.cumsum(0).sub(1).masked_fill(~available, 0)
         return logits, gates, place[indices]
