@@ -1,0 +1,36 @@
+"""DeepseekV3: latent attention, otherwise as Glm4Moe."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from smolmoe.families.moe.glm4_moe import TARGET as GLM4_MOE
+from smolmoe.families.moe.glm4_moe import routed
+from smolmoe.families.types import DenseSpec, MoeSizes, MoeTarget, Support
+
+_LATENT = ("q_lora_rank", "kv_lora_rank", "qk_rope_head_dim", "qk_nope_head_dim", "v_head_dim")
+
+
+def _config(spec: DenseSpec, sizes: MoeSizes) -> dict[str, Any]:
+    return {
+        **{key: spec.config[key] for key in _LATENT},
+        "rope_interleave": spec.config.get("rope_interleave", True),
+        "attention_bias": spec.attention_bias == "qkvo",
+        **routed(sizes),
+    }
+
+
+TARGET = MoeTarget(
+    name="deepseek_v3",
+    architecture="DeepseekV3ForCausalLM",
+    names=GLM4_MOE.names,
+    config=_config,
+    attention_bias=("none", "qkvo"),
+    shared="required",
+    shared_multiple=True,
+    dense_layers="prefix",
+    scoring="sigmoid",
+    min_experts=2,
+    count="n_routed_experts",
+    engines={"vLLM": Support(), "SGLang": Support()},
+)
