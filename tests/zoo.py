@@ -32,6 +32,7 @@ _LATENT = {
     "qk_nope_head_dim": 8,
     "qk_rope_head_dim": 4,
     "v_head_dim": 12,
+    "head_dim": 4,
 }
 _QWEN3_5 = {
     "layer_types": ["linear_attention", "full_attention", "linear_attention"],

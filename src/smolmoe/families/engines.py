@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+from smolmoe.core.model_config import expert_counts
 from smolmoe.errors import RequestError
 from smolmoe.families import MOE_TARGETS
 from smolmoe.families.types import LLAMA_CPP_ROPE, Support
@@ -102,10 +103,8 @@ def limits(found: Support) -> str:
 def _routing(found: Support, model_type: str, settings: Settings) -> Iterator[str]:
     target = MOE_TARGETS.get(model_type)
     normalised = bool((target and target.renormalises) or settings.get("norm_topk_prob"))
-    experts = next((settings[key] for key in ("num_local_experts", "num_experts") if settings.get(key)), None)
-    everything = experts == settings.get(
-        "num_experts_per_tok"
-    )  # the softmax over all sums to 1
+    experts, top_k = expert_counts(settings) or (None, 0)
+    everything = experts == top_k  # the softmax over all sums to 1
     if found.normalises is not None and found.normalises != normalised and not everything:
         always, whereas = ("always", "does not") if found.normalises else ("never", "does")
         yield f"it {always} renormalises the chosen gates of this class to sum to 1, but the model {whereas}"

@@ -249,6 +249,7 @@ class MoeTarget:
         shared_same: the shared width must be the expert width.
         dense_layers: which layers may stay dense: "none", "any", "prefix" or "ends" (the first and the last ones).
         scoring: "softmax" or "sigmoid"; every target renormalises the chosen gates to sum 1.
+        scoring_key: the config's key of it, if there is a choice.
         renormalises: it always does so, whatever the config says.
         gate_epsilon: added to the sum of the chosen scores that they are divided by.
         count, top_k: the config's keys of the numbers of experts and of experts per token.
@@ -273,6 +274,7 @@ class MoeTarget:
     shared_same: bool = False
     dense_layers: str = "none"
     scoring: str = "softmax"
+    scoring_key: str | None = None
     renormalises: bool = False
     gate_epsilon: float = 0.0
     count: str = "num_experts"

@@ -10,12 +10,11 @@ from pathlib import Path
 from typing import Any
 
 from smolmoe.core.checkpoint import FLOAT_DTYPES, open_checkpoint
-from smolmoe.core.model_config import read_config
+from smolmoe.core.model_config import expert_counts, read_config
 from smolmoe.core.provenance import read_provenance
 from smolmoe.families import MOE_TARGETS, MoeTarget
 from smolmoe.families.architecture import architecture_of
 
-_COUNTS = ("num_experts", "num_local_experts", "n_routed_experts")
 # A path from the root, a home or a drive; not what follows a scheme or stands inside a relative one.
 _PATH = re.compile(r"(?<![\w.:/\\<-])(?:~?/|[A-Za-z]:[\\/])[^\s'\"`,;|<>()\[\]{}]*[^\s'\"`,;|<>()\[\]{}.]")
 
@@ -89,11 +88,13 @@ class ModelFacts:
     @property
     def experts(self) -> int | None:
         """E; None of a dense model."""
-        return next((int(self.config[key]) for key in _COUNTS if self.config.get(key)), None)
+        found = expert_counts(self.config)
+        return found and found[0]
 
     @property
     def top_k(self) -> int | None:
-        return self.config.get("num_experts_per_tok") if self.experts else None
+        found = expert_counts(self.config)
+        return found and found[1]
 
     @property
     def active(self) -> int | None:

@@ -51,6 +51,7 @@ TARGET = MoeTarget(
     shared_multiple=True,
     dense_layers="any",
     scoring="sigmoid",
+    scoring_key="expert_selection_fn",
     engines={
         "vLLM": Support(),
         # Its converter refuses a shared expert that is added rather than averaged, and biases.

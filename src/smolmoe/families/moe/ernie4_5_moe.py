@@ -58,7 +58,9 @@ TARGET = MoeTarget(
     engines={
         "vLLM": Support(),
         # Its converter takes intermediate_size / num_key_value_heads for the shared expert's width.
-        "llama.cpp": Support("ernie4_5-moe", shared=False, last_dense=False, rope=LLAMA_CPP_ROPE, activations=("silu",)),
+        "llama.cpp": Support(
+            "ernie4_5-moe", shared=False, last_dense=False, rope=LLAMA_CPP_ROPE, activations=("silu",)
+        ),
         "mlx-lm": Support(selection_bias=False, rope=("default",), activations=("silu",)),
     },
 )

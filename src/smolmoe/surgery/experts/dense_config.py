@@ -4,14 +4,27 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 from smolmoe.errors import TargetError
 from smolmoe.families import DENSE_FAMILIES, MlpLayout
+from smolmoe.families.architecture import architecture_of
 from smolmoe.families.dense.llama import LLAMA_MLP
 from smolmoe.families.fit import COMMON
 from smolmoe.surgery.experts.moe_files import GENERIC, MoeFiles
 
+# Settings of the file or of the FFN, which is the MoE's.
+_NOT_THE_TWINS = (
+    "_name_or_path",
+    "architectures",
+    "auto_map",
+    "dtype",
+    "embedding_initializer_range",
+    "intermediate_size",
+    "model_type",
+    "transformers_version",
+)
 _QKV_BIASES = ("self_attn.q_proj.bias", "self_attn.k_proj.bias", "self_attn.v_proj.bias")
 
 
@@ -208,6 +221,40 @@ def _architecture(config: Any) -> str:
     return str(causal_lm_class(config).__name__)
 
 
+def _twin(settings: dict[str, Any], model_type: str, **own: Any) -> DenseForm:
+    """The dense class that differs from the MoE's only in its FFNs."""
+    from transformers import AutoConfig
+
+    known = AutoConfig.for_model(model_type).to_dict()
+    config = {
+        **{key: settings[key] for key in known if key in settings and key not in _NOT_THE_TWINS},
+        "architectures": [architecture_of({"model_type": model_type})],
+        "model_type": model_type,
+        "transformers_version": settings["transformers_version"],
+        **own,
+    }
+    return DenseForm(config, DENSE_FAMILIES[model_type].mlp)
+
+
+def _cohere2_moe(settings: dict[str, Any]) -> DenseForm:
+    dense = [i for i, kind in enumerate(settings["mlp_layer_types"]) if kind == "dense"]
+    unrotated = any(settings["layer_types"][i] == "full_attention" for i in dense)
+    unlike = {
+        "rms_norm_eps": settings["rms_norm_eps"] is not None,
+        "head_dim": settings["head_dim"] != settings["hidden_size"] // settings["num_attention_heads"],
+        "prefix_dense_sliding_window_pattern": settings["prefix_dense_sliding_window_pattern"] == 1 and unrotated,
+    }
+    for key in (key for key, found in unlike.items() if found):
+        raise TargetError(
+            "no dense class of transformers has this setting.",
+            field=key,
+            value=settings[key],
+            fix="Extract two or more experts, which stay in the class.",
+        )
+    width = settings["prefix_dense_intermediate_size"] if dense else None
+    return _twin(settings, "cohere2", **({"intermediate_size": width} if width else {}))
+
+
 _FORMS: dict[str, Callable[[dict[str, Any]], DenseForm]] = {
     "mixtral": _mixtral,
     "granitemoeshared": _granite,
@@ -215,5 +262,11 @@ _FORMS: dict[str, Callable[[dict[str, Any]], DenseForm]] = {
     "qwen3_moe": _qwen3_moe,
     "glm4_moe": _glm4_moe,
     "flex_olmo": _flex_olmo,
+    "cohere2_moe": _cohere2_moe,
+    "deepseek_v3": partial(_twin, model_type="youtu"),
+    "ernie4_5_moe": partial(_twin, model_type="ernie4_5"),
+    "hunyuan_v1_moe": partial(_twin, model_type="hunyuan_v1_dense"),
+    "lfm2_moe": partial(_twin, model_type="lfm2", block_auto_adjust_ff_dim=False),
+    "qwen3_5_moe_text": partial(_twin, model_type="qwen3_5_text"),
     GENERIC: _generic,
 }
