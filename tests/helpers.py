@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+from itertools import cycle, islice
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +27,7 @@ SIZES: dict[str, Any] = {
 }
 FFN = 48
 ROUTED = {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 24, "norm_topk_prob": True}
+FIRST_DENSE = ("deepseek_v3", "glm4_moe", "lfm2_moe")  # of those below the first layer is dense
 # model type -> what its config needs beside SIZES
 MOE_CONFIGS: dict[str, dict[str, Any]] = {
     "mixtral": {"num_local_experts": 4, "num_experts_per_tok": 2, "intermediate_size": FFN},
@@ -160,6 +162,8 @@ def random_moe(model_type: str, *, seed: int = 0, **config: Any) -> Any:
 
     torch.manual_seed(seed)
     values = {**SIZES, **MOE_CONFIGS[model_type], **config}
+    if "layer_types" in values:
+        values["layer_types"] = list(islice(cycle(values["layer_types"]), values["num_hidden_layers"]))
     return AutoModelForCausalLM.from_config(AutoConfig.for_model(model_type, **values)).eval()
 
 

@@ -126,6 +126,7 @@ ZOO: dict[str, tuple[str, dict[str, Any]]] = {
         "youtu",
         {**_LATENT, "attention_bias": True, "tie_word_embeddings": False, "q_lora_rank": None, "rms_norm_eps": 1e-3},
     ),
+    "youtu_halves": ("youtu", {**_LATENT, "attention_bias": True, "rope_interleave": False}),
     "minicpm3": ("minicpm3", {**_LATENT, "dim_model_base": 8}),
     "minicpm3_bias": (
         "minicpm3",

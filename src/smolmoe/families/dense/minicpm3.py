@@ -6,6 +6,7 @@ import math
 
 from smolmoe.families.adapt import Adaptation, scaled, untied
 from smolmoe.families.dense.llama import LLAMA_MLP
+from smolmoe.families.dense.youtu import neighbours
 from smolmoe.families.types import DenseFamily, DenseSpec
 
 
@@ -14,16 +15,17 @@ def _adapt(spec: DenseSpec, target: str) -> Adaptation:
 
     h + r f(norm(h)) = r (g + f(norm(g))) for h = r g, if epsilon is divided by r^2.
     """
-    config = spec.config
+    config, rotary = spec.config, neighbours(spec)
     branch = config["scale_depth"] / math.sqrt(spec.layers)
     return Adaptation(
         mends=(
+            *rotary.mends,
             untied,
             scaled("embed_tokens.weight", by=config["scale_emb"] / branch),
             scaled("lm_head.weight", by=config["dim_model_base"] / spec.hidden_size),
         ),
         config={
-            "rope_interleave": False,
+            **rotary.config,
             "rms_norm_eps": config["rms_norm_eps"] / branch**2,
             "tie_word_embeddings": False,
         },

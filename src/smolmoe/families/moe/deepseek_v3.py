@@ -6,7 +6,7 @@ from typing import Any
 
 from smolmoe.families.moe.glm4_moe import TARGET as GLM4_MOE
 from smolmoe.families.moe.glm4_moe import routed
-from smolmoe.families.types import DenseSpec, MoeSizes, MoeTarget, Support
+from smolmoe.families.types import LLAMA_CPP_ROPE, DenseSpec, MoeSizes, MoeTarget, Support
 
 _LATENT = ("q_lora_rank", "kv_lora_rank", "qk_rope_head_dim", "qk_nope_head_dim", "v_head_dim")
 
@@ -17,6 +17,10 @@ def _config(spec: DenseSpec, sizes: MoeSizes) -> dict[str, Any]:
         "rope_interleave": spec.config.get("rope_interleave", True),
         "attention_bias": spec.attention_bias == "qkvo",
         **routed(sizes),
+        # Not read by transformers: without them engines assume softmax scores, or no selection bias.
+        "scoring_func": "sigmoid",
+        "topk_method": "noaux_tc",
+        "moe_layer_freq": 1,
     }
 
 
@@ -32,5 +36,9 @@ TARGET = MoeTarget(
     scoring="sigmoid",
     min_experts=2,
     count="n_routed_experts",
-    engines={"vLLM": Support(), "SGLang": Support()},
+    engines={
+        "vLLM": Support(own_head=True, attention_bias=False, activations=("silu",)),
+        "llama.cpp": Support("deepseek2", attention_bias=False, rope=LLAMA_CPP_ROPE, activations=("silu",)),
+        "mlx-lm": Support(own_head=True, rope=("default",), activations=("silu",)),
+    },
 )

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from smolmoe.families.moe.qwen2_moe import TARGET as QWEN2_MOE
-from smolmoe.families.types import DenseSpec, MoeSizes, MoeTarget
+from smolmoe.families.types import DenseSpec, MoeSizes, MoeTarget, Support
 
 
 def _config(spec: DenseSpec, sizes: MoeSizes) -> dict[str, Any]:
@@ -28,5 +28,8 @@ TARGET = MoeTarget(
     shared="required",
     shared_gated=True,
     renormalises=True,
-    engines={},
+    # vLLM's and mlx-lm's classes are those of the multimodal checkpoints alone.
+    engines={
+        "llama.cpp": Support("qwen35moe", attention_bias=False, rope=("default",), activations=("silu",)),
+    },
 )
