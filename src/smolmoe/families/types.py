@@ -254,6 +254,7 @@ class MoeTarget:
         gate_epsilon: added to the sum of the chosen scores that they are divided by.
         count, top_k: the config's keys of the numbers of experts and of experts per token.
         min_experts: the fewest experts its router works with.
+        own_tokenizer: as in `DenseFamily`.
         engines: what each engine other than transformers computes of it; an engine that is left out cannot run it.
     """
 
@@ -280,4 +281,5 @@ class MoeTarget:
     count: str = "num_experts"
     top_k: str = "num_experts_per_tok"
     min_experts: int = 1
+    own_tokenizer: bool = False
     engines: Mapping[str, Support] = field(default_factory=dict)

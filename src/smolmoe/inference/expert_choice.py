@@ -248,7 +248,7 @@ class _Walk:
             self._selective.release(index - 1)
         self._selective.load_group(index)
 
-    def _route(self, layer: int, x: torch.Tensor, *_: torch.Tensor) -> Any:
+    def _route(self, layer: int, x: torch.Tensor, *bias: torch.Tensor) -> Any:
         from smolmoe.moe.gating import gate_spec, route, router_weight
 
         router = self._selective.routers[layer]

@@ -147,12 +147,12 @@ class SelectiveModel:
         }
         return TensorBytes(sum(sizes.values()), sum(sizes.values()) - experts, read, sum(held.values()))
 
-    def restricted(self, layer: int, x: torch.Tensor, *bias: torch.Tensor) -> RouterOutput:
+    def restricted(self, layer: int, x: torch.Tensor, bias: torch.Tensor | None = None) -> RouterOutput:
         """What the layer's router decides if there are no experts but those held; indices are their places, 0 first."""
         router, chosen = self.routers[layer], self.chosen[layer]
         available = torch.zeros(self.experts, dtype=torch.bool, device=x.device)
         available[list(chosen)] = True
-        bias = bias[0] if bias else selection_bias(router)  # LFM2's block passes it
+        bias = selection_bias(router) if bias is None else bias  # LFM2's block passes it
         weight = router_weight(router)
         logits, gates, indices = route(x, weight, bias, gate_spec(router), available=available)
         # Where fewer than K are held, the rest of K have gate 0: whose place they get does not matter.

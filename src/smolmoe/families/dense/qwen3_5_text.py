@@ -11,5 +11,4 @@ FAMILY = DenseFamily(
     attention_bias="config",
     qk_norm="head",
     by_class=True,
-    own_tokenizer=True,
 )

@@ -28,6 +28,7 @@ TARGET = MoeTarget(
     shared="required",
     shared_gated=True,
     renormalises=True,
+    own_tokenizer=True,
     # vLLM's and mlx-lm's classes are those of the multimodal checkpoints alone.
     engines={
         "llama.cpp": Support("qwen35moe", attention_bias=False, rope=("default",), activations=("silu",)),
