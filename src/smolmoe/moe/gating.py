@@ -32,7 +32,7 @@ class GateSpec:
     Attributes:
         experts, top_k: E and K.
         scoring: how logits become scores.
-        over_chosen: the K highest logits are chosen, and the softmax, in fp32, is over those only.
+        over_chosen: the K highest logits are chosen, and the scores are of those only (their softmax in fp32).
         renormalise: the chosen scores are divided by their sum + epsilon.
         fp32_logits: the matmul takes fp32 inputs (which autocast lowers all the same, as it does in the stock class).
         no_autocast: autocast does not lower them.
@@ -64,7 +64,7 @@ class GateSpec:
     @property
     def fixed_gates(self) -> bool:
         """Whether the gate of a token's single expert is constant, whatever the router computes."""
-        return self.top_k == 1 and (self.renormalise or self.over_chosen)
+        return self.top_k == 1 and self.renormalise
 
 
 @dataclass(frozen=True)
@@ -243,13 +243,15 @@ def _choose(
     if allowed is not None:
         ranking = ranking.masked_fill(~allowed, float("-inf"))
     chosen = ranking.topk(spec.top_k, dim=-1, sorted=spec.ordered).indices
-    return _gates(logits, scores, chosen, spec), chosen
+    return _gates(scores, chosen, spec), chosen
 
 
-def _gates(logits: torch.Tensor, scores: torch.Tensor, chosen: torch.Tensor, spec: GateSpec) -> torch.Tensor:
-    if spec.over_chosen:
-        return logits.gather(-1, chosen).softmax(-1, dtype=torch.float32)
+def _gates(scores: torch.Tensor, chosen: torch.Tensor, spec: GateSpec) -> torch.Tensor:
     gates = scores.gather(-1, chosen)
+    if spec.over_chosen and spec.scoring == "softmax":
+        return gates.softmax(-1, dtype=torch.float32)
+    if spec.over_chosen:
+        gates = gates.sigmoid()
     if spec.top_p is not None:
         gates = gates * first_to_reach(spec.top_p, gates / scores.sum(-1, keepdim=True))
     if spec.renormalise:
@@ -324,7 +326,12 @@ def _cohere(router: Any) -> GateSpec:
     if router.expert_selection_fn == "softmax":
         return GateSpec(router.num_experts, router.top_k, over_chosen=True, weights_like="input")
     return GateSpec(
-        router.num_experts, router.top_k, scoring="sigmoid", renormalise=router.norm_topk_prob, weights_like="input"
+        router.num_experts,
+        router.top_k,
+        scoring="sigmoid",
+        over_chosen=True,
+        renormalise=router.norm_topk_prob,
+        weights_like="input",
     )
 
 
