@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+from itertools import cycle, islice
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +27,7 @@ SIZES: dict[str, Any] = {
 }
 FFN = 48
 ROUTED = {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 24, "norm_topk_prob": True}
+FIRST_DENSE = ("deepseek_v3", "glm4_moe", "lfm2_moe")  # of those below the first layer is dense
 # model type -> what its config needs beside SIZES
 MOE_CONFIGS: dict[str, dict[str, Any]] = {
     "mixtral": {"num_local_experts": 4, "num_experts_per_tok": 2, "intermediate_size": FFN},
@@ -47,6 +49,56 @@ MOE_CONFIGS: dict[str, dict[str, Any]] = {
     },
     "flex_olmo": {"num_experts": 4, "num_experts_per_tok": 2, "intermediate_size": FFN},
     "olmoe": {"num_experts": 4, "num_experts_per_tok": 2, "intermediate_size": FFN},
+    "cohere2_moe": {
+        "num_experts": 4,
+        "num_experts_per_tok": 2,
+        "intermediate_size": 24,
+        "num_shared_experts": 2,
+        "shared_expert_combination_strategy": "sum",
+        "expert_selection_fn": "sigmoid",
+        "layer_types": ["sliding_attention", "full_attention"],
+        "logit_scale": 0.5,
+    },
+    "deepseek_v3": {
+        "n_routed_experts": 4,
+        "num_experts_per_tok": 2,
+        "moe_intermediate_size": 24,
+        "intermediate_size": FFN,
+        "n_shared_experts": 1,
+        "first_k_dense_replace": 1,
+        "n_group": 1,
+        "topk_group": 1,
+        "num_key_value_heads": 4,
+        "q_lora_rank": 24,
+        "kv_lora_rank": 16,
+        "qk_nope_head_dim": 8,
+        "qk_rope_head_dim": 8,
+        "v_head_dim": 8,
+    },
+    "ernie4_5_moe": {
+        "moe_num_experts": 4,
+        "moe_k": 2,
+        "moe_intermediate_size": 24,
+        "intermediate_size": FFN,
+        "moe_num_shared_experts": 2,
+        "moe_layer_start_index": 0,
+    },
+    "hunyuan_v1_moe": {"num_experts": 4, "moe_topk": 2, "intermediate_size": 24},
+    "lfm2_moe": {
+        **ROUTED,
+        "intermediate_size": FFN,
+        "num_dense_layers": 1,
+        "layer_types": ["conv", "full_attention"],
+    },
+    "qwen3_5_moe_text": {
+        **ROUTED,
+        "shared_expert_intermediate_size": 16,
+        "layer_types": ["linear_attention", "full_attention"],
+        "linear_key_head_dim": 8,
+        "linear_value_head_dim": 8,
+        "linear_num_key_heads": 2,
+        "linear_num_value_heads": 4,
+    },
 }
 
 
@@ -110,6 +162,8 @@ def random_moe(model_type: str, *, seed: int = 0, **config: Any) -> Any:
 
     torch.manual_seed(seed)
     values = {**SIZES, **MOE_CONFIGS[model_type], **config}
+    if "layer_types" in values:
+        values["layer_types"] = list(islice(cycle(values["layer_types"]), values["num_hidden_layers"]))
     return AutoModelForCausalLM.from_config(AutoConfig.for_model(model_type, **values)).eval()
 
 

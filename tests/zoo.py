@@ -58,6 +58,25 @@ _MULTIPLIERS = {
     "logits_scaling": 2.5,
 }
 
+_LFM2 = {"layer_types": ["conv", "full_attention", "conv"], "block_auto_adjust_ff_dim": False}
+_COHERE2 = {"layer_types": ["sliding_attention", "full_attention", "sliding_attention"], "logit_scale": 0.25}
+_LATENT = {
+    "num_key_value_heads": 4,
+    "q_lora_rank": 24,
+    "kv_lora_rank": 16,
+    "qk_nope_head_dim": 8,
+    "qk_rope_head_dim": 4,
+    "v_head_dim": 12,
+    "head_dim": 4,
+}
+_QWEN3_5 = {
+    "layer_types": ["linear_attention", "full_attention", "linear_attention"],
+    "linear_key_head_dim": 8,
+    "linear_value_head_dim": 8,
+    "linear_num_key_heads": 2,
+    "linear_num_value_heads": 4,
+}
+
 # name -> (model type, what its config has beside the common sizes)
 ZOO: dict[str, tuple[str, dict[str, Any]]] = {
     "llama": ("llama", {}),
@@ -130,6 +149,79 @@ ZOO: dict[str, tuple[str, dict[str, Any]]] = {
     "glm_whole": ("glm", {"rope_parameters": {"rope_type": "default", "partial_rotary_factor": 1.0}}),
     "gpt_neox": ("gpt_neox", {"tie_word_embeddings": False}),
     "starcoder2": ("starcoder2", {}),
+    "lfm2": ("lfm2", _LFM2),
+    "lfm2_untied": (
+        "lfm2",
+        {
+            **_LFM2,
+            "conv_bias": True,
+            "conv_L_cache": 4,
+            "norm_eps": 1e-3,
+            "tie_word_embeddings": False,
+            "block_auto_adjust_ff_dim": True,
+            "intermediate_size": 60,
+            "block_ffn_dim_multiplier": 1.1,
+            "block_multiple_of": 16,
+        },
+    ),
+    "ernie4_5": ("ernie4_5", {}),
+    "ernie4_5_untied": ("ernie4_5", {"tie_word_embeddings": False, "head_dim": 16, "rms_norm_eps": 1e-3}),
+    "ernie4_5_bias": ("ernie4_5", {"use_bias": True}),
+    "hunyuan": ("hunyuan_v1_dense", {}),
+    "hunyuan_bias": (
+        "hunyuan_v1_dense",
+        {
+            "tie_word_embeddings": False,
+            "attention_bias": True,
+            "head_dim": 16,
+            "rms_norm_eps": 1e-3,
+            "rope_parameters": {"rope_type": "dynamic", "rope_theta": 10000.0, "alpha": 50.0, "factor": 1.0},
+        },
+    ),
+    "cohere": ("cohere", {"logit_scale": 0.25}),
+    "cohere_bias": ("cohere", {"attention_bias": True, "tie_word_embeddings": False, "layer_norm_eps": 1e-3}),
+    "cohere_qk_norm": ("cohere", {"use_qk_norm": True}),
+    "cohere2": ("cohere2", {**_COHERE2, "sliding_window": 8}),
+    "cohere2_bias": (
+        "cohere2",
+        {
+            **_COHERE2,
+            "sliding_window": 100,
+            "attention_bias": True,
+            "tie_word_embeddings": False,
+            "layer_norm_eps": 1e-3,
+        },
+    ),
+    "qwen3_5": ("qwen3_5_text", _QWEN3_5),
+    "qwen3_5_bias": (
+        "qwen3_5_text",
+        {
+            **_QWEN3_5,
+            "attention_bias": True,
+            "tie_word_embeddings": False,
+            "rms_norm_eps": 1e-3,
+            "rope_parameters": {"rope_type": "default", "rope_theta": 1e4, "partial_rotary_factor": 0.5},
+        },
+    ),
+    "youtu": ("youtu", _LATENT),
+    "youtu_bias": (
+        "youtu",
+        {**_LATENT, "attention_bias": True, "tie_word_embeddings": False, "q_lora_rank": None, "rms_norm_eps": 1e-3},
+    ),
+    "youtu_halves": ("youtu", {**_LATENT, "attention_bias": True, "rope_interleave": False}),
+    "minicpm3": ("minicpm3", {**_LATENT, "dim_model_base": 8}),
+    "minicpm3_bias": (
+        "minicpm3",
+        {
+            **_LATENT,
+            "attention_bias": True,
+            "tie_word_embeddings": False,
+            "scale_emb": 3,
+            "scale_depth": 0.7,
+            "dim_model_base": 12,
+            "rms_norm_eps": 1e-3,
+        },
+    ),
 }
 _NOT_FOR_GPT2 = (
     "hidden_size",

@@ -8,8 +8,10 @@ import torch
 from smolmoe.families.adapt import (
     Mend,
     added,
+    centred,
     dropped,
     half_split,
+    interleaved,
     kept,
     mended,
     renamed,
@@ -130,3 +132,15 @@ def test_layernorm_of_a_stream_is_rmsnorm_of_the_stream_whose_writers_are_centre
     ours = torch.nn.functional.rms_norm(centred_stream, (8,), eps=1e-5)
     torch.testing.assert_close(ours, theirs)
     assert (torch.nn.functional.rms_norm(stream, (8,), eps=1e-5) - theirs).abs().max() > 0.1
+
+
+@pytest.mark.parametrize("rotary", [2, 4, 8])
+def test_interleaving_is_the_inverse_of_half_splitting(rotary: int) -> None:
+    rows = list(range(rotary))
+    halves = [rows[row] for row in half_split(rotary)]
+    assert [halves[row] for row in interleaved(rotary)] == rows
+    assert rotary == 2 or halves != rows
+
+
+def test_rows_in_front_stay() -> None:
+    assert interleaved(4, 3) == (0, 1, 2, 3, 5, 4, 6)

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from helpers import MOE_CONFIGS, dense_llama, random_moe, save, tiny_tokenizer
+from helpers import MOE_CONFIGS, dense_llama, random_moe, save
 
 from smolmoe.errors import RequestError, SourceError
 from smolmoe.inference.expert_choice import (
@@ -21,12 +21,13 @@ from smolmoe.inference.expert_choice import (
     route_prompt,
 )
 from smolmoe.inference.offload import experts_modules
-from smolmoe.moe.loading import load_model
+from smolmoe.moe.loading import load_model, load_tokenizer
 from smolmoe.moe.names import set_expert_names
 from smolmoe.moe.restrict import only_experts
 from smolmoe.moe.routing import RoutingCapture
 
 PROMPT = "def add(a, b):\n    return a + b"
+SIGMOID = ("cohere2_moe", "deepseek_v3", "glm4_moe", "lfm2_moe")
 NAMES = ["code", "web", "code", None]
 
 
@@ -49,14 +50,15 @@ def test_it_says_what_the_whole_model_would(kind: str, tmp_path: Path) -> None:
     choice = route_prompt(folder, PROMPT)
     groups = {"code": (0, 2), "web": (1,), "expert 3": (3,)}
     whole = load_model(folder)
-    ids = [tiny_tokenizer().eos_token_id, *tiny_tokenizer()(PROMPT)["input_ids"]]
+    tokenizer = load_tokenizer(folder)  # Qwen3.5's type has its own, whatever was saved
+    ids = [tokenizer.eos_token_id, *tokenizer(PROMPT)["input_ids"]]
     path = {vote.layer: groups[vote.read] for vote in choice.layers if vote.read is not None}
     with only_experts(whole, path), RoutingCapture(whole) as capture:
         whole(input_ids=torch.tensor([ids]))
     means = []
     for vote in choice.layers:
         logits = capture.routing(vote.layer).logits[1:].float()
-        scores = logits.sigmoid() if kind == "glm4_moe" else logits.softmax(-1)
+        scores = logits.sigmoid() if kind in SIGMOID else logits.softmax(-1)
         probs = scores / scores.sum(-1, keepdim=True)
         by_name = torch.stack([probs[:, list(group)].sum(-1) for group in groups.values()])
         means.append(by_name.log().mean(-1))

@@ -15,7 +15,7 @@ from tests.moe.dense import FAMILIES, D, moe_config
 from torch import nn
 
 from smolmoe.errors import RequestError, TargetError
-from smolmoe.moe.gating import _SPECS, GateSpec, Intervention, gate_spec, route
+from smolmoe.moe.gating import _SPECS, GateSpec, Intervention, gate_spec, route, router_weight, selection_bias
 from smolmoe.moe.generic import SmolMoeRouter
 from smolmoe.moe.routing import find_routers
 
@@ -41,11 +41,16 @@ MODULES = {
     "Glm4vMoeTextTopkRouter": "glm4v_moe",
     "GlmMoeDsaTopkRouter": "glm_moe_dsa",
     "SolarOpenTopkRouter": "solar_open",
+    "Cohere2MoeTopKRouter": "cohere2_moe",
+    "Ernie4_5_MoeTopKRouter": "ernie4_5_moe",
+    "HunYuanMoEV1Gate": "hunyuan_v1_moe",
+    "Lfm2MoeTopKRouter": "lfm2_moe",
 }
 OPTIONS: dict[str, dict[str, Any]] = {
     "plain": {},
     "not_renormalised": {"norm_topk_prob": False},
     "groups": {"n_group": 4, "topk_group": 2, "routed_scaling_factor": 2.5},
+    "sigmoid": {"expert_selection_fn": "sigmoid"},
 }
 GENERIC: list[dict[str, Any]] = [
     {},
@@ -61,22 +66,27 @@ def stock_router(name: str, **options: Any) -> nn.Module:
     module = importlib.import_module(f"transformers.models.{MODULES[name]}.modeling_{MODULES[name]}")
     sizes = dict.fromkeys(("num_experts", "num_local_experts", "n_routed_experts"), E)
     values = {"hidden_size": D, "num_experts_per_tok": K, "norm_topk_prob": True, "n_group": 1, "topk_group": 1}
+    values |= {"moe_topk": K, "moe_norm_min": 1e-12, "use_expert_bias": True, "expert_selection_fn": "softmax"}
     return getattr(module, name)(SimpleNamespace(**{**sizes, **values, "routed_scaling_factor": 1.0, **options}))
 
 
 def filled(router: Any, dtype: torch.dtype = torch.float32) -> Any:
     torch.manual_seed(0)
     router = router.to(dtype)
-    nn.init.normal_(router.weight, std=0.4)
-    if getattr(router, "e_score_correction_bias", None) is not None:
-        router.e_score_correction_bias = 0.1 * torch.randn(E)
+    nn.init.normal_(router_weight(router), std=0.4)
+    bias = selection_bias(router)
+    if bias is not None:
+        bias.data.copy_(0.1 * torch.randn(E))
+    elif hasattr(router, "use_expert_bias"):  # the block around it has the bias
+        router.expert_bias = 0.1 * torch.randn(E)
+        router.forward = lambda x: type(router).forward(router, x, router.expert_bias)
     return router
 
 
 def run(router: Any, intervention: Intervention | None = None, *, x: torch.Tensor | None = None, **more: Any) -> Any:
     x = tokens() if x is None else x
-    bias = getattr(router, "e_score_correction_bias", None)
-    return route(x, router.weight, bias, gate_spec(router), intervention, training=True, **more)
+    bias = selection_bias(router, router)
+    return route(x, router_weight(router), bias, gate_spec(router), intervention, training=True, **more)
 
 
 def tokens(dtype: torch.dtype = torch.float32) -> torch.Tensor:
@@ -89,7 +99,7 @@ def assert_parity(router: Any, dtype: torch.dtype, autocast: bool) -> None:
         with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
             logits, weights, chosen = compute(x)
         loss = (weights.float() * torch.arange(float(K))).sum() + logits.float().square().mean()
-        return (logits, weights, chosen), list(torch.autograd.grad(loss, (x, router.weight)))
+        return (logits, weights, chosen), list(torch.autograd.grad(loss, (x, router_weight(router))))
 
     stock, stock_gradients = gradients(router)
     ours, our_gradients = gradients(lambda x: run(router, Intervention(), x=x))

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 import torch
-from helpers import MOE_CONFIGS, dense_llama, hash_routed, moe_of, random_moe
+from helpers import FIRST_DENSE, MOE_CONFIGS, dense_llama, hash_routed, moe_of, random_moe
 
 from smolmoe.errors import SourceError
 from smolmoe.moe.routing import (
@@ -35,7 +35,7 @@ def routing_of(indices: list[list[int]], scores: list[list[float]] | None = None
 def test_routers_are_found_and_captured(kind: str) -> None:
     model = random_moe(kind)
     routers = find_routers(model)
-    layers = [1] if kind == "glm4_moe" else [0, 1]  # its first layer is dense
+    layers = [1] if kind in FIRST_DENSE else [0, 1]
     assert [layer for layer, _ in routers] == layers
     with torch.no_grad(), RoutingCapture(model) as capture:
         model(IDS)

@@ -205,3 +205,14 @@ def test_text_becomes_the_same_tokens(tmp_path: Path) -> None:
         # With this small vocabulary few texts would show another rule, so the rules themselves are compared.
         assert ours.backend_tokenizer.to_str() == theirs.backend_tokenizer.to_str(), target
     assert type(theirs).__name__ == "Qwen2Tokenizer"  # else this test sees nothing
+
+
+def test_a_tokenizer_that_the_class_of_the_result_does_not_follow_is_said(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Qwen3.5's MoE type has its own rule for every tokenizer, the dense text model's type has none."""
+    made = plan("qwen3_5", shared="full", experts=4)
+    object.__setattr__(made.recipe, "out", tmp_path / "moe")
+    with caplog.at_level("WARNING", logger="smolmoe"):
+        convert(made)
+    assert "load it with PreTrainedTokenizerFast" in caplog.text

@@ -170,11 +170,21 @@ def test_temperature_is_folded_into_the_written_model(tmp_path: Path, moe: Path)
     assert rows(again.out, "held_out")[0]["loss"] == pytest.approx(rows(result.out, "held_out")[-1]["loss"], abs=1e-6)
 
 
-def test_selection_bias_moves_towards_the_idle(tmp_path: Path) -> None:
-    source = save(random_moe("glm4_moe"), tmp_path / "glm")
-    result = train(recipe(tmp_path, source, objective={"bias_rate": 0.01}))
-    name = next(n for n in load_file(result.model / "model.safetensors") if n.endswith("e_score_correction_bias"))
+@pytest.mark.parametrize("kind", ["glm4_moe", "ernie4_5_moe", "lfm2_moe"])  # each keeps its bias elsewhere
+def test_selection_bias_moves_towards_the_idle(tmp_path: Path, kind: str) -> None:
+    source = save(random_moe(kind), tmp_path / kind)
+    result = train(recipe(tmp_path, source, objective={"bias_rate": 0.01, "load_balance": 0.01}))
+    names = ("e_score_correction_bias", "expert_bias")
+    name = next(n for n in load_file(result.model / "model.safetensors") if n.endswith(names))
     assert load_file(result.model / "model.safetensors")[name].abs().max() >= 0.01
+
+
+@pytest.mark.parametrize("kind", ["cohere2_moe", "deepseek_v3", "hunyuan_v1_moe", "qwen3_5_moe_text"])
+def test_other_classes_are_trained_with_a_balance_term(tmp_path: Path, kind: str) -> None:
+    source = save(random_moe(kind, vocab_size=VOCABULARY + 8), tmp_path / kind)  # Qwen3.5's tokenizer adds a token
+    objective, routing = {"load_balance": 0.01}, {"temperature": 2.0}
+    result = train(recipe(tmp_path, source, objective=objective, routing=routing, trainer=trainer(max_steps=2)))
+    assert rows(result.out, "gradients")[0]["norms"]["load_balance"] > 0
 
 
 @pytest.mark.parametrize(

@@ -11,7 +11,7 @@ import torch
 from smolmoe.alignment.tokens import Row
 from smolmoe.evaluation.held_out import DocumentLosses
 from smolmoe.inference.sampling import padded
-from smolmoe.moe.gating import gate_spec
+from smolmoe.moe.gating import gate_spec, router_weight
 from smolmoe.moe.losses import expert_probabilities
 from smolmoe.moe.routing import RoutingCapture, find_routers
 
@@ -112,7 +112,7 @@ def router_state(model: Any, rows: Sequence[Row]) -> RouterState | None:
     return RouterState(
         torch.stack([routing.logits.float().cpu() for routing in routings]),
         torch.stack([routing.chosen().cpu() for routing in routings]),
-        torch.stack([router.weight.detach().float().cpu() for router in routers]),
+        torch.stack([router_weight(router).detach().float().cpu() for router in routers]),
         gate_spec(routers[0]).scoring,
     )
 

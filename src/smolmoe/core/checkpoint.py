@@ -32,7 +32,7 @@ HUB_PATTERNS = ["*.json", "*.safetensors", "*.model", "*.txt", "*.jinja", "LICEN
 HUB_PATTERNS += ["additional_chat_templates/*"]
 _CHUNK = 1 << 24  # bytes; a multiple of every dtype's size
 # An expert is switched off by a selection bias of minus infinity.
-_MAY_BE_INFINITE = "e_score_correction_bias"
+_MAY_BE_INFINITE = ("e_score_correction_bias", "expert_bias")
 
 
 @dataclass(frozen=True)

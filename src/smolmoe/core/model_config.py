@@ -17,6 +17,9 @@ from smolmoe.core.model_code import without_code
 from smolmoe.errors import SourceError
 
 CONFIG = "config.json"
+# The keys under which classes have E and K.
+EXPERT_COUNTS = ("num_local_experts", "num_experts", "n_routed_experts", "moe_num_experts")
+TOP_KS = ("num_experts_per_tok", "moe_topk", "moe_k")
 # Files that hold one JSON object each, where a model has them. Vocabularies take long to read: who loads them says.
 _OBJECTS = ("generation_config.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json")
 _LARGEST = 1 << 40  # beyond any size of a model, and below what 64 bits hold when two are multiplied
@@ -73,9 +76,10 @@ def check_counts(config: Mapping[str, Any]) -> None:
     heads, kv = _one(config, "num_attention_heads", "n_head"), _one(config, "num_key_value_heads")
     if heads is not None and kv is not None and heads % kv:
         raise _contradiction("num_key_value_heads", kv, f"must divide num_attention_heads ({heads})")
-    experts, top_k = _one(config, "num_local_experts", "num_experts", "n_routed_experts"), _one(config, _TOP_K)
+    experts, top_k = _one(config, *EXPERT_COUNTS), _one(config, *TOP_KS)
     if experts is not None and top_k is not None and top_k > experts:
-        raise _contradiction(_TOP_K, top_k, f"must be at most the number of experts ({experts})")
+        key = next(key for key in TOP_KS if config.get(key) == top_k)
+        raise _contradiction(key, top_k, f"must be at most the number of experts ({experts})")
     groups, chosen = _one(config, "n_group"), _one(config, "topk_group")
     if config.get("topk_method") == "greedy" or groups is None:  # groups that nobody looks at
         return
@@ -83,6 +87,12 @@ def check_counts(config: Mapping[str, Any]) -> None:
         raise _contradiction("n_group", groups, f"must divide the number of experts ({experts})")
     if chosen is not None and chosen > groups:
         raise _contradiction("topk_group", chosen, f"must be at most n_group ({groups})")
+
+
+def expert_counts(config: Mapping[str, Any]) -> tuple[int, int] | None:
+    """E and K; None if config.json does not have both, as that of a dense model."""
+    experts, top_k = _one(config, *EXPERT_COUNTS), _one(config, *TOP_KS)
+    return None if experts is None or top_k is None else (experts, top_k)
 
 
 def check_decodes(folder: Path, field: str = "source") -> None:
@@ -123,7 +133,7 @@ def _check_lengths(config: Mapping[str, Any], at: str) -> None:
         reason = f"must name as many layers as there are ({layers}), not {len(kinds)}"
         raise _contradiction(f"{at}layer_types", kinds, reason)
     if config.get("model_type") == "smolmoe":
-        for key in ("text_config", "moe_layers", "layers_module", "mlp_module", "num_experts", _TOP_K):
+        for key in ("text_config", "moe_layers", "layers_module", "mlp_module", "num_experts", "num_experts_per_tok"):
             if config.get(key) is None:
                 raise _contradiction(at + key, None, "must be there, as smolmoe writes it")
 
@@ -213,17 +223,16 @@ def _kinds(kind: _Kind, *keys: str) -> dict[str, _Kind]:
     return dict.fromkeys(keys, kind)
 
 
-_TOP_K = "num_experts_per_tok"
 _KINDS: dict[str, _Kind] = {
     **_kinds(
         _Kind("a whole number from 1 on", lambda value: _whole(value, 1), null=False),
         *("vocab_size", "hidden_size", "num_hidden_layers", "num_attention_heads"),
         *("n_embd", "n_layer", "n_head", "n_positions", "max_position_embeddings"),
     ),
-    _TOP_K: _Kind("a whole number from 1 on", lambda value: _whole(value, 1)),
+    **_kinds(_Kind("a whole number from 1 on", lambda value: _whole(value, 1)), "num_experts_per_tok", "moe_k"),
     **_kinds(
         _Kind("a whole number from 1 on, or one for each layer", lambda value: _sized(value, 1)),
-        *("intermediate_size", "num_key_value_heads", "n_inner", "moe_intermediate_size", "head_dim"),
+        *("intermediate_size", "num_key_value_heads", "n_inner", "moe_intermediate_size", "head_dim", "moe_topk"),
     ),
     **_kinds(
         _Kind("a whole number from 0 on", lambda value: _sized(value, 0)),

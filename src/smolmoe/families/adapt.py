@@ -168,5 +168,15 @@ def half_split(head_dim: int, rotary: int | None = None) -> tuple[int, ...]:
     return (*range(0, count, 2), *range(1, count, 2), *range(count, head_dim))
 
 
+def interleaved(rotary: int, before: int = 0) -> tuple[int, ...]:
+    """The inverse: order of a head's rows that turns pairs (i, i + r/2) into neighbours (2i, 2i + 1).
+
+    Args:
+        rotary: r, the last rows of the head.
+        before: rows in front of them, which do not rotate.
+    """
+    return (*range(before), *(before + row // 2 + row % 2 * (rotary // 2) for row in range(rotary)))
+
+
 def _each(ends: tuple[str, ...], change: Callable[[Piece], Piece]) -> Mend:
     return lambda tensors: {name: change(piece) if name.endswith(ends) else piece for name, piece in tensors.items()}

@@ -9,12 +9,14 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+from smolmoe.core.model_config import expert_counts
 from smolmoe.errors import RequestError
 from smolmoe.families import MOE_TARGETS
 from smolmoe.families.types import LLAMA_CPP_ROPE, Support
 
 ENGINES = ("transformers", "vLLM", "SGLang", "llama.cpp", "mlx-lm")
 Settings = Mapping[str, Any]
+_SHARED = ("num_shared_experts", "moe_num_shared_experts")
 
 # Classes that are read but never written.
 _READ: dict[str, dict[str, Support]] = {
@@ -88,7 +90,9 @@ def limits(found: Support) -> str:
         "" if found.free_head_dim else "heads of width hidden size / heads",
         "" if found.free_kv_heads else "as many key heads as query heads",
         "" if found.attention_bias else "no attention biases",
+        "" if found.shared else "no shared expert",
         "" if found.dense_layers else "no dense layers",
+        "" if found.last_dense else "no dense layers at the end",
         "" if found.activations is None else f"activation {', '.join(found.activations)}",
         "" if found.eps is None else f"norms' epsilon {found.eps:g}",
         found.needs,
@@ -99,8 +103,8 @@ def limits(found: Support) -> str:
 def _routing(found: Support, model_type: str, settings: Settings) -> Iterator[str]:
     target = MOE_TARGETS.get(model_type)
     normalised = bool((target and target.renormalises) or settings.get("norm_topk_prob"))
-    experts = next((settings[key] for key in ("num_local_experts", "num_experts") if settings.get(key)), None)
-    everything = experts == settings.get("num_experts_per_tok")  # the softmax over all sums to 1
+    experts, top_k = expert_counts(settings) or (None, 0)
+    everything = experts == top_k  # the softmax over all sums to 1
     if found.normalises is not None and found.normalises != normalised and not everything:
         always, whereas = ("always", "does not") if found.normalises else ("never", "does")
         yield f"it {always} renormalises the chosen gates of this class to sum to 1, but the model {whereas}"
@@ -112,10 +116,16 @@ def _routing(found: Support, model_type: str, settings: Settings) -> Iterator[st
         yield f"its experts use {', '.join(found.activations)}, the model uses {activation}"
     if not found.dense_layers and _has_dense_layers(settings):
         yield "there all layers of this class are MoE layers, but the model has dense ones"
+    last = (settings.get("num_hidden_layers") or 0) - 1
+    if not found.last_dense and settings.get("moe_layer_end_index", last) not in (-1, last):
+        yield "there the last layers of this class are MoE layers, but the model has dense ones"
+    if not found.shared and any(settings.get(key) for key in _SHARED):
+        yield "it does not support a shared expert of this kind"
 
 
 def _has_dense_layers(settings: Settings) -> bool:
-    return bool(settings.get("mlp_only_layers")) or (settings.get("decoder_sparse_step") or 1) > 1
+    listed = settings.get("mlp_only_layers") or "dense" in (settings.get("mlp_layer_types") or ())
+    return bool(listed) or (settings.get("decoder_sparse_step") or 1) > 1
 
 
 def _rest(found: Support, settings: Settings) -> Iterator[str]:

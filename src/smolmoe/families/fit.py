@@ -62,7 +62,7 @@ def _copied(spec: DenseSpec, target: MoeTarget) -> dict[str, Any]:
         return {key: value for key, value in spec.config.items() if key not in _OF_THE_FILE}
     constants = spec.family.constants if spec.family else {}
     return {
-        **{key: constants[key] if key in constants else spec.config[key] for key in COMMON},
+        **{key: constants.get(key, spec.config.get(key)) for key in COMMON if key in constants or key in spec.config},
         "rope_parameters": spec.rope,
         "num_key_value_heads": spec.kv_heads,
         "head_dim": spec.head_dim,

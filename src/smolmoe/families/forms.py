@@ -82,14 +82,32 @@ def _windows(settings: Settings, layer_types: list[str] | None, window: int | No
     }
 
 
-def twin(settings: Settings, model_type: str) -> DenseForm:
-    """The dense class whose MoE form this is: the settings that both have are the same."""
+# Settings of the file or of the FFN, which is the MoE's.
+_NOT_THE_TWINS = (
+    "_name_or_path",
+    "architectures",
+    "auto_map",
+    "dtype",
+    "embedding_initializer_range",
+    "intermediate_size",
+    "model_type",
+    "transformers_version",
+)
+
+
+def twin(settings: Settings, model_type: str, **own: Any) -> DenseForm:
+    """The dense class that differs from the MoE's only in its FFNs: the settings that both have are the same."""
     from transformers import AutoConfig
-    from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
     from smolmoe.families import DENSE_FAMILIES
+    from smolmoe.families.architecture import architecture_of
 
     known = AutoConfig.for_model(model_type).to_dict()
-    config = {key: settings[key] for key in known if key in settings}
-    config |= {"model_type": model_type, "architectures": [MODEL_FOR_CAUSAL_LM_MAPPING_NAMES[model_type]]}
+    config = {
+        **{key: settings[key] for key in known if key in settings and key not in _NOT_THE_TWINS},
+        "architectures": [architecture_of({"model_type": model_type})],
+        "model_type": model_type,
+        "transformers_version": settings["transformers_version"],
+        **own,
+    }
     return DenseForm(config, DENSE_FAMILIES[model_type].mlp)

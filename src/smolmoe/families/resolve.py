@@ -60,13 +60,22 @@ def _request_refusals(target: MoeTarget, spec: DenseSpec, sizes: MoeSizes) -> li
         reasons.append(
             f"its shared width must be a multiple of the expert width {sizes.width}, not {sizes.shared_width}"
         )
+    if sizes.shared_width and target.shared_same and sizes.shared_width != sizes.width:
+        reasons.append(f"its shared width is the expert width {sizes.width}, not {sizes.shared_width}")
     if sizes.experts < target.min_experts:
         reasons.append(f"its router needs at least {target.min_experts} experts")
     if sizes.dense_layers and target.dense_layers == "none":
         reasons.append("it cannot keep chosen layers dense")
     elif target.dense_layers == "prefix" and sizes.dense_layers != list(range(len(sizes.dense_layers))):
         reasons.append("it can keep only the first layers dense")
+    elif target.dense_layers == "ends" and not _contiguous(spec, sizes):
+        reasons.append("it can keep only the first and the last layers dense")
     return reasons
+
+
+def _contiguous(spec: DenseSpec, sizes: MoeSizes) -> bool:
+    moe = [i for i in range(spec.layers) if i not in sizes.dense_layers]
+    return moe == list(range(moe[0], moe[-1] + 1))
 
 
 def resolve(name: str, spec: DenseSpec, sizes: MoeSizes, engines: Sequence[str] = ()) -> MoeTarget:

@@ -141,9 +141,10 @@ def _refuse_a_composite(config: Any) -> None:
 
 def _ffn(config: Any, family: DenseFamily | None) -> tuple[MlpLayout, int]:
     if family is not None and not (family.mlp_bias and getattr(config, family.mlp_bias)):
+        activation = getattr(config, "hidden_act", family.mlp.activation)
         dropout = getattr(config, family.mlp_dropout) if family.mlp_dropout else 0.0
-        layout = replace(family.mlp, activation=config.hidden_act, dropout=dropout)
-        return layout, int(config.intermediate_size)
+        width = family.ffn_width(config) if family.ffn_width else config.intermediate_size
+        return replace(family.mlp, activation=activation, dropout=dropout), int(width)
     from smolmoe.families.detect import find_mlp  # builds the class, so only if the family is not built in
 
     layout = find_mlp(config)

@@ -40,11 +40,13 @@ def _shared(target: MoeTarget) -> str:
         return "no"
     kind = "behind a sigmoid gate" if target.shared_gated else "ungated"
     width = ", width a multiple of the experts'" if target.shared_multiple else ""
+    width = ", of the experts' width" if target.shared_same else width
     return f"{'always' if target.shared == 'required' else 'optional'}, {kind}{width}"
 
 
 def _layers(target: MoeTarget) -> str:
-    return {"none": "none", "any": "any", "prefix": "the first ones"}[target.dense_layers]
+    said = {"none": "none", "any": "any", "prefix": "the first ones", "ends": "the first and the last ones"}
+    return said[target.dense_layers]
 
 
 def _windows(target: MoeTarget) -> str:

@@ -78,6 +78,7 @@ class DenseFamily:
             a function of the config that gives the window of each layer.
         rotated: from the config, which layers rotate queries and keys; None: all of them.
         partial_rotary: only `partial_rotary_factor` of the rotary parameters, a share of each head, rotates.
+        ffn_width: from the config, F; None: `config.intermediate_size`.
         adapt: from the description and the name of a target, what makes its tensors and settings fit the target.
         by_class: the names and shapes of its tensors are those of its class in transformers; otherwise Llama's, which
             are known without importing transformers.
@@ -101,6 +102,7 @@ class DenseFamily:
     windows: str | Callable[[Any], tuple[int | None, ...]] = "none"
     rotated: Callable[[Any], tuple[bool, ...]] | None = None
     partial_rotary: bool = False
+    ffn_width: Callable[[Any], int] | None = None
     adapt: Callable[[DenseSpec, str], Adaptation] | None = None
     by_class: bool = False
     norms: tuple[str, ...] = ("input_layernorm", "post_attention_layernorm")
@@ -173,7 +175,8 @@ class ExpertNames:
 class MoeNames:
     """Names of the MoE's tensors, relative to the decoder layer. `memory_*` are those of the class once loaded.
 
-    In memory every stock class keeps stacks: `gate_up_proj [E, 2I, D]`, `down_proj [E, D, I]`.
+    In memory every stock class keeps stacks: `gate_up_proj [E, 2I, D]`, `down_proj [E, D, I]`. The selection bias is
+    [E], or [1, E] if `selection_bias_row`; its name in memory is the one on disk if `memory_selection_bias` is None.
     """
 
     router: str
@@ -183,6 +186,8 @@ class MoeNames:
     shared: ExpertNames | None = None
     shared_gate: str | None = None
     selection_bias: str | None = None
+    memory_selection_bias: str | None = None
+    selection_bias_row: bool = False
 
 
 @dataclass(frozen=True)
@@ -217,7 +222,9 @@ class Support:
         free_head_dim: the head width may differ from hidden size / heads.
         free_kv_heads: there may be fewer key heads than query heads.
         attention_bias: projections may have biases.
+        shared: there may be a shared expert.
         dense_layers: some layers may be dense.
+        last_dense: the last layers may be dense.
         activations: of the experts; None: any.
         eps: the only supported epsilon of the norms; None: any.
         divides_by_gate: sigmoid(g) of the shared expert's gate is computed as silu(g) / g, NaN at g = 0.
@@ -233,7 +240,9 @@ class Support:
     free_head_dim: bool = True
     free_kv_heads: bool = True
     attention_bias: bool = True
+    shared: bool = True
     dense_layers: bool = True
+    last_dense: bool = True
     activations: tuple[str, ...] | None = None
     eps: float | None = None
     divides_by_gate: bool = False
@@ -262,11 +271,15 @@ class MoeTarget:
         shared: "never", "optional" or "required".
         shared_gated: the shared expert's output is multiplied by sigmoid(gate(x)), 1/2 at a zero gate.
         shared_multiple: the shared width must be a multiple of the expert width.
-        dense_layers: which layers may stay dense: "none", "any" or "prefix".
+        shared_same: the shared width must be the expert width.
+        dense_layers: which layers may stay dense: "none", "any", "prefix" or "ends" (the first and the last ones).
         scoring: "softmax" or "sigmoid"; every target renormalises the chosen gates to sum 1.
+        scoring_key: the config's key of it, if there is a choice.
         renormalises: it always does so, whatever the config says.
-        count: the config's key of the number of experts.
+        gate_epsilon: added to the sum of the chosen scores that they are divided by.
+        count, top_k: the config's keys of the numbers of experts and of experts per token.
         min_experts: the fewest experts its router works with.
+        own_tokenizer: as in `DenseFamily`.
         engines: what each engine other than transformers computes of it; an engine that is left out cannot run it.
     """
 
@@ -286,9 +299,14 @@ class MoeTarget:
     shared: str = "never"
     shared_gated: bool = False
     shared_multiple: bool = False
+    shared_same: bool = False
     dense_layers: str = "none"
     scoring: str = "softmax"
+    scoring_key: str | None = None
     renormalises: bool = False
+    gate_epsilon: float = 0.0
     count: str = "num_experts"
+    top_k: str = "num_experts_per_tok"
     min_experts: int = 1
+    own_tokenizer: bool = False
     engines: Mapping[str, Support] = field(default_factory=dict)

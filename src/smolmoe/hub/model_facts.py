@@ -11,12 +11,11 @@ from pathlib import Path
 from typing import Any
 
 from smolmoe.core.checkpoint import FLOAT_DTYPES, open_checkpoint
-from smolmoe.core.model_config import read_config
+from smolmoe.core.model_config import expert_counts, read_config
 from smolmoe.core.provenance import read_provenance
 from smolmoe.families import MOE_TARGETS, MoeTarget
 from smolmoe.families.architecture import architecture_of
 
-_COUNTS = ("num_experts", "num_local_experts", "n_routed_experts")
 # A path from the root, a home or a drive; not after a scheme or inside a relative path.
 _PATH = re.compile(r"(?<![\w.:/\\<-])(?:~?/|[A-Za-z]:[\\/])[^\s'\"`,;|<>()\[\]{}]*[^\s'\"`,;|<>()\[\]{}.]")
 
@@ -87,11 +86,13 @@ class ModelFacts:
     @property
     def experts(self) -> int | None:
         """E; None for a dense model."""
-        return next((int(self.config[key]) for key in _COUNTS if self.config.get(key)), None)
+        found = expert_counts(self.config)
+        return found and found[0]
 
     @property
     def top_k(self) -> int | None:
-        return self.config.get("num_experts_per_tok") if self.experts else None
+        found = expert_counts(self.config)
+        return found and found[1]
 
     @property
     def active(self) -> int | None:

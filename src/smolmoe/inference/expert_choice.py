@@ -244,10 +244,10 @@ class _Walk:
             self._selective.release(index - 1)
         self._selective.load_group(index)
 
-    def _route(self, layer: int, x: torch.Tensor) -> Any:
+    def _route(self, layer: int, x: torch.Tensor, *bias: torch.Tensor) -> Any:
         router = self._selective.routers[layer]
         spec = gating.gate_spec(router)
-        logits, _, _ = gating.route(x, router.weight, None, spec)
+        logits, _, _ = gating.route(x, gating.router_weight(router), None, spec)
         logits = logits[len(self._start) :]  # the start token carries no information about the text
         self._evidence[layer] = name_evidence(logits, list(self.groups.values()), spec.scoring)
         if layer == self._guided[-1]:

@@ -20,7 +20,7 @@ from transformers import GenerationConfig
 from smolmoe.core.checkpoint import FLOAT_DTYPES, Checkpoint, open_checkpoint
 from smolmoe.errors import CheckpointError, SourceError
 from smolmoe.inference.offload import experts_modules
-from smolmoe.moe.gating import RouterOutput, gate_spec, route
+from smolmoe.moe.gating import RouterOutput, gate_spec, route, router_weight, selection_bias
 from smolmoe.moe.loading import Skeleton
 from smolmoe.moe.routing import find_routers
 from smolmoe.moe.structure import find_layers
@@ -145,13 +145,14 @@ class SelectiveModel:
         }
         return TensorBytes(sum(sizes.values()), sum(sizes.values()) - experts, read, sum(held.values()))
 
-    def restricted(self, layer: int, x: torch.Tensor) -> RouterOutput:
+    def restricted(self, layer: int, x: torch.Tensor, bias: torch.Tensor | None = None) -> RouterOutput:
         """The decision of the layer's router among the loaded experts; indices count these from 0."""
         router, chosen = self.routers[layer], self.chosen[layer]
         available = torch.zeros(self.experts, dtype=torch.bool, device=x.device)
         available[list(chosen)] = True
-        bias = getattr(router, "e_score_correction_bias", None)
-        logits, gates, indices = route(x, router.weight, bias, gate_spec(router), available=available)
+        bias = selection_bias(router) if bias is None else bias  # LFM2's block passes it
+        weight = router_weight(router)
+        logits, gates, indices = route(x, weight, bias, gate_spec(router), available=available)
         # With fewer than K loaded experts the rest of K have gate 0: their indices do not matter.
         place = available.cumsum(0).sub(1).masked_fill(~available, 0)
         return logits, gates, place[indices]

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from smolmoe.moe.routing import Routing, find_routers
+from smolmoe.moe.routing import Routing, selection_biases
 
 
 def count_choices(indices: torch.Tensor, weights: torch.Tensor, experts: int) -> torch.Tensor:
@@ -108,7 +108,7 @@ def update_selection_bias(
     The bias affects only the choice, so no gradient is disturbed. Unchanged at perfect balance.
 
     Args:
-        bias: [E], a router's `e_score_correction_bias`.
+        bias: [E], a router's selection bias.
         load: [E], the load of the optimiser step, over all ranks.
         rate: the step, .001 in the paper, on scores in [0, 1].
         mean: [E], the reference for each load if it is not the mean of all: the mean of the experts with one name.
@@ -119,7 +119,5 @@ def update_selection_bias(
 
 def has_selection_bias(model: nn.Module) -> bool:
     """Whether every router of the model has the bias that `update_selection_bias` moves."""
-    routers = find_routers(model)
-    return bool(routers) and all(
-        isinstance(getattr(router, "e_score_correction_bias", None), torch.Tensor) for _, router in routers
-    )
+    biases = selection_biases(model)
+    return bool(biases) and all(bias is not None for bias in biases.values())

@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from smolmoe.errors import CheckpointError, RequestError, TargetError
-from smolmoe.moe.gating import GateSpec, Intervention, RouterOutput, gate_spec, route
+from smolmoe.moe.gating import GateSpec, Intervention, RouterOutput, gate_spec, route, router_weight, selection_bias
 from smolmoe.moe.restrict import AVAILABLE
 from smolmoe.moe.routing import find_routers
 
@@ -61,7 +61,7 @@ class RouterControl:
         The optimiser state of these weights is then no longer valid; during training, save within `folded`.
         """
         for _, router in self.routers:
-            router.weight.div_(self.intervention.temperature)
+            router_weight(router).div_(self.intervention.temperature)
         self._set_temperature(1.0)
 
     @contextmanager
@@ -71,20 +71,20 @@ class RouterControl:
         if temperature == 1:
             yield
             return
-        before = [router.weight.detach().clone() for _, router in self.routers]
+        before = [router_weight(router).detach().clone() for _, router in self.routers]
         self.fold()
         try:
             yield
         finally:
             with torch.no_grad():
                 for (_, router), weight in zip(self.routers, before, strict=True):
-                    router.weight.copy_(weight)
+                    router_weight(router).copy_(weight)
             self._set_temperature(temperature)
 
     def _attach(self, router: Any) -> None:
         gating = _Gating(gate_spec(router), self.intervention)
         if self.intervention.noise == "learned":
-            router.register_parameter(NOISE, nn.Parameter(torch.zeros_like(router.weight)))
+            router.register_parameter(NOISE, nn.Parameter(torch.zeros_like(router_weight(router))))
         router.smolmoe_gating = gating
         # A bound method, so that a deep copy of the model routes with its own weights.
         router.forward = MethodType(_controlled_forward, router)
@@ -171,12 +171,13 @@ def measure_flips(model: nn.Module, batches: Iterable[Mapping[str, Any]]) -> flo
     was_training, keep = model.training, None
 
     def compare(router: Any, args: Any, output: RouterOutput) -> None:
-        x = args[0].reshape(-1, router.weight.shape[-1])
+        weight = router_weight(router)
+        x = args[0].reshape(-1, weight.shape[-1])
         gating = getattr(router, "smolmoe_gating", None)
         spec, act = (gating.spec, gating.intervention) if gating else (gate_spec(router), Intervention())
-        bias = getattr(router, "e_score_correction_bias", None)
+        bias = args[1] if len(args) > 1 else selection_bias(router)
         exact = Intervention(temperature=act.temperature, fp32=True)
-        _, _, chosen = route(x, router.weight, bias, spec, exact, training=True)
+        _, _, chosen = route(x, weight, bias, spec, exact, training=True)
         differs = (chosen.sort(-1).values != output[2].sort(-1).values).any(-1)
         valid = torch.ones_like(differs) if keep is None else keep
         counts.append(torch.stack([(differs & valid).sum(), valid.sum()]))
@@ -196,12 +197,12 @@ def measure_flips(model: nn.Module, batches: Iterable[Mapping[str, Any]]) -> flo
     return flips / max(1, tokens)
 
 
-def _controlled_forward(router: Any, hidden_states: torch.Tensor) -> RouterOutput:
+def _controlled_forward(router: Any, hidden_states: torch.Tensor, bias: torch.Tensor | None = None) -> RouterOutput:
     gating: _Gating = router.smolmoe_gating
     return route(
         hidden_states,
-        router.weight,
-        getattr(router, "e_score_correction_bias", None),
+        router_weight(router),
+        selection_bias(router) if bias is None else bias,
         gating.spec,
         gating.intervention,
         training=router.training,
@@ -213,12 +214,16 @@ def _controlled_forward(router: Any, hidden_states: torch.Tensor) -> RouterOutpu
 @torch.no_grad()
 def _check(router: Any, spec: GateSpec) -> None:
     """Run a few random tokens through both: class names guarantee nothing across versions of transformers."""
-    weight = router.weight
+    weight, bias = router_weight(router), selection_bias(router)
     if weight.is_meta or hasattr(weight, "placements"):  # no values, or a shard of them
         return
     x = torch.arange(8 * weight.shape[-1], device=weight.device).sin().view(8, -1).to(weight.dtype)
-    stock = type(router).forward(router, x)
-    ours = route(x, weight, getattr(router, "e_score_correction_bias", None), spec)
+    if getattr(router, "use_expert_bias", False):  # LFM2's block passes it
+        bias = torch.arange(spec.experts, device=weight.device) / spec.experts
+        stock = type(router).forward(router, x, bias)
+    else:
+        stock = type(router).forward(router, x)
+    ours = route(x, weight, bias, spec)
     same = len(stock) == len(ours) and all(
         a.dtype == b.dtype and torch.equal(a.nan_to_num(), b.nan_to_num()) for a, b in zip(stock, ours, strict=True)
     )
@@ -240,7 +245,7 @@ def _training_state(model: nn.Module) -> dict[str, torch.Tensor]:
         if gating.intervention.noise == "learned":
             found[f"{layer}.{NOISE}"] = router.get_parameter(NOISE)
         if gating.intervention.temperature != 1:
-            found[f"{layer}.weight"] = router.get_parameter("weight")
+            found[f"{layer}.weight"] = router_weight(router)
     return found
 
 

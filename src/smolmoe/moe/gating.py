@@ -32,9 +32,11 @@ class GateSpec:
     Attributes:
         experts, top_k: E and K.
         scoring: how logits become scores.
-        over_chosen: the K highest logits are chosen, and the softmax is over those only.
+        over_chosen: the K highest logits are chosen, and the scores are of those only (their softmax in fp32).
         renormalise: the chosen scores are divided by their sum + epsilon.
         fp32_logits: the matmul takes fp32 inputs (which autocast lowers all the same, as it does in the stock class).
+        no_autocast: autocast does not lower them.
+        fp32_output: logits are converted to fp32 after the matmul.
         weights_like: number type of the gates: of the scores, of the logits, or of the input.
         groups, top_groups: experts form equal groups, and only those of each token's best groups can be chosen.
         scale: of the gates.
@@ -49,6 +51,8 @@ class GateSpec:
     renormalise: bool = True
     epsilon: float = 0.0
     fp32_logits: bool = False
+    no_autocast: bool = False
+    fp32_output: bool = False
     weights_like: Literal["scores", "logits", "input"] = "logits"
     groups: int = 1
     top_groups: int = 1
@@ -60,7 +64,7 @@ class GateSpec:
     @property
     def fixed_gates(self) -> bool:
         """Whether the gate of a token's single expert is constant, whatever the router computes."""
-        return self.top_k == 1 and (self.renormalise or self.over_chosen)
+        return self.top_k == 1 and self.renormalise
 
 
 @dataclass(frozen=True)
@@ -121,6 +125,22 @@ def gate_spec(router: nn.Module) -> GateSpec:
     return _SPECS[owner](router)
 
 
+def router_weight(router: Any) -> nn.Parameter:
+    """[E, D]; in a linear layer of its own in Hunyuan."""
+    return router.weight if hasattr(router, "weight") else router.wg.weight
+
+
+def selection_bias(router: Any, block: nn.Module | None = None) -> torch.Tensor | None:
+    """[E], a view of what a router adds to the scores for the choice alone; None if it has no such bias.
+
+    Args:
+        block: the module that the router is in: LFM2 keeps the bias there.
+    """
+    bias = getattr(getattr(router, "moe_statics", router), "e_score_correction_bias", None)
+    bias = getattr(block, "expert_bias", None) if bias is None else bias
+    return bias if bias is None or bias.ndim == 1 else bias[0]
+
+
 def is_known(router: nn.Module) -> bool:
     """Whether `gate_spec` supports this router."""
     return _owner(router) in _SPECS
@@ -172,10 +192,12 @@ def route(
 
 
 def _logits(x: torch.Tensor, weight: torch.Tensor, spec: GateSpec) -> torch.Tensor:
+    if spec.no_autocast:
+        return _fp32_logits(x, weight)
     if spec.fp32_logits:
         return F.linear(x.float(), weight.float())
     logits = F.linear(x, weight)
-    return logits.float() if spec.over_chosen else logits
+    return logits.float() if spec.fp32_output else logits
 
 
 def _fp32_logits(x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
@@ -221,13 +243,15 @@ def _choose(
     if allowed is not None:
         ranking = ranking.masked_fill(~allowed, float("-inf"))
     chosen = ranking.topk(spec.top_k, dim=-1, sorted=spec.ordered).indices
-    return _gates(logits, scores, chosen, spec), chosen
+    return _gates(scores, chosen, spec), chosen
 
 
-def _gates(logits: torch.Tensor, scores: torch.Tensor, chosen: torch.Tensor, spec: GateSpec) -> torch.Tensor:
-    if spec.over_chosen:
-        return logits.gather(-1, chosen).softmax(-1)
+def _gates(scores: torch.Tensor, chosen: torch.Tensor, spec: GateSpec) -> torch.Tensor:
     gates = scores.gather(-1, chosen)
+    if spec.over_chosen and spec.scoring == "softmax":
+        return gates.softmax(-1, dtype=torch.float32)
+    if spec.over_chosen:
+        gates = gates.sigmoid()
     if spec.top_p is not None:
         gates = gates * first_to_reach(spec.top_p, gates / scores.sum(-1, keepdim=True))
     if spec.renormalise:
@@ -295,7 +319,40 @@ def _mixtral(router: Any) -> GateSpec:
 
 
 def _granite(router: Any) -> GateSpec:
-    return GateSpec(router.num_experts, router.top_k, over_chosen=True, weights_like="input")
+    return GateSpec(router.num_experts, router.top_k, over_chosen=True, fp32_output=True, weights_like="input")
+
+
+def _cohere(router: Any) -> GateSpec:
+    if router.expert_selection_fn == "softmax":
+        return GateSpec(router.num_experts, router.top_k, over_chosen=True, weights_like="input")
+    return GateSpec(
+        router.num_experts,
+        router.top_k,
+        scoring="sigmoid",
+        over_chosen=True,
+        renormalise=router.norm_topk_prob,
+        weights_like="input",
+    )
+
+
+def _ernie(router: Any) -> GateSpec:
+    # It divides by at least 1e-12, which no sum of chosen probabilities is below.
+    return GateSpec(router.num_experts, router.top_k, fp32_logits=True, no_autocast=True, weights_like="input")
+
+
+def _hunyuan(router: Any) -> GateSpec:
+    return GateSpec(router.num_experts, router.top_k, fp32_logits=router_weight(router).dtype == torch.float32)
+
+
+def _lfm2(router: Any) -> GateSpec:
+    return GateSpec(
+        router.num_experts,
+        router.top_k,
+        scoring="sigmoid",
+        renormalise=router.norm_topk_prob,
+        epsilon=1e-6,
+        scale=router.routed_scaling_factor,
+    )
 
 
 def _deepseek(router: Any) -> GateSpec:
@@ -354,6 +411,10 @@ _FAMILIES: dict[Callable[[Any], GateSpec], tuple[str, ...]] = {
         "GlmMoeDsaTopkRouter",
         "SolarOpenTopkRouter",
     ),
+    _cohere: ("Cohere2MoeTopKRouter",),
+    _ernie: ("Ernie4_5_MoeTopKRouter",),
+    _hunyuan: ("HunYuanMoEV1Gate",),
+    _lfm2: ("Lfm2MoeTopKRouter",),
     _smolmoe: ("SmolMoeRouter",),
 }
 _SPECS = {name: family for family, names in _FAMILIES.items() for name in names}

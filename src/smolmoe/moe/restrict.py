@@ -18,7 +18,7 @@ from torch import nn
 from torch.overrides import TorchFunctionMode
 
 from smolmoe.errors import RequestError
-from smolmoe.moe.gating import gate_spec, is_known, route
+from smolmoe.moe.gating import gate_spec, is_known, route, router_weight, selection_bias
 from smolmoe.moe.routing import RoutingCapture, find_routers
 
 AVAILABLE = "smolmoe_available"
@@ -106,8 +106,8 @@ def _restricted_forward(router: Any, hidden_states: torch.Tensor, *args: Any, **
         with _Masked(available, _columns(router)) as masked:
             output = type(router).forward(router, hidden_states, *args, **kwargs)
         return masked.without_excluded(output)
-    bias = getattr(router, "e_score_correction_bias", None)
-    return route(hidden_states, router.weight, bias, gate_spec(router), available=available)
+    bias = args[0] if args else selection_bias(router)  # LFM2's block passes it
+    return route(hidden_states, router_weight(router), bias, gate_spec(router), available=available)
 
 
 def why_not_restricted(model: nn.Module, capture: RoutingCapture, inputs: torch.Tensor) -> str | None:

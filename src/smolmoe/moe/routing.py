@@ -12,6 +12,7 @@ from torch import nn
 
 from smolmoe.errors import SourceError
 from smolmoe.moe import reference
+from smolmoe.moe.gating import gate_spec, is_known, selection_bias
 from smolmoe.moe.structure import find_layers
 
 # Where no recorder says where a router's logits are: at the end that does not hold the indices.
@@ -57,7 +58,15 @@ class _Found:
     layer: int
     module: nn.Module
     logits_at: int  # position in the router's output
-    experts: nn.Module | None = None  # of the same block
+    block: nn.Module  # that it is in, with its experts
+
+    @property
+    def experts(self) -> nn.Module | None:
+        return getattr(self.block, "experts", None)
+
+    @property
+    def bias(self) -> torch.Tensor | None:
+        return selection_bias(self.module, self.block)
 
 
 def find_routers(model: nn.Module) -> list[tuple[int, nn.Module]]:
@@ -66,6 +75,11 @@ def find_routers(model: nn.Module) -> list[tuple[int, nn.Module]]:
     A router is what the model's class records as `router_logits`; where a class records none, what is called one.
     """
     return [(found.layer, found.module) for found in _find(model)]
+
+
+def selection_biases(model: nn.Module) -> dict[int, torch.Tensor | None]:
+    """Layer index -> [E], a view of the bias that affects only the choice of experts; None if there is none."""
+    return {found.layer: found.bias for found in _find(model)}
 
 
 def unread_routers(model: nn.Module) -> dict[int, str]:
@@ -197,7 +211,7 @@ def _find(model: nn.Module) -> list[_Found]:
         if at is not None:
             layer = int(name.removeprefix(f"{path}.").split(".")[0])
             block = model.get_submodule(name.rpartition(".")[0])
-            found[layer] = _Found(layer, module, at, getattr(block, "experts", None))
+            found[layer] = _Found(layer, module, at, block)
     return [found[layer] for layer in sorted(found)]
 
 
@@ -226,7 +240,7 @@ def _recorders(model: nn.Module) -> list[Any]:
 
 def _recorder(capture: RoutingCapture, found: _Found) -> Any:
     def hook(module: nn.Module, args: Any, output: Any) -> None:
-        routing = _as_routing(module, output, found.logits_at)
+        routing = _as_routing(module, output, found)
         if isinstance(routing, Routing):
             capture.record(found.layer, routing)
         elif isinstance(found.experts, nn.Module):
@@ -249,19 +263,19 @@ def _experts_recorder(capture: RoutingCapture, found: _Found) -> Any:
         gates = [t for t in given if indices is not None and t is not indices and t.shape == indices.shape]
         if indices is None or not gates:
             raise _unreadable(found.module)
-        scores = _selection_scores(found.module, logits)
+        scores = _selection_scores(found, logits)
         capture.record(found.layer, Routing(logits, gates[0].flatten(0, -2), indices.flatten(0, -2), scores))
 
     return hook
 
 
-def _as_routing(router: Any, output: Any, logits_at: int) -> Routing | torch.Tensor:
+def _as_routing(router: Any, output: Any, found: _Found) -> Routing | torch.Tensor:
     """Routers agree on what they return but not on the order: indices are the integers, gates have their shape.
 
     Where there are no integers, scores of all experts are zero for those not chosen (Llama 4); without scores the
     logits alone are returned, and the router's block chooses.
     """
-    output = output if isinstance(output, tuple) else (output,)
+    logits_at, output = found.logits_at, output if isinstance(output, tuple) else (output,)
     if logits_at == UNRECORDED:
         logits_at = 0 if output[0].is_floating_point() else len(output) - 1
     logits = output[logits_at].reshape(-1, output[logits_at].shape[-1])
@@ -271,11 +285,11 @@ def _as_routing(router: Any, output: Any, logits_at: int) -> Routing | torch.Ten
         return logits
     if not indices and len(rest) == 1 and rest[0].shape == output[logits_at].shape and hasattr(router, "top_k"):
         top = rest[0].reshape(logits.shape).topk(router.top_k, dim=-1)
-        return Routing(logits, top.values, top.indices, _selection_scores(router, logits))
+        return Routing(logits, top.values, top.indices, _selection_scores(found, logits))
     gates = [t for t in rest if t.is_floating_point() and indices and t.shape == indices[0].shape]
     if len(indices) != 1 or not gates:
         raise _unreadable(router)
-    return Routing(logits, gates[0].flatten(0, -2), indices[0].flatten(0, -2), _selection_scores(router, logits))
+    return Routing(logits, gates[0].flatten(0, -2), indices[0].flatten(0, -2), _selection_scores(found, logits))
 
 
 def _no_router(model: nn.Module) -> SourceError:
@@ -300,10 +314,10 @@ def _unreadable(router: nn.Module) -> SourceError:
     )
 
 
-def _selection_scores(router: nn.Module, logits: torch.Tensor) -> torch.Tensor:
-    bias = getattr(router, "e_score_correction_bias", None)
+def _selection_scores(found: _Found, logits: torch.Tensor) -> torch.Tensor:
+    bias = found.bias
     if bias is None or bool((bias == bias[0]).all()):
         return logits.detach()  # scores rise with the logits, whatever the function
-    is_softmax = getattr(router, "scoring_func", "sigmoid") == "softmax"
+    is_softmax = is_known(found.module) and gate_spec(found.module).scoring == "softmax"
     scores = logits.detach().float()
     return (scores.softmax(-1) if is_softmax else scores.sigmoid()) + bias

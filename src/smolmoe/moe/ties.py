@@ -13,11 +13,8 @@ from torch import nn
 from torch.distributed.tensor import DTensor, distribute_tensor
 
 from smolmoe.errors import RequestError
-from smolmoe.moe.routing import find_routers
-
-# What a router has one row or entry of for every expert.
-_ROWS = ("weight", "noise_weight")
-_BIAS = "e_score_correction_bias"
+from smolmoe.moe.gating import router_weight
+from smolmoe.moe.routing import find_routers, selection_biases
 
 
 class GroupTies:
@@ -39,9 +36,10 @@ class GroupTies:
 
     def __init__(self, model: nn.Module, granularity: int):
         self.granularity = granularity
+        self.model = model
         self.routers = [router for _, router in find_routers(model)]
         for router in self.routers:
-            experts = router.get_parameter("weight").shape[0]
+            experts = router_weight(router).shape[0]
             if granularity < 1 or experts % granularity:
                 raise RequestError(f"does not divide {experts} experts.", field="granularity", value=granularity)
 
@@ -59,7 +57,7 @@ class GroupTies:
         """The largest difference within a group: the largest |row - first row| / |first row|; 0 while tied."""
         largest = [torch.zeros(())]
         for router in self.routers:
-            weight = _whole(router.get_parameter("weight").detach())
+            weight = _whole(router_weight(router).detach())
             rows = weight.float().unflatten(0, (-1, self.granularity))  # [E / G, G, D]
             apart = (rows - rows[:, :1]).norm(dim=-1) / rows[:, :1].norm(dim=-1).clamp_min(1e-30)
             largest.append(apart.max().cpu())
@@ -67,14 +65,10 @@ class GroupTies:
 
     def _tied(self) -> Iterator[torch.Tensor]:
         for router in self.routers:
-            parameters = dict(router.named_parameters(recurse=False))
-            for name in _ROWS:
-                gradient = parameters[name].grad if name in parameters else None
-                if gradient is not None:
-                    yield gradient
-            bias = getattr(router, _BIAS, None)
-            if bias is not None:
-                yield bias
+            for rows in (router_weight(router), getattr(router, "noise_weight", None)):
+                if rows is not None and rows.grad is not None:
+                    yield rows.grad
+        yield from (bias for bias in selection_biases(self.model).values() if bias is not None)
 
 
 def _mean_over_groups(tensor: torch.Tensor, granularity: int) -> torch.Tensor:

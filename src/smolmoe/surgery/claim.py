@@ -37,7 +37,7 @@ def make_claim(
             layout.granularity,
             predicted_ffn_error=tuple(error if i in layout.moe_layers else None for i in range(spec.layers)),
         )
-    return Claim("exact", _exact_reason(recipe, layout), dtypes, layout.granularity)
+    return Claim("exact", _exact_reason(recipe, layout) + _epsilon(recipe, target), dtypes, layout.granularity)
 
 
 def _rounds(tensor: OutTensor) -> bool:
@@ -97,6 +97,15 @@ def _exact_reason(recipe: UpcycleRecipe, layout: Layout) -> str:
     if recipe.shared != "none":
         return f"{routed} for the neurons that the shared expert does not hold."
     return f"{routed}."
+
+
+def _epsilon(recipe: UpcycleRecipe, target: MoeTarget) -> str:
+    if not target.gate_epsilon or recipe.shared == "residual":
+        return ""
+    return (
+        f" The class adds {target.gate_epsilon:g} to the sum S of the chosen scores (about K / 2 at the start), so the "
+        f"gates sum to 1 up to a relative error of {target.gate_epsilon:g} / S."
+    )
 
 
 def _merge_reason(recipe: UpcycleRecipe) -> str:

@@ -106,8 +106,9 @@ class MoeLayer:
         rows = self.router_rows()
         yield self._out(names.router, names.memory_router, (), (e, d), "router", rows)
         if names.selection_bias:
-            bias = names.selection_bias
-            yield self._out(bias, bias, (), (e,), "new", Block((e,)), dtype="float32")
+            shape = (1, e) if names.selection_bias_row else (e,)
+            memory = names.memory_selection_bias or names.selection_bias
+            yield self._out(names.selection_bias, memory, (), shape, "new", Block(shape), dtype="float32")
         if self.layout.shared_width and names.shared_gate:
             yield self._out(names.shared_gate, names.shared_gate, (), (1, d), "new", Block((1, d)))
 

@@ -19,8 +19,8 @@ from smolmoe.errors import RequestError, TrainingError
 from smolmoe.moe import losses
 from smolmoe.moe.balance import choice_counts, domain_counts, update_selection_bias
 from smolmoe.moe.control import control_routers
-from smolmoe.moe.gating import Intervention, gate_spec
-from smolmoe.moe.routing import Routing, RoutingCapture, find_routers
+from smolmoe.moe.gating import Intervention, gate_spec, router_weight
+from smolmoe.moe.routing import Routing, RoutingCapture, find_routers, selection_biases
 from smolmoe.moe.ties import GroupTies
 from smolmoe.recipe.train import ObjectiveRecipe, RoutingRecipe
 from smolmoe.training.distillation import Distillation
@@ -153,8 +153,10 @@ class Objective:
             return
         if self.bias_rate:
             means = [None] * len(self.load) if self.guidance is None else self.guidance.mean_load(self.load)
-            for router, load, mean in zip(self.routers, self.load, means, strict=True):
-                update_selection_bias(router.e_score_correction_bias, load, self.bias_rate, mean)
+            biases = selection_biases(self.control.model).values()
+            for bias, load, mean in zip(biases, self.load, means, strict=True):
+                assert bias is not None  # `check_terms` saw it
+                update_selection_bias(bias, load, self.bias_rate, mean)
         self.counter.reset()
 
     @contextmanager
@@ -185,7 +187,7 @@ class Objective:
 
     def gradient_norms(self, terms: Mapping[str, torch.Tensor]) -> dict[str, float]:
         """The norm of each term's gradient on all router weights together; 0 if there is no path to them."""
-        weights = [router.weight for router in self.routers if router.weight.requires_grad]
+        weights = [weight for weight in map(router_weight, self.routers) if weight.requires_grad]
         norms = {}
         for name, term in terms.items():
             grads: tuple[torch.Tensor | None, ...] = ()
@@ -200,7 +202,7 @@ class Objective:
 
         For sharded weights, whose gradients would have to be gathered.
         """
-        trained = any(router.weight.requires_grad for router in self.routers)
+        trained = any(router_weight(router).requires_grad for router in self.routers)
         return {name: float(trained and term.requires_grad) for name, term in terms.items()}
 
 

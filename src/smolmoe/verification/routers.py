@@ -8,8 +8,8 @@ from typing import Any
 
 import torch
 
-from smolmoe.moe.gating import GateSpec, gate_spec
-from smolmoe.moe.routing import find_routers
+from smolmoe.moe.gating import GateSpec, gate_spec, router_weight
+from smolmoe.moe.routing import find_routers, selection_biases
 from smolmoe.moe.structure import expert_parameters, find_layers
 from smolmoe.recipe.train import ObjectiveRecipe, RoutingRecipe
 from smolmoe.verification.findings import Finding, finding
@@ -54,13 +54,14 @@ def findings_at_start(
         granularity: G experts that share a router row are shards of one FFN.
     """
     _, layers = find_layers(model)
+    biases = selection_biases(model)
     balanced = guided or objective.load_balance > 0
     drawn = bool(routing.noise or routing.sample or routing.expert_dropout)
     by_code: dict[str, list[tuple[int, GateSpec]]] = {}
     for index, router in find_routers(model):
         spec = gate_spec(router)
         codes = [fixed_gates(spec.top_k, spec.fixed_gates, balanced)]
-        if not (balanced or drawn) and _is_constant(router):
+        if not (balanced or drawn) and _is_constant(router, biases[index]):
             stacks = expert_parameters(layers[index], router, spec.experts)
             codes.append(constant_router(spec.experts, spec.top_k, True, _are_copies(stacks, granularity)))
         for code in codes:
@@ -78,8 +79,8 @@ def tell(findings: Sequence[Finding]) -> None:
         logger.log(logging.INFO if found.severity == "info" else logging.WARNING, "%s", found)
 
 
-def _is_constant(router: Any) -> bool:
-    weight, bias = router.weight, getattr(router, "e_score_correction_bias", None)
+def _is_constant(router: Any, bias: torch.Tensor | None) -> bool:
+    weight = router_weight(router)
     if weight.is_meta:
         return False
     rows = [weight] if bias is None else [weight, bias[:, None]]

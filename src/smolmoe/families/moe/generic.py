@@ -48,4 +48,5 @@ TARGET = MoeTarget(
     windows="layers",
     shared="optional",
     dense_layers="any",
+    scoring_key="scoring_func",
 )

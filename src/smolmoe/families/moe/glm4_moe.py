@@ -21,6 +21,13 @@ def _config(spec: DenseSpec, sizes: MoeSizes) -> dict[str, Any]:
         # By default the class rotates half of each head, here and in the rope parameters.
         "partial_rotary_factor": spec.rotary_share,
         "rope_parameters": {**spec.rope, "partial_rotary_factor": spec.rotary_share},
+        **routed(sizes),
+    }
+
+
+def routed(sizes: MoeSizes) -> dict[str, Any]:
+    """The settings that DeepSeek-V3's class and those like it have of the MoE."""
+    return {
         "n_routed_experts": sizes.experts,
         "num_experts_per_tok": sizes.top_k,
         "moe_intermediate_size": sizes.width,

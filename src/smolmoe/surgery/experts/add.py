@@ -217,7 +217,7 @@ class _Adding:
 
     def _grown(self, name: str, layer: int) -> OutTensor:
         info, found = self.files.parts.tensors[name], self.files.layers[layer]
-        shape = (info.shape[0] + 1, *info.shape[1:])
+        shape = self.files.stored(name, (info.shape[0] + 1, *info.shape[1:]))
         kept = Block(info.shape, (Read(SOURCE, name),))
         is_router = name in (found.router, found.selection_bias)
         if is_router:

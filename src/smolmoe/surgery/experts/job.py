@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from smolmoe.core.claim import Claim
 from smolmoe.core.locks import locked
+from smolmoe.core.model_config import expert_counts
 from smolmoe.core.progress import Progress, silent
 
 if TYPE_CHECKING:
@@ -218,5 +219,4 @@ def _size(counts: tuple[int, int, int], experts: int, top_k: int) -> Size:
 
 def _experts(config: Mapping[str, Any]) -> tuple[int, int]:
     """E and K of a config; 1 and 1 for a dense one."""
-    found = [config[key] for key in ("num_experts", "num_local_experts", "n_routed_experts") if key in config]
-    return (int(found[0]), int(config["num_experts_per_tok"])) if found else (1, 1)
+    return expert_counts(config) or (1, 1)

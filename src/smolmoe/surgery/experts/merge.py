@@ -178,7 +178,7 @@ class _Merging:
                 blocks.append(self._average(f"{name}[{new}]", row, members, self._shares(layer, group)))
         found = self.files.layers[layer]
         role = "router" if name in (found.router, found.selection_bias) else "expert"
-        shape = (len(groups), *info.shape[1:])
+        shape = self.files.stored(name, (len(groups), *info.shape[1:]))
         return OutTensor(name, name, (), shape, self.files.parts.dtype(name), role, tuple(blocks))  # type: ignore[arg-type]
 
     def _shares(self, layer: int, group: Sequence[int]) -> list[float]:

@@ -8,12 +8,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from smolmoe.core.checkpoint import FLOAT_DTYPES, Checkpoint, open_checkpoint
-from smolmoe.core.model_config import read_config
+from smolmoe.core.model_config import EXPERT_COUNTS, read_config
 from smolmoe.core.provenance import read_provenance
 from smolmoe.core.safetensors_file import TensorInfo
 from smolmoe.core.tied_head import has_own_head
@@ -26,7 +26,6 @@ GENERIC = "generic"
 _OLMOE = MoeNames(
     router="mlp.gate.weight", memory_router="mlp.gate.weight", experts=PROJ_EXPERTS, memory_experts="mlp.experts"
 )
-_COUNTS = ("num_local_experts", "num_experts", "n_routed_experts")
 Ffn = Mapping[str, str]  # "gate", "up", "down" (and "gate_bias", ...) -> name in `MoeFiles.parts`
 
 
@@ -85,7 +84,11 @@ class MoeFiles:
     @property
     def top_k(self) -> int:
         """K."""
-        return int(self.setting("num_experts_per_tok"))
+        return int(self.setting(self._top_k_key))
+
+    @property
+    def _top_k_key(self) -> str:
+        return MOE_TARGETS[self.kind].top_k if self.kind in MOE_TARGETS else "num_experts_per_tok"
 
     @property
     def granularity(self) -> int:
@@ -135,9 +138,10 @@ class MoeFiles:
     @property
     def sigmoid(self) -> bool:
         """Whether the router's scores are sigmoids of its logits (otherwise their softmax)."""
-        if self.kind == GENERIC:
-            return bool(self.setting("scoring_func") == "sigmoid")
-        return self.kind in MOE_TARGETS and MOE_TARGETS[self.kind].scoring == "sigmoid"
+        target = MOE_TARGETS.get(self.kind)
+        if target and target.scoring_key:
+            return bool(self.setting(target.scoring_key) == "sigmoid")
+        return target is not None and target.scoring == "sigmoid"
 
     @property
     def gate_scale(self) -> float:
@@ -180,8 +184,12 @@ class MoeFiles:
     def resized(self, experts: int, top_k: int) -> dict[str, Any]:
         """The config for a different number of experts."""
         target = MOE_TARGETS.get(self.kind)
-        counts = [key for key in _COUNTS if key in self.config] or [target.count if target else "num_experts"]
-        return self.config | dict.fromkeys(counts, experts) | {"num_experts_per_tok": top_k}
+        counts = [key for key in EXPERT_COUNTS if key in self.config] or [target.count if target else "num_experts"]
+        return self.config | dict.fromkeys(counts, experts) | {self._top_k_key: top_k}
+
+    def stored(self, name: str, shape: tuple[int, ...]) -> tuple[int, ...]:
+        """The shape on disk of a tensor that `parts` has in this shape: ERNIE's selection bias is a row [1, E]."""
+        return (1, *shape) if len(self.checkpoint.tensors[name].shape) > len(self.parts.tensors[name].shape) else shape
 
 
 def read_moe(source: str | Path, *, field: str = "model") -> MoeFiles:
@@ -224,7 +232,7 @@ def _names(config: dict[str, Any], folder: Path, field: str) -> tuple[str, MoeNa
     kind = GENERIC if model_type == "smolmoe" else model_type
     if kind in MOE_TARGETS:
         return kind, MOE_TARGETS[kind].names
-    if not any(config.get(key) for key in _COUNTS):
+    if not any(config.get(key) for key in EXPERT_COUNTS):
         raise _dense(folder, field)
     raise SourceError(
         "the expert layout of this class is unknown.",
@@ -279,6 +287,8 @@ class _Reader:
         bias = self._there(self.names.selection_bias)
         if bias is not None:
             self.stacks[bias] = self.index
+            info = self.parts[bias]
+            self.parts[bias] = replace(info, shape=info.shape[-1:])
         separate = "{e}" in self.names.experts.down
         routed = self._separate(experts) if separate else self._stacked(experts)
         gate = self._there(self.names.shared_gate)

@@ -194,10 +194,10 @@ def _tensors(files: MoeFiles, chosen: Mapping[int, tuple[int, ...]], name: str) 
         yield whole(files, name)
         return
     layer = files.stacks[name]
-    info = files.checkpoint.tensors[name]
+    info = files.parts.tensors[name]
     row = (1, *info.shape[1:])
     blocks = tuple(Block(row, (Read(SOURCE, name),), span=(e, e + 1)) for e in chosen[layer])
-    shape = (len(blocks), *info.shape[1:])
+    shape = files.stored(name, (len(blocks), *info.shape[1:]))
     is_router = name in (files.layers[layer].router, files.layers[layer].selection_bias)
     dtype = files.checkpoint.dtype(name)
     yield OutTensor(name, name, (), shape, dtype, "router" if is_router else "expert", blocks)
@@ -207,7 +207,8 @@ def whole(files: MoeFiles, name: str, out: str | None = None, role: Role = "kept
     """A tensor of an MoE, unchanged, by its name in `files.parts`, under a new name."""
     info = files.parts.tensors[name]
     block = Block(info.shape, (Read(SOURCE, name),))
-    return OutTensor(out or name, out or name, (), info.shape, files.parts.dtype(name), role, (block,))
+    shape = files.stored(name, info.shape) if name in files.stacks else info.shape
+    return OutTensor(out or name, out or name, (), shape, files.parts.dtype(name), role, (block,))
 
 
 def renumbered(name: str, old: int, new: int) -> str:

@@ -14,6 +14,7 @@ from smolmoe.core.folders import whole_or_nothing
 from smolmoe.core.json_text import read_object
 from smolmoe.core.links import check_files, copy_files
 from smolmoe.core.model_code import put_code
+from smolmoe.core.model_config import expert_counts
 from smolmoe.core.model_folder import check_output, check_replaceable
 from smolmoe.core.provenance import PROVENANCE_FILE, SCHEMA_VERSION, command, read_provenance, versions
 from smolmoe.surgery.convert import CARRIED
@@ -97,19 +98,12 @@ def _carry(folder: Path, work: Path, *, same_class: bool) -> None:
 def _provenance(
     program: Program, files: MoeFiles, stage: str, made: dict[str, Any], granularity: int
 ) -> dict[str, Any]:
-    count = next(
-        (
-            program.config[key]
-            for key in ("num_experts", "num_local_experts", "n_routed_experts")
-            if key in program.config
-        ),
-        None,
-    )
+    count, top_k = expert_counts(program.config) or (None, None)
     before = files.provenance()
     layout = {
         **(before.get("layout") or {}),
         "experts": count,
-        "top_k": program.config.get("num_experts_per_tok"),
+        "top_k": top_k,
         "granularity": granularity,
     }
     reason = f"Made by `smolmoe {stage}` from another MoE; the claim relative to that MoE is under `{MADE}`."

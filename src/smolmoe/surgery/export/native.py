@@ -167,8 +167,9 @@ class _Export:
         dtype = self.files.parts.dtype(layer.router)
         yield self._out(stem + names.router, self._block(layer.router), role="router", dtype=dtype)
         if names.selection_bias is not None:
-            name = stem + names.selection_bias
-            yield self._out(name, self._bias(layer), role="router", dtype="float32")
+            name, count = stem + names.selection_bias, self.files.experts
+            shape = (1, count) if names.selection_bias_row else (count,)
+            yield OutTensor(name, name, (), shape, "float32", "router", (self._bias(layer),))
         yield from self._experts(stem, layer)
         if layer.shared and names.shared is not None:
             yield from self._ffn(stem, names.shared, layer.shared, self.shared_scale, "shared")

@@ -148,7 +148,7 @@ def settings_of(target: MoeTarget, subject: Subject) -> dict[str, Any]:
     routing = {
         "norm_topk_prob": subject.gates.normalised,
         "routed_scaling_factor": subject.gates.scale,
-        "scoring_func": subject.gates.scoring,
+        target.scoring_key: subject.gates.scoring,
     }
     return own | {key: value for key, value in routing.items() if key in own}
 

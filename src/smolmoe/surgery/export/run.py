@@ -68,7 +68,7 @@ def export(
     out: Annotated[str | Path, Field(description="output folder, or the output file for gguf")],
     to: Annotated[
         str,
-        Field(description="mixtral, granitemoeshared, qwen2_moe, qwen3_moe, glm4_moe, flex_olmo, generic or gguf"),
+        Field(description="name of an MoE class (mixtral, generic, ...) or gguf"),
     ],
     *,
     llama_cpp: Annotated[

@@ -7,6 +7,7 @@ if they differ, the rules that the source's tokenizer actually follows are writt
 
 from __future__ import annotations
 
+import logging
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,9 @@ from smolmoe.core.files import write_json
 from smolmoe.core.json_text import read_object
 from smolmoe.core.model_code import without_code
 from smolmoe.errors import RequestError
-from smolmoe.families import DenseFamily
+from smolmoe.families import MOE_TARGETS, DenseFamily
+
+logger = logging.getLogger(__name__)
 
 _PLAIN_CLASS = "TokenizersBackend"  # reads tokenizer.json as is
 # If the files name one of these, they are read as is with any config except that of a type with its own rules.
@@ -30,7 +33,10 @@ def keep_tokenizer(source: Path, out: Path, family: DenseFamily | None, *, nativ
             loader reads the tokenizer as the dense model's: comparing would miss a difference that others have.
     """
     drop_code(out)
-    if family is not None and not family.own_tokenizer and _settings(source).get("tokenizer_class") in _PLAIN_CLASSES:
+    target = MOE_TARGETS.get(str(read_object(out / "config.json").get("model_type")))
+    forced = target.name if target is not None and target.own_tokenizer else ""
+    plain = _settings(source).get("tokenizer_class") in _PLAIN_CLASSES
+    if family is not None and not family.own_tokenizer and plain and not forced:
         return
     from smolmoe.moe.loading import load_tokenizer
 
@@ -40,6 +46,12 @@ def keep_tokenizer(source: Path, out: Path, family: DenseFamily | None, *, nativ
         return
     (out / "tokenizer.json").write_text(rules, encoding="utf-8")
     write_json(out / "tokenizer_config.json", _settings(out) | {"tokenizer_class": _PLAIN_CLASS})
+    if forced and _rules(load_tokenizer(out)) != rules:
+        logger.warning(
+            "AutoTokenizer splits the text of every %s by that type's own rule, which is not this tokenizer's: load it "
+            "with PreTrainedTokenizerFast.",
+            forced,
+        )
 
 
 def same_tokenizer(folder: Path, base: Path, *, field: str, owner: str = "base") -> list[str]:
