@@ -65,10 +65,10 @@ def _check_kind(config: PreTrainedConfig) -> None:
         _refuse(config, "It is an encoder-decoder model.", dense)
     if type(config) in MODEL_FOR_MASKED_LM_MAPPING:
         _refuse(config, "It is an encoder: a masked language model, not a causal one.", dense)
+    counts = [getattr(config, name, None) for name in EXPERT_COUNTS]
+    if any(isinstance(count, int) and count > 1 for count in counts):
+        _refuse(config, ALREADY_MOE, "Use the dense model it was made from.")
     if config.get_text_config() is not config:
-        counts = [getattr(config, name, None) for name in EXPERT_COUNTS]
-        if any(isinstance(count, int) and count > 1 for count in counts):
-            _refuse(config, ALREADY_MOE, "Use the dense model it was made from.")
         _refuse(config, "It is a composite (multimodal) model.", "Save its text model separately and use that.")
     if type(config) not in MODEL_FOR_CAUSAL_LM_MAPPING:
         _refuse(config, "This version of transformers has no causal language model of this type.", dense)
