@@ -66,7 +66,8 @@ def show_engine(result: EngineVerification) -> None:
     print(f"{result.engine}{version} against {against}: {result.model_type} in {result.dtype}, {tokens}")
     found = result.difference
     if found is not None:
-        gap = f"max |Δ| {found.max_abs:.2g}, mean |Δ| {found.mean_abs:.2g} nats (limit {found.limit:.2g})"
+        limit = f"limit {found.limit:.2g}, {found.beyond} tokens beyond"
+        gap = f"max |Δ| {found.max_abs:.2g}, mean |Δ| {found.mean_abs:.2g} nats ({limit})"
         close = "" if found.margin is None else f", first difference by a margin of {found.margin:.2g}"
         rows: list[tuple[str, object]] = [
             ("log-probabilities", gap),

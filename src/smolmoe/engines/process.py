@@ -18,10 +18,11 @@ from types import ModuleType
 from typing import Any
 
 from smolmoe.core.files import expanded
-from smolmoe.engines.registry import path_of, plain_name
+from smolmoe.engines.registry import plain_name
 from smolmoe.errors import RequestError
 
 FOLDER = "SMOLMOE_ENGINES"  # holds one environment per engine, as `make engines` makes them
+DRIVER = Path(__file__).parent / "runners" / "driver.py"
 LAST_LINES = 8
 
 
@@ -81,8 +82,18 @@ def run_engine(python: Path, runner: ModuleType, job: Mapping[str, Any], timeout
         asked, answer, log = (Path(folder) / name for name in ("job.json", "answer.json", "log.txt"))
         asked.write_text(json.dumps(job), encoding="utf-8")
         # -I: neither this folder, whose files are named as the engines, nor this Python's path are on the engine's.
-        driver = path_of(runner).with_name("driver.py")
-        command = [str(python), "-I", str(driver), str(path_of(runner)), str(asked), str(answer)]
+        # What it printed and where it was is kept if it crashes.
+        command = [
+            str(python),
+            "-I",
+            "-u",
+            "-X",
+            "faulthandler",
+            str(DRIVER),
+            str(runner.__file__),
+            str(asked),
+            str(answer),
+        ]
         environment = {name: value for name, value in os.environ.items() if not name.startswith("PYTHON")}
         environment |= {"HF_HUB_OFFLINE": "1", "TMPDIR": folder}
         with log.open("wb") as sink:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from importlib import import_module
-from pathlib import Path
 from types import ModuleType
 from typing import Literal, get_args
 
@@ -27,8 +26,3 @@ def runner_of(engine: str) -> ModuleType:
 def plain_name(engine: str) -> str:
     """The engine's name as an identifier."""
     return engine.replace(".", "_")
-
-
-def path_of(runner: ModuleType) -> Path:
-    """The file that the engine's Python runs."""
-    return Path(str(runner.__file__))

@@ -19,7 +19,7 @@ class EngineDifference:
 
     Attributes:
         max_abs, mean_abs: |difference| of the log-probabilities of the next tokens, in nats.
-        limit: largest `max_abs` that float32 rounding explains.
+        limit: largest `max_abs` that float32 rounding explains; `beyond`: number of tokens that differ by more.
         perplexity, engine_perplexity: of the text.
         greedy_equal: greedy tokens that are equal, up to the first that differs after each prompt, of `greedy_tokens`.
         margin: by how much transformers prefers its own token at the first difference, in logits (the largest over
@@ -29,6 +29,7 @@ class EngineDifference:
     max_abs: float
     mean_abs: float
     limit: float
+    beyond: int
     perplexity: float
     engine_perplexity: float
     greedy_equal: int

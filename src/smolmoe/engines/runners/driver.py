@@ -22,7 +22,7 @@ def run(runner: Any, job: dict[str, Any]) -> dict[str, Any]:
     found: dict[str, Any] = {"version": version}
     if version is None:
         return {**found, "stage": "absent"}
-    if _numbers(version) < _numbers(job.get("at_least", runner.AT_LEAST)):
+    if _numbers(version) < _numbers(runner.AT_LEAST):
         return {**found, "stage": "old"}
     stage = "load"
     try:
