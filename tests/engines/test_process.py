@@ -112,8 +112,8 @@ def test_the_engines_python_sees_nothing_of_this_one(tmp_path: Path, monkeypatch
 
 @pytest.mark.parametrize("engine", ENGINES)
 def test_a_python_is_found_in_order(engine: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    module, variable = runner_of(engine), f"SMOLMOE_ENGINE_{engine.upper().replace('.', '_')}"
-    monkeypatch.delenv(variable, raising=False)
+    module = runner_of(engine)
+    monkeypatch.delenv(module.VARIABLE, raising=False)
     monkeypatch.setenv("SMOLMOE_ENGINES", str(tmp_path))
     if importlib.util.find_spec(module.MODULE) is not None:
         assert find_python(engine, module, None) == HERE
@@ -126,7 +126,7 @@ def test_a_python_is_found_in_order(engine: str, tmp_path: Path, monkeypatch: py
     made.parent.mkdir(parents=True)
     made.symlink_to(HERE)
     assert find_python(engine, module, None) == made
-    monkeypatch.setenv(variable, str(HERE))
+    monkeypatch.setenv(module.VARIABLE, str(HERE))
     assert find_python(engine, module, None) == HERE
     assert find_python(engine, module, tmp_path / engine) == made  # an environment's folder
 

@@ -18,7 +18,6 @@ from types import ModuleType
 from typing import Any
 
 from smolmoe.core.files import expanded
-from smolmoe.engines.registry import plain_name
 from smolmoe.errors import RequestError
 
 FOLDER = "SMOLMOE_ENGINES"  # holds one environment per engine, as `make engines` makes them
@@ -43,20 +42,19 @@ def find_python(engine: str, runner: ModuleType, python: str | Path | None) -> P
     """The Python to run an engine with.
 
     Args:
-        python: the executable or its environment's folder; None for the variable SMOLMOE_ENGINE_<NAME>, then the
+        python: the executable or its environment's folder; None for the runner's variable, then the
             folder of `make engines`, then this Python if it has the engine.
 
     Raises:
         RequestError: there is none.
     """
-    variable = f"SMOLMOE_ENGINE_{plain_name(engine).upper()}"
-    named = python or os.environ.get(variable)
-    fix = f"Install it with `make engines` or {runner.INSTALL}, and give `python=PATH` or set {variable}."
+    named = python or os.environ.get(runner.VARIABLE)
+    fix = f"Install it with `make engines` or {runner.INSTALL}, and give `python=PATH` or set {runner.VARIABLE}."
     if named:
         path = expanded(named)
         path = path / "bin" / "python" if path.is_dir() else path
         if not shutil.which(path):
-            field = "python" if python else variable
+            field = "python" if python else runner.VARIABLE
             raise RequestError("is not a Python that can be run.", field=field, value=str(named), fix=fix)
         return path
     made = engine_folder(engine) / "bin" / "python"

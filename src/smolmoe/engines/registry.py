@@ -20,9 +20,4 @@ def runner_of(engine: str) -> ModuleType:
     """
     if engine not in ENGINES:
         raise RequestError("no such engine.", field="engine", value=engine, fix=f"Use one of {', '.join(ENGINES)}.")
-    return import_module(f"smolmoe.engines.runners.{plain_name(engine)}")
-
-
-def plain_name(engine: str) -> str:
-    """The engine's name as an identifier."""
-    return engine.replace(".", "_")
+    return import_module(f"smolmoe.engines.runners.{engine.replace('.', '_')}")

@@ -51,7 +51,7 @@ class EngineVerification(Result):
         seconds: of the engine, loading included.
     """
 
-    kind: Literal["verify --in"] = "verify --in"
+    kind: Literal["engine-verification"] = "engine-verification"
     engine: str
     engine_version: str | None
     python: str

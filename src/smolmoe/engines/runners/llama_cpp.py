@@ -6,6 +6,7 @@ import json
 from typing import Any
 from urllib.request import Request, urlopen
 
+VARIABLE = "SMOLMOE_ENGINE_LLAMA_CPP"  # names its Python
 MODULE = "xllamacpp"
 PACKAGES = ("xllamacpp",)
 AT_LEAST = "2026.10"

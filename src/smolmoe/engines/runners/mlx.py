@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+VARIABLE = "SMOLMOE_ENGINE_MLX"  # names its Python
 MODULE = "mlx_lm"
 PACKAGES = ("mlx-lm",)
 AT_LEAST = "0.32"

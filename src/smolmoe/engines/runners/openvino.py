@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+VARIABLE = "SMOLMOE_ENGINE_OPENVINO"  # names its Python
 MODULE = "openvino"
 PACKAGES = ("optimum-intel",)
 AT_LEAST = "2.2"

