@@ -84,9 +84,10 @@ $(ENGINES)/%/.ready: benchmarks/engines/%.txt
 	$(AFTER_$*)
 	@touch $@
 
-# A torch without CUDA; libraries of another torch than vLLM's; llama.cpp's converter.
+# A torch without CUDA, without libraries that are of another build; llama.cpp's converter.
 BEFORE_openvino = $(@D)/bin/python scripts/install_torch.py 2.13.0
 AFTER_vllm = $(@D)/bin/python -m pip uninstall --quiet --yes torchvision torchaudio torchcodec
+AFTER_openvino = $(@D)/bin/python -m pip uninstall --quiet --yes torchvision
 AFTER_llama.cpp = $(@D)/bin/python -m pip download --quiet --no-deps --no-binary :all: --no-build-isolation \
 	--dest $(@D)/source llama-cpp-python==0.3.36 && tar -xzf $(@D)/source/*.tar.gz -C $(@D)/source --strip-components=1
 
