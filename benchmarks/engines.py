@@ -32,7 +32,7 @@ SIZES = {"hidden_size": 128, "head_dim": 32, "intermediate_size": 192}
 OTHER_HEAD_DIM = 64
 REQUEST = {"experts": 4, "top_k": 2, "diversify": "noise", "noise_std": 0.2}
 SHARED = 96  # of the 192 neurons, so that the experts have as many, which glm4_moe needs
-SHORT = 150  # characters of a reason in the page
+SHORT = 240  # characters of a reason in the page
 
 
 @dataclass
@@ -46,7 +46,7 @@ class Row:
 
     @property
     def key(self) -> str:
-        return f"{self.target}{' + shared' if self.shared else ''} | {'; '.join(self.sources)}"
+        return f"`{self.target}`{' + shared' if self.shared else ''} | {'; '.join(self.sources)}"
 
 
 def said(name: str) -> str:
@@ -54,7 +54,8 @@ def said(name: str) -> str:
     from tests.zoo import ZOO
 
     model_type, extra = ZOO[name]
-    words = [_setting(key, value) for key, value in extra.items() if value not in (None, False) or "tie" in key]
+    told = {key: value for key, value in extra.items() if not key.startswith("n_")}  # no sizes
+    words = [_setting(key, value) for key, value in told.items() if value not in (None, False) or "tie" in key]
     return ", ".join([model_type, *(word for word in words if word)])
 
 
@@ -160,7 +161,7 @@ def page(results: dict[str, Any]) -> str:
     for key in results["rows"]:
         target, _, source = key.partition(" | ")
         cells = [results["cells"][engine].get(key) for engine in measured]
-        lines.append([f"`{target}`", source, *(_cell(cell, reasons) for cell in cells)])
+        lines.append([target, source, *(_cell(cell, reasons) for cell in cells)])
     table = "\n".join(f"| {' | '.join(line)} |" for line in lines)
     notes = "\n".join(f"{number}. {reason}" for number, reason in enumerate(reasons, start=1))
     return f"{table}\n\nReasons:\n\n{notes}\n\n{_versions(results, measured)}"
@@ -176,7 +177,7 @@ def _cell(cell: dict[str, Any] | None, reasons: list[str]) -> str:
             if found["greedy_equal"] == found["greedy_tokens"]
             else f", greedy {found['greedy_equal']} of {found['greedy_tokens']}"
         )
-        figure = f"{found['max_abs']:.0e}".replace("e-0", "e-")
+        figure = f"{found['max_abs']:.0e}".replace("e-0", "e-").replace("0e+00", "0")
         if cell["verdict"] == "equal":
             return f"equal, {figure}"
         return f"**differs**, {found['max_abs']:.2g}, perplexity {found['engine_perplexity']:.5g} for " + (

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 import sys
 from pathlib import Path
 from typing import Any
@@ -78,8 +79,10 @@ def test_the_command_says_equal(smolmoe: Call) -> None:
     assert "greedy tokens      48 of 48 equal" in done.out
 
 
-def test_a_result_is_read_back_as_it_was_written(tmp_path: Path) -> None:
-    found = verify(moe("llama", "generic"), engine="transformers", python=HERE, **SHORT)
+def test_a_result_is_read_back_as_it_was_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = moe("llama", "generic")
+    monkeypatch.chdir(folder.parent)
+    found = verify(folder.name, engine="transformers", python=os.path.relpath(HERE), **SHORT)
     assert isinstance(found, EngineVerification)
     assert found.verdict == "equal", (found.reason, found.last_lines)  # the generic model's own code ran
     found.write(tmp_path / "found.json")

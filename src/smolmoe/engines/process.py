@@ -22,6 +22,9 @@ from smolmoe.errors import RequestError
 
 FOLDER = "SMOLMOE_ENGINES"  # holds one environment per engine, as `make engines` makes them
 DRIVER = Path(__file__).parent / "runners" / "driver.py"
+# -I: the engine sees neither the folder of the driver, whose files are named as the engines, nor this Python's path.
+# The others: what it printed and where it was is kept if it crashes.
+FLAGS = ("-I", "-u", "-X", "faulthandler")
 LAST_LINES = 8
 
 
@@ -42,8 +45,8 @@ def find_python(engine: str, runner: ModuleType, python: str | Path | None) -> P
     """The Python to run an engine with.
 
     Args:
-        python: the executable or its environment's folder; None for the runner's variable, then the
-            folder of `make engines`, then this Python if it has the engine.
+        python: the executable or its environment's folder; None for the runner's variable, then the folder of
+            `make engines`, then this Python if it has the engine.
 
     Raises:
         RequestError: there is none.
@@ -52,11 +55,11 @@ def find_python(engine: str, runner: ModuleType, python: str | Path | None) -> P
     fix = f"Install it with `make engines` or {runner.INSTALL}, and give `python=PATH` or set {runner.VARIABLE}."
     if named:
         path = expanded(named)
-        path = path / "bin" / "python" if path.is_dir() else path
-        if not shutil.which(path):
+        program = shutil.which(path / "bin" / "python" if path.is_dir() else path)
+        if program is None:
             field = "python" if python else runner.VARIABLE
             raise RequestError("is not a Python that can be run.", field=field, value=str(named), fix=fix)
-        return path
+        return Path(program).absolute()  # not resolved: an environment's Python is a link
     made = engine_folder(engine) / "bin" / "python"
     if made.is_file():
         return made
@@ -79,19 +82,7 @@ def run_engine(python: Path, runner: ModuleType, job: Mapping[str, Any], timeout
     with tempfile.TemporaryDirectory(prefix="smolmoe-engine-") as folder:
         asked, answer, log = (Path(folder) / name for name in ("job.json", "answer.json", "log.txt"))
         asked.write_text(json.dumps(job), encoding="utf-8")
-        # -I: neither this folder, whose files are named as the engines, nor this Python's path are on the engine's.
-        # What it printed and where it was is kept if it crashes.
-        command = [
-            str(python),
-            "-I",
-            "-u",
-            "-X",
-            "faulthandler",
-            str(DRIVER),
-            str(runner.__file__),
-            str(asked),
-            str(answer),
-        ]
+        command = [str(python), *FLAGS, str(DRIVER), str(runner.__file__), str(asked), str(answer)]
         environment = {name: value for name, value in os.environ.items() if not name.startswith("PYTHON")}
         environment |= {"HF_HUB_OFFLINE": "1", "TMPDIR": folder}
         with log.open("wb") as sink:

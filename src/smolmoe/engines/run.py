@@ -70,7 +70,7 @@ def verify_in(
     reference = Reference.of(Path(model), text, sequences, length, new_tokens, device, seed)
     started = time.monotonic()
     with tempfile.TemporaryDirectory(prefix="smolmoe-gguf-") as folder:
-        given, refusal = reference.folder, None
+        given, refusal = reference.folder.absolute(), None
         if converter is not None:
             report("Writing a GGUF file", 0, 0)
             given, refusal = as_gguf(reference.folder, Path(folder), converter)
@@ -191,7 +191,7 @@ def as_gguf(folder: Path, work: Path, converter: Path) -> tuple[Path, str | None
     out = work / "model.gguf"
     try:
         export(folder, out, "gguf", llama_cpp=converter)
-    except (SourceError, TargetError) as error:
+    except (RequestError, SourceError, TargetError) as error:  # the converter's failure is a RequestError
         return out, error.message
     except VerificationError:  # llama-cpp-python is installed and found a difference, which is measured next
         pass

@@ -71,8 +71,9 @@ def main(path: str, job: str, out: str) -> None:
     spec.loader.exec_module(runner)
     with open(job, encoding="utf-8") as file:
         found = run(runner, json.load(file))
-    with open(out, "w", encoding="utf-8") as file:
+    with open(f"{out}.part", "w", encoding="utf-8") as file:
         json.dump(found, file)
+    os.replace(f"{out}.part", out)
     sys.stdout.flush()
     sys.stderr.flush()
     os._exit(0)  # an engine's threads may hang or crash at exit; everything is written
