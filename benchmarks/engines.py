@@ -153,7 +153,7 @@ def _read() -> dict[str, Any]:
 
 def page(results: dict[str, Any]) -> str:
     """The tables."""
-    from smolmoe.engines.registry import ENGINES
+    from smolmoe.engines.registry import ENGINES, runner_of
 
     measured = [engine for engine in ENGINES if results["cells"].get(engine)]
     reasons: list[str] = []
@@ -164,7 +164,8 @@ def page(results: dict[str, Any]) -> str:
         lines.append([target, source, *(_cell(cell, reasons) for cell in cells)])
     table = "\n".join(f"| {' | '.join(line)} |" for line in lines)
     notes = "\n".join(f"{number}. {reason}" for number, reason in enumerate(reasons, start=1))
-    return f"{table}\n\nReasons:\n\n{notes}\n\n{_versions(results, measured)}"
+    known = "\n".join(f"- {engine}: {' '.join(runner_of(engine).NOTES)}" for engine in measured)
+    return f"{table}\n\nReasons:\n\n{notes}\n\nKnown of the engines:\n\n{known}\n\n{_versions(results, measured)}"
 
 
 def _cell(cell: dict[str, Any] | None, reasons: list[str]) -> str:
