@@ -7,6 +7,8 @@ WORKERS ?= auto
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --no-compile
 NEWEST ?= .venv-newest
 TORCH ?= newest
+ENGINES ?= .engines
+ENGINE ?= $(patsubst benchmarks/engines/%.txt,%,$(wildcard benchmarks/engines/*.txt))
 
 # The first Python that runs and is new enough; PYTHON=/path/to/python make ... overrides it.
 PYTHON ?= $(firstword $(foreach python,python3 python python3.14 python3.13 python3.12 python3.11,\
@@ -17,7 +19,7 @@ export PYTHONDONTWRITEBYTECODE :=
 FIRST_IMPORTS := import matplotlib.pyplot, smolmoe.cli, torch; from transformers import AutoModelForCausalLM, LlamaForCausalLM, MixtralForCausalLM, Trainer
 
 .DEFAULT_GOAL := help
-.PHONY: help setup lock demo test test-slow test-newest lint types format bench docs clean
+.PHONY: help setup lock demo test test-slow test-newest lint types format bench engines docs clean
 
 help: ## show this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  make \1\t/' | expand -t 20
@@ -72,11 +74,28 @@ format: $(READY) ## rewrite the code to the format
 bench: $(READY) ## measure time and memory, compared with mergekit-moe, and update benchmarks/README.md
 	$(BIN)/python benchmarks/upcycle.py
 
+engines: $(ENGINE:%=$(ENGINES)/%/.ready) ## environments for `smolmoe verify --in` in .engines (ENGINES=folder, ENGINE="mlx vllm" for some)
+
+$(ENGINES)/%/.ready: benchmarks/engines/%.txt
+	$(if $(PYTHON),,$(error no Python >= 3.11 found: set PYTHON=/path/to/python3))
+	$(PYTHON) -m venv --clear $(@D)
+	$(BEFORE_$*)
+	$(@D)/bin/python -m pip install --quiet --disable-pip-version-check --requirement $<
+	$(AFTER_$*)
+	@touch $@
+
+# A torch without CUDA, without libraries that are of another build; llama.cpp's converter.
+BEFORE_openvino = $(@D)/bin/python scripts/install_torch.py 2.13.0
+AFTER_vllm = $(@D)/bin/python -m pip uninstall --quiet --yes torchvision torchaudio torchcodec
+AFTER_openvino = $(@D)/bin/python -m pip uninstall --quiet --yes torchvision
+AFTER_llama.cpp = $(@D)/bin/python -m pip download --quiet --no-deps --no-binary :all: --no-build-isolation \
+	--dest $(@D)/source llama-cpp-python==0.3.36 && tar -xzf $(@D)/source/*.tar.gz -C $(@D)/source --strip-components=1
+
 docs: $(READY) ## regenerate the generated pages of docs/ and build the site into site/
 	$(BIN)/python scripts/docs.py
 	$(BIN)/python scripts/package_order.py
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
 
 clean: ## remove what make and the tools made; runs/ is yours and stays
-	rm -rf $(VENV) $(NEWEST) dist build site .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) $(NEWEST) .engines dist build site .pytest_cache .mypy_cache .ruff_cache .hypothesis
 	find src tests benchmarks scripts examples -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -18,7 +18,7 @@ PICTURE = ROOT / "docs" / "images" / "packages.svg"
 GROUPS = {
     "cli": ("Front door", "#e8eaf6"),
     "distillation": ("Jobs", "#e3f2fd"),
-    "surgery": ("Models and their files", "#e8f5e9"),
+    "engines": ("Models and their files", "#e8f5e9"),
     "data": ("Ground", "#fff8e1"),
 }
 WORDS = {
@@ -33,6 +33,7 @@ WORDS = {
     "alignment": "SFT, DPO, CPO on TRL",
     "selection": "which rows to train on",
     "training": "the Trainer, objective, resume",
+    "engines": "runs a model where it is served",
     "surgery": "plan, program, writer; experts; export",
     "hub": "model cards, push",
     "families": "data about architectures",

@@ -103,7 +103,7 @@ def _refuse_empty(arguments: Sequence[str]) -> None:
     for before, argument in pairwise(["", *arguments]):
         option, separator, value = argument.partition("=")
         name = option if option.startswith("--") and separator else before
-        is_empty = not argument or (name == option and not value)
+        is_empty = not argument or (bool(separator) and name == option and not value)
         if is_empty and name not in _MAY_BE_EMPTY:
             field = name.removeprefix("--") if name.startswith("--") else "argument"
             raise RequestError("is empty.", field=field, value=repr(""), fix="Give a value; . is the current folder.")

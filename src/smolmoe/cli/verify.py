@@ -1,14 +1,15 @@
-"""verify: the files of an MoE against its dense source."""
+"""verify: the files of an MoE against its dense source, or run by an engine."""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from smolmoe.cli.command import Command
+from smolmoe.cli.command import Command, Given
 from smolmoe.cli.output import print_rows
 from smolmoe.verbs import measure
 
 if TYPE_CHECKING:
+    from smolmoe.results.engine import EngineVerification
     from smolmoe.verification.verify import Verification
 
 
@@ -60,8 +61,38 @@ def _decoded(equal: bool, count: int, first: int | None, difference: float) -> s
     return f"{tokens}, max |Δ| {difference:.2g}"
 
 
+def show_engine(result: EngineVerification) -> None:
+    """The engine's numbers, the verdict last."""
+    version = f" {result.engine_version}" if result.engine_version else ""
+    against = f"transformers {result.versions['transformers']} in float32"
+    tokens = f"{sum(result.lengths)} tokens in {len(result.lengths)} sequences of {result.text}"
+    print(f"{result.engine}{version} against {against}: {result.model_type} in {result.dtype}, {tokens}")
+    found = result.difference
+    if found is not None:
+        limit = f"limit {found.limit:.2g}, {found.beyond} tokens beyond"
+        gap = f"max |Δ| {found.max_abs:.2g}, mean |Δ| {found.mean_abs:.2g} nats ({limit})"
+        close = "" if found.margin is None else f", first difference by a margin of {found.margin:.2g}"
+        rows: list[tuple[str, object]] = [
+            ("log-probabilities", gap),
+            ("perplexity", f"{found.perplexity:.6g} transformers, {found.engine_perplexity:.6g} {result.engine}"),
+            ("greedy tokens", f"{found.greedy_equal} of {found.greedy_tokens} equal{close}"),
+        ]
+        print_rows(rows)
+    if result.last_lines:
+        print("  last lines of the engine:")
+        print("\n".join(f"    {line}" for line in result.last_lines))
+    print(f"Verdict: {result.verdict}{'' if result.reason is None else f': {result.reason}'}")
+
+
+def show(result: Verification | EngineVerification, given: Given) -> None:
+    from smolmoe.results.engine import EngineVerification
+
+    show_engine(result) if isinstance(result, EngineVerification) else show_verification(result)
+
+
 COMMAND = Command(
     measure.verify,
-    lambda result, given: show_verification(result),
+    show,
+    names={"engine": ("--in",)},
     exit_code=lambda result, given: 0 if result.passed else 1,
 )

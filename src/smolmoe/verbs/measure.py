@@ -9,19 +9,21 @@ from typing import TYPE_CHECKING, Annotated, Any
 from pydantic import Field
 
 from smolmoe.core.progress import Progress
+from smolmoe.engines.registry import EngineName
 from smolmoe.recipe.bench import BenchRecipe
 from smolmoe.recipe.compare import CompareRecipe
 from smolmoe.recipe.pairs import BATCH_SIZE, MAX_NEW_TOKENS, TEMPLATE, PairsRecipe
 from smolmoe.recipe.resolve import Given, values_of
 from smolmoe.recipe.sweep import SweepRecipe
 from smolmoe.recipe.verification import VerifyRecipe
-from smolmoe.recipe.words import Device, DryRun, Overwrite, RecipeGiven, Set
+from smolmoe.recipe.words import Device, DryRun, Overwrite, RecipeGiven, Seed, Set
 from smolmoe.verbs.signature import said, spells_out, takes
 
 if TYPE_CHECKING:
     from smolmoe.evaluation.correction import CorrectionScores
     from smolmoe.results.bench import BenchResult
     from smolmoe.results.comparison import Comparison
+    from smolmoe.results.engine import EngineVerification
     from smolmoe.results.scaling_law import Sweep
     from smolmoe.scaling.forecast import SweepForecast
     from smolmoe.verification.verify import Verification
@@ -29,20 +31,49 @@ if TYPE_CHECKING:
 Paths = str | Path | Sequence[str | Path]
 
 
-@takes(VerifyRecipe, "dense", "moe")
 def verify(
-    recipe: VerifyRecipe, *, claim: Mapping[str, Any] | None = None, sequences: int = 6, length: int = 128
-) -> Verification:
-    """Measure an MoE's files against its dense source and claim.
+    dense: Annotated[str | Path, Field(description="folder of the dense model; with an engine, of the MoE")],
+    moe: Annotated[str | Path | None, Field(description="folder of the MoE made from it")] = None,
+    *,
+    engine: Annotated[
+        EngineName | None, Field(description="engine that runs the MoE; it is compared with transformers")
+    ] = None,
+    python: Annotated[
+        Path | None, Field(description="Python that has the engine (default: as `make engines` installs it)")
+    ] = None,
+    timeout: Annotated[float, Field(description="time limit for the engine, in seconds")] = 600.0,
+    text: Annotated[Path | None, said(VerifyRecipe, "text")] = None,
+    device: Device = "cpu",
+    seed: Seed = 0,
+    report: Progress | None = None,
+    **options: Any,
+) -> Verification | EngineVerification:
+    """Measure an MoE against its dense source, or in an engine.
 
-    The command exits with 1 if a check fails.
+    Two folders are compared with each other and held against the claim. One folder and an engine: the engine runs it in
+    its own Python, and its log-probabilities and greedy tokens are compared with those of transformers in float32.
+    The command exits with 1 if a check fails or the engine differs.
 
     Args:
-        claim, sequences, length: as `smolmoe.verification.verify.verify` takes them.
+        **options: `claim`, `sequences` and `length`, as in `smolmoe.verification.verify.verify`; with an
+            engine those of `smolmoe.engines.run.verify_in`.
     """
+    from smolmoe.errors import RequestError
+
+    if engine is not None:
+        from smolmoe.engines.run import verify_in
+
+        if moe is not None:
+            fix = "Give the MoE's folder only."
+            raise RequestError("an engine runs one folder.", field="moe", value=str(moe), fix=fix)
+        asked: dict[str, Any] = {"python": python, "timeout": timeout, "text": text, "device": device, "seed": seed}
+        return verify_in(engine, dense, **asked, report=report, **options)
+    if moe is None:
+        fix = "Give both folders, or the MoE's and `engine='vllm'`."
+        raise RequestError("one folder is not enough without an engine.", fix=fix)
     from smolmoe.verification.verify import verify as run
 
-    return run(**recipe.model_dump(), claim=claim, sequences=sequences, length=length)
+    return run(dense, moe, text=text, device=device, seed=seed, **options)
 
 
 def compare(

@@ -1,0 +1,1 @@
+"""Serving engines: a model folder run by the tool that will serve it, and compared with transformers."""
