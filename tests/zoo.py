@@ -44,6 +44,22 @@ ZOO: dict[str, tuple[str, dict[str, Any]]] = {
     "olmo2": ("olmo2", {}),
     "gpt2": ("gpt2", {"n_inner": F, "n_embd": D, "n_layer": LAYERS, "n_head": 4, "n_positions": 128}),
     "gemma2": ("gemma2", {"sliding_window": 8}),
+    "gemma3": (
+        "gemma3_text",
+        {
+            "sliding_window": 8,
+            "layer_types": ["sliding_attention", "full_attention", "sliding_attention"],
+            "rope_parameters": {
+                "sliding_attention": {"rope_type": "default", "rope_theta": 1000.0},
+                "full_attention": {"rope_type": "linear", "rope_theta": 50000.0, "factor": 2.0},
+            },
+            "query_pre_attn_scalar": 24,
+            "final_logit_softcapping": 5.0,
+            "attention_bias": True,
+            "rms_norm_eps": 1e-6,
+        },
+    ),
+    "gemma3_untied": ("gemma3_text", {"sliding_window": 200, "tie_word_embeddings": False}),
     "phi": ("phi", {"tie_word_embeddings": False}),
     "phi3": ("phi3", {"tie_word_embeddings": False}),
     "gpt_neox": ("gpt_neox", {"tie_word_embeddings": False}),

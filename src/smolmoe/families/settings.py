@@ -29,7 +29,7 @@ def known_settings(config: dict[str, Any]) -> dict[str, Any] | None:
         config: the parsed config.json.
     """
     family = DENSE_FAMILIES.get(str(config.get("model_type")))
-    if family is None or any(config.get(key) is None for key in _STATED):
+    if family is None or not family.defaults or any(config.get(key) is None for key in _STATED):
         return None
     rope = _rope(config, family.defaults["rope_theta"])
     # Only the class knows whether null is valid for a setting with a default, and which layer types exist.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -137,12 +138,7 @@ def _refuse_a_composite(config: Any) -> None:
 
 def _ffn(config: Any, family: DenseFamily | None) -> tuple[MlpLayout, int]:
     if family is not None and not (family.mlp_bias and getattr(config, family.mlp_bias)):
-        layout = family.mlp
-        if config.hidden_act != layout.activation:
-            layout = MlpLayout(
-                layout.layers, layout.module, layout.gate, layout.up, layout.down, activation=config.hidden_act
-            )
-        return layout, int(config.intermediate_size)
+        return replace(family.mlp, activation=getattr(config, family.activation)), int(config.intermediate_size)
     from smolmoe.families.detect import find_mlp  # builds the class, so only if the family is not built in
 
     layout = find_mlp(config)

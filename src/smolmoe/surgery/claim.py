@@ -6,6 +6,7 @@ import math
 
 from smolmoe.core.claim import Claim
 from smolmoe.families import DenseSpec, MoeTarget
+from smolmoe.families.fit import adaptation
 from smolmoe.recipe import UpcycleRecipe
 from smolmoe.surgery.request import Layout
 from smolmoe.surgery.tensors.program import OutTensor
@@ -19,6 +20,7 @@ def make_claim(
 ) -> Claim:
     """The claim that a program supports. Errors of "deviates" are filled in by `predict`, which needs the weights."""
     dtypes = _per_dtype(layout, target)
+    limits = adaptation(spec, target).limits
     if recipe.expert:
         return Claim("none", _merge_reason(recipe), dtypes, layout.granularity)
     perturbed = recipe.diversify != "none" and recipe.shared != "residual"
@@ -30,12 +32,12 @@ def make_claim(
         error = max((ROUNDING[dtype] for dtype in experts), default=0.0)
         return Claim(
             "rounded",
-            _rounded_reason(rounded, layout),
+            " ".join((_rounded_reason(rounded, layout), *limits)),
             dtypes,
             layout.granularity,
             predicted_ffn_error=tuple(error if i in layout.moe_layers else None for i in range(spec.layers)),
         )
-    return Claim("exact", _exact_reason(recipe, layout), dtypes, layout.granularity)
+    return Claim("exact", " ".join((_exact_reason(recipe, layout), *limits)), dtypes, layout.granularity)
 
 
 def _rounds(tensor: OutTensor) -> bool:
