@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 
 from smolmoe.core.claim import Claim
 from smolmoe.families import DenseSpec, MoeTarget
@@ -32,7 +33,7 @@ def make_claim(
         error = max((ROUNDING[dtype] for dtype in experts), default=0.0)
         return Claim(
             "rounded",
-            " ".join((_rounded_reason(rounded, layout), *limits)),
+            " ".join((_rounded_reason(rounded, spec, layout), *limits)),
             dtypes,
             layout.granularity,
             predicted_ffn_error=tuple(error if i in layout.moe_layers else None for i in range(spec.layers)),
@@ -46,11 +47,10 @@ def _rounds(tensor: OutTensor) -> bool:
     return tensor.dtype in ROUNDING and inexact
 
 
-def _rounded_reason(rounded: list[OutTensor], layout: Layout) -> str:
+def _rounded_reason(rounded: list[OutTensor], spec: DenseSpec, layout: Layout) -> str:
     dtypes = ", ".join(sorted({tensor.dtype for tensor in rounded}))
-    kept = sorted(
-        {tensor.name.split(".", 3)[-1].removesuffix(".weight") for tensor in rounded if tensor.role == "kept"}
-    )
+    place = re.compile(rf"^({re.escape(spec.mlp.layers)}\.\d+|model)\.|\.weight$")
+    kept = sorted({place.sub("", tensor.name) for tensor in rounded if tensor.role == "kept"})
     said = []
     if any(tensor.role != "kept" for tensor in rounded):
         said.append(
