@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from smolmoe.inference.expert_choice import route_prompt
     from smolmoe.moe import register
     from smolmoe.recipe import UpcycleRecipe
-    from smolmoe.verbs.convert import add_expert, extract, inspect, merge_experts, prune, upcycle
+    from smolmoe.verbs.convert import add_expert, extract, import_model, inspect, merge_experts, prune, upcycle
     from smolmoe.verbs.measure import bench, compare, score_corrections, sweep, verify
     from smolmoe.verbs.ship import export, push, report
     from smolmoe.verbs.train import (
@@ -41,7 +41,7 @@ _NAMES = {
     "inference.expert_choice": ("route_prompt",),
     "moe": ("register",),
     "recipe": ("UpcycleRecipe",),
-    "verbs.convert": ("add_expert", "extract", "inspect", "merge_experts", "prune", "upcycle"),
+    "verbs.convert": ("add_expert", "extract", "import_model", "inspect", "merge_experts", "prune", "upcycle"),
     "verbs.measure": ("bench", "compare", "score_corrections", "sweep", "verify"),
     "verbs.ship": ("export", "push", "report"),
     "verbs.train": (
@@ -81,6 +81,7 @@ __all__ = [
     "fast_decoding",
     "fetch",
     "generate",
+    "import_model",
     "inspect",
     "make_pairs",
     "merge_experts",

@@ -23,6 +23,7 @@ from smolmoe.cli import (
     extract,
     fetch,
     generate,
+    import_model,
     inspect,
     merge_experts,
     pairs,
@@ -83,7 +84,7 @@ def smolmoe(
 
 
 # In the order in which `smolmoe --help` shows them.
-for command in (quickstart, upcycle, inspect, extract, prune, merge_experts, add_expert, train, run):
+for command in (quickstart, upcycle, inspect, import_model, extract, prune, merge_experts, add_expert, train, run):
     command.COMMAND.add_to(app)
 align_app = _group("Align a model on answers or preferences, and score it.")
 for method in (*align.COMMANDS, pairs.COMMAND, score_corrections.COMMAND):

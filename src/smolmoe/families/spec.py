@@ -75,7 +75,9 @@ def _refuse_what_is_not_dense(config: Any) -> str:
             "the source is quantised; quantised weights cannot be split or scaled.",
             field="quantization_config",
             value=_quantiser(quantisation),
-            fix="Use the unquantised checkpoint (fp32, fp16 or bf16).",
+            fix="Use `dequantise=True`, or the unquantised checkpoint."
+            if _quantiser(quantisation) == "fp8"
+            else "Use the unquantised checkpoint (fp32, fp16 or bf16).",
         )
     if getattr(config, "is_encoder_decoder", False):
         raise SourceError(
@@ -132,7 +134,7 @@ def _refuse_a_composite(config: Any) -> None:
         f"a composite model ({', '.join(parts)}), not just a language model.",
         field="model_type",
         value=config.model_type,
-        fix="Save its text model separately, as a causal language model, and use that.",
+        fix="Use `text_model=True`, which takes the text model, or write that as a folder with `smolmoe import`.",
     )
 
 

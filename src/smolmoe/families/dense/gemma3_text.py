@@ -1,4 +1,4 @@
-"""Gemma 3's text model: scaled embeddings, norms of form 1 + w around attention and FFN, two kinds of rotary positions."""
+"""Gemma 3's text model: scaled embeddings, norms of form 1 + w around attention and FFN, two rotary bases."""
 
 from __future__ import annotations
 
