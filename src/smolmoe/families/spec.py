@@ -140,7 +140,8 @@ def _refuse_a_composite(config: Any) -> None:
 
 def _ffn(config: Any, family: DenseFamily | None) -> tuple[MlpLayout, int]:
     if family is not None and not (family.mlp_bias and getattr(config, family.mlp_bias)):
-        return replace(family.mlp, activation=getattr(config, family.activation)), int(config.intermediate_size)
+        layout = replace(family.mlp, activation=getattr(config, family.activation))
+        return layout, int(getattr(config, family.width))
     from smolmoe.families.detect import find_mlp  # builds the class, so only if the family is not built in
 
     layout = find_mlp(config)

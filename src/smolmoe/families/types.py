@@ -68,7 +68,7 @@ class DenseFamily:
         mlp_bias: config key that gives the FFN biases, or None.
         qk_norm: "none", "head" (over each head) or "full" (over the whole projection).
         windows: where a sliding window may act: "none", "global" (every layer the same) or "layers" (`layer_types`).
-        activation: config key of the FFN's activation.
+        activation, width: config keys of the FFN's activation and width.
         rotated: from the config, which layers rotate queries and keys; None: all of them.
         adapt: from the description and the name of a target, what makes its tensors and settings fit the target.
         by_class: the names and shapes of its tensors are those of its class in transformers; otherwise Llama's, which
@@ -89,6 +89,7 @@ class DenseFamily:
     qk_norm: str = "none"
     windows: str = "none"
     activation: str = "hidden_act"
+    width: str = "intermediate_size"
     rotated: Callable[[Any], tuple[bool, ...]] | None = None
     adapt: Callable[[DenseSpec, str], Adaptation] | None = None
     by_class: bool = False
