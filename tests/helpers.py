@@ -26,7 +26,7 @@ SIZES: dict[str, Any] = {
 }
 FFN = 48
 ROUTED = {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 24, "norm_topk_prob": True}
-# model type -> what its config needs beside SIZES
+# model type -> what its config needs beside SIZES; lists of layer types are repeated for more layers
 MOE_CONFIGS: dict[str, dict[str, Any]] = {
     "mixtral": {"num_local_experts": 4, "num_experts_per_tok": 2, "intermediate_size": FFN},
     "qwen2_moe": {**ROUTED, "shared_expert_intermediate_size": FFN, "intermediate_size": FFN},
@@ -44,6 +44,25 @@ MOE_CONFIGS: dict[str, dict[str, Any]] = {
         "intermediate_size": FFN,
         "n_shared_experts": 1,
         "first_k_dense_replace": 1,
+    },
+    "granitemoehybrid": {
+        "num_local_experts": 4,
+        "num_experts_per_tok": 2,
+        "intermediate_size": FFN,
+        "shared_intermediate_size": 16,
+        "layer_types": ["linear_attention", "full_attention"],
+        "mamba_n_heads": 4,
+        "mamba_d_head": 16,
+        "mamba_d_state": 8,
+    },
+    "beam": {
+        **ROUTED,
+        "intermediate_size": FFN,
+        "mlp_layer_types": ["sparse"],
+        "n_group": 1,
+        "topk_group": 1,
+        "routed_scaling_factor": 1.0,
+        "final_logit_softcapping": None,
     },
     "flex_olmo": {"num_experts": 4, "num_experts_per_tok": 2, "intermediate_size": FFN},
     "olmoe": {"num_experts": 4, "num_experts_per_tok": 2, "intermediate_size": FFN},
@@ -110,6 +129,8 @@ def random_moe(model_type: str, *, seed: int = 0, **config: Any) -> Any:
 
     torch.manual_seed(seed)
     values = {**SIZES, **MOE_CONFIGS[model_type], **config}
+    layers = values["num_hidden_layers"]
+    values = {key: (value * layers)[:layers] if key.endswith("layer_types") else value for key, value in values.items()}
     return AutoModelForCausalLM.from_config(AutoConfig.for_model(model_type, **values)).eval()
 
 

@@ -56,7 +56,7 @@ def test_it_says_what_the_whole_model_would(kind: str, tmp_path: Path) -> None:
     means = []
     for vote in choice.layers:
         logits = capture.routing(vote.layer).logits[1:].float()
-        scores = logits.sigmoid() if kind == "glm4_moe" else logits.softmax(-1)
+        scores = logits.sigmoid() if kind in ("glm4_moe", "beam") else logits.softmax(-1)
         probs = scores / scores.sum(-1, keepdim=True)
         by_name = torch.stack([probs[:, list(group)].sum(-1) for group in groups.values()])
         means.append(by_name.log().mean(-1))
