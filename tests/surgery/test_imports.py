@@ -257,7 +257,7 @@ def _gguf(model: Any, path: Path, kind: str = "F32", **more: Any) -> dict[str, t
     writer.add_rope_dimension_count(head_dim)
     tokenizer = json.loads(tiny_tokenizer().backend_tokenizer.to_str())["model"]
     tokens = sorted(tokenizer["vocab"], key=tokenizer["vocab"].get)
-    writer.add_tokenizer_model("gpt2")
+    writer.add_tokenizer_model(more.pop("tokenizer", "gpt2"))
     writer.add_tokenizer_pre("gpt-2")
     writer.add_token_list(tokens)
     writer.add_token_types([3 if token in ("<end>", "<pad>") else 1 for token in tokens])
@@ -338,6 +338,17 @@ def test_the_tokenizer_of_a_gguf_file_is_kept(tmp_path: Path) -> None:
     upcycled = upcycle(result.out, tmp_path / "moe", experts=4)
     assert upcycled.verification is not None
     assert upcycled.verification.passed
+
+
+def test_a_tokenizer_that_cannot_be_read_is_replaced(tmp_path: Path) -> None:
+    _gguf(zoo.build("llama"), tmp_path / "model.gguf", tokenizer="unheard-of")
+    with pytest.raises(SourceError, match="cannot read the tokenizer") as refused:
+        import_model(tmp_path / "model.gguf", tmp_path / "plain")
+    assert "tokenizer=" in str(refused.value.fix)
+    import_model(tmp_path / "model.gguf", tmp_path / "plain", tokenizer=str(zoo.folder("llama")))
+    assert (tmp_path / "plain" / "tokenizer.json").is_file()
+    with pytest.raises(RequestError, match="only the tokenizer of a GGUF file"):
+        import_model(zoo.folder("llama"), tmp_path / "other", text_model=True, tokenizer="x")
 
 
 def test_the_divisors_of_llama3_become_its_scaling(tmp_path: Path) -> None:

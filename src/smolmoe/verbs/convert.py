@@ -40,6 +40,9 @@ def import_model(
     dtype: Annotated[
         Dtype | None, Field(description="dtype of dequantised weights (default: the config's; GGUF: without rounding)")
     ] = None,
+    tokenizer: Annotated[
+        str | None, Field(description="folder or hub id of a tokenizer that replaces a GGUF file's")
+    ] = None,
     revision: Annotated[str | None, Field(description="hub revision: commit, branch or tag")] = None,
     overwrite: Overwrite = False,
 ) -> Imported:
@@ -56,6 +59,7 @@ def import_model(
         text_model=text_model,
         dequantise=dequantise,
         dtype=dtype,
+        tokenizer=tokenizer,
         revision=revision,
         overwrite=overwrite,
     )

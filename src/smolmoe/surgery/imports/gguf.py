@@ -32,13 +32,16 @@ def read_types(file: Path) -> tuple[str, dict[str, int]]:
     return str(_value(reader, "general.architecture")), dict(Counter(one.tensor_type.name for one in reader.tensors))
 
 
-def write_gguf_model(file: Path, work: Path, dtype: str | None, max_shard_size: str) -> str:
+def write_gguf_model(
+    file: Path, work: Path, *, dtype: str | None, tokenizer: str | None, max_shard_size: str
+) -> str:
     """Write the model and its tokenizer.
 
     Args:
         work: the folder that is being made.
         dtype: of the result; None: the type of the file's matrices if they are floats of one type, else float32,
             in which dequantising rounds nothing.
+        tokenizer: folder or hub id of one to write instead of the file's.
 
     Returns:
         The dtype.
@@ -48,14 +51,15 @@ def write_gguf_model(file: Path, work: Path, dtype: str | None, max_shard_size: 
         CheckpointError: tensors are missing.
     """
     import torch
-    from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
+    from transformers import AutoModelForCausalLM, GgufConfig
 
-    from smolmoe.moe.loading import no_progress_bar
+    from smolmoe.moe.loading import find_tokenizer, no_progress_bar
 
     reader = _reader(file)
     dtype = dtype or _dtype(reader)
     config = _config(file, reader)
     with no_progress_bar():
+        kept = _tokenizer(file) if tokenizer is None else find_tokenizer(tokenizer)
         try:
             model, info = AutoModelForCausalLM.from_pretrained(
                 file.parent,
@@ -65,7 +69,6 @@ def write_gguf_model(file: Path, work: Path, dtype: str | None, max_shard_size: 
                 quantization_config=GgufConfig(dequantize=True),
                 output_loading_info=True,
             )
-            tokenizer = AutoTokenizer.from_pretrained(file.parent, gguf_file=file.name)
         except Exception as error:  # many readers, each with its own errors
             raise SourceError(
                 f"transformers cannot read this file: {first_line(error)}", field="source", value=str(file)
@@ -73,8 +76,23 @@ def write_gguf_model(file: Path, work: Path, dtype: str | None, max_shard_size: 
         _check_loaded(model, info, file)
         _forget_quantisation(model)
         model.save_pretrained(work, max_shard_size=max_shard_size)
-        tokenizer.save_pretrained(work)
+        kept.save_pretrained(work)
     return dtype
+
+
+def _tokenizer(file: Path) -> Any:
+    """The file's tokenizer, as transformers makes one of its tokens and merges."""
+    from transformers import AutoTokenizer
+
+    try:
+        return AutoTokenizer.from_pretrained(file.parent, gguf_file=file.name)
+    except Exception as error:
+        raise SourceError(
+            f"transformers cannot read the tokenizer of this file ({first_line(error)})",
+            field="source",
+            value=str(file),
+            fix="Name a folder or hub id that has the model's tokenizer: `tokenizer=...`.",
+        ) from error
 
 
 def _reader(file: Path) -> Any:

@@ -63,6 +63,7 @@ def import_model(
     text_model: bool = False,
     dequantise: bool = False,
     dtype: str | None = None,
+    tokenizer: str | None = None,
     revision: str | None = None,
     overwrite: bool = False,
 ) -> Imported:
@@ -74,6 +75,7 @@ def import_model(
         text_model: take the text model of a multimodal model.
         dequantise: multiply fp8 weights by their scales.
         dtype: of dequantised weights.
+        tokenizer: folder or hub id of one that replaces a GGUF file's.
         revision: hub revision.
         overwrite: replace an existing model folder.
 
@@ -90,6 +92,8 @@ def import_model(
             value=str(source),
             fix="Use `text_model=True` (multimodal) or `dequantise=True` (fp8). A plain checkpoint needs no import.",
         )
+    if tokenizer is not None and not is_gguf:
+        raise RequestError("replaces only the tokenizer of a GGUF file.", field="tokenizer", value=tokenizer)
     if is_gguf and (text_model or dequantise):
         raise RequestError(
             "a GGUF file is always dequantised, and holds only a text model.",
@@ -105,7 +109,7 @@ def import_model(
     with whole_or_nothing(out, overwrite=overwrite, check=partial(check_replaceable, out, overwrite=overwrite)) as work:
         if checkpoint is None:
             types = read_types(file)[1]
-            write_gguf_model(file, work, dtype, SHARD)
+            write_gguf_model(file, work, dtype=dtype, tokenizer=tokenizer, max_shard_size=SHARD)
         else:
             types = _write_plain(checkpoint, work, text_model=text_model, dequantise=dequantise, dtype=dtype)
             copy_files(folder, work, (*CARRIED, "README.md"))
