@@ -91,6 +91,17 @@ ZOO: dict[str, tuple[str, dict[str, Any]]] = {
             "mamba_d_head": 16,
         },
     ),
+    "gemma4": (
+        "gemma4_text",
+        {
+            "sliding_window": 8,
+            "layer_types": ["sliding_attention", "full_attention", "full_attention"],
+            "global_head_dim": 16,
+            "vocab_size_per_layer_input": SIZES["vocab_size"],
+            "hidden_size_per_layer_input": 8,
+            "num_kv_shared_layers": 1,
+        },
+    ),
     "gemma3_untied": ("gemma3_text", {"sliding_window": 200, "tie_word_embeddings": False}),
     "phi": ("phi", {"tie_word_embeddings": False}),
     "phi3": ("phi3", {"tie_word_embeddings": False}),

@@ -71,7 +71,9 @@ def test_which_families_split_text_by_a_rule_of_their_own(model_type: str, token
     tiny_tokenizer().save_pretrained(tmp_path)
     settings = json.loads((tmp_path / "tokenizer_config.json").read_text())
     (tmp_path / "tokenizer_config.json").write_text(json.dumps(settings | {"tokenizer_class": tokenizer_class}))
-    (tmp_path / "config.json").write_text(json.dumps({"model_type": model_type, **_SIZES, **_LEAST.get(model_type, {})}))
+    (tmp_path / "config.json").write_text(
+        json.dumps({"model_type": model_type, **_SIZES, **_LEAST.get(model_type, {})})
+    )
     loaded = AutoTokenizer.from_pretrained(tmp_path)
     as_it_stands = loaded.backend_tokenizer.to_str() == tiny_tokenizer().backend_tokenizer.to_str()
     assert as_it_stands != DENSE_FAMILIES[model_type].own_tokenizer

@@ -11,6 +11,8 @@ from tests import zoo
 from tests.training.runs import recipe, rows
 
 import smolmoe
+from smolmoe.errors import SourceError
+from smolmoe.families.spec import read_spec
 from smolmoe.moe.loading import load_model
 from smolmoe.moe.routing import RoutingCapture
 
@@ -18,6 +20,37 @@ CLASSES: dict[str, dict[str, Any]] = {
     "gemma3": {"granularity": 2},
     "granitemoehybrid": {"shared": "full"},
 }
+
+
+def test_layers_that_reuse_the_keys_of_others_are_verified(tmp_path: Path) -> None:
+    """Gemma 4: with a cache these layers run for the end of the prompt only, and layer by layer they need the others'."""
+    made = smolmoe.upcycle(zoo.folder("gemma4"), tmp_path / "moe", experts=4, granularity=2)
+    assert made.target == "generic"
+    assert made.verification is not None
+    assert made.verification.passed
+
+
+@pytest.mark.parametrize(
+    ("model_type", "config", "says"),
+    [
+        (
+            "gemma4_text",
+            {"use_double_wide_mlp": True, "num_kv_shared_layers": 1},
+            "layer 2 differs from that of layer 0",
+        ),
+        ("nemotron_h", {"layers_block_type": ["mlp", "full_attention", "mlp"]}, "No module inside its layers"),
+    ],
+)
+def test_layers_that_differ_are_refused(model_type: str, config: dict[str, Any], says: str, tmp_path: Path) -> None:
+    from tests.helpers import SIZES
+    from transformers import AutoConfig
+
+    types = {"layer_types": ["sliding_attention", "full_attention", "full_attention"]}
+    sizes = {**SIZES, "num_hidden_layers": 3, "intermediate_size": 48}
+    values = {**sizes, **(types if model_type == "gemma4_text" else {}), **config}
+    AutoConfig.for_model(model_type, **values).save_pretrained(tmp_path)
+    with pytest.raises(SourceError, match=says):
+        read_spec(tmp_path)
 
 
 @pytest.mark.slow

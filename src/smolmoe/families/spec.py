@@ -55,8 +55,8 @@ def _describe(config: Any, settings: dict[str, Any]) -> DenseSpec:
         layers=layers,
         vocab_size=int(config.vocab_size),
         heads=heads,
-        kv_heads=int(getattr(config, "num_key_value_heads", None) or heads),
-        head_dim=int(getattr(config, "head_dim", None) or (hidden // heads if heads else 0)),
+        kv_heads=int(_of_all_layers(config, "num_key_value_heads") or heads),
+        head_dim=int(_of_all_layers(config, "head_dim") or (hidden // heads if heads else 0)),
         attention_bias=_attention_bias(config, family),
         qk_norm=family.qk_norm if family else "other",
         windows=_windows(config, family, layers),
@@ -65,6 +65,14 @@ def _describe(config: Any, settings: dict[str, Any]) -> DenseSpec:
         mlp=mlp,
         config=settings | {"architectures": [architecture]},
     )
+
+
+def _of_all_layers(config: Any, key: str) -> Any:
+    """A setting, None where there is none or each layer has its own (Gemma 4), which transformers raises an error for."""
+    try:
+        return getattr(config, key, None)
+    except RuntimeError:
+        return None
 
 
 def _refuse_what_is_not_dense(config: Any) -> str:
@@ -86,7 +94,8 @@ def _refuse_what_is_not_dense(config: Any) -> str:
             value=config.model_type,
         )
     experts = [key for key in _MOE_KEYS if (getattr(config, key, None) or 0) not in (0, 1)]
-    if experts:
+    blocks = getattr(config, "layers_block_type", None)  # Nemotron-H states experts also where no block has any
+    if experts and (blocks is None or "moe" in blocks):
         raise SourceError(
             f"the source is already a mixture of experts ({experts[0]}={getattr(config, experts[0])}).",
             field="model_type",

@@ -32,9 +32,7 @@ def read_types(file: Path) -> tuple[str, dict[str, int]]:
     return str(_value(reader, "general.architecture")), dict(Counter(one.tensor_type.name for one in reader.tensors))
 
 
-def write_gguf_model(
-    file: Path, work: Path, *, dtype: str | None, tokenizer: str | None, max_shard_size: str
-) -> str:
+def write_gguf_model(file: Path, work: Path, *, dtype: str | None, tokenizer: str | None, max_shard_size: str) -> str:
     """Write the model and its tokenizer.
 
     Args:
