@@ -1,4 +1,4 @@
-"""MoEs of classes that share their config with a dense model, or that change more than the FFN: written, trained, pruned."""
+"""MoEs of classes that share their config with a dense model, or in which more than the FFN changes."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ CLASSES: dict[str, dict[str, Any]] = {
 
 
 def test_layers_that_reuse_the_keys_of_others_are_verified(tmp_path: Path) -> None:
-    """Gemma 4: with a cache these layers run for the end of the prompt only, and layer by layer they need the others'."""
+    """Gemma 4: with a cache these layers run for the end of the prompt only."""
     made = smolmoe.upcycle(zoo.folder("gemma4"), tmp_path / "moe", experts=4, granularity=2)
     assert made.target == "generic"
     assert made.verification is not None

@@ -74,7 +74,8 @@ def resolve(name: str, spec: DenseSpec, sizes: MoeSizes, engines: Sequence[str] 
         engines: it must run in all of these.
 
     Raises:
-        RequestError: no such target. TargetError: the named target cannot express it, or some engine cannot run it; states why, and which one can.
+        RequestError: no such target. TargetError: the named target cannot express it, or some engine cannot run it;
+            states why, and which one can.
     """
     wanted = [engine_name(engine) for engine in engines]
     able = [MOE_TARGETS[n] for n in candidates(spec) if not refusals(MOE_TARGETS[n], spec, sizes)]

@@ -68,7 +68,7 @@ def _describe(config: Any, settings: dict[str, Any]) -> DenseSpec:
 
 
 def _of_all_layers(config: Any, key: str) -> Any:
-    """A setting, None where there is none or each layer has its own (Gemma 4), which transformers raises an error for."""
+    """A setting; None where there is none, or where layers differ in it (Gemma 4: transformers raises an error)."""
     try:
         return getattr(config, key, None)
     except RuntimeError:

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     import torch
 
 FP8 = "F8_E4M3"
-_SCALE = "_scale_inv"
+_SCALE = "scale_inv"
 _ACTIVATIONS = ("activation_scale", "input_scale")  # of kernels that compute in fp8
 
 
@@ -94,9 +94,10 @@ def _dequantised(checkpoint: Checkpoint, name: str, block: tuple[int, int] | Non
     import torch
     from safetensors import safe_open
 
-    if name + _SCALE not in checkpoint.tensors:
-        raise CheckpointError(f"is in fp8, but its scale {name}{_SCALE} is missing.", field="tensor", value=name)
-    scale = checkpoint.read(name + _SCALE).float()
+    scale_name = f"{name}_{_SCALE}"
+    if scale_name not in checkpoint.tensors:
+        raise CheckpointError(f"is in fp8, but its scale {scale_name} is missing.", field="tensor", value=name)
+    scale = checkpoint.read(scale_name).float()
     with safe_open(checkpoint.tensors[name].file, framework="pt") as file:
         weight = file.get_tensor(name).float()
     if scale.numel() == 1:
@@ -108,7 +109,7 @@ def _dequantised(checkpoint: Checkpoint, name: str, block: tuple[int, int] | Non
         raise CheckpointError(
             f"has shape {tuple(scale.shape)}; {rows} x {columns} in blocks of {size[0]} x {size[1]} need {expected}.",
             field="tensor",
-            value=name + _SCALE,
+            value=scale_name,
         )
     spread = scale.repeat_interleave(size[0], 0)[:rows].repeat_interleave(size[1], 1)[:, :columns]
     result = weight * spread

@@ -223,6 +223,5 @@ def _check_loaded(model: Any, info: Mapping[str, Any], file: Path) -> None:
 def _forget_quantisation(model: Any) -> None:
     """The weights are plain now; saving must not say otherwise."""
     model.hf_quantizer = None
-    for name in ("quantization_config", "_pre_quantization_dtype"):
-        model.config.__dict__.pop(name, None)
+    model.config.__dict__.pop("quantization_config", None)
     model.is_quantized = False
