@@ -72,9 +72,20 @@ def shared() -> Path:
 
 @pytest.fixture(scope="session")
 def smollm2() -> Path:
-    """SmolLM2-135M-Instruct, a real pretrained model, from a folder of such models kept outside the checkout."""
+    """SmolLM2-135M-Instruct, a real pretrained model."""
+    return _real_model("smollm2-135m-instruct")
+
+
+@pytest.fixture(scope="session")
+def gemma3() -> Path:
+    """Gemma 3 270M, a real pretrained model."""
+    return _real_model("gemma3-270m")
+
+
+def _real_model(name: str) -> Path:
+    """A model of the folder of real ones, which is kept outside the checkout."""
     models = Path(os.environ.get("SMOLMOE_REAL_MODELS", "~/.cache/smolmoe/real-models")).expanduser()
-    folder = models / "smollm2-135m-instruct"
+    folder = models / name
     if not (folder / "config.json").is_file():
         pytest.skip(f"{folder} is not there")
     return folder

@@ -47,6 +47,25 @@ MOE_CONFIGS: dict[str, dict[str, Any]] = {
         "n_shared_experts": 1,
         "first_k_dense_replace": 1,
     },
+    "granitemoehybrid": {
+        "num_local_experts": 4,
+        "num_experts_per_tok": 2,
+        "intermediate_size": FFN,
+        "shared_intermediate_size": 16,
+        "layer_types": ["linear_attention", "full_attention"],
+        "mamba_n_heads": 4,
+        "mamba_d_head": 16,
+        "mamba_d_state": 8,
+    },
+    "beam": {
+        **ROUTED,
+        "intermediate_size": FFN,
+        "mlp_layer_types": ["sparse"],
+        "n_group": 1,
+        "topk_group": 1,
+        "routed_scaling_factor": 1.0,
+        "final_logit_softcapping": None,
+    },
     "flex_olmo": {"num_experts": 4, "num_experts_per_tok": 2, "intermediate_size": FFN},
     "olmoe": {"num_experts": 4, "num_experts_per_tok": 2, "intermediate_size": FFN},
     "cohere2_moe": {
@@ -162,8 +181,8 @@ def random_moe(model_type: str, *, seed: int = 0, **config: Any) -> Any:
 
     torch.manual_seed(seed)
     values = {**SIZES, **MOE_CONFIGS[model_type], **config}
-    if "layer_types" in values:
-        values["layer_types"] = list(islice(cycle(values["layer_types"]), values["num_hidden_layers"]))
+    for key in [key for key in values if key.endswith("layer_types")]:
+        values[key] = list(islice(cycle(values[key]), values["num_hidden_layers"]))
     return AutoModelForCausalLM.from_config(AutoConfig.for_model(model_type, **values)).eval()
 
 

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from smolmoe.reports.run import report
     from smolmoe.surgery.experts.run import add_expert, extract, merge_experts, prune
     from smolmoe.surgery.export.run import export
-    from smolmoe.verbs.convert import inspect, upcycle
+    from smolmoe.verbs.convert import import_model, inspect, upcycle
     from smolmoe.verbs.measure import bench, compare, score_corrections, sweep, verify
     from smolmoe.verbs.train import (
         align,
@@ -50,7 +50,7 @@ _NAMES = {
     "reports.run": ("report",),
     "surgery.experts.run": ("add_expert", "extract", "merge_experts", "prune"),
     "surgery.export.run": ("export",),
-    "verbs.convert": ("inspect", "upcycle"),
+    "verbs.convert": ("import_model", "inspect", "upcycle"),
     "verbs.measure": ("bench", "compare", "score_corrections", "sweep", "verify"),
     "verbs.train": (
         "align",
@@ -85,6 +85,7 @@ __all__ = [
     "fast_decoding",
     "fetch",
     "generate",
+    "import_model",
     "inspect",
     "make_pairs",
     "merge_experts",

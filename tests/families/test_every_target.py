@@ -19,12 +19,14 @@ from smolmoe.surgery.experts.run import extract, prune
 
 # target -> a source of the zoo that becomes it, and what the request has beside 4 experts, top-2
 SOURCES: dict[str, tuple[str, dict[str, Any]]] = {
+    "beam": ("gemma3", {"shared": "full"}),
     "cohere2_moe": ("cohere2", {"shared": "full"}),
     "deepseek_v3": ("youtu", {"shared": "full"}),
     "ernie4_5_moe": ("ernie4_5", {"shared": "full"}),
     "flex_olmo": ("olmo2", {}),
     "glm4_moe": ("qwen3", {"shared": "full"}),
     "granitemoe_swa": ("smollm3_window", {"shared": "full"}),
+    "granitemoehybrid": ("granitehybrid", {"shared": "full"}),
     "granitemoeshared": ("granite", {"shared": "full"}),
     "hunyuan_v1_moe": ("hunyuan", {"shared": "full"}),
     "lfm2_moe": ("lfm2", {}),

@@ -27,7 +27,7 @@ from smolmoe.moe.restrict import only_experts
 from smolmoe.moe.routing import RoutingCapture
 
 PROMPT = "def add(a, b):\n    return a + b"
-SIGMOID = ("cohere2_moe", "deepseek_v3", "glm4_moe", "lfm2_moe")
+SIGMOID = ("beam", "cohere2_moe", "deepseek_v3", "glm4_moe", "lfm2_moe")
 NAMES = ["code", "web", "code", None]
 
 

@@ -38,6 +38,7 @@ MODULES = {
     "ExaoneMoeTopkRouter": "exaone_moe",
     "Glm4MoeLiteTopkRouter": "glm4_moe_lite",
     "Glm4MoeTopkRouter": "glm4_moe",
+    "BeamTopKRouter": "beam",
     "Glm4vMoeTextTopkRouter": "glm4v_moe",
     "GlmMoeDsaTopkRouter": "glm_moe_dsa",
     "SolarOpenTopkRouter": "solar_open",

@@ -40,7 +40,7 @@ def examine(text: Path, tmp_path: Path) -> Callable[..., Diagnosis]:
     return run
 
 
-WITHOUT_AUX_LOSS = ("cohere2_moe", "deepseek_v3", "glm4_moe", "hunyuan_v1_moe", "lfm2_moe")
+WITHOUT_AUX_LOSS = ("beam", "cohere2_moe", "deepseek_v3", "glm4_moe", "hunyuan_v1_moe", "lfm2_moe")
 
 
 def codes(diagnosis: Diagnosis) -> set[str]:

@@ -35,7 +35,9 @@ _ALIGN = _by_name("sft", "dpo", "cpo") | {"pairs": "make_pairs", "score": "score
 _DATA = _by_name("select") | {"score": "score_data"} | _by_name("teach", "fetch")
 # In the order in which `smolmoe --help` shows them.
 _HEADINGS = {
-    "Convert": _by_name("quickstart", "upcycle", "inspect", "extract", "prune", "merge_experts", "add_expert"),
+    "Convert": _by_name("quickstart", "upcycle", "inspect")
+    | {"import": "import_model"}
+    | _by_name("extract", "prune", "merge_experts", "add_expert"),
     "Train": _by_name("train", "run")
     | _group("align", "Align a model on answers or preferences, and score it.", _ALIGN)
     | _group("data", "Select, score, generate and download training rows.", _DATA)

@@ -47,12 +47,14 @@ class Adaptation:
         config: settings in place of those that are copied.
         refusals: why this source's settings do not fit.
         notes: what the user should know.
+        limits: what the claim says of differences that no tensor shows.
     """
 
     mends: Sequence[Mend] = ()
     config: Mapping[str, Any] = field(default_factory=dict)
     refusals: Sequence[str] = ()
     notes: Sequence[str] = ()
+    limits: Sequence[str] = ()
 
 
 def kept(shapes: Mapping[str, tuple[int, ...]]) -> Kept:

@@ -33,6 +33,7 @@ def adaptation(spec: DenseSpec, target: MoeTarget, sizes: MoeSizes | None = None
         {**head.config, **own.config, **family.config},
         (*family.refusals, *own.refusals),
         (*family.notes, *own.notes, *head.notes),
+        (*family.limits, *own.limits),
     )
 
 

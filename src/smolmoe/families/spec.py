@@ -55,8 +55,8 @@ def _describe(config: Any, settings: dict[str, Any]) -> DenseSpec:
         layers=layers,
         vocab_size=int(config.vocab_size),
         heads=heads,
-        kv_heads=int(getattr(config, "num_key_value_heads", None) or heads),
-        head_dim=int(getattr(config, "head_dim", None) or (hidden // heads if heads else 0)),
+        kv_heads=int(_of_all_layers(config, "num_key_value_heads") or heads),
+        head_dim=int(_of_all_layers(config, "head_dim") or (hidden // heads if heads else 0)),
         attention_bias=_attention_bias(config, family),
         qk_norm=family.qk_norm if family else "other",
         windows=_windows(config, family, layers),
@@ -70,6 +70,14 @@ def _describe(config: Any, settings: dict[str, Any]) -> DenseSpec:
     )
 
 
+def _of_all_layers(config: Any, key: str) -> Any:
+    """A setting; None where there is none, or where layers differ in it (Gemma 4: transformers raises an error)."""
+    try:
+        return getattr(config, key, None)
+    except RuntimeError:
+        return None
+
+
 def _refuse_what_is_not_dense(config: Any) -> str:
     """The class of a dense decoder-only causal language model."""
     quantisation = getattr(config, "quantization_config", None) or getattr(config, "compression_config", None)
@@ -78,7 +86,9 @@ def _refuse_what_is_not_dense(config: Any) -> str:
             "the source is quantised; quantised weights cannot be split or scaled.",
             field="quantization_config",
             value=_quantiser(quantisation),
-            fix="Use the unquantised checkpoint (fp32, fp16 or bf16).",
+            fix="Use `dequantise=True`, or the unquantised checkpoint."
+            if _quantiser(quantisation) == "fp8"
+            else "Use the unquantised checkpoint (fp32, fp16 or bf16).",
         )
     if getattr(config, "is_encoder_decoder", False):
         raise SourceError(
@@ -87,7 +97,8 @@ def _refuse_what_is_not_dense(config: Any) -> str:
             value=config.model_type,
         )
     experts = [key for key in _MOE_KEYS if (getattr(config, key, None) or 0) not in (0, 1)]
-    if experts:
+    blocks = getattr(config, "layers_block_type", None)  # Nemotron-H states experts also where no block has any
+    if experts and (blocks is None or "moe" in blocks):
         raise SourceError(
             f"the source is already a mixture of experts ({experts[0]}={getattr(config, experts[0])}).",
             field="model_type",
@@ -135,13 +146,13 @@ def _refuse_a_composite(config: Any) -> None:
         f"a composite model ({', '.join(parts)}), not just a language model.",
         field="model_type",
         value=config.model_type,
-        fix="Save its text model separately, as a causal language model, and use that.",
+        fix="Use `text_model=True`, which takes the text model, or write that as a folder with `smolmoe import`.",
     )
 
 
 def _ffn(config: Any, family: DenseFamily | None) -> tuple[MlpLayout, int]:
     if family is not None and not (family.mlp_bias and getattr(config, family.mlp_bias)):
-        activation = getattr(config, "hidden_act", family.mlp.activation)
+        activation = getattr(config, family.activation, family.mlp.activation)
         dropout = getattr(config, family.mlp_dropout) if family.mlp_dropout else 0.0
         width = family.ffn_width(config) if family.ffn_width else config.intermediate_size
         return replace(family.mlp, activation=activation, dropout=dropout), int(width)

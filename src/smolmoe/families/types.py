@@ -76,6 +76,7 @@ class DenseFamily:
         qk_norm: "none", "head" (over each head) or "full" (over the whole projection).
         windows: where a sliding window may act: "none", "global" (every layer the same), "layers" (`layer_types`), or
             a function of the config that gives the window of each layer.
+        activation: config key of the activation.
         rotated: from the config, which layers rotate queries and keys; None: all of them.
         partial_rotary: only `partial_rotary_factor` of the rotary parameters, a share of each head, rotates.
         ffn_width: from the config, F; None: `config.intermediate_size`.
@@ -100,6 +101,7 @@ class DenseFamily:
     mlp_dropout: str | None = None
     qk_norm: str = "none"
     windows: str | Callable[[Any], tuple[int | None, ...]] = "none"
+    activation: str = "hidden_act"
     rotated: Callable[[Any], tuple[bool, ...]] | None = None
     partial_rotary: bool = False
     ffn_width: Callable[[Any], int] | None = None

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import torch
@@ -366,9 +366,13 @@ def _deepseek(router: Any) -> GateSpec:
         weights_like="scores",
         groups=router.num_group,
         top_groups=router.topk_group,
-        scale=router.routed_scaling_factor,
+        scale=getattr(router, "routed_scaling_factor", 1.0),  # Beam's block applies it to the experts' sum
         ordered=False,
     )
+
+
+def _beam(router: Any) -> GateSpec:
+    return replace(_deepseek(router), ordered=True)
 
 
 def _smolmoe(router: Any) -> GateSpec:
@@ -415,6 +419,7 @@ _FAMILIES: dict[Callable[[Any], GateSpec], tuple[str, ...]] = {
     _ernie: ("Ernie4_5_MoeTopKRouter",),
     _hunyuan: ("HunYuanMoEV1Gate",),
     _lfm2: ("Lfm2MoeTopKRouter",),
+    _beam: ("BeamTopKRouter",),
     _smolmoe: ("SmolMoeRouter",),
 }
 _SPECS = {name: family for family, names in _FAMILIES.items() for name in names}

@@ -233,7 +233,7 @@ class Skeleton:
             ) from error
         self.model.eval()
         self._mapping = get_model_conversion_mapping(self.model)
-        self.names = self._renamed()
+        self.names = names_in_class(self.model, self._checkpoint.tensors)
         self.missing: set[str] = self._dry_run()
 
     def fill(
@@ -277,18 +277,6 @@ class Skeleton:
             if info.dtype in FLOAT_DTYPES:
                 sizes[info.dtype] = sizes.get(info.dtype, 0) + info.nbytes
         return getattr(torch, FLOAT_DTYPES[max(sizes, key=lambda code: sizes[code])])
-
-    def _renamed(self) -> dict[str, str]:
-        from transformers.core_model_loading import WeightConverter, WeightRenaming, rename_source_key
-
-        known = self.model.state_dict()
-        renamings = [entry for entry in self._mapping if isinstance(entry, WeightRenaming)]
-        converters = [entry for entry in self._mapping if isinstance(entry, WeightConverter)]
-        names = {}
-        for disk in self._checkpoint.tensors:
-            name, _ = rename_source_key(disk, renamings, converters, self.model.base_model_prefix, known)
-            names[disk] = disk if name not in known and disk in known else name
-        return names
 
     def _dry_run(self) -> set[str]:
         on_meta = {}
@@ -334,6 +322,21 @@ class Skeleton:
         with no_progress_bar():
             info, _ = convert_and_load_state_dict_in_model(self.model, tensors, plan)
         return info
+
+
+def names_in_class(model: Any, on_disk: Iterable[str]) -> dict[str, str]:
+    """Each tensor's name on disk -> the parameter it is (a part of), as transformers maps it."""
+    from transformers.conversion_mapping import get_model_conversion_mapping
+    from transformers.core_model_loading import WeightConverter, WeightRenaming, rename_source_key
+
+    known, mapping = model.state_dict(), get_model_conversion_mapping(model)
+    renamings = [entry for entry in mapping if isinstance(entry, WeightRenaming)]
+    converters = [entry for entry in mapping if isinstance(entry, WeightConverter)]
+    names = {}
+    for disk in on_disk:
+        name, _ = rename_source_key(disk, renamings, converters, model.base_model_prefix, known)
+        names[disk] = disk if name not in known and disk in known else name
+    return names
 
 
 class _OnDisk:

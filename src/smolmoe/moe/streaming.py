@@ -74,6 +74,7 @@ class StreamedModel:
         self._on_disk = self._tensors_by_layer()
         self._stays = self._resident(resident_bytes)
         self._loaded: set[int] = set()
+        self._shared: dict[int, dict[str, Any]] = {}  # batch -> keys and values that its layers left for later ones
         # Set while `logits` is at work: the layer to stop after, and what the layers before it gave.
         self._depth: int | None = None
         self._carried: Any = None
@@ -122,6 +123,7 @@ class StreamedModel:
             batches: keyword arguments of the model's forward.
         """
         carried: list[Any] = [None] * len(batches)
+        self._shared.clear()
         for depth in range(len(self.layers)):
             for index, batch in enumerate(batches):
                 carried[index] = self._layer_output(depth, carried[index], index, batch)
@@ -154,8 +156,13 @@ class StreamedModel:
         if self._depth is not None and index < self._depth:
             return self._carried
         self._load_layer(index)
+        shared = kwargs.get("shared_kv_states")
+        if self._depth is not None and shared is not None:  # keys and values of earlier layers, which did not run now
+            shared.update(self._shared.get(self.current, {}))
         output = forward(*args, **kwargs)
         if self._depth is not None:
+            if shared is not None:
+                self._shared[self.current] = dict(shared)
             raise _LayerDone(output)
         self._release(index)
         return output

@@ -64,6 +64,8 @@ class UpcycleRecipe(Recipe):
         "cpu", description="device for router initialisation and verification: auto, cpu, cuda, cuda:N or mps"
     )
     seed: Seed = 0
+    text_model: bool = Field(False, description="text model of a multimodal source, taken out of it")
+    dequantise: bool = Field(False, description="fp8 weights of the source multiplied by their scales")
     revision: str | None = Field(None, description="hub revision of the source: commit, branch or tag")
     max_shard_size: str = Field("5GB", description="maximum size of a weight file, e.g. 500MB or 5GB")
     overwrite: bool = Field(False, description="replacement of an existing output folder")

@@ -7,6 +7,7 @@ import re
 
 from smolmoe.core.claim import Claim
 from smolmoe.families import DenseSpec, MoeTarget
+from smolmoe.families.fit import adaptation
 from smolmoe.recipe import UpcycleRecipe
 from smolmoe.surgery.request import Layout
 from smolmoe.surgery.tensors.diversify import WAYS
@@ -21,6 +22,7 @@ def make_claim(
 ) -> Claim:
     """The claim that a program supports. Errors of "deviates" are filled in by `predict`, which needs the weights."""
     dtypes = _per_dtype(layout, target)
+    limits = adaptation(spec, target).limits
     if recipe.expert:
         return Claim("none", _merge_reason(recipe), dtypes, layout.granularity)
     perturbed = recipe.diversify != "none" and recipe.shared != "residual"
@@ -32,12 +34,17 @@ def make_claim(
         error = max((ROUNDING[dtype] for dtype in experts), default=0.0)
         return Claim(
             "rounded",
-            _rounded_reason(rounded, layout),
+            " ".join((_rounded_reason(rounded, spec, layout), *limits)),
             dtypes,
             layout.granularity,
             predicted_ffn_error=tuple(error if i in layout.moe_layers else None for i in range(spec.layers)),
         )
-    return Claim("exact", _exact_reason(recipe, layout) + _epsilon(recipe, target), dtypes, layout.granularity)
+    return Claim(
+        "exact",
+        " ".join((_exact_reason(recipe, layout) + _epsilon(recipe, target), *limits)),
+        dtypes,
+        layout.granularity,
+    )
 
 
 def _rounds(tensor: OutTensor) -> bool:
@@ -49,7 +56,7 @@ def _rounds(tensor: OutTensor) -> bool:
     return tensor.dtype in ROUNDING and inexact
 
 
-def _rounded_reason(rounded: list[OutTensor], layout: Layout) -> str:
+def _rounded_reason(rounded: list[OutTensor], spec: DenseSpec, layout: Layout) -> str:
     dtypes = ", ".join(sorted({tensor.dtype for tensor in rounded}))
     kept = sorted({_place(t.name) for t in rounded if t.role == "kept" and any(b.centred is None for b in t.blocks)})
     said = []

@@ -16,6 +16,7 @@ from smolmoe.hub.card_writer import write_card
 from smolmoe.recipe import UpcycleRecipe, parse
 
 if TYPE_CHECKING:
+    from smolmoe.core.checkpoint import Checkpoint
     from smolmoe.core.claim import Claim
     from smolmoe.surgery.plan import Plan
     from smolmoe.surgery.router_init import RouterRows
@@ -91,17 +92,29 @@ def upcycle(
 
 def run_upcycle(recipe: UpcycleRecipe, *, dry_run: bool = False, report: Progress | None = None) -> UpcycleResult:
     """`upcycle` for a parsed recipe."""
+    from smolmoe.surgery.imports.run import plain_checkpoint
+
+    report = report or silent
+    report("plan", 0, 0)
+    if "device" in recipe.model_fields_set:  # an omitted option stays omitted in the record
+        recipe = recipe.model_copy(update={"device": pick_device(recipe.device)})
+    with plain_checkpoint(
+        recipe.source,
+        recipe.out,
+        revision=recipe.revision,
+        text_model=recipe.text_model,
+        dequantise=recipe.dequantise,
+    ) as base:
+        return _upcycle(recipe, base, dry_run=dry_run, report=report)
+
+
+def _upcycle(recipe: UpcycleRecipe, base: Checkpoint, *, dry_run: bool, report: Progress) -> UpcycleResult:
     from smolmoe.core.model_config import check_decodes
     from smolmoe.surgery.convert import check_room, convert
     from smolmoe.surgery.plan import make_plan
     from smolmoe.surgery.tensors.writer import check_sources
 
-    report = report or silent
     start = time.monotonic()
-    report("plan", 0, 0)
-    if "device" in recipe.model_fields_set:  # an omitted option stays omitted in the record
-        recipe = recipe.model_copy(update={"device": pick_device(recipe.device)})
-    base = open_checkpoint(recipe.source, revision=recipe.revision)
     if recipe.verify:
         check_decodes(base.folder)
     specialists = {name: open_checkpoint(path, field=f"expert {name}") for name, path in recipe.expert.items()}

@@ -8,11 +8,12 @@ from typing import TYPE_CHECKING, Annotated
 from pydantic import Field
 
 from smolmoe.core.progress import Progress
-from smolmoe.recipe.upcycle import UpcycleRecipe
-from smolmoe.recipe.words import DryRun
-from smolmoe.verbs.signature import takes
+from smolmoe.recipe.upcycle import Dtype, UpcycleRecipe
+from smolmoe.recipe.words import DryRun, Out, Overwrite
+from smolmoe.verbs.signature import said, takes
 
 if TYPE_CHECKING:
+    from smolmoe.surgery.imports.run import Imported
     from smolmoe.surgery.inspection import Inspection
     from smolmoe.surgery.run import UpcycleResult
 
@@ -26,6 +27,40 @@ def inspect(
     from smolmoe.surgery.inspection import inspect as run
 
     return run(str(source), revision=revision)
+
+
+def import_model(
+    source: Annotated[str | Path, Field(description="GGUF file, or folder or hub id of a model")],
+    out: Out,
+    *,
+    text_model: Annotated[bool, said(UpcycleRecipe, "text_model")] = False,
+    dequantise: Annotated[bool, said(UpcycleRecipe, "dequantise")] = False,
+    dtype: Annotated[
+        Dtype | None, Field(description="dtype of dequantised weights (default: the config's; GGUF: without rounding)")
+    ] = None,
+    tokenizer: Annotated[
+        str | None, Field(description="folder or hub id of a tokenizer that replaces a GGUF file's")
+    ] = None,
+    revision: Annotated[str | None, Field(description="hub revision: commit, branch or tag")] = None,
+    overwrite: Overwrite = False,
+) -> Imported:
+    """Write a GGUF, multimodal or fp8 model as a plain checkpoint.
+
+    Raises:
+        SmolmoeError: a subclass with field, value and fix. Nothing is left half-written.
+    """
+    from smolmoe.surgery.imports.run import import_model as run
+
+    return run(
+        source,
+        out,
+        text_model=text_model,
+        dequantise=dequantise,
+        dtype=dtype,
+        tokenizer=tokenizer,
+        revision=revision,
+        overwrite=overwrite,
+    )
 
 
 @takes(UpcycleRecipe, "source", "out")

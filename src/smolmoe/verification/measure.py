@@ -180,9 +180,9 @@ def _decode_both_ways(
     longest = max(len(prompt) for prompt in prompts)
     worst = 0.0
     for row, prompt in enumerate(prompts):
-        a = [_decoding_routing(cached, layer, row, len(prompts), longest) for layer in cached.layers]
         width = longest + new_tokens
         b = [uncached.routing(layer).at(slice(row * width, (row + 1) * width - 1)) for layer in uncached.layers]
+        a = [_decoding_routing(cached, layer, row, len(prompts), r) for layer, r in zip(cached.layers, b, strict=True)]
         real = slice(longest - len(prompt), None)
         sure = before_first_close_call([r.at(real) for r in b], [r.at(real) for r in a])[len(prompt) - 1 :]
         difference = decoded.logits[row] - logits[row, longest - 1 : -1]
@@ -190,11 +190,16 @@ def _decode_both_ways(
     return decoded, worst
 
 
-def _decoding_routing(capture: RoutingCapture, layer: int, row: int, rows: int, prompt: int) -> Routing:
-    """A row's routing along the prompt (first call, [rows, prompt] tokens) and the new tokens (one call each)."""
+def _decoding_routing(capture: RoutingCapture, layer: int, row: int, rows: int, whole: Routing) -> Routing:
+    """A row's routing along the prompt (first call, [rows, prompt] tokens) and the new tokens (one call each).
+
+    Layers that reuse the keys of others (Gemma 4) run for the prompt's end only; the rest of it is as in `whole`.
+    """
     first, *steps = capture.calls(layer)
-    parts = [first.at(slice(row * prompt, (row + 1) * prompt)), *(step.at(slice(row, row + 1)) for step in steps)]
-    return _joined(parts)
+    count = len(first.indices) // rows
+    skipped = len(whole.indices) - count - len(steps)
+    parts = [whole.at(slice(0, skipped)), first.at(slice(row * count, (row + 1) * count))]
+    return _joined([*parts, *(step.at(slice(row, row + 1)) for step in steps)])
 
 
 def _joined(parts: Sequence[Routing]) -> Routing:
