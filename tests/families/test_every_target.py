@@ -26,7 +26,7 @@ SOURCES: dict[str, tuple[str, dict[str, Any]]] = {
     "flex_olmo": ("olmo2", {}),
     "glm4_moe": ("qwen3", {"shared": "full"}),
     "granitemoe_swa": ("smollm3_window", {"shared": "full"}),
-    "granitemoehybrid": ("granitehybrid", {"shared": "full"}),
+    "granitemoehybrid": ("granitemoehybrid", {"shared": "full"}),
     "granitemoeshared": ("granite", {"shared": "full"}),
     "hunyuan_v1_moe": ("hunyuan", {"shared": "full"}),
     "lfm2_moe": ("lfm2", {}),
