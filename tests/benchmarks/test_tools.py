@@ -6,6 +6,7 @@ import json
 import sys
 from dataclasses import replace
 from importlib import import_module
+from importlib.util import module_from_spec, spec_from_file_location
 from pathlib import Path
 from types import ModuleType
 
@@ -84,3 +85,20 @@ def test_figures_go_between_their_markers(monkeypatch: pytest.MonkeyPatch, tmp_p
     assert text.startswith("a\n")
     assert text.endswith("\nb\n")
     assert json.loads((tmp_path / "results" / "x.json").read_text())["figure"] == 1
+
+
+def test_the_page_of_engines_is_made_of_the_results(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(str(BENCHMARKS))
+    spec = spec_from_file_location("engines_benchmark", BENCHMARKS / "engines.py")  # `engines` are tests here
+    assert spec is not None
+    assert spec.loader is not None
+    engines = module_from_spec(spec)
+    monkeypatch.setitem(sys.modules, spec.name, engines)  # where dataclasses look for it
+    spec.loader.exec_module(engines)
+    results = json.loads(engines.RESULTS.read_text(encoding="utf-8"))
+    page = engines.PAGE.read_text(encoding="utf-8")
+    assert engines.page(results) in page, "run `python benchmarks/engines.py --page`"
+    assert len({*results["rows"]}) == len(results["rows"])
+    for cells in results["cells"].values():
+        for cell in cells.values():
+            assert (cell["verdict"] == "equal") <= (cell["difference"]["beyond"] == 0 if cell["difference"] else False)
