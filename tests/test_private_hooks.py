@@ -157,12 +157,14 @@ _BY_OWNER = {
     "transformers:PreTrainedConfig.": {
         "_experts_implementation": "property",
         "_name_or_path": "attribute",
+        "get_text_config": "(self, decoder=None, encoder=None)",
         "model_type": "''",
         "sub_configs": "property",
         "to_diff_dict": "(self)",
     },
     "transformers:PreTrainedModel.": {
         "_adjust_missing_and_unexpected_keys": "(self, loading_info)",
+        "base_model_prefix": "''",
         "_can_record_outputs": "attribute",
         "_can_set_experts_implementation": "()",
         "_from_config": "(config, **kwargs)",
@@ -280,7 +282,7 @@ HOOKS = {owner + name: shape for owner, names in _BY_OWNER.items() for name, sha
 # Texts that look like private names: parts of names in files and of labels, attributes of our own; and a named tuple's.
 OURS = {"_asdict", "_backbone", "_baseline", "_bias", "_index", "_open", "_parsing", "_stderr", "_type"}
 # Of llama.cpp's converter, which the user has and no package index; the worker says which method it lacks.
-ELSEWHERE = {"_set_vocab_gpt2", "_set_vocab_llama_hf"}
+ELSEWHERE = {"_exit", "_set_vocab_gpt2", "_set_vocab_llama_hf"}
 
 
 def shape(hook: str) -> str:

@@ -19,7 +19,7 @@ from smolmoe.surgery.experts.run import extract, prune
 
 # target -> a source of the zoo that becomes it, and what the request has beside 4 experts, top-2
 SOURCES: dict[str, tuple[str, dict[str, Any]]] = {
-    "beam": ("gemma3", {"shared": "full"}),
+    "beam": ("gemma3", {}),
     "cohere2_moe": ("cohere2", {"shared": "full"}),
     "deepseek_v3": ("youtu", {"shared": "full"}),
     "ernie4_5_moe": ("ernie4_5", {"shared": "full"}),

@@ -105,7 +105,7 @@ def test_a_change_has_an_interval_over_documents() -> None:
     assert change(losses(10, 20, 30, 40), losses(11, 19, 31, 39)).verdict == "unclear"
     alone = change(losses(10), losses(12))
     assert (alone.verdict, alone.low, alone.high) == ("worse", None, None)
-    assert "WORSE: +0.2000 nats a token, perplexity +22.1%" in str(alone)
+    assert "WORSE: +0.2000 nats per token, perplexity +22.1%" in str(alone)
     assert Change.from_json(json.loads(json.dumps(lower.to_json()))) == lower
 
 

@@ -188,7 +188,7 @@ def engines(facts: ModelFacts) -> dict[str, str]:
         dense = "yes, if it runs this dense class" if not facts.experts else _NO_DATA
         return {"transformers": "yes", **dict.fromkeys(ENGINES[1:], dense)}
     said = {}
-    for engine, why in runs_in(facts.config).items():
+    for engine, why in runs_in({**facts.config, "model_type": facts.target.name}).items():
         found = support(engine, facts.target.name)
         able = f"yes, with {found.needs}" if found and found.needs else "yes"
         said[engine] = f"no: {'; '.join(why)}" if why else able
