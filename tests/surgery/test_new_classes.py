@@ -30,6 +30,16 @@ def test_layers_that_reuse_the_keys_of_others_are_verified(tmp_path: Path) -> No
     assert made.verification.passed
 
 
+def test_a_class_that_padding_changes_is_verified_within_that(tmp_path: Path) -> None:
+    """Linear attention of Qwen3.5 is sensitive to padding on the left, in the dense model too."""
+    made = smolmoe.upcycle(zoo.folder("qwen3_5"), tmp_path / "moe", experts=4, shared="full")
+    assert (made.target, made.claim.kind) == ("qwen3_5_moe_text", "exact")
+    assert made.verification is not None
+    assert made.verification.passed
+    tolerance = made.claim.tolerance * made.verification.logits.max_logit
+    assert made.verification.padding.left_dense > tolerance  # else this test shows nothing
+
+
 @pytest.mark.parametrize(
     ("model_type", "config", "says"),
     [

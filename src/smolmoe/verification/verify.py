@@ -103,7 +103,11 @@ def verify(
         text=sample.origin,
         lengths=tuple(len(sequence) for sequence in sample.sequences),
         logits=_difference(measured.plain),
-        padding=Padding(**measured.padded, **{f"{side}_self": value for side, value in measured.padded_self.items()}),
+        padding=Padding(
+            **measured.padded,
+            **{f"{side}_self": value for side, value in measured.padded_self.items()},
+            **{f"{side}_dense": value for side, value in reference.padding.items()},
+        ),
         decoding=_decoding(reference.decoded, measured.decoded, measured.cached_self),
         control=Control(random_experts.loss, random_experts.max_abs),
         ffn_error=measured.ffn_error,
