@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 from tests import zoo
+from tests.helpers import save
 from tests.training.runs import recipe, rows
 
 import smolmoe
@@ -38,6 +39,17 @@ def test_a_class_that_padding_changes_is_verified_within_that(tmp_path: Path) ->
     assert made.verification.passed
     tolerance = made.claim.tolerance * made.verification.logits.max_logit
     assert made.verification.padding.left_dense > tolerance  # else this test shows nothing
+
+
+def test_decoding_is_verified_on_one_side_of_the_length_at_which_longrope_changes(tmp_path: Path) -> None:
+    """Beyond it the dense class computes its cache again, which the claim excepts."""
+    model = zoo.build("phi3_short", original_max_position_embeddings=40)
+    dense = save(model, tmp_path / "dense")
+    made = smolmoe.upcycle(dense, tmp_path / "moe", experts=4)
+    assert (made.target, made.claim.kind) == ("mixtral", "exact")
+    assert "past 40 tokens" in made.claim.reason
+    assert made.verification is not None
+    assert made.verification.passed
 
 
 @pytest.mark.parametrize(
