@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 from tests import zoo
+from tests.helpers import save
 from tests.training.runs import recipe, rows
 
 import smolmoe
@@ -26,6 +27,27 @@ def test_layers_that_reuse_the_keys_of_others_are_verified(tmp_path: Path) -> No
     """Gemma 4: with a cache these layers run for the end of the prompt only."""
     made = smolmoe.upcycle(zoo.folder("gemma4"), tmp_path / "moe", experts=4, granularity=2)
     assert made.target == "generic"
+    assert made.verification is not None
+    assert made.verification.passed
+
+
+def test_a_class_that_padding_changes_is_verified_within_that(tmp_path: Path) -> None:
+    """Linear attention of Qwen3.5 is sensitive to padding on the left, in the dense model too."""
+    made = smolmoe.upcycle(zoo.folder("qwen3_5"), tmp_path / "moe", experts=4, shared="full")
+    assert (made.target, made.claim.kind) == ("qwen3_5_moe_text", "exact")
+    assert made.verification is not None
+    assert made.verification.passed
+    tolerance = made.claim.tolerance * made.verification.logits.max_logit
+    assert made.verification.padding.left_dense > tolerance  # else this test shows nothing
+
+
+def test_decoding_is_verified_on_one_side_of_the_length_at_which_longrope_changes(tmp_path: Path) -> None:
+    """Beyond it the dense class computes its cache again, which the claim excepts."""
+    model = zoo.build("phi3_short", original_max_position_embeddings=40)
+    dense = save(model, tmp_path / "dense")
+    made = smolmoe.upcycle(dense, tmp_path / "moe", experts=4)
+    assert (made.target, made.claim.kind) == ("mixtral", "exact")
+    assert "past 40 tokens" in made.claim.reason
     assert made.verification is not None
     assert made.verification.passed
 

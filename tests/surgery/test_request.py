@@ -147,7 +147,6 @@ def test_auto_prefers_native(name: str, options: dict[str, Any], target: str) ->
 @pytest.mark.parametrize(
     ("name", "says"),
     [
-        ("phi3_long", "Generation that grows past 8 tokens"),
         ("seed_oss", "residual dropout of 0.1"),
         ("gemma", "square root of 32"),
         ("phi3", None),
@@ -156,6 +155,19 @@ def test_auto_prefers_native(name: str, options: dict[str, Any], target: str) ->
 def test_what_the_class_computes_differently_after_all_is_said(name: str, says: str | None) -> None:
     warnings = " ".join(plan(name, experts=4).warnings)
     assert says in warnings if says else not warnings
+
+
+@pytest.mark.parametrize("options", [{}, {"diversify": "noise"}], ids=str)
+@pytest.mark.parametrize(
+    ("name", "says"),
+    [
+        ("phi3_long", "Limit: generation that grows past 8 tokens with a KV cache differs"),
+        ("cohere", "all layers get a window of 128 tokens"),
+        ("gemma3", "divides the residual stream"),
+    ],
+)
+def test_the_claim_states_where_the_result_is_not_equal(name: str, says: str, options: dict[str, Any]) -> None:
+    assert says in plan(name, experts=4, **options).claim.reason
 
 
 @pytest.mark.parametrize(

@@ -206,8 +206,12 @@ def test_what_a_dense_run_cannot_do(tmp_path: Path, dense: Path, changes: dict[s
 
 def test_bias_and_ties_need_what_they_act_on(tmp_path: Path, moe: Path) -> None:
     for changes in ({"objective": {"bias_rate": 0.001}}, {"routing": {"tie_groups": 3}}):
-        with pytest.raises(RequestError):
+        with pytest.raises(RequestError) as caught:
             train(recipe(tmp_path, moe, **changes), overwrite=True)
+        if "objective" in changes:
+            assert "beam" in str(caught.value.fix)
+            assert "lfm2_moe" in str(caught.value.fix)
+            assert "mixtral" not in str(caught.value.fix)
 
 
 def test_blocks_longer_than_the_positions(tmp_path: Path, dense: Path) -> None:

@@ -47,7 +47,7 @@ class Adaptation:
         config: settings in place of those that are copied.
         refusals: why this source's settings do not fit.
         notes: what the user should know.
-        limits: what the claim says of differences that no tensor shows.
+        limits: what the claim says of differences that no tensor shows: where the result is not equal.
     """
 
     mends: Sequence[Mend] = ()

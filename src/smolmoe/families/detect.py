@@ -66,7 +66,8 @@ def _check_kind(config: PreTrainedConfig) -> None:
     if type(config) in MODEL_FOR_MASKED_LM_MAPPING:
         _refuse(config, "It is an encoder: a masked language model, not a causal one.", dense)
     counts = [getattr(config, name, None) for name in EXPERT_COUNTS]
-    if any(isinstance(count, int) and count > 1 for count in counts):
+    blocks = getattr(config, "layers_block_type", None)  # Nemotron-H states experts also where no block has any
+    if any(isinstance(count, int) and count > 1 for count in counts) and (blocks is None or "moe" in blocks):
         _refuse(config, ALREADY_MOE, "Use the dense model it was made from.")
     if config.get_text_config() is not config:
         _refuse(config, "It is a composite (multimodal) model.", "Save its text model separately and use that.")

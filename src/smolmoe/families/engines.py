@@ -95,6 +95,7 @@ def limits(found: Support) -> str:
         "" if found.last_dense else "no dense layers at the end",
         "" if found.activations is None else f"activation {', '.join(found.activations)}",
         "" if found.eps is None else f"norms' epsilon {found.eps:g}",
+        "" if found.lone_gate else "at least 2 experts per token",
         found.needs,
     ]
     return "; ".join(filter(None, said))
@@ -108,6 +109,8 @@ def _routing(found: Support, model_type: str, settings: Settings) -> Iterator[st
     if found.normalises is not None and found.normalises != normalised and not everything:
         always, whereas = ("always", "does not") if found.normalises else ("never", "does")
         yield f"it {always} renormalises the chosen gates of this class to sum to 1, but the model {whereas}"
+    if not found.lone_gate and normalised and top_k == 1:
+        yield "it does not renormalise the gate of a single chosen expert to 1"
     groups = settings.get("n_group") or 1
     if (settings.get("topk_group") or groups) < groups:
         yield "group-limited routing is not supported"

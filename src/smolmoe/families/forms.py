@@ -91,6 +91,7 @@ _NOT_THE_TWINS = (
     "embedding_initializer_range",
     "intermediate_size",
     "model_type",
+    "shared_intermediate_size",
     "transformers_version",
 )
 
@@ -102,12 +103,13 @@ def twin(settings: Settings, model_type: str, **own: Any) -> DenseForm:
     from smolmoe.families import DENSE_FAMILIES
     from smolmoe.families.architecture import architecture_of
 
-    known = AutoConfig.for_model(model_type).to_dict()
+    family, known = DENSE_FAMILIES[model_type], AutoConfig.for_model(model_type).to_dict()
     config = {
         **{key: settings[key] for key in known if key in settings and key not in _NOT_THE_TWINS},
         "architectures": [architecture_of({"model_type": model_type})],
         "model_type": model_type,
         "transformers_version": settings["transformers_version"],
+        **family.plain_width,
         **own,
     }
-    return DenseForm(config, DENSE_FAMILIES[model_type].mlp)
+    return DenseForm(config, family.mlp, family.width_key)

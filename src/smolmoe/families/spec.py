@@ -45,7 +45,7 @@ def _describe(config: Any, settings: dict[str, Any]) -> DenseSpec:
     layers = int(config.num_hidden_layers)
     heads = int(getattr(config, "num_attention_heads", 0) or 0)
     hidden = int(config.hidden_size)
-    mlp, ffn = _ffn(config, family)
+    mlp, ffn = ffn_of(config, family)
     return DenseSpec(
         family=family,
         model_type=config.model_type,
@@ -150,11 +150,12 @@ def _refuse_a_composite(config: Any) -> None:
     )
 
 
-def _ffn(config: Any, family: DenseFamily | None) -> tuple[MlpLayout, int]:
+def ffn_of(config: Any, family: DenseFamily | None) -> tuple[MlpLayout, int]:
+    """Where a dense model keeps its FFNs, and their width F."""
     if family is not None and not (family.mlp_bias and getattr(config, family.mlp_bias)):
         activation = getattr(config, family.activation, family.mlp.activation)
         dropout = getattr(config, family.mlp_dropout) if family.mlp_dropout else 0.0
-        width = family.ffn_width(config) if family.ffn_width else config.intermediate_size
+        width = family.ffn_width(config) if family.ffn_width else getattr(config, family.width_key)
         return replace(family.mlp, activation=activation, dropout=dropout), int(width)
     from smolmoe.families.detect import find_mlp  # builds the class, so only if the family is not built in
 

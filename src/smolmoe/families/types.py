@@ -79,7 +79,9 @@ class DenseFamily:
         activation: config key of the activation.
         rotated: from the config, which layers rotate queries and keys; None: all of them.
         partial_rotary: only `partial_rotary_factor` of the rotary parameters, a share of each head, rotates.
-        ffn_width: from the config, F; None: `config.intermediate_size`.
+        width_key: config key of F.
+        ffn_width: from the config, F; None: the value of `width_key`.
+        plain_width: settings with which the value of `width_key` is F.
         adapt: from the description and the name of a target, what makes its tensors and settings fit the target.
         by_class: the names and shapes of its tensors are those of its class in transformers; otherwise Llama's, which
             are known without importing transformers.
@@ -104,7 +106,9 @@ class DenseFamily:
     activation: str = "hidden_act"
     rotated: Callable[[Any], tuple[bool, ...]] | None = None
     partial_rotary: bool = False
+    width_key: str = "intermediate_size"
     ffn_width: Callable[[Any], int] | None = None
+    plain_width: Mapping[str, Any] = field(default_factory=dict)
     adapt: Callable[[DenseSpec, str], Adaptation] | None = None
     by_class: bool = False
     norms: tuple[str, ...] = ("input_layernorm", "post_attention_layernorm")
@@ -229,6 +233,7 @@ class Support:
         last_dense: the last layers may be dense.
         activations: of the experts; None: any.
         eps: the only supported epsilon of the norms; None: any.
+        lone_gate: the gate of a single chosen expert (K = 1) is renormalised, too.
         divides_by_gate: sigmoid(g) of the shared expert's gate is computed as silu(g) / g, NaN at g = 0.
         needs: what the user has to add, e.g. an option.
     """
@@ -247,6 +252,7 @@ class Support:
     last_dense: bool = True
     activations: tuple[str, ...] | None = None
     eps: float | None = None
+    lone_gate: bool = True
     divides_by_gate: bool = False
     needs: str = ""
 
@@ -279,6 +285,7 @@ class MoeTarget:
         scoring_key: the config's key of it, if there is a choice.
         renormalises: it always does so, whatever the config says.
         gate_epsilon: added to the sum of the chosen scores that they are divided by.
+        averages: the config's key whose value "average" halves the sum of routed and shared output; None: no such key.
         count, top_k: the config's keys of the numbers of experts and of experts per token.
         min_experts: the fewest experts its router works with.
         own_tokenizer: as in `DenseFamily`.
@@ -307,6 +314,7 @@ class MoeTarget:
     scoring_key: str | None = None
     renormalises: bool = False
     gate_epsilon: float = 0.0
+    averages: str | None = None
     count: str = "num_experts"
     top_k: str = "num_experts_per_tok"
     min_experts: int = 1

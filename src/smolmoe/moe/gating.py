@@ -392,6 +392,7 @@ def _smolmoe(router: Any) -> GateSpec:
 _FAMILIES: dict[Callable[[Any], GateSpec], tuple[str, ...]] = {
     _qwen: (
         "FlexOlmoTopKRouter",
+        "MellumTopKRouter",
         "OlmoeTopKRouter",
         "Qwen2MoeTopKRouter",
         "Qwen3MoeTopKRouter",
@@ -402,6 +403,7 @@ _FAMILIES: dict[Callable[[Any], GateSpec], tuple[str, ...]] = {
     _mixtral: ("MiniMaxTopKRouter", "MixtralTopKRouter"),
     _granite: (
         "GraniteMoeHybridTopKRouter",
+        "GraniteMoeSWATopKRouter",
         "GraniteMoeSharedTopKRouter",
         "GraniteMoeTopKRouter",
     ),

@@ -75,12 +75,16 @@ class Padding:
     Attributes:
         left, right: from the dense model without padding.
         left_self, right_self: from the MoE itself without padding, close calls of its router left out.
+        left_dense, right_dense: of the padded dense model from itself without padding: rounding, to which linear
+            attention (Qwen3.5) is sensitive.
     """
 
     left: float
     right: float
     left_self: float
     right_self: float
+    left_dense: float = 0.0
+    right_dense: float = 0.0
 
 
 @dataclass(frozen=True)

@@ -24,10 +24,11 @@ def make_claim(
     dtypes = _per_dtype(layout, target)
     limits = adaptation(spec, target).limits
     if recipe.expert:
-        return Claim("none", _merge_reason(recipe), dtypes, layout.granularity)
+        return Claim("none", " ".join((_merge_reason(recipe), *limits)), dtypes, layout.granularity)
     perturbed = recipe.diversify != "none" and recipe.shared != "residual"
     if perturbed:
-        return Claim("deviates", WAYS[recipe.diversify].reason(recipe), dtypes, layout.granularity)
+        reason = " ".join((WAYS[recipe.diversify].reason(recipe), *limits))
+        return Claim("deviates", reason, dtypes, layout.granularity)
     rounded = [tensor for tensor in tensors if _rounds(tensor)]
     if rounded:
         experts = {tensor.dtype for tensor in rounded if tensor.role != "kept"}

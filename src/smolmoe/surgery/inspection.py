@@ -23,7 +23,7 @@ class TargetReport:
     Attributes:
         target: its name.
         routed, shared: whether it expresses routed experts alone / with a shared expert exactly.
-        dense_layers: which layers it can leave dense: "none", "first" or "any".
+        dense_layers: which layers it can leave dense: "none", "first", "first, last" or "any".
         why_not: reasons why it does not.
         nearest: the first target that expresses what this one does not; "" if this one expresses everything.
         runs: engine -> why it cannot run this source as this class; empty where it can.
@@ -120,7 +120,7 @@ def _report(target: MoeTarget, spec: DenseSpec) -> TargetReport:
     f = spec.ffn_size
     routed, shared = MoeSizes(8, 2, f, 0, f, []), MoeSizes(8, 2, f, f, f, [])
     asked = [(sizes, refusals(target, spec, sizes)) for sizes in (routed, shared)]
-    layers = {"none": "none", "prefix": "first", "any": "any"}[target.dense_layers]
+    layers = {"prefix": "first", "ends": "first, last"}.get(target.dense_layers, target.dense_layers)
     reasons = source_refusals(target, spec) or [reason for _, found in asked for reason in found]
     refused = [sizes for sizes, found in asked if found]
     return TargetReport(

@@ -7,7 +7,8 @@ gradient comes through. A share rho of the tokens reaches an expert, so
     m' = rho * c * m        v' = rho * c^2 * v
 
 with rho = K/E and gate 1/K for routed experts, rho = 1 for shared ones. m' is exact over the sum of the experts; v'
-holds where the noise of single tokens makes up the second moment. Derivation and measurements:
+holds where the noise of single tokens makes up the second moment. A norm shifted from 1 + w to w keeps its moments;
+weight decay, which the Trainer does not apply to norms, would pull it to 0 instead of 1. Derivation and measurements:
 docs/explanation/boundary.md.
 """
 

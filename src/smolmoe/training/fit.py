@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from smolmoe.errors import RequestError
+from smolmoe.families import MOE_TARGETS
 from smolmoe.moe.balance import has_selection_bias
 from smolmoe.moe.gating import gate_spec
 from smolmoe.moe.routing import find_routers
@@ -54,11 +55,12 @@ def check_terms(
             )
         return
     if objective.bias_rate and not has_selection_bias(model):
+        biased = [name for name, target in MOE_TARGETS.items() if target.names.selection_bias]
         raise RequestError(
             f"{type(model).__name__} has no selection bias to balance with.",
             field="objective.bias_rate",
             value=objective.bias_rate,
-            fix="Use objective.load_balance, or upcycle with `target='glm4_moe'` or generic.",
+            fix=f"Use objective.load_balance, or a class that has one: {', '.join(biased)}.",
         )
     if routing.tie_groups and granularity < 2:
         raise RequestError(

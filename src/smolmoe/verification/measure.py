@@ -48,6 +48,7 @@ class DenseRun:
     """The outputs of the dense model that the MoE is compared with."""
 
     logits: list[torch.Tensor]
+    padding: dict[str, float]  # side -> largest |difference| that padding a batch makes to its logits at real tokens
     ffn: FfnTrace
     decoded: Decoded
 
@@ -82,11 +83,21 @@ def run_dense(
     new_tokens: int,
     device: str,
 ) -> DenseRun:
-    """Run the dense model on each sequence [S_i] separately, and decode after the prompts."""
+    """Run the dense model on each sequence [S_i] separately, padded on either side, and decode after the prompts."""
     trace = FfnTrace(centred=_has_plain_layernorms(streamed))
-    with _tracing(streamed, trace):
-        logits = [batch[0] for batch in streamed.logits([plain(sequence, device) for sequence in sequences])]
-    return DenseRun(logits, trace, decode(streamed, prompts, new_tokens, device))
+    batches = [plain(sequence, device) for sequence in sequences]
+    batches += [padded(streamed.model, sequences, side, device) for side in SIDES]
+    logits: list[torch.Tensor] = []
+    padding: dict[str, float] = {}
+    with _tracing(streamed, trace, len(sequences)):
+        for index, found in enumerate(streamed.logits(batches)):
+            if index < len(sequences):
+                logits.append(found[0])
+            else:
+                side = SIDES[index - len(sequences)]
+                real = _unpadded(found, sequences, side)
+                padding[side] = max(largest(a - b) for a, b in zip(real, logits, strict=True))
+    return DenseRun(logits, padding, trace, decode(streamed, prompts, new_tokens, device))
 
 
 def run_moe(
@@ -247,9 +258,9 @@ def _has_plain_layernorms(streamed: StreamedModel) -> bool:
 
 
 @contextmanager
-def _tracing(streamed: StreamedModel, trace: FfnTrace) -> Iterator[None]:
+def _tracing(streamed: StreamedModel, trace: FfnTrace, count: int) -> Iterator[None]:
     handles = [
-        part.register_forward_hook(_tracer(trace, layer, streamed))
+        part.register_forward_hook(_tracer(trace, layer, streamed, count))
         for layer in range(len(streamed.layers))
         for part in streamed.mlp(layer)
     ]
@@ -260,8 +271,10 @@ def _tracing(streamed: StreamedModel, trace: FfnTrace) -> Iterator[None]:
             handle.remove()
 
 
-def _tracer(trace: FfnTrace, layer: int, streamed: StreamedModel) -> Any:
+def _tracer(trace: FfnTrace, layer: int, streamed: StreamedModel, count: int) -> Any:
     def hook(module: torch.nn.Module, args: tuple[torch.Tensor, ...], output: Any) -> None:
+        if streamed.current >= count:
+            return
         inputs, outputs = trace.inputs.setdefault(layer, []), trace.outputs.setdefault(layer, [])
         if len(inputs) == streamed.current:
             inputs.append(args[0])

@@ -82,6 +82,7 @@ def verify(
             tokenizer, streamed.config, text, count=sequences, length=length, seed=seed, reserve=new_tokens
         )
         prompts = [sequence[: max(2, len(sequence) // 4)] for sequence in sample.sequences[:PROMPTS]]
+        prompts = _on_one_side(prompts, new_tokens, streamed.config)
         logger.info("dense model: %d tokens", sample.tokens)
         reference = run_dense(streamed, sample.sequences, prompts, new_tokens, device)
     with pair.open_moe() as streamed:
@@ -103,7 +104,11 @@ def verify(
         text=sample.origin,
         lengths=tuple(len(sequence) for sequence in sample.sequences),
         logits=_difference(measured.plain),
-        padding=Padding(**measured.padded, **{f"{side}_self": value for side, value in measured.padded_self.items()}),
+        padding=Padding(
+            **measured.padded,
+            **{f"{side}_self": value for side, value in measured.padded_self.items()},
+            **{f"{side}_dense": value for side, value in reference.padding.items()},
+        ),
         decoding=_decoding(reference.decoded, measured.decoded, measured.cached_self),
         control=Control(random_experts.loss, random_experts.max_abs),
         ffn_error=measured.ffn_error,
@@ -114,6 +119,17 @@ def verify(
     )
     checks = judge(found, finite=measured.plain.finite, not_finite=pair.not_finite, same_tokens=same_tokens)
     return found.model_copy(update={"checks": checks, "seconds": round(time.monotonic() - started, 1)})
+
+
+def _on_one_side(prompts: list[torch.Tensor], new_tokens: int, config: Any) -> list[torch.Tensor]:
+    """Prompts cut so that decoding does not grow past the length at which longrope changes its frequencies.
+
+    Only Phi3ForCausalLM computes its cached keys again there; claims state this limit.
+    """
+    rope = getattr(config, "rope_parameters", None) or {}
+    limit = int(rope.get("original_max_position_embeddings") or 0) if rope.get("rope_type") == "longrope" else 0
+    crosses = max(map(len, prompts)) <= limit < max(map(len, prompts)) + new_tokens
+    return [prompt[: max(2, limit - new_tokens)] for prompt in prompts] if crosses else prompts
 
 
 @dataclass(frozen=True)

@@ -11,6 +11,7 @@ FAMILY = DenseFamily(
     targets=("granitemoehybrid",),
     attention_bias="config",
     multipliers=True,
-    ffn_width=lambda config: config.shared_intermediate_size,
+    width_key="shared_intermediate_size",
+    plain_width={"num_local_experts": 0},
     by_class=True,
 )

@@ -26,5 +26,6 @@ FAMILY = DenseFamily(
     targets=("lfm2_moe",),
     qk_norm="head",
     ffn_width=_ffn_width,
+    plain_width={"block_auto_adjust_ff_dim": False},
     by_class=True,
 )

@@ -20,15 +20,15 @@ def _adapt(spec: DenseSpec, target: str) -> Adaptation:
     q, kv = spec.heads * spec.head_dim, spec.kv_heads * spec.head_dim
     rows = {"q_proj.weight": q, "k_proj.weight": kv, "v_proj.weight": kv}
     rope = spec.config["rope_parameters"]
-    notes = []
+    limits = []
     if rope["rope_type"] == "longrope":
         limit = rope["original_max_position_embeddings"]
-        notes.append(
-            f"Generation that grows past {limit:,} tokens with a KV cache differs from the source's: this class keeps "
+        limits.append(
+            f"Limit: generation that grows past {limit:,} tokens with a KV cache differs from the source's: this class keeps "
             "the cached keys, rotated for short texts, and Phi3ForCausalLM computes them again. Prompts longer than "
             "that, and texts that stay shorter, are equal."
         )
-    return Adaptation((split("qkv_proj.weight", rows), split_ffn(spec)), notes=notes)
+    return Adaptation((split("qkv_proj.weight", rows), split_ffn(spec)), limits=limits)
 
 
 FAMILY = DenseFamily(

@@ -74,6 +74,7 @@ TARGET = MoeTarget(
     dense_layers="any",
     scoring="sigmoid",
     scoring_key="expert_selection_fn",
+    averages="shared_expert_combination_strategy",
     engines={
         "vLLM": Support(),
         # Its converter refuses a shared expert that is added rather than averaged, and biases.

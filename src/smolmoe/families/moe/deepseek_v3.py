@@ -41,6 +41,6 @@ TARGET = MoeTarget(
     engines={
         "vLLM": Support(own_head=True, attention_bias=False, activations=("silu",)),
         "llama.cpp": Support("deepseek2", attention_bias=False, rope=LLAMA_CPP_ROPE, activations=("silu",)),
-        "mlx-lm": Support(own_head=True, rope=("default",), activations=("silu",)),
+        "mlx-lm": Support(own_head=True, rope=("default",), activations=("silu",), lone_gate=False),
     },
 )

@@ -88,6 +88,6 @@ TARGET = MoeTarget(
         "vLLM": Support(own_head=True, activations=("silu",)),
         "SGLang": Support(activations=("silu",)),
         "llama.cpp": Support("glm4moe", windows=False, rope=LLAMA_CPP_ROPE, activations=("silu",)),
-        "mlx-lm": Support(own_head=True, windows=False, rope=("default",), activations=("silu",)),
+        "mlx-lm": Support(own_head=True, windows=False, rope=("default",), activations=("silu",), lone_gate=False),
     },
 )

@@ -40,7 +40,7 @@ TARGET = MoeTarget(
         selection_bias="feed_forward.expert_bias",
     ),
     config=_config,
-    dense=lambda settings: twin(settings, "lfm2", block_auto_adjust_ff_dim=False),
+    dense=lambda settings: twin(settings, "lfm2"),
     attention_bias=("none",),
     dense_layers="prefix",
     scoring="sigmoid",

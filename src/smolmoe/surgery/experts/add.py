@@ -3,14 +3,15 @@
 Where the gates of the chosen experts sum to 1, the function is preserved if no choice changes, or no choice matters.
 
 - A class with a selection bias (Glm4Moe, generic): scores lie within 0 and 1, so an expert whose bias is more than 1
-  below the lowest is never among the K best. Training with loss-free balancing brings it in.
+  below the lowest is never among the K best. Training with loss-free balancing brings it in. But where scores are
+  shares (softmax), the new one's share makes the others smaller next to their biases: these must be equal.
 - One expert per token (K = 1): a copy with the same router row ties with its original, with equal outputs; any
   other expert gets the mean of the rows, whose logit, a mean of logits, never exceeds the largest.
 - All experts are the same: another copy changes nothing, whichever experts are chosen.
 - K > 1 without a bias: no row works. A logit w x below the K-th largest for every x, and so for -x, would need w to
   have Tukey depth K among the rows, and rows in general position have none deeper than 1. So the model becomes the
   generic one, which computes the same function and has a bias.
-- Gates that are not renormalised, or a trained gate on the shared expert: none works. The row then points away from
+- Gates that are not renormalised, a trained gate on the shared expert, or softmax with unequal biases: none works. The row then points away from
   what the router's inputs have in common, so that text rarely chooses it; this is measured, not promised.
 """
 
@@ -18,7 +19,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -116,6 +117,8 @@ def from_dense(files: MoeFiles, dense: str | Path) -> NewExpert:
             )
     for said in same_tokenizer(checkpoint.folder, files.folder, field=DENSE, owner="MoE"):
         logger.warning("%s", said)
+    # OLMo 1's LayerNorms subtract the mean of what an FFN adds to the residual stream; RMSNorms do not.
+    centres = spec.family is not None and spec.family.centred and config.get("model_type") != spec.model_type
     blocks: dict[int, dict[str, Block]] = {}
     for layer in files.layers:
         blocks[layer] = {}
@@ -129,7 +132,8 @@ def from_dense(files: MoeFiles, dense: str | Path) -> NewExpert:
                 if tail:
                     blocks[layer][part + tail] = Block(shape[:1], (read,), span=span)
                 else:
-                    blocks[layer][part] = Block(shape, (read,), span=span, transposed=mlp.transposed)
+                    centred = 0 if part == "down" and centres else None
+                    blocks[layer][part] = Block(shape, (read,), span=span, transposed=mlp.transposed, centred=centred)
     return NewExpert(blocks, {DENSE: checkpoint}, None)
 
 
@@ -139,7 +143,7 @@ def choose_method(files: MoeFiles, new: NewExpert) -> Method:
     if softmax_sum or files.config.get("router_top_p") is not None:
         return "away"
     if files.kind in MOE_TARGETS and MOE_TARGETS[files.kind].names.selection_bias:
-        return "bias"
+        return "bias" if files.sigmoid or files.equal_biases else "away"
     if files.top_k == 1:
         return "mean row" if new.copy_of is None else "same row"
     if new.copy_of is not None and files.all_copies:
@@ -255,7 +259,8 @@ class _Adding:
         first = next(iter(files.layers.values()))
         width = files.parts.tensors[first.experts[0]["down"]].shape[1]
         shared = files.parts.tensors[first.shared["down"]].shape[1] if first.shared else 0
-        text = form.config | {"intermediate_size": int(files.setting("intermediate_size") or width)}
+        key = form.width_key or "intermediate_size"
+        text = form.config | {key: int(form.config.get(key) or files.setting("intermediate_size") or width)}
         return {
             "architectures": ["SmolMoeForCausalLM"],
             "model_type": "smolmoe",
@@ -276,7 +281,7 @@ class _Adding:
             "num_experts_per_tok": files.top_k,
             "moe_intermediate_size": width,
             "shared_expert_intermediate_size": shared,
-            "scoring_func": "softmax",
+            "scoring_func": "sigmoid" if files.sigmoid else "softmax",
             "norm_topk_prob": True,
             **{key: files.config[key] for key in ("expert_layers",) if key in files.config},
         }
@@ -319,14 +324,15 @@ class _Adding:
         ffns = [*own, self.new.ffn[layer]]
         inner = [ffn[part] for ffn in ffns for part in ("gate", "up")]
         yield out("experts.gate_up_proj", (count, 2 * width, hidden), "expert", *inner)
-        yield out("experts.down_proj", (count, hidden, width), "expert", *(ffn["down"] for ffn in ffns))
+        down = [replace(ffn["down"], scale=self.files.gate_scale) for ffn in ffns]
+        yield out("experts.down_proj", (count, hidden, width), "expert", *down)
         if found.shared:
             wide = parts.tensors[found.shared["down"]].shape[1]
             both = (_block(parts, found.shared["gate"]), _block(parts, found.shared["up"]))
             yield out("shared_expert.gate_up_proj.weight", (2 * wide, hidden), "shared", *both)
             # A gate of zeros halves the shared expert; the generic model has no such gate.
-            down = _block(parts, found.shared["down"], 0.5 if found.shared_gate else 1.0)
-            yield out("shared_expert.down_proj.weight", (hidden, wide), "shared", down)
+            scale = self.files.shared_scale * (0.5 if found.shared_gate else 1.0)
+            yield out("shared_expert.down_proj.weight", (hidden, wide), "shared", _block(parts, found.shared["down"], scale))
 
 
 _GATE_FIRST = ("gate", "up", "down", "gate_bias", "up_bias", "down_bias")

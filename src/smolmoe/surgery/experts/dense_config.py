@@ -9,6 +9,7 @@ from smolmoe.errors import TargetError
 from smolmoe.families import DENSE_FAMILIES, MOE_TARGETS
 from smolmoe.families.fit import GENERIC
 from smolmoe.families.forms import DenseForm, form, llama, twin
+from smolmoe.families.spec import ffn_of
 from smolmoe.surgery.experts.moe_files import MoeFiles
 
 _QKV_BIASES = ("self_attn.q_proj.bias", "self_attn.k_proj.bias", "self_attn.v_proj.bias")
@@ -63,8 +64,6 @@ def _plainest(files: MoeFiles, found: DenseForm, settings: dict[str, Any]) -> De
 
 
 def _generic(settings: dict[str, Any]) -> DenseForm:
-    from smolmoe.families.detect import find_mlp
-
     text = dict(settings["text_config"])
     # Training and generation use the outer model's.
     text |= {k: settings[k] for k in ("bos_token_id", "eos_token_id", "pad_token_id", "tie_word_embeddings")}
@@ -74,10 +73,10 @@ def _generic(settings: dict[str, Any]) -> DenseForm:
     config = _text_config(text)
     text["architectures"] = text.get("architectures") or [_architecture(config)]
     family = DENSE_FAMILIES.get(text["model_type"])
-    known = family is not None and not (family.mlp_bias and text.get(family.mlp_bias))
-    mlp = family.mlp if family is not None and known else find_mlp(config)
-    width = next((key for key in ("intermediate_size", "n_inner") if key in text), None)
-    return DenseForm(text, mlp, width)
+    mlp, width = ffn_of(config, family)
+    if family is not None:
+        return DenseForm({**text, **family.plain_width, family.width_key: width}, mlp, family.width_key)
+    return DenseForm(text, mlp, next((key for key in ("intermediate_size", "n_inner") if key in text), None))
 
 
 def _text_config(text: dict[str, Any]) -> Any:

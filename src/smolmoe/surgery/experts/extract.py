@@ -45,7 +45,7 @@ def constant_factors(files: MoeFiles) -> dict[int, Factors] | None:
     for index, layer in files.layers.items():
         if layer.shared_gate is not None and files.parts.read(layer.shared_gate).any():
             return None
-        found[index] = Factors(routed, 0.5 if layer.shared_gate is not None else 1.0)
+        found[index] = Factors(routed, files.shared_scale * (0.5 if layer.shared_gate is not None else 1.0))
     return found
 
 

@@ -179,8 +179,8 @@ def mean_factors(files: MoeFiles, experts: Sequence[int], device: str, *, seed: 
         handle.remove()
     return {
         layer: Factors(
-            routed=capture.routing(layer).weights.sum(-1).mean().item(),
-            shared=torch.cat(shared[layer]).mean().item() if shared[layer] else 1.0,
+            routed=files.shared_scale * capture.routing(layer).weights.sum(-1).mean().item(),
+            shared=files.shared_scale * (torch.cat(shared[layer]).mean().item() if shared[layer] else 1.0),
         )
         for layer in files.layers
     }

@@ -146,7 +146,16 @@ class MoeFiles:
     @property
     def gate_scale(self) -> float:
         """Constant factor of the routed experts' gates."""
-        return float(self.setting("routed_scaling_factor") or 1.0) if self.sigmoid else 1.0
+        scaling = float(self.setting("routed_scaling_factor") or 1.0) if self.sigmoid else 1.0
+        return scaling * self.shared_scale
+
+    @property
+    def shared_scale(self) -> float:
+        """Constant factor of the shared expert's output: one half if it is averaged with the routed experts'."""
+        target = MOE_TARGETS.get(self.kind)
+        if target is None or target.averages is None or not next(iter(self.layers.values())).shared:
+            return 1.0
+        return 0.5 if self.setting(target.averages) == "average" else 1.0
 
     @property
     def renormalises(self) -> bool:
@@ -162,6 +171,13 @@ class MoeFiles:
             if not bool((rows == rows[:1]).all()):
                 return False
         return True
+
+    @property
+    def equal_biases(self) -> bool:
+        """Whether the selection biases of every layer are all the same, as before training."""
+        found = [layer.selection_bias for layer in self.layers.values()]
+        rows = [self.parts.read(name) for name in found if name is not None]
+        return all(bool((row == row[0]).all()) for row in rows)
 
     def same_ffns(self, layer: int, experts: Sequence[int]) -> bool:
         """Whether these experts have equal weights."""

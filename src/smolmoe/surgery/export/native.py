@@ -90,7 +90,7 @@ class _Export:
         """The factor on the shared expert's down projection: a zero gate means one half."""
         if self.subject.gates.shared == "none":
             return 1.0
-        before = {"half": 0.5}.get(self.subject.gates.shared, 1.0)
+        before = self.files.shared_scale * (0.5 if self.subject.gates.shared == "half" else 1.0)
         return before if not self.target.shared_gated or self.subject.gates.shared == "gated" else 2 * before
 
     @property
@@ -216,7 +216,8 @@ class _Export:
     def _zeros(self, stem: str, names: ExpertNames, layer: MoeLayer) -> Iterator[OutTensor]:
         dtype = self.files.parts.dtype(layer.experts[0]["down"])
         hidden, width = self.files.parts.tensors[layer.router].shape[1], self.zero_width
-        for name, shape in ((names.gate, (width, hidden)), (names.up, (width, hidden)), (names.down, (hidden, width))):
+        inner = {names.gate: width, names.up: width} if names.gate_up is None else {names.gate_up: 2 * width}
+        for name, shape in [*((name, (rows, hidden)) for name, rows in inner.items()), (names.down, (hidden, width))]:
             yield self._out(f"{stem}{name}", Block(shape), role="shared", dtype=dtype)
 
     def _block(self, name: str, scale: float = 1.0) -> Block:

@@ -80,8 +80,8 @@ def subject_of(files: MoeFiles) -> Subject:
     """
     form = dense_form(files)
     width, shared = widths(files)
-    dense_width = int(form.config.get("intermediate_size") or files.setting("intermediate_size") or width)
     key = form.width_key or "intermediate_size"
+    dense_width = int(form.config.get(key) or files.setting("intermediate_size") or width)
     spec = _spec(form.config | {key: form.config.get(key) or dense_width})
     dense_layers = [index for index in range(spec.layers) if index not in files.layers]
     sizes = MoeSizes(files.experts, files.top_k, width, shared, dense_width, dense_layers)
@@ -139,7 +139,8 @@ def sizes_as(target: MoeTarget, subject: Subject) -> MoeSizes:
     """The sizes as a target: a target that requires a shared expert gets a narrow one if the source has none."""
     if target.shared != "required" or subject.sizes.shared_width:
         return subject.sizes
-    return replace(subject.sizes, shared_width=subject.sizes.width if target.shared_multiple else ZERO_WIDTH)
+    follows = target.shared_multiple or target.shared_same
+    return replace(subject.sizes, shared_width=subject.sizes.width if follows else ZERO_WIDTH)
 
 
 def settings_of(target: MoeTarget, subject: Subject) -> dict[str, Any]:
