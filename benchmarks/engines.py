@@ -21,6 +21,8 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+import torch
+
 import machine
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -69,8 +71,8 @@ def _setting(key: str, value: Any) -> str:
     return key if value is True else f"{key} {value}"
 
 
-def rows(work: Path) -> list[Row]:
-    """All models, written. Sources whose MoEs have the same config are one row."""
+def rows(work: Path, *, one: bool = False) -> list[Row]:
+    """All models, written; with `one` the first of each target. Sources whose MoEs have the same config are one row."""
     from tests.zoo import ZOO
 
     from smolmoe.families import DENSE_FAMILIES, MOE_TARGETS
@@ -85,6 +87,8 @@ def rows(work: Path) -> list[Row]:
             for with_shared in {"never": (False,), "optional": (False, True), "required": (True,)}[shared]:
                 if target == "generic" and with_shared:
                     continue  # no engine's support depends on it
+                if one and any((row.target, row.shared) == (target, with_shared) for row in found.values()):
+                    continue
                 folder = work / f"{name}-{target}{'-shared' if with_shared else ''}"
                 if not _upcycle(name, target, with_shared, folder):
                     continue
@@ -117,7 +121,8 @@ def _dense(name: str, work: Path) -> Path:
         sizes = SIZES | ({"head_dim": OTHER_HEAD_DIM} if "head_dim" in zoo.ZOO[name][1] else {})
         try:
             model = zoo.build(name, **sizes)
-        except Exception:  # each class checks its settings in its own way
+            model(input_ids=torch.tensor([[1, 2, 3]]))
+        except Exception:  # each class checks its settings in its own way, some only when they compute
             model = zoo.build(name)
         save(model, folder)
     return folder
@@ -208,6 +213,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--engine", action="append", choices=ENGINES, help="only these engines")
     parser.add_argument("--target", action="append", help="only these targets")
+    parser.add_argument("--one", action="store_true", help="only the first source of each target")
     parser.add_argument("--again", action="store_true", help="measure cells that have been measured, too")
     parser.add_argument("--timeout", type=float, default=300.0, help="seconds for one engine on one model")
     parser.add_argument("--page", action="store_true", help="only write the page")
@@ -216,8 +222,9 @@ def main() -> None:
     results = _read()
     if not given.page:
         with tempfile.TemporaryDirectory(prefix="engines-") as work:
-            models = rows(Path(work))
-            about = {"rows": [row.key for row in models], "machine": machine.describe()}
+            models = rows(Path(work), one=given.one)
+            earlier = results.get("rows", []) if given.one else []
+            about = {"rows": [*dict.fromkeys([*earlier, *(row.key for row in models)])], "machine": machine.describe()}
             targets = [row.target for row in models]
             order = {row.key: targets[:index].count(row.target) for index, row in enumerate(models)}
             models.sort(key=lambda row: order[row.key])  # the first source of every target first
