@@ -96,3 +96,17 @@ def test_a_tied_head_is_written_where_an_engine_ignores_the_tie(target: str, wri
     if written:
         assert f"{300 * zoo.D:,} more parameters" in said[0]
         assert "vLLM" in said[0]
+
+
+def test_the_generic_model_runs_in_vllm_where_its_experts_are_gated_silu() -> None:
+    assert plan("llama", target="generic").runs_in["vLLM"] == []
+    assert plan("llama_gelu", target="generic").runs_in["vLLM"] == [
+        "its experts use silu, the model uses gelu_pytorch_tanh"
+    ]
+    assert "its experts have a gate and no biases" in plan("gpt2").runs_in["vLLM"]
+
+
+def test_windows_on_some_layers_alone_may_be_too_much() -> None:
+    mixed = plan("qwen2_window", target="qwen2_moe", shared="full").runs_in
+    assert any("mixes both" in reason for reason in mixed["vLLM"])
+    assert mixed["OpenVINO"] == []

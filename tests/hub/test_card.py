@@ -121,6 +121,7 @@ SNIPPETS = {
     "SGLang": "sglang.launch_server",
     "llama.cpp": "--to gguf",
     "mlx-lm": "mlx_lm.generate",
+    "OpenVINO": "optimum-cli export openvino",
 }
 
 

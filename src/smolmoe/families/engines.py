@@ -14,7 +14,7 @@ from smolmoe.errors import RequestError
 from smolmoe.families import MOE_TARGETS
 from smolmoe.families.types import LLAMA_CPP_ROPE, Support
 
-ENGINES = ("transformers", "vLLM", "SGLang", "llama.cpp", "mlx-lm")
+ENGINES = ("transformers", "vLLM", "SGLang", "llama.cpp", "mlx-lm", "OpenVINO")
 Settings = Mapping[str, Any]
 _SHARED = ("num_shared_experts", "moe_num_shared_experts")
 
@@ -86,6 +86,7 @@ def limits(found: Support) -> str:
         {True: "always renormalises the gates", False: "never renormalises the gates", None: ""}[found.normalises],
         "" if found.selection_bias else "no selection bias",
         "" if found.windows else "no sliding window",
+        "" if found.mixed_windows else "one sliding window for all layers or none",
         "" if found.rope is None else f"rotary scaling {', '.join(found.rope)}",
         "" if found.free_head_dim else "heads of width hidden size / heads",
         "" if found.free_kv_heads else "as many key heads as query heads",
@@ -94,6 +95,7 @@ def limits(found: Support) -> str:
         "" if found.dense_layers else "no dense layers",
         "" if found.last_dense else "no dense layers at the end",
         "" if found.activations is None else f"activation {', '.join(found.activations)}",
+        "" if found.plain_ffn else "only FFNs with a gate and without biases",
         "" if found.eps is None else f"norms' epsilon {found.eps:g}",
         "" if found.lone_gate else "at least 2 experts per token",
         found.needs,
@@ -117,6 +119,8 @@ def _routing(found: Support, model_type: str, settings: Settings) -> Iterator[st
     activation = settings.get("hidden_act") or settings.get("hidden_activation")
     if found.activations is not None and activation is not None and activation not in found.activations:
         yield f"its experts use {', '.join(found.activations)}, the model uses {activation}"
+    if not found.plain_ffn and (settings.get("gated") is False or settings.get("mlp_bias")):
+        yield "its experts have a gate and no biases"
     if not found.dense_layers and _has_dense_layers(settings):
         yield "there all layers of this class are MoE layers, but the model has dense ones"
     last = (settings.get("num_hidden_layers") or 0) - 1
@@ -135,6 +139,8 @@ def _rest(found: Support, settings: Settings) -> Iterator[str]:
     context, window = settings.get("max_position_embeddings") or 0, _window(settings)
     if not found.windows and window is not None and window < context:
         yield f"it ignores this class's sliding window of {window}, but the context has {context} tokens"
+    if not found.mixed_windows and window is not None and "full_attention" in (settings.get("layer_types") or ()):
+        yield "it has one sliding window for all layers of this class or none, but the model mixes both"
     rope = (settings.get("rope_parameters") or {}).get("rope_type", "default")
     if found.rope is not None and rope not in found.rope:
         yield f"it does not support rotary scaling of type {rope} in this class"

@@ -224,6 +224,7 @@ class Support:
         own_head: the output head must be a tensor of its own: `tie_word_embeddings` is ignored.
         selection_bias: the bias that affects only the choice of experts is used.
         windows: sliding windows are used.
+        mixed_windows: some layers may have a window and others none.
         rope: kinds of rotary scaling; None: all.
         free_head_dim: the head width may differ from hidden size / heads.
         free_kv_heads: there may be fewer key heads than query heads.
@@ -232,6 +233,7 @@ class Support:
         dense_layers: some layers may be dense.
         last_dense: the last layers may be dense.
         activations: of the experts; None: any.
+        plain_ffn: experts may have no gate, or biases.
         eps: the only supported epsilon of the norms; None: any.
         lone_gate: the gate of a single chosen expert (K = 1) is renormalised, too.
         divides_by_gate: sigmoid(g) of the shared expert's gate is computed as silu(g) / g, NaN at g = 0.
@@ -243,6 +245,7 @@ class Support:
     own_head: bool = False
     selection_bias: bool = True
     windows: bool = True
+    mixed_windows: bool = True
     rope: tuple[str, ...] | None = None
     free_head_dim: bool = True
     free_kv_heads: bool = True
@@ -251,6 +254,7 @@ class Support:
     dense_layers: bool = True
     last_dense: bool = True
     activations: tuple[str, ...] | None = None
+    plain_ffn: bool = True
     eps: float | None = None
     lone_gate: bool = True
     divides_by_gate: bool = False

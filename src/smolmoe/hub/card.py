@@ -211,9 +211,10 @@ def _snippets(facts: ModelFacts, name: str) -> dict[str, str]:
     )
     return {
         "transformers": _fence(python, "python"),
-        "vLLM": _fence(f"vllm serve {shell}", "sh"),
+        "vLLM": _fence(f"vllm serve {shell}{' --trust-remote-code' if facts.needs_code else ''}", "sh"),
         "SGLang": _fence(f"python -m sglang.launch_server --model-path {shell}", "sh"),
         "llama.cpp": _fence(gguf, "sh"),
+        "OpenVINO": _fence(f"optimum-cli export openvino --model {shell} openvino-model", "sh"),
         "mlx-lm": _fence(f"mlx_lm.generate --model {shell} --prompt 'Once upon a time'", "sh"),
     }
 

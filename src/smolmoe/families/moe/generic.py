@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from smolmoe.core.model_code import AUTO_MAP
-from smolmoe.families.types import DenseSpec, ExpertNames, MoeNames, MoeSizes, MoeTarget
+from smolmoe.families.types import DenseSpec, ExpertNames, MoeNames, MoeSizes, MoeTarget, Support
 
 
 def _config(spec: DenseSpec, sizes: MoeSizes) -> dict[str, Any]:
@@ -48,5 +48,7 @@ TARGET = MoeTarget(
     windows="layers",
     shared="optional",
     dense_layers="any",
+    # vLLM's backend for models that it has no class for builds the dense model by transformers; it takes SiLU for granted.
+    engines={"vLLM": Support(activations=("silu",), plain_ffn=False, needs="--trust-remote-code")},
     scoring_key="scoring_func",
 )

@@ -46,6 +46,7 @@ TARGET = MoeTarget(
         "vLLM": Support(activations=("silu",)),
         "SGLang": Support(activations=("silu",)),
         "llama.cpp": Support("llama", True, windows=False, rope=(*LLAMA_CPP_ROPE, "llama3"), activations=("silu",)),
+        "OpenVINO": Support(),
         "mlx-lm": Support(windows=False, rope=("default",), free_head_dim=False, activations=("silu",)),
     },
 )

@@ -62,7 +62,8 @@ TARGET = MoeTarget(
     shared_gated=True,
     dense_layers="any",
     engines={
-        "vLLM": Support(activations=("silu",)),
+        "vLLM": Support(mixed_windows=False, free_head_dim=False, activations=("silu",)),
+        "OpenVINO": Support(),
         "SGLang": Support(activations=("silu",)),
         "llama.cpp": Support(
             "qwen2moe",

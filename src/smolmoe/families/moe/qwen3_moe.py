@@ -45,7 +45,8 @@ TARGET = MoeTarget(
     windows="global",
     dense_layers="any",
     engines={
-        "vLLM": Support(activations=("silu",)),
+        "vLLM": Support(attention_bias=False, activations=("silu",)),
+        "OpenVINO": Support(),
         "SGLang": Support(activations=("silu",)),
         "llama.cpp": Support(
             "qwen3moe",
