@@ -28,12 +28,12 @@ SHORT: dict[str, Any] = {"sequences": 2, "length": 48}
 
 @functools.cache
 def moe(source: str, target: str) -> Path:
-    """An MoE of the zoo whose experts differ, with a theta at the top of config.json, where mlx-lm reads it."""
+    """An MoE of the zoo whose experts differ, as `upcycle` writes it."""
     work = Path(tempfile.mkdtemp(prefix=f"engine-{source}-{target}-"))
     dense = save(zoo.build(source, **SIZES), work / "dense")
     different = {"experts": 4, "top_k": 2, "diversify": "noise", "noise_std": 0.2}
     smolmoe.upcycle(dense, work / "moe", target=target, verify=False, **different)
-    return changed(work / "moe", work / "with-theta", rope_theta=THETA)
+    return work / "moe"
 
 
 def changed(folder: Path, out: Path, **settings: Any) -> Path:
