@@ -1,6 +1,6 @@
 """Quantised GGUF files: what is asked of llama.cpp, the order of experts, and how much of a file fits a GPU.
 
-The slow tests need llama.cpp's converter and library, see `test_gguf`; the importance matrix needs the program llama-imatrix.
+The slow tests need llama.cpp's converter and library, see `test_gguf`; one also needs llama-imatrix.
 """
 
 from __future__ import annotations
@@ -176,7 +176,13 @@ def test_where_the_program_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
 
 # -- with llama.cpp ---------------------------------------------------------------------------------------------------
 
-WIDE = {"hidden_size": 256, "intermediate_size": 512, "num_attention_heads": 4, "num_key_value_heads": 2}
+WIDE = {
+    "hidden_size": 256,
+    "intermediate_size": 512,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "head_dim": 64,
+}
 
 
 def wide_moe(folder: Path, **config: Any) -> Path:

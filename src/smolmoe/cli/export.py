@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import shlex
-from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -57,7 +56,9 @@ def _show_gguf(result: GgufExport) -> None:
     if result.odd_rows:
         widths = ", ".join(map(str, result.odd_rows))
         rows.append((f"rows of {widths}", f"not a multiple of {BLOCK}: {FALLBACK}"))
-    print_rows([*rows, *_texts(result)])
+    rows += [("importance", result.importance.said)] if result.importance else []
+    rows += [("order", result.order.said)] if result.order else []
+    print_rows(rows)
     if result.dry_run:
         _show_time(result)
         return
@@ -68,18 +69,6 @@ def _show_gguf(result: GgufExport) -> None:
     if result.placement is not None:
         _show_placement(result.placement, result.out)
     _show_time(result)
-
-
-def _texts(result: GgufExport) -> Iterator[tuple[str, object]]:
-    """What was made of the given texts."""
-    if result.importance is not None:
-        found = result.importance
-        unused = f"; {found.unused} of {found.experts} experts were not chosen" if found.unused else ""
-        yield "importance", f"from {units.tokens(found.tokens)} tokens of {found.text}{unused}"
-    if result.order is not None:
-        kept = len(result.order.kept)
-        said = f"; {kept} layers with equal router rows keep their order" if kept else ""
-        yield "order", f"the most used on {result.order.text} first, router rows with them: the same function{said}"
 
 
 def _show_placement(found: Placement, out: Path) -> None:

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any
+
+from smolmoe.core import units
 
 
 @dataclass(frozen=True)
@@ -22,6 +25,12 @@ class Importance:
     unused: int
     experts: int
 
+    @property
+    def said(self) -> str:
+        """In words."""
+        unused = f"; {self.unused} of {self.experts} experts were not chosen" if self.unused else ""
+        return f"from {units.tokens(self.tokens)} tokens of {Path(self.text).name}{unused}"
+
 
 @dataclass(frozen=True)
 class Order:
@@ -38,6 +47,12 @@ class Order:
     text: str
     experts: dict[int, tuple[int, ...]]
     kept: tuple[int, ...]
+
+    @property
+    def said(self) -> str:
+        """In words."""
+        kept = f"; {len(self.kept)} layers with equal router rows keep their order" if self.kept else ""
+        return f"the most used on {Path(self.text).name} first, router rows with them: the same function{kept}"
 
 
 @dataclass(frozen=True)

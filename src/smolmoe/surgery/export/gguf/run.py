@@ -9,7 +9,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from smolmoe.core.files import place, write_json
+from smolmoe.core.files import place, write_json, write_text
 from smolmoe.core.folders import workshop
 from smolmoe.core.json_text import BAD_FILE, read_json
 from smolmoe.core.progress import Progress
@@ -17,6 +17,7 @@ from smolmoe.core.provenance import command, versions
 from smolmoe.core.refusals import writing
 from smolmoe.errors import OutputError, RequestError, SourceError, TargetError, VerificationError
 from smolmoe.results.gguf import Importance, Order, Placement
+from smolmoe.surgery.export.gguf.card import card, is_card
 from smolmoe.surgery.export.gguf.engine import available
 from smolmoe.surgery.export.gguf.order import order_by_use
 from smolmoe.surgery.export.gguf.placement import place_experts
@@ -66,7 +67,7 @@ class GgufExport:
     """The result of an export.
 
     Attributes:
-        out: the file; its measurements are next to it, under the same name with .json.
+        out: the file; its measurements and its model card are next to it, under the same name with .json and .md.
         architecture: llama.cpp's name for it.
         through: the transformers class that the converter read: the model's own, or an equivalent one.
         mended: changes needed for llama.cpp to compute the same function.
@@ -240,6 +241,7 @@ def export_gguf(
     )
     about = {"source": str(files.folder), "versions": versions("llama-cpp-python"), "command": command()}
     write_json(out.with_suffix(".json"), result.to_json() | about)
+    write_text(out.with_suffix(".md"), card(result, files.folder.name))
     _check(result)
     return result
 
@@ -286,19 +288,22 @@ def _say_what_is_missing(llama_cpp: str | Path | None) -> None:
 
 
 def _check_out(out: Path, *, overwrite: bool) -> None:
-    """Check the file and its measurements file: never overwrite a JSON file that we did not write."""
+    """Check the file, its measurements and its card: never overwrite a page or JSON file that we did not write."""
     about = out.with_suffix(".json")
     place(about, "file")
-    for path in (out, about):
+    page = out.with_suffix(".md")
+    place(page, "file")
+    for path in (out, about, page):
         if path.exists() and not overwrite:
             raise OutputError("exists.", field="out", value=str(path), fix="Use `overwrite=True` to replace it.")
-    if about.exists() and _kind(about) != KIND:
-        raise OutputError(
-            "was not written by an export; the measurements would overwrite it.",
-            field="out",
-            value=str(about),
-            fix="Choose another name.",
-        )
+    for path, ours in ((about, _kind(about) == KIND), (page, is_card(page))):
+        if path.exists() and not ours:
+            raise OutputError(
+                "was not written by an export; the measurements would overwrite it.",
+                field="out",
+                value=str(path),
+                fix="Choose another name.",
+            )
 
 
 def _kind(path: Path) -> Any:
