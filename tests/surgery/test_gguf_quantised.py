@@ -176,17 +176,12 @@ def test_where_the_program_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
 
 # -- with llama.cpp ---------------------------------------------------------------------------------------------------
 
-WIDE = {
-    "hidden_size": 256,
-    "intermediate_size": 512,
-    "num_attention_heads": 4,
-    "num_key_value_heads": 2,
-    "head_dim": 64,
-}
+WIDE = {"hidden_size": 256, "intermediate_size": 512, "num_attention_heads": 4, "head_dim": 64}
+SMALL = {"initializer_range": 0.05}  # so that rounding does not change everything
 
 
 def wide_moe(folder: Path, **config: Any) -> Path:
-    return save(random_moe("mixtral", **WIDE | config), folder)
+    return save(random_moe("mixtral", **WIDE | SMALL | config), folder)
 
 
 @pytest.fixture
@@ -203,7 +198,7 @@ def text(tmp_path: Path) -> Path:
 def test_every_type(quant: str, tmp_path: Path) -> None:
     found: Any = export(wide_moe(tmp_path / "moe"), tmp_path / "out", "gguf", quant=quant.upper(), vram="1GB")
     exact, rounded = found.measured["f32"], found.measured[quant]
-    assert exact.kl < 1e-9 < rounded.kl < 1
+    assert exact.kl < 1e-9 < rounded.kl < 0.1
     assert found.odd_rows == ()
     assert rounded.nbytes < 0.35 * exact.nbytes
     assert found.placement.n_cpu_moe == 0
@@ -247,5 +242,6 @@ def test_the_importance_matrix_is_used(text: Path, tmp_path: Path) -> None:
     assert found.nbytes == without.nbytes
     assert found.measured["q4_k_m"].kl != without.measured["q4_k_m"].kl
     (tmp_path / "short.txt").write_text("Too short.")
-    with pytest.raises(RequestError, match="you need at least"):
+    with pytest.raises(RequestError, match="llama-imatrix failed") as caught:
         export(moe, tmp_path / "short", "gguf", quant="q4_k_m", importance=tmp_path / "short.txt")
+    assert caught.value.fix == "The text must have at least 256 tokens."

@@ -114,12 +114,17 @@ def importance_of(program: Path, model: Path, text: str | Path, context: int) ->
     with TemporaryDirectory() as folder:
         plain, out = Path(folder) / "text.txt", Path(folder) / "importance.gguf"
         plain.write_text("\n\n".join(document.text for document in read_documents(text)), encoding="utf-8")
-        command = [program, "-m", model, "-f", plain, "-o", out, "-c", min(CHUNK, context), "--no-ppl", "-ngl", 0]
+        chunk = 1 << min(CHUNK, context).bit_length() - 1  # it must divide llama.cpp's batch of 2,048
+        command = [program, "-m", model, "-f", plain, "-o", out, "-c", chunk, "--no-ppl", "-ngl", 0]
         done = subprocess.run([str(word) for word in command], capture_output=True, text=True, check=False)
         if done.returncode or not out.is_file():
-            lines = [line for line in (done.stdout + done.stderr).splitlines() if line.strip()]
-            said = next((line for line in lines if "you need at least" in line), lines[-1] if lines else "no output")
-            raise RequestError(f"{PROGRAM} failed: {said.strip()}", field="importance", value=str(text))
+            lines = [line.strip() for line in (done.stdout + done.stderr).splitlines() if line.strip()]
+            raise RequestError(
+                f"{PROGRAM} failed: {lines[-1] if lines else 'no output'}",
+                field="importance",
+                value=str(text),
+                fix=f"The text must have at least {2 * chunk} tokens.",
+            )
         return _read(out, text)
 
 
