@@ -27,7 +27,7 @@ from smolmoe.surgery.export.gguf.vocabulary import vocabulary_of
 ROOT = Path(__file__).resolve().parents[1]
 PROMPT = "What is the capital of France?"
 VRAM, CONTEXT = 10**9, 2048
-WITH_IMPORTANCE = "q4_k_m"  # the type that loses most
+WITH_IMPORTANCE = ("q6_k", "q4_k_m")  # the largest K type and the smallest
 
 
 def main() -> None:
@@ -55,7 +55,7 @@ def measure_all(options: argparse.Namespace) -> list[dict[str, Any]]:
         lambda: importance_of(find_program(options.llama_cpp), plain["f32"], options.text, 512)[1]
     )
     rows = []
-    for name in (*CONVERTED, *K_QUANTS, f"{WITH_IMPORTANCE}, importance matrix"):
+    for name in (*CONVERTED, *K_QUANTS, *(f"{quant}, importance matrix" for quant in WITH_IMPORTANCE)):
         kept = options.work / f"{name}.json"
         if not kept.is_file():
             quant, with_importance = name.split(",")[0], "," in name
