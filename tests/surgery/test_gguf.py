@@ -232,7 +232,7 @@ def test_llama_cpp_computes_what_transformers_computes(tmp_path: Path) -> None:
     beside = json.loads((tmp_path / "out.json").read_text())
     assert beside["kind"] == "gguf-export"
     assert beside["measured"]["f32"]["kl"] == exact.kl
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["moe", "out.gguf", "out.json"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["moe", "out.gguf", "out.json", "out.md"]
 
 
 @llama_cpp

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import shlex
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from smolmoe.cli.command import Command, Given
@@ -10,6 +12,7 @@ from smolmoe.core import units
 from smolmoe.surgery.export import run
 
 if TYPE_CHECKING:
+    from smolmoe.results.gguf import Placement
     from smolmoe.surgery.export.gguf.checks import GgufMeasured
     from smolmoe.surgery.export.gguf.run import GgufExport
     from smolmoe.surgery.export.run import NativeExport
@@ -40,6 +43,8 @@ def _show_native(result: NativeExport) -> None:
 
 
 def _show_gguf(result: GgufExport) -> None:
+    from smolmoe.surgery.export.gguf.quantise import BLOCK, FALLBACK
+
     nbytes = "" if result.nbytes is None else f", {units.size(result.nbytes)}"
     print(f"{_where(result)}: GGUF of llama.cpp's {result.architecture}, {result.quant}{nbytes}")
     rows: list[tuple[str, object]] = [("converted through", result.through)]
@@ -48,6 +53,11 @@ def _show_gguf(result: GgufExport) -> None:
         (f"in {kind}", f"{len(names)} weights: {', '.join(names[:3])}{' ...' if len(names) > 3 else ''}")
         for kind, names in result.other_types.items()
     ]
+    if result.odd_rows:
+        widths = ", ".join(map(str, result.odd_rows))
+        rows.append((f"rows of {widths}", f"not a multiple of {BLOCK}: {FALLBACK}"))
+    rows += [("importance", result.importance.said)] if result.importance else []
+    rows += [("order", result.order.said)] if result.order else []
     print_rows(rows)
     if result.dry_run:
         _show_time(result)
@@ -56,7 +66,26 @@ def _show_gguf(result: GgufExport) -> None:
         print("\nNOT VERIFIED: llama.cpp is not installed. Install it with: pip install 'smolmoe[gguf]'")
     for name, measured in result.measured.items():
         _show_measured(name, measured)
+    if result.placement is not None:
+        _show_placement(result.placement, result.out)
     _show_time(result)
+
+
+def _show_placement(found: Placement, out: Path) -> None:
+    print(f"\nOn a GPU with {units.size(found.vram)}, with a context of {found.context:,} tokens:")
+    print_rows(
+        [
+            ("weights", f"{units.size(found.weights)}, and {units.size(found.gpu_experts)} of experts"),
+            ("KV cache", f"{units.size(found.kv_cache)} in float16"),
+            ("overhead", f"{units.size(found.overhead)} assumed for the driver and llama.cpp's buffers"),
+            ("total", units.size(found.used)),
+        ]
+    )
+    if not found.fits:
+        print("DOES NOT FIT even without experts: reduce the context, or the number of layers with -ngl.")
+    print(f"llama-server -m {shlex.quote(str(out))} {found.options}")
+    if found.override is not None:
+        print(f"The same without -ncmoe: {found.override}")
 
 
 def _show_measured(name: str, measured: GgufMeasured) -> None:

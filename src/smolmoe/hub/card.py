@@ -117,7 +117,7 @@ def _sizes(facts: ModelFacts) -> str:
     }
     rows = [(words[key], f"{known[key]:,}") for key in words if key in known]
     rows.append(("files", f"{_plain(' and '.join(facts.dtypes))}, {units.size(facts.nbytes)}"))
-    return "## Size\n\n" + _table(("", ""), rows)
+    return "## Size\n\n" + table(("", ""), rows)
 
 
 def _claim(facts: ModelFacts) -> str:
@@ -143,7 +143,7 @@ def _claim(facts: ModelFacts) -> str:
         (_plain(check["meaning"]), _short(check["measured"]), _short(check["limit"]), _yes(check["passed"]))
         for check in checks
     ]
-    lines.append(_table(("check", "measured", "limit", "passed"), rows))
+    lines.append(table(("check", "measured", "limit", "passed"), rows))
     return "\n\n".join(lines)
 
 
@@ -167,8 +167,8 @@ def _losses(facts: ModelFacts, comparison: Sequence[str]) -> str:
     said = "\n".join(f"- {_plain(sentence)}" for sentence in comparison)
     if not rows and not said:
         return ""
-    table = _table(("model", "loss, nats per token", "on"), rows) if rows else ""
-    return "\n\n".join(part for part in ("## Losses", table, said) if part)
+    losses = table(("model", "loss, nats per token", "on"), rows) if rows else ""
+    return "\n\n".join(part for part in ("## Losses", losses, said) if part)
 
 
 def _use(facts: ModelFacts, name: str) -> str:
@@ -210,12 +210,12 @@ def _snippets(facts: ModelFacts, name: str) -> dict[str, str]:
         "llama-cli -m model.gguf -p 'Once upon a time'"
     )
     return {
-        "transformers": _fence(python, "python"),
-        "vLLM": _fence(f"vllm serve {shell}{' --trust-remote-code' if facts.needs_code else ''}", "sh"),
-        "SGLang": _fence(f"python -m sglang.launch_server --model-path {shell}", "sh"),
-        "llama.cpp": _fence(gguf, "sh"),
-        "OpenVINO": _fence(f"optimum-cli export openvino --model {shell} openvino-model", "sh"),
-        "mlx-lm": _fence(f"mlx_lm.generate --model {shell} --prompt 'Once upon a time'", "sh"),
+        "transformers": fence(python, "python"),
+        "vLLM": fence(f"vllm serve {shell}{' --trust-remote-code' if facts.needs_code else ''}", "sh"),
+        "SGLang": fence(f"python -m sglang.launch_server --model-path {shell}", "sh"),
+        "llama.cpp": fence(gguf, "sh"),
+        "OpenVINO": fence(f"optimum-cli export openvino --model {shell} openvino-model", "sh"),
+        "mlx-lm": fence(f"mlx_lm.generate --model {shell} --prompt 'Once upon a time'", "sh"),
     }
 
 
@@ -229,11 +229,11 @@ def _made(facts: ModelFacts) -> str:
         rows.append(("versions", _plain(", ".join(f"{key} {found}" for key, found in values["versions"].items()))))
     warnings = "\n".join(f"- {_plain(str(warning))}" for warning in values.get("warnings") or ())
     command = values.get("command")
-    again = f"To reproduce it:\n\n{_fence(command, 'sh')}" if command else ""
+    again = f"To reproduce it:\n\n{fence(command, 'sh')}" if command else ""
     everything = "`smolmoe.json` records the full request and all measurements."
     return "\n\n".join(
         part
-        for part in ("## How it was made", _table(("", ""), rows) if rows else "", warnings, again, everything)
+        for part in ("## How it was made", table(("", ""), rows) if rows else "", warnings, again, everything)
         if part
     )
 
@@ -255,7 +255,8 @@ def sources(values: Mapping[str, Any]) -> list[tuple[str, str, str]]:
 # -- markdown --------------------------------------------------------------------------------------------------------
 
 
-def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """A table in Markdown."""
     lines = [head, ["---"] * len(head), *rows]
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
@@ -280,7 +281,8 @@ def _code(text: str) -> str:
     return f"{ticks}{pad}{flat}{pad}{ticks}"
 
 
-def _fence(text: str, language: str) -> str:
+def fence(text: str, language: str) -> str:
+    """A block of code, whatever ticks are in it."""
     ticks = "`" * max(3, 1 + max((len(run) for run in re.findall("`+", text)), default=0))
     return f"{ticks}{language}\n{text}\n{ticks}"
 

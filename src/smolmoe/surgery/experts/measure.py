@@ -211,9 +211,6 @@ def split_data(files: MoeFiles, data: str | Path) -> Split:
         DataError: a file that cannot be read, or a domain with a single document.
         SourceError: the model has no tokenizer.
     """
-    tokenizer = load_tokenizer(files.folder)
-    if tokenizer is None:
-        raise SourceError("has no tokenizer, so it cannot read the data.", field="model", value=str(files.folder))
     halves: tuple[list[Document], list[Document]] = ([], [])
     by_domain: dict[str, list[Document]] = {}
     for document in read_documents(data):
@@ -227,13 +224,25 @@ def split_data(files: MoeFiles, data: str | Path) -> Split:
             )
         for half in (0, 1):
             halves[half].extend(documents[half::2])
+    return Split(_windows(files, halves[0], TO_CHOOSE), _windows(files, halves[1], TO_MEASURE))
+
+
+def read_windows(files: MoeFiles, data: str | Path) -> HeldOut:
+    """Windows of the documents of a file, about 4,096 tokens per domain.
+
+    Raises:
+        DataError: a file that cannot be read.
+        SourceError: the model has no tokenizer.
+    """
+    return _windows(files, read_documents(data), TO_CHOOSE)
+
+
+def _windows(files: MoeFiles, documents: Sequence[Document], budget: int) -> HeldOut:
+    tokenizer = load_tokenizer(files.folder)
+    if tokenizer is None:
+        raise SourceError("has no tokenizer, so it cannot read the data.", field="model", value=str(files.folder))
     config = files.config.get("text_config", files.config)
     context = config.get("max_position_embeddings") or config.get("n_positions") or WINDOW + 1
-    length = min(WINDOW, context - 1)
-    return Split(_windows(tokenizer, halves[0], length, TO_CHOOSE), _windows(tokenizer, halves[1], length, TO_MEASURE))
-
-
-def _windows(tokenizer: Any, documents: Sequence[Document], length: int, budget: int) -> HeldOut:
     chosen: list[Document] = []
     characters: dict[str | None, int] = {}
     for document in documents:  # no token is longer than sixteen characters: text beyond that is not needed
@@ -244,7 +253,7 @@ def _windows(tokenizer: Any, documents: Sequence[Document], length: int, budget:
     return cut_windows(
         ids,
         [document.domain or "text" for document in chosen],
-        length=length,
+        length=min(WINDOW, context - 1),
         start=end_of_text(tokenizer),
         budget=budget,
         per_document=PER_DOCUMENT,

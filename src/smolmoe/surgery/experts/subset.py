@@ -104,8 +104,23 @@ def subset_of(source: str | Path | MoeFiles, experts: Sequence[int] | Mapping[in
     """
     files = source if isinstance(source, MoeFiles) else read_moe(source)
     chosen = _chosen(files, experts)
-    tensors = tuple(tensor for name in files.checkpoint.tensors for tensor in _tensors(files, chosen, name))
-    return Subset(_config(files, chosen), tensors, {SOURCE: files.parts}, files=files, chosen=chosen)
+    return Subset(
+        _config(files, chosen), _all_tensors(files, chosen), {SOURCE: files.parts}, files=files, chosen=chosen
+    )
+
+
+def permuted(files: MoeFiles, order: Mapping[int, tuple[int, ...]]) -> Program:
+    """The same MoE with its experts in another order: router rows, selection biases and FFNs move together.
+
+    Args:
+        order: MoE layer -> all its experts. Names of experts, which apply to all layers, are dropped.
+    """
+    config = {key: value for key, value in files.config.items() if key != "expert_names"}
+    return Program(config, _all_tensors(files, order), {SOURCE: files.parts})
+
+
+def _all_tensors(files: MoeFiles, chosen: Mapping[int, tuple[int, ...]]) -> tuple[OutTensor, ...]:
+    return tuple(tensor for name in files.checkpoint.tensors for tensor in _tensors(files, chosen, name))
 
 
 def _chosen(files: MoeFiles, experts: Sequence[int] | Mapping[int, Sequence[int]]) -> dict[int, tuple[int, ...]]:

@@ -74,7 +74,22 @@ def export(
     llama_cpp: Annotated[
         str | Path | None, Field(description="checkout or installation of llama.cpp, for its converter (gguf)")
     ] = None,
-    quant: Annotated[str | None, Field(description="weight type: f32, f16 or q8_0 (gguf; default: f32)")] = None,
+    quant: Annotated[
+        str | None,
+        Field(description="weight type: f32, f16, q8_0, q6_k, q5_k_m or q4_k_m (gguf; default: f32)"),
+    ] = None,
+    importance: Annotated[
+        str | Path | None, Field(description="text for llama.cpp's importance matrix (q6_k, q5_k_m, q4_k_m)")
+    ] = None,
+    order_by: Annotated[
+        str | Path | None, Field(description="text on which expert use is counted: the most used come first (gguf)")
+    ] = None,
+    vram: Annotated[
+        str | None, Field(description="memory of the GPU, e.g. 8GB: how many layers' experts fit it (gguf)")
+    ] = None,
+    context: Annotated[
+        int | None, Field(description="tokens of the KV cache for vram (gguf; default: the model's context)")
+    ] = None,
     device: Device = "cpu",
     overwrite: Overwrite = False,
     dry_run: DryRun = False,
@@ -87,24 +102,28 @@ def export(
         VerificationError: the files do not satisfy the claim; they are kept for inspection.
     """
     from smolmoe.surgery.experts.moe_files import read_moe
+    from smolmoe.surgery.tensors.writer import parse_size
 
     report = report or silent
     report("plan", 0, 0)
     files = read_moe(model)
     if to == GGUF:
-        from smolmoe.surgery.export.gguf.run import export_gguf
+        from smolmoe.surgery.export.gguf.run import GgufRequest, export_gguf
 
+        nbytes = None if vram is None else parse_size(vram, "vram")
         return export_gguf(
             files,
             Path(out),
+            request=GgufRequest((quant or "f32").lower(), importance, order_by, nbytes, context),
             llama_cpp=llama_cpp,
-            quant=quant,
             overwrite=overwrite,
             dry_run=dry_run,
             report=report,
         )
-    if quant is not None:
-        raise RequestError("applies only to GGUF files.", field="quant", value=quant, fix="Use `to='gguf'`.")
+    only_gguf = {"quant": quant, "importance": importance, "order_by": order_by, "vram": vram, "context": context}
+    for field, value in only_gguf.items():
+        if value is not None:
+            raise RequestError("applies only to GGUF files.", field=field, value=value, fix="Use `to='gguf'`.")
     device = pick_device(device)
     return _native(files, Path(out), to, device, overwrite=overwrite, dry_run=dry_run, report=report)
 

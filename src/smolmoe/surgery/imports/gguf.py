@@ -28,8 +28,8 @@ def read_types(file: Path) -> tuple[str, dict[str, int]]:
     Raises:
         RequestError: the `gguf` package is not installed. CheckpointError: not a GGUF file, or it is truncated.
     """
-    reader = _reader(file)
-    return str(_value(reader, "general.architecture")), dict(Counter(one.tensor_type.name for one in reader.tensors))
+    reader = open_gguf(file)
+    return str(value_of(reader, "general.architecture")), dict(Counter(one.tensor_type.name for one in reader.tensors))
 
 
 def write_gguf_model(file: Path, work: Path, *, dtype: str | None, tokenizer: str | None, max_shard_size: str) -> str:
@@ -53,7 +53,7 @@ def write_gguf_model(file: Path, work: Path, *, dtype: str | None, tokenizer: st
 
     from smolmoe.moe.loading import find_tokenizer, no_progress_bar
 
-    reader = _reader(file)
+    reader = open_gguf(file)
     dtype = dtype or _dtype(reader)
     config = _config(file, reader)
     with no_progress_bar():
@@ -93,7 +93,16 @@ def _tokenizer(file: Path) -> Any:
         ) from error
 
 
-def _reader(file: Path) -> Any:
+def open_gguf(file: Path, *, model: bool = True) -> Any:
+    """A GGUF file as the `gguf` package reads it.
+
+    Args:
+        model: it must hold a model in one part.
+
+    Raises:
+        RequestError: the `gguf` package is not installed. CheckpointError: not a GGUF file, or it is truncated.
+        SourceError: one part of several.
+    """
     try:
         from gguf import GGUFReader
     except ImportError as error:
@@ -112,11 +121,13 @@ def _reader(file: Path) -> Any:
     size = file.stat().st_size
     if any(tensor.data_offset + tensor.n_bytes > size for tensor in reader.tensors):
         raise CheckpointError("the file is truncated.", field="source", value=str(file), fix=_DOWNLOAD)
+    if not model:
+        return reader
     if "general.architecture" not in reader.fields or not reader.tensors:
         raise CheckpointError(
             "holds no model: no architecture or no tensors.", field="source", value=str(file), fix="Use a model's file."
         )
-    if int(_value(reader, "split.count") or 1) > 1:
+    if int(value_of(reader, "split.count") or 1) > 1:
         raise SourceError(
             "is one part of a model that was split into several files.",
             field="source",
@@ -126,7 +137,8 @@ def _reader(file: Path) -> Any:
     return reader
 
 
-def _value(reader: Any, key: str) -> Any:
+def value_of(reader: Any, key: str) -> Any:
+    """The value of a setting of a file; None if it is not there."""
     field = reader.fields.get(key)
     return None if field is None else field.contents()
 
@@ -144,7 +156,7 @@ def _config(file: Path, reader: Any) -> Any:
     """
     from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, AutoConfig
 
-    architecture = str(_value(reader, "general.architecture"))
+    architecture = str(value_of(reader, "general.architecture"))
     try:
         config = AutoConfig.from_pretrained(file.parent, gguf_file=file.name)
     except Exception as error:
@@ -157,10 +169,10 @@ def _config(file: Path, reader: Any) -> Any:
     if type(config) not in MODEL_FOR_CAUSAL_LM_MAPPING:
         raise SourceError("not a causal language model.", field="architecture", value=architecture)
     for key, name in _SAME.items():
-        stated, read = _value(reader, f"{architecture}.{key}"), getattr(config, name, None)
+        stated, read = value_of(reader, f"{architecture}.{key}"), getattr(config, name, None)
         if stated is not None and stated != read and not (name == "head_dim" and read is None):
             _refuse(f"{architecture}.{key}", f"{stated}, but transformers reads {read}")
-    scaling = _value(reader, f"{architecture}.rope.scaling.type")
+    scaling = value_of(reader, f"{architecture}.rope.scaling.type")
     if scaling not in (None, "none"):
         _refuse(f"{architecture}.rope.scaling.type", str(scaling))
     frequencies = [tensor for tensor in reader.tensors if tensor.name.startswith(("rope_freqs", "rope_factors"))]

@@ -31,7 +31,7 @@ CHUNK = 1 << 24  # bytes; bounds the memory of copies and of casts
 Progress = Callable[[int], None]
 
 
-def parse_size(text: str) -> int:
+def parse_size(text: str, field: str = "max_shard_size") -> int:
     """Bytes of "500MB", "5GB" or "1GiB".
 
     Raises:
@@ -43,7 +43,7 @@ def parse_size(text: str) -> int:
             with contextlib.suppress(ValueError):
                 if (size := int(float(text[: -len(unit)]) * factor)) > 0:
                     return size
-    raise RequestError("is not a size.", field="max_shard_size", value=text, fix="Use a form such as 500MB or 5GB.")
+    raise RequestError("is not a size.", field=field, value=text, fix="Use a form such as 500MB or 5GB.")
 
 
 def shard(tensors: Sequence[OutTensor], limit: int) -> list[tuple[str, list[OutTensor]]]:

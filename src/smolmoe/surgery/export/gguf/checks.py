@@ -12,6 +12,7 @@ import torch
 from smolmoe.moe.loading import load_model, load_tokenizer
 from smolmoe.moe.routing import Routing, RoutingCapture, flipped
 from smolmoe.results.base import as_json
+from smolmoe.results.gguf import Order
 from smolmoe.results.verification import Check
 from smolmoe.surgery.export.gguf.engine import Engine, Evaluated
 from smolmoe.surgery.export.gguf.vocabulary import PROBE
@@ -90,11 +91,12 @@ class Reference:
                 texts[text] = list(tokenizer(text)["input_ids"])
         return cls(sample, logits, routing, texts)
 
-    def measure(self, path: Path, *, exact: bool) -> GgufMeasured:
+    def measure(self, path: Path, *, exact: bool, order: Order | None = None) -> GgufMeasured:
         """Run the file in llama.cpp and compare.
 
         Args:
             exact: the file is in float32, so its logits must equal the MoE's.
+            order: of the file's experts.
 
         Raises:
             VerificationError: llama.cpp cannot load or run it.
@@ -107,6 +109,10 @@ class Reference:
             whole = found[next(i for i, s in enumerate(self.sample.sequences) if s is shortest)]
             cached = engine.evaluate(shortest.tolist(), at_once=1)
             same = all(engine.tokenize(text) == ids for text, ids in self.texts.items())
+        if order is not None:
+            for evaluated in (*found, cached):
+                for layer, experts in order.experts.items():
+                    evaluated.chosen[layer] = torch.tensor(experts)[evaluated.chosen[layer]]
         return self._compare(path, found, _cached_difference(whole, cached), same, speed, exact=exact)
 
     def _compare(

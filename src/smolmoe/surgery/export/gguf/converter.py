@@ -17,7 +17,7 @@ from smolmoe.surgery.export.gguf.vocabulary import Vocabulary
 
 ENVIRONMENT = "SMOLMOE_LLAMA_CPP"
 SCRIPT = "convert_hf_to_gguf.py"
-_PLACES = ("", "vendor/llama.cpp", "bin", "share/llama.cpp")
+PLACES = ("", "vendor/llama.cpp", "bin", "share/llama.cpp")
 # The converter's modules whose classes write their own vocabulary for the models we export.
 _MODULES = ("llama", "granite", "qwen", "glm", "olmo")
 
@@ -42,7 +42,7 @@ def find_converter(path: str | Path | None) -> Path:
     root = expanded(named)
     if root.name == SCRIPT and root.is_file():
         return root.resolve().parent
-    for place in _PLACES:
+    for place in PLACES:
         if (root / place / SCRIPT).is_file():
             return (root / place).resolve()
     raise RequestError(f"does not contain {SCRIPT}.", field="llama_cpp", value=str(named), fix=fix)

@@ -11,6 +11,7 @@ import re
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import cache
 from importlib.util import find_spec
 from pathlib import Path
 from types import TracebackType
@@ -61,11 +62,11 @@ class Engine:
         import llama_cpp
 
         self._api: Any = llama_cpp
-        self._callbacks: list[Any] = [llama_cpp.llama_log_callback(_silent)]
+        self._callbacks: list[Any] = []
         self._seen: dict[int, Any] = {}
         self._expected = 0
         self.seconds, self.tokens = 0.0, 0
-        self._api.llama_log_set(self._callbacks[0], ctypes.c_void_p(0))
+        silence()
         self._api.llama_backend_init()
         self._model = self._api.llama_model_load_from_file(str(path).encode(), self._api.llama_model_default_params())
         if not self._model:
@@ -151,8 +152,14 @@ class Engine:
         return True
 
 
-def _silent(_level: Any, _text: Any, _data: Any) -> None:
-    """Silences llama.cpp, which logs everything to the terminal."""
+@cache
+def silence() -> Any:
+    """Silences llama.cpp, which logs everything to the terminal. The callback must live as long as the process."""
+    import llama_cpp
+
+    callback = llama_cpp.llama_log_callback(lambda level, text, data: None)
+    llama_cpp.llama_log_set(callback, ctypes.c_void_p(0))
+    return callback
 
 
 def _tensors() -> Any:
