@@ -88,7 +88,7 @@ def strings(source: str) -> str:
         if isinstance(node, ast.Constant) and isinstance(node.value, str):
             for offset, line in enumerate(node.value.splitlines()):
                 place = min(node.lineno - 1 + offset, len(lines) - 1)
-                lines[place] += f" {line}"
+                lines[place] += f"{' ' if offset else ' | '}{line}"  # a phrase does not run on into the next string
     return re.sub(r"`[^`\n]*`", _blank, "\n".join(lines))
 
 

@@ -44,7 +44,7 @@ def _adapt(spec: DenseSpec) -> Adaptation:
         ),
         limits=(
             "This class divides the residual stream by the square root of the number of branches added to it, which "
-            f"its norms undo but for their epsilon: theirs counts up to {additions} times as much, a relative "
+            f"its norms undo except for their epsilon: theirs counts up to {additions} times as much, a relative "
             f"difference of at most {(additions - 1) / 2 * spec.config['rms_norm_eps']:.1e} / (mean square of the "
             "residual stream).",
         ),

@@ -332,7 +332,9 @@ class _Adding:
             yield out("shared_expert.gate_up_proj.weight", (2 * wide, hidden), "shared", *both)
             # A gate of zeros halves the shared expert; the generic model has no such gate.
             scale = self.files.shared_scale * (0.5 if found.shared_gate else 1.0)
-            yield out("shared_expert.down_proj.weight", (hidden, wide), "shared", _block(parts, found.shared["down"], scale))
+            yield out(
+                "shared_expert.down_proj.weight", (hidden, wide), "shared", _block(parts, found.shared["down"], scale)
+            )
 
 
 _GATE_FIRST = ("gate", "up", "down", "gate_bias", "up_bias", "down_bias")

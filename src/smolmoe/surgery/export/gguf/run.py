@@ -36,7 +36,7 @@ class GgufExport:
         out: the file; its measurements are next to it, under the same name with .json.
         architecture: llama.cpp's name for it.
         through: the transformers class that the converter read: the model's own, or an equivalent one.
-        mended: changes needed for llama.cpp to compute the same function.
+        `mended`: changes needed for llama.cpp to compute the same function.
         quant: "f32", "f16" or "q8_0".
         other_types: tensors of two or more dimensions that were written in a different type, by type.
         nbytes: of the file; None with dry_run.
@@ -170,7 +170,7 @@ def export_gguf(
     # Next to the output: it must be renamed into place, and a machine's temporary folder is often small.
     with writing(out), workshop(target, shown=out) as folder:
         job = _Job(files, route, vocabulary, converter, folder, report)
-        staged, mends = job.stage()
+        staged, changes = job.stage()
         written, types = job.convert(staged, quant)
         measured = job.measure(written)
         _check_out(out, overwrite=overwrite)  # again: it may have been created in the meantime
@@ -179,7 +179,7 @@ def export_gguf(
         out,
         route.architecture,
         route.kind,
-        tuple(mends),
+        tuple(changes),
         quant,
         _other_types(types[quant], quant),
         out.stat().st_size,
@@ -256,7 +256,7 @@ class _Job:
     def stage(self) -> tuple[Path, list[str]]:
         """The folder the converter reads: the MoE's own, or an adapted copy of another class; and why."""
         from smolmoe.surgery.experts.moe_files import read_moe
-        from smolmoe.surgery.export.gguf_compatibility import mended
+        from smolmoe.surgery.export.gguf_compatibility import adapted
         from smolmoe.surgery.export.native import native_export
 
         files, said = self.files, []
@@ -265,11 +265,11 @@ class _Job:
             program, claim = native_export(files, self.route.kind)
             files = read_moe(self._write(program, "native"))
             said.append(f"written as {self.route.kind}, which llama.cpp computes: {claim.reason}")
-        mend = mended(files, own_head=self.route.own_head, tiny_gates=self.route.divides_by_gate)
-        if mend is None:
+        found = adapted(files, own_head=self.route.own_head, tiny_gates=self.route.divides_by_gate)
+        if found is None:
             return files.folder, said
-        program, changes = mend
-        return self._write(program, "mended"), [*said, *changes]
+        program, changes = found
+        return self._write(program, "adapted"), [*said, *changes]
 
     def _write(self, program: Any, name: str) -> Path:
         from smolmoe.surgery.experts.writer import write_program
