@@ -74,4 +74,6 @@ class UpcycleRecipe(Recipe):
     @field_validator("runs_in", mode="before")
     @classmethod
     def _as_on_the_command_line(cls, value: Any) -> Any:
-        return [part.strip() for part in value.split(",") if part.strip()] if isinstance(value, str) else value
+        """A text of names with commas; an empty one is refused like any other."""
+        parts = [part.strip() for part in value.split(",") if part.strip()] if isinstance(value, str) else []
+        return parts or value
