@@ -53,7 +53,7 @@ lint: $(READY) ## check the code's rules and format, and that packages import do
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/lint-imports --no-logo
-	$(BIN)/python scripts/english.py
+	$(BIN)/python scripts/english.py --all
 
 test-newest: ## run the tests with the newest versions of everything, upper bounds ignored (TORCH=2.13.0 keeps a torch)
 	$(PYTHON) -m venv --clear $(NEWEST)

@@ -64,7 +64,10 @@ PHRASES = {
     r"\bcut off\b": "interrupted",
     r"\bspeak of\b|\bspeaks of\b": "describe",
 }
-_PATTERNS = {re.compile(phrase, re.IGNORECASE): plain for phrase, plain in PHRASES.items()}
+# A phrase may run over the end of a line.
+_PATTERNS = {
+    re.compile(phrase.replace(" ", r"(?: +| *\n *)"), re.IGNORECASE): plain for phrase, plain in PHRASES.items()
+}
 
 
 def prose(text: str) -> str:
@@ -88,7 +91,7 @@ def strings(source: str) -> str:
         if isinstance(node, ast.Constant) and isinstance(node.value, str):
             for offset, line in enumerate(node.value.splitlines()):
                 place = min(node.lineno - 1 + offset, len(lines) - 1)
-                lines[place] += f" {line}"
+                lines[place] += f"{' ' if offset else ' | '}{line}"  # a phrase does not run on into the next string
     return re.sub(r"`[^`\n]*`", _blank, "\n".join(lines))
 
 
@@ -97,12 +100,10 @@ def _blank(match: re.Match[str]) -> str:
 
 
 def findings(text: str) -> Iterator[tuple[int, str, str]]:
-    """Line, phrase and replacement; a phrase may run over the end of a line."""
-    joined = re.sub(r"\n[ \t]*(?=\S)", lambda match: "\n" + " " * (len(match[0]) - 1), text)
-    flat = joined.replace("\n", " ")
+    """Line, phrase and replacement."""
     for pattern, plain in _PATTERNS.items():
-        for match in pattern.finditer(flat):
-            yield joined.count("\n", 0, match.start()) + 1, match[0], plain
+        for match in pattern.finditer(text):
+            yield text.count("\n", 0, match.start()) + 1, " ".join(match[0].split()), plain
 
 
 def pages() -> list[Path]:

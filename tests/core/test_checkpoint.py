@@ -1,4 +1,4 @@
-"""Damaged, foreign and absent checkpoints get a typed error that names the file and the mend."""
+"""Damaged, foreign and absent checkpoints get a typed error that names the file and the fix."""
 
 from __future__ import annotations
 

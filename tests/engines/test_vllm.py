@@ -11,7 +11,9 @@ pytestmark = pytest.mark.slow
 ENGINE = "vllm"
 
 
-@pytest.mark.parametrize(("source", "target"), [("llama_untied", "mixtral"), ("qwen3", "qwen3_moe"), ("qwen3_mixed", "generic")])
+@pytest.mark.parametrize(
+    ("source", "target"), [("llama_untied", "mixtral"), ("qwen3", "qwen3_moe"), ("qwen3_mixed", "generic")]
+)
 def test_equal_to_transformers(source: str, target: str) -> None:
     check_equal(ENGINE, moe(source, target))
 

@@ -1,4 +1,4 @@
-"""Each mend, as a program over real tensors, against the linear algebra written out."""
+"""Each change, as a program over real tensors, against the linear algebra written out."""
 
 from __future__ import annotations
 
@@ -6,14 +6,14 @@ import pytest
 import torch
 
 from smolmoe.families.adapt import (
-    Mend,
+    Change,
     added,
     centred,
+    changed,
     dropped,
     half_split,
     interleaved,
     kept,
-    mended,
     renamed,
     reordered,
     scaled,
@@ -35,9 +35,9 @@ class InMemory:
         return self.tensors[name] if rows is None else self.tensors[name][rows[0] : rows[1]]
 
 
-def after(tensors: Tensors, *mends: Mend) -> Tensors:
-    """The kept tensors after the mends, computed as the writer does."""
-    pieces = mended(kept({name: tuple(tensor.shape) for name, tensor in tensors.items()}), mends)
+def after(tensors: Tensors, *changes: Change) -> Tensors:
+    """The kept tensors after the changes, computed as the writer does."""
+    pieces = changed(kept({name: tuple(tensor.shape) for name, tensor in tensors.items()}), changes)
     return {
         name: block_values(kept_block(piece, (Read("base", piece.source),)), {"base": InMemory(tensors)}, 0)
         for name, piece in pieces.items()

@@ -15,6 +15,7 @@ from smolmoe.errors import RequestError, TargetError
 from smolmoe.families import MOE_TARGETS
 from smolmoe.families.engines import ENGINES, engine_name, runs_in
 from smolmoe.families.table import targets_table
+from smolmoe.recipe import UpcycleRecipe, parse
 from smolmoe.surgery.convert import convert
 
 
@@ -25,14 +26,15 @@ def test_every_fact_is_of_an_engine_that_is_known(name: str) -> None:
 
 
 def test_names_as_people_write_them() -> None:
-    assert [engine_name(name) for name in ("vllm", "MLX", "mlx-lm", " llama.cpp ")] == [
-        "vLLM",
-        "mlx-lm",
-        "mlx-lm",
-        "llama.cpp",
-    ]
-    with pytest.raises(RequestError, match="no such engine"):
-        plan(runs_in=("tgi",))
+    names = {"vllm": "vLLM", "MLX": "mlx-lm", "mlx-lm": "mlx-lm", "mlx_lm": "mlx-lm", " llama.cpp ": "llama.cpp"}
+    names |= dict.fromkeys(("llamacpp", "llama_cpp", "Llama-CPP"), "llama.cpp") | {"SGLANG": "SGLang"}
+    assert {name: engine_name(name) for name in names} == names
+    for text in ("mlx,vllm", " mlx , vllm,"):
+        assert parse(UpcycleRecipe, {"source": "x", "out": "y", "runs_in": text}).runs_in == ("mlx", "vllm")
+    assert parse(UpcycleRecipe, {"source": "x", "out": "y", "runs_in": []}).runs_in == ()
+    for unknown in ("tgi", "vllm mlx", "2", "-lm"):
+        with pytest.raises(RequestError, match="no such engine"):
+            plan(runs_in=(unknown,))
 
 
 @pytest.mark.parametrize(
@@ -110,3 +112,12 @@ def test_windows_on_some_layers_alone_may_be_too_much() -> None:
     mixed = plan("qwen2_window", target="qwen2_moe", shared="full").runs_in
     assert any("mixes both" in reason for reason in mixed["vLLM"])
     assert mixed["OpenVINO"] == []
+
+
+@pytest.mark.parametrize(("top_k", "runs"), [(1, False), (2, True)])
+def test_mlx_does_not_renormalise_a_single_gate(top_k: int, runs: bool) -> None:
+    """glm4_moe and deepseek_v3: the gate of a single chosen expert stays a sigmoid there, and 1 elsewhere."""
+    for name in ("qwen3", "youtu"):
+        made = plan(name, experts=4, top_k=top_k, shared="full", **({"target": "glm4_moe"} if name == "qwen3" else {}))
+        assert not made.runs_in["mlx-lm"] if runs else "single chosen expert" in " ".join(made.runs_in["mlx-lm"])
+        assert not made.runs_in["vLLM"]

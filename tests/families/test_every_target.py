@@ -14,6 +14,7 @@ from tests.surgery.test_request import plan
 
 from smolmoe.errors import TargetError
 from smolmoe.families import MOE_TARGETS
+from smolmoe.families.spec import read_spec
 from smolmoe.moe.gating import gate_spec
 from smolmoe.moe.loading import load_model
 from smolmoe.moe.routing import RoutingCapture, find_routers
@@ -174,3 +175,14 @@ def test_an_expert_without_a_centred_output_is_centred(tmp_path: Path) -> None:
         assert down.centred == 0
         weight = new.sources["dense"].read(down.reads[0].tensor)
         assert torch.equal(weight - weight.mean(0), files.parts.read(found.experts[0]["down"]))
+
+
+@pytest.mark.parametrize("name", ["granitemoehybrid", "lfm2_untied", "phi3_partial"])
+def test_an_expert_of_the_generic_form_is_a_dense_model_of_the_family(name: str, tmp_path: Path) -> None:
+    """Wider than the source by the shared expert, in whatever settings the class reads its width from."""
+    planned = plan(name, experts=4, top_k=2, target="generic", shared="full", diversify="noise")
+    object.__setattr__(planned.recipe, "out", tmp_path / "moe")
+    assert extract(convert(planned), tmp_path / "one", [1]).claim.kind == "exact"
+    dense = read_spec(tmp_path / "one")
+    assert dense.model_type == planned.spec.model_type
+    assert dense.ffn_size == 2 * planned.spec.ffn_size

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 from typing import Any
 
 import pytest
 
+from smolmoe.core.files import write_json
+from smolmoe.errors import SourceError
 from smolmoe.families import DENSE_FAMILIES
 from smolmoe.families.settings import known_settings
+from smolmoe.families.spec import read_spec
 
 _SIZES = {
     "architectures": ["XForCausalLM"], "vocab_size": 300, "hidden_size": 32, "intermediate_size": 48,
@@ -51,6 +55,8 @@ def test_equal_to_the_config_class(model_type: str, variant: int) -> None:
     [
         {"model_type": "gpt2"},
         {"hidden_size": None},
+        {"head_dim": [8]},
+        {"intermediate_size": [48]},
         {"mlp_bias": True},
         {"rope_scaling": {"type": "linear", "factor": 2.0}},
         {"rope_parameters": {"rope_type": "llama3", "rope_theta": 1e4, "factor": 8.0}},
@@ -77,3 +83,49 @@ def test_which_families_split_text_by_a_rule_of_their_own(model_type: str, token
     loaded = AutoTokenizer.from_pretrained(tmp_path)
     as_it_stands = loaded.backend_tokenizer.to_str() == tiny_tokenizer().backend_tokenizer.to_str()
     assert as_it_stands != DENSE_FAMILIES[model_type].own_tokenizer
+
+
+_OLD_ROPES: dict[str, dict[str, Any]] = {
+    "cwm": {"type": "llama3", "factor": 4.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0},
+    "ministral3": {"type": "yarn", "factor": 4.0},
+    "phi3": {"type": "longrope", "short_factor": [1.0] * 2, "long_factor": [2.0] * 2},
+}
+
+
+@pytest.mark.parametrize("name", [name for name, family in DENSE_FAMILIES.items() if family.by_class])
+def test_rotary_parameters_in_the_old_form(name: str, tmp_path: Path) -> None:
+    """`rope_theta` and `rope_scaling` at the top level give the same parameters as `rope_parameters`."""
+    from tests import zoo
+
+    source = next(key for key, (model_type, _) in zoo.ZOO.items() if model_type == name)
+    config = json.loads((zoo.folder(source) / "config.json").read_text())
+    if any(isinstance(value, dict) for value in (config["rope_parameters"] or {}).values()):
+        pytest.skip("of each type of layer: has no old form")
+    scaling = _OLD_ROPES.get(name)
+    kind = {"rope_type": scaling["type"] if scaling else "default"}
+    limit = {"original_max_position_embeddings": 64} if scaling else {}
+    share = {"partial_rotary_factor": 0.5} if DENSE_FAMILIES[name].partial_rotary else {}
+    new = {**config, **limit, "rope_parameters": {"rope_theta": 5e3, **(scaling or {}), **kind, **limit, **share}}
+    old = {**config, **limit, **share, "rope_theta": 5e3, "rope_scaling": {**scaling, **limit} if scaling else None}
+    del old["rope_parameters"]
+    read = []
+    for values in (new, old):
+        write_json(tmp_path / "config.json", values)
+        read.append(read_spec(tmp_path))
+    assert read[0].rope == read[1].rope
+    assert read[0].rope["rope_theta"] == 5e3
+    assert read[0].rope["rope_type"] == kind["rope_type"]
+    assert read[0].rotary_share == read[1].rotary_share
+
+
+@pytest.mark.parametrize(
+    ("name", "key"), [("granite_swa", "layer_rope_theta"), ("smollm3", "no_rope_layers"), ("lfm2", "layer_types")]
+)
+def test_a_list_of_another_length_than_the_layers_is_refused(name: str, key: str, tmp_path: Path) -> None:
+    from tests import zoo
+
+    config = json.loads((zoo.folder(name) / "config.json").read_text())
+    write_json(tmp_path / "config.json", {**config, key: config[key][:-1]})
+    with pytest.raises(SourceError, match="as many layers as there are") as caught:
+        read_spec(tmp_path)
+    assert caught.value.field == key

@@ -56,3 +56,8 @@ def test_strings_of_a_file_are_read_and_its_code_is_not(english: ModuleType) -> 
 
 def test_the_pages_are_plain(english: ModuleType, capsys: pytest.CaptureFixture[str]) -> None:
     assert english.main([]) == 0, capsys.readouterr().out
+
+
+def test_a_phrase_does_not_run_over_two_strings(english: ModuleType) -> None:
+    assert not list(english.findings(english.strings('OPTIONS = ("set", "out")\n')))
+    assert list(english.findings(english.strings('"""It set\n    out."""\n')))

@@ -26,7 +26,7 @@ from smolmoe.surgery.export.gguf.converter import ENVIRONMENT, find_converter
 from smolmoe.surgery.export.gguf.engine import available
 from smolmoe.surgery.export.gguf.run import find_route
 from smolmoe.surgery.export.gguf.vocabulary import vocabulary_of
-from smolmoe.surgery.export.gguf_compatibility import mended
+from smolmoe.surgery.export.gguf_compatibility import adapted
 from smolmoe.surgery.export.run import export
 
 llama_cpp = pytest.mark.skipif(
@@ -101,10 +101,10 @@ def test_a_class_that_computes_the_same_stands_in(tmp_path: Path) -> None:
     assert "vLLM" in str(caught.value.fix)
 
 
-def test_mending_keeps_the_function(tmp_path: Path) -> None:
+def test_adapting_keeps_the_function(tmp_path: Path) -> None:
     folder = zero_gates(random_moe("qwen2_moe"), tmp_path / "moe")
     files = read_moe(folder)
-    program, said = mended(files, own_head=True, tiny_gates=True) or pytest.fail("nothing mended")
+    program, said = adapted(files, own_head=True, tiny_gates=True) or pytest.fail("nothing adapted")
     assert [line.split(",")[0] for line in said] == ["the output head", "the shared expert's gate"]
     out = write_program(program, files, tmp_path / "out", stage="export", made={})
     ids = torch.arange(2, 60)[None]
@@ -113,7 +113,7 @@ def test_mending_keeps_the_function(tmp_path: Path) -> None:
     assert torch.equal(before, after)
     gates = [tensor for name, tensor in load_model(out).named_parameters() if "shared_expert_gate" in name]
     assert all(bool((gate != 0).all()) for gate in gates)
-    assert mended(read_moe(out), own_head=True, tiny_gates=True) is None
+    assert adapted(read_moe(out), own_head=True, tiny_gates=True) is None
 
 
 def with_rules(**rules: Any) -> Any:
@@ -237,7 +237,7 @@ def test_llama_cpp_computes_what_transformers_computes(tmp_path: Path) -> None:
 
 @llama_cpp
 @pytest.mark.parametrize("normalised", [False, True], ids=["own class", "through granite"])
-def test_a_gate_of_zeros_is_mended(normalised: bool, tmp_path: Path) -> None:
+def test_a_gate_of_zeros_is_adapted(normalised: bool, tmp_path: Path) -> None:
     folder = zero_gates(random_moe("qwen2_moe", norm_topk_prob=normalised), tmp_path / "moe")
     result: Any = export(folder, tmp_path / "out", "gguf")
     assert result.architecture == ("granitemoe" if normalised else "qwen2moe")

@@ -41,6 +41,14 @@ def test_a_class_that_padding_changes_is_verified_within_that(tmp_path: Path) ->
     assert made.verification.padding.left_dense > tolerance  # else this test shows nothing
 
 
+def test_a_class_that_padding_changes_by_more_than_rounding_is_verified_too(tmp_path: Path) -> None:
+    """LFM2 adds the bias of its convolutions at padded places."""
+    made = smolmoe.upcycle(zoo.folder("lfm2_untied"), tmp_path / "moe", experts=4)
+    assert made.verification is not None
+    assert made.verification.passed
+    assert made.verification.padding.left_dense > 0.1
+
+
 def test_decoding_is_verified_on_one_side_of_the_length_at_which_longrope_changes(tmp_path: Path) -> None:
     """Beyond it the dense class computes its cache again, which the claim excepts."""
     model = zoo.build("phi3_short", original_max_position_embeddings=40)

@@ -18,7 +18,7 @@ def _counts(types: dict[str, int]) -> str:
 
 
 def show_imported(result: Imported, given: Given) -> None:
-    """What was written, and what became of the stored types."""
+    """What was written, and the effect on the stored types."""
     print(f"{result.out}: {result.architecture}")
     print_rows(
         [

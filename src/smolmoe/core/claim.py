@@ -18,8 +18,8 @@ class Claim:
     """What is claimed of an MoE, compared with the dense model that it was made from.
 
     Attributes:
-        kind: "exact": the dense model's function, up to the order in which numbers are added; "rounded": the same but
-            for one rounding of scaled weights to the files' dtype; "deviates": another function by design, by a
+        kind: "exact": the dense model's function, up to the order in which numbers are added; "rounded": the same
+            except for one rounding of scaled weights to the files' dtype; "deviates": another function by design, by a
             predicted amount; "none": another function, without a prediction (merges).
         reason: why, in one or two sentences.
         dtypes: what to expect when computing in each dtype.

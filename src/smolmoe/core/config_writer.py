@@ -24,8 +24,8 @@ def complete_config(folder: Path) -> None:
 def with_older_keys(config: Mapping[str, Any]) -> dict[str, Any]:
     """A config with its rotary base at the top level as well.
 
-    mlx-lm and older engines read `rope_theta` there and know nothing of `rope_parameters`: without it they take a base
-    of their own, silently. transformers prefers `rope_parameters`. `rope_scaling` stays null, since anything else
+    mlx-lm and older engines read `rope_theta` there and know nothing of `rope_parameters`: without it they take
+    their default base, silently. transformers prefers `rope_parameters`. `rope_scaling` stays null, since anything else
     would replace `rope_parameters` in transformers.
     """
     rope = config.get("rope_parameters")

@@ -128,10 +128,13 @@ def _check(config: Mapping[str, Any], file: str, at: str = "") -> None:
 
 
 def _check_lengths(config: Mapping[str, Any], at: str) -> None:
-    layers, kinds = _one(config, "num_hidden_layers", "n_layer"), config.get("layer_types")
-    if layers is not None and kinds is not None and len(kinds) != layers:
-        reason = f"must name as many layers as there are ({layers}), not {len(kinds)}"
-        raise _contradiction(f"{at}layer_types", kinds, reason)
+    layers = _one(config, "num_hidden_layers", "n_layer")
+    for key in ("layer_types", "layer_rope_theta", "no_rope_layers"):
+        found = config.get(key)
+        # transformers takes an empty `no_rope_layers` for its default.
+        if layers is not None and isinstance(found, list) and len(found) != layers and (found or key == "layer_types"):
+            reason = f"must name as many layers as there are ({layers}), not {len(found)}"
+            raise _contradiction(at + key, found, reason)
     if config.get("model_type") == "smolmoe":
         for key in ("text_config", "moe_layers", "layers_module", "mlp_module", "num_experts", "num_experts_per_tok"):
             if config.get(key) is None:

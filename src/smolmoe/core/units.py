@@ -18,7 +18,7 @@ parameters = tokens = count
 
 
 def model_size(total: int | None, active: int | None) -> str:
-    """Parameters of a model: "4.85 M, 1.61 M active"; empty if there is none."""
+    """Parameters of a model: "4.85 M, 1.61 M active"; empty if no number is known."""
     if total is None or active is None:
         return ""
     return count(total) + (f", {count(active)} active" if active < total else "")

@@ -49,7 +49,7 @@ def find_python(engine: str, runner: ModuleType, python: str | Path | None) -> P
             `make engines`, then this Python if it has the engine.
 
     Raises:
-        RequestError: there is none.
+        RequestError: no Python on this machine has the engine.
     """
     named = python or os.environ.get(runner.VARIABLE)
     fix = f"Install it with `make engines` or {runner.INSTALL}, and give `python=PATH` or set {runner.VARIABLE}."

@@ -185,7 +185,7 @@ def gguf_converter() -> Path:
 
 
 def as_gguf(folder: Path, work: Path, converter: Path) -> tuple[Path, str | None]:
-    """A float32 GGUF file of the folder, or why there is none."""
+    """A float32 GGUF file of the folder, or the reason why it cannot be made."""
     from smolmoe.surgery.export.run import export
 
     out = work / "model.gguf"

@@ -1,7 +1,7 @@
 """Linear algebra that makes the attention, norms and head of one class compute the same in another.
 
-A conversion keeps every tensor outside the FFNs; a mend changes what is kept. Each is a pure function of the kept
-tensors, described as `Piece`s of the source's, so nothing is read or computed here.
+A conversion keeps every tensor outside the FFNs, except for these changes. Each is a pure function of the kept tensors,
+described as `Piece`s of the source's, so nothing is read or computed here.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ class Piece:
 
 
 Kept = dict[str, Piece]
-Mend = Callable[[Kept], Kept]
+Change = Callable[[Kept], Kept]
 
 
 @dataclass(frozen=True)
@@ -43,14 +43,14 @@ class Adaptation:
     """What makes a source fit an MoE class.
 
     Attributes:
-        mends: changes to the tensors outside the FFNs, in this order.
+        changes: changes to the tensors outside the FFNs, in this order.
         config: settings in place of those that are copied.
         refusals: why this source's settings do not fit.
         notes: what the user should know.
         limits: what the claim says of differences that no tensor shows: where the result is not equal.
     """
 
-    mends: Sequence[Mend] = ()
+    changes: Sequence[Change] = ()
     config: Mapping[str, Any] = field(default_factory=dict)
     refusals: Sequence[str] = ()
     notes: Sequence[str] = ()
@@ -62,24 +62,24 @@ def kept(shapes: Mapping[str, tuple[int, ...]]) -> Kept:
     return {name: Piece(shape, name) for name, shape in shapes.items()}
 
 
-def mended(tensors: Kept, mends: Sequence[Mend]) -> Kept:
-    """The kept tensors after each of the mends, in order."""
-    for mend in mends:
-        tensors = mend(tensors)
+def changed(tensors: Kept, changes: Sequence[Change]) -> Kept:
+    """The kept tensors after each of the changes, in order."""
+    for change in changes:
+        tensors = change(tensors)
     return tensors
 
 
-def shifted(*ends: str, by: float = 1.0) -> Mend:
+def shifted(*ends: str, by: float = 1.0) -> Change:
     """Add `by` to the tensors whose names end so: RMSNorm that multiplies by 1 + w becomes one that multiplies by w."""
     return _each(ends, lambda piece: replace(piece, offset=piece.offset + by / piece.scale))
 
 
-def scaled(*ends: str, by: float) -> Mend:
+def scaled(*ends: str, by: float) -> Change:
     """Multiply the tensors whose names end so."""
     return _each(ends, lambda piece: replace(piece, scale=piece.scale * by))
 
 
-def centred(*ends: str, axis: int) -> Mend:
+def centred(*ends: str, axis: int) -> Change:
     """Subtract the mean along an axis of the tensors whose names end so.
 
     If everything that is added to the residual stream is centred over the stream's features, RMSNorm of the stream is
@@ -88,17 +88,17 @@ def centred(*ends: str, axis: int) -> Mend:
     return _each(ends, lambda piece: replace(piece, centred=axis))
 
 
-def renamed(old: str, new: str) -> Mend:
+def renamed(old: str, new: str) -> Change:
     """Replace a part of the names."""
     return lambda tensors: {name.replace(old, new): piece for name, piece in tensors.items()}
 
 
-def dropped(*ends: str) -> Mend:
+def dropped(*ends: str) -> Change:
     """Leave out the tensors whose names end so."""
     return lambda tensors: {name: piece for name, piece in tensors.items() if not name.endswith(ends)}
 
 
-def split(end: str, parts: Mapping[str, int]) -> Mend:
+def split(end: str, parts: Mapping[str, int]) -> Change:
     """Tensors whose names end in `end`, stacks of several projections, become one tensor for each.
 
     Args:
@@ -106,7 +106,7 @@ def split(end: str, parts: Mapping[str, int]) -> Mend:
         parts: ending in its place -> number of rows, in the order of the stack.
     """
 
-    def mend(tensors: Kept) -> Kept:
+    def change(tensors: Kept) -> Kept:
         result: Kept = {}
         for name, piece in tensors.items():
             if not name.endswith(end):
@@ -120,10 +120,10 @@ def split(end: str, parts: Mapping[str, int]) -> Mend:
             assert start == piece.shape[0], (name, piece.shape, parts)
         return result
 
-    return mend
+    return change
 
 
-def reordered(*ends: str, head: Sequence[int]) -> Mend:
+def reordered(*ends: str, head: Sequence[int]) -> Change:
     """Reorder the rows within each head; `head[i]` is the row of the source's head that becomes row i."""
 
     def one(piece: Piece) -> Piece:
@@ -134,22 +134,22 @@ def reordered(*ends: str, head: Sequence[int]) -> Mend:
     return _each(ends, one)
 
 
-def added(beside: str, name: str, value: float = 0.0, shape: tuple[int, ...] | None = None) -> Mend:
-    """Beside each tensor whose name ends in `beside`, one filled with `value` whose name ends in `name`.
+def added(anchor: str, name: str, value: float = 0.0, shape: tuple[int, ...] | None = None) -> Change:
+    """For each tensor whose name ends in `anchor`, one more, filled with `value`, whose name ends in `name`.
 
-    By default it has one value for each row of the tensor that it stands beside.
+    By default it has one value for each row of that tensor.
     """
 
-    def mend(tensors: Kept) -> Kept:
+    def change(tensors: Kept) -> Kept:
         result: Kept = {}
         for each, piece in tensors.items():
             result[each] = piece
-            if each.endswith(beside):
+            if each.endswith(anchor):
                 size = shape or piece.shape[:1]
-                result[each.removesuffix(beside) + name] = Piece(size, piece.source, filled=True, offset=value)
+                result[each.removesuffix(anchor) + name] = Piece(size, piece.source, filled=True, offset=value)
         return result
 
-    return mend
+    return change
 
 
 def untied(tensors: Kept) -> Kept:
@@ -180,5 +180,5 @@ def interleaved(rotary: int, before: int = 0) -> tuple[int, ...]:
     return (*range(before), *(before + row // 2 + row % 2 * (rotary // 2) for row in range(rotary)))
 
 
-def _each(ends: tuple[str, ...], change: Callable[[Piece], Piece]) -> Mend:
+def _each(ends: tuple[str, ...], change: Callable[[Piece], Piece]) -> Change:
     return lambda tensors: {name: change(piece) if name.endswith(ends) else piece for name, piece in tensors.items()}

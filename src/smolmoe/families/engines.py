@@ -48,15 +48,19 @@ def support(engine: str, model_type: str) -> Support | None:
 
 
 def engine_name(name: str) -> str:
-    """The engine that a user means: upper and lower case, and "mlx" for mlx-lm, are the same.
+    """The engine that a user means: only letters count, of either case, and "mlx" is mlx-lm.
 
     Raises:
         RequestError: no such engine.
     """
     for engine in ENGINES:
-        if name.strip().lower() in (engine.lower(), engine.lower().removesuffix("-lm")):
+        if _letters(name) in (_letters(engine), _letters(engine.removesuffix("-lm"))):
             return engine
     raise RequestError("no such engine.", field="runs_in", value=name, fix=f"Known: {', '.join(ENGINES)}.")
+
+
+def _letters(name: str) -> str:
+    return "".join(filter(str.isalpha, name.lower()))
 
 
 def reasons_against(engine: str, settings: Settings) -> list[str]:

@@ -29,7 +29,7 @@ def adaptation(spec: DenseSpec, target: MoeTarget, sizes: MoeSizes | None = None
     zeros = dict(target.zero_biases).get(spec.attention_bias, ())
     biases = [added(f"self_attn.{name}.weight", f"self_attn.{name}.bias") for name in zeros]
     return Adaptation(
-        (*family.mends, *own.mends, *head.mends, *biases),
+        (*family.changes, *own.changes, *head.changes, *biases),
         {**head.config, **own.config, **family.config},
         (*family.refusals, *own.refusals),
         (*family.notes, *own.notes, *head.notes),
@@ -38,21 +38,21 @@ def adaptation(spec: DenseSpec, target: MoeTarget, sizes: MoeSizes | None = None
 
 
 def _own_head(spec: DenseSpec, target: MoeTarget, sizes: MoeSizes) -> Adaptation:
-    """The output head as a tensor of its own, where an engine that runs the result does not know of tied ones."""
+    """The output head as a separate tensor, if an engine that runs the result does not know of tied ones."""
     config = {**_copied(spec, target), **target.config(spec, sizes), "model_type": target.name}
     ignorant = [name for name, it in target.engines.items() if it.own_head and not reasons_against(name, config)]
     if not ignorant:
         return Adaptation()
     count = spec.vocab_size * spec.hidden_size
     note = (
-        f"The output head, tied to the embedding in the source, is written as a tensor of its own ({count:,} more "
+        f"The output head, tied to the embedding in the source, is written as a separate tensor ({count:,} more "
         f"parameters): {' and '.join(ignorant)} would otherwise compute this class without it."
     )
     return Adaptation((untied,), {"tie_word_embeddings": False}, notes=(note,))
 
 
 def settings(spec: DenseSpec, target: MoeTarget, sizes: MoeSizes) -> dict[str, Any]:
-    """config.json of the result but for its class and dtype: every setting that computing needs, made explicit."""
+    """config.json of the result except for its class and dtype: every setting that computing needs, made explicit."""
     return {**_copied(spec, target), **target.config(spec, sizes), **adaptation(spec, target, sizes).config}
 
 

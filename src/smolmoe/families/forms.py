@@ -38,7 +38,7 @@ class DenseForm:
 
 
 def form(settings: Settings, model_type: str, *, zero_biases: tuple[str, ...] = (), **own: Any) -> DenseForm:
-    """One of the Llama-like classes, with the MoE's common settings and some of its own."""
+    """One of the Llama-like classes, with the MoE's common settings and some that only it has."""
     config = {
         "architectures": [_ARCHITECTURES[model_type]],
         "model_type": model_type,

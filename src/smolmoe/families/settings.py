@@ -31,6 +31,8 @@ def known_settings(config: dict[str, Any]) -> dict[str, Any] | None:
     family = DENSE_FAMILIES.get(str(config.get("model_type")))
     if family is None or not family.defaults or any(config.get(key) is None for key in _STATED):
         return None
+    if any(isinstance(config.get(key), list) for key in (*_STATED, "num_key_value_heads", "head_dim")):
+        return None
     rope = _rope(config, family.defaults["rope_theta"])
     # Only the class knows whether null is valid for a setting with a default, and which layer types exist.
     if any(key in config and config[key] is None and value is not None for key, value in family.defaults.items()):

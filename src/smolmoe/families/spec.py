@@ -71,7 +71,7 @@ def _describe(config: Any, settings: dict[str, Any]) -> DenseSpec:
 
 
 def _of_all_layers(config: Any, key: str) -> Any:
-    """A setting; None where there is none, or where layers differ in it (Gemma 4: transformers raises an error)."""
+    """A setting; None if it is absent, or if layers differ in it (Gemma 4: transformers raises an error)."""
     try:
         return getattr(config, key, None)
     except RuntimeError:

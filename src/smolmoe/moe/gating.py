@@ -126,7 +126,7 @@ def gate_spec(router: nn.Module) -> GateSpec:
 
 
 def router_weight(router: Any) -> nn.Parameter:
-    """[E, D]; in a linear layer of its own in Hunyuan."""
+    """[E, D]; inside a linear layer in Hunyuan."""
     return router.weight if hasattr(router, "weight") else router.wg.weight
 
 

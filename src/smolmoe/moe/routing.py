@@ -78,7 +78,7 @@ def find_routers(model: nn.Module) -> list[tuple[int, nn.Module]]:
 
 
 def selection_biases(model: nn.Module) -> dict[int, torch.Tensor | None]:
-    """Layer index -> [E], a view of the bias that affects only the choice of experts; None if there is none."""
+    """Layer index -> [E], a view of the bias that affects only the choice of experts; None without a bias."""
     return {found.layer: found.bias for found in _find(model)}
 
 

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
-from pydantic import Field
+from pydantic import Field, field_validator
 
 from smolmoe.recipe.base import Recipe
 from smolmoe.recipe.words import Seed
@@ -70,3 +70,10 @@ class UpcycleRecipe(Recipe):
     max_shard_size: str = Field("5GB", description="maximum size of a weight file, e.g. 500MB or 5GB")
     overwrite: bool = Field(False, description="replacement of an existing output folder")
     verify: bool = Field(True, description="verification of the written files against the claim")
+
+    @field_validator("runs_in", mode="before")
+    @classmethod
+    def _as_on_the_command_line(cls, value: Any) -> Any:
+        """A text of names with commas; an empty one is refused like any other."""
+        parts = [part.strip() for part in value.split(",") if part.strip()] if isinstance(value, str) else []
+        return parts or value

@@ -11,7 +11,7 @@ from smolmoe.core.checkpoint import Checkpoint
 from smolmoe.core.claim import Claim
 from smolmoe.errors import CheckpointError, SourceError
 from smolmoe.families import DenseSpec, MoeTarget
-from smolmoe.families.adapt import Kept, kept, mended
+from smolmoe.families.adapt import Kept, changed, kept
 from smolmoe.families.engines import runs_in
 from smolmoe.families.fit import adaptation
 from smolmoe.families.resolve import resolve
@@ -171,7 +171,7 @@ def _kept(spec: DenseSpec, target: MoeTarget, layout: Layout, base: Source) -> K
     """Everything but the FFNs that become experts, as the target has it, in natural order."""
     ffn = {name for i in layout.moe_layers for name in base.ffn_names(i)}
     shapes = {name: info.shape for name, info in base.tensors.items() if name not in ffn}
-    found = mended(kept(shapes), adaptation(spec, target, layout.sizes(spec)).mends)
+    found = changed(kept(shapes), adaptation(spec, target, layout.sizes(spec)).changes)
     return {name: found[name] for name in sorted(found, key=lambda name: natural(name, spec))}
 
 

@@ -47,7 +47,7 @@ def import_model(
     """Write a GGUF, multimodal or fp8 model as a plain checkpoint.
 
     Raises:
-        SmolmoeError: a subclass with field, value and fix. Nothing is left half-written.
+        SmolmoeError: a subclass with field, value and fix. Nothing incomplete is left.
     """
     from smolmoe.surgery.imports.run import import_model as run
 

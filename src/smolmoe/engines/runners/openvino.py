@@ -11,7 +11,7 @@ AT_LEAST = "2.2"
 INSTALL = "pip install openvino optimum-intel"
 NOTES = (
     "Weights, KV cache and computation are set to float32; by default it rounds all of them.",
-    "It reads the model with the transformers of its own environment, an older one than smolmoe's.",
+    "It reads the model with the older transformers in its environment.",
 )
 
 

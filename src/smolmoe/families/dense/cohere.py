@@ -15,8 +15,8 @@ def _adapt(spec: DenseSpec, target: str) -> Adaptation:
         config={"layer_types": ["sliding_attention"] * spec.layers, "sliding_window": context},
         refusals=(norms,) if spec.config["use_qk_norm"] else (),
         limits=(
-            f"Limit: this class rotates queries and keys only in windowed layers, so all layers get a window of {context:,} "
-            "tokens, max_position_embeddings: in longer texts tokens beyond it are not seen.",
+            "Limit: this class rotates queries and keys only in windowed layers, so all layers get a window of "
+            f"{context:,} tokens, max_position_embeddings: in longer texts tokens beyond it are not seen.",
         ),
     )
 

@@ -5,19 +5,19 @@ from __future__ import annotations
 import math
 from dataclasses import replace
 
-from smolmoe.families.adapt import Adaptation, Mend, scaled, shifted, untied
+from smolmoe.families.adapt import Adaptation, Change, scaled, shifted, untied
 from smolmoe.families.dense.llama import LLAMA_MLP
 from smolmoe.families.types import DenseFamily, DenseSpec
 
 
 def _adapt(spec: DenseSpec, target: str) -> Adaptation:
     scale = math.sqrt(spec.hidden_size)
-    mends: list[Mend] = [shifted("norm.weight")]
+    changes: list[Change] = [shifted("norm.weight")]
     config: dict[str, object] = {}
     if target == "granitemoeshared":
         config["embedding_multiplier"] = scale
     else:
-        mends += [untied, scaled("embed_tokens.weight", by=scale)]
+        changes += [untied, scaled("embed_tokens.weight", by=scale)]
         config["tie_word_embeddings"] = False
     notes = []
     if not (scale.is_integer() and scale <= 256):
@@ -26,7 +26,7 @@ def _adapt(spec: DenseSpec, target: str) -> Adaptation:
             "computes in; this class by the root itself. In 16 bits they differ by at most one rounding (0.2%)."
         )
     reasons = ["it has no bidirectional attention"] if spec.config.get("use_bidirectional_attention") else []
-    return Adaptation(mends, config, reasons, notes)
+    return Adaptation(changes, config, reasons, notes)
 
 
 FAMILY = DenseFamily(

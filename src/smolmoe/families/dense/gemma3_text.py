@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from smolmoe.families.adapt import Adaptation, Mend, scaled, shifted, untied
+from smolmoe.families.adapt import Adaptation, Change, scaled, shifted, untied
 from smolmoe.families.dense.llama import LLAMA_MLP
 from smolmoe.families.types import DenseFamily, DenseSpec
 
@@ -12,15 +12,15 @@ def _adapt(spec: DenseSpec, target: str) -> Adaptation:
     config = spec.config
     refusals = ["it has no bidirectional attention"] if config["use_bidirectional_attention"] else []
     queries = spec.head_dim**0.5 * config["query_pre_attn_scalar"] ** -0.5
-    mends: list[Mend] = [
+    changes: list[Change] = [
         untied,
         scaled("embed_tokens.weight", by=spec.hidden_size**0.5),
         shifted("norm.weight"),  # of the layers, of queries and keys, and the last
     ]
     if queries != 1.0:
-        mends.append(scaled("self_attn.q_norm.weight", by=queries))
-    notes = ["The output head is written as a tensor of its own: only the embedding is scaled."] if spec.tied else []
-    return Adaptation(mends, {"tie_word_embeddings": False}, refusals, notes)
+        changes.append(scaled("self_attn.q_norm.weight", by=queries))
+    notes = ["The output head is written as a separate tensor: only the embedding is scaled."] if spec.tied else []
+    return Adaptation(changes, {"tie_word_embeddings": False}, refusals, notes)
 
 
 FAMILY = DenseFamily(

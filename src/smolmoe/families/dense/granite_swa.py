@@ -1,4 +1,4 @@
-"""Granite with windows: Granite with a window, a rotary base (0: none) and attention sinks of its own in each layer."""
+"""Granite with windows: Granite with a window, and in each layer its rotary base (0: none) and attention sinks."""
 
 from smolmoe.families.dense.llama import LLAMA_MLP
 from smolmoe.families.types import DenseFamily

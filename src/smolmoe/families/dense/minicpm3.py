@@ -18,8 +18,8 @@ def _adapt(spec: DenseSpec, target: str) -> Adaptation:
     config, rotary = spec.config, neighbours(spec)
     branch = config["scale_depth"] / math.sqrt(spec.layers)
     return Adaptation(
-        mends=(
-            *rotary.mends,
+        changes=(
+            *rotary.changes,
             untied,
             scaled("embed_tokens.weight", by=config["scale_emb"] / branch),
             scaled("lm_head.weight", by=config["dim_model_base"] / spec.hidden_size),

@@ -9,7 +9,7 @@ from smolmoe.families.types import DenseFamily, DenseSpec
 
 def _adapt(spec: DenseSpec, target: str) -> Adaptation:
     width = (spec.hidden_size,)
-    mends = (
+    changes = (
         # The output head may stay tied: the normalised stream's mean is 0, so the embedding's does not matter there.
         centred("embed_tokens.weight", axis=1),
         centred("o_proj.weight", "o_proj.bias", "down_proj.weight", axis=0),
@@ -18,7 +18,7 @@ def _adapt(spec: DenseSpec, target: str) -> Adaptation:
         added("model.embed_tokens.weight", "model.norm.weight", 1.0, width),
     )
     clipped = ["it does not clip queries, keys and values"] if spec.config["clip_qkv"] is not None else []
-    return Adaptation(mends, refusals=clipped)
+    return Adaptation(changes, refusals=clipped)
 
 
 FAMILY = DenseFamily(

@@ -5,13 +5,13 @@ Phi-4-mini rotates only the first three quarters of each head.
 
 from __future__ import annotations
 
-from smolmoe.families.adapt import Adaptation, Mend, split
+from smolmoe.families.adapt import Adaptation, Change, split
 from smolmoe.families.types import DenseFamily, DenseSpec, MlpLayout, Slot
 
 FUSED_MLP = MlpLayout("model.layers", "mlp", Slot("gate_up_proj", 0), Slot("gate_up_proj", 1), Slot("down_proj"))
 
 
-def split_ffn(spec: DenseSpec) -> Mend:
+def split_ffn(spec: DenseSpec) -> Change:
     """Gate and up of the layers that stay dense, as two matrices."""
     return split("gate_up_proj.weight", {"gate_proj.weight": spec.ffn_size, "up_proj.weight": spec.ffn_size})
 
@@ -24,9 +24,9 @@ def _adapt(spec: DenseSpec, target: str) -> Adaptation:
     if rope["rope_type"] == "longrope":
         limit = rope["original_max_position_embeddings"]
         limits.append(
-            f"Limit: generation that grows past {limit:,} tokens with a KV cache differs from the source's: this class keeps "
-            "the cached keys, rotated for short texts, and Phi3ForCausalLM computes them again. Prompts longer than "
-            "that, and texts that stay shorter, are equal."
+            f"Limit: generation that grows past {limit:,} tokens with a KV cache differs from the source's: this class "
+            "keeps the cached keys, rotated for short texts, and Phi3ForCausalLM computes them again. Prompts longer "
+            "than that, and texts that stay shorter, are equal."
         )
     return Adaptation((split("qkv_proj.weight", rows), split_ffn(spec)), limits=limits)
 

@@ -1,4 +1,4 @@
-"""Seed-OSS: Llama with biases on q, k and v, and on the output projection by a switch of its own."""
+"""Seed-OSS: Llama with biases on q, k and v, and on the output projection by a separate switch."""
 
 from __future__ import annotations
 

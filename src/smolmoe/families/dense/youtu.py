@@ -14,7 +14,7 @@ def neighbours(spec: DenseSpec, target: str = "") -> Adaptation:
         return Adaptation()
     rotary, key = config["qk_rope_head_dim"], "self_attn.kv_a_proj_with_mqa"
     return Adaptation(
-        mends=(
+        changes=(
             reordered("q_b_proj.weight", "q_proj.weight", head=interleaved(rotary, config["qk_nope_head_dim"])),
             reordered(f"{key}.weight", f"{key}.bias", head=interleaved(rotary, config["kv_lora_rank"])),
         ),

@@ -1,7 +1,7 @@
 """Beam: norms before and after attention and FFN, an attention output gate, sigmoid scores with a selection bias.
 
-It divides the residual stream by the square root of the number of branches added so far. Norms do not see a scale, but
-for their epsilon: what Beam computes from a plain residual stream is equal up to that.
+It divides the residual stream by the square root of the number of branches added so far. Norms do not see a scale,
+except in their epsilon: what Beam computes from a plain residual stream is equal up to that.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ def _adapt(spec: DenseSpec) -> Adaptation:
         ),
         limits=(
             "This class divides the residual stream by the square root of the number of branches added to it, which "
-            f"its norms undo but for their epsilon: theirs counts up to {additions} times as much, a relative "
+            f"its norms undo except for their epsilon: theirs counts up to {additions} times as much, a relative "
             f"difference of at most {(additions - 1) / 2 * spec.config['rms_norm_eps']:.1e} / (mean square of the "
             "residual stream).",
         ),

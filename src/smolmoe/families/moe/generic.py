@@ -48,7 +48,7 @@ TARGET = MoeTarget(
     windows="layers",
     shared="optional",
     dense_layers="any",
-    # vLLM's backend for models that it has no class for builds the dense model by transformers; it takes SiLU for granted.
+    # vLLM's Transformers backend builds the dense model by transformers, and computes all experts with SiLU.
     engines={"vLLM": Support(activations=("silu",), plain_ffn=False, needs="--trust-remote-code")},
     scoring_key="scoring_func",
 )

@@ -11,8 +11,9 @@ Where the gates of the chosen experts sum to 1, the function is preserved if no 
 - K > 1 without a bias: no row works. A logit w x below the K-th largest for every x, and so for -x, would need w to
   have Tukey depth K among the rows, and rows in general position have none deeper than 1. So the model becomes the
   generic one, which computes the same function and has a bias.
-- Gates that are not renormalised, a trained gate on the shared expert, or softmax with unequal biases: none works. The row then points away from
-  what the router's inputs have in common, so that text rarely chooses it; this is measured, not promised.
+- Gates that are not renormalised, a trained gate on the shared expert, or softmax with unequal biases: none works. The
+  row then points away from what the router's inputs have in common, so that text rarely chooses it; this is measured,
+  not promised.
 """
 
 from __future__ import annotations
@@ -332,9 +333,8 @@ class _Adding:
             yield out("shared_expert.gate_up_proj.weight", (2 * wide, hidden), "shared", *both)
             # A gate of zeros halves the shared expert; the generic model has no such gate.
             scale = self.files.shared_scale * (0.5 if found.shared_gate else 1.0)
-            yield out(
-                "shared_expert.down_proj.weight", (hidden, wide), "shared", _block(parts, found.shared["down"], scale)
-            )
+            joined = _block(parts, found.shared["down"], scale)
+            yield out("shared_expert.down_proj.weight", (hidden, wide), "shared", joined)
 
 
 _GATE_FIRST = ("gate", "up", "down", "gate_bias", "up_bias", "down_bias")

@@ -27,7 +27,7 @@ def zero_gates(files: MoeFiles) -> list[str]:
     return [gate for gate in gates if not bool(files.parts.read(gate).any())]
 
 
-def mended(files: MoeFiles, *, own_head: bool, tiny_gates: bool) -> tuple[Program, list[str]] | None:
+def adapted(files: MoeFiles, *, own_head: bool, tiny_gates: bool) -> tuple[Program, list[str]] | None:
     """The program of the adapted MoE and the list of changes; None if no change is needed.
 
     Args:

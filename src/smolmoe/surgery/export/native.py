@@ -13,7 +13,7 @@ from typing import Any
 
 from smolmoe.core.claim import Claim
 from smolmoe.families import ExpertNames, MoeTarget
-from smolmoe.families.adapt import Adaptation, added, kept, mended
+from smolmoe.families.adapt import Adaptation, added, changed, kept
 from smolmoe.families.fit import adaptation
 from smolmoe.surgery.claim import ROUNDING
 from smolmoe.surgery.experts.moe_files import GENERIC, Ffn, MoeFiles, MoeLayer
@@ -137,7 +137,7 @@ class _Export:
         }
         biases = [added(f"self_attn.{name}.weight", f"self_attn.{name}.bias") for name in self.subject.form.zero_biases]
         found: dict[str, list[OutTensor]] = {}
-        for plain, piece in mended(kept(shapes), [*biases, *self._adaptation.mends]).items():
+        for plain, piece in changed(kept(shapes), [*biases, *self._adaptation.changes]).items():
             name = names[piece.source]
             block = kept_block(piece, (Read(SOURCE, name),))
             role: Role = "new" if piece.filled else "kept"

@@ -80,7 +80,7 @@ def import_model(
         overwrite: replace an existing model folder.
 
     Raises:
-        SmolmoeError: a subclass with field, value and fix. Nothing is left half-written.
+        SmolmoeError: a subclass with field, value and fix. Nothing incomplete is left.
     """
     start, out = time.monotonic(), Path(out).expanduser()
     file = expanded(str(source))

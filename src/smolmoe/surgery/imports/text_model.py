@@ -1,4 +1,4 @@
-"""The text model of a multimodal checkpoint, as a causal language model of its own: a part of the tensors, renamed."""
+"""The text model of a multimodal checkpoint, as a separate causal language model: a part of the tensors, renamed."""
 
 from __future__ import annotations
 

@@ -70,7 +70,7 @@ class GgufExport:
         out: the file; its measurements and its model card are next to it, under the same name with .json and .md.
         architecture: llama.cpp's name for it.
         through: the transformers class that the converter read: the model's own, or an equivalent one.
-        mended: changes needed for llama.cpp to compute the same function.
+        `mended`: changes needed for llama.cpp to compute the same function.
         quant: one of `QUANTS`.
         other_types: tensors of two or more dimensions that were written in a different type, by type.
         odd_rows: widths of rows that a K type cannot store, for which llama.cpp uses other types.
@@ -217,7 +217,7 @@ def export_gguf(
     with writing(out), workshop(target, shown=out) as folder:
         job = _Job(files, request, route, vocabulary, converter, program, folder, report)
         order = job.order()
-        staged, mends = job.stage(order)
+        staged, changes = job.stage(order)
         written, types, importance = job.convert(staged)
         measured = job.measure(written, order)
         placement = None if request.vram is None else place_experts(written[quant], request.vram, request.context)
@@ -227,7 +227,7 @@ def export_gguf(
         out,
         route.architecture,
         route.kind,
-        tuple(mends),
+        tuple(changes),
         quant,
         _other_types(types[quant], K_QUANTS.get(quant, quant.upper())),
         widths,
@@ -353,7 +353,7 @@ class _Job:
         """The folder the converter reads: the MoE's own, or an adapted copy of another class; and why."""
         from smolmoe.surgery.experts.moe_files import read_moe
         from smolmoe.surgery.experts.subset import permuted
-        from smolmoe.surgery.export.gguf_compatibility import mended
+        from smolmoe.surgery.export.gguf_compatibility import adapted
         from smolmoe.surgery.export.native import native_export
 
         files, said = self.files, []
@@ -364,11 +364,11 @@ class _Job:
             program, claim = native_export(files, self.route.kind)
             files = read_moe(self._write(program, "native"))
             said.append(f"written as {self.route.kind}, which llama.cpp computes: {claim.reason}")
-        mend = mended(files, own_head=self.route.own_head, tiny_gates=self.route.divides_by_gate)
-        if mend is None:
+        found = adapted(files, own_head=self.route.own_head, tiny_gates=self.route.divides_by_gate)
+        if found is None:
             return files.folder, said
-        program, changes = mend
-        return self._write(program, "mended"), [*said, *changes]
+        program, changes = found
+        return self._write(program, "adapted"), [*said, *changes]
 
     def _write(self, program: Any, name: str) -> Path:
         from smolmoe.surgery.experts.writer import write_program
