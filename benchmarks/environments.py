@@ -1,4 +1,4 @@
-"""An environment for each tool that smolmoe is compared with, made on the first run, kept in the user's cache folder."""
+"""An environment for each tool that smolmoe is compared with, made on the first run, kept in the cache folder."""
 
 from __future__ import annotations
 
@@ -8,7 +8,8 @@ import sys
 from pathlib import Path
 
 HERE = Path(__file__).resolve().parent
-PEERS = tuple(sorted(path.stem for path in (HERE / "peers").glob("*.txt")))
+# Name -> version, of the first line of its requirements: NAME==VERSION.
+PEERS = {path.stem: path.read_text().split("==")[1].split()[0] for path in sorted((HERE / "peers").glob("*.txt"))}
 
 
 def environment(peer: str) -> Path:

@@ -16,13 +16,12 @@ import os
 import shutil
 import sys
 import tempfile
-from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 import machine
-from environments import HERE, PEERS, environment, version_in
+from environments import HERE, PEERS, environment
 from processes import MB, in_own_process, run
 
 ROOT = HERE.parent
@@ -56,7 +55,7 @@ ROWS: dict[str, tuple[str, str, str]] = {
 SERVED = ("copies", "copies-qwen2")  # the other results are of the same classes
 
 
-class NotPossible(Exception):
+class NotPossibleError(Exception):
     """The tool has no such request, for the reason given."""
 
 
@@ -82,7 +81,7 @@ class Bench:
         return folders
 
     def commands(self, tool: str, row: str, out: Path) -> tuple[list[Command], Path]:
-        """What to run, in order, and the folder that then is the result. Raises NotPossible."""
+        """What to run, in order, and the folder that then is the result. Raises NotPossibleError."""
         model, request, _ = ROWS[row]
         return getattr(self, f"_{tool.replace('-', '_')}")(self.dense(model), request, out)
 
@@ -108,14 +107,14 @@ class Bench:
                 data,
             ]
         if request not in options:
-            raise NotPossible("experts are FFNs only")
+            raise NotPossibleError("experts are FFNs only")
         command = [sys.executable, "-m", "smolmoe", "upcycle", dense, out, *options[request]]
         return [[*command, "--seed", str(SEED), "--no-verify", "--overwrite"]], out
 
     def _mergekit(self, dense: Path, request: str, out: Path) -> tuple[list[Command], Path]:
         """Its Qwen MoE needs one shared expert, which a `residual_scale` of 0 takes out of the sum."""
         if request in ("split", "attention"):
-            raise NotPossible("an expert is a whole FFN")
+            raise NotPossibleError("an expert is a whole FFN")
         config: dict[str, Any] = {"base_model": str(dense), "gate_mode": "random", "dtype": "bfloat16"}
         if request == "specialists":
             named = {name: (folder, domain_texts(name)) for name, folder in self.specialists().items()}
@@ -133,7 +132,7 @@ class Bench:
     def _mixturekit(self, dense: Path, request: str, out: Path) -> tuple[list[Command], Path]:
         """Built, routers stored, exported as a native class if there is one for the model."""
         if request == "split":
-            raise NotPossible("an expert is a whole FFN or projection")
+            raise NotPossibleError("an expert is a whole FFN or projection")
         sources = list(self.specialists().values()) if request == "specialists" else [dense] * 4
         config: dict[str, Any] = {
             "moe_method": "btx" if request == "attention" else "traditional",
@@ -161,9 +160,9 @@ class Bench:
 
     def _ms_moe_maker(self, dense: Path, request: str, out: Path) -> tuple[list[Command], Path]:
         if model_type(dense) != "qwen2":
-            raise NotPossible("the base must be a Qwen model")
+            raise NotPossibleError("the base must be a Qwen model")
         if request != "copies":
-            raise NotPossible("an expert is a whole FFN")
+            raise NotPossibleError("an expert is a whole FFN")
         python = environment("ms-moe-maker") / "python"
         return [[python, HERE / "peers" / "stitch.py", out, "2", *[dense] * 4]], out / "moe_untrained"
 
@@ -330,7 +329,7 @@ def cell(bench: Bench, tool: str, row: str, timeout: float) -> Cell:
     out = bench.work / f"{tool}-{row}"
     try:
         commands, folder = bench.commands(tool, row, out)
-    except NotPossible as reason:
+    except NotPossibleError as reason:
         return {"not_possible": str(reason)}
     runs = []
     for _ in range(ROUNDS):
@@ -344,6 +343,7 @@ def cell(bench: Bench, tool: str, row: str, timeout: float) -> Cell:
             return {"failed": last_line(str(error))}
     made = {
         "seconds": min(sum(one.seconds for one in several) for several in runs),
+        "cpu_seconds": min(sum(one.cpu_seconds for one in several) for several in runs),
         "anonymous_mb": round(max(one.anonymous for several in runs for one in several) / MB),
         "resident_mb": round(max(one.resident for several in runs for one in several) / MB),
         "bytes": sum(path.stat().st_size for path in folder.rglob("*") if path.is_file() and not path.is_symlink()),
@@ -361,6 +361,48 @@ def cell(bench: Bench, tool: str, row: str, timeout: float) -> Cell:
 def last_line(text: str) -> str:
     lines = [line.strip() for line in text.splitlines() if line.strip()]
     return lines[-1].replace(str(Path.home()), "~")[:300] if lines else "no output"
+
+
+def page(results: Cell) -> str:
+    """The tables: what each result is, and which engines compute it."""
+    head = "| request | tool | class | largest logit difference | perplexity | experts never chosen | CPU time, s | "
+    lines = [f"{head}peak memory, MB | size, MB |", f"| {' | '.join(['---'] * 9)} |"]
+    served = [f"| request | tool | {' | '.join(ENGINES)} |", f"| {' | '.join(['---'] * (len(ENGINES) + 2))} |"]
+    for row, (_, _, words) in ROWS.items():
+        found = results["cells"].get(row, {})
+        for tool in (tool for tool in TOOLS if tool in found):
+            lines.append(f"| {words} | {tool} | {' | '.join(_figures(found[tool]))} |")
+            if engines := found[tool].get("engines"):
+                told = " | ".join(_served(engines[name]) if name in engines else "not measured" for name in ENGINES)
+                served.append(f"| {words} | {tool} | {told} |")
+    dates = sorted({one["date"] for row in results["cells"].values() for one in row.values()})
+    about = f"Measured from {dates[0]} to {dates[-1]} on: {machine.in_words(results['machine'])}."
+    return "\n".join([*lines, "", *served, "", about])
+
+
+def _figures(one: Cell) -> list[str]:
+    if "not_possible" in one or "failed" in one:
+        said = f"not possible: {one['not_possible']}" if "not_possible" in one else f"fails: `{one['failed']}`"
+        return [said, *[""] * 6]
+    made, result = one["made"], one["result"]
+    ends = [f"{made['cpu_seconds']:.1f}", str(made["anonymous_mb"]), f"{made['bytes'] / MB:.0f}"]
+    if "error" in result:
+        return [f"`{result['error']}`", "", "", "", *ends]
+    kind = f"`{result['model_type']}`" if not result["code"] else "remote code"
+    dead = f"{result['dead']} of {result['experts']}" + (f", ties {result['tied']:.1%}" if result["tied"] else "")
+    both = f"{result['perplexity']:.5g} (dense {result['dense_perplexity']:.5g})"
+    return [kind, f"{result['max_delta_logit']:.1e}", both, dead, *ends]
+
+
+def _served(one: Cell) -> str:
+    if one.get("difference") is None or one["verdict"] == "equal":
+        return one["verdict"] if not one["reason"] else f"{one['verdict']}: {one['reason'].replace('|', '/')[:160]}"
+    ours, theirs = one["perplexities"]
+    return f"**differs**: {one['difference']:.1e} nats, perplexity {ours:.5g} for {theirs:.5g}"
+
+
+def _about() -> Cell:
+    return machine.describe() | PEERS | {"seed": SEED, "rounds": ROUNDS, "text": TEXT.name}
 
 
 def _read() -> Cell:
@@ -386,9 +428,10 @@ def main() -> None:
                         continue
                     found = cell(bench, tool, row, given.timeout)
                     print(row, tool, json.dumps(found), flush=True)
-                    results = _read()
+                    results = _read() | {"machine": _about()}
                     results["cells"].setdefault(row, {})[tool] = found | {"date": datetime.now(UTC).date().isoformat()}
                     RESULTS.write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
+    machine.put_between(PAGE, "peers", page(_read()))
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Load a fresh merge of MixtureKit and save it, with the routers that loading made: `python save_routers.py FOLDER OUT`.
+"""Load a fresh merge of MixtureKit and save it, with the routers that loading made: `save_routers.py FOLDER OUT`.
 
 `mixturekit build` stores no routers and `mixturekit export` wants stored ones; this is training, less the training.
 """

@@ -1,6 +1,6 @@
 """The stitch stage of ms-moe-maker on given models: `python stitch.py OUT TOP_K SOURCE...`; writes OUT/moe_untrained.
 
-`ms-moe-maker build` trains the specialists first. A specialist on disk is what the stage reads, so they are linked there.
+`ms-moe-maker build` trains its specialists first; the stage reads them from disk, where the given models are linked.
 """
 
 import sys
