@@ -84,3 +84,15 @@ def test_figures_go_between_their_markers(monkeypatch: pytest.MonkeyPatch, tmp_p
     assert text.startswith("a\n")
     assert text.endswith("\nb\n")
     assert json.loads((tmp_path / "results" / "x.json").read_text())["figure"] == 1
+
+
+def test_the_page_of_peers_has_the_figures_of_the_results(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(str(BENCHMARKS))
+    peers = import_module("peers")
+    results = json.loads(peers.RESULTS.read_text(encoding="utf-8"))
+    assert list(results["cells"]) == list(peers.ROWS)
+    assert all(set(row) == set(peers.TOOLS) for row in results["cells"].values())
+    text = peers.PAGE.read_text(encoding="utf-8")
+    assert peers.page(results) == text.split("<!-- peers:begin -->\n")[1].split("\n<!-- peers:end -->")[0]
+    figure = results["cells"]["copies"]["mergekit"]["result"]["perplexity"]
+    assert f"{figure:.5g}" in text
