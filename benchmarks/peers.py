@@ -52,6 +52,7 @@ ROWS: dict[str, tuple[str, str, str]] = {
     "attention": ("smollm2", "attention", "SmolLM2, 4 copies of the query projections as experts, top-2"),
 }
 
+SERVED_TEXT = {"sequences": 2, "length": 64, "new_tokens": 4}
 SERVED = ("copies", "copies-qwen2")  # the other results are of the same classes
 
 
@@ -304,7 +305,7 @@ def engine_cell(folder: Path, engine: str, timeout: float) -> Cell | None:
     except RequestError:
         return None
     try:
-        found = verify(folder, engine=engine, timeout=timeout)
+        found = verify(folder, engine=engine, timeout=timeout, **SERVED_TEXT)
     except (SourceError, CheckpointError) as error:  # transformers has no such class: what does the engine say?
         if engine == "llama.cpp":
             with tempfile.TemporaryDirectory() as work:
@@ -321,6 +322,7 @@ def engine_cell(folder: Path, engine: str, timeout: float) -> Cell | None:
         "difference": found.difference and found.difference.max_abs,
         "perplexities": perplexities,
         "version": found.engine_version,
+        "tokens": sum(found.lengths),
     }
 
 
