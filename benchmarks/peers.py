@@ -16,6 +16,7 @@ import os
 import shutil
 import sys
 import tempfile
+import textwrap
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -314,7 +315,8 @@ def engine_cell(folder: Path, engine: str, timeout: float) -> Cell | None:
         job = {"model": str(folder), "sequences": [[1, 2, 3, 4]], "prompts": [[1, 2]], "new_tokens": 2, "trust": True}
         answer = run_engine(python, runner, job, timeout).found
         verdict = "does not load" if answer["stage"] != "done" else "loads"
-        return {"verdict": verdict, "reason": answer.get("error", str(error)), "version": answer.get("version")}
+        reason = textwrap.shorten(answer.get("error", str(error)), 200, placeholder=" ...")
+        return {"verdict": verdict, "reason": reason, "version": answer.get("version")}
     perplexities = found.difference and (found.difference.engine_perplexity, found.difference.perplexity)
     return {
         "verdict": found.verdict,
