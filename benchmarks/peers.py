@@ -46,7 +46,6 @@ Command = list[str | Path]
 ROWS: dict[str, tuple[str, str, str]] = {
     "copies": ("smollm2", "copies", "SmolLM2-135M-Instruct, 4 copies, top-2"),
     "copies-qwen2": ("qwen2", "copies", "random Qwen2, 4 copies, top-2"),
-    "copies-mistral": ("mistral", "copies", "random Mistral, 4 copies, top-2"),
     "copies-mistral-window": ("mistral_window", "copies", "random Mistral with a window of 8 tokens, 4 copies, top-2"),
     "specialists": ("smollm2", "specialists", "SmolLM2, 2 specialists, top-1"),
     "split": ("smollm2", "split", "SmolLM2, 8 half-size experts, top-4"),
