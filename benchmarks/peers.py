@@ -316,10 +316,19 @@ def engine_cell(folder: Path, engine: str, timeout: float) -> Cell | None:
         verdict = "does not load" if answer["stage"] != "done" else "loads"
         reason = textwrap.shorten(answer.get("error", str(error)), 200, placeholder=" ...")
         return {"verdict": verdict, "reason": reason, "version": answer.get("version")}
+    reason = found.reason
+    if engine == "llama.cpp" and found.verdict == "does not load":  # smolmoe may be at fault: what does llama.cpp say?
+        with tempfile.TemporaryDirectory() as work:
+            command = [sys.executable, gguf_converter(), folder, "--outfile", Path(work) / "model.gguf"]
+            try:
+                run(command, Path(work) / "log.txt")
+                reason = f"smolmoe does not export it: {reason}"
+            except RuntimeError as error:
+                reason = last_line(str(error))
     perplexities = found.difference and (found.difference.engine_perplexity, found.difference.perplexity)
     return {
         "verdict": found.verdict,
-        "reason": found.reason,
+        "reason": reason,
         "difference": found.difference and found.difference.max_abs,
         "perplexities": perplexities,
         "version": found.engine_version,
