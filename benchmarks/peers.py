@@ -319,7 +319,13 @@ def engine_cell(folder: Path, engine: str, timeout: float) -> Cell | None:
     reason = found.reason
     if engine == "llama.cpp" and found.verdict == "does not load":  # smolmoe may be at fault: what does llama.cpp say?
         with tempfile.TemporaryDirectory() as work:
-            command = [sys.executable, gguf_converter(), folder, "--outfile", Path(work) / "model.gguf"]
+            command = [
+                sys.executable,
+                gguf_converter() / "convert_hf_to_gguf.py",
+                folder,
+                "--outfile",
+                Path(work) / "model.gguf",
+            ]
             try:
                 run(command, Path(work) / "log.txt")
                 reason = f"smolmoe does not export it: {reason}"
