@@ -296,7 +296,6 @@ def engine_cell(folder: Path, engine: str, timeout: float) -> Cell | None:
     from smolmoe import verify
     from smolmoe.engines.process import find_python, run_engine
     from smolmoe.engines.registry import runner_of
-    from smolmoe.engines.run import as_gguf, gguf_converter
     from smolmoe.errors import CheckpointError, RequestError, SourceError
 
     runner = runner_of(engine)
@@ -308,9 +307,8 @@ def engine_cell(folder: Path, engine: str, timeout: float) -> Cell | None:
         found = verify(folder, engine=engine, timeout=timeout, **SERVED_TEXT)
     except (SourceError, CheckpointError) as error:  # transformers has no such class: what does the engine say?
         if engine == "llama.cpp":
-            with tempfile.TemporaryDirectory() as work:
-                _, refusal = as_gguf(folder, Path(work), gguf_converter())
-            return {"verdict": "loads" if refusal is None else "does not load", "reason": refusal, "version": None}
+            refusal = unconvertible(folder)
+            return {"verdict": "does not load" if refusal else "converts", "reason": refusal, "version": None}
         job = {"model": str(folder), "sequences": [[1, 2, 3, 4]], "prompts": [[1, 2]], "new_tokens": 2, "trust": True}
         answer = run_engine(python, runner, job, timeout).found
         verdict = "does not load" if answer["stage"] != "done" else "loads"
@@ -318,19 +316,7 @@ def engine_cell(folder: Path, engine: str, timeout: float) -> Cell | None:
         return {"verdict": verdict, "reason": reason, "version": answer.get("version")}
     reason = found.reason
     if engine == "llama.cpp" and found.verdict == "does not load":  # smolmoe may be at fault: what does llama.cpp say?
-        with tempfile.TemporaryDirectory() as work:
-            command = [
-                sys.executable,
-                gguf_converter() / "convert_hf_to_gguf.py",
-                folder,
-                "--outfile",
-                Path(work) / "model.gguf",
-            ]
-            try:
-                run(command, Path(work) / "log.txt")
-                reason = f"smolmoe does not export it: {reason}"
-            except RuntimeError as error:
-                reason = last_line(str(error))
+        reason = unconvertible(folder) or f"smolmoe does not export it: {reason}"
     perplexities = found.difference and (found.difference.engine_perplexity, found.difference.perplexity)
     return {
         "verdict": found.verdict,
@@ -340,6 +326,19 @@ def engine_cell(folder: Path, engine: str, timeout: float) -> Cell | None:
         "version": found.engine_version,
         "tokens": sum(found.lengths),
     }
+
+
+def unconvertible(folder: Path) -> str | None:
+    """The last line of llama.cpp's own converter if it fails."""
+    from smolmoe.engines.run import gguf_converter
+
+    with tempfile.TemporaryDirectory() as work:
+        log, out = Path(work) / "log.txt", Path(work) / "model.gguf"
+        try:
+            run([sys.executable, gguf_converter() / "convert_hf_to_gguf.py", folder, "--outfile", out], log)
+        except RuntimeError as error:
+            return last_line(str(error))
+    return None
 
 
 def cell(bench: Bench, tool: str, row: str, timeout: float) -> Cell:
