@@ -19,7 +19,7 @@ export PYTHONDONTWRITEBYTECODE :=
 FIRST_IMPORTS := import matplotlib.pyplot, smolmoe.cli, torch; from transformers import AutoModelForCausalLM, LlamaForCausalLM, MixtralForCausalLM, Trainer
 
 .DEFAULT_GOAL := help
-.PHONY: help setup lock demo test test-slow test-newest lint types format bench engines docs clean
+.PHONY: help setup lock demo test test-slow test-newest lint types format bench peers engines docs clean
 
 help: ## show this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  make \1\t/' | expand -t 20
@@ -73,6 +73,9 @@ format: $(READY) ## rewrite the code to the format
 
 bench: $(READY) ## measure time and memory, compared with mergekit-moe, and update benchmarks/README.md
 	$(BIN)/python benchmarks/upcycle.py
+
+peers: $(READY) ## put the same models through smolmoe and three other tools, and update docs/explanation/peers.md
+	$(BIN)/python benchmarks/peers.py
 
 engines: $(ENGINE:%=$(ENGINES)/%/.ready) ## environments for `smolmoe verify --in` in .engines (ENGINES=folder, ENGINE="mlx vllm" for some)
 

@@ -13,7 +13,6 @@ import os
 import shlex
 import shutil
 import statistics
-import subprocess
 import sys
 import tempfile
 import time
@@ -24,36 +23,15 @@ from typing import Any
 
 import machine
 from checkpoints import SMOLLM_135M, Shape, write_random
+from environments import PEERS, environment, version_in
 from processes import MB, Run, in_own_process, run
 
-HERE = Path(__file__).resolve().parent
-MERGEKIT = "0.1.5"
+MERGEKIT = PEERS["mergekit"]
 EXPERTS, TOP_K, SEED = 8, 2, 0
 TARGET_SPEEDUP, TARGET_MB, GROWTH_MB = 4.0, 700, 20
 DEPTHS = (15, 60)
 
 Row = dict[str, Any]  # one contender's figures, as they are written to JSON
-
-
-def mergekit_environment() -> Path:
-    """The bin folder of an environment with mergekit, made once; torch first, chosen as by `make setup`."""
-    cache = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache"))
-    version = f"{sys.version_info.major}.{sys.version_info.minor}"
-    folder = cache / "smolmoe" / f"mergekit-{MERGEKIT}-python{version}"
-    if not (folder / ".ready").exists():
-        print(f"making an environment for mergekit {MERGEKIT} in {folder}", file=sys.stderr)
-        python = folder / "bin" / "python"
-        subprocess.run([sys.executable, "-m", "venv", "--clear", folder], check=True)
-        subprocess.run([python, HERE.parent / "scripts" / "install_torch.py"], check=True)
-        subprocess.run([python, "-m", "pip", "install", "--quiet", f"mergekit=={MERGEKIT}"], check=True)
-        (folder / ".ready").touch()
-    return folder / "bin"
-
-
-def version_in(bin_folder: Path, package: str) -> str:
-    code = f"import importlib.metadata as m; print(m.version({package!r}))"
-    done = subprocess.run([bin_folder / "python", "-c", code], capture_output=True, text=True, check=True)
-    return done.stdout.strip()
 
 
 def write_mergekit_config(path: Path, source: Path) -> None:
@@ -189,7 +167,7 @@ def main() -> int:
     parser.add_argument("--smolmoe", help="another command to measure in its place; records nothing")
     options = parser.parse_args()
 
-    mergekit = None if options.without_mergekit else mergekit_environment()
+    mergekit = None if options.without_mergekit else environment("mergekit")
     command = shlex.split(options.smolmoe or str(Path(sys.executable).parent / "smolmoe"))
     with tempfile.TemporaryDirectory(dir=options.work, prefix="smolmoe-bench-") as work:
         bench = Bench(Path(work), command, mergekit)

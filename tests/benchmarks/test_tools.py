@@ -102,3 +102,15 @@ def test_the_page_of_engines_is_made_of_the_results(monkeypatch: pytest.MonkeyPa
     for cells in results["cells"].values():
         for cell in cells.values():
             assert (cell["verdict"] == "equal") <= (cell["difference"]["beyond"] == 0 if cell["difference"] else False)
+
+
+def test_the_page_of_peers_has_the_figures_of_the_results(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(str(BENCHMARKS))
+    peers = import_module("peers")
+    results = json.loads(peers.RESULTS.read_text(encoding="utf-8"))
+    assert set(results["cells"]) == set(peers.ROWS)
+    assert all(set(row) == set(peers.TOOLS) for row in results["cells"].values())
+    text = peers.PAGE.read_text(encoding="utf-8")
+    assert peers.page(results) == text.split("<!-- peers:begin -->\n")[1].split("\n<!-- peers:end -->")[0]
+    figure = results["cells"]["copies"]["mergekit"]["result"]["perplexity"]
+    assert f"{figure:.5g}" in text

@@ -54,5 +54,8 @@ TARGET = MoeTarget(
     shared="optional",
     renormalises=True,
     count="num_local_experts",
-    engines={"vLLM": Support(), "llama.cpp": Support("granitemoeswa", rope=LLAMA_CPP_ROPE, activations=("silu",))},
+    engines={
+        "vLLM": Support(free_head_dim=False, attention_bias=False),
+        "llama.cpp": Support("granitemoeswa", rope=LLAMA_CPP_ROPE, activations=("silu",)),
+    },
 )

@@ -60,7 +60,7 @@ TARGET = MoeTarget(
     renormalises=True,
     count="num_local_experts",
     engines={
-        "vLLM": Support(activations=("silu",)),
+        "vLLM": Support(free_head_dim=False, attention_bias=False, activations=("silu",)),
         "llama.cpp": Support("granitemoe", True, free_head_dim=False, rope=LLAMA_CPP_ROPE, activations=("silu",)),
     },
 )
