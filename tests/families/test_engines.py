@@ -44,7 +44,9 @@ def test_names_as_people_write_them() -> None:
         ("llama_rope3", ("vllm", "llama.cpp"), "mixtral"),
         ("qwen2", (), "granitemoeshared"),
         ("qwen3", ("llama.cpp",), "qwen3_moe"),
-        ("qwen3_mixed", ("vllm", "llama.cpp"), "mellum"),
+        ("qwen3_mixed", ("vllm",), "mellum"),
+        ("smollm3_window", ("vllm",), "generic"),
+        ("smollm3", ("vllm",), "granitemoe_swa"),
         ("olmo2", ("vllm",), "flex_olmo"),
     ],
 )

@@ -75,16 +75,6 @@ TARGET = MoeTarget(
     scoring="sigmoid",
     scoring_key="expert_selection_fn",
     averages="shared_expert_combination_strategy",
-    engines={
-        "vLLM": Support(),
-        # Its converter refuses a shared expert that is added rather than averaged, and biases.
-        "llama.cpp": Support(
-            "cohere2moe",
-            shared=False,
-            dense_layers=False,
-            attention_bias=False,
-            rope=("default",),
-            activations=("silu",),
-        ),
-    },
+    # llama.cpp computes something else: it takes the sigmoid of all logits.
+    engines={"vLLM": Support()},
 )

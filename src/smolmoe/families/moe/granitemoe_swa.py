@@ -10,7 +10,7 @@ from typing import Any
 from smolmoe.families.adapt import Adaptation, added
 from smolmoe.families.forms import twin
 from smolmoe.families.moe.granitemoeshared import TARGET as SHARED
-from smolmoe.families.types import LLAMA_CPP_ROPE, DenseSpec, ExpertNames, MoeNames, MoeSizes, MoeTarget, Support
+from smolmoe.families.types import DenseSpec, ExpertNames, MoeNames, MoeSizes, MoeTarget, Support
 
 NO_SINK = -1e4
 
@@ -54,8 +54,6 @@ TARGET = MoeTarget(
     shared="optional",
     renormalises=True,
     count="num_local_experts",
-    engines={
-        "vLLM": Support(free_head_dim=False, attention_bias=False),
-        "llama.cpp": Support("granitemoeswa", rope=LLAMA_CPP_ROPE, activations=("silu",)),
-    },
+    # llama.cpp loads it and computes something else, or ends with SIGABRT.
+    engines={"vLLM": Support(free_head_dim=False, attention_bias=False)},
 )

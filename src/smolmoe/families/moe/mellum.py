@@ -7,7 +7,7 @@ from typing import Any
 from smolmoe.errors import TargetError
 from smolmoe.families.forms import DenseForm, Settings, qwen3
 from smolmoe.families.moe.qwen3_moe import TARGET as QWEN3_MOE
-from smolmoe.families.types import LLAMA_CPP_ROPE, DenseSpec, MoeSizes, MoeTarget, Support
+from smolmoe.families.types import DenseSpec, MoeSizes, MoeTarget, Support
 
 TYPES = {True: "sliding_attention", False: "full_attention"}
 
@@ -52,5 +52,6 @@ TARGET = MoeTarget(
     windows="layers",
     dense_layers="any",
     count="num_local_experts",
-    engines={"vLLM": Support(), "llama.cpp": Support("mellum", rope=LLAMA_CPP_ROPE, activations=("silu",))},
+    # llama.cpp converts it and does not load the file.
+    engines={"vLLM": Support()},
 )

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from smolmoe.families.moe.qwen2_moe import TARGET as QWEN2_MOE
-from smolmoe.families.types import DenseSpec, MoeSizes, MoeTarget, Support
+from smolmoe.families.types import DenseSpec, MoeSizes, MoeTarget
 
 
 def _config(spec: DenseSpec, sizes: MoeSizes) -> dict[str, Any]:
@@ -30,7 +30,4 @@ TARGET = MoeTarget(
     renormalises=True,
     own_tokenizer=True,
     # vLLM's and mlx-lm's classes are those of the multimodal checkpoints alone.
-    engines={
-        "llama.cpp": Support("qwen35moe", attention_bias=False, rope=("default",), activations=("silu",)),
-    },
 )
