@@ -47,6 +47,7 @@ def test_names_as_people_write_them() -> None:
         ("qwen3_mixed", ("vllm",), "mellum"),
         ("smollm3_window", ("vllm",), "generic"),
         ("smollm3", ("vllm",), "granitemoe_swa"),
+        ("qwen2", ("vllm",), "generic"),
         ("olmo2", ("vllm",), "flex_olmo"),
     ],
 )
@@ -60,7 +61,6 @@ def test_the_first_class_that_all_of_them_compute(name: str, engines: tuple[str,
     ("name", "options", "says"),
     [
         ("llama_rope3", {"runs_in": ("mlx",)}, "mixtral: mlx-lm: it does not support rotary scaling of type llama3"),
-        ("qwen2", {"runs_in": ("vllm",)}, "granitemoeshared: vLLM: it does not support attention biases"),
         ("gpt2", {"runs_in": ("llama.cpp",)}, "generic: llama.cpp: it is not known to run this class"),
         ("llama_gelu", {"runs_in": ("llama.cpp",), "target": "mixtral"}, "mixtral does not run there"),
     ],
