@@ -58,11 +58,9 @@ def _engines(runs: dict[str, list[str]]) -> str:
 
 
 def _show_missing_engines(target: TargetReport) -> None:
-    by_reason: dict[str, list[str]] = {}
-    for engine, why in target.runs.items():
-        if why:
-            by_reason.setdefault("; ".join(why), []).append(engine)
-    for reason, engines in by_reason.items():
+    from smolmoe.families.engines import by_reason
+
+    for reason, engines in by_reason(target.runs).items():
         print(f"{target.target} not in {', '.join(engines)}: {reason}.")
 
 

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 
 
 def _show_upcycled(result: UpcycleResult) -> None:
+    from smolmoe.families.engines import by_reason
     from smolmoe.surgery.run import estimate
 
     plan = result.plan
@@ -52,7 +53,7 @@ def _show_upcycled(result: UpcycleResult) -> None:
         rows.append(("predicted FFN error", " ".join(f"{error:.3f}" for error in errors)))
     able = [engine for engine, why in plan.runs_in.items() if not why]
     rows.append(("runs in", ", ".join(able)))
-    rows += [(f"not in {engine}", "; ".join(why)) for engine, why in plan.runs_in.items() if why]
+    rows += [("not in", f"{', '.join(engines)}: {why}") for why, engines in by_reason(plan.runs_in).items()]
     print_rows(rows)
     for warning in plan.warnings:
         print(f"  warning: {warning}")

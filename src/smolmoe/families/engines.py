@@ -6,7 +6,7 @@ differs in one of these settings gives different logits there, or does not load.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from smolmoe.core.model_config import expert_counts
@@ -82,6 +82,15 @@ def reasons_against(engine: str, settings: Settings) -> list[str]:
 def runs_in(settings: Settings) -> dict[str, list[str]]:
     """For each engine the reasons why it cannot compute this model."""
     return {engine: reasons_against(engine, settings) for engine in ENGINES}
+
+
+def by_reason(runs: Mapping[str, Sequence[str]]) -> dict[str, list[str]]:
+    """The engines that cannot compute a model, by the reason."""
+    found: dict[str, list[str]] = {}
+    for engine, why in runs.items():
+        if why:
+            found.setdefault("; ".join(why), []).append(engine)
+    return found
 
 
 def limits(found: Support) -> str:
