@@ -57,7 +57,7 @@ class UpcycleRecipe(Recipe):
     layers: str = Field("all", description="layers to convert: all, 2-10, every:2 or 0,3,5")
     target: str = Field("auto", description="MoE class of the result; auto prefers a native class")
     runs_in: tuple[str, ...] = Field(
-        (), description="engines that must run the result: transformers, vllm, sglang, llama.cpp, mlx"
+        (), description="engines that must run the result: transformers, vllm, sglang, llama.cpp, mlx, openvino"
     )
     dtype: Dtype | None = Field(None, description="dtype of the weights (default: the source's)")
     device: str = Field(
