@@ -156,7 +156,7 @@ def test_a_pipeline_in_its_table(smolmoe: Call, recipe: Path) -> None:
     assert [stage["name"] for stage in planned["stages"]] == ["dense", "moe", "moe-trained", "growth"]
     done = smolmoe("run", "line.yaml")
     assert done.code == 0, done.err
-    assert "held-out loss, nats per token" in done.out
+    assert "held-out loss (nats per token)" in done.out
     assert "1/4 dense: Training ..." in done.err
     again = smolmoe("run", "line.yaml", "--json")
     data = json.loads(again.out)
