@@ -237,7 +237,7 @@ def test_two_processes_train_together_and_one_does_the_rest(tmp_path: Path) -> N
     (tmp_path / "line.yaml").write_text(json.dumps(pipeline(tmp_path, upcycle(), onward, report)))
     code = "import runpy, sys; sys.argv[1:1] = ['run']; runpy.run_module('smolmoe', run_name='__main__')"
     printed = run_ranks(code, tmp_path / "line.yaml")
-    assert "held-out loss, nats per token" in printed[0]
+    assert "held-out loss (nats per token)" in printed[0]
     assert printed[1] == ""
     summary = json.loads((tmp_path / "run" / "moe-trained" / "summary.json").read_text())
     assert summary["tokens"] == 2 * 6 * 4 * 32
