@@ -176,6 +176,11 @@ class ExpertNames:
     gate: str | None = None
     up: str | None = None
 
+    @classmethod
+    def projections(cls, stem: str) -> ExpertNames:
+        """The names that most classes have: `gate_proj`, `up_proj` and `down_proj` under a module."""
+        return cls(gate=f"{stem}.gate_proj.weight", up=f"{stem}.up_proj.weight", down=f"{stem}.down_proj.weight")
+
 
 @dataclass(frozen=True)
 class MoeNames:

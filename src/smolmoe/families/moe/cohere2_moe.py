@@ -58,11 +58,7 @@ TARGET = MoeTarget(
         memory_router="mlp.gate.weight",
         experts=PROJ_EXPERTS,
         memory_experts="mlp.experts",
-        shared=ExpertNames(
-            gate="mlp.shared_experts.gate_proj.weight",
-            up="mlp.shared_experts.up_proj.weight",
-            down="mlp.shared_experts.down_proj.weight",
-        ),
+        shared=ExpertNames.projections("mlp.shared_experts"),
     ),
     config=_config,
     dense=_dense,

@@ -20,11 +20,7 @@ TARGET = MoeTarget(
         memory_router="mlp.gate.wg.weight",
         experts=PROJ_EXPERTS,
         memory_experts="mlp.experts",
-        shared=ExpertNames(
-            gate="mlp.shared_mlp.gate_proj.weight",
-            up="mlp.shared_mlp.up_proj.weight",
-            down="mlp.shared_mlp.down_proj.weight",
-        ),
+        shared=ExpertNames.projections("mlp.shared_mlp"),
     ),
     config=_config,
     twin="hunyuan_v1_dense",

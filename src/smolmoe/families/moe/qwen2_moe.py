@@ -7,11 +7,7 @@ from typing import Any
 from smolmoe.families.forms import DenseForm, Settings, qwen2
 from smolmoe.families.types import LLAMA_CPP_ROPE, DenseSpec, ExpertNames, MoeNames, MoeSizes, MoeTarget, Support
 
-PROJ_EXPERTS = ExpertNames(
-    gate="mlp.experts.{e}.gate_proj.weight",
-    up="mlp.experts.{e}.up_proj.weight",
-    down="mlp.experts.{e}.down_proj.weight",
-)
+PROJ_EXPERTS = ExpertNames.projections("mlp.experts.{e}")
 
 
 def _config(spec: DenseSpec, sizes: MoeSizes) -> dict[str, Any]:
@@ -46,11 +42,7 @@ TARGET = MoeTarget(
         memory_router="mlp.gate.weight",
         experts=PROJ_EXPERTS,
         memory_experts="mlp.experts",
-        shared=ExpertNames(
-            gate="mlp.shared_expert.gate_proj.weight",
-            up="mlp.shared_expert.up_proj.weight",
-            down="mlp.shared_expert.down_proj.weight",
-        ),
+        shared=ExpertNames.projections("mlp.shared_expert"),
         shared_gate="mlp.shared_expert_gate.weight",
     ),
     attention_bias=("none", "qkv"),
