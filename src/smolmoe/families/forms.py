@@ -10,13 +10,6 @@ from smolmoe.families.dense.llama import LLAMA_MLP
 from smolmoe.families.types import MlpLayout
 
 Settings = dict[str, Any]
-_ARCHITECTURES = {
-    "llama": "LlamaForCausalLM",
-    "mistral": "MistralForCausalLM",
-    "qwen2": "Qwen2ForCausalLM",
-    "qwen3": "Qwen3ForCausalLM",
-    "olmo2": "Olmo2ForCausalLM",
-}
 
 
 @dataclass(frozen=True)
@@ -39,8 +32,10 @@ class DenseForm:
 
 def form(settings: Settings, model_type: str, *, zero_biases: tuple[str, ...] = (), **own: Any) -> DenseForm:
     """One of the Llama-like classes, with the MoE's common settings and some that only it has."""
+    from smolmoe.families.architecture import architecture_of
+
     config = {
-        "architectures": [_ARCHITECTURES[model_type]],
+        "architectures": [architecture_of({"model_type": model_type})],
         "model_type": model_type,
         "transformers_version": settings["transformers_version"],
         **{key: settings[key] for key in COMMON},

@@ -15,9 +15,10 @@ from typing import TYPE_CHECKING
 
 from smolmoe.core.checkpoint import Checkpoint
 from smolmoe.errors import RequestError
+from smolmoe.families.fit import GENERIC
 from smolmoe.families.forms import DenseForm
 from smolmoe.surgery.experts.dense_config import dense_form
-from smolmoe.surgery.experts.moe_files import GENERIC, Ffn, MoeFiles
+from smolmoe.surgery.experts.moe_files import Ffn, MoeFiles
 from smolmoe.surgery.experts.subset import SOURCE, Computed, Program, refuse_capacity, whole
 from smolmoe.surgery.tensors.program import Block, OutTensor, Read
 

@@ -20,9 +20,9 @@ from smolmoe.core.tied_head import has_own_head
 from smolmoe.errors import CheckpointError, SourceError
 from smolmoe.families import MOE_TARGETS, ExpertNames, MoeNames
 from smolmoe.families.architecture import architecture_of
+from smolmoe.families.fit import GENERIC
 from smolmoe.families.moe.qwen2_moe import PROJ_EXPERTS
 
-GENERIC = "generic"
 _OLMOE = MoeNames(
     router="mlp.gate.weight", memory_router="mlp.gate.weight", experts=PROJ_EXPERTS, memory_experts="mlp.experts"
 )

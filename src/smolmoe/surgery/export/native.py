@@ -14,9 +14,9 @@ from typing import Any
 from smolmoe.core.claim import Claim
 from smolmoe.families import ExpertNames, MoeTarget
 from smolmoe.families.adapt import Adaptation, added, changed, kept
-from smolmoe.families.fit import adaptation
+from smolmoe.families.fit import GENERIC, adaptation
 from smolmoe.surgery.claim import ROUNDING
-from smolmoe.surgery.experts.moe_files import GENERIC, Ffn, MoeFiles, MoeLayer
+from smolmoe.surgery.experts.moe_files import Ffn, MoeFiles, MoeLayer
 from smolmoe.surgery.experts.subset import SOURCE, Program
 from smolmoe.surgery.export.native_forms import Subject, check_target, rounds, settings_of, sizes_as, subject_of
 from smolmoe.surgery.tensors.program import Block, OutTensor, Read, Role, kept_block

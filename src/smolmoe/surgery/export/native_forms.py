@@ -17,13 +17,13 @@ from typing import Any, Literal
 from smolmoe.core.files import write_json
 from smolmoe.errors import SourceError, TargetError
 from smolmoe.families import MOE_TARGETS, DenseSpec, MoeTarget
-from smolmoe.families.fit import settings
+from smolmoe.families.fit import GENERIC, settings
 from smolmoe.families.forms import DenseForm
 from smolmoe.families.resolve import refusals, source_refusals
 from smolmoe.families.spec import read_spec
 from smolmoe.families.types import MoeSizes
 from smolmoe.surgery.experts.dense_config import dense_form
-from smolmoe.surgery.experts.moe_files import GENERIC, MoeFiles
+from smolmoe.surgery.experts.moe_files import MoeFiles
 
 # Width of a zero shared expert: the smallest that every kernel and quantisation supports.
 ZERO_WIDTH = 32
