@@ -180,7 +180,7 @@ def objective_of(recipe: AlignRecipe, model: Any) -> ObjectiveRecipe:
     """The recipe's terms; with `router: balanced`, an MoE gets a balance term if the recipe has none."""
     given = recipe.objective
     is_free = recipe.router in ("frozen", "free") or not router_names(model)
-    if is_free or given.load_balance or given.bias_rate:
+    if is_free or given.balancing or given.bias_rate:
         return given
     return given.model_copy(update={"load_balance": LOAD_BALANCE})
 

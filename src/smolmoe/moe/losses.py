@@ -59,12 +59,14 @@ class RouterLoss:
         label: in figures.
         description: of its weight.
         value: [L], before the weight.
+        balances: it moves the experts' loads towards each other.
     """
 
     name: str
     label: str
     description: str
     value: Callable[[RoutedTokens], torch.Tensor]
+    balances: bool = False
 
 
 def expert_probabilities(logits: torch.Tensor, scoring: str = "softmax") -> torch.Tensor:
@@ -179,7 +181,11 @@ def _balance(routed: RoutedTokens) -> torch.Tensor:
 
 ROUTER_LOSSES = (
     RouterLoss(
-        "load_balance", "load balance", "weight of the load-balancing loss, 1 at perfect balance", value=_balance
+        "load_balance",
+        "load balance",
+        "weight of the load-balancing loss, 1 at perfect balance",
+        value=_balance,
+        balances=True,
     ),
     RouterLoss("z_loss", "router z", "weight of the router z-loss", value=lambda routed: z_loss(routed.logits)),
 )

@@ -54,6 +54,11 @@ class ObjectiveRecipe(RouterLosses):
         default=1.0, ge=0, description="beta of balanced perplexity, exp(CE) * exp(beta * (1 - balance))"
     )
 
+    @property
+    def balancing(self) -> tuple[str, ...]:
+        """The losses in use that balance the experts' loads."""
+        return tuple(loss.name for loss in ROUTER_LOSSES if loss.balances and getattr(self, loss.name))
+
 
 class GuidanceRecipe(Recipe):
     """Experts by name: the routers are shown which of them each domain's tokens go to."""

@@ -83,7 +83,7 @@ def check_terms(
 def check_balance(objective: ObjectiveRecipe, guidance: Guidance) -> None:
     """Raises RequestError for a balance term if guidance leaves nothing to balance."""
     alone = bool((guidance.allowed.sum(-1) == 1).all())
-    for name in ("load_balance", "bias_rate"):
+    for name in (*objective.balancing, "bias_rate"):
         if alone and getattr(objective, name):
             raise RequestError(
                 "every domain has one expert: there is nothing to balance.",

@@ -55,7 +55,7 @@ def findings_at_start(
     """
     _, layers = find_layers(model)
     biases = selection_biases(model)
-    balanced = guided or objective.load_balance > 0
+    balanced = guided or bool(objective.balancing)
     drawn = bool(routing.noise or routing.sample or routing.expert_dropout)
     by_code: dict[str, list[tuple[int, GateSpec]]] = {}
     for index, router in find_routers(model):
