@@ -14,7 +14,16 @@ from smolmoe.errors import RequestError
 from smolmoe.families import MOE_TARGETS
 from smolmoe.families.types import LLAMA_CPP_ROPE, Support
 
-ENGINES = ("transformers", "vLLM", "SGLang", "llama.cpp", "mlx-lm", "OpenVINO")
+# Engine -> the shell command that runs a model; `code` is what lets it run a model's own code.
+ENGINES = {
+    "transformers": "transformers serve {model}{code}",
+    "vLLM": "vllm serve {model}{code}",
+    "SGLang": "python -m sglang.launch_server --model-path {model}{code}",
+    "llama.cpp": "smolmoe export {model} model.gguf --to gguf --llama-cpp PATH_OF_LLAMA_CPP\n"
+    "llama-cli -m model.gguf -p 'Once upon a time'",
+    "mlx-lm": "mlx_lm.generate --model {model} --prompt 'Once upon a time'",
+    "OpenVINO": "optimum-cli export openvino --model {model} openvino-model",
+}
 Settings = Mapping[str, Any]
 _SHARED = ("num_shared_experts", "moe_num_shared_experts")
 

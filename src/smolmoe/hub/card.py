@@ -186,7 +186,7 @@ def engines(facts: ModelFacts) -> dict[str, str]:
     """Engine -> whether it runs this model."""
     if facts.target is None:
         dense = "yes, if it runs this dense class" if not facts.experts else _NO_DATA
-        return {"transformers": "yes", **dict.fromkeys(ENGINES[1:], dense)}
+        return {"transformers": "yes", **dict.fromkeys(list(ENGINES)[1:], dense)}
     said = {}
     for engine, why in runs_in({**facts.config, "model_type": facts.target.name}).items():
         found = support(engine, facts.target.name)
@@ -205,18 +205,11 @@ def _snippets(facts: ModelFacts, name: str) -> dict[str, str]:
         'inputs = tokenizer("Once upon a time", return_tensors="pt")\n'
         "print(tokenizer.decode(model.generate(**inputs, max_new_tokens=40)[0]))"
     )
-    gguf = (
-        f"smolmoe export {shell} model.gguf --to gguf --llama-cpp PATH_OF_LLAMA_CPP\n"
-        "llama-cli -m model.gguf -p 'Once upon a time'"
-    )
-    return {
-        "transformers": fence(python, "python"),
-        "vLLM": fence(f"vllm serve {shell}{' --trust-remote-code' if facts.needs_code else ''}", "sh"),
-        "SGLang": fence(f"python -m sglang.launch_server --model-path {shell}", "sh"),
-        "llama.cpp": fence(gguf, "sh"),
-        "OpenVINO": fence(f"optimum-cli export openvino --model {shell} openvino-model", "sh"),
-        "mlx-lm": fence(f"mlx_lm.generate --model {shell} --prompt 'Once upon a time'", "sh"),
+    served = {
+        engine: fence(command.format(model=shell, code=" --trust-remote-code" if facts.needs_code else ""), "sh")
+        for engine, command in ENGINES.items()
     }
+    return served | {"transformers": f"{fence(python, 'python')}\n\n{served['transformers']}"}
 
 
 def _made(facts: ModelFacts) -> str:
