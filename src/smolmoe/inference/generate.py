@@ -179,8 +179,9 @@ def _load(folder: Path, prompt: str, experts: str | Sequence[str | int] | None) 
 
 
 def _place(network: Any, device: str, offload: bool, memory: int | None) -> Traffic | None:
+    set_experts(network, device=device)
     if not offload:
-        set_experts(network.to(device))
+        network.to(device)
         return None
     return offload_experts(network, device=device, expert_memory=memory)
 
