@@ -314,6 +314,7 @@ def part_compile(setting: Setting) -> Iterator[dict[str, Any]]:
 
 def compiled_layer(setting: Setting, numbers: str, tokens: int) -> dict[str, Any]:
     import torch
+
     from gpu_speed import SHAPES
     from layer import Case, make_layers
 

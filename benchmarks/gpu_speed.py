@@ -121,9 +121,9 @@ def part_step(setting: Setting) -> Iterator[dict[str, Any]]:
 
 def step(setting: Setting, kind: str) -> dict[str, Any]:
     import torch
-    from step import LENGTH, OURS, SHAPE, VOCABULARY, Watch, make_model, ours, plain
 
     from smolmoe.evaluation.memory import PeakMemory
+    from step import LENGTH, OURS, SHAPE, VOCABULARY, Watch, make_model, ours, plain
 
     tiny = {"vocab_size": 512, "hidden_size": 72, "max_position_embeddings": 64}
     shape, width, length = (SHAPE | tiny, 48, 32) if setting.tiny else (SHAPE, 1536, LENGTH)
