@@ -38,6 +38,7 @@ def part_machine(setting: Setting) -> Iterator[dict[str, Any]]:
             "multiprocessors": facts.multi_processor_count,
             "cudnn": torch.backends.cudnn.version(),
             "driver": driver(),
+            "works": bool(torch.ones(1, device=setting.device).item()),
         }
     yield row | {"packages": {name: version(name) for name in ("kernels", "liger_kernel", "triton", "flash_attn")}}
 
@@ -83,9 +84,9 @@ def parity(setting: Setting, references: dict[str, Any], kind: str, numbers: str
         half = outputs(random_moe(kind, setting.tiny).to(torch.bfloat16), "eager", setting.tiny)
         references[f"{kind}, bf16"] = difference(references[kind], half)
     model = random_moe(kind, setting.tiny).to(setting.device, torch.bfloat16 if numbers == "bf16" else None)
-    with tf32(numbers == "fp32 with TF32"):
-        with torch.autocast(setting.device.partition(":")[0], torch.bfloat16, enabled=numbers == "bf16 autocast"):
-            found = difference(references[kind], outputs(model, experts, setting.tiny))
+    lowered = torch.autocast(setting.device.partition(":")[0], torch.bfloat16, enabled=numbers == "bf16 autocast")
+    with tf32(numbers == "fp32 with TF32"), lowered:
+        found = difference(references[kind], outputs(model, experts, setting.tiny))
     on_cpu = references[f"{kind}, bf16"]
     if numbers == "fp32":
         found["passed"] = found["logits"] <= LOGITS and found["gradients"] <= GRADIENTS
@@ -303,10 +304,10 @@ def fsdp(setting: Setting, backend: str, numbers: str) -> dict[str, Any]:
 def part_compile(setting: Setting) -> Iterator[dict[str, Any]]:
     """The layer and models, each as one graph or not at all."""
     tokens = (16,) if setting.tiny else (16, 512, 4096)
-    layers = [("layer", numbers, count) for numbers in ("bf16", "autocast") for count in tokens]
+    lowered, layers = ([("layer", numbers, count) for count in tokens] for numbers in ("autocast", "bf16"))
     models = [("model, forward", kind, 0) for kind in ("mixtral", "glm4_moe")] + [("model, step", "mixtral", 0)]
     yield from setting.each(
-        [*layers, *models],
+        [*layers, *models, *lowered],
         lambda case: compiled_layer(setting, *case[1:]) if case[0] == "layer" else compiled_model(setting, *case[:2]),
         lambda case: f"{case[0]}, {case[1]}" + (f", T{case[2]}" if case[2] else ""),
     )
@@ -386,6 +387,7 @@ def part_tests(setting: Setting) -> Iterator[dict[str, Any]]:
     with tempfile.TemporaryDirectory() as folder:
         report = Path(folder) / "report.xml"
         command = [sys.executable, "-m", "pytest", "-m", "gpu", "-q", "-p", "no:cacheprovider", f"--junitxml={report}"]
+        command += ["-n", "4"] if version("pytest-xdist") else []  # most of a test is launching
         begun = time.perf_counter()
         try:
             done = subprocess.run(command, cwd=HERE.parent, check=False, timeout=max(1.0, setting.left))

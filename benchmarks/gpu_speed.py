@@ -131,7 +131,8 @@ def step(setting: Setting, kind: str) -> dict[str, Any]:
     asked = argparse.Namespace(kind=kind, layers=layers, sequences=sequences, steps=steps, device=setting.device)
     torch.manual_seed(0)
     memory = PeakMemory(setting.device)
-    model = make_model(kind, layers, shape=shape, width=width)
+    with torch.device(setting.device):
+        model = make_model(kind, layers, shape=shape, width=width)
     rows = torch.randint(0, shape.get("vocab_size", VOCABULARY), (sequences * (steps + 1), length))
     data = [{"input_ids": row, "labels": row} for row in rows]
     with tempfile.TemporaryDirectory() as folder:

@@ -117,8 +117,8 @@ def layer(rows: Rows) -> str:
     best = sum(row["ratio"] <= 1.05 for row in known)
     fastest = sum(row["chosen"] == row["fastest"] for row in known)
     return f"{text}\n\n" + (
-        f"The choice was the fastest stock implementation in {fastest} of {len(known)} cases; ours was within 5% of the "
-        f"fastest in {best}; median ratio {statistics.median(row['ratio'] for row in known):.2f}, "
+        f"The choice was the fastest stock implementation in {fastest} of {len(known)} cases; ours was within 5% of "
+        f"the fastest in {best}; median ratio {statistics.median(row['ratio'] for row in known):.2f}, "
         f"worst {max(row['ratio'] for row in known):.2f}."
     )
 

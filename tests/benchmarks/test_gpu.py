@@ -155,32 +155,24 @@ def hang(name: str, setting: Any) -> Iterator[dict[str, Any]]:
 
 
 def test_a_part_is_a_process(gpu: ModuleType) -> None:
-    part = gpu.one("machine", FOREVER, "cpu", True, good)
+    part = gpu.one("machine", FOREVER, "cpu", True, work=good)
     assert part["rows"] == [{"case": "machine", "device": "cpu", "tiny": True}]
     assert (part["status"], part["left_out"]) == ("done", 3)
 
 
 def test_a_part_that_crashes_keeps_its_rows_and_last_lines(gpu: ModuleType) -> None:
-    part = gpu.one("machine", FOREVER, "cpu", True, crash)
+    part = gpu.one("machine", FOREVER, "cpu", True, work=crash)
     assert (part["status"], part["rows"]) == ("failed", [{"case": "before"}])
     assert part["log"][-1] == "the last words"
 
 
-def test_a_part_that_hangs_is_ended(gpu: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
-    """After its time, however slow the machine is: it is waited for until its first row is there."""
-    import multiprocessing.process
-
-    join = multiprocessing.process.BaseProcess.join
-
-    def until_the_first_row(self: Any, timeout: float | None = None) -> None:
-        rows = self._args[2]
-        while timeout is not None and self.is_alive() and not (rows.is_file() and rows.read_text()):
-            time.sleep(0.05)
-        join(self, timeout)
-
-    monkeypatch.setattr(multiprocessing.process.BaseProcess, "join", until_the_first_row)
-    part = gpu.one("machine", 0.1, "cpu", True, hang)
-    assert (part["status"], part["rows"]) == ("timed out", [{"case": "before"}])
+def test_a_part_that_hangs_is_ended(gpu: ModuleType) -> None:
+    for seconds in (2.0**power for power in range(10)):  # a slow machine needs more until the first row
+        part = gpu.one("machine", seconds, "cpu", True, work=hang)
+        assert part["status"] == "timed out"
+        if part["rows"]:
+            break
+    assert part["rows"] == [{"case": "before"}]
 
 
 def arguments(out: Path, **changes: Any) -> argparse.Namespace:
@@ -194,7 +186,7 @@ def test_time_is_shared_and_what_is_left_goes_to_later_parts(
     given: dict[str, float] = {}
     now = [0.0]
 
-    def spend(name: str, seconds: float, device: str, tiny: bool) -> dict[str, Any]:
+    def spend(name: str, seconds: float, device: str, tiny: bool, method: str) -> dict[str, Any]:
         given[name] = seconds
         now[0] += seconds if name == "parity" else 0.0
         saved = json.loads((tmp_path / "gpu.json").read_text())["parts"] if len(given) > 1 else {}
@@ -208,6 +200,21 @@ def test_time_is_shared_and_what_is_left_goes_to_later_parts(
     assert given["machine"] == pytest.approx(whole * shares["machine"] / sum(map(shares.get, given)))
     assert given["parity"] == pytest.approx(whole * shares["parity"] / (shares["parity"] + shares["layer"]))
     assert given["layer"] == pytest.approx(whole - given["parity"])
+
+
+def test_where_forked_processes_cannot_use_the_gpu_others_are_started(
+    gpu: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    methods: list[tuple[str, str]] = []
+
+    def refuse(name: str, seconds: float, device: str, tiny: bool, method: str) -> dict[str, Any]:
+        methods.append((name, method))
+        return {"status": "failed" if method == "forkserver" else "done", "seconds": 1, "left_out": 0, "rows": []}
+
+    monkeypatch.setattr(gpu, "one", refuse)
+    found = gpu.measure(arguments(tmp_path / "gpu.json", only=["machine", "layer"]))
+    assert methods == [("machine", "forkserver"), ("machine", "spawn"), ("layer", "spawn")]
+    assert {part["status"] for part in found["parts"].values()} == {"done"}
 
 
 def test_parts_of_the_same_code_and_machine_are_kept(

@@ -50,7 +50,8 @@ def test_a_resumed_run_is_an_uninterrupted_one(tmp_path: Path, device: str) -> N
 def test_training_is_that_of_the_cpu(tmp_path: Path, device: str) -> None:
     moe = moe_folder(tmp_path / "moe")
     values = recipe(tmp_path, moe, **TERMS, trainer=trainer(**STEADY))
-    runs = [train({**values, "device": place, "out": str(tmp_path / f"on-{place}")}).out for place in ("cpu", device)]
+    places = enumerate(("cpu", device))
+    runs = [train({**values, "device": place, "out": str(tmp_path / str(number))}).out for number, place in places]
     assert apart(runs[0], runs[1]) < 1e-3
     assert rows(runs[1], "window")[-1]["memory"] > 0
 

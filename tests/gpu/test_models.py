@@ -65,7 +65,7 @@ def test_checkpointed_layers_keep_their_choices(device: str) -> None:
         model = random_moe("mixtral").to(device).train()
         set_experts(model)
         if checkpointed:
-            model.gradient_checkpointing_enable({"use_reentrant": False})
+            model.activation_checkpointing_enable({"use_reentrant": False})
             remember_choices(model)
         given = ids().to(device)
         with torch.autocast(given.device.type, torch.bfloat16):

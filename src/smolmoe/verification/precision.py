@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 
@@ -15,11 +16,12 @@ def full_precision() -> Iterator[None]:
     A GPU may round their entries to TF32, 10 bits of mantissa: cuDNN's convolutions do by default, as in LFM2, matrix
     products after `torch.set_float32_matmul_precision("high")`. A claim about fp32 would then fail by that rounding.
     """
+    libraries: Any = torch.backends  # whose submodules make their settings when they are imported
     backends = (
-        torch.backends.cuda.matmul,
-        torch.backends.cudnn.conv,
-        torch.backends.mkldnn.matmul,
-        torch.backends.mkldnn.conv,
+        libraries.cuda.matmul,
+        libraries.cudnn.conv,
+        libraries.mkldnn.matmul,
+        libraries.mkldnn.conv,
     )
     before = [backend.fp32_precision for backend in backends]
     try:
