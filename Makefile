@@ -19,7 +19,7 @@ export PYTHONDONTWRITEBYTECODE :=
 FIRST_IMPORTS := import matplotlib.pyplot, smolmoe.cli, torch; from transformers import AutoModelForCausalLM, LlamaForCausalLM, MixtralForCausalLM, Trainer
 
 .DEFAULT_GOAL := help
-.PHONY: help setup lock demo test test-slow test-newest lint types format bench peers engines docs clean
+.PHONY: help setup lock demo test test-slow test-gpu test-newest lint types format bench peers engines docs clean
 
 help: ## show this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  make \1\t/' | expand -t 20
@@ -48,6 +48,10 @@ test: $(READY) ## run the tests, in parallel
 
 test-slow: $(READY) ## run the slow tests
 	$(BIN)/python -m pytest -m slow
+
+test-gpu: $(READY) ## run the tests that need an NVIDIA GPU, a few minutes
+	$(BIN)/python -c 'import sys, torch; sys.exit(None if torch.cuda.is_available() else f"no GPU: torch {torch.__version__} sees none; nothing was tested")'
+	$(BIN)/python -m pytest -m gpu
 
 lint: $(READY) ## check the code's rules and format, and that packages import downwards only
 	$(BIN)/ruff check .

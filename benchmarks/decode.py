@@ -85,7 +85,7 @@ def cases(arguments: argparse.Namespace) -> list[Case]:
     ]
 
 
-def make_models(dtype: str, layers: int) -> tuple[Any, Any]:
+def make_models(dtype: str, layers: int, shape: dict[str, Any] = SHAPE) -> tuple[Any, Any]:
     """The dense model and the MoE, with random weights."""
     import torch
     from transformers import LlamaConfig, LlamaForCausalLM, MixtralConfig, MixtralForCausalLM
@@ -94,7 +94,7 @@ def make_models(dtype: str, layers: int) -> tuple[Any, Any]:
 
     smolmoe.register()
     torch.manual_seed(0)
-    shape = {**SHAPE, "num_hidden_layers": layers, "dtype": {"bf16": torch.bfloat16, "fp32": torch.float32}[dtype]}
+    shape = {**shape, "num_hidden_layers": layers, "dtype": {"bf16": torch.bfloat16, "fp32": torch.float32}[dtype]}
     sparse = MixtralConfig(**shape, num_local_experts=EXPERTS, num_experts_per_tok=TOP_K, sliding_window=None)
     return filled(LlamaForCausalLM, LlamaConfig(**shape)), filled(MixtralForCausalLM, sparse)
 

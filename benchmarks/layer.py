@@ -147,7 +147,10 @@ def prepare(case: Case) -> tuple[dict[str, Callable[[], Any]], int]:
     return contenders, len(chosen) * expert_bytes
 
 
-def make_layers(case: Case, dtype: Any, copies: int) -> tuple[list[Any], list[Any]]:
+def make_layers(
+    case: Case, dtype: Any, copies: int, *, size: int = SIZE, device: str = "cpu"
+) -> tuple[list[Any], list[Any]]:
+    """Layers of experts, and dense FFNs of equal active FLOPs, with random weights."""
     import torch
     from transformers import LlamaConfig, MixtralConfig
     from transformers.models.llama.modeling_llama import LlamaMLP
@@ -157,17 +160,18 @@ def make_layers(case: Case, dtype: Any, copies: int) -> tuple[list[Any], list[An
 
     smolmoe.register()
     sparse = MixtralConfig(
-        hidden_size=SIZE,
+        hidden_size=size,
         intermediate_size=case.width,
         num_local_experts=case.experts,
         num_experts_per_tok=case.top_k,
     )
-    dense = LlamaConfig(hidden_size=SIZE, intermediate_size=case.top_k * case.width)
-    layers = [MixtralExperts(sparse).to(dtype) for _ in range(copies)]
-    for layer in layers:
-        for parameter in layer.parameters():
-            torch.nn.init.uniform_(parameter, -0.05, 0.05)
-    return layers, [LlamaMLP(dense).to(dtype) for _ in range(copies)]
+    dense = LlamaConfig(hidden_size=size, intermediate_size=case.top_k * case.width)
+    with torch.device(device):
+        layers = [MixtralExperts(sparse).to(dtype) for _ in range(copies)]
+        for layer in layers:
+            for parameter in layer.parameters():
+                torch.nn.init.uniform_(parameter, -0.05, 0.05)
+        return layers, [LlamaMLP(dense).to(dtype) for _ in range(copies)]
 
 
 def call(case: Case, layer: Any, given: tuple[Any, ...], grad: Any) -> None:

@@ -26,6 +26,7 @@ import statistics
 import sys
 import tempfile
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -57,6 +58,7 @@ def main() -> None:
     parser.add_argument("--kind", choices=KINDS, help="measure this one here, and print it as JSON")
     parser.add_argument("--table", action="store_true", help="measure nothing: write what is shown")
     parser.add_argument("--print", action="store_true", help="print only: leave results/ and docs/ alone")
+    parser.set_defaults(device="cpu")
     arguments = parser.parse_args()
     if arguments.kind is not None:
         print(json.dumps(measure(arguments)))
@@ -155,22 +157,27 @@ def measure(arguments: argparse.Namespace) -> dict[str, list[float]]:
     return {"seconds": watch.seconds[1:], "processor": watch.processor[1:]}
 
 
-def make_model(kind: str, layers: int) -> Any:
+def make_model(kind: str, layers: int, *, shape: dict[str, Any] = SHAPE, width: int = 1536) -> Any:
     from transformers import LlamaConfig, LlamaForCausalLM, MixtralConfig, MixtralForCausalLM
 
     if "dense" in kind:
-        return LlamaForCausalLM(LlamaConfig(**SHAPE, num_hidden_layers=layers, intermediate_size=2 * 1536))
-    sizes = {"intermediate_size": 1536, "num_local_experts": 8, "num_experts_per_tok": 2}
-    model = MixtralForCausalLM(MixtralConfig(**SHAPE, num_hidden_layers=layers, **sizes))
+        return LlamaForCausalLM(LlamaConfig(**shape, num_hidden_layers=layers, intermediate_size=2 * width))
+    sizes = {"intermediate_size": width, "num_local_experts": 8, "num_experts_per_tok": 2}
+    model = MixtralForCausalLM(MixtralConfig(**shape, num_hidden_layers=layers, **sizes))
     if kind not in OURS:
         model.set_experts_implementation(kind)
     return model
 
 
 class Watch:
-    """From the end of a step to the end of the next: loading and logging are part of it."""
+    """From the end of a step to the end of the next: loading and logging are part of it.
 
-    def __init__(self) -> None:
+    Args:
+        wait: called first, to wait for a device.
+    """
+
+    def __init__(self, wait: Callable[[], object] = lambda: None) -> None:
+        self._wait = wait
         self.seconds: list[float] = []
         self.processor: list[float] = []
         self._begun = time.perf_counter(), time.process_time()
@@ -182,6 +189,7 @@ class Watch:
 
         class Callback(TrainerCallback):
             def on_step_end(self, *_: Any, **__: Any) -> None:
+                watch._wait()
                 now = time.perf_counter(), time.process_time()
                 watch.seconds.append(now[0] - watch._begun[0])
                 watch.processor.append(now[1] - watch._begun[1])
@@ -211,7 +219,7 @@ def settings_of(arguments: argparse.Namespace) -> dict[str, Any]:
 def plain(model: Any, data: list[Any], arguments: argparse.Namespace, folder: str) -> Any:
     from transformers import PrinterCallback, Trainer, TrainingArguments
 
-    steps = {"max_steps": arguments.steps + 1, "output_dir": folder, "use_cpu": True}
+    steps = {"max_steps": arguments.steps + 1, "output_dir": folder, "use_cpu": arguments.device == "cpu"}
     trainer = Trainer(model=model, args=TrainingArguments(**settings_of(arguments), **steps), train_dataset=data)
     trainer.remove_callback(PrinterCallback)
     return trainer
@@ -232,7 +240,7 @@ def ours(model: Any, data: list[Any], arguments: argparse.Namespace, folder: str
             "data": {"sources": [{"preset": "embedded"}], "length": LENGTH},
             "objective": {"load_balance": 0.01, "z_loss": 0.001} if arguments.kind == "smolmoe" else {},
             "trainer": settings_of(arguments),
-            "device": "cpu",
+            "device": arguments.device,
             "out": folder,
         },
     )

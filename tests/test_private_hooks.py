@@ -109,6 +109,7 @@ _BY_OWNER = {
     },
     "transformers.integrations.sonicmoe:": {
         "is_sonicmoe_loadable": "(raise_error=False)",
+        "load_sonicmoe_kernel": "()",
     },
     "transformers.integrations.integration_utils:": {
         "INTEGRATION_TO_CALLBACK": "attribute",

@@ -30,7 +30,7 @@ def model_of(kind: str) -> torch.nn.Module:
     return random_moe(kind, num_hidden_layers=4, num_experts_per_tok=3)
 
 
-@pytest.mark.parametrize("implementation", ["grouped_mm", "eager", "batched_mm"])
+@pytest.mark.parametrize("implementation", ["grouped_mm", "eager", "batched_mm", "smolmoe"])
 @pytest.mark.parametrize("kind", [*MOE_CONFIGS, "generic", "generic biased"])
 @torch.no_grad()
 def test_outputs_are_equal_to_the_bit_and_memory_stays_within_the_budget(kind: str, implementation: str) -> None:

@@ -67,6 +67,11 @@ def device_name(device: str) -> str:
     return platform.processor() or platform.machine() or os.name
 
 
+def in_double(tensor: Any) -> Any:
+    """A tensor in float64; on the CPU if it is on MPS, which has no such type."""
+    return (tensor.cpu() if tensor.device.type == "mps" else tensor).double()
+
+
 def facts(device: str) -> dict[str, Any]:
     """For records: `device` as torch calls it, and the hardware's `name`."""
     return {"device": device, "name": device_name(device)}

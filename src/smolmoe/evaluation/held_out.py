@@ -9,6 +9,8 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
+from smolmoe.core.devices import in_double
+
 if TYPE_CHECKING:
     import torch
 
@@ -162,7 +164,7 @@ def document_losses(
         for chosen, inputs, targets in batches(held_out, batch, model.device):
             with _counting(capture, targets != IGNORED, counts):
                 logits = model(input_ids=inputs, use_cache=False).logits.float()
-            sums = token_losses(logits, targets).double().sum(dim=1).tolist()
+            sums = in_double(token_losses(logits, targets)).sum(dim=1).tolist()
             for index, total in zip(chosen, sums, strict=True):
                 nll[held_out.owners[index]] += total
     model.train(was_training)

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 from smolmoe.core.checkpoint import open_checkpoint
-from smolmoe.core.devices import pick_device
+from smolmoe.core.devices import kind, pick_device
 from smolmoe.core.model_config import check_decodes
 from smolmoe.core.vocabulary import check_token, naming_rows
 from smolmoe.errors import RequestError
@@ -156,7 +156,8 @@ def _answer(
     ends, num = end_tokens(network, tokenizer), options["num_return_sequences"]
     ids, mask = padded(prompts, device, side="left", value=ends[0] if ends else 0)
     longest = ids.shape[1]
-    with torch.no_grad(), torch.random.fork_rng(), plain_generation(network, ends), fast_decoding(network):
+    used = [torch.device(device)] if kind(device) == "cuda" else []  # by default all GPUs, which would be started
+    with torch.no_grad(), torch.random.fork_rng(used), plain_generation(network, ends), fast_decoding(network):
         torch.manual_seed(seed)
         out = network.generate(input_ids=ids, attention_mask=mask, **options)
     rows = [until_end(row[longest:], ends) for row in out.tolist()]
@@ -178,8 +179,9 @@ def _load(folder: Path, prompt: str, experts: str | Sequence[str | int] | None) 
 
 
 def _place(network: Any, device: str, offload: bool, memory: int | None) -> Traffic | None:
+    set_experts(network, device=device)
     if not offload:
-        set_experts(network.to(device))
+        network.to(device)
         return None
     return offload_experts(network, device=device, expert_memory=memory)
 

@@ -85,7 +85,7 @@ def routing_statistics(counts: torch.Tensor, reserved: Collection[int] = ()) -> 
     Reserved experts are excluded: they are idle on purpose.
     """
     open_to_all = [expert for expert in range(counts.shape[1]) if expert not in reserved]
-    counts = counts[:, open_to_all]
+    counts = counts.cpu()[:, open_to_all]
     dead = torch.nonzero(counts == 0).tolist()
     return {
         **balance_statistics(counts),

@@ -316,8 +316,10 @@ def _unreadable(router: nn.Module) -> SourceError:
 
 def _selection_scores(found: _Found, logits: torch.Tensor) -> torch.Tensor:
     bias = found.bias
-    if bias is None or bool((bias == bias[0]).all()):
+    if bias is None:
         return logits.detach()  # scores rise with the logits, whatever the function
     is_softmax = is_known(found.module) and gate_spec(found.module).scoring == "softmax"
     scores = logits.detach().float()
-    return (scores.softmax(-1) if is_softmax else scores.sigmoid()) + bias
+    biased = (scores.softmax(-1) if is_softmax else scores.sigmoid()) + bias
+    # An even bias changes no order. Chosen on the device, which `bool` would wait for in every layer.
+    return torch.where((bias == bias[0]).all(), scores, biased)

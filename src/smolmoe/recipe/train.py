@@ -26,7 +26,7 @@ class ModelRecipe(Recipe):
     experts: str | None = Field(
         default=None,
         description="experts_implementation: smolmoe, or eager, grouped_mm, ... of transformers "
-        "(default: smolmoe on a CPU)",
+        "(default: smolmoe on a CPU and on CUDA)",
     )
 
     @model_validator(mode="after")

@@ -140,7 +140,7 @@ def new_config(recipe: ModelRecipe, tokenizer: Any, length: int) -> Any:
 def _new_model(recipe: TrainRecipe, tokenizer: Any) -> Any:
     config = new_config(recipe.model, tokenizer, recipe.data.length)
     check_fit(config.get_text_config(), tokenizer, recipe.data.length)
-    with torch.random.fork_rng():
+    with torch.random.fork_rng(devices=[]):  # of the CPU alone: others would start every GPU
         torch.manual_seed(recipe.seed)
         return AutoModelForCausalLM.from_config(config, dtype=torch.float32)
 

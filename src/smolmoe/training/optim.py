@@ -117,6 +117,7 @@ def install_moments(optimizer: Any, model: Any, moments: Mapping[str, Any]) -> i
         RequestError: the state is of another model.
     """
     parameters = dict(model.named_parameters())
+    on_device = {id(p) for group in optimizer.param_groups if _counts_on_device(group) for p in group["params"]}
     for name, moment in moments.items():
         parameter = parameters.get(name)
         if parameter is None or parameter.shape != moment.exp_avg.shape:
@@ -127,8 +128,13 @@ def install_moments(optimizer: Any, model: Any, moments: Mapping[str, Any]) -> i
                 fix="Use the run that trained this model, or the dense model it was made from.",
             )
         optimizer.state[parameter] = {
-            "step": torch.tensor(float(moment.step)),
+            "step": torch.tensor(float(moment.step), device=parameter.device if id(parameter) in on_device else "cpu"),
             "exp_avg": moment.exp_avg.to(parameter).contiguous(),
             "exp_avg_sq": moment.exp_avg_sq.to(parameter).contiguous(),
         }
     return len(moments)
+
+
+def _counts_on_device(group: Mapping[str, Any]) -> bool:
+    """Whether torch's kernels read the number of steps of a group's parameters where these are."""
+    return bool(group.get("fused") or group.get("capturable"))

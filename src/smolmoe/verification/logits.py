@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 import torch
 import torch.nn.functional as F
 
+from smolmoe.core.devices import in_double
 from smolmoe.moe.routing import Routing, flipped, margin
 
 CLOSE_CALL = 1e-4  # largest margin of a close call, relative to the layer's largest |score|
@@ -41,15 +42,15 @@ class Comparison:
         self.finite &= bool(torch.isfinite(other).all())
         self.per_sequence.append(difference.max().item())
         self.max_logit = max(self.max_logit, reference.abs().max().item())
-        self._abs += difference.double().sum().item()
+        self._abs += in_double(difference).sum().item()
         self._values += difference.numel()
         # In double precision: the KL of equal distributions must not be lost in rounding.
-        log_p, log_q = reference.double().log_softmax(-1), other.double().log_softmax(-1)
+        log_p, log_q = in_double(reference).log_softmax(-1), in_double(other).log_softmax(-1)
         self._kl += F.kl_div(log_q, log_p, log_target=True, reduction="sum").item()
         self._agree += int((reference.argmax(-1) == other.argmax(-1)).sum())
         self._tokens += len(ids)
-        self._loss += next_token_losses(other, ids).double().sum().item()
-        self._reference_loss += next_token_losses(reference, ids).double().sum().item()
+        self._loss += in_double(next_token_losses(other, ids)).sum().item()
+        self._reference_loss += in_double(next_token_losses(reference, ids)).sum().item()
         self._predicted += len(ids) - 1
 
     @property

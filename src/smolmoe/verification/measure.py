@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 
+from smolmoe.core.devices import in_double
 from smolmoe.moe.routing import Routing, RoutingCapture, find_routers
 from smolmoe.moe.streaming import StreamedModel
 from smolmoe.moe.structure import ffn_parts, find_layers
@@ -329,7 +330,7 @@ def _probe(
 
 def _relative(difference: Sequence[torch.Tensor], reference: Sequence[torch.Tensor], centred: bool) -> float:
     def norm(tensors: Sequence[torch.Tensor]) -> float:
-        doubles = (tensor.double() for tensor in tensors)
+        doubles = map(in_double, tensors)
         kept = (x - x.mean(-1, keepdim=True) if centred else x for x in doubles)
         return sum(x.square().sum().item() for x in kept) ** 0.5
 

@@ -23,6 +23,7 @@ from smolmoe.results.verification import Control, Decoding, Difference, HalfPrec
 from smolmoe.verification.checks import judge
 from smolmoe.verification.logits import Comparison, flip_rate, largest
 from smolmoe.verification.measure import Decoded, DenseRun, MoeRun, expert_names, run_dense, run_moe, run_plain
+from smolmoe.verification.precision import full_precision
 from smolmoe.verification.sample import Sample, draw_sample, plain
 
 __all__ = ["Verification", "verify"]
@@ -34,6 +35,7 @@ NEW_TOKENS_WHEN_STREAMED = 4
 PROMPTS = 3
 
 
+@full_precision()
 def verify(
     dense: str | Path,
     moe: str | Path,

@@ -95,7 +95,7 @@ def results(call: Any, module: Any, x: torch.Tensor, index: torch.Tensor, weight
     leaves = {"hidden": x.detach().clone().requires_grad_(), "weights": weights.detach().clone().requires_grad_()}
     output = call(leaves["hidden"], index, leaves["weights"])
     torch.manual_seed(2)
-    output.backward(torch.randn(output.shape).to(output.dtype))
+    output.backward(torch.randn(output.shape).to(output))
     found = {"output": output.detach()} | {name: leaf.grad for name, leaf in leaves.items()}
     return found | {name: parameter.grad for name, parameter in module.named_parameters()}
 

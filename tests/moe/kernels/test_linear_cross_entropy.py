@@ -132,11 +132,3 @@ def test_only_a_part_of_the_logits_exists_at_a_time(monkeypatch: pytest.MonkeyPa
     with Sizes():
         linear_cross_entropy(hidden, weight, labels()).backward()
     assert largest == VOCABULARY * SIZE  # the weight's gradient; the logits are ROWS * VOCABULARY, which is more
-
-
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
-def test_on_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
-    given = [None if tensor is None else tensor.detach().cuda().requires_grad_() for tensor in inputs()]
-    expected = gradients(stock, given, labels().cuda(), 0.3)
-    for a, b in zip(gradients(linear_cross_entropy, given, labels().cuda(), 0.3), expected, strict=True):
-        torch.testing.assert_close(a, b, rtol=1e-3, atol=1e-3)

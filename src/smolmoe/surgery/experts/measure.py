@@ -309,11 +309,10 @@ def expert_use(folder: Path, held_out: HeldOut, device: str) -> Use:
             model(input_ids=torch.tensor([window[:-1]], device=device), use_cache=False)
             for layer in capture.layers:
                 routing = capture.routing(layer)
-                spread = torch.zeros_like(routing.logits, dtype=torch.float64)
-                spread.scatter_(1, routing.indices, routing.weights.double())
-                logits = routing.logits.double()
-                gates[layer] = gates.get(layer, 0) + spread.sum(0).cpu()
-                products[layer] = products.get(layer, 0) + (logits.T @ logits).cpu()
+                logits = routing.logits.cpu().double()
+                spread = torch.zeros_like(logits).scatter_(1, routing.indices.cpu(), routing.weights.cpu().double())
+                gates[layer] = gates.get(layer, 0) + spread.sum(0)
+                products[layer] = products.get(layer, 0) + logits.T @ logits
             capture.clear()
     similarity = {}
     for layer, product in products.items():
