@@ -41,7 +41,7 @@ def test_what_is_here_is_taken_and_the_best_is_found() -> None:
 
 @pytest.mark.parametrize("word", ["abacus", "", "cuda:", "cuda:x", "cuda:-1", "cpu:0", "meta", "CUDA", "cuda:0:1"])
 def test_no_name_of_a_device(word: str) -> None:
-    with pytest.raises(RequestError, match="auto, cpu, cuda, cuda:N or mps") as caught:
+    with pytest.raises(RequestError, match="auto, cpu, cuda, cuda:N, xpu or mps") as caught:
         pick_device(word)
     assert caught.value.field == "device"
     assert "cpu" in str(caught.value.fix)

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 
 from smolmoe.alignment.tokens import Row
+from smolmoe.core.devices import doubled
 from smolmoe.evaluation.held_out import DocumentLosses
 from smolmoe.inference.sampling import padded
 from smolmoe.moe.gating import gate_spec, router_weight
@@ -172,7 +173,7 @@ def _log_probabilities(
             if loss:
                 begin = len(prompt) - 1
                 is_answer[row, begin : begin + len(answer)] = torch.tensor(loss, device=ids.device)
-        found[at] = (said * (is_answer & mask[:, 1:].bool())).double().sum(1).cpu()
+        found[at] = doubled(said * (is_answer & mask[:, 1:].bool())).sum(1).cpu()
         if step is not None:
             step(min(first + BATCH, len(order)), len(order))
     return found

@@ -2,55 +2,108 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import platform
 import re
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from smolmoe.errors import RequestError
 
-_WORDS = "auto, cpu, cuda, cuda:N or mps"
-_FORM = re.compile(r"auto|cpu|cuda(:\d+)?|mps")
+logger = logging.getLogger(__name__)
+
+_WORDS = "auto, cpu, cuda, cuda:N, xpu or mps"
+_FORM = re.compile(r"auto|cpu|cuda(:\d+)?|xpu(:\d+)?|mps")
 
 
 def kind(device: str) -> str:
-    """cpu, cuda or mps."""
+    """cpu, cuda, xpu or mps."""
     return device.partition(":")[0]
 
 
+def available() -> dict[str, int]:
+    """The kinds of devices that this machine has, the fastest first, with their numbers."""
+    import torch
+
+    found = {
+        "cuda": torch.cuda.device_count() if torch.cuda.is_available() else 0,
+        "xpu": torch.xpu.device_count() if torch.xpu.is_available() else 0,
+        "mps": int(torch.backends.mps.is_available()),
+        "cpu": 1,
+    }
+    return {name: number for name, number in found.items() if number}
+
+
 def pick_device(asked: str | None) -> str:
-    """The requested device, as torch calls it; for None and auto the fastest: cuda, mps, cpu.
+    """The requested device, as torch calls it; for None and auto the fastest: cuda, xpu, mps, cpu. It is logged.
 
     Raises:
         RequestError: not a device name, or not available; names those that are.
     """
+    there = available()
+    device = next(iter(there)) if asked in (None, "auto") else asked
+    assert device is not None
+    if not _FORM.fullmatch(device):
+        raise RequestError(f"must be {_WORDS}.", field="device", value=device, fix=_use(there))
+    if int(device.partition(":")[2] or 0) >= there.get(kind(device), 0):
+        raise RequestError("is not available on this machine.", field="device", value=device, fix=_use(there))
+    if asked == device:
+        _try(device)
+    logger.info("device: %s", described(device))
+    return device
+
+
+def _try(device: str) -> None:
+    """Raises RequestError for a device that is present, but broken or in use."""
     import torch
 
-    gpus = torch.cuda.device_count() if torch.cuda.is_available() else 0
-    there = [*(["cuda"] if gpus else []), *(["mps"] if torch.backends.mps.is_available() else []), "cpu"]
-    if asked in (None, "auto"):
-        return there[0]
-    assert asked is not None
-    if not _FORM.fullmatch(asked):
-        raise RequestError(f"must be {_WORDS}.", field="device", value=asked, fix=_use(there, gpus))
-    if kind(asked) not in there or (":" in asked and int(asked.partition(":")[2]) >= gpus):
-        raise RequestError("is not available on this machine.", field="device", value=asked, fix=_use(there, gpus))
     try:
-        torch.empty(1, device=asked)
-    except (RuntimeError, AssertionError) as error:  # present, but broken or in use
+        torch.empty(1, device=device)
+    except (RuntimeError, AssertionError) as error:
         said = str(error).partition("\n")[0].rstrip(".")
-        raise RequestError(f"cannot be used: {said}.", field="device", value=asked, fix="Use cpu.") from error
-    return asked
+        raise RequestError(f"cannot be used: {said}.", field="device", value=device, fix="Use cpu.") from error
 
 
-def _use(there: list[str], gpus: int) -> str:
-    names = [name for device in there for name in ([device] if device != "cuda" or gpus < 2 else _numbered(gpus))]
+def _use(there: Mapping[str, int]) -> str:
+    names = [
+        name
+        for device, number in there.items()
+        for name in (device, *(f"{device}:{index}" for index in range(number if number > 1 else 0)))
+    ]
     return f"Use {', '.join(names)}, which this machine has."
 
 
-def _numbered(gpus: int) -> list[str]:
-    return ["cuda", *(f"cuda:{index}" for index in range(gpus))]
+def described(device: str) -> str:
+    """A device with the name of its hardware, and the number of threads of a CPU."""
+    import torch
+
+    threads = torch.get_num_threads()
+    number = f", {threads} thread{'s' * (threads > 1)}" if device == "cpu" else ""
+    return f"{device} ({device_name(device)}{number})"
+
+
+def doubled(tensor: Any) -> Any:
+    """A tensor in float64; on the CPU if its device, mps, has no float64."""
+    return (tensor.cpu() if tensor.device.type == "mps" else tensor).double()
+
+
+@contextmanager
+def full_float32() -> Iterator[None]:
+    """Within, GPUs multiply float32 matrices in float32: a training of this process may have allowed TF32."""
+    import torch
+
+    products: Any = torch.backends.cuda.matmul
+    is_short = products.fp32_precision == "tf32"
+    if is_short:
+        products.fp32_precision = "ieee"
+    try:
+        yield
+    finally:
+        if is_short:
+            products.fp32_precision = "tf32"
 
 
 def device_name(device: str) -> str:
@@ -59,6 +112,8 @@ def device_name(device: str) -> str:
 
     if kind(device) == "cuda":
         return torch.cuda.get_device_name(device)
+    if kind(device) == "xpu":
+        return torch.xpu.get_device_name(device)
     info = Path("/proc/cpuinfo")
     if kind(device) == "cpu" and info.is_file():
         for line in info.read_text(encoding="utf-8").splitlines():

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from torch.nn.utils.rnn import pad_sequence
 from transformers import GenerationConfig, LogitsProcessorList
 
-from smolmoe.core.devices import pick_device
+from smolmoe.core.devices import doubled, pick_device
 from smolmoe.core.progress import Progress
 from smolmoe.errors import DataError, RequestError, SourceError
 from smolmoe.moe.loading import Skeleton, load_model, load_tokenizer
@@ -134,7 +134,7 @@ def _answer(
     ids, mask = padded(prompts, model.device, side="left")
     longest = ids.shape[1]
     draws = _uniform(seeds, max_new_tokens) if temperature else None
-    drawing = [] if draws is None else [_Draw(torch.from_numpy(draws).to(model.device), temperature, longest)]
+    drawing = [] if draws is None else [_Draw(torch.from_numpy(draws), temperature, longest)]
     with torch.no_grad():
         out = model.generate(
             input_ids=ids,
@@ -169,11 +169,11 @@ class _Draw:
         self.start = start
 
     def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
-        number = self.numbers[:, input_ids.shape[1] - self.start, None]
-        cumulated = (scores.double() / self.temperature).softmax(dim=-1).cumsum(dim=-1)
+        cumulated = (doubled(scores) / self.temperature).softmax(dim=-1).cumsum(dim=-1)
+        number = self.numbers[:, input_ids.shape[1] - self.start, None].to(cumulated.device)
         # Rounding may make the total less than 1; a token of probability 0 is never the first above the number.
         chosen = torch.searchsorted(cumulated, number * cumulated[:, -1:], right=True).clamp_(max=scores.shape[1] - 1)
-        return torch.full_like(scores, float("-inf")).scatter_(1, chosen, 0.0)
+        return torch.full_like(scores, float("-inf")).scatter_(1, chosen.to(scores.device), 0.0)
 
 
 def _uniform(seeds: Sequence[Sequence[int]], count: int) -> NDArray[np.float64]:

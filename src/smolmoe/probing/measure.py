@@ -54,7 +54,7 @@ def probe(
     dense: str | Path | None = None,
     against: str | Path | None = None,
     options: ProbeOptions | None = None,
-    device: str = "cpu",
+    device: str = "auto",
     overwrite: bool = False,
     report: Progress | None = None,
 ) -> ProbeResult:
@@ -164,7 +164,7 @@ def router_saturation(subject: Subject, other: Runner, documents: list[TaggedDoc
     tokens = 0
     for batch in subject.windows.of(few, subject.model.device):
         a, b = (_sets(each.chosen(batch), runner.experts) for each in (runner, other))
-        both += (a & b).sum((1, 2)).double().cpu()
+        both += (a & b).sum((1, 2)).cpu()
         tokens += a.shape[1]
     return (both / max(1, tokens * runner.top_k)).tolist()
 

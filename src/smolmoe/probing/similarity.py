@@ -82,7 +82,7 @@ def _weight_cosine(layer: nn.Module, router: nn.Module, experts: int) -> torch.T
     products = torch.zeros(experts, experts, dtype=torch.float64)
     for tensor in expert_parameters(layer, router, experts).values():
         flat = tensor.detach().float().flatten(1)
-        products += (flat @ flat.T).double().cpu()
+        products += (flat @ flat.T).cpu()
     norms = products.diagonal().sqrt().clamp_min(1e-30)
     return products / norms[:, None] / norms[None, :]
 

@@ -11,7 +11,7 @@ from smolmoe.moe.losses import ROUTER_LOSSES
 from smolmoe.recipe.base import Index, Recipe, Vocabulary
 from smolmoe.recipe.data import DataRecipe
 from smolmoe.recipe.trainer import TrainerValues
-from smolmoe.recipe.words import BestDevice, Seed
+from smolmoe.recipe.words import Device, Seed
 
 
 class ModelRecipe(Recipe):
@@ -171,6 +171,6 @@ class TrainRecipe(Recipe):
     )
     trainer: TrainerValues = Field(default_factory=dict, description="any field of transformers' TrainingArguments")
     parallel: Literal["ddp", "fsdp"] = Field(default="ddp", description="parallelism across processes: ddp or fsdp")
-    device: BestDevice = None
+    device: Device = "auto"
     seed: Seed = 0
     out: Path = Field(description="output folder of the run")

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 
 from smolmoe.core.claim import Claim, read_claim
-from smolmoe.core.devices import pick_device
+from smolmoe.core.devices import full_float32, pick_device
 from smolmoe.core.model_config import check_decodes
 from smolmoe.errors import RequestError, SourceError
 from smolmoe.moe.loading import Skeleton
@@ -34,13 +34,14 @@ NEW_TOKENS_WHEN_STREAMED = 4
 PROMPTS = 3
 
 
+@full_float32()
 def verify(
     dense: str | Path,
     moe: str | Path,
     *,
     text: Path | None = None,
     claim: Claim | Mapping[str, Any] | None = None,
-    device: str = "cpu",
+    device: str = "auto",
     sequences: int = 6,
     length: int = 128,
     new_tokens: int = 16,

@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 
+from smolmoe.core.devices import doubled
 from smolmoe.evaluation.held_out import IGNORED, HeldOut, batches, token_losses
 
 WINDOWS = 16  # at once
@@ -55,7 +56,7 @@ def read_held_out(
                 found += _agreement(base(input_ids=inputs, use_cache=False).logits.float(), logits, targets)
             owners = torch.tensor([held_out.owners[index] for index in chosen])
             for row, values in enumerate(found):
-                sums[row].index_add_(0, owners, values.double().sum(dim=1).cpu())
+                sums[row].index_add_(0, owners, doubled(values).sum(dim=1).cpu())
             done += len(chosen)
             if on_window is not None:
                 on_window(done)

@@ -64,7 +64,7 @@ def compare(
     tasks: str | Path | None = None,
     out: Path | None = None,
     overwrite: bool = False,
-    device: str = "cpu",
+    device: str = "auto",
     report: Progress | None = None,
 ) -> Comparison:
     """Compare models on the same held-out text.

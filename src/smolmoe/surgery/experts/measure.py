@@ -11,6 +11,7 @@ from typing import Any
 import torch
 
 from smolmoe.core.claim import Claim
+from smolmoe.core.devices import doubled
 from smolmoe.data.text import Document, read_documents
 from smolmoe.data.tokens import encode_documents, end_of_text
 from smolmoe.errors import DataError, SourceError
@@ -309,9 +310,9 @@ def expert_use(folder: Path, held_out: HeldOut, device: str) -> Use:
             model(input_ids=torch.tensor([window[:-1]], device=device), use_cache=False)
             for layer in capture.layers:
                 routing = capture.routing(layer)
-                spread = torch.zeros_like(routing.logits, dtype=torch.float64)
-                spread.scatter_(1, routing.indices, routing.weights.double())
-                logits = routing.logits.double()
+                logits, weights = doubled(routing.logits), doubled(routing.weights)
+                spread = torch.zeros_like(logits)
+                spread.scatter_(1, routing.indices.to(spread.device), weights)
                 gates[layer] = gates.get(layer, 0) + spread.sum(0).cpu()
                 products[layer] = products.get(layer, 0) + (logits.T @ logits).cpu()
             capture.clear()

@@ -1,0 +1,105 @@
+"""What a training or an alignment changed: measured before and after it."""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+Unit = Literal["nats per token", "nats", "share", "percent"]
+
+
+@dataclass(frozen=True)
+class Measured:
+    """One measurement before and after, on the same held-out text.
+
+    Attributes:
+        before: None if it was not measured, or on other text.
+        unit: a share is of 1, a percentage of 100.
+    """
+
+    name: str
+    before: float | None
+    after: float
+    unit: Unit
+
+    def shown(self, value: float | None) -> str:
+        """A value with its unit's digits."""
+        if value is None:
+            return "not measured"
+        return f"{value:.1%}" if self.unit == "share" else f"{value:.{1 if self.unit == 'percent' else 4}f}"
+
+    def __str__(self) -> str:
+        return f"{self.shown(self.before)} -> {self.shown(self.after)}"
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a run changed, what it took, and what to do next.
+
+    Attributes:
+        measured: the held-out loss, then what else the kind of run measures.
+        verdict: better, worse or unclear, of the held-out loss; None if it was not measured before.
+        tokens, seconds: of training, without measurements.
+        model: folder of the trained model.
+        next: commands that use it.
+    """
+
+    measured: tuple[Measured, ...]
+    verdict: str | None
+    tokens: int
+    seconds: float
+    model: Path
+    next: tuple[str, ...]
+
+    @property
+    def tokens_per_second(self) -> float | None:
+        """None for a run without a step."""
+        return self.tokens / self.seconds if self.seconds else None
+
+    def to_json(self) -> dict[str, Any]:
+        return {**asdict(self), "model": str(self.model), "tokens_per_second": self.tokens_per_second}
+
+
+def of_training(out: Path, summary: Mapping[str, Any], source: str | None = None) -> Outcome:
+    """The outcome of a training, from its summary.
+
+    Args:
+        source: the model that was trained further; None for a new one.
+    """
+    before = summary.get("before", {}).get("loss")
+    loss = Measured("held-out loss", before, summary["held_out"]["loss"], "nats per token")
+    compare = () if source is None else (["compare", f"before={source}", f"after={out}", "--data", out],)
+    return _outcome(out, summary, (loss,), *compare)
+
+
+def of_alignment(out: Path, summary: Mapping[str, Any]) -> Outcome:
+    """The outcome of an alignment, from its summary."""
+    before, after = summary["before"], summary["after"]
+    measured = [Measured("held-out loss", before["loss"], after["loss"], "nats per token")]
+    if "margin" in before:
+        measured += [
+            Measured("chosen answer more likely", before["accuracy"], after["accuracy"], "share"),
+            Measured("margin", before["margin"], after["margin"], "nats"),
+        ]
+    if "corrections" in summary:
+        scores = (summary["corrections"][when]["model"]["metrics"] for when in ("before", "after"))
+        first, last = scores
+        measured += [Measured(name, first[name]["value"], last[name]["value"], "percent") for name in last]
+    return _outcome(out, summary, tuple(measured))
+
+
+def _outcome(out: Path, summary: Mapping[str, Any], measured: tuple[Measured, ...], *more: Sequence[object]) -> Outcome:
+    model = out / "model"
+    generate = ("generate", model, "--prompt", "Once upon a time")
+    report = ("report", out, "--out", out / "report.html")
+    return Outcome(
+        measured=measured,
+        verdict=summary.get("change", {}).get("verdict"),
+        tokens=summary["tokens"],
+        seconds=summary["train_seconds"],
+        model=model,
+        next=tuple(shlex.join(["smolmoe", *map(str, words)]) for words in (generate, *more, report)),
+    )
