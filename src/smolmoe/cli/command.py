@@ -39,7 +39,7 @@ class Command:
         envvars: field -> environment variable.
         to_json: what --json prints.
         exit_code: for a result.
-        doing: what a verb without its own progress does, for the moving line; None if it writes to the terminal itself.
+        doing: what is shown until the verb reports progress. A verb that cannot report any, and has none, shows nothing.
     """
 
     verb: Callable[..., Any]

@@ -144,11 +144,16 @@ def clock(seconds: float) -> str:
 class LogLines:
     """Which lines a log gets: one when a step starts, one now and then, one at the end of a long step."""
 
-    def __init__(self, now: float):
-        self.steps = Steps(now)
+    def __init__(self, now: float, what: str = START):
+        self.steps = Steps(now, what)
         self._begun: set[str] = set()
         self._ended: set[str] = set()
         self._said = now
+
+    def begin(self, now: float) -> list[str]:
+        """The line of the first step, unless it is named by its first report."""
+        what = self.steps.current.what
+        return [] if what == START else self.update(what, 0, 0, now=now)
 
     def update(self, what: str, done: int, total: int, detail: str = "", *, now: float) -> list[str]:
         """The lines for a report."""
@@ -194,7 +199,7 @@ def progress(show: bool, what: str = START) -> Iterator[Progress | None]:
         with _moving_line(what) as report:
             yield report
     else:
-        with _log() as report:
+        with _log(what) as report:
             yield report
 
 
@@ -221,8 +226,8 @@ def _moving_line(what: str) -> Iterator[Progress]:
 
 
 @contextmanager
-def _log() -> Iterator[Progress]:
-    lock, lines = threading.Lock(), LogLines(time.monotonic())
+def _log(what: str) -> Iterator[Progress]:
+    lock, lines = threading.Lock(), LogLines(time.monotonic(), what)
 
     def say(take: Callable[[], list[str]]) -> None:
         with lock:
@@ -232,6 +237,7 @@ def _log() -> Iterator[Progress]:
     def report(what: str, done: int, total: int, detail: str = "", /) -> None:
         say(lambda: lines.update(what, done, total, detail, now=time.monotonic()))
 
+    say(lambda: lines.begin(time.monotonic()))
     ended = threading.Event()
 
     def watch() -> None:
