@@ -8,7 +8,7 @@ import os
 import re
 import subprocess
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import pytest
@@ -157,7 +157,7 @@ class Terminal:
 
 
 @pytest.fixture
-def terminal(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[], Terminal]]:
+def terminal(monkeypatch: pytest.MonkeyPatch) -> Callable[[], Terminal]:
     monkeypatch.setenv("TERM", "xterm")
     monkeypatch.setenv("COLUMNS", "60")  # rich asks the descriptors 0 to 2, which are not this terminal
 
@@ -166,7 +166,7 @@ def terminal(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[], Terminal]
         monkeypatch.setattr(sys, "stderr", found.stderr)
         return found
 
-    yield start
+    return start
 
 
 def screen(written: str) -> list[str]:

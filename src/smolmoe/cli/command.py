@@ -39,7 +39,7 @@ class Command:
         envvars: field -> environment variable.
         to_json: what --json prints.
         exit_code: for a result.
-        doing: what is shown until the verb reports progress. A verb that cannot report any, and has none, shows nothing.
+        doing: what is shown until the verb reports progress; without it, a verb that cannot report any shows nothing.
     """
 
     verb: Callable[..., Any]

@@ -6,7 +6,7 @@ import logging
 import os
 import platform
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -37,34 +37,43 @@ def available() -> dict[str, int]:
     return {name: number for name, number in found.items() if number}
 
 
-def pick_device(asked: str | None) -> str:
-    """The requested device, as torch calls it; for None and auto the fastest: cuda, xpu, mps, cpu. It is logged.
+def pick_device(asked: str) -> str:
+    """The requested device, as torch calls it; for auto the fastest that works: cuda, xpu, mps, cpu. It is logged.
 
     Raises:
         RequestError: not a device name, or not available; names those that are.
     """
     there = available()
-    device = next(iter(there)) if asked in (None, "auto") else asked
-    assert device is not None
-    if not _FORM.fullmatch(device):
-        raise RequestError(f"must be {_WORDS}.", field="device", value=device, fix=_use(there))
+    if not _FORM.fullmatch(asked):
+        raise RequestError(f"must be {_WORDS}.", field="device", value=asked, fix=_use(there))
+    device = _fastest(there) if asked == "auto" else asked
     if int(device.partition(":")[2] or 0) >= there.get(kind(device), 0):
-        raise RequestError("is not available on this machine.", field="device", value=device, fix=_use(there))
-    if asked == device:
-        _try(device)
+        raise RequestError("is not available on this machine.", field="device", value=asked, fix=_use(there))
+    if asked != "auto" and (problem := problem_of(device)) is not None:
+        raise RequestError(f"cannot be used: {problem}.", field="device", value=asked, fix="Use cpu.")
     logger.info("device: %s", described(device))
     return device
 
 
-def _try(device: str) -> None:
-    """Raises RequestError for a device that is present, but broken or in use."""
+def _fastest(there: Iterable[str]) -> str:
+    """The first device that works."""
+    for device in there:
+        problem = problem_of(device)
+        if problem is None:
+            return device
+        logger.warning("%s is here, but cannot be used: %s.", device, problem)
+    return "cpu"
+
+
+def problem_of(device: str) -> str | None:
+    """Why a device that is here cannot be used: it is broken, or in use."""
     import torch
 
     try:
         torch.empty(1, device=device)
     except (RuntimeError, AssertionError) as error:
-        said = str(error).partition("\n")[0].rstrip(".")
-        raise RequestError(f"cannot be used: {said}.", field="device", value=device, fix="Use cpu.") from error
+        return str(error).partition("\n")[0].rstrip(".")
+    return None
 
 
 def _use(there: Mapping[str, int]) -> str:

@@ -128,7 +128,8 @@ class EvaluationRecipe(Recipe):
     """Held-out measurements during training."""
 
     every: int | None = Field(default=None, ge=1, description="steps between evaluations (default: ten per run)")
-    at: tuple[Index, ...] = Field(default=(), description="additional evaluation steps; 0 is before training")
+    before: bool = Field(default=True, description="evaluation before the first step, for before and after")
+    at: tuple[Index, ...] = Field(default=(), description="additional evaluation steps")
     tokens: int = Field(default=10_000, ge=1, description="held-out tokens per domain")
     per_document: int = Field(default=1024, ge=2, description="maximum number of held-out tokens per document")
 

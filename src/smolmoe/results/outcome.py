@@ -63,20 +63,14 @@ class Outcome:
         return {**asdict(self), "model": str(self.model), "tokens_per_second": self.tokens_per_second}
 
 
-def of_training(out: Path, summary: Mapping[str, Any], source: str | None = None) -> Outcome:
-    """The outcome of a training, from its summary.
-
-    Args:
-        source: the model that was trained further; None for a new one.
-    """
+def training_measured(summary: Mapping[str, Any]) -> list[Measured]:
+    """What a training's summary holds."""
     before = summary.get("before", {}).get("loss")
-    loss = Measured("held-out loss", before, summary["held_out"]["loss"], "nats per token")
-    compare = () if source is None else (["compare", f"before={source}", f"after={out}", "--data", out],)
-    return _outcome(out, summary, (loss,), *compare)
+    return [Measured("held-out loss", before, summary["held_out"]["loss"], "nats per token")]
 
 
-def of_alignment(out: Path, summary: Mapping[str, Any]) -> Outcome:
-    """The outcome of an alignment, from its summary."""
+def alignment_measured(summary: Mapping[str, Any]) -> list[Measured]:
+    """What an alignment's summary holds: the loss, of pairs the preferences, and corrections."""
     before, after = summary["before"], summary["after"]
     measured = [Measured("held-out loss", before["loss"], after["loss"], "nats per token")]
     if "margin" in before:
@@ -85,18 +79,32 @@ def of_alignment(out: Path, summary: Mapping[str, Any]) -> Outcome:
             Measured("margin", before["margin"], after["margin"], "nats"),
         ]
     if "corrections" in summary:
-        scores = (summary["corrections"][when]["model"]["metrics"] for when in ("before", "after"))
-        first, last = scores
+        first, last = (summary["corrections"][when]["model"]["metrics"] for when in ("before", "after"))
         measured += [Measured(name, first[name]["value"], last[name]["value"], "percent") for name in last]
-    return _outcome(out, summary, tuple(measured))
+    return measured
 
 
-def _outcome(out: Path, summary: Mapping[str, Any], measured: tuple[Measured, ...], *more: Sequence[object]) -> Outcome:
+def of_training(out: Path, summary: Mapping[str, Any], source: str | None) -> Outcome:
+    """The outcome of a training, from its summary.
+
+    Args:
+        source: the model that was trained further; None for a new one.
+    """
+    compare = () if source is None else (["compare", f"before={source}", f"after={out}", "--data", out],)
+    return _outcome(out, summary, training_measured(summary), *compare)
+
+
+def of_alignment(out: Path, summary: Mapping[str, Any]) -> Outcome:
+    """The outcome of an alignment, from its summary."""
+    return _outcome(out, summary, alignment_measured(summary))
+
+
+def _outcome(out: Path, summary: Mapping[str, Any], measured: Sequence[Measured], *more: Sequence[object]) -> Outcome:
     model = out / "model"
     generate = ("generate", model, "--prompt", "Once upon a time")
     report = ("report", out, "--out", out / "report.html")
     return Outcome(
-        measured=measured,
+        measured=tuple(measured),
         verdict=summary.get("change", {}).get("verdict"),
         tokens=summary["tokens"],
         seconds=summary["train_seconds"],

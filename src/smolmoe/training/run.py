@@ -217,7 +217,7 @@ class _Run:
             measure=lambda model, capture: document_losses(
                 model, held_out, capture=capture, report=lambda done, total: self.report(MEASURING, done, total)
             ),
-            measured_at={*recipe.evaluation.at, *range(every, steps, every), 0, steps},
+            measured_at={*_before(recipe), *recipe.evaluation.at, *range(every, steps, every), steps},
             moments=moments if self.checkpoint is None else None,  # a checkpoint has the state itself
             carried=set(moments),
             scales=scales,
@@ -334,6 +334,11 @@ class _Run:
             result = generate(self.recipe.out / MODEL, prompt, max_new_tokens=new, temperature=0.0)
             found.append({"prompt": prompt, "text": result.texts[0]})
         return found
+
+
+def _before(recipe: TrainRecipe) -> list[int]:
+    """Step 0, if the model is to be measured before it."""
+    return [0] if recipe.evaluation.before else []
 
 
 def _step(checkpoint: Path | None) -> int:
