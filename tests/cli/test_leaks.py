@@ -42,9 +42,9 @@ def smolmoe(place: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
 
 
 def test_a_command_that_imports_no_torch(place: Path) -> None:
-    done = smolmoe(place, "inspect", "moe", "--quiet")
+    done = smolmoe(place, "inspect", "dense", "--quiet")
     assert (done.returncode, done.stderr) == (0, "")
-    assert "MixtralForCausalLM" in done.stdout
+    assert "LlamaForCausalLM" in done.stdout
 
 
 @pytest.mark.slow
@@ -79,7 +79,7 @@ def test_a_quiet_command_shows_no_more_than_its_result(place: Path, command: str
     done = smolmoe(place, *command.split(), "--quiet")
     assert done.returncode in (0, 1), done.stderr  # 1: a check failed, which is a result
     assert done.stdout
-    ours = re.compile(r"device: cpu|\d+ tokens|The held-out loss got worse|no row has|ends? ")
+    ours = re.compile(r"device: cpu|\d+ tokens|The held-out loss got worse|Ignored in the rows|no row has")
     assert [line for line in done.stderr.splitlines() if not ours.match(line)] == []
 
 
@@ -90,7 +90,8 @@ def test_a_log_holds_our_lines_only(place: Path) -> None:
     lines = done.stderr.splitlines()
     assert re.fullmatch(r"device: cpu \(.+, \d+ threads?\)", lines[0])
     steps = "Reading the model|Tokenising|Training|Measuring the held-out loss|Writing the model|Writing samples"
-    known = re.compile(rf"({steps}) \.\.\.|({steps})  .*|step \d+ of 6: held-out loss .*|text\.jsonl \.\.\.|device: .*")
+    steps += r"|Reading \S*text\.jsonl"
+    known = re.compile(rf"({steps}) \.\.\.|({steps})  .*|step \d+ of 6: held-out loss .*|device: .*")
     assert [line for line in lines if not known.fullmatch(line)] == []
     assert "\x1b" not in done.stderr
 

@@ -130,6 +130,11 @@ def test_a_step_that_comes_again_is_not_announced_again() -> None:
     assert log(*again) == ["Training ...", "Measuring ..."]
 
 
+def test_a_long_path_does_not_push_the_numbers_out() -> None:
+    (line,) = lines((0, "Reading with /somewhere/far/away/in/a/folder/of/a/disk/run/model", 3, 9, ""))
+    assert line == "Reading with /somewh…/folder/of/a/disk/run/model  3/9  33%  0:00"
+
+
 @pytest.mark.parametrize(("seconds", "said"), [(0, "0:00"), (59.9, "0:59"), (61, "1:01"), (3_725, "1:02:05")])
 def test_the_clock(seconds: float, said: str) -> None:
     assert clock(seconds) == said

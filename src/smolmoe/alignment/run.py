@@ -26,7 +26,7 @@ from smolmoe.moe.loading import Skeleton
 from smolmoe.moe.size import size_of
 from smolmoe.recipe import parse
 from smolmoe.recipe.align import BETA, AlignRecipe
-from smolmoe.results.outcome import Outcome, of_alignment
+from smolmoe.results.outcome import Outcome, alignment_measured, outcome
 from smolmoe.training.arguments import precision
 from smolmoe.training.checkpoints import room_for, step_of
 from smolmoe.training.estimate import cost_of
@@ -45,7 +45,7 @@ class AlignResult(RunResult):
 
     @property
     def outcome(self) -> Outcome:
-        return of_alignment(self.out, self.summary)
+        return outcome(self.model, self.source, self.summary, alignment_measured(self.summary))
 
 
 @dataclass(frozen=True)

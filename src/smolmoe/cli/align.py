@@ -66,7 +66,7 @@ def show_aligned(result: AlignResult, given: Given) -> None:
         print(Finding(**found))
     if "corrections" in summary:
         _show_corrections(summary["corrections"])
-    print_next(outcome)
+    print_next(result, has_text=False)
 
 
 def _not_used(ignored: dict[str, int]) -> list[tuple[str, object]]:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import shlex
 from typing import TYPE_CHECKING
 
 from smolmoe.core import units
 
 if TYPE_CHECKING:
     from smolmoe.results.outcome import Outcome
+    from smolmoe.training.folder import RunResult
 
 
 def took(outcome: Outcome) -> str:
@@ -17,8 +19,17 @@ def took(outcome: Outcome) -> str:
     return f"{units.tokens(outcome.tokens)} in {units.duration(outcome.seconds)}{speed}"
 
 
-def print_next(outcome: Outcome) -> None:
-    """The commands that use the model, ready to copy."""
+def print_next(result: RunResult, *, has_text: bool) -> None:
+    """The commands that use the model, ready to copy.
+
+    Args:
+        has_text: the run's folder names held-out text, on which models are compared.
+    """
+    out, source = result.out, result.source
+    commands: list[tuple[object, ...]] = [("generate", result.model, "--prompt", "Once upon a time")]
+    if has_text and source is not None:
+        commands.append(("compare", f"before={source}", f"after={out}", "--data", out))
+    commands.append(("report", out, "--out", out / "report.html"))
     print("\nnext:")
-    for command in outcome.next:
-        print(f"  {command}")
+    for command in commands:
+        print(f"  smolmoe {shlex.join(map(str, command))}")

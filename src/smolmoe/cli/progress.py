@@ -21,6 +21,8 @@ EVERY = 30.0  # seconds between the lines of a log
 SHARE = 0.05  # of a step's time, between the lines of a log
 SHORT = 5.0  # seconds; the end of a shorter step is not a line of a log
 START = "Starting"
+LONGEST = 48  # characters of a name with a path in it, so that the amounts are seen
+HEAD = 20  # of them from its beginning
 
 _NAMES = {
     "plan": "Reading headers and planning",
@@ -122,7 +124,8 @@ class Steps:
         left = step.left(seconds)
         share = f"{min(1.0, step.done / step.total):.0%}" if step.total else ""
         time_said = clock(seconds) if left is None else f"{clock(left)} left"
-        return "  ".join(part for part in (step.title, step.amount, share, time_said, self._speed(step)) if part)
+        title = step.title if len(step.title) <= LONGEST else f"{step.title[:HEAD]}…{step.title[HEAD + 1 - LONGEST :]}"
+        return "  ".join(part for part in (title, step.amount, share, time_said, self._speed(step)) if part)
 
     @staticmethod
     def _speed(step: Step) -> str:

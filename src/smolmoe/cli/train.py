@@ -63,7 +63,7 @@ def _show_trained(result: TrainResult, given: Given) -> None:
         print(Finding(**found))
     for sample in summary["samples"]:
         print(f"\n--- {sample['prompt']}{sample['text']}")
-    print_next(outcome)
+    print_next(result, has_text=True)
 
 
 def _change_rows(summary: dict[str, Any]) -> list[tuple[str, object]]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -37,14 +36,14 @@ class Measured:
 
 @dataclass(frozen=True)
 class Outcome:
-    """What a run changed, what it took, and what to do next.
+    """What a run changed, and what it took.
 
     Attributes:
         measured: the held-out loss, then what else the kind of run measures.
         verdict: better, worse or unclear, of the held-out loss; None if it was not measured before.
         tokens, seconds: of training, without measurements.
         model: folder of the trained model.
-        next: commands that use it.
+        source: the model that it was made from; None for a new one.
     """
 
     measured: tuple[Measured, ...]
@@ -52,7 +51,7 @@ class Outcome:
     tokens: int
     seconds: float
     model: Path
-    next: tuple[str, ...]
+    source: str | None
 
     @property
     def tokens_per_second(self) -> float | None:
@@ -84,30 +83,7 @@ def alignment_measured(summary: Mapping[str, Any]) -> list[Measured]:
     return measured
 
 
-def of_training(out: Path, summary: Mapping[str, Any], source: str | None) -> Outcome:
-    """The outcome of a training, from its summary.
-
-    Args:
-        source: the model that was trained further; None for a new one.
-    """
-    compare = () if source is None else (["compare", f"before={source}", f"after={out}", "--data", out],)
-    return _outcome(out, summary, training_measured(summary), *compare)
-
-
-def of_alignment(out: Path, summary: Mapping[str, Any]) -> Outcome:
-    """The outcome of an alignment, from its summary."""
-    return _outcome(out, summary, alignment_measured(summary))
-
-
-def _outcome(out: Path, summary: Mapping[str, Any], measured: Sequence[Measured], *more: Sequence[object]) -> Outcome:
-    model = out / "model"
-    generate = ("generate", model, "--prompt", "Once upon a time")
-    report = ("report", out, "--out", out / "report.html")
-    return Outcome(
-        measured=tuple(measured),
-        verdict=summary.get("change", {}).get("verdict"),
-        tokens=summary["tokens"],
-        seconds=summary["train_seconds"],
-        model=model,
-        next=tuple(shlex.join(["smolmoe", *map(str, words)]) for words in (generate, *more, report)),
-    )
+def outcome(model: Path, source: str | None, summary: Mapping[str, Any], measured: Sequence[Measured]) -> Outcome:
+    """The outcome of a run, from its summary and what that holds."""
+    verdict = summary.get("change", {}).get("verdict")
+    return Outcome(tuple(measured), verdict, summary["tokens"], summary["train_seconds"], model, source)

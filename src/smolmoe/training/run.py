@@ -24,7 +24,7 @@ from smolmoe.moe.control import measure_flips
 from smolmoe.moe.loading import Skeleton, load_tokenizer
 from smolmoe.moe.size import size_of
 from smolmoe.recipe import TrainRecipe, parse
-from smolmoe.results.outcome import Outcome, of_training
+from smolmoe.results.outcome import Outcome, outcome, training_measured
 from smolmoe.surgery.moments import Moments, carry_moments, learning_rate_scales, plan_of
 from smolmoe.training import distributed, models, text
 from smolmoe.training.arguments import check_trainer, training_arguments
@@ -78,7 +78,7 @@ class TrainResult(RunResult):
 
     @property
     def outcome(self) -> Outcome:
-        return of_training(self.out, self.summary, self.source)
+        return outcome(self.model, self.source, self.summary, training_measured(self.summary))
 
 
 def train(
