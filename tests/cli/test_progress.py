@@ -77,6 +77,13 @@ def test_measuring_in_between_does_not_count_as_training() -> None:
     assert lines(*events)[-1].split("  ")[3] == "1:30 left"
 
 
+def test_a_measurement_that_is_made_again_starts_its_clock_again() -> None:
+    first = [(float(done), "Measuring", done, 10, "") for done in range(11)]
+    again = [(100.0, "Training", 1, 10, ""), (200.0, "Measuring", 2, 10, ""), (205.0, "Measuring", 5, 10, "")]
+    assert lines(*first)[-1] == "Measuring  10/10  100%  0:10  1/s"
+    assert [line.split("  ")[3] for line in lines(*first, *again)[-2:]] == ["0:00", "0:08 left"]
+
+
 def test_the_line_moves_while_nothing_is_reported() -> None:
     steps = Steps(0.0)
     steps.update("Training", 0, 10, now=0.0)

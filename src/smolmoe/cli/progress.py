@@ -92,6 +92,7 @@ class Step:
         """Take an amount for the rate."""
         if self.marks and done < self.marks[-1][1]:  # it starts again
             self.marks.clear()
+            self.seconds = 0.0
         self.marks.append((self.seconds, done))
         while len(self.marks) > FEWEST and self.seconds - self.marks[1][0] >= WINDOW:
             self.marks.popleft()
