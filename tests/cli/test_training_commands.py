@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -52,11 +53,15 @@ def test_training_says_what_came_out(smolmoe: Call, recipe: Path) -> None:
     assert lines[0] == "runs/mine: 36.8 K parameters, 4 steps"
     assert lines[1].startswith("  tokens         512 in ")
     assert lines[2].startswith("  device         cpu (")
-    assert "nats per token on" in lines[3]
-    assert lines[4].startswith("  before  ")
-    assert lines[5].startswith("  change         better: -")
-    assert lines[7].startswith("  best           runs/mine/best (step 4, held-out loss ")
+    assert re.match(r"  held-out loss  \d\.\d{4} -> \d\.\d{4} nats per token on", lines[3])
+    assert lines[4].startswith("  change         better: -")
+    assert lines[6].startswith("  best           runs/mine/best (step 4, held-out loss ")
     assert "\n--- the sum" in done.out
+    assert lines[-3:] == [
+        "next:",
+        "  smolmoe generate runs/mine/model --prompt 'Once upon a time'",
+        "  smolmoe report runs/mine --out runs/mine/report.html",
+    ]
     for stage in ("Reading the model", "Tokenising", "Training", "Writing the model"):
         assert f"{stage} ..." in done.err
         assert stage not in done.out

@@ -122,7 +122,7 @@ def test_tokenised_once(tmp_path, tokenizer):
     recipe = recipe_of(path)
     told = []
     first = load_corpus(recipe, tokenizer, report=lambda *values: told.append(values))
-    assert told[-1] == (path, 300, 0)
+    assert told[-1] == (f"Reading {path}", 300, 0)
     for same in (recipe, recipe_of(path, length=64, seed=3, isolate=True)):
         again = load_corpus(same, Refusing(tokenizer))
         assert again.fingerprint == first.fingerprint

@@ -94,14 +94,16 @@ def test_a_sweep_that_was_stopped_gives_the_same(tmp_path: Path, dense: Path) ->
     what = values(tmp_path, dense, **WSD, save_steps=2)
     whole = go(what, request(tmp_path, 4, 24, out=str(tmp_path / "whole")))
 
-    def stop(title: str, done: int, total: int) -> None:
+    def stop(title: str, done: int, total: int, detail: str = "") -> None:
         if "3,072 tokens, the shared part: Training" in title and done == 17:
             raise Stopped
 
     with pytest.raises(Stopped):
         go(what, request(tmp_path, 4, 24), report=stop)
     told: list[str] = []
-    again = go(what, request(tmp_path, 4, 24), report=lambda title, done, total: told.append(f"{title} {done}"))
+    again = go(
+        what, request(tmp_path, 4, 24), report=lambda title, done, total, detail="": told.append(f"{title} {done}")
+    )
     assert losses(again) == losses(whole)
     assert "tiny, seed 0, 3,072 tokens, the shared part: Training 16" in told, "it did not go on at step 16"
 

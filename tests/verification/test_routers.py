@@ -99,7 +99,9 @@ def test_a_run_warns_before_it_trains_and_its_dry_run_too(
     stages: list[str] = []
     values = recipe(tmp_path, top_1, trainer=trainer(max_steps=1))
     with caplog.at_level(logging.WARNING):
-        result = train(values, report=lambda stage, done, total: stages.append(f"{stage} {len(caplog.records)}"))
+        result = train(
+            values, report=lambda stage, done, total, detail="": stages.append(f"{stage} {len(caplog.records)}")
+        )
     assert "Tokenising 1" in stages  # it was said before
     assert caplog.records[0].getMessage().endswith("[top-1]")
     assert [found["code"] for found in result.summary["findings"]] == ["top-1"]

@@ -14,7 +14,7 @@ from smolmoe.alignment.lora import lora_config
 from smolmoe.alignment.measure import Answers, RouterState, held_out_answers, router_state
 from smolmoe.alignment.tokens import Dropped, Row, tokenised
 from smolmoe.core.devices import pick_device
-from smolmoe.core.progress import Progress
+from smolmoe.core.progress import Progress, within
 from smolmoe.data.prompts import CorrectionPrompt, CorrectionRow, prompt_ids, read_corrections, strip_instructions
 from smolmoe.errors import RequestError
 from smolmoe.evaluation.correction import score_corrections
@@ -182,7 +182,7 @@ class AlignJob:
         Args:
             when: before or after, for the report.
         """
-        name = f"Measuring {when}"
+        name = f"{when} training: Measuring the held-out rows"
         answers = held_out_answers(model, self.validation, step=lambda done, total: self.report(name, done, total))
         logger.info("%s: held-out loss %.4f", when, answers.loss)
         return Measured(answers, router_state(model, self.validation), self._scores(model, when))
@@ -211,6 +211,6 @@ class AlignJob:
             batch_size=16,
             max_new_tokens=new,
             prompt=asking,
-            report=lambda what, done, total: self.report(f"Answering {when}", done, total),
+            report=within(self.report, f"{when} training: "),
         )
         return {**scores.to_json(), "left_out": len(self.corrections) - len(rows)}

@@ -92,7 +92,7 @@ class _Aligned(RunTrainer):
         found = {name: value for name, value in logs.items() if isinstance(value, int | float)}
         own = ("loss", "grad_norm", "epoch", "total_flos", "train_loss", "train_runtime")
         row = {name: value for name, value in found.items() if name not in own and not name.startswith("train_")}
-        row |= {"seconds": round(self.clock.read(), 3)}
+        row |= {"seconds": round(self.clock.read(), 3), "tokens": self.pace.read()}
         counts = self.objective.take_counts()
         if counts is not None and bool(counts.any()):
             row |= balance.routing_statistics(counts, self.recipe.routing.reserved)

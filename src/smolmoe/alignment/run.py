@@ -26,6 +26,7 @@ from smolmoe.moe.loading import Skeleton
 from smolmoe.moe.size import size_of
 from smolmoe.recipe import parse
 from smolmoe.recipe.align import BETA, AlignRecipe
+from smolmoe.results.outcome import Outcome, alignment_measured, outcome
 from smolmoe.training.arguments import precision
 from smolmoe.training.checkpoints import room_for, step_of
 from smolmoe.training.estimate import cost_of
@@ -41,6 +42,10 @@ CHECKPOINTS = 5  # of a run, by default
 
 class AlignResult(RunResult):
     """What an alignment wrote: `model/`, `adapters/` (with LoRA), `checkpoints/`, `metrics.jsonl`, `summary.json`."""
+
+    @property
+    def outcome(self) -> Outcome:
+        return outcome(self.model, self.source, self.summary, alignment_measured(self.summary))
 
 
 @dataclass(frozen=True)
@@ -174,7 +179,7 @@ class _Run(AlignJob):
             arguments=arguments,
             adapters=adapters,
             granularity=self.granularity,
-            on_step=lambda done, total: self.report("Training", done, total),
+            on_step=lambda done, total, detail: self.report("Training", done, total, detail),
         )
         if checkpoint is not None:
             if adapters is not None:
@@ -210,6 +215,7 @@ class _Run(AlignJob):
         return run_provenance("align", self.recipe, self.source, self.provenance, "trl", "peft")
 
     def _finish(self, trainer: Any, before: Measured, findings: tuple[Finding, ...]) -> AlignResult:
+        self.report("Reading the trained model", 0, 0)
         after_model = self.load(self.recipe.out / MODEL)
         after = self.measured(after_model, "after")
         beta = self.recipe.beta or BETA
@@ -221,6 +227,7 @@ class _Run(AlignJob):
             "dropped": {"train": self.dropped.to_json(), "validation": self.unused.to_json()},
             "ignored": self.ignored,
             "parameters": {**size_of(after_model).to_json(), "trainable": self.trainable},
+            "tokens": trainer.pace.read(),
             "train_seconds": round(trainer.clock.seconds, 2),
             "device": facts(str(trainer.args.device)),
             "before": before.answers.to_json(),
@@ -238,7 +245,7 @@ class _Run(AlignJob):
         summary["change"] = change(before.answers.documents(rows), after.answers.documents(rows)).to_json()
         write_json(self.recipe.out / SUMMARY, summary)
         finish_model(self.recipe.out / MODEL, summary)
-        return AlignResult(self.recipe.out, summary)
+        return AlignResult(self.recipe.out, summary, self.recipe.model.path)
 
     # -- estimate -----------------------------------------------------------------------------------------------
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from smolmoe.cli.command import Given
+from smolmoe.cli.outcome import print_next, took
 from smolmoe.cli.output import print_rows, table
 from smolmoe.core import units
 
@@ -42,7 +43,7 @@ def show_aligned(result: AlignResult, given: Given) -> None:
     from smolmoe.evaluation.held_out import Change
     from smolmoe.verification.findings import Finding
 
-    summary = result.summary
+    summary, outcome = result.summary, result.outcome
     sizes, rows = summary["parameters"], summary["rows"]
     print(
         f"{result.out}: {units.count(sizes['trainable'])} of {units.count(sizes['total'])} parameters, "
@@ -53,7 +54,7 @@ def show_aligned(result: AlignResult, given: Given) -> None:
         [
             ("rows", f"{rows['train']:,} trained on" + (f", left out: {left_out}" if left_out else "")),
             *_not_used(summary["ignored"]),
-            ("time", f"{units.duration(summary['train_seconds'])} of training"),
+            ("tokens", took(outcome)),
             ("device", "{device} ({name})".format(**summary["device"])),
             *_drift_rows(summary),
             ("model", result.model),
@@ -65,6 +66,7 @@ def show_aligned(result: AlignResult, given: Given) -> None:
         print(Finding(**found))
     if "corrections" in summary:
         _show_corrections(summary["corrections"])
+    print_next(result, has_text=False)
 
 
 def _not_used(ignored: dict[str, int]) -> list[tuple[str, object]]:

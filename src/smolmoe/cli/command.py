@@ -10,7 +10,8 @@ from typing import Any
 import typer
 
 from smolmoe.cli.options import parameter, value_of
-from smolmoe.cli.output import Json, print_json, progress, quiet_libraries, tell
+from smolmoe.cli.output import Json, Quiet, print_json, quiet_libraries, tell
+from smolmoe.cli.progress import START, progress
 from smolmoe.cli.spelling import as_options
 from smolmoe.errors import SmolmoeError
 from smolmoe.verbs.signature import POSITIONAL, fields_of
@@ -38,6 +39,7 @@ class Command:
         envvars: field -> environment variable.
         to_json: what --json prints.
         exit_code: for a result.
+        doing: what is shown until the verb reports progress; without it, a verb that cannot report any shows nothing.
     """
 
     verb: Callable[..., Any]
@@ -50,6 +52,7 @@ class Command:
     envvars: Mapping[str, str] = field(default_factory=dict)
     to_json: Callable[[Any, Given], Any] = _plain
     exit_code: Callable[[Any, Given], int] = lambda result, given: 0
+    doing: str | None = None
 
     def build(self, name: str) -> Any:
         """The command as typer runs it."""
@@ -76,13 +79,13 @@ class Command:
         ]
 
         def call(**values: Any) -> None:
-            as_json = values.pop("as_json")
+            as_json, quiet = values.pop("as_json"), values.pop("quiet")
             given = {name: value for name, value in values.items() if value is not None and value != []}
             try:
                 for name, value in given.items():
                     read = self.read.get(name)
                     given[name] = value_of(name, value, known[name][1]) if read is None else read(value)
-                result = self._run(given, as_json)
+                result = self._run(given, show=not (as_json or quiet))
             except SmolmoeError as error:
                 as_options(error, parameters)
                 raise
@@ -91,20 +94,23 @@ class Command:
             if code := self.exit_code(result, given):
                 raise typer.Exit(code)
 
-        json = inspect.Parameter("as_json", inspect.Parameter.KEYWORD_ONLY, default=False, annotation=Json)
-        call.__signature__ = inspect.Signature([*parameters, json])  # type: ignore[attr-defined]
-        call.__annotations__ = {one.name: one.annotation for one in (*parameters, json)}
+        keyword = inspect.Parameter.KEYWORD_ONLY
+        parameters += [
+            inspect.Parameter("quiet", keyword, default=False, annotation=Quiet),
+            inspect.Parameter("as_json", keyword, default=False, annotation=Json),
+        ]
+        call.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
+        call.__annotations__ = {one.name: one.annotation for one in parameters}
         call.__doc__ = _help(self.verb)
         call.__name__ = self.verb.__name__
         call.verb = self.verb  # type: ignore[attr-defined]
         return call
 
-    def _run(self, given: dict[str, Any], as_json: bool) -> Any:
-        quiet_libraries()
-        if "report" not in inspect.signature(self.verb).parameters:
-            return self.verb(**given)
-        with tell(show=not as_json), progress(show=not as_json) as report:
-            return self.verb(**given, report=report)
+    def _run(self, given: dict[str, Any], *, show: bool) -> Any:
+        reports = "report" in inspect.signature(self.verb).parameters
+        show = show and (reports or self.doing is not None)
+        with quiet_libraries(), tell(show), progress(show, self.doing or START) as report:
+            return self.verb(**given, report=report) if reports else self.verb(**given)
 
 
 def _help(verb: Callable[..., Any]) -> str:

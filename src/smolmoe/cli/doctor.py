@@ -37,5 +37,6 @@ def _ranges(layers: tuple[int, ...]) -> str:
 COMMAND = Command(
     understand.doctor,
     lambda diagnosis, given: show_diagnosis(diagnosis),
+    doing="Examining the MoE",
     exit_code=lambda diagnosis, given: 1 if diagnosis.worst == "error" else 0,
 )

@@ -30,4 +30,4 @@ def show_imported(result: Imported, given: Given) -> None:
     print(f"\nDone in {units.duration(result.seconds)}.")
 
 
-COMMAND = Command(convert.import_model, show_imported)
+COMMAND = Command(convert.import_model, show_imported, doing="Writing the checkpoint")

@@ -72,4 +72,4 @@ def _show_unfit(targets: list[TargetReport]) -> None:
         print(f"not {', '.join(names)}: {reason}.")
 
 
-COMMAND = Command(convert.inspect, lambda report, given: _show_inspection(report))
+COMMAND = Command(convert.inspect, lambda report, given: _show_inspection(report), doing="Reading the headers")

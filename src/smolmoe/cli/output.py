@@ -6,13 +6,14 @@ import json
 import logging
 import os
 import sys
+import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from smolmoe.core import units
+from smolmoe.core.devices import __name__ as DEVICES
 from smolmoe.errors import SmolmoeError
 
 if TYPE_CHECKING:
@@ -20,28 +21,55 @@ if TYPE_CHECKING:
 
 Json = Annotated[bool, typer.Option("--json", help="Output as JSON.")]
 
-_STAGES = {
-    "plan": "Reading headers and planning",
-    "router": "Reading the domains' text for the router",
-    "predict": "Predicting errors on the dense model",
-    "write": "Writing",
-    "verify": "Reloading the files and measuring",
+Quiet = Annotated[bool, typer.Option("--quiet", help="Only results, warnings and errors: no progress.")]
+
+# Read by the libraries when they are imported, so that they say only what went wrong; also by child processes.
+_VARIABLES = {
+    "TRANSFORMERS_VERBOSITY": "error",
+    "TRANSFORMERS_NO_ADVISORY_WARNINGS": "1",
+    "HF_HUB_VERBOSITY": "error",
+    "HF_HUB_DISABLE_PROGRESS_BARS": "1",
+    "DATASETS_VERBOSITY": "error",
+    "TORCH_CPP_LOG_LEVEL": "ERROR",
+    "TQDM_DISABLE": "1",
+    # libgomp's threads spin while they wait; next to other busy processes that stalls training steps for seconds.
+    "GOMP_SPINCOUNT": "1000",
 }
 
 
-def quiet_libraries() -> None:
-    """Silence other libraries' messages, except errors."""
-    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
-    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
-    os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
-    os.environ.setdefault("TQDM_DISABLE", "1")
-    # libgomp's threads spin while they wait; next to other busy processes that stalls training steps for seconds.
-    os.environ.setdefault("GOMP_SPINCOUNT", "1000")
+@contextmanager
+def quiet_libraries() -> Iterator[None]:
+    """Within, other libraries show errors only: no warnings, messages and bars. Our own messages are shown."""
+    for name, value in _VARIABLES.items():
+        os.environ.setdefault(name, value)
     logging.basicConfig(level=logging.WARNING, format="%(message)s", handlers=[_ToStderr()])
+    shown = warnings.showwarning
+    # Not a filter: libraries change those. We have no warnings of this kind, but log them.
+    warnings.showwarning = lambda *about, **more: None
+    try:
+        yield
+    finally:
+        warnings.showwarning = shown
 
 
 class _ToStderr(logging.StreamHandler[Any]):
-    """Writes to the current stderr: a progress bar replaces it, so that lines do not run into the bar."""
+    """Our messages, and the errors of libraries, on the current stderr: a moving line replaces it to stay below them.
+
+    The device of the computation is named once: every part of a command chooses it.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._devices: set[str] = set()
+
+    def filter(self, record: logging.LogRecord) -> Any:
+        if record.name == DEVICES:
+            device = record.getMessage()
+            is_new = device not in self._devices
+            self._devices.add(device)
+            return is_new
+        is_ours = record.name.partition(".")[0] == "smolmoe"
+        return (is_ours or record.levelno >= logging.ERROR) and super().filter(record)
 
     def emit(self, record: logging.LogRecord) -> None:
         self.stream = sys.stderr
@@ -97,31 +125,8 @@ def print_tables(tables: Sequence[Table]) -> None:
 
 
 @contextmanager
-def progress(show: bool) -> Iterator[Any]:
-    """Progress as a bar per stage on stderr; silent if `show` is false, plain lines if stderr is not a terminal."""
-    if not show or not sys.stderr.isatty():
-        yield _log if show else None
-        return
-    from rich.console import Console
-    from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
-
-    columns = (TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn())
-    with Progress(*columns, console=Console(stderr=True), transient=True) as bars:
-        tasks: dict[str, Any] = {}
-
-        def report(stage: str, done: int, total: int) -> None:
-            if stage not in tasks:
-                for task in tasks.values():
-                    bars.stop_task(task)
-                tasks[stage] = bars.add_task(_STAGES.get(stage, stage), total=total or None)
-            bars.update(tasks[stage], completed=done)
-
-        yield report
-
-
-@contextmanager
 def tell(show: bool) -> Iterator[None]:
-    """Show smolmoe's own messages (held-out losses, stages) on stderr."""
+    """Show smolmoe's own messages on stderr, such as the device and held-out losses."""
     logger = logging.getLogger("smolmoe")
     before = logger.level
     logger.setLevel(logging.INFO if show else before)
@@ -129,11 +134,3 @@ def tell(show: bool) -> Iterator[None]:
         yield
     finally:
         logger.setLevel(before)
-
-
-def _log(stage: str, done: int, total: int) -> None:
-    """A line per stage, for logs: when it starts, and when writing ends."""
-    if done == 0:
-        print(f"{_STAGES.get(stage, stage)} ...", file=sys.stderr)
-    elif stage == "write" and done == total:
-        print(f"Written: {units.size(total)}", file=sys.stderr)

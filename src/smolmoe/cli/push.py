@@ -23,4 +23,4 @@ def show_push(result: Push) -> None:
         print(f"  absolute paths of this machine {would}shortened to their last part in {file}: {shown}")
 
 
-COMMAND = Command(push, lambda result, given: show_push(result))
+COMMAND = Command(push, lambda result, given: show_push(result), doing="Sending the files")

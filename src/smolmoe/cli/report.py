@@ -50,4 +50,5 @@ COMMAND = Command(
     as_options=("out",),
     names={"out": ("--out", "-o")},
     to_json=_to_json,
+    doing="Writing the page",
 )

@@ -18,4 +18,4 @@ def show_choice(choice: Choice, given: Given) -> None:
     print(f"{choice.tokens} tokens, {read} of {total} read, {units.duration(choice.seconds)}", file=sys.stderr)
 
 
-COMMAND = Command(route, show_choice)
+COMMAND = Command(route, show_choice, doing="Reading the router")

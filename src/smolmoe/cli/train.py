@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from smolmoe.cli.command import Command, Given
+from smolmoe.cli.outcome import print_next, took
 from smolmoe.cli.output import print_rows
 from smolmoe.core import units
 from smolmoe.verbs import train
@@ -40,12 +41,16 @@ def _show_trained(result: TrainResult, given: Given) -> None:
     summary = result.summary
     held_out, best = summary["held_out"], summary["best"]
     print(f"{result.out}: {units.parameters(summary['parameters']['total'])} parameters, {summary['steps']:,} steps")
+    outcome = result.outcome
     by_domain = ", ".join(f"{domain} {loss:.4f}" for domain, loss in held_out["by_domain"].items())
     print_rows(
         [
-            ("tokens", f"{units.tokens(summary['tokens'])} in {units.duration(summary['train_seconds'])}"),
+            ("tokens", took(outcome)),
             ("device", "{device} ({name})".format(**summary["device"])),
-            ("held-out loss", f"{held_out['loss']:.4f} nats per token on {held_out['tokens']:,} ({by_domain})"),
+            (
+                "held-out loss",
+                f"{outcome.measured[0]} nats per token on {held_out['tokens']:,} (now: {by_domain})",
+            ),
             *_change_rows(summary),
             ("model", result.model),
             (
@@ -58,6 +63,7 @@ def _show_trained(result: TrainResult, given: Given) -> None:
         print(Finding(**found))
     for sample in summary["samples"]:
         print(f"\n--- {sample['prompt']}{sample['text']}")
+    print_next(result, has_text=True)
 
 
 def _change_rows(summary: dict[str, Any]) -> list[tuple[str, object]]:
@@ -67,7 +73,7 @@ def _change_rows(summary: dict[str, Any]) -> list[tuple[str, object]]:
     from smolmoe.evaluation.held_out import Change
 
     change = Change.from_json(summary["change"])
-    return [("before", f"{change.before:.4f} nats per token"), ("change", change)]
+    return [("change", change)]
 
 
 OPTIONS = ("recipe", "set", "out", "device", "seed", "resume", "overwrite", "dry_run")

@@ -93,6 +93,7 @@ def show(result: Verification | EngineVerification, given: Given) -> None:
 COMMAND = Command(
     measure.verify,
     show,
+    doing="Reading both checkpoints",
     names={"engine": ("--in",)},
     exit_code=lambda result, given: 0 if result.passed else 1,
 )

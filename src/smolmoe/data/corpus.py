@@ -264,7 +264,7 @@ class _Build:
             read += len(batch)
             self._write([document for document in batch if self._is_new(document.text)], number, share)
             if self.report is not None:
-                self.report(source.label, read, source.expected or 0)
+                self.report(f"Reading {source.label}", read, source.expected or 0)
             if limit is not None and self.writers["train"].tokens - before >= limit:
                 break
         tally.log(source.label)

@@ -26,7 +26,7 @@ def cache_teacher(
     data: str | Path | Sequence[str],
     out: str | Path,
     *,
-    device: str | None = None,
+    device: str = "auto",
     resume: bool = False,
     overwrite: bool = False,
     report: Progress | None = None,

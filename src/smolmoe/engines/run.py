@@ -41,7 +41,7 @@ def verify_in(
     sequences: int = 4,
     length: int = 128,
     new_tokens: int = 16,
-    device: str = "cpu",
+    device: str = "auto",
     seed: int = 0,
     report: Progress | None = None,
 ) -> EngineVerification:

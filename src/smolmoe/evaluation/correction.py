@@ -161,7 +161,7 @@ def score_checkpoint(
     *,
     out: Path | None = None,
     overwrite: bool = False,
-    device: str = "cpu",
+    device: str = "auto",
     prompt: CorrectionPrompt | None = None,
     **options: Any,
 ) -> CorrectionScores:

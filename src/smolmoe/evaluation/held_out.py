@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import random
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
@@ -144,7 +144,12 @@ def cut_windows(
 
 
 def document_losses(
-    model: Any, held_out: HeldOut, *, batch: int = 16, capture: RoutingCapture | None = None
+    model: Any,
+    held_out: HeldOut,
+    *,
+    batch: int = 16,
+    capture: RoutingCapture | None = None,
+    report: Callable[[int, int], None] | None = None,
 ) -> DocumentLosses:
     """The loss of a causal language model on each held-out document, in the model's own dtype.
 
@@ -153,11 +158,13 @@ def document_losses(
 
     Args:
         capture: of the model's routers, not active; with it the choices of experts are counted too.
+        report: called with the number of windows done and their total.
     """
     import torch
 
     counts: list[torch.Tensor] = []
     nll = [0.0] * len(held_out.domains)
+    done, windows = 0, len(held_out.windows)
     was_training = model.training
     model.eval()
     with torch.no_grad():
@@ -167,6 +174,9 @@ def document_losses(
             sums = in_double(token_losses(logits, targets)).sum(dim=1).tolist()
             for index, total in zip(chosen, sums, strict=True):
                 nll[held_out.owners[index]] += total
+            done += len(chosen)
+            if report is not None:
+                report(done, windows)
     model.train(was_training)
     chosen_counts = sum(counts) if counts else None
     tokens = held_out.document_tokens

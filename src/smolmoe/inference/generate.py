@@ -91,7 +91,7 @@ def generate_all(
     num: int = 1,
     seed: int = 0,
     batch_size: int = 16,
-    device: str = "cpu",
+    device: str = "auto",
     experts: str | Sequence[str | int] | None = None,
     offload_experts: bool = False,
     expert_memory: int | None = None,

@@ -120,6 +120,8 @@ def sample_answers(
                 new_tokens += len(ids)
                 cut += ids[-1] not in ends
                 texts[index] = answer_text(tokenizer, list(prompts[index]), ids)
+    if report is not None:
+        report("Answering", len(order), len(order))
     return Samples(tuple(texts), new_tokens, cut, time.monotonic() - started)
 
 

@@ -12,7 +12,7 @@ from typing import Any
 from smolmoe.core.contents import check_no_others, emptied
 from smolmoe.core.files import write_json
 from smolmoe.core.json_text import BAD_FILE, read_json, read_object
-from smolmoe.core.progress import Progress, silent
+from smolmoe.core.progress import Progress, silent, within
 from smolmoe.core.run_folder import RECORDS, differences, foreign
 from smolmoe.errors import OutputError, RequestError
 from smolmoe.pipeline import budget
@@ -171,9 +171,7 @@ class _Pipeline:
             return record | {"done": False}
         logger.info("%s: starts", title)
 
-        def report(what: str, done: int, total: int) -> None:
-            self.report(f"{title}: {what}", done, total)
-
+        report = within(self.report, f"{title}: ")
         if name in self.trainings and not self.is_timed:
             self._time(name, report)
         stage, begun = self._named(name), time.perf_counter()

@@ -54,7 +54,7 @@ def probe(
     dense: str | Path | None = None,
     against: str | Path | None = None,
     options: ProbeOptions | None = None,
-    device: str = "cpu",
+    device: str = "auto",
     overwrite: bool = False,
     report: Progress | None = None,
 ) -> ProbeResult:

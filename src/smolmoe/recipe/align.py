@@ -11,7 +11,7 @@ from smolmoe.moe.losses import ROUTER_LOSSES
 from smolmoe.recipe.base import Recipe
 from smolmoe.recipe.train import ModelRecipe, ObjectiveRecipe, RoutingRecipe
 from smolmoe.recipe.trainer import AlignTrainerValues
-from smolmoe.recipe.words import BestDevice, Seed
+from smolmoe.recipe.words import Device, Seed
 
 LENGTH = 350  # tokens of an example
 BETA = 0.05
@@ -114,7 +114,7 @@ class AlignRecipe(Recipe):
     trainer: AlignTrainerValues = Field(
         default_factory=dict, description="any field of TRL's SFTConfig, DPOConfig or CPOConfig"
     )
-    device: BestDevice = None
+    device: Device = "auto"
     seed: Seed = 0
     out: Path = Field(description="output folder of the run")
 

@@ -28,5 +28,5 @@ class CompareRecipe(Recipe):
         None, ge=2, description="maximum sequence length, in tokens (default: 256, or the run's)"
     )
     speed: bool = Field(True, description="latency, tokens per second and memory")
-    device: Device = "cpu"
+    device: Device = "auto"
     out: Path = Field(description="output folder for compare.json and table.md")

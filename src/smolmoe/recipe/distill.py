@@ -7,7 +7,7 @@ from pathlib import Path
 from pydantic import Field, field_validator
 
 from smolmoe.recipe.base import Recipe
-from smolmoe.recipe.words import BestDevice
+from smolmoe.recipe.words import Device
 
 
 class CacheRecipe(Recipe):
@@ -21,7 +21,7 @@ class CacheRecipe(Recipe):
     top_k: int | None = Field(None, description="number of largest probabilities stored per token (default: 20)")
     sampled: int | None = Field(None, description="number of samples stored per token, instead of the largest")
     temperature: float = Field(1.0, description="temperature of the logits, the same as the student's in training")
-    device: BestDevice = None
+    device: Device = "auto"
     batch_tokens: int = Field(8192, description="number of tokens in a batch")
 
     @field_validator("data", mode="before")

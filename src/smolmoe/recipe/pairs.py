@@ -35,7 +35,7 @@ class PairsRecipe(Recipe):
     chat: bool = Field(default=False, description="use of the tokenizer's chat template instead")
     max_new_tokens: int = Field(default=MAX_NEW_TOKENS, ge=1, description="maximum length of an answer, in tokens")
     batch_size: int = Field(default=BATCH_SIZE, ge=1, description="number of prompts in a batch")
-    device: Device = "cpu"
+    device: Device = "auto"
     seed: Seed = 0
     out: Path = Field(description="output folder for pairs.jsonl and report.json")
 

@@ -40,7 +40,7 @@ class _Probe(_Limits):
     against: str | None = Field(None, description="folder of another checkpoint of the MoE, for router saturation")
     before: str | None = Field(None, description="folder of an earlier probe, shown in the page for comparison")
     runs: dict[str, str] = Field(default_factory=dict, description="training run shown in the page: label and folder")
-    device: Device = "cpu"
+    device: Device = "auto"
     out: Path = Field(description="output folder for probe.json, index.html and the figures")
 
 

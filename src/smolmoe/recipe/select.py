@@ -59,7 +59,7 @@ class SelectRecipe(Recipe):
         lt=1,
         description="fraction of documents held out (by hash of the text) and written to a separate file",
     )
-    device: Device = "cpu"
+    device: Device = "auto"
     seed: Seed = 0
 
     @property

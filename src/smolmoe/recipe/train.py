@@ -11,7 +11,7 @@ from smolmoe.moe.losses import ROUTER_LOSSES
 from smolmoe.recipe.base import Index, Recipe, Vocabulary
 from smolmoe.recipe.data import DataRecipe
 from smolmoe.recipe.trainer import TrainerValues
-from smolmoe.recipe.words import BestDevice, Seed
+from smolmoe.recipe.words import Device, Seed
 
 
 class ModelRecipe(Recipe):
@@ -133,7 +133,8 @@ class EvaluationRecipe(Recipe):
     """Held-out measurements during training."""
 
     every: int | None = Field(default=None, ge=1, description="steps between evaluations (default: ten per run)")
-    at: tuple[Index, ...] = Field(default=(), description="additional evaluation steps; 0 is before training")
+    before: bool = Field(default=True, description="evaluation before the first step, for before and after")
+    at: tuple[Index, ...] = Field(default=(), description="additional evaluation steps")
     tokens: int = Field(default=10_000, ge=1, description="held-out tokens per domain")
     per_document: int = Field(default=1024, ge=2, description="maximum number of held-out tokens per document")
 
@@ -176,6 +177,6 @@ class TrainRecipe(Recipe):
     )
     trainer: TrainerValues = Field(default_factory=dict, description="any field of transformers' TrainingArguments")
     parallel: Literal["ddp", "fsdp"] = Field(default="ddp", description="parallelism across processes: ddp or fsdp")
-    device: BestDevice = None
+    device: Device = "auto"
     seed: Seed = 0
     out: Path = Field(description="output folder of the run")

@@ -61,7 +61,7 @@ class UpcycleRecipe(Recipe):
     )
     dtype: Dtype | None = Field(None, description="dtype of the weights (default: the source's)")
     device: str = Field(
-        "cpu", description="device for router initialisation and verification: auto, cpu, cuda, cuda:N or mps"
+        "auto", description="device for router initialisation and verification: auto, cpu, cuda, cuda:N, xpu or mps"
     )
     seed: Seed = 0
     text_model: bool = Field(False, description="text model of a multimodal source, taken out of it")

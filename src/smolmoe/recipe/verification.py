@@ -15,7 +15,7 @@ class DoctorRecipe(Recipe):
 
     moe: str = Field(description="folder of any transformers MoE")
     data: Path | None = Field(None, description="text to examine it on (default: of this Python)")
-    device: Device = "cpu"
+    device: Device = "auto"
     seed: Seed = Field(0, description="random seed")
 
 
@@ -25,5 +25,5 @@ class VerifyRecipe(Recipe):
     dense: str = Field(description="folder of the dense model")
     moe: str = Field(description="folder of the MoE made from it")
     text: Path | None = Field(None, description="text to measure on, .txt or .jsonl (default: of this Python)")
-    device: Device = "cpu"
+    device: Device = "auto"
     seed: Seed = Field(0, description="random seed")

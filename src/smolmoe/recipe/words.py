@@ -15,8 +15,7 @@ ResumeTraining = Annotated[str | None, Field(description="checkpoint to resume f
 Continue = Annotated[bool, Field(description="continuation of an interrupted job in its folder")]
 Overwrite = Annotated[bool, Field(description="replacement of the content of the output folder")]
 DryRun = Annotated[bool, Field(description="estimates and checks only; nothing is run or written")]
-Device = Annotated[str, Field(description="device: auto, cpu, cuda, cuda:N or mps")]
-BestDevice = Annotated[str | None, Field(description="device: auto, cpu, cuda, cuda:N or mps (default: the fastest)")]
+Device = Annotated[str, Field(description="device: auto, cpu, cuda, cuda:N, xpu or mps")]
 SEEDS = 2**32  # numpy takes seeds below it
 Seed = Annotated[int, Field(ge=0, lt=SEEDS, description="random seed")]
 Moe = Annotated[str | Path, Field(description="folder or hub id of an MoE")]

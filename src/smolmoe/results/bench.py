@@ -28,7 +28,7 @@ class BenchSettings(BaseModel):
         None, description="experts implementation: smolmoe, eager, grouped_mm, batched_mm, ... (default: smolmoe)"
     )
     train: bool = Field(True, description="FLOPs of a training step, with the backward pass")
-    device: str = Field("cpu", description="device: auto, cpu, cuda, cuda:N or mps")
+    device: str = Field("auto", description="device: auto, cpu, cuda, cuda:N, xpu or mps")
     threads: int | None = Field(None, ge=1, description="number of CPU threads (default: torch's)")
     seed: int = Field(0, ge=0, lt=2**32, description="random seed")
 

@@ -11,7 +11,7 @@ from typing import Any
 
 from smolmoe.core.files import write_json
 from smolmoe.core.json_text import read_object, read_rows
-from smolmoe.core.progress import Progress, silent
+from smolmoe.core.progress import Progress, silent, within
 from smolmoe.core.run_folder import begin_folder
 from smolmoe.pipeline.run import run
 from smolmoe.recipe import TrainRecipe, parse
@@ -72,7 +72,7 @@ class Runs:
     def curve(self, start: Start) -> list[Trained]:
         """The trainings of one start, seed by seed."""
         if start.before is not None:
-            run(start.before, report=lambda what, done, total: self.report(f"start, {what}", done, total))
+            run(start.before, report=within(self.report, "start: "))
         return [self._point(start, seed, steps) for seed in self.plan.request.seeds for steps in self.plan.steps]
 
     def _point(self, start: Start, seed: int, steps: int) -> Trained:
@@ -107,12 +107,7 @@ class Runs:
         logger.info("%s: %s", title, "resumes" if own else "starts")
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", "Both num_training_steps and num_stable_steps")  # the latter is intended
-            train(
-                recipe,
-                resume=resume,
-                overwrite=True,
-                report=lambda what, done, total: self.report(f"{title}: {what}", done, total),
-            )
+            train(recipe, resume=resume, overwrite=True, report=within(self.report, f"{title}: "))
 
     def _folder(self, start: Start, seed: int, kind: str, steps: int) -> Path:
         return start.folder / f"seed-{seed}" / f"{kind}-{steps * self.plan.step_tokens}"

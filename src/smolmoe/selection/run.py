@@ -226,7 +226,7 @@ def score_text(
     against: SelectRecipe | None = None,
     weights: tuple[float, float] = (0.8, 0.2),
     top: int = 8,
-    device: str = "cpu",
+    device: str = "auto",
 ) -> TextScore:
     """The scores of one text, explained.
 

@@ -6,6 +6,8 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from smolmoe.core.devices import pick_device
+
 if TYPE_CHECKING:
     from torch import Tensor
 
@@ -13,7 +15,7 @@ Consumer = Callable[[int, "list[Tensor]"], None]
 
 
 def each_layers_inputs(
-    folder: Path, sequences: Sequence[Sequence[int]], consume: Consumer, *, device: str = "cpu"
+    folder: Path, sequences: Sequence[Sequence[int]], consume: Consumer, *, device: str = "auto"
 ) -> None:
     """Run the dense model over token sequences and pass each layer's FFN inputs to `consume`.
 
@@ -28,6 +30,7 @@ def each_layers_inputs(
 
     from smolmoe.moe.streaming import StreamedModel
 
+    device = pick_device(device)
     with StreamedModel(folder, device=device) as streamed:
         seen: list[Tensor] = []
 

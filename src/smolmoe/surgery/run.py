@@ -96,8 +96,9 @@ def run_upcycle(recipe: UpcycleRecipe, *, dry_run: bool = False, report: Progres
 
     report = report or silent
     report("plan", 0, 0)
+    device = pick_device(recipe.device)
     if "device" in recipe.model_fields_set:  # an omitted option stays omitted in the record
-        recipe = recipe.model_copy(update={"device": pick_device(recipe.device)})
+        recipe = recipe.model_copy(update={"device": device})
     with plain_checkpoint(
         recipe.source,
         recipe.out,

@@ -180,9 +180,8 @@ def precision(device: str, given: Mapping[str, Any] | None = None) -> dict[str, 
     return {"bf16": bf16_is_fast(device) and not (given or {}).get("fp16")}
 
 
-def bf16_is_fast(device: str | None = None) -> bool:
+def bf16_is_fast(device: str) -> bool:
     """Whether this device multiplies bf16 matrices in hardware."""
-    device = device or pick_device(None)
     if kind(device) == "cuda":
         return torch.cuda.is_bf16_supported(including_emulation=False)
     if kind(device) == "mps":

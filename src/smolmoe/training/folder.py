@@ -20,6 +20,7 @@ from smolmoe.data.same_tokenizer import tokenizer_hash
 from smolmoe.errors import OutputError, RequestError, SourceError
 from smolmoe.moe.loading import load_tokenizer
 from smolmoe.recipe import AlignRecipe, TrainRecipe
+from smolmoe.results.outcome import Outcome
 from smolmoe.training.arguments import DEFAULTS
 from smolmoe.training.checkpoints import FOLDER as CHECKPOINTS
 from smolmoe.training.checkpoints import (
@@ -81,17 +82,24 @@ class RunResult:
     Attributes:
         out: the run folder.
         summary: as in `summary.json`.
+        source: the model that was trained; None for a new one.
     """
 
     out: Path
     summary: dict[str, Any]
+    source: str | None = None
 
     @property
     def model(self) -> Path:
         return self.out / MODEL
 
+    @property
+    def outcome(self) -> Outcome:
+        """What the run changed: its measurements before and after."""
+        raise NotImplementedError
+
     def to_json(self) -> dict[str, Any]:
-        return {"out": str(self.out), **self.summary}
+        return {"out": str(self.out), **self.summary, "outcome": self.outcome.to_json()}
 
 
 def check_there(out: Path, resume: str | None) -> None:

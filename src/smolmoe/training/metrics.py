@@ -31,7 +31,7 @@ class MetricsFile:
         after: keep rows up to this step and append: a resumed run rewrites the later ones.
 
     Attributes:
-        seconds: training time until the last row that was kept.
+        seconds, tokens: training time and tokens until the last row that was kept.
 
     Raises:
         CheckpointError: a row to keep cannot be read.
@@ -39,12 +39,13 @@ class MetricsFile:
 
     def __init__(self, path: Path, *, after: int = 0, write: bool = True):
         self.path = path
-        self.seconds = 0.0
+        self.seconds, self.tokens = 0.0, 0
         self._write = write
         if not write:
             return
         kept = _rows_until(path, after) if after and path.is_file() else []
         self.seconds = max((row["seconds"] for row in kept if "seconds" in row), default=0.0)
+        self.tokens = max((row["tokens"] for row in kept if "tokens" in row), default=0)
         partial = path.with_name(f".{path.name}.partial")
         partial.write_text("".join(json.dumps(row) + "\n" for row in kept), encoding="utf-8")
         partial.replace(path)

@@ -24,6 +24,7 @@ from smolmoe.moe.control import measure_flips
 from smolmoe.moe.loading import Skeleton, load_tokenizer
 from smolmoe.moe.size import size_of
 from smolmoe.recipe import TrainRecipe, parse
+from smolmoe.results.outcome import Outcome, outcome, training_measured
 from smolmoe.surgery.moments import Moments, carry_moments, learning_rate_scales, plan_of
 from smolmoe.training import distributed, models, text
 from smolmoe.training.arguments import check_trainer, training_arguments
@@ -64,6 +65,7 @@ logger = logging.getLogger(__name__)
 
 FLIP_BLOCKS = 4  # training blocks on which fp32 routing is compared with bf16 routing
 MEASUREMENTS = 10  # held-out evaluations of a run, by default
+MEASURING = "Measuring the held-out loss"
 
 
 class TrainResult(RunResult):
@@ -73,6 +75,10 @@ class TrainResult(RunResult):
     def best(self) -> Path | None:
         """The model with the lowest held-out loss of the run; None if its checkpoint was not kept."""
         return self.out / BEST if self.summary["best"]["model"] is not None else None
+
+    @property
+    def outcome(self) -> Outcome:
+        return outcome(self.model, self.source, self.summary, training_measured(self.summary))
 
 
 def train(
@@ -208,12 +214,14 @@ class _Run:
         return MoeTrainer(
             recipe=recipe,
             objective=objective,
-            measure=lambda model, capture: document_losses(model, held_out, capture=capture),
-            measured_at={*recipe.evaluation.at, *range(every, steps, every), 0, steps},
+            measure=lambda model, capture: document_losses(
+                model, held_out, capture=capture, report=lambda done, total: self.report(MEASURING, done, total)
+            ),
+            measured_at={*_before(recipe), *recipe.evaluation.at, *range(every, steps, every), steps},
             moments=moments if self.checkpoint is None else None,  # a checkpoint has the state itself
             carried=set(moments),
             scales=scales,
-            on_step=lambda done, total: self.report("Training", done, total),
+            on_step=lambda done, total, detail: self.report("Training", done, total, detail),
             distillation=self.distillation,
             model=self.model,
             args=arguments,
@@ -270,7 +278,7 @@ class _Run:
             finish_model(out / MODEL, summary)
             return summary
 
-        return TrainResult(out, distributed.on_main(write))
+        return TrainResult(out, distributed.on_main(write), self.recipe.model.path)
 
     def _change(self, before: DocumentLosses, after: DocumentLosses) -> dict[str, Any]:
         found = change(before, after)
@@ -326,6 +334,11 @@ class _Run:
             result = generate(self.recipe.out / MODEL, prompt, max_new_tokens=new, temperature=0.0)
             found.append({"prompt": prompt, "text": result.texts[0]})
         return found
+
+
+def _before(recipe: TrainRecipe) -> list[int]:
+    """Step 0, if the model is to be measured before it."""
+    return [0] if recipe.evaluation.before else []
 
 
 def _step(checkpoint: Path | None) -> int:

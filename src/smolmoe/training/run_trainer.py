@@ -18,9 +18,10 @@ from smolmoe.training.metrics import FILE, Clock, MetricsFile
 from smolmoe.training.objective import NotFiniteError, Objective, RoutedTraining, RouterCallback
 from smolmoe.training.optim import learning_rate_factors, router_names, slow_start, split_groups
 from smolmoe.training.own_config import OwnConfig
+from smolmoe.training.pace import Pace
 from smolmoe.training.saved_state import TRAINING_STATE
 
-Step = Callable[[int, int], None]  # optimiser step, of how many
+Step = Callable[[int, int, str], None]  # optimiser step, of how many, and what else is known
 
 
 class RunTrainer(RoutedTraining, AtomicCheckpoints):
@@ -32,6 +33,7 @@ class RunTrainer(RoutedTraining, AtomicCheckpoints):
     Attributes:
         metrics: where rows are written.
         clock: seconds spent training.
+        pace: loss and speed, as they are shown.
         scales: learning-rate factors of tensors that a conversion scaled, by parameter name.
         is_sharded: the parameters are spread over processes.
     """
@@ -39,6 +41,7 @@ class RunTrainer(RoutedTraining, AtomicCheckpoints):
     recipe: Any
     metrics: MetricsFile
     clock: Clock
+    pace: Pace
     scales: Mapping[str, float]
     is_sharded = False
     accelerator: Any
@@ -59,7 +62,7 @@ class RunTrainer(RoutedTraining, AtomicCheckpoints):
         self.run_folder = recipe.out
         # Taken from the Trainer, which would delete the last checkpoint if it is not the best.
         self.keep, self.args.save_total_limit = self.args.save_total_limit, None
-        self.clock, self.scales = Clock(), {}
+        self.clock, self.pace, self.scales = Clock(), Pace(self.args.world_size), {}
         self._micro: list[dict[str, torch.Tensor]] = []
         for callback in (PrinterCallback, ProgressCallback):  # stdout is for results; `on_step` reports progress
             trainer.remove_callback(callback)
@@ -68,7 +71,7 @@ class RunTrainer(RoutedTraining, AtomicCheckpoints):
     def open_metrics(self, after: int, *, write: bool = True) -> None:
         """Open the run's `metrics.jsonl` behind the rows of step `after`, and set the clock to theirs."""
         self.metrics = MetricsFile(self.run_folder / FILE, after=after, write=write)
-        self.clock.seconds = self.metrics.seconds
+        self.clock.seconds, self.pace.tokens = self.metrics.seconds, self.metrics.tokens
 
     def train_from(self, checkpoint: Path | None) -> None:
         """Train to the end; before a loss or gradient that is not finite stops the run, save the last good step."""
@@ -130,6 +133,10 @@ class RunTrainer(RoutedTraining, AtomicCheckpoints):
 
     # -- measuring -----------------------------------------------------------------------------------------------
 
+    def compute_loss(self, model: Any, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> Any:
+        self.pace.saw(inputs)
+        return super().compute_loss(model, inputs, *args, **kwargs)
+
     def record(self, values: dict[str, torch.Tensor]) -> None:
         self._micro.append(values)
 
@@ -142,8 +149,13 @@ class RunTrainer(RoutedTraining, AtomicCheckpoints):
         mean = {name: torch.stack([values[name] for values in self._micro]).float().mean() for name in names}
         self._micro.clear()
         self.keep_step(mean)
+        self.pace.step(mean["ce"])
+        self.show_step()
+
+    def show_step(self) -> None:
+        """Report the step that was reached."""
         if self.on_step is not None:
-            self.on_step(self.state.global_step, self.state.max_steps)
+            self.on_step(self.state.global_step, self.state.max_steps, self.pace.words(self.clock.read()))
 
     def keep_step(self, means: dict[str, torch.Tensor]) -> None:
         """Take the loss and the terms of a step."""

@@ -252,6 +252,7 @@ class MoeTrainer(RunTrainer, Trainer):
         with self.clock.paused():
             self.flush()
             found = self.last_held_out = self.measured(self.objective.capture)
+            self.pace.measured(found.loss)
             if not self.state.global_step and self.args.should_save:
                 write_json(self.run_folder / HELD_OUT_BEFORE, found.documents_json())
             row: dict[str, Any] = {"loss": found.loss, "perplexity": perplexity(found.loss)}
@@ -262,6 +263,7 @@ class MoeTrainer(RunTrainer, Trainer):
                 row["balanced_perplexity"] = losses.balanced_perplexity(found.loss, row["balance"], beta)
             self.metrics.add("held_out", self.state.global_step, seconds=round(self.clock.read(), 3), **row)
             logger.info("step %d of %d: held-out loss %.4f", self.state.global_step, self.state.max_steps, found.loss)
+            self.show_step()
             metrics = {f"eval_{name}": value for name, value in flatten(row).items()}
             self.log(dict(metrics))
             self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)

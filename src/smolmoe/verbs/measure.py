@@ -43,7 +43,7 @@ def verify(
     ] = None,
     timeout: Annotated[float, Field(description="time limit for the engine, in seconds")] = 600.0,
     text: Annotated[Path | None, said(VerifyRecipe, "text")] = None,
-    device: Device = "cpu",
+    device: Device = "auto",
     seed: Seed = 0,
     report: Progress | None = None,
     **options: Any,
@@ -92,7 +92,7 @@ def compare(
         Path | None, Field(description="output folder for compare.json and table.md (default: none)")
     ] = None,
     overwrite: Overwrite = False,
-    device: Device = "cpu",
+    device: Device = "auto",
     report: Progress | None = None,
 ) -> Comparison:
     """Compare models on the same held-out text.
@@ -178,7 +178,7 @@ def score_corrections(
     chat: Annotated[bool, said(PairsRecipe, "chat")] = False,
     max_new_tokens: Annotated[int, said(PairsRecipe, "max_new_tokens")] = MAX_NEW_TOKENS,
     batch_size: Annotated[int, said(PairsRecipe, "batch_size")] = BATCH_SIZE,
-    device: Device = "cpu",
+    device: Device = "auto",
     out: Annotated[Path | None, Field(description="output folder for scores.json and predictions.jsonl")] = None,
     overwrite: Overwrite = False,
     report: Progress | None = None,

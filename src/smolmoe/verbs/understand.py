@@ -63,7 +63,7 @@ def generate(
     expert_memory: Annotated[
         int | None, Field(description="memory for offloaded experts on the device (default: one layer and one token)")
     ] = None,
-    device: Device = "cpu",
+    device: Device = "auto",
 ) -> Generation | tuple[Generation, ...]:
     """Generate text with a model, or with some of its experts.
 
@@ -110,7 +110,7 @@ def score_data(
     text_weight: Annotated[float, said(SelectRecipe, "text_weight")] = 0.8,
     prompt_weight: Annotated[float, said(SelectRecipe, "prompt_weight")] = 0.2,
     top: Annotated[int, Field(description="number of frequent tokens, or of rows at each end, to show")] = 8,
-    device: Device = "cpu",
+    device: Device = "auto",
     report: Progress | None = None,
 ) -> TextScore | RowScores:
     """Explain the selection scores of a text or of a file's rows."""

@@ -50,7 +50,7 @@ def doctor(
     moe: str | Path,
     *,
     data: Path | None = None,
-    device: str = "cpu",
+    device: str = "auto",
     seed: int = 0,
     sequences: int = 8,
     length: int = 128,

@@ -42,7 +42,7 @@ def verify(
     *,
     text: Path | None = None,
     claim: Claim | Mapping[str, Any] | None = None,
-    device: str = "cpu",
+    device: str = "auto",
     sequences: int = 6,
     length: int = 128,
     new_tokens: int = 16,

@@ -64,7 +64,7 @@ def compare(
     tasks: str | Path | None = None,
     out: Path | None = None,
     overwrite: bool = False,
-    device: str = "cpu",
+    device: str = "auto",
     report: Progress | None = None,
 ) -> Comparison:
     """Compare models on the same held-out text.
@@ -213,6 +213,7 @@ class _Job:
 
     def _load(self, contender: Contender, seed: int) -> Any:
         folder = contender.checkpoints[contender.at(seed)].folder
+        self.report(f"Loading {folder}", 0, 0)
         dtype = torch.float32 if self.device == "cpu" else Skeleton(folder).stored_dtype()
         return load_model(folder, dtype=dtype, device=self.device)
 

@@ -8,6 +8,7 @@ from smolmoe.core.progress import Progress
 from smolmoe.pipeline.stage import Foreseen, Row, Stage, Values
 from smolmoe.pipeline.stages.train import checkpoint_of, copy_shape, writes
 from smolmoe.recipe import AlignRecipe
+from smolmoe.results.outcome import alignment_measured
 
 
 def run(recipe: AlignRecipe, folder: Path, report: Progress) -> Values:
@@ -34,7 +35,8 @@ def check(recipe: AlignRecipe) -> None:
 
 
 def row(result: Values, folder: Path) -> Row:
-    return Row(result["after"]["loss"])
+    found = alignment_measured(result)[:2]
+    return Row(result["after"]["loss"], found=", ".join(f"{one.name} {one}" for one in found))
 
 
 STAGE = Stage(

@@ -11,6 +11,7 @@ from smolmoe.core.progress import Progress
 from smolmoe.pipeline.hollow import Shapes, write_model
 from smolmoe.pipeline.stage import Foreseen, Row, Stage, Values
 from smolmoe.recipe import TrainRecipe
+from smolmoe.results.outcome import training_measured
 
 
 def run(recipe: TrainRecipe, folder: Path, report: Progress) -> Values:
@@ -70,9 +71,15 @@ def row(result: Values, folder: Path) -> Row:
     return Row(
         held_out["loss"],
         held_out["by_domain"],
-        f"{units.model_size(size['total'], size['active'])}, {result['steps']:,} steps",
+        f"{units.model_size(size['total'], size['active'])}, {result['steps']:,} steps{_change(result)}",
         "\n".join(f"--- {folder.name}: {sample}" for sample in samples),
     )
+
+
+def _change(result: Values) -> str:
+    """E.g. ", 3.9447 -> 3.8012"; empty if the loss was not measured before."""
+    found = training_measured(result)[0]
+    return "" if found.before is None else f", {found}"
 
 
 def writes() -> tuple[str, ...]:

@@ -90,7 +90,7 @@ def export(
     context: Annotated[
         int | None, Field(description="tokens of the KV cache for vram (gguf; default: the model's context)")
     ] = None,
-    device: Device = "cpu",
+    device: Device = "auto",
     overwrite: Overwrite = False,
     dry_run: DryRun = False,
     report: Progress | None = None,
