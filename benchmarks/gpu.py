@@ -122,7 +122,7 @@ def measure(arguments: argparse.Namespace) -> dict[str, Any]:
     found = begin(arguments, device)
     end = begun + 60 * arguments.minutes - RESERVE
     method = "forkserver"
-    asked = [name for name in SHARES if name in arguments.only]
+    asked = [name for name in SHARES if name in ("machine", *arguments.only)]
     for number, name in enumerate(asked):
         left = max(0.0, end - time.monotonic())
         share = left * SHARES[name] / sum(SHARES[later] for later in asked[number:])

@@ -224,7 +224,7 @@ def test_parts_of_the_same_code_and_machine_are_kept(
     monkeypatch.setattr(gpu, "one", lambda *_: {"status": "done", "seconds": 1, "left_out": 0, "rows": []})
     gpu.measure(arguments(out))
     assert set(gpu.measure(arguments(out, only=["step"]))["parts"]) == {"machine", "parity", "layer", "step"}
-    assert set(gpu.measure(arguments(out, only=["step"], tiny=False))["parts"]) == {"step"}
+    assert set(gpu.measure(arguments(out, only=["step"], tiny=False))["parts"]) == {"machine", "step"}
 
 
 def test_without_a_gpu_it_says_so(gpu: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
