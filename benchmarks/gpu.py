@@ -60,6 +60,7 @@ SHARES = {
 }
 LAST_LINES = 25
 RESERVE = 5.0  # seconds, for killing and writing
+STARTING = 90.0  # seconds at most
 SOFT = 0.85  # of its share a part plans for
 IMPORTED = [
     "gpu_checks",
@@ -122,12 +123,14 @@ def measure(arguments: argparse.Namespace) -> dict[str, Any]:
     found = begin(arguments, device)
     end = begun + 60 * arguments.minutes - RESERVE
     method = "forkserver"
-    asked = [name for name in SHARES if name in arguments.only]
+    asked = [name for name in SHARES if name in ("machine", *arguments.only)]
     for number, name in enumerate(asked):
         left = max(0.0, end - time.monotonic())
         share = left * SHARES[name] / sum(SHARES[later] for later in asked[number:])
+        if name == "machine":  # waits for the libraries to be imported
+            share = max(share, min(left, STARTING))
         part = one(name, share, device, arguments.tiny, method)
-        if name == "machine" and part["status"] != "done":  # the GPU cannot be used in a forked process
+        if name == "machine" and part["status"] == "failed":  # the GPU cannot be used in a forked process
             method = "spawn"
             part = one(name, share, device, arguments.tiny, method)
         found["parts"][name] = part

@@ -183,6 +183,7 @@ def load_model(
     config = load_config(skeleton.folder)
     with no_progress_bar():
         model = causal_lm_class(config).from_pretrained(skeleton.folder, config=config, dtype=dtype)
+    _avoid_refused_products(model, dtype)
     model.to(device)
     if own and model.device.type == "cpu":
         for tensor in (*model.parameters(), *model.buffers()):  # tied ones are one
@@ -232,6 +233,7 @@ class Skeleton:
                 value=str(self.folder),
             ) from error
         self.model.eval()
+        _avoid_refused_products(self.model, dtype)
         self._mapping = get_model_conversion_mapping(self.model)
         self.names = names_in_class(self.model, self._checkpoint.tensors)
         self.missing: set[str] = self._dry_run()
@@ -322,6 +324,17 @@ class Skeleton:
         with no_progress_bar():
             info, _ = convert_and_load_state_dict_in_model(self.model, tensors, plan)
         return info
+
+
+def _avoid_refused_products(model: Any, dtype: torch.dtype) -> None:
+    """Let transformers loop over experts whose sizes its default, a grouped product, does not take."""
+    from smolmoe.moe.kernels.register import is_aligned
+
+    stacks = [p for name, p in model.named_parameters() if p.ndim == 3 and name.endswith(".experts.down_proj")]
+    if all(is_aligned(stack, dtype) for stack in stacks) or not model._can_set_experts_implementation():
+        return
+    if model.config.get_text_config()._experts_implementation == "grouped_mm":
+        model.set_experts_implementation("eager")
 
 
 def names_in_class(model: Any, on_disk: Iterable[str]) -> dict[str, str]:

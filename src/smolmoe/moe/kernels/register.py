@@ -155,8 +155,12 @@ def stock_choice(experts: Any, hidden: torch.Tensor, index: torch.Tensor) -> str
         return "sonicmoe"
     if torch.compiler.is_compiling() and product != torch.bfloat16:
         return "grouped_mm"  # which is a loop of products then
-    widths = experts.down_proj.shape[1:]  # D and I, in either order
-    return "grouped_mm" if all(width * product.itemsize % ALIGNMENT == 0 for width in widths) else "eager"
+    return "grouped_mm" if is_aligned(experts.down_proj, product) else "eager"
+
+
+def is_aligned(down: torch.Tensor, dtype: torch.dtype) -> bool:
+    """Whether torch's grouped product takes experts of these sizes [E, D, I] in this dtype."""
+    return all(width * dtype.itemsize % ALIGNMENT == 0 for width in down.shape[1:])
 
 
 class _Lowered:
