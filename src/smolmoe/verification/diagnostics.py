@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from smolmoe.core.devices import doubled
 from smolmoe.moe.routing import Routing, RoutingCapture, dead_experts, expert_load, find_routers, tied
 from smolmoe.moe.structure import expert_parameters, find_layers
 from smolmoe.verification.logits import before_first_close_call, largest, next_token_losses
@@ -191,7 +192,7 @@ def _distinct(stacks: list[torch.Tensor], experts: int) -> int:
 
 
 def _norm(tensors: Sequence[torch.Tensor | None]) -> float:
-    return sum(tensor.double().square().sum().item() for tensor in tensors if tensor is not None) ** 0.5
+    return sum(doubled(tensor).square().sum().item() for tensor in tensors if tensor is not None) ** 0.5
 
 
 @torch.no_grad()
