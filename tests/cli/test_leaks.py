@@ -52,6 +52,7 @@ def test_a_command_that_imports_no_torch(place: Path) -> None:
     "command",
     [
         "train train.yaml",
+        "train train.yaml --set out=workers --set trainer.dataloader_num_workers=1",
         "align sft sft.yaml",
         "align dpo dpo.yaml",
         "align cpo cpo.yaml",

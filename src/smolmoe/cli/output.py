@@ -31,6 +31,8 @@ _VARIABLES = {
     "HF_HUB_DISABLE_PROGRESS_BARS": "1",
     "DATASETS_VERBOSITY": "error",
     "TORCH_CPP_LOG_LEVEL": "ERROR",
+    # What tokenizers does anyway; unset, it warns in every process that is forked later. None of ours tokenises.
+    "TOKENIZERS_PARALLELISM": "true",
     "TQDM_DISABLE": "1",
     # libgomp's threads spin while they wait; next to other busy processes that stalls training steps for seconds.
     "GOMP_SPINCOUNT": "1000",
