@@ -36,6 +36,8 @@ class Command:
         names: option names that differ from the field's.
         read: field -> function from the given text to the value, if the type is not enough.
         envvars: field -> environment variable.
+        display: instead of the function, is called with its arguments and whether --json is given; keywords of its own
+            are further options, about the terminal only.
         to_json: what --json prints.
         exit_code: for a result.
     """
@@ -48,6 +50,7 @@ class Command:
     names: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     read: Mapping[str, Callable[[Any], Any]] = field(default_factory=dict)
     envvars: Mapping[str, str] = field(default_factory=dict)
+    display: Callable[..., Any] | None = None
     to_json: Callable[[Any, Given], Any] = _plain
     exit_code: Callable[[Any, Given], int] = lambda result, given: 0
 
@@ -64,6 +67,7 @@ class Command:
     def callback(self) -> Callable[..., None]:
         """The function that typer calls, with a parameter for each of the verb's fields."""
         known = {name: each for name, each in fields_of(self.verb).items() if self.only is None or name in self.only}
+        known |= fields_of(self.display) if self.display else {}
         parameters = [
             parameter(
                 name,
@@ -83,11 +87,11 @@ class Command:
                     read = self.read.get(name)
                     given[name] = value_of(name, value, known[name][1]) if read is None else read(value)
                 result = self._run(given, as_json)
+                show = self.forecast if self.forecast and given.get("dry_run") else self.show
+                print_json(self.to_json(result, given)) if as_json else show(result, given)
             except SmolmoeError as error:
                 as_options(error, parameters)
                 raise
-            show = self.forecast if self.forecast and given.get("dry_run") else self.show
-            print_json(self.to_json(result, given)) if as_json else show(result, given)
             if code := self.exit_code(result, given):
                 raise typer.Exit(code)
 
@@ -101,6 +105,8 @@ class Command:
 
     def _run(self, given: dict[str, Any], as_json: bool) -> Any:
         quiet_libraries()
+        if self.display is not None:
+            return self.display(given, as_json)
         if "report" not in inspect.signature(self.verb).parameters:
             return self.verb(**given)
         with tell(show=not as_json), progress(show=not as_json) as report:
