@@ -13,7 +13,6 @@ from typing import TYPE_CHECKING, Any
 from smolmoe.cli.command import Command, Given
 from smolmoe.cli.generate import READ, how_it_ended, print_piece, speaking
 from smolmoe.cli.output import print_error
-from smolmoe.core.words import first_line
 from smolmoe.errors import RequestError, SmolmoeError
 from smolmoe.verbs import understand
 
@@ -45,7 +44,7 @@ def _system(chat: Chat, rest: str) -> str:
 
 
 def _undo(chat: Chat, rest: str) -> str:
-    return f"Forgotten: {first_line(chat.undo())}"
+    return f"Forgotten: {chat.undo()}"
 
 
 def _save(chat: Chat, rest: str) -> str:

@@ -247,8 +247,8 @@ def check_room(
 def end_tokens(model: Any, tokenizer: Any, turn: TurnEnd | None = None) -> list[int]:
     """The tokens that end a text, of those that the model has.
 
-    These are all of the model's generation settings, the tokenizer's, and the one that ends a turn in its chat template,
-    which in many checkpoints is none of the others.
+    These are all of the model's generation settings, the tokenizer's, and the one that ends a turn in its chat
+    template, which in many checkpoints is none of the others.
 
     Args:
         turn: the end of a turn, if it is known already.

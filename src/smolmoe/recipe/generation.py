@@ -62,11 +62,11 @@ class GenerationRecipe(Recipe):
     @field_validator("*", mode="before")
     @classmethod
     def _says_something(cls, value: Any, info: ValidationInfo) -> Any:
-        """As in every recipe; but a line break can end an answer, and an empty system message replaces the template's."""
+        """As in every recipe, but a line break can end an answer, and an empty system message is one."""
         if info.field_name == "system":
             return value
         if info.field_name != "stop":
-            return super()._says_something(value, info)  # type: ignore[operator]
+            return super()._says_something(value, info)
         if any(part == "" for part in ([value] if isinstance(value, str) else value)):
             raise ValueError("must not be empty")
         return value

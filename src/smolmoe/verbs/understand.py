@@ -61,7 +61,10 @@ def generate(
     on_text: Callable[[str], None] | None = None,
     **options: Any,
 ) -> Generation | tuple[Generation, ...]:
-    """Answer or continue prompts with a model, or with some of its experts.
+    """Answer or continue prompts with a model or some experts.
+
+    In chat format each prompt is a user's message in the model's chat template. Raw text is continued as it is; base
+    models know nothing else.
 
     Args:
         on_text: is passed a single text piece by piece as it is written; a raw text begins with its prompt.
@@ -85,9 +88,10 @@ def chat(
     model: Annotated[str | Path, Field(description="folder or hub id of a dense or MoE model with a chat template")],
     **options: Any,
 ) -> Chat:
-    """Chat with a model, or with some of its experts.
+    """Chat with a model or some of its experts.
 
-    The history is sent with each message. If the context is full, the oldest messages are left out.
+    The history is sent with each message. If the context is full, the oldest messages are left out. /help lists the
+    commands in a chat. Each line of a pipe is a message.
 
     Args:
         expert_memory: in bytes; the command takes MB.
