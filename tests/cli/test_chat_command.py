@@ -15,9 +15,9 @@ from types import TracebackType
 
 import pytest
 from helpers import chat_model, dense_llama, random_moe, save
-from processes import PATIENCE, Child
 from tests.cli.calls import Call
 
+from processes import PATIENCE, Child
 from smolmoe.inference.generate import generate
 
 _ON_TERMINAL = """
@@ -156,11 +156,11 @@ def test_generate_streams_on_a_terminal(moe: Path) -> None:
 
 
 def test_streamed_output_is_the_same(smolmoe: Call, moe: Path, tmp_path: Path) -> None:
-    for format in ("--chat", "--raw"):
-        options = ("generate", moe, "--prompt", "The sum", format, "--temperature", 1.5, "--max-new-tokens", 30)
+    for option in ("--chat", "--raw"):
+        options = ("generate", moe, "--prompt", "The sum", option, "--temperature", 1.5, "--max-new-tokens", 30)
         whole, streamed = smolmoe(*options), smolmoe(*options, "--stream")
         assert whole.out == streamed.out
-        assert whole.out.startswith("The sum") == (format == "--raw")
+        assert whole.out.startswith("The sum") == (option == "--raw")
     several = smolmoe("generate", moe, "--prompt", "a", "--num", 2, "--stream")
     assert several.code == 2
     assert "single text" in several.err

@@ -51,6 +51,6 @@ def test_in_words_with_the_origin() -> None:
 def test_an_impossible_value_of_the_model_is_named_unless_it_does_not_count() -> None:
     own = GenerationConfig()
     own.top_p = 7.0
-    with pytest.raises(RequestError, match="generation_config.json sets top_p to 7.0"):
+    with pytest.raises(RequestError, match=r"generation_config\.json sets top_p to 7\.0"):
         resolve_sampling(GenerationRecipe(), own)
     assert resolve_sampling(GenerationRecipe(top_p=0.5), own).top_p == 0.5
