@@ -36,8 +36,8 @@ class Command:
         names: option names that differ from the field's.
         read: field -> function from the given text to the value, if the type is not enough.
         envvars: field -> environment variable.
-        display: instead of the function, is called with its arguments and whether --json is given; keywords of its own
-            are further options, about the terminal only.
+        display: instead of the function, is called with its arguments and whether --json is given; its further keywords
+            are options, about the terminal only.
         to_json: what --json prints.
         exit_code: for a result.
     """

@@ -57,7 +57,7 @@ def _tokens(count: int) -> str:
 
 
 def why_empty(results: Sequence[Generation], chat: bool | None) -> str | None:
-    """What to do about empty texts; None if there are none."""
+    """What to do about empty texts; None if no text is empty."""
     empty, count = (
         sum(text == "" for result in results for text in result.texts),
         sum(len(result.texts) for result in results),

@@ -102,7 +102,7 @@ class Chat:
         """Forget the last message and its answer; returns the message.
 
         Raises:
-            RequestError: there is none.
+            RequestError: no message exists.
         """
         if not self.messages:
             raise RequestError("there is no message yet.", field="messages", value=0, fix="Send one first.")

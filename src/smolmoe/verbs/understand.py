@@ -97,7 +97,7 @@ def chat(
         expert_memory: in bytes; the command takes MB.
 
     Returns:
-        A session: `say(text)` returns an answer as a `Generation`, `stream(text)` iterates over its pieces.
+        A session, whose `say(text)` returns an answer as a `Generation` and `stream(text)` iterates over its pieces.
     """
     from smolmoe.inference.chat import chat as start
 
