@@ -6,12 +6,12 @@ import re
 import signal
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, nullcontext, suppress
 from types import FrameType
 from typing import TYPE_CHECKING, Any
 
 from smolmoe.cli.command import Command, Given
-from smolmoe.cli.generate import READ, how_it_ended, print_piece, speaking
+from smolmoe.cli.generate import READ, about_experts, how_it_ended, print_piece, speaking
 from smolmoe.cli.output import print_error
 from smolmoe.errors import RequestError, SmolmoeError
 from smolmoe.verbs import understand
@@ -80,7 +80,7 @@ def _turn(chat: Chat, line: str, on_text: OnText | None) -> Generation | None:
     return None
 
 
-def _show_turn(chat: Chat, line: str) -> None:
+def _show_turn(chat: Chat, line: str, *, is_typed: bool) -> None:
     started = False
 
     def on_text(piece: str) -> None:
@@ -88,7 +88,7 @@ def _show_turn(chat: Chat, line: str) -> None:
         started = True
         print_piece(piece)
 
-    with _ctrl_c(chat):
+    with _ctrl_c(chat) if is_typed else nullcontext():
         try:
             found = _turn(chat, line, on_text)
         finally:
@@ -146,7 +146,7 @@ def converse(chat: Chat, given: Given) -> None:
             if not line.strip():
                 continue
             try:
-                _show_turn(chat, line)
+                _show_turn(chat, line, is_typed=is_typed)
             except EOFError:
                 return
             except SmolmoeError as error:
@@ -176,7 +176,10 @@ def _to_json(chat: Chat, given: Given) -> list[Any]:
 
 def _open(given: dict[str, Any], as_json: bool) -> Chat:
     with speaking():
-        return understand.chat(**given)
+        chat = understand.chat(**given)
+    for about in about_experts(chat.experts, None, given.get("device", "cpu")):
+        print(about, file=sys.stderr)
+    return chat
 
 
 COMMAND = Command(understand.chat, converse, read=READ, display=_open, to_json=_to_json)

@@ -22,7 +22,8 @@ if TYPE_CHECKING:
     from smolmoe.inference.writer import LoadedExperts
 
 
-def _about_experts(loaded: LoadedExperts | None, traffic: Traffic | None, device: str) -> Iterator[str]:
+def about_experts(loaded: LoadedExperts | None, traffic: Traffic | None, device: str) -> Iterator[str]:
+    """Which experts are loaded, and what was moved to the device."""
     if loaded is not None:
         why = "" if loaded.confidence is None else f" (chosen for the prompt, confidence {loaded.confidence:.0%})"
         read, held, total = units.size(loaded.bytes.read), units.size(loaded.bytes.held), units.size(loaded.bytes.total)
@@ -94,7 +95,7 @@ def _to_json(results: tuple[Generation, ...], given: Given) -> Any:
 def _say_how(results: tuple[Generation, ...], given: Given) -> None:
     batches = results[:: given.get("batch_size", 16)]
     lines = [
-        *_about_experts(results[0].experts, results[0].offload, results[0].device),
+        *about_experts(results[0].experts, results[0].offload, results[0].device),
         how_it_ended(results, sum(result.seconds for result in batches)),
         why_empty(results, given.get("chat")),
     ]

@@ -33,6 +33,7 @@ class Chat:
     Attributes:
         messages: the turns, of "user" and "assistant", without the system message.
         system: the system message; None is the template's own. Changes take effect with the next answer.
+        experts: the only ones that are loaded; None if all are, or the model is dense.
         left_out: number of the oldest messages that the last prompt did not contain, for lack of context.
         last: the last answer; None before the first.
     """
@@ -40,6 +41,7 @@ class Chat:
     def __init__(self, writer: Writer, recipe: GenerationRecipe):
         self.messages: Messages = []
         self.system = recipe.system
+        self.experts = writer.experts
         self.left_out = 0
         self.last: Generation | None = None
         self._writer, self._recipe = writer, recipe

@@ -92,7 +92,7 @@ class Watch(StoppingCriteria):
         text = answer_text(self._tokenizer, self._prompts[row], ids)
         if until_stop(text, self._stops) != text:
             self.lengths[row], self.stopped[row] = len(ids), True
-        if self.pieces is not None:
+        if self.pieces is not None and row == 0:
             self.pieces.grow(settled(text, self._stops))
 
 
