@@ -149,6 +149,28 @@ def tiny_tokenizer() -> Any:
     )
 
 
+CHAT_TEMPLATE = (
+    "{% for m in messages %}{{ '[' + m['role'] + ']' + m['content'] + '<end>' }}{% endfor %}"
+    "{% if add_generation_prompt %}{{ '[assistant]' }}{% endif %}"
+)
+
+
+def chat_tokenizer(template: str = CHAT_TEMPLATE) -> Any:
+    """The tiny tokenizer with a chat template, whose turns end by <end> (token 0), which is not its end of text."""
+    tokenizer = tiny_tokenizer()
+    tokenizer.eos_token = "<pad>"
+    tokenizer.chat_template = template
+    return tokenizer
+
+
+def chat_model(model: Any, folder: Path, template: str = CHAT_TEMPLATE) -> Path:
+    """Save a model with the tokenizer for chats."""
+    model.generation_config.eos_token_id = None
+    save(model, folder, tokenizer=False)
+    chat_tokenizer(template).save_pretrained(folder)
+    return folder
+
+
 def save(model: Any, folder: Path, *, tokenizer: bool = True, **options: Any) -> Path:
     """Save a model, by default with the tiny tokenizer."""
     model.save_pretrained(folder, **options)

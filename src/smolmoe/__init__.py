@@ -34,7 +34,7 @@ if TYPE_CHECKING:
         teach,
         train,
     )
-    from smolmoe.verbs.understand import doctor, generate, probe, score_data
+    from smolmoe.verbs.understand import chat, doctor, generate, probe, score_data
 
 # Imported on first use: `import smolmoe` costs nothing, and the recipes never need torch.
 _NAMES = {
@@ -64,7 +64,7 @@ _NAMES = {
         "teach",
         "train",
     ),
-    "verbs.understand": ("doctor", "generate", "probe", "score_data"),
+    "verbs.understand": ("chat", "doctor", "generate", "probe", "score_data"),
 }
 _HOME = {name: f"smolmoe.{module}" for module, names in _NAMES.items() for name in names}
 
@@ -74,6 +74,7 @@ __all__ = [
     "add_expert",
     "align",
     "bench",
+    "chat",
     "compare",
     "copy_recipe",
     "cpo",

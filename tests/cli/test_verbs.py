@@ -45,7 +45,8 @@ def test_there_is_a_public_function_with_the_same_options(name: str) -> None:
     verb = command.callback.verb
     assert getattr(smolmoe, verb.__name__) is verb
     assert verb.__name__ in smolmoe.__all__
-    options = {parameter.name for parameter in command.params} - {"as_json", "quiet", "help"}
+    # the others are about the terminal
+    options = {parameter.name for parameter in command.params} - {"as_json", "quiet", "help", "stream"}
     assert options <= set(fields_of(verb)), "an option that the function does not take"
     if "set" not in options:  # of a recipe file, what is not an option is set by --set
         assert options == set(fields_of(verb)), "a parameter that the command does not have"

@@ -62,13 +62,17 @@ def test_a_tiny_nucleus_is_greedy_and_a_penalty_is_not(moe: Path) -> None:
     assert generate(moe, "The sum", temperature=0, repetition_penalty=5.0, max_new_tokens=16).texts != greedy.texts
 
 
-def test_settings_of_the_checkpoint_do_not_interfere(moe: Path, tmp_path: Path) -> None:
+def test_of_the_checkpoints_settings_those_of_sampling_count(moe: Path, tmp_path: Path) -> None:
     from transformers import GenerationConfig
 
+    own: dict[str, Any] = {"temperature": 0.3, "top_k": 5, "min_p": 0.1, "top_p": 0.9, "repetition_penalty": 1.2}
     folder = save(random_moe("mixtral", eos_token_id=None), tmp_path)
-    GenerationConfig(do_sample=True, no_repeat_ngram_size=1, min_p=0.5).save_pretrained(folder)
+    GenerationConfig(do_sample=True, no_repeat_ngram_size=1, **own).save_pretrained(folder)
     options: dict[str, Any] = {"num": 2, "max_new_tokens": 10, "seed": 1}
-    assert generate(folder, "The sum", **options).texts == generate(moe, "The sum", **options).texts
+    found = generate(folder, "The sum", **options)
+    assert found.texts == generate(moe, "The sum", **options, **own).texts
+    assert set(found.sampling.origin.values()) == {"model"}
+    assert generate(folder, "The sum", **options, temperature=2.0).texts != found.texts
 
 
 def test_the_end_of_text_ends_it(tmp_path: Path) -> None:

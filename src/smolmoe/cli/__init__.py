@@ -43,7 +43,7 @@ _HEADINGS = {
     | _group("data", "Select, score, generate and download training rows.", _DATA)
     | _group("distill", "Cache a teacher's probabilities for distillation.", {"cache": "distill"})
     | _by_name("recipes"),
-    "Understand": _by_name("doctor", "probe", "route", "generate"),
+    "Understand": _by_name("doctor", "probe", "route", "generate", "chat"),
     "Measure": _by_name("verify", "compare", "bench", "sweep"),
     "Ship": _by_name("export", "report", "push"),
 }

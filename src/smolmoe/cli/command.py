@@ -37,6 +37,8 @@ class Command:
         names: option names that differ from the field's.
         read: field -> function from the given text to the value, if the type is not enough.
         envvars: field -> environment variable.
+        display: instead of the function, is called with its arguments and whether --json is given; its further keywords
+            are options, about the terminal only.
         to_json: what --json prints.
         exit_code: for a result.
         doing: what is shown until the verb reports progress; without it, a verb that cannot report any shows nothing.
@@ -50,6 +52,7 @@ class Command:
     names: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     read: Mapping[str, Callable[[Any], Any]] = field(default_factory=dict)
     envvars: Mapping[str, str] = field(default_factory=dict)
+    display: Callable[..., Any] | None = None
     to_json: Callable[[Any, Given], Any] = _plain
     exit_code: Callable[[Any, Given], int] = lambda result, given: 0
     doing: str | None = None
@@ -67,6 +70,7 @@ class Command:
     def callback(self) -> Callable[..., None]:
         """The function that typer calls, with a parameter for each of the verb's fields."""
         known = {name: each for name, each in fields_of(self.verb).items() if self.only is None or name in self.only}
+        known |= fields_of(self.display) if self.display else {}
         parameters = [
             parameter(
                 name,
@@ -85,12 +89,12 @@ class Command:
                 for name, value in given.items():
                     read = self.read.get(name)
                     given[name] = value_of(name, value, known[name][1]) if read is None else read(value)
-                result = self._run(given, show=not (as_json or quiet))
+                result = self._run(given, as_json=as_json, show=not (as_json or quiet))
+                show = self.forecast if self.forecast and given.get("dry_run") else self.show
+                print_json(self.to_json(result, given)) if as_json else show(result, given)
             except SmolmoeError as error:
                 as_options(error, parameters)
                 raise
-            show = self.forecast if self.forecast and given.get("dry_run") else self.show
-            print_json(self.to_json(result, given)) if as_json else show(result, given)
             if code := self.exit_code(result, given):
                 raise typer.Exit(code)
 
@@ -106,7 +110,10 @@ class Command:
         call.verb = self.verb  # type: ignore[attr-defined]
         return call
 
-    def _run(self, given: dict[str, Any], *, show: bool) -> Any:
+    def _run(self, given: dict[str, Any], *, as_json: bool, show: bool) -> Any:
+        if self.display is not None:
+            with quiet_libraries():
+                return self.display(given, as_json)
         reports = "report" in inspect.signature(self.verb).parameters
         show = show and (reports or self.doing is not None)
         with quiet_libraries(), tell(show), progress(show, self.doing or START) as report:

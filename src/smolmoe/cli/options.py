@@ -34,7 +34,7 @@ def parameter(
     else:
         dashed = f"--{name.replace('_', '-')}"
         if kind == "bool":
-            declared = [f"{dashed}/--no-{dashed[2:]}"] if field.default is True else [dashed]
+            declared = list(names) or ([f"{dashed}/--no-{dashed[2:]}"] if field.default is True else [dashed])
         else:
             declared = list(names) or [dashed]
         form = "KEY=VALUE" if name == "set" else _metavar(kind, field.annotation)

@@ -132,7 +132,13 @@ def tell(show: bool) -> Iterator[None]:
     logger = logging.getLogger("smolmoe")
     before = logger.level
     logger.setLevel(logging.INFO if show else before)
+    # `quiet_libraries` adds no handler in a process that has configured logging itself.
+    extra = [] if any(isinstance(handler, _ToStderr) for handler in logging.root.handlers) else [_ToStderr()]
+    for handler in extra:
+        logger.addHandler(handler)
     try:
         yield
     finally:
         logger.setLevel(before)
+        for handler in extra:
+            logger.removeHandler(handler)

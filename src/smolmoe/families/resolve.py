@@ -118,7 +118,7 @@ def resolve(name: str, spec: DenseSpec, sizes: MoeSizes, engines: Sequence[str] 
 
 
 def engine_refusals(
-    target: MoeTarget, spec: DenseSpec, sizes: MoeSizes, engines: Sequence[str] = ENGINES
+    target: MoeTarget, spec: DenseSpec, sizes: MoeSizes, engines: Sequence[str] = tuple(ENGINES)
 ) -> dict[str, list[str]]:
     """For each engine, why it cannot compute this source as that class."""
     config = {**settings(spec, target, sizes), "model_type": target.name}

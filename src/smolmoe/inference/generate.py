@@ -1,82 +1,87 @@
-"""Continue a text with a dense or MoE checkpoint, or with some experts of one."""
+"""Answer or continue a text with a dense or MoE checkpoint, or with some experts of one."""
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
-import torch
-
-from smolmoe.core.checkpoint import open_checkpoint
-from smolmoe.core.devices import kind, pick_device
-from smolmoe.core.model_config import check_decodes
 from smolmoe.core.vocabulary import check_token, naming_rows
 from smolmoe.errors import RequestError
-from smolmoe.inference.decoding import fast_decoding
-from smolmoe.inference.expert_choice import labels, load_experts
-from smolmoe.inference.offload import Traffic, offload_experts
-from smolmoe.inference.sampling import (
-    answer_text,
-    answering_tokenizer,
-    check_ranges,
-    end_tokens,
-    padded,
-    plain_generation,
-    until_end,
-)
-from smolmoe.inference.selective import TensorBytes
-from smolmoe.moe.kernels.register import set_experts
-from smolmoe.moe.loading import Skeleton, load_config, load_model
+from smolmoe.inference.chat_format import chat_ids, user_message
+from smolmoe.inference.offload import Traffic
+from smolmoe.inference.sampling import check_ranges
+from smolmoe.inference.settings import Sampling
+from smolmoe.inference.streaming import OnText
+from smolmoe.inference.writer import Answer, End, LoadedExperts, Prepared, Writer, room_for
+from smolmoe.recipe.base import parse
+from smolmoe.recipe.generation import CHAT_TOKENS, RAW_TOKENS, GenerationRecipe
 
-
-@dataclass(frozen=True)
-class LoadedExperts:
-    """The only experts that were loaded.
-
-    Attributes:
-        names: of the experts; "expert 3" if one has no name.
-        indices: their indices in the model.
-        confidence: of the secretary in its choice; None if the caller named them.
-        bytes: of tensors, read and held.
-    """
-
-    names: tuple[str, ...]
-    indices: tuple[int, ...]
-    confidence: float | None
-    bytes: TensorBytes
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
 class Generation:
-    """Continuations of a prompt.
+    """Answers to a prompt, or continuations of it.
 
     Attributes:
         prompt: the prompt.
-        texts: the continuations, without the prompt.
-        new_tokens: tokens of each, an end-of-text token included.
+        texts: the answers, without the prompt.
+        new_tokens: tokens of each, an end token included.
         seconds: for the whole batch, loading excluded.
         experts: the only ones loaded; None if all were loaded or the model is dense.
         offload: transfers to the device, if experts stayed on the CPU.
         device: device of the computation.
+        format: "chat" if the prompt was a message in the model's chat template, "raw" if it was continued.
+        prompt_tokens: of the prompt, with those of the template.
+        ends: what ended each text: "end_token", "stop_text", "length" or "interrupted".
+        end_tokens: the tokens that would have ended it.
+        sampling: how tokens were chosen.
     """
 
     prompt: str
     texts: tuple[str, ...]
     new_tokens: tuple[int, ...]
     seconds: float
-    experts: LoadedExperts | None = None
-    offload: Traffic | None = None
-    device: str = "cpu"
+    experts: LoadedExperts | None
+    offload: Traffic | None
+    device: str
+    format: Literal["chat", "raw"]
+    prompt_tokens: int
+    ends: tuple[End, ...]
+    end_tokens: tuple[str, ...]
+    sampling: Sampling
 
     def to_json(self) -> dict[str, Any]:
         return asdict(self)
 
 
+def generation(
+    writer: Writer, prompt: str, prompt_tokens: int, answers: Sequence[Answer], seconds: float, *, chat: bool
+) -> Generation:
+    """The result of one prompt."""
+    tokenizer = writer.prepared.tokenizer
+    return Generation(
+        prompt,
+        tuple(answer.text for answer in answers),
+        tuple(len(answer.ids) for answer in answers),
+        round(seconds, 3),
+        writer.experts,
+        writer.offload,
+        writer.prepared.device,
+        "chat" if chat else "raw",
+        prompt_tokens,
+        tuple(answer.end for answer in answers),
+        tuple(map(str, tokenizer.convert_ids_to_tokens(writer.ends))),
+        writer.prepared.sampling,
+    )
+
+
 def generate(model: str | Path, prompt: str, **options: Any) -> Generation:
-    """Continue one prompt; options and errors as those of `generate_all`."""
+    """Answer or continue one prompt; options and errors as those of `generate_all`."""
     return generate_all(model, [prompt], **options)[0]
 
 
@@ -84,172 +89,127 @@ def generate_all(
     model: str | Path,
     prompts: Sequence[str],
     *,
-    max_new_tokens: int = 100,
-    temperature: float = 1.0,
-    top_p: float = 1.0,
-    repetition_penalty: float = 1.0,
+    chat: bool | None = None,
     num: int = 1,
-    seed: int = 0,
     batch_size: int = 16,
-    device: str = "auto",
-    experts: str | Sequence[str | int] | None = None,
-    offload_experts: bool = False,
-    expert_memory: int | None = None,
+    on_text: OnText | None = None,
+    **options: Any,
 ) -> tuple[Generation, ...]:
-    """Continue each prompt `num` times, in the dtype that the model is stored in.
+    """Answer or continue each prompt `num` times, in the dtype that the model is stored in.
 
     Prompts are answered in batches, padded on the left. Greedy texts equal those of each prompt alone, up to
     rounding; sampled texts depend on the batch.
 
     Args:
         model: folder or hub id of a dense model, a stock MoE or our generic one; no remote code is run.
-        max_new_tokens: longest continuation, in tokens; it ends earlier at the model's end-of-text token.
-        temperature: 0 always takes the most likely token.
-        top_p: sample from the most likely tokens that together have this probability.
-        repetition_penalty: above 1, repeated tokens become less likely.
-        seed: of the sampling.
+        chat: send each prompt as a user's message in the model's chat template, or continue it as it is; None does the
+            first if there is a template.
         batch_size: prompts at once.
-        experts: names or indices of the only experts to load; or "auto" to choose by the prompt (see `secretary`), for
-            one prompt only. The result is that of the model restricted to them.
-        offload_experts: experts stay on the CPU; those that a layer's router chooses are copied to the device.
-        expert_memory: maximum bytes of experts on the device, see `inference.offload.offload_experts`.
+        on_text: is passed the text piece by piece as it is written, for one prompt and num=1; a raw text begins with
+            its prompt.
+        **options: the fields of `GenerationRecipe`. With `experts` only those are loaded; "auto" chooses them by the
+            prompt (see `secretary`), for one prompt only. The result is that of the model restricted to them. With
+            `offload_experts` experts stay on the CPU, and those that a layer's router chooses are copied to the device;
+            `expert_memory` are the maximum bytes of experts on it, see `inference.offload.offload_experts`.
 
     Raises:
-        RequestError: a value out of its range, an expert that does not exist, no prompt, or one that leaves no room in
-            the model's context.
+        RequestError: a value out of its range, an expert that does not exist, no chat template, no prompt, or one that
+            leaves no room in the model's context.
         DataError: a prompt has a token that the model does not have.
         SourceError: no such model, or it has no tokenizer.
         CheckpointError: its files are missing or corrupt.
     """
-    device = pick_device(device)
-    _check_values(max_new_tokens, temperature, top_p, repetition_penalty, num, batch_size)
-    _check_experts(prompts, experts, offload_experts, expert_memory)
-    folder = open_checkpoint(model, field="model").folder
-    check_decodes(folder, "model")
-    tokenizer = answering_tokenizer(folder)
-    encoded = []
-    for number, prompt in enumerate(prompts):
-        with naming_rows(prompt, first=number, field="prompt", what="prompt"):
-            encoded.append(_encode(tokenizer, prompt))
-    context = getattr(load_config(folder).get_text_config(), "max_position_embeddings", None)
-    _check_room(max(map(len, encoded)), max_new_tokens, context)
-
-    network, loaded = _load(folder, prompts[0], experts)
-    traffic = _place(network, device, offload_experts, expert_memory)
-    sampling = {"do_sample": True, "temperature": temperature, "top_p": top_p, "top_k": 0} if temperature else {}
-    options = {"num_return_sequences": num, "repetition_penalty": repetition_penalty, **sampling}
+    recipe = parse(GenerationRecipe, options)
+    _check(prompts, recipe, num, batch_size, on_text)
+    prepared = Prepared(model, recipe)
+    _check_variety(num, prepared.sampling)
+    as_chat = _format(prepared, chat, recipe)
+    encoded = [
+        _encode(prepared.tokenizer, prompt, number, recipe.system, chat=as_chat)
+        for number, prompt in enumerate(prompts)
+    ]
+    most = room_for(max(map(len, encoded)), recipe, CHAT_TOKENS if as_chat else RAW_TOKENS, prepared.context)
+    writer = prepared.load(prompts[0])
+    logger.info("sampling: %s", prepared.sampling)
+    stops = (*recipe.stops, *([prepared.turn_end.text] if as_chat and prepared.turn_end.text else []))
+    if on_text is not None and not as_chat:
+        on_text(prompts[0])
     found: list[Generation] = []
     for first in range(0, len(prompts), batch_size):
-        batch = slice(first, first + batch_size)
+        batch = encoded[first : first + batch_size]
         started = time.monotonic()
-        texts = _answer(network, tokenizer, encoded[batch], seed, device, {"max_new_tokens": max_new_tokens, **options})
-        seconds = round(time.monotonic() - started, 3)
-        for prompt, (answers, lengths) in zip(prompts[batch], texts, strict=True):
-            found.append(Generation(prompt, answers, lengths, seconds, loaded, traffic, device))
+        answers = writer.write(batch, limit=most, stops=stops, num=num, on_text=on_text)
+        seconds = time.monotonic() - started
+        for at, ids in enumerate(batch):
+            own = answers[at * num : (at + 1) * num]
+            found.append(generation(writer, prompts[first + at], len(ids), own, seconds, chat=as_chat))
     return tuple(found)
 
 
-def _answer(
-    network: Any, tokenizer: Any, prompts: Sequence[list[int]], seed: int, device: str, options: dict[str, Any]
-) -> list[tuple[tuple[str, ...], tuple[int, ...]]]:
-    """For each prompt of a batch the continuations, and how many tokens each has."""
-    ends, num = end_tokens(network, tokenizer), options["num_return_sequences"]
-    ids, mask = padded(prompts, device, side="left", value=ends[0] if ends else 0)
-    longest = ids.shape[1]
-    used = [torch.device(device)] if kind(device) == "cuda" else []  # by default all GPUs, which would be started
-    with torch.no_grad(), torch.random.fork_rng(used), plain_generation(network, ends), fast_decoding(network):
-        torch.manual_seed(seed)
-        out = network.generate(input_ids=ids, attention_mask=mask, **options)
-    rows = [until_end(row[longest:], ends) for row in out.tolist()]
-    groups = [rows[num * at : num * (at + 1)] for at in range(len(prompts))]
-    return [
-        (tuple(answer_text(tokenizer, prompt, row) for row in group), tuple(map(len, group)))
-        for prompt, group in zip(prompts, groups, strict=True)
-    ]
+def _format(prepared: Prepared, chat: bool | None, recipe: GenerationRecipe) -> bool:
+    """Whether prompts are messages."""
+    if chat is False:
+        for name in ("system", "template"):
+            if getattr(recipe, name) is not None:
+                raise RequestError(
+                    "is for the chat format.", field=name, value=getattr(recipe, name), fix="Leave out `chat=False`."
+                )
+        logger.info("format: raw text, as asked")
+        return False
+    if not prepared.has_template:
+        if chat or recipe.system is not None:
+            raise RequestError(
+                "the model has no chat template.",
+                field="chat" if chat else "system",
+                value=True if chat else recipe.system,
+                fix="Use `chat=False`, which continues the text, or a file with a `template`.",
+            )
+        logger.info("format: raw text, which the model continues (it has no chat template)")
+        return False
+    if chat:
+        logger.info("format: chat, as asked")
+    else:
+        logger.info("format: chat, since the model has a chat template (raw would continue the text)")
+    return True
 
 
-def _load(folder: Path, prompt: str, experts: str | Sequence[str | int] | None) -> tuple[Any, LoadedExperts | None]:
-    """The model on the CPU, complete or with some experts."""
-    if experts is None:
-        return load_model(folder, dtype=Skeleton(folder).stored_dtype()), None
-    selective, indices, choice = load_experts(folder, experts, prompt)
-    names = labels(selective.config, indices, selective.experts)
-    loaded = LoadedExperts(names, indices, choice.confidence if choice else None, selective.bytes())
-    return selective.model, loaded
-
-
-def _place(network: Any, device: str, offload: bool, memory: int | None) -> Traffic | None:
-    set_experts(network, device=device)
-    if not offload:
-        network.to(device)
-        return None
-    return offload_experts(network, device=device, expert_memory=memory)
-
-
-def _check_experts(
-    prompts: Sequence[str], experts: str | Sequence[str | int] | None, offload: bool, memory: int | None
-) -> None:
-    if memory is not None and not offload:
-        raise RequestError(
-            "a budget needs offloaded experts.",
-            field="expert_memory",
-            value=memory,
-            fix="Set offload_experts, too.",
-        )
-    if not prompts:
-        raise RequestError("no prompt is given.", field="prompts", value=0, fix="Give at least one.")
-    if experts == "auto" and len(prompts) > 1:
-        raise RequestError(
-            "experts are chosen for a single prompt, but there are several.",
-            field="experts",
-            value=experts,
-            fix="Name the experts, or use one prompt at a time.",
-        )
-
-
-def _check_values(
-    max_new_tokens: int, temperature: float, top_p: float, repetition_penalty: float, num: int, batch_size: int
-) -> None:
-    valid = {
-        "max_new_tokens": (max_new_tokens, max_new_tokens >= 1, "at least 1"),
-        "temperature": (temperature, 0 <= temperature < float("inf"), "0 (greedy) or above"),
-        "top_p": (top_p, 0 < top_p <= 1, "above 0, at most 1"),
-        "repetition_penalty": (repetition_penalty, 0 < repetition_penalty < float("inf"), "above 0; 1 means none"),
-        "num": (num, num >= 1, "at least 1"),
-        "batch_size": (batch_size, batch_size >= 1, "at least 1"),
-    }
-    check_ranges(valid)
-    if num > 1 and temperature == 0:
-        raise RequestError(
-            "greedy decoding gives the same text every time.",
-            field="num",
-            value=num,
-            fix="Use num=1, or a temperature above 0.",
-        )
-
-
-def _encode(tokenizer: Any, prompt: str) -> list[int]:
-    ids = list(tokenizer(prompt)["input_ids"])
-    if not ids and tokenizer.bos_token_id is not None:
-        ids = [check_token(tokenizer, tokenizer.bos_token_id, "beginning-of-text token")]
+def _encode(tokenizer: Any, prompt: str, number: int, system: str | None, *, chat: bool) -> list[int]:
+    with naming_rows(prompt, first=number, field="prompt", what="prompt"):
+        if chat:
+            return chat_ids(tokenizer, user_message(prompt, system))
+        ids = list(tokenizer(prompt)["input_ids"])
+        if not ids and tokenizer.bos_token_id is not None:
+            ids = [check_token(tokenizer, tokenizer.bos_token_id, "beginning-of-text token")]
     if not ids:
         raise RequestError("the prompt contains no tokens.", field="prompt", value=prompt, fix="Give some text.")
     return ids
 
 
-def _check_room(given: int, new: int, context: int | None) -> None:
-    if context is None or given + new <= context:
-        return
-    if given >= context:
+def _check(prompts: Sequence[str], recipe: GenerationRecipe, num: int, batch_size: int, on_text: OnText | None) -> None:
+    check_ranges({"num": (num, num >= 1, "at least 1"), "batch_size": (batch_size, batch_size >= 1, "at least 1")})
+    if not prompts:
+        raise RequestError("no prompt is given.", field="prompts", value=0, fix="Give at least one.")
+    if recipe.experts == "auto" and len(prompts) > 1:
         raise RequestError(
-            f"{given} tokens exceed the model's context of {context}.",
-            field="prompt",
-            value=f"{given} tokens",
-            fix="Shorten it.",
+            "experts are chosen for a single prompt, but there are several.",
+            field="experts",
+            value=recipe.experts,
+            fix="Name the experts, or use one prompt at a time.",
         )
-    raise RequestError(
-        f"with a prompt of {given} tokens it exceeds the model's context of {context}.",
-        field="max_new_tokens",
-        value=new,
-        fix=f"Use at most {context - given}.",
-    )
+    if on_text is not None and (num > 1 or len(prompts) > 1):
+        raise RequestError(
+            "a single text can be streamed, but there are several.",
+            field="stream",
+            value=num * len(prompts),
+            fix="Use one prompt and `num=1`, or do not stream.",
+        )
+
+
+def _check_variety(num: int, sampling: Sampling) -> None:
+    if num > 1 and sampling.temperature == 0:
+        raise RequestError(
+            "greedy decoding gives the same text every time.",
+            field="num",
+            value=num,
+            fix="Use `num=1`, or a `temperature` above 0.",
+        )

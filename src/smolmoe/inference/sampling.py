@@ -18,7 +18,10 @@ from transformers import GenerationConfig, LogitsProcessorList
 from smolmoe.core.devices import in_double, pick_device
 from smolmoe.core.progress import Progress
 from smolmoe.errors import DataError, RequestError, SourceError
+from smolmoe.inference.chat_format import TurnEnd, turn_end
 from smolmoe.moe.loading import Skeleton, load_model, load_tokenizer
+
+_CONTEXT = 64  # tokens of a prompt that its answer is decoded with
 
 
 def answering_tokenizer(folder: Path, field: str = "model") -> Any:
@@ -244,12 +247,20 @@ def check_room(
     )
 
 
-def end_tokens(model: Any, tokenizer: Any) -> list[int]:
-    """The tokens that end a text, by the model's generation settings and the tokenizer, of those that the model has."""
+def end_tokens(model: Any, tokenizer: Any, turn: TurnEnd | None = None) -> list[int]:
+    """The tokens that end a text, of those that the model has.
+
+    These are all of the model's generation settings, the tokenizer's, and the one that ends a turn in its chat
+    template, which in many checkpoints is none of the others.
+
+    Args:
+        turn: the end of a turn, if it is known already.
+    """
     own = model.generation_config.eos_token_id
     ends = list(own) if isinstance(own, list | tuple) else [own]
+    ends += [tokenizer.eos_token_id, (turn_end(tokenizer) if turn is None else turn).token]
     known = model.get_input_embeddings().weight.shape[0]
-    return [token for token in dict.fromkeys([*ends, tokenizer.eos_token_id]) if token is not None and token < known]
+    return [token for token in dict.fromkeys(ends) if token is not None and token < known]
 
 
 def until_end(answer: Sequence[int], ends: Sequence[int]) -> list[int]:
@@ -260,6 +271,7 @@ def until_end(answer: Sequence[int], ends: Sequence[int]) -> list[int]:
 
 def answer_text(tokenizer: Any, prompt: list[int], answer: list[int]) -> str:
     """The answer's text, decoded with the prompt, since some tokenizers drop the space before a first token."""
+    prompt = prompt[-_CONTEXT:]
     whole = tokenizer.decode(prompt + answer, skip_special_tokens=True)
     start = tokenizer.decode(prompt, skip_special_tokens=True)
     return whole[len(start) :] if whole.startswith(start) else tokenizer.decode(answer, skip_special_tokens=True)

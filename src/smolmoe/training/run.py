@@ -331,7 +331,8 @@ class _Run:
                 logger.warning("The prompt %r leaves no room in the model's %d positions.", prompt[:40], positions)
                 continue
             new = int(min(samples.new_tokens, room))
-            result = generate(self.recipe.out / MODEL, prompt, max_new_tokens=new, temperature=0.0)
+            plain = {"chat": False, "temperature": 0.0, "repetition_penalty": 1.0}
+            result = generate(self.recipe.out / MODEL, prompt, max_new_tokens=new, **plain)
             found.append({"prompt": prompt, "text": result.texts[0]})
         return found
 

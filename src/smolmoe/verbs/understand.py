@@ -2,20 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 from pydantic import Field
 
 from smolmoe.core.progress import Progress
+from smolmoe.recipe.generation import GenerationRecipe
 from smolmoe.recipe.probe import ProbeTextRecipe
 from smolmoe.recipe.select import SelectRecipe
 from smolmoe.recipe.verification import DoctorRecipe
-from smolmoe.recipe.words import Device, Overwrite, Seed
-from smolmoe.verbs.signature import said, takes
+from smolmoe.recipe.words import Device, Overwrite
+from smolmoe.verbs.signature import said, spells_out, takes
 
 if TYPE_CHECKING:
+    from smolmoe.inference.chat import Chat
     from smolmoe.inference.generate import Generation
     from smolmoe.results.probe import ProbeResult
     from smolmoe.selection.explain import RowScores, TextScore
@@ -41,33 +43,31 @@ def probe(recipe: ProbeTextRecipe, *, overwrite: Overwrite = False, report: Prog
     return run(recipe, overwrite=overwrite, report=report)
 
 
+@spells_out(GenerationRecipe)
 def generate(
     model: Annotated[str | Path, Field(description="folder or hub id of a dense or MoE model")],
-    prompt: Annotated[Sequence[str] | str | None, Field(description="text to continue")] = None,
+    prompt: Annotated[Sequence[str] | str | None, Field(description="message to answer, or text to continue")] = None,
     *,
-    prompts: Annotated[str | Path | None, Field(description="file of texts to continue, one per line")] = None,
-    max_new_tokens: Annotated[int, Field(description="maximum length of a continuation, in tokens")] = 100,
-    temperature: Annotated[float, Field(description="sampling temperature; 0 is greedy")] = 1.0,
-    top_p: Annotated[float, Field(description="probability mass of nucleus sampling")] = 1.0,
-    repetition_penalty: Annotated[float, Field(description="repetition penalty; 1 is none")] = 1.0,
-    num: Annotated[int, Field(description="number of continuations per text")] = 1,
-    seed: Seed = 0,
-    batch_size: Annotated[int, Field(description="number of texts in a batch")] = 16,
-    experts: Annotated[
-        str | Sequence[str | int] | None,
-        Field(description="names or indices of the experts to load, or auto to choose by the prompt (default: all)"),
+    prompts: Annotated[str | Path | None, Field(description="file of prompts, one per line")] = None,
+    chat: Annotated[
+        bool | None,
+        Field(
+            description="prompts sent as messages in the model's chat template, or continued as raw text "
+            "(default: chat if there is a template)"
+        ),
     ] = None,
-    offload_experts: Annotated[
-        bool, Field(description="experts kept on the CPU and moved as they are routed to")
-    ] = False,
-    expert_memory: Annotated[
-        int | None, Field(description="memory for offloaded experts on the device (default: one layer and one token)")
-    ] = None,
-    device: Device = "auto",
+    num: Annotated[int, Field(description="number of answers per prompt")] = 1,
+    batch_size: Annotated[int, Field(description="number of prompts in a batch")] = 16,
+    on_text: Callable[[str], None] | None = None,
+    **options: Any,
 ) -> Generation | tuple[Generation, ...]:
-    """Generate text with a model, or with some of its experts.
+    """Answer or continue prompts with a model or some experts.
+
+    In chat format each prompt is a user's message in the model's chat template. Raw text is continued as it is; base
+    models know nothing else.
 
     Args:
+        on_text: is passed a single text piece by piece as it is written; a raw text begins with its prompt.
         expert_memory: in bytes; the command takes MB.
 
     Returns:
@@ -79,22 +79,29 @@ def generate(
     texts = [prompt] if isinstance(prompt, str) else list(prompt or ())
     if prompts is not None:
         texts += read_lines(Path(prompts), field="prompts")
-    found = generate_all(
-        model,
-        texts,
-        max_new_tokens=max_new_tokens,
-        temperature=temperature,
-        top_p=top_p,
-        repetition_penalty=repetition_penalty,
-        num=num,
-        seed=seed,
-        batch_size=batch_size,
-        device=device,
-        experts=experts,
-        offload_experts=offload_experts,
-        expert_memory=expert_memory,
-    )
+    found = generate_all(model, texts, chat=chat, num=num, batch_size=batch_size, on_text=on_text, **options)
     return found[0] if isinstance(prompt, str) and prompts is None else found
+
+
+@spells_out(GenerationRecipe)
+def chat(
+    model: Annotated[str | Path, Field(description="folder or hub id of a dense or MoE model with a chat template")],
+    **options: Any,
+) -> Chat:
+    """Chat with a model or some of its experts.
+
+    The history is sent with each message. If the context is full, the oldest messages are left out. /help lists the
+    commands in a chat. Each line of a pipe is a message.
+
+    Args:
+        expert_memory: in bytes; the command takes MB.
+
+    Returns:
+        A session, whose `say(text)` returns an answer as a `Generation` and `stream(text)` iterates over its pieces.
+    """
+    from smolmoe.inference.chat import chat as start
+
+    return start(model, **options)
 
 
 def score_data(
