@@ -71,7 +71,7 @@ def test_a_command_that_imports_no_torch(place: Path) -> None:
         "bench moe --batch-sizes 1 --prompt-tokens 8 --new-tokens 2 --rounds 1",
         "data select text.jsonl --score perplexity --model dense --out selected",
         "data score text.jsonl --model dense",
-        "distill cache --teacher dense --data text.jsonl --top-k 4 --out cache",
+        "distill cache --teacher dense --data text.jsonl --top-k 4 --out targets",
         "sweep train.yaml --tokens 256,512,1024 --out sweep",
         "push moe file:hub",
     ],
