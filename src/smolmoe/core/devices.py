@@ -5,12 +5,15 @@ from __future__ import annotations
 import os
 import platform
 import re
+from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 from smolmoe.errors import RequestError
 
 _WORDS = "auto, cpu, cuda, cuda:N or mps"
+_GROUP = Path("/sys/fs/cgroup")
 _FORM = re.compile(r"auto|cpu|cuda(:\d+)?|mps")
 
 
@@ -65,6 +68,28 @@ def device_name(device: str) -> str:
             if line.startswith("model name"):
                 return line.partition(":")[2].strip()
     return platform.processor() or platform.machine() or os.name
+
+
+def available_memory() -> int | None:
+    """Bytes that a process on this machine can still take, within the limit of its control group; None if unknown."""
+    info = Path("/proc/meminfo")
+    if not info.is_file():
+        return None
+    lines = info.read_text(encoding="utf-8").splitlines()
+    free = next((1024 * int(line.split()[1]) for line in lines if line.startswith("MemAvailable:")), None)
+    return None if free is None else min([free, *_group_limits()])
+
+
+def _group_limits() -> Iterator[int]:
+    """What is left of the memory that the control group may use; cached files count as free."""
+    for folder, limit, used in (
+        (_GROUP, "memory.max", "memory.current"),  # version 2
+        (_GROUP / "memory", "memory.limit_in_bytes", "memory.usage_in_bytes"),  # version 1
+    ):
+        with suppress(OSError, ValueError):
+            most, taken = (int((folder / name).read_text(encoding="ascii")) for name in (limit, used))
+            counted = dict(line.split() for line in (folder / "memory.stat").read_text(encoding="ascii").splitlines())
+            yield most - taken + int(counted.get("inactive_file", 0))
 
 
 def facts(device: str) -> dict[str, Any]:

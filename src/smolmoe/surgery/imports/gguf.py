@@ -78,6 +78,21 @@ def write_gguf_model(file: Path, work: Path, *, dtype: str | None, tokenizer: st
     return dtype
 
 
+def skeleton(file: Path) -> Any:
+    """The model without its weights.
+
+    Raises:
+        SmolmoeError: as `write_gguf_model`.
+    """
+    from accelerate import init_empty_weights
+
+    from smolmoe.moe.loading import causal_lm_class
+
+    config = _config(file, open_gguf(file))
+    with init_empty_weights(include_buffers=False):
+        return causal_lm_class(config)._from_config(config)
+
+
 def _tokenizer(file: Path) -> Any:
     """The file's tokenizer, as transformers makes one of its tokens and merges."""
     from transformers import AutoTokenizer
