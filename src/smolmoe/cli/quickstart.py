@@ -5,6 +5,7 @@ from __future__ import annotations
 import shlex
 from collections.abc import Iterator
 from pathlib import Path
+from textwrap import fill
 from typing import TYPE_CHECKING
 
 from smolmoe.cli.calling import me
@@ -16,6 +17,7 @@ if TYPE_CHECKING:
     from smolmoe.pipeline.run import PipelineResult
 
 EXAMPLE = "HuggingFaceTB/SmolLM2-135M-Instruct"
+WIDTH = 100  # of sentences
 PROMPT = "def read_lines(path):"
 
 
@@ -32,7 +34,7 @@ def show_quickstart(result: PipelineResult, given: Given) -> None:
         print(f"  [leading expert: {answer['expert']}, {answer['share']:.0%}]\n")
     print("What was learned")
     for sentence in lessons.lessons(result.stages):
-        print(f"- {sentence}")
+        print(fill(sentence, WIDTH, initial_indent="- ", subsequent_indent="  "))
     print("\nThe page, to open in a browser")
     print(f"  {_address(lessons.page(result.stages))}")
     print("\nWhat to type next")
@@ -49,7 +51,7 @@ def _next(result: PipelineResult, *, is_own: bool) -> Iterator[tuple[str, str]]:
     out = result.out
     if not is_own:
         yield f"quickstart --model {EXAMPLE}", "the same on a real model, in about ten minutes (270 MB to download)"
-        yield f"inspect {_word(out / 'moe')}", "the MoE: its class, its experts, its parameters"
+        yield f"doctor {_word(out / 'moe-trained' / 'model')}", "the state of its routers and experts"
         yield "recipes", "longer trainings that run as they are"
         return
     model = _word(out / "named" / "model")

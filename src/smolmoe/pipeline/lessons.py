@@ -52,13 +52,14 @@ def _conversion(records: Records) -> Iterator[str]:
         verified, size = found["verification"], found["parameters"]
         if verified is None:
             continue
+        logits = verified["logits"]
         sizes = f"{units.parameters(size['dense']['total'])} parameters became " + units.model_size(
             size["moe"]["total"], size["moe"]["active"]
         )
         yield (
             f"The conversion kept the function: {sizes} per token, and the saved files give a held-out loss of "
-            f"{verified['loss']['moe']:.4f} ({verified['loss']['dense']:.4f} dense); "
-            f"the largest difference of a logit is {verified['logits']['max_abs']:.1e}."
+            f"{logits['loss']:.4f} ({logits['dense_loss']:.4f} dense); "
+            f"the largest difference of a logit is {logits['max_abs']:.1e}."
         )
 
 
