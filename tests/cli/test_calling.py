@@ -52,6 +52,12 @@ def test_a_link_on_the_path_is_the_same_program(scripts: Path, tmp_path: Path, m
     assert calling.me() == "smolmoe"
 
 
+def test_a_link_that_was_called_is_called_again(scripts: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "linked").symlink_to(scripts / "smolmoe")
+    monkeypatch.setattr(sys, "argv", ["./linked", "quickstart"])
+    assert calling.me() == "./linked"
+
+
 def test_another_one_on_the_path_is_not_this_one(
     scripts: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

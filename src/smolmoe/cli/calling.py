@@ -22,9 +22,9 @@ def me() -> str:
     if script is None or Path(sys.argv[0]).name == "__main__.py":
         return f"{_path_of(Path(sys.executable))} -m {NAME}"
     found = shutil.which(NAME)
-    if found is not None and os.path.realpath(found) == os.path.realpath(script):
+    if found is not None and _is(found, script):
         return NAME
-    return _path_of(script)
+    return _path_of(Path(sys.argv[0]) if _is(sys.argv[0], script) else script)  # a link may lead to it
 
 
 def as_typed(text: str) -> str:
@@ -35,6 +35,10 @@ def as_typed(text: str) -> str:
 def typed(command: str) -> str:
     """A command, `smolmoe verb ...`, as it calls this program."""
     return f"{me()}{command.removeprefix(NAME)}"
+
+
+def _is(path: str, script: Path) -> bool:
+    return os.path.realpath(path) == os.path.realpath(script)
 
 
 def _script() -> Path | None:
