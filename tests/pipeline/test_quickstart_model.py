@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from smolmoe.cli.quickstart import show_quickstart
 from smolmoe.core import devices
 from smolmoe.core.json_text import read_json
 from smolmoe.errors import RequestError, SourceError
+from smolmoe.moe.loading import load_tokenizer
 from smolmoe.pipeline import lessons
 from smolmoe.pipeline.quickstart import default_folder, quickstart
 from smolmoe.pipeline.run import PipelineResult
@@ -114,6 +116,7 @@ def test_a_gguf_file_is_imported_first(tmp_path: Path) -> None:
     run = go(tmp_path / "small.gguf", tmp_path / "run")
     assert list(run.stages) == ["model", *STAGES]
     assert result(run, "model")["architecture"] == "LlamaForCausalLM"
+    assert len(load_tokenizer(run.out / "model")) == 300  # transformers' reader adds a token that the model does not have
     assert result(run, "moe")["verification"]["passed"]
 
 
@@ -130,7 +133,7 @@ def test_too_large_a_model_is_refused_before_anything_is_written(
 def test_a_model_that_must_be_imported_names_the_command(tmp_path: Path) -> None:
     model = save(zoo.build("llama"), tmp_path / "fp8")
     config = read_json(model / "config.json") | {"quantization_config": {"quant_method": "fp8"}}
-    (model / "config.json").write_text(__import__("json").dumps(config))
+    (model / "config.json").write_text(json.dumps(config))
     with pytest.raises(SourceError) as refused:
         go(model, tmp_path / "run")
     assert f"`smolmoe import {model} FOLDER --dequantise`" in str(refused.value.fix)
