@@ -19,7 +19,7 @@ def lessons(records: Records) -> list[str]:
 
 
 def routing_table(records: Records) -> tuple[list[str], list[list[str]]] | None:
-    """Headings and rows: for each domain the share of each expert, in all probes; None if there is none."""
+    """Headings and rows: for each domain the share of each expert, in all probes; None without a probe."""
     probes: dict[str, Shares] = {name: record["result"]["routing"] for name, record in _of_kind(records, "probe")}
     if not probes:
         return None

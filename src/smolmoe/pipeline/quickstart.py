@@ -34,7 +34,8 @@ def quickstart(
         Field(description="folder, GGUF file or hub id of a dense model (default: a small one is trained)"),
     ] = None,
     minutes: Annotated[
-        float | None, Field(description="most minutes of training in all (default: 2; a model's few steps have no limit)")
+        float | None,
+        Field(description="most minutes of training in all (default: 2; a model's few steps have no limit)"),
     ] = None,
     seed: Seed = 0,
     overwrite: Overwrite = False,
