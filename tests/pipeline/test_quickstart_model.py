@@ -24,7 +24,9 @@ CHANGES = [
     "stages.corpus.corpus.megabytes=0.6",
     "defaults.data.length=64",
     "stages.named.train.evaluation.tokens=200",
-    "stages.named.train.trainer.max_steps=40",
+    "stages.named.train.trainer.max_steps=20",
+    "stages.named.train.trainer.per_device_train_batch_size=16",
+    "stages.named.train.trainer.learning_rate=0.01",
     *(f"stages.{name}.probe.{key}=200" for name in ("before", "after") for key in ("tokens", "probe_tokens")),
     "stages.answers.generate.new_tokens=4",
 ]
@@ -68,7 +70,7 @@ def test_only_routers_are_trained_so_that_the_answers_stay_the_models(found: Pip
 
 def test_routers_learn_where_each_domain_goes(found: PipelineResult) -> None:
     losses = [row["guidance"] for row in rows(found.out / "named", "step")]
-    assert sum(losses[-10:]) < sum(losses[:10])
+    assert sum(losses[-5:]) < sum(losses[:5])
     for stage in ("before", "after"):
         assert all(sum(shares.values()) == pytest.approx(1) for shares in result(found, stage)["routing"].values())
     assert list(result(found, "before")["routing"]["code"]) == ["expert 0", "expert 1", "expert 2"]

@@ -14,7 +14,7 @@ Shares = Mapping[str, Mapping[str, float]]  # domain -> expert -> share of its c
 
 def lessons(records: Records) -> list[str]:
     """A sentence for each finding: the conversion, the trainings compared, the routing."""
-    found = [*_conversion(records), *_trainings(records), *_routing(records)]
+    found = [*_conversion(records), *_routers(records), *_trainings(records), *_routing(records)]
     return [sentence for sentence in found if sentence]
 
 
@@ -61,6 +61,18 @@ def _conversion(records: Records) -> Iterator[str]:
             f"{logits['loss']:.4f} ({logits['dense_loss']:.4f} dense); "
             f"the largest difference of a logit is {logits['max_abs']:.1e}."
         )
+
+
+def _routers(records: Records) -> Iterator[str]:
+    """Each training of the routers alone."""
+    for _, record in _of_kind(records, "train"):
+        found = record["result"]
+        if record["asked"]["values"].get("trainable") == "routers" and "before" in found:
+            yield (
+                f"Training the routers alone, on {units.tokens(found['tokens'])} tokens, took the held-out loss from "
+                f"{found['before']['loss']:.4f} to {found['held_out']['loss']:.4f}: "
+                "it moves only if the experts differ, and fresh copies do not."
+            )
 
 
 def _trainings(records: Records) -> Iterator[str]:
