@@ -57,8 +57,8 @@ def _conversion(records: Records) -> Iterator[str]:
             size["moe"]["total"], size["moe"]["active"]
         )
         yield (
-            f"The conversion kept the function: {sizes} per token, and the saved files give a held-out loss of "
-            f"{logits['loss']:.4f} ({logits['dense_loss']:.4f} dense); "
+            f"The conversion kept the function: {sizes} per token, and on the same text the saved files "
+            f"give a loss of {logits['loss']:.4f} ({logits['dense_loss']:.4f} dense); "
             f"the largest difference of a logit is {logits['max_abs']:.1e}."
         )
 
@@ -83,11 +83,13 @@ def _trainings(records: Records) -> Iterator[str]:
         for label, row in found["after"].items():
             if "difference" not in row:
                 continue
-            start = f"from {before['loss']:.4f} " if before else ""
+            start = ""
+            if before:
+                start = f"from {before['loss']:.4f} (which the conversion changed by {row['jump']:+.0e}) "
             base = found["after"][reference]
             yield (
-                f"Training on {units.tokens(row['tokens'])} more tokens took the loss {start}to {row['final']:.4f} "
-                f"({label}) and {base['final']:.4f} ({reference}, the same tokens): "
+                f"Training on {units.tokens(row['tokens'])} more tokens took the held-out loss {start}"
+                f"to {row['final']:.4f} ({label}) and {base['final']:.4f} ({reference}, the same tokens): "
                 f"{label} is {_verdict(row['difference'], found['documents'])} (one seed)."
             )
 
