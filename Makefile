@@ -38,8 +38,9 @@ $(READY): pyproject.toml requirements.lock scripts/install_torch.py
 lock: $(READY) ## resolve the newest allowed versions into requirements.lock
 	$(BIN)/uv pip compile --quiet --upgrade --universal --python-version 3.11 --extra dev pyproject.toml --output-file requirements.lock
 
-demo: $(READY) ## train, upcycle, verify and report on a small model made from this machine's own text
-	$(BIN)/smolmoe quickstart
+demo: $(READY) ## train, upcycle, verify and report on a small model made from this machine's own text (MODEL=... for a real one)
+	@$(BIN)/smolmoe quickstart $(if $(MODEL),--model '$(MODEL)')
+	@printf '\nTo type smolmoe instead of $(BIN)/smolmoe: . $(BIN)/activate\n'
 
 # The workers are as many as there are cores: one thread each.
 test: export OMP_NUM_THREADS := 1

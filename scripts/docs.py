@@ -17,6 +17,7 @@ from typing import Any
 
 import typer.core
 import typer.main
+from smolmoe.recipe.generate import GenerateRecipe
 
 import smolmoe
 from smolmoe.cli import app
@@ -35,6 +36,7 @@ from smolmoe.recipe import (
     TrainRecipe,
 )
 from smolmoe.recipe.align import AlignDataRecipe, LoraRecipe
+from smolmoe.recipe.import_model import ImportRecipe
 from smolmoe.recipe.pipeline import ReportRecipe
 from smolmoe.recipe.train import (
     CarryRecipe,
@@ -64,7 +66,13 @@ KEYS: dict[str, Keys] = {
         "objective": (("objective.", ObjectiveRecipe), ("routing.", RoutingRecipe)),
         "guidance": (("guidance.", GuidanceRecipe),),
         "distill": (("distill.", DistillRecipe),),
-        "pipeline": (("", PipelineRecipe), ("stages[].", StageRecipe), ("stages[].report.", ReportRecipe)),
+        "pipeline": (
+            ("", PipelineRecipe),
+            ("stages[].", StageRecipe),
+            ("stages[].import_model.", ImportRecipe),
+            ("stages[].generate.", GenerateRecipe),
+            ("stages[].report.", ReportRecipe),
+        ),
         "probe": (("stages[].probe.", ProbeRecipe),),
         "select": (("stages[].select.", SelectRecipe),),
         "align": (("", AlignRecipe), ("data.", AlignDataRecipe), ("lora.", LoraRecipe)),

@@ -89,7 +89,8 @@ class Reader:
             command = re.fullmatch(r"by `(.+)`", block.run["printed"])
             assert command is not None, "say by which command"
             commands.check(command[1], self.work)
-            self._check_labels(command[1].split()[-1], block.text)
+            if command[1].startswith("smolmoe run "):
+                self._check_labels(command[1].split()[-1], block.text)
         elif block.language == "python":
             ast.parse(block.text)
         else:

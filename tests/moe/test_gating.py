@@ -299,3 +299,13 @@ def test_fp32_is_exact_under_bf16_and_gates_keep_their_type(name: str) -> None:
         again, gates, _ = run(router, Intervention(fp32=True), x=x)
     assert torch.equal(again, logits)
     assert chosen.shape == gates.shape == (T, K)
+
+
+@pytest.mark.parametrize("top_k", [1, 2])
+def test_gates_that_never_change_need_no_backward_pass_through_a_frozen_model(top_k: int) -> None:
+    x, weight = torch.randn(T, D), torch.randn(E, D, requires_grad=True)
+    logits, gates, _ = route(x, weight, None, GateSpec(E, top_k), training=True)
+    assert logits.requires_grad  # for losses on the router itself
+    assert gates.requires_grad == (top_k > 1)
+    gates = route(x.requires_grad_(), weight, None, GateSpec(E, top_k), training=True)[1]
+    assert gates.requires_grad

@@ -11,6 +11,8 @@ from typing import Any
 import pytest
 from tests.training.runs import rows
 
+from smolmoe.cli.calling import me
+from smolmoe.cli.quickstart import show_quickstart
 from smolmoe.core.json_text import read_json
 from smolmoe.data.text import read_documents
 from smolmoe.errors import OutputError
@@ -35,7 +37,6 @@ CHANGES = [
     *(f"stages.dense.train.model.config.{key}={value}" for key, value in CONFIG.items()),
     f"stages.dense.train.trainer.max_steps={DENSE}",
     *(f"stages.{name}.train.trainer.max_steps={MOE}" for name in ("moe-trained", "dense-trained")),
-    *(f"stages.{name}.train.samples.new_tokens=8" for name in ("dense", "moe-trained")),
     "stages.probe.probe.tokens=300",
     "stages.probe.probe.loss_tokens=100",
 ]
@@ -109,8 +110,21 @@ def test_the_summary_says_what_people_ask(run: PipelineResult) -> None:
     for name in ("dense", "moe-trained", "dense-trained"):
         assert all(map(float, cells[name][2:6]))
     text = run.text()
-    for part in ("--- dense: Problem", "--- moe-trained: The value", "separation", "dense-trained, "):
+    for part in ("separation", "dense-trained, "):
         assert part in text, part
+
+
+def test_the_terminal_ends_with_what_was_learned(run: PipelineResult, capsys: pytest.CaptureFixture[str]) -> None:
+    show_quickstart(run, {})
+    said = capsys.readouterr().out
+    joined = " ".join(said.split())
+    loss, base = (result(run, name)["held_out"]["loss"] for name in ("moe-trained", "dense-trained"))
+    assert f"to {loss:.4f} (moe-trained) and {base:.4f} (dense-trained, the same tokens)" in joined
+    difference = result(run, "boundary")["after"]["moe-trained"]["difference"]
+    verdict = "better" if difference["high"] < 0 else "worse" if difference["low"] > 0 else "neither better nor worse"
+    assert f"moe-trained is {verdict}" in joined
+    assert (run.out / "page/index.html").resolve().as_uri() in said
+    assert said.splitlines()[-2] == f"  {me()} recipes"
 
 
 def test_the_trained_moe_is_a_stock_one(run: PipelineResult) -> None:

@@ -178,6 +178,10 @@ def test_a_shipped_pipeline_runs(name: str, place: Path, tmp_path: Path) -> None
             assert (recipe.out / stage.name / "model" / "config.json").is_file()
         elif stage.kind == "corpus":
             assert (recipe.out / stage.name / "train.jsonl").stat().st_size > 100_000
+        elif stage.kind == "generate":
+            assert [answer["prompt"] for answer in found["answers"]] == ["the sum"]
+        elif stage.kind == "page":
+            assert Path(found["page"]).stat().st_size > 100_000
         elif stage.kind == "doctor":
             assert found["worst"] != "error"
         else:

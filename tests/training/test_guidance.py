@@ -199,3 +199,11 @@ def test_rows_without_a_domain_are_found_before_training(tmp_path: Path) -> None
     with pytest.raises(DataError, match="without a domain"):
         train(values)
     assert len(find_routers(random_moe("mixtral"))) == 2
+
+
+def test_routers_that_nothing_trains_are_refused(tmp_path: Path) -> None:
+    model = moe_folder(tmp_path / "moe", top_k=1)
+    with pytest.raises(RequestError, match="does not train the routers") as refused:
+        train(recipe(tmp_path, model, trainable="routers"))
+    assert refused.value.field == "trainable"
+    assert not (tmp_path / "run").exists()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from smolmoe.cli.calling import as_typed
 from smolmoe.cli.command import Command
 from smolmoe.verbs import understand
 
@@ -18,7 +19,7 @@ def show_diagnosis(diagnosis: Diagnosis) -> None:
         layers = f" (layers {_ranges(finding.layers)})" if finding.layers else ""
         print(f"{finding.severity}: {finding.message}{layers}  [{finding.code}]")
         print(f"    means: {finding.meaning}")
-        print(f"    do:    {finding.remedy}")
+        print(f"    do:    {as_typed(finding.remedy)}")
     counts = {severity: sum(f.severity == severity for f in diagnosis.findings) for severity in order}
     print(f"{counts['error']} error(s), {counts['warning']} warning(s), {counts['info']} for information.")
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import shlex
 from typing import TYPE_CHECKING
 
+from smolmoe.cli.calling import me
 from smolmoe.core import units
 
 if TYPE_CHECKING:
@@ -32,4 +33,4 @@ def print_next(result: RunResult, *, has_text: bool) -> None:
     commands.append(("report", out, "--out", out / "report.html"))
     print("\nnext:")
     for command in commands:
-        print(f"  smolmoe {shlex.join(map(str, command))}")
+        print(f"  {me()} {shlex.join(map(str, command))}")

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from smolmoe.cli.calling import as_typed
 from smolmoe.core.devices import __name__ as DEVICES
 from smolmoe.errors import SmolmoeError
 
@@ -77,6 +78,9 @@ class _ToStderr(logging.StreamHandler[Any]):
         self.stream = sys.stderr
         super().emit(record)
 
+    def format(self, record: logging.LogRecord) -> str:
+        return as_typed(super().format(record))
+
 
 def print_json(data: Any) -> None:
     print(json.dumps(data, indent=2, ensure_ascii=False, default=str))
@@ -86,9 +90,9 @@ def print_error(error: SmolmoeError, *, as_json: bool) -> None:
     if as_json:
         print_json(error.to_json())
     where = f"{error.field} = {error.value}: " if error.field else ""
-    print(f"error: {where}{error.message}", file=sys.stderr)
+    print(f"error: {where}{as_typed(error.message)}", file=sys.stderr)
     if error.fix:
-        print(f"  fix: {error.fix}", file=sys.stderr)
+        print(f"  fix: {as_typed(error.fix)}", file=sys.stderr)
 
 
 def unescaped(text: str) -> str:

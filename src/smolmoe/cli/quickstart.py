@@ -1,14 +1,72 @@
-"""quickstart: all steps on a small example."""
+"""quickstart: all steps on a small example, or on a model of the user's."""
 
 from __future__ import annotations
 
-from smolmoe.cli.command import Command
-from smolmoe.cli.run import show_run
+import shlex
+from collections.abc import Iterator
+from pathlib import Path
+from textwrap import fill
+from typing import TYPE_CHECKING
+
+from smolmoe.cli.calling import me
+from smolmoe.cli.command import Command, Given
+from smolmoe.cli.output import table
 from smolmoe.pipeline.quickstart import quickstart
+
+if TYPE_CHECKING:
+    from smolmoe.pipeline.run import PipelineResult
+
+EXAMPLE = "HuggingFaceTB/SmolLM2-135M-Instruct"
+WIDTH = 100  # of sentences
+PROMPT = "def read_lines(path):"
+
+
+def show_quickstart(result: PipelineResult, given: Given) -> None:
+    """A row for each stage, what was learned, the page, and what to type next."""
+    from smolmoe.pipeline import lessons, summary
+
+    table(str(result.out), *summary.table(result.out, result.stages))
+    routing = lessons.routing_table(result.stages)
+    if routing is not None:
+        table("Share of each expert in the choices for held-out text, last third of the layers", *routing)
+    for answer in lessons.answers(result.stages):
+        print(f"> {answer['prompt'].strip()}\n{answer['text'].strip()}")
+        print(f"  [leading expert: {answer['expert']}, {answer['share']:.0%}]\n")
+    print("What was learned")
+    for sentence in lessons.lessons(result.stages):
+        print(fill(sentence, WIDTH, initial_indent="- ", subsequent_indent="  "))
+    print("\nThe page, to open in a browser")
+    print(f"  {_address(lessons.page(result.stages))}")
+    print("\nWhat to type next")
+    for command, purpose in _next(result, is_own="model" in given):
+        print(f"  {me()} {command}\n      {purpose}")
+
+
+def _address(page: str | None) -> str:
+    return "" if page is None else Path(page).resolve().as_uri()
+
+
+def _next(result: PipelineResult, *, is_own: bool) -> Iterator[tuple[str, str]]:
+    """Commands without the program, and their purpose."""
+    out = result.out
+    if not is_own:
+        yield f"quickstart --model {EXAMPLE}", "the same on a real model, in about ten minutes (270 MB to download)"
+        yield f"doctor {_word(out / 'moe-trained' / 'model')}", "the state of its routers and experts"
+        yield "recipes", "longer trainings that run as they are"
+        return
+    model = _word(out / "named" / "model")
+    yield f"route {model} {shlex.quote(PROMPT)}", "the expert for a text"
+    yield f"generate {model} --prompt {shlex.quote(PROMPT)}", "a text by the whole model"
+    yield "recipes copy specialise", "the recipe that trains the experts themselves, to be edited and run"
+
+
+def _word(path: Path) -> str:
+    return shlex.quote(str(path))
+
 
 COMMAND = Command(
     quickstart,
-    show_run,
-    only=("out", "minutes", "seed", "overwrite"),
+    show_quickstart,
+    only=("out", "model", "minutes", "seed", "overwrite"),
     as_options=("out",),
 )

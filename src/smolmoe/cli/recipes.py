@@ -6,6 +6,7 @@ from typing import Any
 
 import typer
 
+from smolmoe.cli.calling import as_typed
 from smolmoe.cli.command import Command
 from smolmoe.cli.output import Json, print_json, table
 from smolmoe.recipe.files import COMMANDS, copy_recipe, recipes
@@ -18,8 +19,10 @@ def _recipes(context: typer.Context, as_json: Json = False) -> None:
     if as_json:
         print_json([{"name": r.name, "kind": r.kind, "about": r.about} for r in found])
         return
-    table("Recipes", ("name", "command", "description"), [(r.name, COMMANDS[r.kind], r.about) for r in found])
-    print("`smolmoe recipes copy NAME` copies one here to edit it; `--set section.key=value` changes a value.")
+    rows = [(r.name, COMMANDS[r.kind].removeprefix("smolmoe "), r.about) for r in found]
+    table("Recipes", ("name", "command", "description"), rows)
+    print(as_typed("`smolmoe train NAME` or `smolmoe run NAME` starts one; `--set section.key=value` changes a value."))
+    print(as_typed("`smolmoe recipes copy NAME` copies one here to edit it."))
 
 
 _recipes.verb = recipes  # type: ignore[attr-defined]

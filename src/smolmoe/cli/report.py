@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from smolmoe.cli.calling import typed
 from smolmoe.cli.command import Command, Given
 from smolmoe.cli.output import print_rows
 from smolmoe.core import units
@@ -32,7 +33,7 @@ def show_report(found: Overview, given: Given) -> None:
     print_rows([(answer.question, f"{answer.headline}. {answer.sentence}") for answer in answers(found)])
     if missing:
         print("Missing, and the command that adds it:")
-        print_rows(list(missing.items()))
+        print_rows([(title, typed(command)) for title, command in missing.items()])
 
 
 def _to_json(found: Overview, given: Given) -> dict[str, Any]:

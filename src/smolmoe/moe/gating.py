@@ -188,6 +188,8 @@ def route(
     if act.expert_dropout:
         available = _both(_available(spec, act, logits), available)
     gates, chosen = _choose(_noisy(logits, x, act, noise_weight), bias, spec, available, act)
+    if spec.fixed_gates and not x.requires_grad:  # a gradient of zero: without it a frozen model needs no backward pass
+        gates = gates.detach()
     return logits, _typed(gates, spec, _served_type(x, spec) if act.fp32 else logits.dtype, x.dtype), chosen
 
 

@@ -11,6 +11,13 @@ from typing import Any
 Shapes = Mapping[str, tuple[int, ...]]
 
 
+def write_skeleton(folder: Path, model: Any) -> None:
+    """The same of a model of transformers, which may be on the meta device."""
+    config = json.loads(model.config.to_json_string(use_diff=False)) | {"architectures": [type(model).__name__]}
+    tied = set(getattr(model, "all_tied_weights_keys", None) or ())
+    write_model(folder, config, {name: tuple(t.shape) for name, t in model.state_dict().items() if name not in tied})
+
+
 def write_model(folder: Path, config: Mapping[str, Any], shapes: Shapes) -> None:
     """A checkpoint folder of float32 whose weights file is a header and a hole."""
     entries, end = {}, 0

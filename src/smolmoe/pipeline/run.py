@@ -174,14 +174,17 @@ class _Pipeline:
         report = within(self.report, f"{title}: ")
         if name in self.trainings and not self.is_timed:
             self._time(name, report)
-        stage, begun = self._named(name), time.perf_counter()
+        stage, begun, worked = self._named(name), time.perf_counter(), time.process_time()
         kind, parsed = STAGES[stage.kind], section(stage, self._matched(stage))
         folder = self.out / name
         result = (
             kind.run(parsed, folder, report) if kind.collective else on_main(lambda: kind.run(parsed, folder, report))
         )
-        seconds = round(time.perf_counter() - begun, 2)
-        record = {"asked": self._asked(stage), "result": result, "wall_seconds": seconds}
+        spent = {
+            "wall_seconds": round(time.perf_counter() - begun, 2),
+            "cpu_seconds": round(time.process_time() - worked, 2),
+        }
+        record = {"asked": self._asked(stage), "result": result, **spent}
         on_main(lambda: write_json(self._record(name), record))
         return record | {"done": True}
 

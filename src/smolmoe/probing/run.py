@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from smolmoe.core.progress import Progress
 from smolmoe.data.rows import write_rows
 from smolmoe.errors import RequestError
+from smolmoe.inference.expert_choice import choices
 from smolmoe.probing.measure import probe as measure
 from smolmoe.recipe.base import parse
 from smolmoe.recipe.probe import ProbeRecipe, ProbeTextRecipe
@@ -65,4 +67,19 @@ def headline(result: ProbeResult) -> dict[str, Any]:
         "accuracy": last.accuracy,
         "ceiling": last.ceiling if last.dense_ceiling is None else last.dense_ceiling,
         "flags": [] if result.losses is None else list(result.losses.flags),
+        "routing": routing(result),
+    }
+
+
+def routing(result: ProbeResult) -> dict[str, dict[str, float]]:
+    """Domain -> name of an expert -> its share of the domain's choices, mean over the last third of the layers."""
+    named = choices(result.model.names, result.model.experts)
+    last = [at for at, layer in enumerate(result.layers) if layer.layer in result.last_third.layers]
+
+    def share(domain: int, experts: Sequence[int]) -> float:
+        return sum(result.matrix[at][domain][expert] for at in last for expert in experts) / len(last)
+
+    return {
+        domain: {name: share(index, experts) for name, experts in named.items()}
+        for index, domain in enumerate(result.domains)
     }

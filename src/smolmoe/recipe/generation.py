@@ -74,3 +74,15 @@ class GenerationRecipe(Recipe):
     @property
     def stops(self) -> tuple[str, ...]:
         return (self.stop,) if isinstance(self.stop, str) else tuple(self.stop)
+
+
+class GenerateRecipe(GenerationRecipe):
+    """Answers of a model, greedy by default, each with the expert that leads on its text."""
+
+    model: str = Field(description="folder of the MoE")
+    prompts: tuple[str, ...] = Field(min_length=1, description="prompts to answer")
+    chat: bool | None = Field(
+        None, description="prompts as messages of a chat (default: if the tokenizer has a chat template)"
+    )
+    temperature: float | None = Field(0.0, ge=0, description="sampling temperature; 0 is greedy")
+    max_new_tokens: int | None = Field(60, ge=1, description="maximum length of an answer, in tokens")

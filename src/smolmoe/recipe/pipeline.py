@@ -48,6 +48,7 @@ class StageRecipe(Recipe):
     """
 
     name: str = Field(pattern=r"^[a-z0-9][a-z0-9_-]*$", description="name of the stage and its folder")
+    import_model: dict[str, Any] | None = Field(None, description="a GGUF file as a plain checkpoint")
     train: dict[str, Any] | None = Field(None, description="a training recipe, without `out`")
     upcycle: dict[str, Any] | None = Field(None, description="options of `smolmoe upcycle`, without OUT")
     probe: dict[str, Any] | None = Field(
@@ -62,6 +63,8 @@ class StageRecipe(Recipe):
         None, description="verification of an MoE against the claim of its conversion; a failure stops the pipeline"
     )
     compare: dict[str, Any] | None = Field(None, description="models compared on the same held-out text")
+    generate: dict[str, Any] | None = Field(None, description="answers to prompts, and the expert that leads on each")
+    page: dict[str, Any] | None = Field(None, description="one page on what all stages before it wrote")
     report: ReportRecipe | None = Field(None, description="held-out losses across the conversion, plotted and compared")
     match_flops: str | None = Field(None, description="training stage with the same FLOPs: sets trainer.max_steps")
 

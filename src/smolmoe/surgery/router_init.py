@@ -66,20 +66,29 @@ def domain_rows(plan: Plan, tokenizer: Any) -> RouterRows:
     if untagged and by_domain:
         logger.warning("%s: %d documents without a domain are skipped.", plan.recipe.router_data, untagged)
     owners = _owners(plan, sorted(by_domain))
+    length = _sequence(plan)
     sequences: list[list[int]] = []
     tags: list[int] = []
     for index, domain in enumerate(sorted(by_domain)):
         ids = encode(
             tokenizer,
             by_domain[domain],
-            length=SEQUENCE,
-            count=TOKENS_PER_DOMAIN // SEQUENCE,
+            length=length,
+            count=TOKENS_PER_DOMAIN // length,
             seed=plan.recipe.seed,
             data=f"{plan.recipe.router_data}, domain {domain}",
         )
         sequences += ids
         tags += [index] * len(ids)
     return _rows_of_layers(plan, sequences, tags, owners, sorted(by_domain))
+
+
+def _sequence(plan: Plan) -> int:
+    """Tokens of a sequence: at most the model's context."""
+    from smolmoe.moe.loading import load_config
+
+    config = load_config(plan.sources[BASE].checkpoint.folder).get_text_config()
+    return min(SEQUENCE, getattr(config, "max_position_embeddings", None) or SEQUENCE)
 
 
 def _owners(plan: Plan, domains: list[str]) -> list[int]:

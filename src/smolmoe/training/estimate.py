@@ -31,10 +31,12 @@ from smolmoe.training.models import (
     parent_provenance,
     set_implementations,
 )
+from smolmoe.training.optim import router_names
 
 # A training step of a small model reaches this share of the speed of large matrix products, on CPUs and GPUs.
 EFFICIENCY = 0.3
 STATE_BYTES = {"adamw": 16, "adafactor": 8, "sgd": 8}  # a parameter: weight, gradient, optimiser state, in fp32
+WEIGHT_BYTES = 4  # a frozen parameter, in fp32
 ACTIVATION_BYTES = 100  # per token, layer and unit of hidden size, kept for the backward pass
 LOGIT_BYTES = 12  # per token and vocabulary entry: logits, their fp32 copy, their gradient
 MEASURED_WINDOWS = 16  # held-out windows at once, see `evaluate.held_out`
@@ -78,6 +80,7 @@ def cost_of(
     device: str,
     bf16: bool,
     whole_logits: bool,
+    trained: int | None = None,
 ) -> Estimate:
     """The cost of a run of a model, which may be on the meta device.
 
@@ -86,6 +89,7 @@ def cost_of(
         micro_batch: sequences of one batch of one process.
         optimizer: its name in transformers.
         whole_logits: whether a batch's logits are all in memory; else at most those of `linear_cross_entropy`.
+        trained: parameters with a gradient and an optimiser state (default: all).
     """
     size = size_of(model)
     config = model.config.get_text_config()
@@ -97,8 +101,10 @@ def cost_of(
     training = at_once * size.layers * config.hidden_size * ACTIVATION_BYTES
     training += (logits if whole_logits else min(logits, AT_ONCE)) * LOGIT_BYTES
     measuring = MEASURED_WINDOWS * length * config.vocab_size * LOGIT_BYTES  # at another time
-    state = STATE_BYTES[kind] * size.total + (0 if kind_of(device) == "cuda" else PROCESS_BYTES)
-    memory = state + max(training, measuring)
+    trained = size.total if trained is None else trained
+    state = STATE_BYTES[kind] * trained + WEIGHT_BYTES * (size.total - trained)
+    process = 0 if kind_of(device) == "cuda" else PROCESS_BYTES
+    memory = state + process + max(training, measuring)
     return Estimate(size, steps, tokens, flops, int(memory), flops / (EFFICIENCY * product_rate(device, bf16)))
 
 
@@ -147,8 +153,16 @@ def estimate(recipe: TrainRecipe) -> Estimate:
         optimizer=str(trainer["optim"]),
         device=device,
         bf16=bool(trainer.get("bf16", precision(device, trainer)["bf16"])),
+        trained=_trained(model, recipe.trainable),
         whole_logits=bool(recipe.distill or recipe.parallel == "fsdp" or trainer.get("label_smoothing_factor")),
     )
+
+
+def _trained(model: Any, trainable: str) -> int | None:
+    if trainable == "all":
+        return None
+    names = router_names(model)
+    return sum(parameter.numel() for name, parameter in model.named_parameters() if name in names)
 
 
 def steps_for_flops(recipe: TrainRecipe, flops: float) -> int:

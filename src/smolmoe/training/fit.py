@@ -9,6 +9,7 @@ from smolmoe.errors import RequestError
 from smolmoe.families import MOE_TARGETS
 from smolmoe.moe.balance import has_selection_bias
 from smolmoe.moe.gating import gate_spec
+from smolmoe.moe.losses import ROUTER_LOSSES
 from smolmoe.moe.routing import find_routers
 from smolmoe.recipe import TrainRecipe
 from smolmoe.recipe.train import ObjectiveRecipe, RoutingRecipe
@@ -25,6 +26,13 @@ def check_fits(recipe: TrainRecipe, model: Any, granularity: int) -> None:
     routers = [router for _, router in find_routers(model)]
     if recipe.trainable == "routers" and not routers:
         raise RequestError("the model is dense: it has no routers.", field="trainable", value=recipe.trainable)
+    if recipe.trainable == "routers" and gate_spec(routers[0]).fixed_gates and not _moves_routers(recipe):
+        raise RequestError(
+            "the gate of a token's only expert is constant, so the cross-entropy does not train the routers.",
+            field="trainable",
+            value=recipe.trainable,
+            fix="Add guidance or a router loss such as objective.load_balance, or train all parameters.",
+        )
     check_terms(model, recipe.objective, recipe.routing, routers, granularity)
     if recipe.guidance is not None:
         check_named(recipe.guidance, model, recipe.routing.reserved)
@@ -40,6 +48,12 @@ def check_fits(recipe: TrainRecipe, model: Any, granularity: int) -> None:
             raise RequestError(
                 f"{type(model).__name__} does not support it.", field=f"trainer.{name}", value=True, fix="Remove it."
             )
+
+
+def _moves_routers(recipe: TrainRecipe) -> bool:
+    """Whether something other than the language model's loss trains the routers."""
+    weights = (getattr(recipe.objective, loss.name) for loss in ROUTER_LOSSES)
+    return recipe.guidance is not None or any(weights)
 
 
 def check_terms(

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 from smolmoe.core import units
 from smolmoe.core.model_config import read_config
 from smolmoe.core.progress import Progress
-from smolmoe.pipeline.hollow import Shapes, write_model
+from smolmoe.pipeline.hollow import Shapes, write_model, write_skeleton
 from smolmoe.pipeline.stage import Foreseen, Row, Stage, Values
 from smolmoe.recipe import TrainRecipe
 from smolmoe.results.outcome import training_measured
@@ -44,11 +43,7 @@ def _write_model(recipe: TrainRecipe, folder: Path) -> None:
     if source is not None:  # continued training keeps the shape
         copy_shape(source, folder)
         return
-    model = skeleton(recipe)
-    config = json.loads(model.config.to_json_string(use_diff=False)) | {"architectures": [type(model).__name__]}
-    tied = set(getattr(model, "all_tied_weights_keys", None) or ())
-    shapes = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items() if name not in tied}
-    write_model(folder / "model", config, shapes)
+    write_skeleton(folder / "model", skeleton(recipe))
 
 
 def copy_shape(source: Path, folder: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 from collections import Counter
 from collections.abc import Mapping
@@ -57,7 +58,7 @@ def write_gguf_model(file: Path, work: Path, *, dtype: str | None, tokenizer: st
     dtype = dtype or _dtype(reader)
     config = _config(file, reader)
     with no_progress_bar():
-        kept = _tokenizer(file) if tokenizer is None else find_tokenizer(tokenizer)
+        kept = _tokenizer(file, reader) if tokenizer is None else find_tokenizer(tokenizer)
         try:
             model, info = AutoModelForCausalLM.from_pretrained(
                 file.parent,
@@ -78,12 +79,27 @@ def write_gguf_model(file: Path, work: Path, *, dtype: str | None, tokenizer: st
     return dtype
 
 
-def _tokenizer(file: Path) -> Any:
+def skeleton(file: Path) -> Any:
+    """The model without its weights.
+
+    Raises:
+        SmolmoeError: as `write_gguf_model`.
+    """
+    from accelerate import init_empty_weights
+
+    from smolmoe.moe.loading import causal_lm_class
+
+    config = _config(file, open_gguf(file))
+    with init_empty_weights(include_buffers=False):
+        return causal_lm_class(config)._from_config(config)
+
+
+def _tokenizer(file: Path, reader: Any) -> Any:
     """The file's tokenizer, as transformers makes one of its tokens and merges."""
     from transformers import AutoTokenizer
 
     try:
-        return AutoTokenizer.from_pretrained(file.parent, gguf_file=file.name)
+        found = AutoTokenizer.from_pretrained(file.parent, gguf_file=file.name)
     except Exception as error:
         raise SourceError(
             f"transformers cannot read the tokenizer of this file ({first_line(error)})",
@@ -91,6 +107,24 @@ def _tokenizer(file: Path) -> Any:
             value=str(file),
             fix="Name a folder or hub id that has the model's tokenizer: `tokenizer=...`.",
         ) from error
+    return _without_others(found, len(value_of(reader, "tokenizer.ggml.tokens")))
+
+
+def _without_others(tokenizer: Any, count: int) -> Any:
+    """A tokenizer without tokens that the file does not have: transformers adds <|endoftext|> to some."""
+    from tokenizers import Tokenizer
+    from transformers import PreTrainedTokenizerFast
+
+    if len(tokenizer) <= count:
+        return tokenizer
+    values = json.loads(tokenizer.backend_tokenizer.to_str())
+    values["added_tokens"] = [token for token in values["added_tokens"] if token["id"] < count]
+    return PreTrainedTokenizerFast(
+        tokenizer_object=Tokenizer.from_str(json.dumps(values)),
+        chat_template=tokenizer.chat_template,
+        model_max_length=tokenizer.model_max_length,
+        **tokenizer.special_tokens_map,
+    )
 
 
 def open_gguf(file: Path, *, model: bool = True) -> Any:
