@@ -102,7 +102,7 @@ def _commands(group: Any, name: str) -> Iterator[tuple[str, Any]]:
 
 GROUPS = {
     "Convert": ("verbs.convert", "surgery.experts.run"),
-    "Train": ("pipeline.quickstart", "verbs.train", "data.fetch", "recipe.files"),
+    "Train": ("pipeline.quickstart", "pipeline.specialise", "verbs.train", "data.fetch", "recipe.files"),
     "Understand": ("verbs.understand", "inference.expert_choice"),
     "Measure": ("verbs.measure",),
     "Ship": ("surgery.export.run", "reports.run", "hub.push"),

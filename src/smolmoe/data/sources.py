@@ -133,6 +133,20 @@ def with_domains(source: Source, by: str) -> Iterator[Document]:
     tally.log(source.label)
 
 
+def holds_conversations(recipe: SourceRecipe) -> bool:
+    """Whether rows of a source are, or may be, conversations: of a data set that is not here nothing is known.
+
+    Raises:
+        DataError: no such file, or its first row cannot be read.
+    """
+    if recipe.path is None or recipe.preset is not None:
+        return recipe.preset != EMBEDDED and find_form(str(recipe.preset)).conversations is not None
+    path = expanded(recipe.path)
+    if recipe.path.startswith(HUB) or not path.exists():
+        return True
+    return any(kind and find_form(kind).conversations for kind in local_files(recipe, path)[1].values())
+
+
 def look_at(recipe: SourceRecipe) -> None:
     """Find the files of a local source and warn of unread ones, without reading the text.
 
