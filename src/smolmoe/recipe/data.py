@@ -13,7 +13,8 @@ from smolmoe.recipe.base import Recipe
 from smolmoe.recipe.words import Seed
 
 HUB = "hub:"  # before a path: a data set of the hub, or a folder in the form of one
-_HUB_PATH = re.compile(rf"(?P<path>{HUB}[^:\[\]]+)(?P<parts>(:[^:\[\]]*(\[[^\]]*\])?){{1,2}})")
+_PART = r"[^:\[\]]+(?:\[[^\]]*\])?"  # train, or train[:100]
+_HUB_PATH = re.compile(rf"(?P<path>{HUB}[^:\[\]]+):(?P<first>{_PART})(:(?P<second>{_PART}))?")
 _SPLITS = ("train", "validation", "valid", "dev", "test", "all")
 
 
@@ -59,10 +60,9 @@ class SourceRecipe(Recipe):
         found = _HUB_PATH.fullmatch(path) if isinstance(path, str) else None
         if found is None:
             return values
-        parts = found["parts"].split(":")[1:] if found["parts"] else []
-        if len(parts) == 1 and parts[0].partition("[")[0] in _SPLITS:
-            parts = ["", *parts]
-        named = {name: part for name, part in zip(("name", "split"), parts, strict=False) if part}
+        first, second = found["first"], found["second"]
+        is_split = second is None and first.partition("[")[0] in _SPLITS
+        named = {"split": first} if is_split else {"name": first} | ({"split": second} if second else {})
         return {**values, **named, "path": found["path"]}
 
     @model_validator(mode="after")
