@@ -106,7 +106,7 @@ class Fitted:
 
 
 def fit(request: Request, out: Path, *, report: Progress | None = None) -> Fitted:
-    """Choose the sizes of a specialisation. The text is read once, and the model is timed for some seconds.
+    """Choose the sizes of a specialisation. The text is read once, and the model is timed for a few seconds.
 
     Raises:
         RequestError: too few experts, or the machine has too little memory or disk.
@@ -300,7 +300,7 @@ def _text_notes(text: Survey, named: bool, sources: Sequence[Mapping[str, Any]])
         return ()
     one = f" (all are {text.names[0]!r})" if text.names else ""
     return (
-        f"The documents have no domains to tell apart{one}: the experts get no names. Routers begin at k-means "
+        f"The documents have no different domains{one}: the experts get no names. Routers begin at k-means "
         "clusters of the text; what the experts come to do is left to training, so there is no routing accuracy. "
         "For an expert per domain, tag the rows (--domain-field), name files (--data code=DIR --data chat=FILE), "
         "or use --by-folder.",

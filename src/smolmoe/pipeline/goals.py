@@ -34,7 +34,11 @@ def write_recipe(request: Request | None, out: Path, goal: str, report: Progress
     fitted = None if request is None else fit(request, folder, report=report)
     values, why = _values(goal, request, fitted, folder)
     command = f"{COMMANDS[kind_of(values)]} {out}"
-    about = {"specialise": "An expert for each domain", "grow": "An MoE beside the dense model", "continue": "Training"}
+    about = {
+        "specialise": "An expert for each domain",
+        "grow": "An MoE and the dense model on the same tokens",
+        "continue": "Training",
+    }
     title = [
         f"{about[goal]}: {request.model if request else 'values as shipped; give `smolmoe init` a model and data'}"
     ]

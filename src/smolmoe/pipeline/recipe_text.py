@@ -75,7 +75,7 @@ class _Writer:
         return described
 
     def _is_long(self, value: Mapping[str, Any], inner: type[Recipe] | None, where: str, depth: int) -> bool:
-        """Whether a section has lines of its own: it has reasons or descriptions, or it is long."""
+        """Whether a section is written in several lines: its values are explained, or it is long."""
         explained = any(known.startswith(f"{where}.") for known in self.why)
         return explained or inner is not None or 2 * depth + len(_flow(value)) > _WHOLE
 

@@ -196,6 +196,8 @@ def choose_schedule(
         if minutes is None
         else f"{PASSES} passes over the text, the most that is useful, take less than the {_minutes(minutes)}"
         if limited
+        else f"{FEWEST_STEPS} steps, the fewest, take more than the {_minutes(minutes)}"
+        if whole > 1.05 * asked
         else f"the budget of {_minutes(minutes)}, {TRAINED:.0%} of it for training"
     )
     choices = [
@@ -305,11 +307,11 @@ def _measured_tokens(subject: Subject, text: Survey, rate: Rate, seconds: float,
     held_out = max(text.tokens * text.share, 1) if not text.own_held_out else float("inf")
     # what -> (share of the time, passes over the tokens, fewest, most)
     plans = {
-        "evaluation": (0.3, (3 if named else 2) * (EVALUATIONS + 1), 500, 8000),
-        "compare": (0.25, 3, 1000, 20_000),
+        "evaluation": (0.3, (3 if named else 2) * (EVALUATIONS + 1), 1000, 8000),
+        "compare": (0.25, 3, 2000, 20_000),
     }
     if named:
-        plans |= {"probe": (0.2, 3, 1000, 12_000), "losses": (0.25, 2 * subject.experts, 200, 4000)}
+        plans |= {"probe": (0.2, 3, 2000, 12_000), "losses": (0.25, 2 * subject.experts, 200, 4000)}
     found = {}
     for what, (share, passes, fewest, most) in plans.items():
         fit = share * seconds * forward / (passes * domains * MOE_STEP)

@@ -216,7 +216,9 @@ def _request(
 
 
 def _specialisation(out: Path, fitted: Fitted) -> Specialisation:
-    return Specialisation(out, tuple(asdict(choice) for choice in fitted.choices), fitted.costs, fitted.notes)
+    return Specialisation(
+        out, tuple({**asdict(choice), "keys": [*choice.keys]} for choice in fitted.choices), fitted.costs, fitted.notes
+    )
 
 
 def _known(out: Path) -> Specialisation:
