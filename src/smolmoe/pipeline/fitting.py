@@ -302,8 +302,8 @@ def _text_notes(text: Survey, named: bool, sources: Sequence[Mapping[str, Any]])
     return (
         f"The documents have no different domains{one}: the experts get no names. Routers begin at k-means "
         "clusters of the text; what the experts come to do is left to training, so there is no routing accuracy. "
-        "For an expert per domain, tag the rows (--domain-field), name files (--data code=DIR --data chat=FILE), "
-        "or use --by-folder.",
+        "For an expert per domain, tag the rows with a column, name the files (code=DIR, chat=FILE), or have the "
+        "subfolders as domains.",
     )
 
 

@@ -192,7 +192,7 @@ def choose_schedule(
         f"measured here: {units.tokens(rate.tokens)} tokens per second"
     )
     time = (
-        "one pass over the text; --minutes or --hours sets another budget"
+        "one pass over the text, where no time is given"
         if minutes is None
         else f"{PASSES} passes over the text, the most that is useful, take less than the {_minutes(minutes)}"
         if limited

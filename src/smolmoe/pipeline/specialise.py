@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -29,6 +29,7 @@ logger = logging.getLogger(__name__)
 
 RECIPE = "recipe.yaml"
 REQUEST = "specialise.json"
+CHOICES = "choices.json"
 
 Model = Annotated[str | Path, Field(description="folder or hub id of a dense model")]
 Data = Annotated[
@@ -143,7 +144,7 @@ def specialise(
     overwrite: Overwrite = False,
     report: Progress | None = None,
 ) -> Specialisation:
-    """Turn a dense model into one expert for each domain of your text.
+    """Turn a dense model into an expert for each domain of a text.
 
     Sizes are chosen from the model, the text and this machine. The MoE is compared with the dense model trained on the
     same text. The recipe is OUT/recipe.yaml; the same command again continues.
@@ -182,12 +183,11 @@ def specialise(
     for line in found_lines(found):
         logger.info("%s", line)
     recipe = parse(PipelineRecipe, load(str(out / RECIPE), kind="pipeline") | {"out": str(out)})
+    if overwrite:
+        _remove_other_stages(out, {stage.name for stage in recipe.stages})
     start = recipe.stages[0].name if overwrite else None
     result = run(recipe, start=start, report=report)
     return Specialisation(out, found.choices, found.costs, found.notes, result)
-
-
-CHOICES = "choices.json"
 
 
 def _request(
@@ -219,6 +219,27 @@ def _specialisation(out: Path, fitted: Fitted) -> Specialisation:
     return Specialisation(
         out, tuple({**asdict(choice), "keys": [*choice.keys]} for choice in fitted.choices), fitted.costs, fitted.notes
     )
+
+
+def _remove_other_stages(out: Path, names: Collection[str]) -> None:
+    """Remove the stages of an earlier recipe that this one does not have.
+
+    Raises:
+        OutputError: one of their folders holds a file that no stage wrote.
+    """
+    from smolmoe.core.contents import check_no_others, remove
+    from smolmoe.pipeline.fitting import NAME
+    from smolmoe.pipeline.stages import STAGES
+    from smolmoe.recipe import parse
+    from smolmoe.recipe.pipeline import PipelineRecipe
+
+    shipped = parse(PipelineRecipe, {**load(NAME), "out": str(out)})
+    for stage in shipped.stages:
+        record = out / RECORDS / f"{stage.name}.json"
+        if stage.name not in names and record.is_file():
+            check_no_others(out / stage.name, *STAGES[stage.kind].writes(), field="out", value=str(out))
+            remove(out, stage.name)
+            record.unlink()
 
 
 def _known(out: Path) -> Specialisation:
