@@ -73,13 +73,17 @@ def test_blocks_hold_nine_of_ten_documents_and_batches_fit_into_memory() -> None
     assert (shape.length, shape.optimizer) == (512, "adamw_torch_fused")
     assert shape.memory < 0.85 * MACHINE.memory
     less = choose_shape(SUBJECT, TEXT, Machine("cpu", "", 11 * GB, GB, 1, 1, False))
+    assert (less.length, less.optimizer) == (512, "adamw_torch_fused")
     assert less.batch < shape.batch
+    short = choose_shape(SUBJECT, TEXT, Machine("cpu", "", int(9.8 * GB), GB, 1, 1, False))
+    assert (short.length, short.optimizer) == (256, "adamw_torch_fused")
+    assert "longer ones do not fit" in short.choices[0].why
 
 
 def test_without_memory_for_adam_adafactor_is_used_and_without_any_the_need_is_said() -> None:
     shape = choose_shape(SUBJECT, TEXT, Machine("cpu", "", 7 * GB, GB, 1, 1, False))
     assert shape.optimizer == "adafactor"
-    with pytest.raises(RequestError, match=r"training the MoE takes 5\.\d+ GB of memory, and 3 GB are free"):
+    with pytest.raises(RequestError, match=r"takes at least 4\.\d+ GB of memory, and 3 GB are free"):
         choose_shape(SUBJECT, TEXT, Machine("cpu", "", 3 * GB, GB, 1, 1, False))
 
 

@@ -13,6 +13,7 @@ from smolmoe.training.estimate import ACTIVATION_BYTES, LOGIT_BYTES, PROCESS_BYT
 from smolmoe.training.rate import Rate
 
 LENGTHS = (64, 128, 256, 512, 1024, 2048)
+SHORTEST = 256  # to which memory may shorten blocks
 COVERED = 0.9  # share of the documents that a sequence should hold whole
 MEMORY = 0.85  # share of the free memory to use
 TRAINED = 0.7  # share of the time for training; the rest measures
@@ -97,10 +98,12 @@ def choose_shape(subject: Subject, text: Survey, machine: Machine) -> Shape:
     longest = 2048 if machine.on_gpu else 1024
     wanted = text.length(COVERED)
     fits = [length for length in LENGTHS if length <= min(subject.context, longest)] or [subject.context]
-    length = next((one for one in fits if one >= wanted), fits[-1])
+    best = next((one for one in fits if one >= wanted), fits[-1])
+    optimizer, length, batch, memory = _fitting(subject, best, machine)
     bound = "" if length >= wanted else f"; the most {'of the model' if length == subject.context else 'that is tried'}"
+    if length < best:
+        bound = f"; longer ones do not fit into the {units.size(machine.memory)} of memory that are free"
     share = text.shorter(length)
-    optimizer, batch, memory = _fitting(subject, length, machine)
     attention = "eager" if not machine.on_gpu and length <= 256 else None
     adam = optimizer.startswith("adamw")
     free = f"{units.size(memory)} of {units.size(machine.memory)} that are free"
@@ -142,29 +145,37 @@ def choose_shape(subject: Subject, text: Survey, machine: Machine) -> Shape:
     )
 
 
-def _fitting(subject: Subject, length: int, machine: Machine) -> tuple[str, int, int]:
-    """The optimiser, the largest batch that fits with it, and the memory of both."""
-    most = max(1, (16 if machine.on_gpu else 4) * 1024 // length)
+def _fitting(subject: Subject, best: int, machine: Machine) -> tuple[str, int, int, int]:
+    """The optimiser, the length of a block, the largest batch that fits with them, and the memory of all.
+
+    AdamW comes before the best length, and shorter blocks before an error.
+    """
     room = MEMORY * machine.memory
+    lengths = [best, *(length for length in reversed(LENGTHS) if SHORTEST <= length < best)]
     for optimizer in ("adamw_torch_fused", "adafactor"):
         state = STATE_BYTES[optimizer.partition("_")[0]] * subject.total
         state += 0 if machine.on_gpu else PROCESS_BYTES
-        batch = 1 << (most.bit_length() - 1)
-        while batch:
-            tokens = batch * length
-            activations = tokens * subject.layers * subject.hidden * ACTIVATION_BYTES
-            needed = state + activations + tokens * subject.vocabulary * LOGIT_BYTES
-            if needed <= room:
-                return optimizer, batch, needed
-            batch //= 2
+        for length in lengths:
+            batch = 1 << (max(1, (16 if machine.on_gpu else 4) * 1024 // length).bit_length() - 1)
+            while batch:
+                needed = state + _activations(subject, batch * length)
+                if needed <= room:
+                    return optimizer, length, batch, needed
+                batch //= 2
     raise RequestError(
-        f"training the MoE takes {units.size(needed)} of memory, and {units.size(machine.memory)} are free: its "
-        f"{units.parameters(subject.total)} parameters take {units.size(state)} with their gradients and states.",
+        f"training the MoE takes at least {units.size(needed)} of memory, and {units.size(machine.memory)} are free, "
+        f"of which {MEMORY:.0%} are used: its {units.parameters(subject.total)} parameters alone take "
+        f"{units.size(state)} with their gradients and states.",
         field="model",
         value=str(subject.folder),
         fix="Use a smaller model, a machine with more memory, fewer experts (`experts`, or fewer domains), or several "
         "GPUs (`smolmoe init`, then `accelerate launch` with parallel: fsdp).",
     )
+
+
+def _activations(subject: Subject, tokens: int) -> int:
+    """Bytes of a forward pass, with the logits."""
+    return tokens * (subject.layers * subject.hidden * ACTIVATION_BYTES + subject.vocabulary * LOGIT_BYTES)
 
 
 def choose_schedule(
