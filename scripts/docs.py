@@ -17,7 +17,6 @@ from typing import Any
 
 import typer.core
 import typer.main
-from smolmoe.recipe.generate import GenerateRecipe
 
 import smolmoe
 from smolmoe.cli import app
@@ -36,6 +35,7 @@ from smolmoe.recipe import (
     TrainRecipe,
 )
 from smolmoe.recipe.align import AlignDataRecipe, LoraRecipe
+from smolmoe.recipe.generation import GenerateRecipe
 from smolmoe.recipe.import_model import ImportRecipe
 from smolmoe.recipe.pipeline import ReportRecipe
 from smolmoe.recipe.train import (
@@ -110,7 +110,7 @@ def _commands(group: Any, name: str) -> Iterator[tuple[str, Any]]:
 
 GROUPS = {
     "Convert": ("verbs.convert", "surgery.experts.run"),
-    "Train": ("pipeline.quickstart", "verbs.train", "data.fetch", "recipe.files"),
+    "Train": ("pipeline.quickstart", "pipeline.specialise", "verbs.train", "data.fetch", "recipe.files"),
     "Understand": ("verbs.understand", "inference.expert_choice"),
     "Measure": ("verbs.measure",),
     "Ship": ("surgery.export.run", "reports.run", "hub.push"),

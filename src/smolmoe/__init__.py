@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from smolmoe.inference.expert_choice import route, route_prompt
     from smolmoe.moe import register
     from smolmoe.pipeline.quickstart import quickstart
+    from smolmoe.pipeline.specialise import init, specialise
     from smolmoe.recipe import UpcycleRecipe
     from smolmoe.recipe.files import copy_recipe, recipes
     from smolmoe.reports.run import report
@@ -45,6 +46,7 @@ _NAMES = {
     "inference.expert_choice": ("route", "route_prompt"),
     "moe": ("register",),
     "pipeline.quickstart": ("quickstart",),
+    "pipeline.specialise": ("init", "specialise"),
     "recipe": ("UpcycleRecipe",),
     "recipe.files": ("copy_recipe", "recipes"),
     "reports.run": ("report",),
@@ -87,6 +89,7 @@ __all__ = [
     "fetch",
     "generate",
     "import_model",
+    "init",
     "inspect",
     "make_pairs",
     "merge_experts",
@@ -104,6 +107,7 @@ __all__ = [
     "score_data",
     "select",
     "sft",
+    "specialise",
     "sweep",
     "teach",
     "train",

@@ -260,7 +260,7 @@ def stream(tmp_path, monkeypatch):
     for part in range(6):
         jsonl(tmp_path / f"set/train-{part}.jsonl", numbered(1000, f"part {part}, line"))
     read = lambda rows: documents_of("tinystories", rows)  # noqa: E731
-    preset = Preset(str(tmp_path / "set"), ("text",), read, licence="mit", size=6000)
+    preset = Preset(path=str(tmp_path / "set"), columns=("text",), documents=read, licence="mit", size=6000)
     monkeypatch.setitem(PRESETS, "streamed", preset)
     return {"preset": "streamed", "streaming": True}
 

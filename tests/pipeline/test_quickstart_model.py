@@ -12,7 +12,7 @@ from tests.helpers import save
 from tests.training.runs import rows
 
 from smolmoe.cli.quickstart import show_quickstart
-from smolmoe.core import devices
+from smolmoe.core import machine
 from smolmoe.core.json_text import read_json
 from smolmoe.errors import RequestError, SourceError
 from smolmoe.moe.loading import load_tokenizer
@@ -124,7 +124,7 @@ def test_a_gguf_file_is_imported_first(tmp_path: Path) -> None:
 def test_too_large_a_model_is_refused_before_anything_is_written(
     source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(devices, "available_memory", lambda: 10**8)
+    monkeypatch.setattr(machine, "free_memory", lambda device: 10**8)
     with pytest.raises(RequestError, match="of memory, and 100 MB are free") as refused:
         go(source, tmp_path / "run")
     assert refused.value.field == "model"

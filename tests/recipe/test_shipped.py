@@ -177,7 +177,10 @@ def test_a_shipped_pipeline_runs(name: str, place: Path, tmp_path: Path) -> None
             assert found["after"]["loss"] != found["before"]["loss"]
             assert (recipe.out / stage.name / "model" / "config.json").is_file()
         elif stage.kind == "corpus":
-            assert (recipe.out / stage.name / "train.jsonl").stat().st_size > 100_000
+            least = 10_000 if stage.corpus and "sources" in stage.corpus else 100_000
+            assert (recipe.out / stage.name / "train.jsonl").stat().st_size > least
+        elif stage.kind == "compare":
+            assert len(found["models"]) == 3
         elif stage.kind == "generate":
             assert [answer["prompt"] for answer in found["answers"]] == ["the sum"]
         elif stage.kind == "page":
@@ -203,7 +206,9 @@ def test_what_goes_on_training_sees_text_that_its_model_has_not(name: str) -> No
         mine = values[stage.name]
         source = mine["model"].get("path")
         before = read.get(source, read.get(str(recipe.out / "dense" / "model"), 0))
-        assert mine["data"].get("skip", 0) == before, stage.name
+        skip = mine["data"].get("skip", 0)
+        # A baseline of a model from elsewhere reads the text of the training that it is compared with.
+        assert skip == before or (not before and skip in read.values()), stage.name
         trainer = mine["trainer"]
         blocks = before + trainer["max_steps"] * trainer.get("per_device_train_batch_size", 8)
         read[str(recipe.out / stage.name / "model")] = blocks

@@ -270,7 +270,7 @@ def test_files_keep_all_their_columns(tmp_path: Path) -> None:
 def test_rows_of_a_preset_have_the_columns_of_its_data_set(shared: Path) -> None:
     lines = (shared / "data/cosmopedia_relabelled.jsonl").read_text(encoding="utf-8").splitlines()[:5]
     rows = [Row("set", n, json.loads(line), "text") for n, line in enumerate(lines, 1)]
-    found = list(with_documents("cosmopedia-100k", iter(rows)))
+    found = list(with_documents("cosmopedia-100k", iter(rows), SourceRecipe(preset="cosmopedia-100k")))
     assert [row.number for row in found] == [1, 2, 3, 4, 5]
     assert set(found[0].values) == {*rows[0].values, "domain"}
     assert found[0].values["text"] == rows[0].values["text"].strip()

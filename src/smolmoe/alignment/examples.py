@@ -9,28 +9,25 @@ from itertools import chain
 from pathlib import Path
 from typing import Any
 
-from smolmoe.alignment.chats import (
-    KNOWN_ROLES,
-    Message,
-    NotTextError,
-    Renderer,
-    Turns,
-    Unused,
-    bad,
-    further_keys,
-    is_chat,
-    messages_of,
-    parsed,
-    parsed_chat,
-    shared,
-    starts_with,
-)
+from smolmoe.alignment.chats import Renderer, Turns, further_keys, shared, starts_with
 from smolmoe.alignment.schemas import check_label, columns_of, format_of, required_columns
 from smolmoe.core.files import expanded
 from smolmoe.data.embedded import is_held_out
 from smolmoe.data.folders import find_files, say_unread
 from smolmoe.data.formats import check_columns, rows_of
-from smolmoe.data.presets import PRESETS, Conversation
+from smolmoe.data.forms import Conversation
+from smolmoe.data.messages import (
+    KNOWN_ROLES,
+    Message,
+    NotTextError,
+    Unused,
+    bad,
+    is_chat,
+    messages_of,
+    parsed,
+    parsed_chat,
+)
+from smolmoe.data.presets import PRESETS
 from smolmoe.data.prompts import CorrectionPrompt
 from smolmoe.data.sources import first_columns
 from smolmoe.data.tally import whole_text

@@ -35,14 +35,14 @@ _ALIGN = _by_name("sft", "dpo", "cpo") | {"pairs": "make_pairs", "score": "score
 _DATA = _by_name("select") | {"score": "score_data"} | _by_name("teach", "fetch")
 # In the order in which `smolmoe --help` shows them.
 _HEADINGS = {
-    "Convert": _by_name("quickstart", "upcycle", "inspect")
+    "Convert": _by_name("quickstart", "specialise", "upcycle", "inspect")
     | {"import": "import_model"}
     | _by_name("extract", "prune", "merge_experts", "add_expert"),
     "Train": _by_name("train", "run")
     | _group("align", "Align a model on answers or preferences, and score it.", _ALIGN)
     | _group("data", "Select, score, generate and download training rows.", _DATA)
     | _group("distill", "Cache a teacher's probabilities for distillation.", {"cache": "distill"})
-    | _by_name("recipes"),
+    | _by_name("init", "recipes"),
     "Understand": _by_name("doctor", "probe", "route", "generate", "chat"),
     "Measure": _by_name("verify", "compare", "bench", "sweep"),
     "Ship": _by_name("export", "report", "push"),

@@ -6,8 +6,7 @@ import logging
 import os
 import platform
 import re
-from collections.abc import Iterable, Iterator, Mapping
-from contextlib import suppress
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +14,6 @@ from smolmoe.errors import RequestError
 
 logger = logging.getLogger(__name__)
 
-_GROUP = Path("/sys/fs/cgroup")
 _WORDS = "auto, cpu, cuda, cuda:N, xpu or mps"
 _FORM = re.compile(r"auto|cpu|cuda(:\d+)?|xpu(:\d+)?|mps")
 
@@ -114,28 +112,6 @@ def device_name(device: str) -> str:
 def in_double(tensor: Any) -> Any:
     """A tensor in float64; on the CPU if it is on MPS, which has no such type."""
     return (tensor.cpu() if tensor.device.type == "mps" else tensor).double()
-
-
-def available_memory() -> int | None:
-    """Bytes that a process on this machine can still take, within the limit of its control group; None if unknown."""
-    info = Path("/proc/meminfo")
-    if not info.is_file():
-        return None
-    lines = info.read_text(encoding="utf-8").splitlines()
-    free = next((1024 * int(line.split()[1]) for line in lines if line.startswith("MemAvailable:")), None)
-    return None if free is None else min([free, *_group_limits()])
-
-
-def _group_limits() -> Iterator[int]:
-    """What is left of the memory that the control group may use; cached files count as free."""
-    for folder, limit, used in (
-        (_GROUP, "memory.max", "memory.current"),  # version 2
-        (_GROUP / "memory", "memory.limit_in_bytes", "memory.usage_in_bytes"),  # version 1
-    ):
-        with suppress(OSError, ValueError):
-            most, taken = (int((folder / name).read_text(encoding="ascii")) for name in (limit, used))
-            counted = dict(line.split() for line in (folder / "memory.stat").read_text(encoding="ascii").splitlines())
-            yield most - taken + int(counted.get("inactive_file", 0))
 
 
 def facts(device: str) -> dict[str, Any]:

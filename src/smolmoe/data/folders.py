@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from smolmoe.data.formats import FORMATS, rows_of, suffix_of
+from smolmoe.data.formats import FORMATS, WHOLE, rows_of, suffix_of
 from smolmoe.errors import DataError
 
 logger = logging.getLogger(__name__)
@@ -69,6 +69,10 @@ def find_files(path: Path) -> DataFiles:
             files.append(file)
         else:
             unread[file] = problem
+    if any(suffix_of(file) not in WHOLE and not str(suffix_of(file)).startswith(".txt") for file in files):
+        for file in [file for file in files if suffix_of(file) in WHOLE]:
+            files.remove(file)
+            unread[file] = "a document or script next to files of rows"
     if not files:
         there = f" (not read: {_listed(unread)})" if unread else ""
         raise DataError(

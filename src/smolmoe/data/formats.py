@@ -28,8 +28,19 @@ _BETWEEN = re.compile(r"[\s,]*")  # elements of an array
 _TEXT = (".jsonl", ".ndjson", ".json", ".csv", ".tsv", ".txt")
 _COMPRESSIONS = (".gz", ".zst", ".bz2", ".xz")
 _TABLES = (".parquet", ".arrow")
-FORMATS = ".jsonl, .ndjson, .json, .csv, .tsv, .txt (each also as .gz, .zst, .bz2, .xz), .parquet, .arrow"
-READABLE = (*_TEXT, *_TABLES, *(text + packed for text in _TEXT for packed in _COMPRESSIONS))
+# Each file is one document.
+# fmt: off
+WHOLE = (
+    ".md", ".rst", ".tex", ".py", ".pyi", ".c", ".h", ".cc", ".cpp", ".hpp", ".cu", ".rs", ".go", ".java", ".kt",
+    ".scala", ".js", ".jsx", ".ts", ".tsx", ".rb", ".php", ".swift", ".lua", ".pl", ".r", ".jl", ".hs", ".ml",
+    ".clj", ".ex", ".erl", ".sh", ".sql",
+)
+# fmt: on
+FORMATS = (
+    ".jsonl, .ndjson, .json, .csv, .tsv, .txt (each also as .gz, .zst, .bz2, .xz), .parquet, .arrow, or source text "
+    "(.md, .py, .c, .js, ...)"
+)
+READABLE = (*_TEXT, *_TABLES, *(text + packed for text in _TEXT for packed in _COMPRESSIONS), *WHOLE)
 
 
 def suffix_of(path: str | Path) -> str | None:
@@ -55,6 +66,8 @@ def rows_of(file: Path, required: Sequence[str], optional: Sequence[str] | None)
     if suffix in _TABLES:
         read = _parquet_rows if suffix == ".parquet" else _arrow_rows
         return read(file, required, optional)
+    if suffix in WHOLE:
+        return _whole_rows(file, required)
     readers: dict[str, Callable[[Path, Sequence[str]], Rows]] = {
         ".jsonl": _json_lines,
         ".ndjson": _json_lines,
@@ -144,6 +157,12 @@ def _paragraph_rows(file: Path, required: Sequence[str]) -> Rows:
     check_columns(("text",), required, "columns", file)
     for number, paragraph in enumerate(_paragraphs(_lines(file)), 1):
         yield f"paragraph {number}", {"text": paragraph}
+
+
+def _whole_rows(file: Path, required: Sequence[str]) -> Rows:
+    """The text of the file, as one row."""
+    check_columns(("text",), required, "columns", file)
+    yield "line 1", {"text": "".join(_lines(file))}
 
 
 def _paragraphs(lines: Iterable[str]) -> Iterator[str]:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
 from smolmoe.core.files import replacing
@@ -23,33 +24,45 @@ def write_rows(recipe: DataRecipe, folder: Path, *, characters: int) -> tuple[Pa
     folder.mkdir(parents=True, exist_ok=True)
     paths = folder / "held-out.jsonl", folder / "training.jsonl"
     spent: Counter[tuple[bool, str]] = Counter()
-    seen: set[str] = set()
     with (
         replacing(paths[0]) as first,
         replacing(paths[1]) as second,
         first.open("w", encoding="utf-8") as held_out,
         second.open("w", encoding="utf-8") as training,
     ):
-        for document, held in _sides(recipe):
+        for document, held in distinct(recipe):
             domain = document.domain or UNKNOWN_DOMAIN
-            if document.text in seen or spent[held, domain] >= characters:
+            if spent[held, domain] >= characters:
                 continue
-            seen.add(document.text)
             spent[held, domain] += len(document.text)
             row = json.dumps({"text": document.text, "domain": domain}) + "\n"
             (held_out if held else training).write(row)
     return paths
 
 
+def distinct(
+    recipe: DataRecipe, *, repeated: Callable[[Document], None] | None = None
+) -> Iterator[tuple[Document, bool]]:
+    """Every text once, and whether it is held out; the validation sources' first.
+
+    Args:
+        repeated: called with a document whose text was there before.
+    """
+    seen: set[bytes] = set()  # 16 bytes each, so that millions of documents fit in memory
+    for document, held in _sides(recipe):
+        digest = hashlib.sha256(document.text.encode()).digest()[:16]
+        if digest not in seen:
+            seen.add(digest)
+            yield document, held
+        elif repeated is not None:
+            repeated(document)
+
+
 def _sides(recipe: DataRecipe) -> Iterator[tuple[Document, bool]]:
-    """Every document, and whether it is held out; the validation sources' first."""
-    own = set()
     for document in _documents(recipe.validation):
-        own.add(document.text)
         yield document, True
     for document in _documents(recipe.sources):
-        if document.text not in own:
-            yield document, not recipe.validation and is_held_out(document.text, recipe.held_out)
+        yield document, not recipe.validation and is_held_out(document.text, recipe.held_out)
 
 
 def _documents(sources: Iterable[SourceRecipe]) -> Iterator[Document]:

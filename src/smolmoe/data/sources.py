@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -17,12 +18,14 @@ from smolmoe.core.hub_access import why_not
 from smolmoe.core.words import first_line
 from smolmoe.data.embedded import embedded_corpus
 from smolmoe.data.folders import NAMED, DataFiles, find_files, say_unread
-from smolmoe.data.formats import FORM, check_columns, rows_of, suffix_of
-from smolmoe.data.presets import EMBEDDED, Preset, documents_of, find_preset, preset_of
+from smolmoe.data.formats import FORM, WHOLE, check_columns, rows_of, suffix_of
+from smolmoe.data.forms import Form
+from smolmoe.data.forms import read as read_form
+from smolmoe.data.presets import EMBEDDED, documents_of, find_form, find_preset, form_of
 from smolmoe.data.tally import NO_DOMAIN, NO_TEXT, Tally, whole
 from smolmoe.data.text import Document, is_empty
-from smolmoe.errors import DataError, HubError, SmolmoeError
-from smolmoe.recipe.data import SourceRecipe
+from smolmoe.errors import DataError, HubError, RequestError, SmolmoeError
+from smolmoe.recipe.data import HUB, SourceRecipe
 
 logger = logging.getLogger(__name__)
 
@@ -86,6 +89,8 @@ def open_source(recipe: SourceRecipe, *, quiet: bool = False) -> Source:
         assert recipe.preset is not None  # the recipe sees to it
         preset = find_preset(recipe.preset)
         source = _data_set(recipe, preset.path, recipe.name or preset.name, recipe.split or preset.split, preset)
+    elif recipe.path.startswith(HUB):
+        source = _data_set(recipe, recipe.path, recipe.name, recipe.split or "train", _schema(recipe))
     else:
         path = expanded(recipe.path)
         if path.exists():
@@ -93,9 +98,12 @@ def open_source(recipe: SourceRecipe, *, quiet: bool = False) -> Source:
         elif _looks_like_a_file(recipe.path):
             raise _no_such_file(recipe.path)
         else:
-            schema = None if recipe.preset is None else find_preset(recipe.preset)
-            source = _data_set(recipe, recipe.path, recipe.name, recipe.split or "train", schema)
+            source = _data_set(recipe, recipe.path, recipe.name, recipe.split or "train", _schema(recipe))
     return _limited(source, recipe)
+
+
+def _schema(recipe: SourceRecipe) -> Form | None:
+    return None if recipe.preset is None else find_form(recipe.preset)
 
 
 def with_domains(source: Source, by: str) -> Iterator[Document]:
@@ -125,6 +133,20 @@ def with_domains(source: Source, by: str) -> Iterator[Document]:
     tally.log(source.label)
 
 
+def holds_conversations(recipe: SourceRecipe) -> bool:
+    """Whether rows of a source are, or may be, conversations: of a data set that is not here nothing is known.
+
+    Raises:
+        DataError: no such file, or its first row cannot be read.
+    """
+    if recipe.path is None or recipe.preset is not None:
+        return recipe.preset != EMBEDDED and find_form(str(recipe.preset)).conversations is not None
+    path = expanded(recipe.path)
+    if recipe.path.startswith(HUB) or not path.exists():
+        return True
+    return any(kind and find_form(kind).conversations for kind in local_files(recipe, path)[1].values())
+
+
 def look_at(recipe: SourceRecipe) -> None:
     """Find the files of a local source and warn of unread ones, without reading the text.
 
@@ -132,8 +154,8 @@ def look_at(recipe: SourceRecipe) -> None:
         DataError: no such file or preset, or no readable file in the folder.
     """
     if recipe.preset is not None and recipe.preset != EMBEDDED:
-        find_preset(recipe.preset)
-    if recipe.path is None:
+        _schema(recipe)
+    if recipe.path is None or recipe.path.startswith(HUB):
         return
     path = expanded(recipe.path)
     if path.exists():
@@ -184,22 +206,67 @@ def _local(recipe: SourceRecipe, path: Path, quiet: bool) -> Source:
     found, kinds = _files(recipe, path, quiet)
 
     def read(tally: Tally) -> Iterator[Document]:
-        for kind, files in groupby(found.files, key=lambda file: kinds[file]):
-            if kind is not None:
-                yield from _preset_documents(kind, list(files), tally)
-                continue
-            for file in files:
-                # Paragraphs of a .txt are its only column, whatever the other files call theirs.
-                text = text_column(file, recipe)
-                for where, row in rows_of(file, (text,), (recipe.domain_column,)):
-                    if document := _document(row, text, recipe.domain_column, where, file, tally):
-                        yield document
+        for (kind, folder), files in groupby(found.files, key=lambda file: (kinds[file], subfolder(file))):
+            documents = _file_documents(recipe, kind, list(files), tally)
+            yield from documents if folder is None else (replace(one, domain=folder) for one in documents)
+
+    def subfolder(file: Path) -> str | None:
+        return folder_domain(recipe, path, file)
 
     contents = [[suffix_of(file), file_hash(file)] for file in found.files]
     identity: dict[str, Any] = {"files": contents, "columns": [recipe.text, recipe.domain_column]}
     if any(kinds.values()):
         identity["presets"] = [kinds[file] for file in found.files]
+        identity |= _template_identity(recipe)
+    if recipe.by_folder:
+        identity["folders"] = [subfolder(file) for file in found.files]
     return Source(str(path), identity, read, files=found)
+
+
+def folder_domain(recipe: SourceRecipe, path: Path, file: Path) -> str | None:
+    """The domain of a file below `path` by its subfolder; None if the recipe does not ask for it."""
+    below = file.relative_to(path).parts if recipe.by_folder and file != path else ()
+    return below[0] if len(below) > 1 else None
+
+
+def _file_documents(recipe: SourceRecipe, kind: str | None, files: Sequence[Path], tally: Tally) -> Iterator[Document]:
+    if kind is not None:
+        yield from _form_documents(recipe, kind, files, tally)
+        return
+    for file in files:
+        # Paragraphs of a .txt are its only column, whatever the other files call theirs.
+        text = text_column(file, recipe)
+        for where, row in rows_of(file, (text,), (recipe.domain_column,)):
+            if document := _document(row, text, recipe.domain_column, where, file, tally):
+                yield document
+
+
+def _template_identity(recipe: SourceRecipe) -> dict[str, Any]:
+    if recipe.chat_template is None:
+        return {}
+    template = json.dumps(template_of(recipe).chat_template, sort_keys=True)
+    return {"chat_template": hashlib.sha256(template.encode()).hexdigest()}
+
+
+def template_of(recipe: SourceRecipe) -> Any:
+    """The tokenizer whose chat template renders a source's conversations; None for plain text.
+
+    Raises:
+        RequestError: the model has no chat template.
+    """
+    if recipe.chat_template is None:
+        return None
+    from smolmoe.moe.loading import find_tokenizer
+
+    tokenizer = find_tokenizer(recipe.chat_template)
+    if not getattr(tokenizer, "chat_template", None):
+        raise RequestError(
+            "its tokenizer has no chat template.",
+            field="chat_template",
+            value=recipe.chat_template,
+            fix="Remove it, which renders conversations as plain text, or name a chat model.",
+        )
+    return tokenizer
 
 
 def _files(recipe: SourceRecipe, path: Path, quiet: bool) -> tuple[DataFiles, dict[Path, str | None]]:
@@ -212,7 +279,9 @@ def _files(recipe: SourceRecipe, path: Path, quiet: bool) -> tuple[DataFiles, di
 
 
 def text_column(file: Path, recipe: SourceRecipe) -> str:
-    return "text" if str(suffix_of(file)).startswith(".txt") else recipe.text
+    """The column that holds a file's text: paragraphs and whole files have one column."""
+    suffix = suffix_of(file)
+    return "text" if suffix in WHOLE or str(suffix).startswith(".txt") else recipe.text
 
 
 def local_files(recipe: SourceRecipe, path: Path) -> tuple[DataFiles, dict[Path, str | None]]:
@@ -223,13 +292,13 @@ def local_files(recipe: SourceRecipe, path: Path) -> tuple[DataFiles, dict[Path,
     """
     found = find_files(path)
     if recipe.preset is not None:
-        find_preset(recipe.preset)
+        find_form(recipe.preset)
         return found, dict.fromkeys(found.files, recipe.preset)
     kinds: dict[Path, str | None] = {}
     unread = dict(found.unread)
     for file in found.files:
         columns = first_columns(file)
-        kinds[file] = preset_of(columns) if recipe.text == "text" else None
+        kinds[file] = form_of(columns) if recipe.text == "text" else None
         if kinds[file] is None and path.is_dir() and suffix_of(file) == ".json" and recipe.text not in columns:
             unread[file] = f'no column "{recipe.text}"'  # metadata
     files = tuple(file for file in found.files if file not in unread)
@@ -238,8 +307,10 @@ def local_files(recipe: SourceRecipe, path: Path) -> tuple[DataFiles, dict[Path,
 
 def _say_presets(kinds: Mapping[Path, str | None]) -> None:
     for name in sorted({kind for kind in kinds.values() if kind is not None}):
-        preset, files = find_preset(name), [file for file, kind in kinds.items() if kind == name]
-        rest = [column for column in first_columns(files[0]) if column not in (*preset.columns, *preset.optional)]
+        preset, files = find_form(name), [file for file, kind in kinds.items() if kind == name]
+        rest = [
+            column for column in first_columns(files[0]) if column not in (*preset.columns, *preset.optional, "domain")
+        ]
         logger.warning(
             "%s: judging by the columns, rows of %s (%s)%s.",
             ", ".join(file.name for file in files[:NAMED]) + (", ..." if files[NAMED:] else ""),
@@ -254,28 +325,30 @@ def first_columns(file: Path) -> tuple[str, ...]:
     return next((tuple(row) for _, row in rows_of(file, (), None) if row), ())
 
 
-def _preset_documents(kind: str, files: Sequence[Path], tally: Tally) -> Iterator[Document]:
-    """The documents of files whose rows are those of a preset's data set."""
-    preset, place = find_preset(kind), ""
+def _form_documents(recipe: SourceRecipe, kind: str, files: Sequence[Path], tally: Tally) -> Iterator[Document]:
+    """The documents of files whose rows have a known form."""
+    form, place = find_form(kind), ""
+    options = {"tokenizer": template_of(recipe), "domain_column": recipe.domain_column}
 
     def rows() -> Iterator[dict[str, Any]]:
         nonlocal place
         for file in files:
-            for where, row in rows_of(file, preset.columns, preset.optional):
+            for where, row in rows_of(file, form.columns, (*form.optional, recipe.domain_column)):
                 place = f"{file}, {where}"
                 yield row
 
     try:
-        for document in preset.documents(rows()):
+        for document in read_form(form, rows(), **options):
             if document is None:
                 tally.add(NO_TEXT, place)
             else:
                 # A document of several rows appears after its last row, so `place` is not its own.
-                yield whole(document if preset.joins_rows else replace(document, place=place), tally, place)
+                yield whole(document if form.joins_rows else replace(document, place=place), tally, place)
     except DataError as error:
-        if error.value in [str(file) for file in files]:
-            raise
-        raise DataError(error.message, field="data", value=place, fix=error.fix) from error
+        hint = f"The first row has the form {kind}: put rows of other forms into other files."
+        is_of_a_file = error.value in [str(file) for file in files]
+        value = error.value if is_of_a_file else place
+        raise DataError(error.message, field="data", value=value, fix=error.fix or hint) from error
 
 
 def file_hash(file: Path) -> str:
@@ -311,8 +384,9 @@ def label(value: Any, column: str, where: str, origin: object) -> str | None:
     return None if is_empty(value) else str(value)
 
 
-def _data_set(recipe: SourceRecipe, path: str, name: str | None, split: str, preset: Preset | None) -> Source:
+def _data_set(recipe: SourceRecipe, path: str, name: str | None, split: str, preset: Form | None) -> Source:
     """A data set that the `datasets` library finds under `path`: on the hub, or a folder in its format."""
+    path = path.removeprefix(HUB)
     if preset is not None and preset.joins_rows and recipe.shuffle_buffer:
         raise DataError(
             "its rows are parts of documents, which shuffling would mix.",
@@ -321,26 +395,37 @@ def _data_set(recipe: SourceRecipe, path: str, name: str | None, split: str, pre
             fix="Set shuffle_buffer to 0.",
         )
     rows, hashed = open_data_set(path, name, split, recipe)
-    required, optional = (preset.columns, preset.optional) if preset else ((recipe.text,), (recipe.domain_column,))
+    kind = recipe.preset or data_set_form(recipe, rows)
+    preset = preset or (None if kind is None else find_form(kind))
+    required, optional = (preset.columns, preset.optional) if preset else ((recipe.text,), ())
+    optional = (*optional, recipe.domain_column)
     rows = with_columns(rows, path, required, optional)
 
     def read(tally: Tally) -> Iterator[Document]:
         with_errors = with_hub_errors(path, iter(rows))
-        if recipe.preset is not None:
-            yield from documents_of(recipe.preset, with_errors, tally)
+        if kind is not None:
+            options = {"tokenizer": template_of(recipe), "domain_column": recipe.domain_column}
+            yield from documents_of(kind, with_errors, tally, **options)
             return
         for number, row in enumerate(with_errors, 1):
             check_columns(tuple(row), (recipe.text,), "columns", path, where=f"row {number}: ")
             if document := _document(row, recipe.text, recipe.domain_column, f"row {number}", path, tally):
                 yield document
 
-    identity: dict[str, Any] = {"hashed": hashed, "split": split, "preset": recipe.preset}
+    identity: dict[str, Any] = {"hashed": hashed, "split": split, "preset": kind}
+    identity |= _template_identity(recipe)
     if preset is None:
         identity["columns"] = [recipe.text, recipe.domain_column]
     if recipe.streaming:
         identity["shuffle_buffer"] = recipe.shuffle_buffer
     counted = not recipe.streaming and not (preset and preset.joins_rows)
     return Source(path, identity, read, len(rows) if counted else None, recipe.streaming)
+
+
+def data_set_form(recipe: SourceRecipe, rows: Any) -> str | None:
+    """The form of a data set's rows by its columns; None to read the recipe's text column."""
+    there = rows.column_names
+    return form_of(there) if recipe.text == "text" and there is not None and "text" not in there else None
 
 
 def with_columns(rows: Any, path: str, required: Sequence[str], optional: Sequence[str]) -> Any:
@@ -357,7 +442,7 @@ def with_columns(rows: Any, path: str, required: Sequence[str], optional: Sequen
 
 def open_data_set(path: str, name: str | None, split: str, recipe: SourceRecipe) -> tuple[Any, str]:
     """The rows, and a hash of the data set's configuration and files (on the hub: of their commit)."""
-    datasets = import_module("datasets")
+    datasets, path = import_module("datasets"), path.removeprefix(HUB)
     try:
         builder = datasets.load_dataset_builder(path, name, revision=recipe.revision)
         rows = datasets.load_dataset(path, name, split=split, revision=recipe.revision, streaming=recipe.streaming)

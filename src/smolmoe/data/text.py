@@ -86,8 +86,12 @@ def write_documents(path: str | Path, documents: Sequence[Document]) -> None:
     """Write `documents` as `.jsonl`, in the format of `read_documents`."""
     with Path(path).open("w", encoding="utf-8") as file:
         for document in documents:
-            row = {"text": document.text} | ({} if document.domain is None else {"domain": document.domain})
-            file.write(json.dumps(row, ensure_ascii=False) + "\n")
+            file.write(json.dumps(to_row(document), ensure_ascii=False) + "\n")
+
+
+def to_row(document: Document) -> dict[str, str]:
+    """A document in the format of `read_documents`."""
+    return {"text": document.text} | ({} if document.domain is None else {"domain": document.domain})
 
 
 def default_documents(seed: int = 0) -> list[Document]:

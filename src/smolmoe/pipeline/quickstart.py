@@ -101,15 +101,15 @@ def _check(recipe: PipelineRecipe, model: str) -> None:
         RequestError, SourceError: as `quickstart`.
     """
     from smolmoe.core import units
-    from smolmoe.core.devices import available_memory
+    from smolmoe.core.machine import free_memory
     from smolmoe.pipeline.forecast import forecast
 
     try:
         costs = [stage.costs for stage in forecast(recipe) if stage.costs is not None]
     except SourceError as error:
         raise _with_import(error, model) from None
-    needed, free = max(cost.memory_bytes for cost in costs), available_memory()
-    if free is not None and needed > free:
+    needed, free = max(cost.memory_bytes for cost in costs), free_memory("cpu")
+    if needed > free:
         raise RequestError(
             f"it needs about {units.size(needed)} of memory, and {units.size(free)} are free.",
             field="model",

@@ -30,6 +30,7 @@ class ReportRecipe(Recipe):
     boundary: int = Field(
         0, ge=0, description="step of those stages to show in detail: 0 is the conversion, tie_groups the untying"
     )
+    page: bool = Field(False, description="one page on all stages of the pipeline: index.html")
 
     @model_validator(mode="after")
     def _reference_is_a_label(self) -> Self:
@@ -57,7 +58,9 @@ class StageRecipe(Recipe):
     select: dict[str, Any] | None = Field(None, description="rows to train on, chosen by a score")
     align: dict[str, Any] | None = Field(None, description="an alignment: its `method` and recipe, without `out`")
     pairs: dict[str, Any] | None = Field(None, description="preference pairs from a model's own answers")
-    corpus: dict[str, Any] | None = Field(None, description="text of this Python installation, in two files")
+    corpus: dict[str, Any] | None = Field(
+        None, description="text in two files, training and held out: of sources, or of this Python installation"
+    )
     doctor: dict[str, Any] | None = Field(None, description="diagnosis of an MoE; an error stops the pipeline")
     verify: dict[str, Any] | None = Field(
         None, description="verification of an MoE against the claim of its conversion; a failure stops the pipeline"

@@ -11,8 +11,18 @@ from typing import Any
 from smolmoe.core.files import expanded
 from smolmoe.data.folders import DataFiles
 from smolmoe.data.formats import check_columns, rows_of
-from smolmoe.data.presets import EMBEDDED, Preset, documents_of, find_preset
-from smolmoe.data.sources import Source, local_files, open_data_set, open_source, text_column, with_hub_errors
+from smolmoe.data.presets import EMBEDDED, Preset, documents_of, find_form, find_preset
+from smolmoe.data.sources import (
+    Source,
+    data_set_form,
+    folder_domain,
+    local_files,
+    open_data_set,
+    open_source,
+    template_of,
+    text_column,
+    with_hub_errors,
+)
 from smolmoe.errors import DataError
 from smolmoe.recipe.data import SourceRecipe
 
@@ -105,16 +115,24 @@ def _file_rows(recipe: SourceRecipe, path: Path) -> Callable[[], Iterator[Row]]:
     found, kinds = local_files(recipe, path)
 
     def rows() -> Iterator[Row]:
-        for kind, files in groupby(found.files, key=lambda file: kinds[file]):
-            preset = None if kind is None else find_preset(kind)
-            if kind is None or preset is None:
-                yield from chain.from_iterable(_rows_of(file, recipe) for file in files)
-            elif preset.joins_rows:
-                source = open_source(recipe.model_copy(update={"preset": kind, "rows": None}), quiet=True)
-                yield from _joined(source)
-            else:
-                raw = (_row(file, *found, "text") for file in files for found in rows_of(file, preset.columns, None))
-                yield from with_documents(kind, raw)
+        for (kind, folder), files in groupby(
+            found.files, key=lambda file: (kinds[file], folder_domain(recipe, path, file))
+        ):
+            for row in of_one_kind(kind, list(files)):
+                if folder is not None:
+                    row.values[recipe.domain_column] = folder
+                yield row
+
+    def of_one_kind(kind: str | None, files: list[Path]) -> Iterator[Row]:
+        form = None if kind is None else find_form(kind)
+        if kind is None or form is None:
+            yield from chain.from_iterable(_rows_of(file, recipe) for file in files)
+        elif form.joins_rows:
+            source = open_source(recipe.model_copy(update={"preset": kind, "rows": None}), quiet=True)
+            yield from _joined(source)
+        else:
+            raw = (_row(file, *found, "text") for file in files for found in rows_of(file, form.columns, None))
+            yield from with_documents(kind, raw, recipe)
 
     return rows
 
@@ -135,7 +153,7 @@ def _preset_rows(recipe: SourceRecipe, source: Source) -> Callable[[], Iterator[
     preset = None if recipe.preset == EMBEDDED else find_preset(str(recipe.preset))
     if preset is not None and not preset.joins_rows:
         raw = _hub_rows(recipe, preset.path, recipe.name or preset.name, recipe.split or preset.split, preset)
-        return lambda: with_documents(str(recipe.preset), raw())
+        return lambda: with_documents(str(recipe.preset), raw(), recipe)
 
     return lambda: _joined(source)
 
@@ -146,11 +164,12 @@ def _joined(source: Source) -> Iterator[Row]:
         yield Row(source.label, number, {"text": document.text, "domain": document.domain}, "text")
 
 
-def with_documents(preset: str, rows: Iterator[Row]) -> Iterator[Row]:
-    """The rows of a preset's data set, each with its document as `text`; None for rows without one."""
+def with_documents(form: str, rows: Iterator[Row], recipe: SourceRecipe) -> Iterator[Row]:
+    """The rows of a form, each with its document as `text`; None for rows without one."""
+    options = {"tokenizer": template_of(recipe), "domain_column": recipe.domain_column}
     for row in rows:
         try:
-            document = next(documents_of(preset, [row.values]), None)
+            document = next(documents_of(form, [row.values], **options), None)
         except DataError as error:
             raise DataError(error.message, field="data", value=row.place, fix=error.fix) from error
         found = {"text": None if document is None else document.text, "domain": document and document.domain}
@@ -161,10 +180,15 @@ def _hub_rows(
     recipe: SourceRecipe, path: str, name: str | None, split: str, preset: Preset | None = None
 ) -> Callable[[], Iterator[Row]]:
     """Rows of a data set that `open_source` has found."""
-    needed = preset.columns if preset else (recipe.text,)
 
     def rows() -> Iterator[Row]:
         found, _ = open_data_set(path, name, split, recipe)
+        kind = None if preset else data_set_form(recipe, found)
+        form = preset if kind is None else find_form(kind)
+        raw = read(found, form.columns if form else (recipe.text,))
+        yield from raw if kind is None else with_documents(kind, raw, recipe)
+
+    def read(found: Any, needed: tuple[str, ...]) -> Iterator[Row]:
         for number, values in enumerate(with_hub_errors(path, iter(found)), 1):
             check_columns(tuple(values), needed, "columns", path, where=f"row {number}: ")
             yield Row(path, number, dict(values), recipe.text)

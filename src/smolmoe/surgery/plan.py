@@ -33,6 +33,11 @@ from smolmoe.surgery.sources import (
 from smolmoe.surgery.tensors.program import OutTensor, Read, Role, kept_block
 from smolmoe.surgery.tensors.tokenizer import same_tokenizer
 
+NO_ROUTER_GRADIENT = (
+    "Top-1 with renormalised gates: the single gate is always 1, so the router gets no gradient from the "
+    "language-model loss. Use top_k=2, or train with another router signal."
+)
+
 
 @dataclass(frozen=True)
 class Parameters:
@@ -191,10 +196,7 @@ def _warnings(recipe: UpcycleRecipe, layout: Layout) -> Iterator[str]:
             f"other {layout.experts - layout.top_k} stay dead. Use a random router unless training breaks the tie."
         )
     if layout.top_k == 1:
-        yield (
-            "Top-1 with renormalised gates: the single gate is always 1, so the router gets no gradient from the "
-            "language-model loss. Use top_k=2, or train with another router signal."
-        )
+        yield NO_ROUTER_GRADIENT
     if recipe.shared == "residual" and recipe.diversify == "none":
         yield "Residual experts must differ to be useful: half of the gate and up neurons of each are re-initialised."
     if layout.width % 8:

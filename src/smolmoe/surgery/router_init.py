@@ -25,8 +25,10 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 TOKENS_PER_DOMAIN = 2048
+UNTAGGED_TOKENS = 8192  # of documents without a domain, for k-means
 SEQUENCE = 256
 _KMEANS_ROUNDS = 20
+UNTAGGED = "untagged"  # documents without a domain, which k-means reads too
 
 
 @dataclass(frozen=True)
@@ -58,9 +60,10 @@ def domain_rows(plan: Plan, tokenizer: Any) -> RouterRows:
     assert plan.recipe.router_data is not None
     by_domain: dict[str, list[Any]] = {}
     untagged = 0
+    reads_tags = plan.recipe.router_centroids == "mean"
     for document in read_documents(plan.recipe.router_data):
-        if document.domain:
-            by_domain.setdefault(document.domain, []).append(document)
+        if document.domain or not reads_tags:
+            by_domain.setdefault(document.domain or UNTAGGED, []).append(document)
         else:
             untagged += 1
     if untagged and by_domain:
@@ -74,7 +77,7 @@ def domain_rows(plan: Plan, tokenizer: Any) -> RouterRows:
             tokenizer,
             by_domain[domain],
             length=length,
-            count=TOKENS_PER_DOMAIN // length,
+            count=(UNTAGGED_TOKENS if domain == UNTAGGED else TOKENS_PER_DOMAIN) // length,
             seed=plan.recipe.seed,
             data=f"{plan.recipe.router_data}, domain {domain}",
         )
@@ -95,7 +98,7 @@ def _owners(plan: Plan, domains: list[str]) -> list[int]:
     """The domain of each row, assigned round-robin."""
     count = _row_count(plan)
     data = str(plan.recipe.router_data)
-    if len(domains) < 2:
+    if len(domains) < 2 and plan.recipe.router_centroids == "mean":
         raise DataError(
             f"contains {len(domains)} domain(s); at least two are needed.",
             field="router_data",

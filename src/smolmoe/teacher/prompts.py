@@ -11,7 +11,8 @@ from typing import Any
 
 from smolmoe.data.folders import find_files, say_unread
 from smolmoe.data.formats import rows_of, suffix_of
-from smolmoe.data.presets import Conversation, Preset, find_preset, preset_of
+from smolmoe.data.forms import Conversation, Form
+from smolmoe.data.presets import find_form, form_of
 from smolmoe.data.sources import first_columns
 from smolmoe.data.tally import Tally, whole_text
 from smolmoe.data.text import is_empty
@@ -85,8 +86,8 @@ def _rows(path: Path, column: str) -> Iterator[tuple[str, Any, dict[str, Any]]]:
     say_unread(found)
     for file in found.files:
         where = f"{file.name}, " if path.is_dir() else ""
-        kind = None if column != "prompt" else preset_of(first_columns(file), "prompt")
-        preset = None if kind is None else find_preset(kind)
+        kind = None if column != "prompt" else form_of(first_columns(file), "prompt")
+        preset = None if kind is None else find_form(kind)
         if preset is not None and preset.conversations is not None:
             yield from _asked(file, preset, where)
             continue
@@ -95,7 +96,7 @@ def _rows(path: Path, column: str) -> Iterator[tuple[str, Any, dict[str, Any]]]:
             yield where + place, row[named], row
 
 
-def _asked(file: Path, preset: Preset, where: str) -> Iterator[tuple[str, str | None, dict[str, Any]]]:
+def _asked(file: Path, preset: Form, where: str) -> Iterator[tuple[str, str | None, dict[str, Any]]]:
     """The questions of a known data set: the first one of each conversation, with what precedes it."""
     rows = rows_of(file, preset.columns, None)
     if preset.joins_rows:

@@ -11,7 +11,7 @@ from typing import IO, Any
 from smolmoe.core.files import replacing
 from smolmoe.core.json_text import json_line
 from smolmoe.core.provenance import versions
-from smolmoe.data.presets import dialogue
+from smolmoe.data.forms import dialogue
 from smolmoe.recipe.teach import TeachRecipe
 from smolmoe.results.teaching import (
     Failures,

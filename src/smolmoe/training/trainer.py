@@ -216,7 +216,7 @@ class MoeTrainer(RunTrainer, Trainer):
         collapsed = [layer for layer, value in enumerate(row["balance_by_layer"]) if value < COLLAPSED]
         if collapsed or row["dead"]:
             self.metrics.add("alarm", row["step"], collapsed_layers=collapsed, dead=row["dead"])
-        if set(collapsed) - self._collapsed:
+        if set(collapsed) - self._collapsed and self.recipe.guidance is None:  # guided loads follow the text's domains
             logger.warning(
                 "Step %d: routers of layers %s use few of their experts (balance %s, 1 is even).",
                 row["step"],

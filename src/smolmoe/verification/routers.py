@@ -50,18 +50,18 @@ def findings_at_start(
     Args:
         model: loaded, or on meta (then nothing is reported about weights).
         objective, routing: of the training, whose terms and draws may move a router after all.
-        guided: experts have domains that their routers are shown.
+        guided: experts have domains that their routers are shown: no other gradient is needed.
         granularity: G experts that share a router row are shards of one FFN.
     """
     _, layers = find_layers(model)
     biases = selection_biases(model)
-    balanced = guided or bool(objective.balancing)
+    balanced = bool(objective.balancing)
     drawn = bool(routing.noise or routing.sample or routing.expert_dropout)
     by_code: dict[str, list[tuple[int, GateSpec]]] = {}
     for index, router in find_routers(model):
         spec = gate_spec(router)
-        codes = [fixed_gates(spec.top_k, spec.fixed_gates, balanced)]
-        if not (balanced or drawn) and _is_constant(router, biases[index]):
+        codes = [None if guided else fixed_gates(spec.top_k, spec.fixed_gates, balanced)]
+        if not (guided or balanced or drawn) and _is_constant(router, biases[index]):
             stacks = expert_parameters(layers[index], router, spec.experts)
             codes.append(constant_router(spec.experts, spec.top_k, True, _are_copies(stacks, granularity)))
         for code in codes:

@@ -1,0 +1,24 @@
+"""init: a commented recipe."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from smolmoe.cli.command import Command, Given
+from smolmoe.core.yaml_text import parse_yaml
+from smolmoe.pipeline.specialise import init
+from smolmoe.recipe.files import COMMANDS, kind_of
+
+
+def _show(out: Path, given: Given) -> None:
+    command = COMMANDS[kind_of(parse_yaml(out.read_text(encoding="utf-8")))]
+    print(f"{out}\nrun it with `{command} {out}`, or look first: `{command} {out} --dry-run`")
+
+
+COMMAND = Command(
+    init,
+    _show,
+    as_options=("data", "out"),
+    names={"out": ("--out", "-o")},
+    to_json=lambda out, given: {"recipe": str(out)},
+)
