@@ -78,7 +78,7 @@ def test_a_training_lowers_the_held_out_loss_from_its_first_step(
 @pytest.fixture(scope="module")
 def moe(smollm2: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("real") / "moe"
-    upcycle(smollm2, out, experts=4, top_k=2, verify=False)
+    upcycle(smollm2, out, experts=4, top_k=2, verify="none")
     return out
 
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from pydantic import Field
 
-from smolmoe.core.progress import Progress
+from smolmoe.core.progress import Progress, silent
 from smolmoe.engines.registry import EngineName
 from smolmoe.recipe.bench import BenchRecipe
 from smolmoe.recipe.compare import CompareRecipe
@@ -17,6 +17,7 @@ from smolmoe.recipe.resolve import Given, values_of
 from smolmoe.recipe.sweep import SweepRecipe
 from smolmoe.recipe.verification import VerifyRecipe
 from smolmoe.recipe.words import Device, DryRun, Overwrite, RecipeGiven, Seed, Set
+from smolmoe.results.verification import VerifyMode
 from smolmoe.verbs.signature import said, spells_out, takes
 
 if TYPE_CHECKING:
@@ -43,6 +44,7 @@ def verify(
     ] = None,
     timeout: Annotated[float, Field(description="time limit for the engine, in seconds")] = 600.0,
     text: Annotated[Path | None, said(VerifyRecipe, "text")] = None,
+    verify: Annotated[VerifyMode, said(VerifyRecipe, "verify")] = "full",
     device: Device = "cpu",
     seed: Seed = 0,
     report: Progress | None = None,
@@ -73,7 +75,7 @@ def verify(
         raise RequestError("one folder is not enough without an engine.", fix=fix)
     from smolmoe.verification.verify import verify as run
 
-    return run(dense, moe, text=text, device=device, seed=seed, **options)
+    return run(dense, moe, mode=verify, text=text, device=device, seed=seed, report=report or silent, **options)
 
 
 def compare(

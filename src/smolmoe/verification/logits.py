@@ -10,6 +10,7 @@ import torch.nn.functional as F
 
 from smolmoe.moe.routing import Routing, flipped, margin
 
+IN_CACHE = 1 << 18  # doubles
 CLOSE_CALL = 1e-4  # largest margin of a close call, relative to the layer's largest |score|
 
 
@@ -41,11 +42,9 @@ class Comparison:
         self.finite &= bool(torch.isfinite(other).all())
         self.per_sequence.append(difference.max().item())
         self.max_logit = max(self.max_logit, reference.abs().max().item())
-        self._abs += difference.double().sum().item()
+        self._abs += difference.sum(dtype=torch.float64).item()
         self._values += difference.numel()
-        # In double precision: the KL of equal distributions must not be lost in rounding.
-        log_p, log_q = reference.double().log_softmax(-1), other.double().log_softmax(-1)
-        self._kl += F.kl_div(log_q, log_p, log_target=True, reduction="sum").item()
+        self._kl += _kl(reference, other)
         self._agree += int((reference.argmax(-1) == other.argmax(-1)).sum())
         self._tokens += len(ids)
         self._loss += next_token_losses(other, ids).double().sum().item()
@@ -78,6 +77,20 @@ class Comparison:
     @property
     def reference_loss(self) -> float:
         return self._reference_loss / self._predicted
+
+
+def _kl(reference: torch.Tensor, other: torch.Tensor) -> float:
+    """The sum over tokens of KL(reference || other) of logits [S, V], in nats.
+
+    In double precision: the KL of equal distributions must not be lost in rounding. A few tokens at a time, so that the
+    doubles stay in the processor's cache: that is several times faster for a large V.
+    """
+    rows = max(1, IN_CACHE // reference.shape[-1])
+    total = 0.0
+    for a, b in zip(reference.split(rows), other.split(rows), strict=True):
+        log_p, log_q = a.double().log_softmax(-1), b.double().log_softmax(-1)
+        total += F.kl_div(log_q, log_p, log_target=True, reduction="sum").item()
+    return total
 
 
 def before_first_close_call(base: Sequence[Routing], other: Sequence[Routing]) -> torch.Tensor:
