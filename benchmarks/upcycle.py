@@ -56,7 +56,8 @@ class Bench:
         return folder
 
     def upcycle(self, shape: Shape) -> Run:
-        request = ["--experts", str(EXPERTS), "--top-k", str(TOP_K), "--seed", str(SEED), "--verify", "none", "--overwrite"]
+        request = ["--experts", str(EXPERTS), "--top-k", str(TOP_K), "--seed", str(SEED), "--verify", "none"]
+        request.append("--overwrite")
         return self._measure([*self.smolmoe, "upcycle", self.source(shape), self.work / "smolmoe-out", *request])
 
     def mergekit_moe(self, shape: Shape) -> Run:

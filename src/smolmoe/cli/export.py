@@ -29,7 +29,8 @@ def _show_native(result: NativeExport) -> None:
     if result.verification is not None:
         measured = result.verification
         logits, padding, decoding = measured.logits, measured.padding, measured.decoding
-        assert padding is not None and decoding is not None  # an export's verification is full
+        assert padding is not None  # an export's verification is full
+        assert decoding is not None
         print(f"\nVerified on the files as written: against the {result.source}, on {measured.text}")
         print_rows(
             [

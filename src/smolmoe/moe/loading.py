@@ -6,7 +6,6 @@ measurements on the loaded model are valid for everyone who loads it with transf
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from functools import partial
@@ -206,7 +205,6 @@ class Skeleton:
         folder, config, dtype: of the checkpoint; `dtype` is that of the parameters.
         names: each tensor's name on disk -> the parameter it is (a part of), as transformers maps it.
         missing: parameters that no file holds: those tied to another one.
-        reads: how often each tensor on disk was read.
 
     Raises:
         SourceError: no such model, or one that transformers cannot run.
@@ -221,7 +219,7 @@ class Skeleton:
         self.folder = self._checkpoint.folder
         self.dtype = dtype
         self._finite = finite
-        self.reads: Counter[str] = Counter()
+        self._scanned: set[str] = set()
         self._not_finite: dict[str, int] = {}
         self.config = load_config(self.folder)
         kind = causal_lm_class(self.config)
@@ -257,9 +255,10 @@ class Skeleton:
 
     def _read(self, name: str, stored_dtype: torch.dtype | None) -> torch.Tensor:
         tensor = self._checkpoint.read(name, finite=self._finite)
-        if not self._finite and name not in self.reads and (count := self._checkpoint.count_not_finite(tensor, name)):
-            self._not_finite[name] = count
-        self.reads[name] += 1
+        if not self._finite and name not in self._scanned:
+            self._scanned.add(name)
+            if count := self._checkpoint.count_not_finite(tensor, name):
+                self._not_finite[name] = count
         rounds = stored_dtype is not None and tensor.is_floating_point()
         return tensor.to(stored_dtype) if rounds else tensor
 

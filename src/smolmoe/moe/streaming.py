@@ -274,8 +274,8 @@ class _LayerDone(Exception):  # noqa: N818 - a way out of the forward, no error
 def random_like(names: Iterable[str], seed: int) -> Transform:
     """A transform that resamples the named parameters from N(own mean, own standard deviation).
 
-    Of a stack of experts [E, ...] one is sampled, and repeated: E times the numbers would take seconds of a large model,
-    and a random model is no more random for it.
+    Of a stack of experts [E, ...] one is sampled and repeated: E times the numbers would take E times as long, and the
+    model would be no more random.
     """
     import zlib
 

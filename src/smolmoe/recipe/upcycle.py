@@ -72,7 +72,7 @@ class UpcycleRecipe(Recipe):
     overwrite: bool = Field(False, description="replacement of an existing output folder")
     verify: VerifyMode | Literal["none"] = Field(
         "full",
-        description="verification of the written files against the claim; quick uses 2 text sequences of 6 and leaves out "
+        description="verification of the written files against the claim; quick uses 2 sequences of 6 and leaves out "
         f"{QUICK_LEAVES_OUT}",
     )
 

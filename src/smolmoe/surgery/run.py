@@ -18,8 +18,8 @@ from smolmoe.recipe import UpcycleRecipe, parse
 if TYPE_CHECKING:
     from smolmoe.core.checkpoint import Checkpoint
     from smolmoe.core.claim import Claim
-    from smolmoe.surgery.plan import Plan
     from smolmoe.results.verification import VerifyMode
+    from smolmoe.surgery.plan import Plan
     from smolmoe.surgery.router_init import RouterRows
     from smolmoe.verification.verify import Verification
 

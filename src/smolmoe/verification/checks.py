@@ -58,7 +58,9 @@ def _sanity(found: Verification, finite: bool, same_tokens: bool | None) -> list
     if (padding := found.padding) is not None:
         worst = max(padding.left_self, padding.right_self)
         unless = limit + DENSE_FACTOR * max(padding.left_dense, padding.right_dense)
-        meaning = "Padding a batch does not change the MoE's logits at real tokens, unless it changes the dense model's."
+        meaning = (
+            "Padding a batch does not change the MoE's logits at real tokens, unless it changes the dense model's."
+        )
         checks.append(_at_most("padding (itself)", worst, unless, meaning))
     if (decoding := found.decoding) is not None:
         meaning = "The KV cache does not change the MoE's logits."

@@ -79,7 +79,7 @@ class MoeRun:
 def run_dense(streamed: StreamedModel, inputs: Inputs, after_layer: Step) -> DenseRun:
     """Run the dense model on each sequence [S_i] separately, and padded on either side.
 
-    Where nothing is to be padded, it is on one side all the same: the rounding that this shows belongs to the tolerance.
+    A quick verification pads it as well, on one side: the rounding that this shows belongs to the tolerance.
     """
     trace = FfnTrace(centred=_has_plain_layernorms(streamed))
     sequences, sides = inputs.sequences, inputs.sides or SIDES[:1]
@@ -116,9 +116,7 @@ def run_moe(streamed: StreamedModel, dense: DenseRun, inputs: Inputs, after_laye
                 real = _unpadded(logits, inputs.few_sequences, side)
                 to_dense[side] = max(largest(a - dense.logits[b]) for a, b in zip(real, inputs.few, strict=True))
                 sure = _sure_when_padded(capture, inputs, index, side)
-                to_itself[side] = max(
-                    largest((a - own[b])[s]) for a, b, s in zip(real, inputs.few, sure, strict=True)
-                )
+                to_itself[side] = max(largest((a - own[b])[s]) for a, b, s in zip(real, inputs.few, sure, strict=True))
     routing = {
         layer: [_plain_call(capture, layer, index, sequence) for index, sequence in enumerate(sequences)]
         for layer in capture.layers

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -22,19 +22,19 @@ class Scope:
     Attributes:
         sequences: number of token sequences.
         sides: sides on which a batch is padded.
-        prompts: number of prompts to decode after with the KV cache; 0 for no decoding.
+        decodes: decode with the KV cache.
         half: compute in the MoE's 16-bit dtype as well.
     """
 
     sequences: int
     sides: tuple[Side, ...]
-    prompts: int
+    decodes: bool
     half: bool
 
 
 SCOPES: dict[VerifyMode, Scope] = {
-    "full": Scope(sequences=6, sides=("left", "right"), prompts=3, half=True),
-    "quick": Scope(sequences=2, sides=(), prompts=0, half=False),
+    "full": Scope(sequences=6, sides=("left", "right"), decodes=True, half=True),
+    "quick": Scope(sequences=2, sides=(), decodes=False, half=False),
 }
 
 
@@ -56,13 +56,14 @@ class Inputs:
 
     @classmethod
     def of(cls, sequences: Sequence[torch.Tensor], scope: Scope, new_tokens: int, config: Any, device: str) -> Inputs:
-        """Those of a scope; the prompts are the beginnings of sequences."""
-        prompts = [sequence[: max(2, len(sequence) // 4)] for sequence in sequences[: scope.prompts]]
-        return cls(sequences, scope.sides, _on_one_side(prompts, new_tokens, config), new_tokens, device)
+        """Those of a scope; the prompts are the beginnings of the few sequences."""
+        inputs = cls(sequences, scope.sides, (), new_tokens, device)
+        prompts = [sequence[: max(2, len(sequence) // 4)] for sequence in inputs.few_sequences if scope.decodes]
+        return replace(inputs, prompts=_on_one_side(prompts, new_tokens, config))
 
     @property
     def few(self) -> list[int]:
-        """The shortest and the longest sequence: of the padded batches, the control and the run in 16 bits.
+        """The shortest and the longest sequence: of padded batches, decoding, the control and the run in 16 bits.
 
         What these find is not a matter of the text, so two sequences are enough; their lengths differ the most.
         """

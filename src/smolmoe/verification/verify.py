@@ -61,7 +61,7 @@ def verify(
     device: str = "cpu",
     sequences: int | None = None,
     length: int = 128,
-    new_tokens: int = 16,
+    new_tokens: int = 8,
     seed: int = 0,
     resident_bytes: int = 8 * GIB,
     report: Progress = silent,
@@ -109,6 +109,7 @@ def verify(
     reference = _measure_dense(pair, inputs, work, half=half)
     found = _measure_moe(pair, inputs, work, reference, claim, seed)
     measured, padding = found.run, reference.run.padding
+    routing = [joined_routing(calls) for calls in measured.routing.values()]
     result = Verification(
         dense=str(pair.dense.folder),
         moe=str(pair.moe.folder),
@@ -125,7 +126,7 @@ def verify(
         control=Control(found.control.loss, found.control.max_abs),
         ffn_error=measured.ffn_error,
         experts=measured.experts,
-        incomplete_groups=_incomplete([joined_routing(calls) for calls in measured.routing.values()], claim.granularity),
+        incomplete_groups=_incomplete(routing, claim.granularity),
         half=found.half,
         checks=(),
         seconds=round(time.monotonic() - started, 1),
@@ -169,9 +170,7 @@ def _measure_dense(pair: _Pair, inputs: Inputs, work: Work, *, half: bool) -> _R
     return _Reference(run, decoded, logits)
 
 
-def _measure_moe(
-    pair: _Pair, inputs: Inputs, work: Work, reference: _Reference, claim: Claim, seed: int
-) -> _Found:
+def _measure_moe(pair: _Pair, inputs: Inputs, work: Work, reference: _Reference, claim: Claim, seed: int) -> _Found:
     decoding = half = None
     with pair.open_moe() as streamed:
         with work.part("MoE") as step:
@@ -227,9 +226,7 @@ class _Pair:
 
     def _open(self, skeleton: Skeleton) -> StreamedModel:
         rounding = self.rounding if skeleton is self.dense else None
-        return StreamedModel(
-            skeleton, stored_dtype=rounding, resident_bytes=self.resident_bytes, device=self.device
-        )
+        return StreamedModel(skeleton, stored_dtype=rounding, resident_bytes=self.resident_bytes, device=self.device)
 
     def in_half(self, streamed: StreamedModel) -> StreamedModel:
         """The same model, computing in the MoE's 16-bit dtype; one layer of it is in memory at a time."""

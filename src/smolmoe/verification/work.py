@@ -77,9 +77,7 @@ def parts_of(dense: Skeleton, moe: Skeleton, inputs: Inputs, *, half: bool) -> l
         parts.append(Part("dense model, decoding", inputs.new_tokens, decoded[0] * STREAM_FLOPS))
     if half:
         parts.append(Part("dense model, 16 bits", a.layers, a.layer * 2 * few))
-    parts.append(
-        Part("MoE", b.layers, b.layer * READ_FLOPS + 2 * (b.used * (tokens + padded) + b.used_ffn * tokens))
-    )
+    parts.append(Part("MoE", b.layers, b.layer * READ_FLOPS + 2 * (b.used * (tokens + padded) + b.used_ffn * tokens)))
     if rows:
         parts.append(Part("MoE, decoding", inputs.new_tokens, decoded[1] * STREAM_FLOPS))
     if half:
@@ -111,7 +109,7 @@ class Work:
 
     @contextmanager
     def part(self, name: str) -> Iterator[Callable[[], None]]:
-        """A part: yields what is called after each of its steps. Its time is added to that of earlier ones of its name."""
+        """A part, timed: yields what is called after each of its steps."""
         started, end = time.monotonic(), self._done + self._parts[name].steps * self._weights[name]
 
         def step() -> None:
@@ -121,7 +119,7 @@ class Work:
         yield step
         self._done = end
         self._report("verify", self._done, self._total)
-        self.seconds[name] = round(self.seconds.get(name, 0.0) + time.monotonic() - started, 2)
+        self.seconds[name] = round(time.monotonic() - started, 2)
 
 
 def _speed(device: str) -> float:

@@ -19,7 +19,8 @@ def run(recipe: VerifyRecipe, folder: Path, report: Progress) -> Values:
     from smolmoe.verification.verify import verify
 
     options = recipe.model_dump()
-    found = verify(**options, mode=options.pop("verify"), report=report)
+    mode = options.pop("verify")
+    found = verify(**options, mode=mode, report=report)
     if not found.passed:
         raise failure(found.checks, Path(recipe.moe))
     return found.to_json()
