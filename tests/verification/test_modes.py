@@ -250,9 +250,9 @@ def test_kl_a_few_tokens_at_a_time_is_the_kl(monkeypatch: pytest.MonkeyPatch) ->
 
 
 def _upcycled(dense: Path, out: Path, *options: str) -> Any:
-    from smolmoe.cli.upcycle import COMMAND
-
     import typer
+
+    from smolmoe.cli.upcycle import COMMAND
 
     app = typer.Typer()
     COMMAND.add_to(app)

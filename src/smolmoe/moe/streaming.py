@@ -63,8 +63,7 @@ class StreamedModel:
         device: str = "cpu",
         finite: bool = True,
     ):
-        is_made = isinstance(folder, Skeleton)
-        self.skeleton = folder if is_made else Skeleton(folder, dtype=dtype, finite=finite)
+        self.skeleton = folder if isinstance(folder, Skeleton) else Skeleton(folder, dtype=dtype, finite=finite)
         self.model = self.skeleton.model
         self.folder = self.skeleton.folder
         self.current = 0
