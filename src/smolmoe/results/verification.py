@@ -148,6 +148,14 @@ class ExpertsReached:
     total: int
 
 
+@dataclass(frozen=True)
+class PartSeconds:
+    """Duration of a part, and what it took of the processor, all threads together: other programs change it less."""
+
+    wall: float
+    cpu: float
+
+
 class Verification(Result):
     """The measurements of a conversion, and whether its claim holds.
 
@@ -191,7 +199,7 @@ class Verification(Result):
     half: HalfPrecision | None
     checks: tuple[Check, ...]
     seconds: float
-    seconds_by_part: dict[str, float] = Field(default_factory=dict)
+    seconds_by_part: dict[str, PartSeconds] = Field(default_factory=dict)
 
     @computed_field  # type: ignore[prop-decorator]
     @property

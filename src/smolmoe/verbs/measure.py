@@ -68,6 +68,9 @@ def verify(
         if moe is not None:
             fix = "Give the MoE's folder only."
             raise RequestError("an engine runs one folder.", field="moe", value=str(moe), fix=fix)
+        if verify != "full":
+            problem = "an engine is compared with transformers in one way only."
+            raise RequestError(problem, field="verify", value=verify, fix="Omit it.")
         asked: dict[str, Any] = {"python": python, "timeout": timeout, "text": text, "device": device, "seed": seed}
         return verify_in(engine, dense, **asked, report=report, **options)
     if moe is None:

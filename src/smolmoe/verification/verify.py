@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -46,7 +45,7 @@ from smolmoe.verification.measure import (
 )
 from smolmoe.verification.sample import Sample, draw_sample
 from smolmoe.verification.scope import NEW_TOKENS_WHEN_STREAMED, SCOPES, Inputs
-from smolmoe.verification.work import Work, parts_of
+from smolmoe.verification.work import Clock, Work, parts_of
 
 __all__ = ["Verification", "verify"]
 
@@ -87,7 +86,7 @@ def verify(
         CheckpointError: files missing or corrupt, or tensors that do not fit the config.
         RequestError, DataError: nothing to measure on.
     """
-    started = time.monotonic()
+    clock = Clock()
     if new_tokens < 1:
         raise RequestError("at least one token must be decoded.", field="new_tokens", value=new_tokens)
     scope, device = SCOPES[mode], pick_device(device)
@@ -103,7 +102,7 @@ def verify(
     inputs = Inputs.of(sample.sequences, scope, new_tokens, config, device)
     half = scope.half and pair.dtype != torch.float32
     work = Work(parts_of(pair.dense, pair.moe, inputs, half=half), report)
-    work.seconds["open"] = round(time.monotonic() - started, 2)
+    work.seconds["open"] = clock.read()
     work.announce(device)
 
     reference = _measure_dense(pair, inputs, work, half=half)
@@ -129,7 +128,7 @@ def verify(
         incomplete_groups=_incomplete(routing, claim.granularity),
         half=found.half,
         checks=(),
-        seconds=round(time.monotonic() - started, 1),
+        seconds=round(clock.read().wall, 1),
         seconds_by_part=work.seconds,
     )
     not_finite = pair.moe.not_finite_read()

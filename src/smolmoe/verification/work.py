@@ -16,6 +16,7 @@ from smolmoe.core.model_config import expert_counts
 from smolmoe.core.progress import Progress
 from smolmoe.moe.loading import Skeleton
 from smolmoe.moe.structure import find_layers
+from smolmoe.results.verification import PartSeconds
 from smolmoe.verification.measure import expert_names
 from smolmoe.verification.scope import Inputs
 
@@ -86,11 +87,21 @@ def parts_of(dense: Skeleton, moe: Skeleton, inputs: Inputs, *, half: bool) -> l
     return parts
 
 
+class Clock:
+    """Time since it was made."""
+
+    def __init__(self) -> None:
+        self._wall, self._cpu = time.monotonic(), time.process_time()
+
+    def read(self) -> PartSeconds:
+        return PartSeconds(round(time.monotonic() - self._wall, 2), round(time.process_time() - self._cpu, 2))
+
+
 class Work:
     """The parts in progress.
 
     Attributes:
-        seconds: duration of each part so far, in order.
+        seconds: of each part so far, in order.
     """
 
     def __init__(self, parts: Sequence[Part], report: Progress):
@@ -99,7 +110,7 @@ class Work:
         self._parts = {part.name: part for part in parts}
         self._total = sum(part.steps * self._weights[part.name] for part in parts)
         self._done, self._report = 0, report
-        self.seconds: dict[str, float] = {}
+        self.seconds: dict[str, PartSeconds] = {}
 
     def announce(self, device: str) -> None:
         """Say how long it will take, from a measurement of this machine that takes milliseconds."""
@@ -110,7 +121,7 @@ class Work:
     @contextmanager
     def part(self, name: str) -> Iterator[Callable[[], None]]:
         """A part, timed: yields what is called after each of its steps."""
-        started, end = time.monotonic(), self._done + self._parts[name].steps * self._weights[name]
+        clock, end = Clock(), self._done + self._parts[name].steps * self._weights[name]
 
         def step() -> None:
             self._done = min(self._done + self._weights[name], end)
@@ -119,7 +130,7 @@ class Work:
         yield step
         self._done = end
         self._report("verify", self._done, self._total)
-        self.seconds[name] = round(time.monotonic() - started, 2)
+        self.seconds[name] = clock.read()
 
 
 def _speed(device: str) -> float:
