@@ -168,7 +168,7 @@ def commands() -> dict[str, tuple[Callable[[Path, Path], object], str]]:
     from smolmoe.training.run import estimate
     from smolmoe.verification.verify import verify
 
-    size = {"experts": 4, "top_k": 2, "verify": False}
+    size = {"experts": 4, "top_k": 2, "verify": "none"}
 
     def train(work: Path, out: Path) -> object:
         data = {"sources": [{"preset": "embedded"}], "length": 32}
