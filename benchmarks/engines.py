@@ -104,7 +104,7 @@ def _upcycle(name: str, target: str, shared: bool, folder: Path) -> bool:
     from smolmoe.errors import SmolmoeError
 
     try:
-        options = {"target": target, "shared": SHARED if shared else "none", "overwrite": True, "verify": False}
+        options = {"target": target, "shared": SHARED if shared else "none", "overwrite": True, "verify": "none"}
         smolmoe.upcycle(_dense(name, folder.parent), folder, **REQUEST, **options)
     except SmolmoeError:
         return False

@@ -86,7 +86,7 @@ def make(name: str, out: Path, models: Path) -> None:
     """An MoE whose experts differ."""
     if name in TRAINED:
         dense, request = TRAINED[name]
-        upcycle(models / dense, out, **MADE, **request, verify=False)
+        upcycle(models / dense, out, **MADE, **request, verify="none")
         return
     model_type, own = RANDOM[name]
     tokenizer = AutoTokenizer.from_pretrained(models / "mix_llama_6m")

@@ -40,7 +40,7 @@ Row = dict[str, Any]
 
 def upcycle_command(source: Path, out: Path, *options: str) -> list[str | Path]:
     smolmoe = Path(sys.executable).parent / "smolmoe"
-    request = ["--experts", str(EXPERTS), "--top-k", str(TOP_K), "--seed", str(SEED), "--no-verify", "--json"]
+    request = ["--experts", str(EXPERTS), "--top-k", str(TOP_K), "--seed", str(SEED), "--verify", "none", "--json"]
     return [smolmoe, "upcycle", source, out, *request, *options]
 
 

@@ -110,7 +110,7 @@ class Bench:
         if request not in options:
             raise NotPossibleError("experts are FFNs only")
         command = [sys.executable, "-m", "smolmoe", "upcycle", dense, out, *options[request]]
-        return [[*command, "--seed", str(SEED), "--no-verify", "--overwrite"]], out
+        return [[*command, "--seed", str(SEED), "--verify", "none", "--overwrite"]], out
 
     def _mergekit(self, dense: Path, request: str, out: Path) -> tuple[list[Command], Path]:
         """Its Qwen MoE needs one shared expert, which a `residual_scale` of 0 takes out of the sum."""

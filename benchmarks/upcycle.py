@@ -56,7 +56,8 @@ class Bench:
         return folder
 
     def upcycle(self, shape: Shape) -> Run:
-        request = ["--experts", str(EXPERTS), "--top-k", str(TOP_K), "--seed", str(SEED), "--no-verify", "--overwrite"]
+        request = ["--experts", str(EXPERTS), "--top-k", str(TOP_K), "--seed", str(SEED), "--verify", "none"]
+        request.append("--overwrite")
         return self._measure([*self.smolmoe, "upcycle", self.source(shape), self.work / "smolmoe-out", *request])
 
     def mergekit_moe(self, shape: Shape) -> Run:
@@ -128,7 +129,7 @@ def table(contenders: dict[str, Row], depths: dict[int, Row], written: int) -> s
         "|---|---|---|---|---|",
     ]
     names = {
-        "smolmoe": "`smolmoe upcycle --no-verify` (flushed)",
+        "smolmoe": "`smolmoe upcycle --verify none` (flushed)",
         "mergekit-moe": f"`mergekit-moe` {MERGEKIT} (not flushed)",
     }
     for name, row in contenders.items():

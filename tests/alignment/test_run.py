@@ -78,7 +78,7 @@ def test_our_generic_class_is_aligned(tmp_path: Path, method: str) -> None:
     """It keeps a causal LM inside, under which TRL must find the backbone."""
     source = tmp_path / "moe"
     save(dense_llama(), tmp_path / "dense")
-    upcycle(tmp_path / "dense", source, experts=4, top_k=2, target="generic", verify=False)
+    upcycle(tmp_path / "dense", source, experts=4, top_k=2, target="generic", verify="none")
     values = recipe(tmp_path, source, method, router="free", trainer=trainer(per_device_train_batch_size=40))
     values["trainer"]["bf16"] = False
     result = align(values)

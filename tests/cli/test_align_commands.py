@@ -24,7 +24,7 @@ def moe(shared: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     from smolmoe.surgery.run import upcycle
 
     out = tmp_path_factory.mktemp("moe") / "moe"
-    upcycle(shared / "models" / "stories260K", out, experts=4, top_k=2, target="mixtral", verify=False)
+    upcycle(shared / "models" / "stories260K", out, experts=4, top_k=2, target="mixtral", verify="none")
     return out
 
 

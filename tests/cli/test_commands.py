@@ -72,7 +72,7 @@ def test_doctor_tells_errors_from_information(smolmoe: Call, moe: Path, tmp_path
     fine = smolmoe("doctor", moe)
     assert fine.code == 0
     assert "info: The experts are bit-identical copies" in fine.out
-    options = ("--experts", 4, "--router", "zero", "--no-verify")
+    options = ("--experts", 4, "--router", "zero", "--verify", "none")
     smolmoe("upcycle", zoo.folder("llama"), tmp_path / "zero", *options)
     ill = smolmoe("doctor", tmp_path / "zero", "--json")
     assert ill.code == 1

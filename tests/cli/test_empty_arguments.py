@@ -15,7 +15,7 @@ from smolmoe.errors import RequestError
 @pytest.mark.parametrize(
     ("arguments", "named"),
     [
-        (["upcycle", "SRC", "", "--no-verify"], "argument"),
+        (["upcycle", "SRC", "", "--verify", "none"], "argument"),
         (["upcycle", "", "out"], "argument"),
         (["bench", "SRC", "--out", ""], "out"),
         (["bench", "SRC", "--out="], "out"),
@@ -41,5 +41,5 @@ def test_an_empty_prompt_is_one(smolmoe: Call) -> None:
 def test_an_empty_place_is_refused_in_python_as_well(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     with pytest.raises(RequestError, match="empty"):
-        upcycle(zoo.folder("llama"), "", verify=False)
+        upcycle(zoo.folder("llama"), "", verify="none")
     assert not any(tmp_path.iterdir())

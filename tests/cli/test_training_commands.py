@@ -146,7 +146,7 @@ def test_a_pipeline_in_its_table(smolmoe: Call, recipe: Path) -> None:
     onward = {key: own[key] for key in ("data", "trainer", "evaluation", "device")}
     stages = [
         {"name": "dense", "train": {"model": own["model"], "tokenizer": "tokenizer"}},
-        {"name": "moe", "upcycle": {"source": "{dense}", "experts": 4, "verify": False}},
+        {"name": "moe", "upcycle": {"source": "{dense}", "experts": 4, "verify": "none"}},
         {"name": "moe-trained", "train": {"model": {"path": "{moe}"}}},
         {"name": "growth", "report": {"before": "dense", "after": {"MoE": "moe-trained"}}},
     ]

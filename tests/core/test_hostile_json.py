@@ -50,7 +50,7 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
     shutil.copytree(zoo.folder("llama"), work / "dense")
     zoo.build("llama").save_pretrained(work / "shards", max_shard_size="30KB")
     for target in ("mixtral", "generic"):
-        upcycle(work / "dense", work / target, experts=4, top_k=2, target=target, verify=False)
+        upcycle(work / "dense", work / target, experts=4, top_k=2, target=target, verify="none")
     return work
 
 
@@ -186,7 +186,7 @@ def test_a_setting_of_another_kind_is_named(key: str, value: object, copy: Calla
     folder = copy("dense")
     change(folder / "config.json", **{key: value})
     calls: list[Callable[[], object]] = [
-        lambda: upcycle(folder, folder.parent / "out", verify=False),
+        lambda: upcycle(folder, folder.parent / "out", verify="none"),
         lambda: inspect(folder),
         lambda: Skeleton(folder),
     ]
@@ -206,7 +206,7 @@ def test_what_only_the_class_can_refuse_is_refused_before_a_conversion(
     folder = copy("dense")
     change(folder / "config.json", **{key: value})
     with pytest.raises(SourceError, match=r"cannot be used: .*: \w"):
-        upcycle(folder, folder.parent / "out", verify=False)
+        upcycle(folder, folder.parent / "out", verify="none")
     assert not (folder.parent / "out").exists()
 
 

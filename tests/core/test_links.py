@@ -54,7 +54,7 @@ def linked(model: Path, name: str, to: Path | str, where: Path) -> Path:
 
 Command = Callable[[Path, Path, Path], object]
 COMMANDS: dict[str, tuple[str, Command]] = {
-    "upcycle": ("dense", lambda folder, models, out: upcycle(folder, out, verify=False)),
+    "upcycle": ("dense", lambda folder, models, out: upcycle(folder, out, verify="none")),
     "upcycle --dry-run": ("dense", lambda folder, models, out: upcycle(folder, out, dry_run=True)),
     "upcycle --expert": (
         "dense",
@@ -116,7 +116,7 @@ def test_links_within_the_folder_and_to_the_folder(models: Path, tmp_path: Path)
     (folder / "model.safetensors").rename(folder / "weights" / "a")
     (folder / "model.safetensors").symlink_to("weights/a")
     (tmp_path / "link").symlink_to("model")
-    upcycle(tmp_path / "link", tmp_path / "moe", verify=False)
+    upcycle(tmp_path / "link", tmp_path / "moe", verify="none")
     assert not any(path.is_symlink() for path in (tmp_path / "moe").iterdir())
 
 
@@ -132,7 +132,7 @@ def test_a_snapshot_of_a_hub_cache(models: Path, tmp_path: Path) -> None:
     (blobs / "template").write_text("hello")
     template = snapshot / "additional_chat_templates" / "tool.jinja"
     template.symlink_to("../../../blobs/template")
-    upcycle(snapshot, tmp_path / "moe", verify=False)
+    upcycle(snapshot, tmp_path / "moe", verify="none")
     assert (tmp_path / "moe" / "additional_chat_templates" / "tool.jinja").read_text() == "hello"
     assert "model.safetensors" in push(snapshot, str(tmp_path / "pushed")).files
     (tmp_path / "models--c--d" / "blobs").mkdir(parents=True)

@@ -46,15 +46,15 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> Path:
     work = tmp_path_factory.mktemp("code")
     shutil.copytree(zoo.folder("llama"), work / "dense")
     for target in ("generic", "mixtral"):
-        upcycle(work / "dense", work / target, experts=4, top_k=2, target=target, verify=False)
+        upcycle(work / "dense", work / target, experts=4, top_k=2, target=target, verify="none")
     for name in ("dense", "generic", "mixtral"):
         poison(work / name)
     return work
 
 
 COMMANDS: dict[str, Callable[[Path, Path], object]] = {
-    "upcycle": lambda work, out: upcycle(work / "dense", out, experts=4, top_k=2, verify=False),
-    "upcycle, generic": lambda work, out: upcycle(work / "dense", out, target="generic", verify=False),
+    "upcycle": lambda work, out: upcycle(work / "dense", out, experts=4, top_k=2, verify="none"),
+    "upcycle, generic": lambda work, out: upcycle(work / "dense", out, target="generic", verify="none"),
     "prune": lambda work, out: prune(work / "generic", out, keep=["0", "1"]),
     "prune, native": lambda work, out: prune(work / "mixtral", out, keep=["0", "1"]),
     "extract": lambda work, out: extract(work / "generic", out, ["1"]),
@@ -104,7 +104,7 @@ def test_what_is_replaced_is_said(folders: Path, tmp_path: Path, caplog: pytest.
 
 
 def test_our_own_is_kept_without_a_word(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    upcycle(zoo.folder("llama"), tmp_path / "moe", experts=4, target="generic", verify=False)
+    upcycle(zoo.folder("llama"), tmp_path / "moe", experts=4, target="generic", verify="none")
     prune(tmp_path / "moe", tmp_path / "pruned", keep=["0", "1"])
     assert push(tmp_path / "pruned", f"file:{tmp_path / 'out'}").replaced == {}
     check(tmp_path / "out")

@@ -82,7 +82,7 @@ def _run_folder(inputs: Path, out: Path) -> None:
 
 
 FOLDERS: dict[str, Command] = {
-    "upcycle": lambda inputs, out: upcycle(inputs / "dense", out, verify=False),
+    "upcycle": lambda inputs, out: upcycle(inputs / "dense", out, verify="none"),
     "upcycle --dry-run": lambda inputs, out: upcycle(inputs / "dense", out, dry_run=True),
     "extract": lambda inputs, out: extract(inputs / "moe", out, [0]),
     "prune": lambda inputs, out: prune(inputs / "moe", out, keep=2),

@@ -146,7 +146,7 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
     work = tmp_path_factory.mktemp("nan")
     shutil.copytree(zoo.folder("llama"), work / "good" / "dense")
-    upcycle(work / "good" / "dense", work / "good" / "moe", experts=4, top_k=2, verify=False)
+    upcycle(work / "good" / "dense", work / "good" / "moe", experts=4, top_k=2, verify="none")
     for name, tensor in (("dense", DENSE), ("moe", MOE)):
         shutil.copytree(work / "good" / name, work / name)
         edit_tensors(work / name, lambda tensors, tensor=tensor: tensors[tensor][3, 4].fill_(float("nan")))
@@ -168,7 +168,7 @@ def commands() -> dict[str, tuple[Callable[[Path, Path], object], str]]:
     from smolmoe.training.run import estimate
     from smolmoe.verification.verify import verify
 
-    size = {"experts": 4, "top_k": 2, "verify": False}
+    size = {"experts": 4, "top_k": 2, "verify": "none"}
 
     def train(work: Path, out: Path) -> object:
         data = {"sources": [{"preset": "embedded"}], "length": 32}
@@ -181,7 +181,7 @@ def commands() -> dict[str, tuple[Callable[[Path, Path], object], str]]:
         "upcycle, noise": (lambda work, out: upcycle(work / "dense", out, diversify="noise", **size), DENSE),
         "specialist": (
             lambda work, out: upcycle(
-                work / "good/dense", out, expert={"x": str(work / "dense")}, top_k=1, verify=False
+                work / "good/dense", out, expert={"x": str(work / "dense")}, top_k=1, verify="none"
             ),
             DENSE,
         ),

@@ -144,7 +144,7 @@ def mixture(path: Path) -> None:
 
     source = path.parent / f"{path.name}-source"
     dense(source)
-    upcycle(source, path, experts=4, top_k=2, verify=False)
+    upcycle(source, path, experts=4, top_k=2, verify="none")
 
 
 def generic(path: Path) -> None:
@@ -152,7 +152,7 @@ def generic(path: Path) -> None:
 
     source = path.parent / f"{path.name}-source"
     helpers.save(helpers.dense_gpt2(), source)
-    upcycle(source, path, experts=4, top_k=2, verify=False)
+    upcycle(source, path, experts=4, top_k=2, verify="none")
 
 
 def sweep(path: Path) -> None:

@@ -32,7 +32,7 @@ def moe(source: str, target: str) -> Path:
     work = Path(tempfile.mkdtemp(prefix=f"engine-{source}-{target}-"))
     dense = save(zoo.build(source, **SIZES), work / "dense")
     different = {"experts": 4, "top_k": 2, "diversify": "noise", "noise_std": 0.2}
-    smolmoe.upcycle(dense, work / "moe", target=target, verify=False, **different)
+    smolmoe.upcycle(dense, work / "moe", target=target, verify="none", **different)
     return work / "moe"
 
 

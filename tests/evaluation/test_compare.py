@@ -47,7 +47,7 @@ class Runs:
 def runs(tmp_path_factory: pytest.TempPathFactory) -> Runs:
     folder = tmp_path_factory.mktemp("runs")
     save(dense_llama(), folder / "base")
-    upcycle(folder / "base", folder / "moe", experts=4, top_k=2, verify=False)
+    upcycle(folder / "base", folder / "moe", experts=4, top_k=2, verify="none")
     for seed in SEEDS:
         for name, model in (("dense", "base"), ("moe", "moe")):
             values = recipe(folder, folder / model, seed=seed, out=str(folder / f"{name}-{seed}"))

@@ -176,7 +176,7 @@ def test_hostile_words_stay_words(moe: Path, tmp_path: Path) -> None:
 def test_a_claim_that_fails_is_in_the_card(tmp_path: Path) -> None:
     dense = save(dense_llama(), tmp_path / "dense")
     moe = tmp_path / "moe"
-    upcycle(dense, moe, experts=2, top_k=1, verify=False)
+    upcycle(dense, moe, experts=2, top_k=1, verify="none")
     assert "It was not verified when it was written" in (moe / "README.md").read_text()
     values = read_provenance(moe)
     check = {"name": "logits", "passed": False, "measured": 1.0, "limit": 0.1, "meaning": "Equal."}

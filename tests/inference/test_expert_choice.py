@@ -182,7 +182,7 @@ def test_on_real_text_with_routers_made_from_domains(shared: Path, tmp_path: Pat
         top_k=1,
         router="domains",
         router_data=data / "train.jsonl",
-        verify=False,
+        verify="none",
     )
     config = json.loads((folder / "config.json").read_text())
     (folder / "config.json").write_text(json.dumps(config | {"expert_names": domains}))

@@ -136,7 +136,7 @@ def test_transform_changes_the_named_parameters_the_same_way_each_time(tmp_path:
     save(model, tmp_path)
     name = "model.layers.1.mlp.experts.down_proj"
     redraw = random_like([name], seed=3)
-    with torch.no_grad(), StreamedModel(tmp_path, transform=redraw, resident_bytes=0) as streamed:
+    with torch.no_grad(), StreamedModel(tmp_path, resident_bytes=0) as streamed, streamed.transformed(redraw):
         first, second = (streamed.model(**BATCHES[0]).logits for _ in range(2))
         assert torch.equal(first, second)
         assert not torch.equal(first, model(**BATCHES[0]).logits)

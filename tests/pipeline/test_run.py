@@ -54,7 +54,7 @@ def pipeline(folder: Path, *stages: dict[str, Any], **changes: Any) -> dict[str,
 
 
 def upcycle(**options: Any) -> dict[str, Any]:
-    return {"name": "moe", "upcycle": {"source": "{dense}", "experts": 4, "top_k": 2, "verify": False, **options}}
+    return {"name": "moe", "upcycle": {"source": "{dense}", "experts": 4, "top_k": 2, "verify": "none", **options}}
 
 
 def trained(name: str, source: str, **section: Any) -> dict[str, Any]:

@@ -55,7 +55,7 @@ def test_a_training_lowers_the_held_out_loss_from_its_first_step(
     values["out"] = str(tmp_path / "run")
     for stage in values["stages"]:
         if "upcycle" in stage:
-            stage["upcycle"] |= {"experts": 4, "verify": False}
+            stage["upcycle"] |= {"experts": 4, "verify": "none"}
             continue
         train = stage["train"]
         train["data"] = {"sources": [{"path": str(shared / "data" / "cosmopedia_relabelled.jsonl")}], "held_out": 0.1}
@@ -78,7 +78,7 @@ def test_a_training_lowers_the_held_out_loss_from_its_first_step(
 @pytest.fixture(scope="module")
 def moe(smollm2: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("real") / "moe"
-    upcycle(smollm2, out, experts=4, top_k=2, verify=False)
+    upcycle(smollm2, out, experts=4, top_k=2, verify="none")
     return out
 
 

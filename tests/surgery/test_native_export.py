@@ -162,7 +162,7 @@ def test_a_model_that_no_native_class_is_like(tmp_path: Path) -> None:
     from smolmoe import upcycle
 
     dense = save(dense_gpt2(), tmp_path / "dense")
-    upcycle(dense, tmp_path / "moe", experts=4, top_k=2, verify=False)
+    upcycle(dense, tmp_path / "moe", experts=4, top_k=2, verify="none")
     error = refusal(tmp_path / "moe", "mixtral")
     assert "norms differ from gpt2's" in error.message
     assert error.fix == "No other class can."

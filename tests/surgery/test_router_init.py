@@ -114,4 +114,4 @@ def test_a_source_without_tokenizer_says_what_it_needs_one_for(tmp_path: Path) -
     zoo.build("llama").save_pretrained(bare)
     with pytest.raises(SourceError, match="tokenizer"):
         upcycle(bare, tmp_path / "moe", diversify="drop")
-    upcycle(bare, tmp_path / "moe", diversify="drop", verify=False)
+    upcycle(bare, tmp_path / "moe", diversify="drop", verify="none")

@@ -206,7 +206,7 @@ def stopping(*args):
         time.sleep(0.01)  # until a signal comes
     return real(*args)
 writer._copy_some = stopping
-sys.argv = ["smolmoe", "upcycle", {source!r}, {out!r}, "--no-verify", "--overwrite"]
+sys.argv = ["smolmoe", "upcycle", {source!r}, {out!r}, "--verify", "none", "--overwrite"]
 from smolmoe.cli import main
 main()
 """
@@ -259,7 +259,7 @@ def test_rounding_without_torch_is_torch_s(dtype: str) -> None:
 def test_copies_need_neither_torch_nor_transformers(tmp_path: Path) -> None:
     """Their import takes longer than the conversion of a small model."""
     code = (
-        "import sys; sys.argv = ['smolmoe', 'upcycle', *sys.argv[1:], '--no-verify']\n"
+        "import sys; sys.argv = ['smolmoe', 'upcycle', *sys.argv[1:], '--verify', 'none']\n"
         "from smolmoe.cli import main\n"
         "try: main()\n"
         "finally: assert not {'torch', 'transformers'} & set(sys.modules)\n"

@@ -78,7 +78,7 @@ def test_the_generic_class_comes_with_its_code(tmp_path: Path) -> None:
 
     from smolmoe import upcycle
 
-    upcycle(dense_folder(tmp_path / "dense"), tmp_path / "generic", experts=4, target="generic", verify=False)
+    upcycle(dense_folder(tmp_path / "dense"), tmp_path / "generic", experts=4, target="generic", verify="none")
     result = train(ruined(tmp_path, tmp_path / "generic", max_steps=7))
     assert result.summary["best"]["step"] < 7
     assert result.best is not None

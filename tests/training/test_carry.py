@@ -27,9 +27,9 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
     steps = trainer(max_steps=12, learning_rate=3e-3, **CONSTANT)
     train(recipe(folder, folder / "dense", trainer=steps, out=str(folder / "dense-run")))
     model = folder / "dense-run" / "model"
-    upcycle(model, folder / "copy", experts=4, verify=False)
-    upcycle(model, folder / "split", experts=4, top_k=2, granularity=2, verify=False)
-    upcycle(model, folder / "residual", experts=4, shared="residual", verify=False)
+    upcycle(model, folder / "copy", experts=4, verify="none")
+    upcycle(model, folder / "split", experts=4, top_k=2, granularity=2, verify="none")
+    upcycle(model, folder / "residual", experts=4, shared="residual", verify="none")
     return folder
 
 

@@ -34,7 +34,7 @@ def sources(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     moe = moe_of(dense)
     moe.config.attention_dropout = 0.1
     found = {"dense": save(dense, folder / "dense"), "moe": save(moe, folder / "moe"), "generic": folder / "generic"}
-    upcycle(found["dense"], found["generic"], experts=4, top_k=2, target="generic", verify=False)
+    upcycle(found["dense"], found["generic"], experts=4, top_k=2, target="generic", verify="none")
     tokenizer = tiny_tokenizer()
     tokenizer.pad_token = tokenizer.eos_token
     for source in found.values():

@@ -329,7 +329,7 @@ def test_held_out_losses_are_measured_in_the_type_of_the_weights(tmp_path: Path,
     """Trained under bf16 autocast, measured without it: an exact conversion shows no jump of bf16's rounding."""
     from smolmoe.surgery.run import upcycle
 
-    upcycle(dense, tmp_path / "split", experts=6, top_k=3, granularity=3, verify=False)
+    upcycle(dense, tmp_path / "split", experts=6, top_k=3, granularity=3, verify="none")
     first = []
     for name in ("dense", "split"):
         values = recipe(

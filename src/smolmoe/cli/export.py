@@ -28,13 +28,15 @@ def _show_native(result: NativeExport) -> None:
     )
     if result.verification is not None:
         measured = result.verification
-        logits, decoding = measured.logits, measured.decoding
+        logits, padding, decoding = measured.logits, measured.padding, measured.decoding
+        assert padding is not None  # an export's verification is full
+        assert decoding is not None
         print(f"\nVerified on the files as written: against the {result.source}, on {measured.text}")
         print_rows(
             [
                 ("logits", f"max |Δ| {logits.max_abs:.2g}, mean |Δ| {logits.mean_abs:.2g} ({logits.max_logit:.3g})"),
                 ("KL, top-1", f"{max(logits.kl, 0):.2g} nats, {logits.top1:.2%} the same top-1 token"),
-                ("padded left, right", f"max |Δ| {measured.padding.left:.2g}, {measured.padding.right:.2g}"),
+                ("padded left, right", f"max |Δ| {padding.left:.2g}, {padding.right:.2g}"),
                 ("with KV cache", f"max |Δ| {decoding.max_abs:.2g} over {decoding.new_tokens} greedy tokens"),
             ]
         )

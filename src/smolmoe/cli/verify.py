@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 from smolmoe.cli.command import Command, Given
 from smolmoe.cli.output import print_rows
+from smolmoe.results.verification import QUICK_LEAVES_OUT
 from smolmoe.verbs import measure
 
 if TYPE_CHECKING:
@@ -15,9 +16,9 @@ if TYPE_CHECKING:
 
 def show_verification(result: Verification) -> None:
     """The measurements, and at the end the verdict."""
-    logits, control, decoding = result.logits, result.control, result.decoding
+    logits, control = result.logits, result.control
     tokens = f"{sum(result.lengths)} tokens in {len(result.lengths)} sequences of {result.text}"
-    print(f"Verified on the files as written: against {result.reference}, in float32, {tokens}")
+    print(f"Verified on the files as written ({result.mode}): against {result.reference}, in float32, {tokens}")
     rows: list[tuple[str, object]] = [
         (
             "logits",
@@ -26,13 +27,16 @@ def show_verification(result: Verification) -> None:
         ("per sequence", f"max |Δ| {' '.join(f'{value:.1g}' for value in logits.per_sequence)}"),
         ("KL, top-1", f"{max(logits.kl, 0):.2g} nats, {logits.top1:.2%} the same top-1 token"),
         ("loss", f"{logits.dense_loss:.4f} dense, {logits.loss:.4f} MoE (Δ {logits.delta_loss:+.2g})"),
-        ("padded left, right", f"max |Δ| {result.padding.left:.2g}, {result.padding.right:.2g}"),
-        ("with KV cache", _decoded(decoding.equal, decoding.new_tokens, decoding.first_difference, decoding.max_abs)),
-        (
-            "random experts",
-            f"loss {control.loss:.4f}, max |Δ| {control.max_abs:.2g}: the control, without the copied FFNs",
-        ),
     ]
+    if (padding := result.padding) is not None:
+        rows.append(("padded left, right", f"max |Δ| {padding.left:.2g}, {padding.right:.2g}"))
+    if (decoding := result.decoding) is not None:
+        said = _decoded(decoding.equal, decoding.new_tokens, decoding.first_difference, decoding.max_abs)
+        rows.append(("with KV cache", said))
+    said = f"loss {control.loss:.4f}, max |Δ| {control.max_abs:.2g}: the control, without the copied FFNs"
+    rows.append(("random experts", said))
+    if (experts := result.experts) is not None:
+        rows.append(("experts reached", f"{experts.reached} of {experts.total} in all layers"))
     errors = [error for error in result.ffn_error if error is not None]
     if errors:
         rows.append(("FFN error by layer", " ".join(f"{error:.2g}" for error in errors)))
@@ -46,6 +50,8 @@ def show_verification(result: Verification) -> None:
                 + ("" if half.incomplete_groups is None else f", {half.incomplete_groups:.2%} incomplete groups"),
             )
         )
+    if result.mode == "quick":
+        rows.append(("not checked", f"{QUICK_LEAVES_OUT}; --verify full does"))
     print_rows(rows)
     failed = [check for check in result.checks if not check.passed]
     for check in failed:

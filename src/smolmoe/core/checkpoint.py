@@ -66,9 +66,17 @@ class Checkpoint:
         with open(info.file, "rb", buffering=0) as file:
             file.seek(offset)
             _read_exactly(file, data.numpy().data, name)
-        if finite and (count := not_finite(data.numpy(), info.dtype, infinite=_infinite_counts(name))):
+        tensor = data.view(getattr(torch, READABLE[info.dtype])).reshape(shape)
+        if finite and (count := self.count_not_finite(tensor, name)):
             raise self._not_finite(name, count)
-        return data.view(getattr(torch, READABLE[info.dtype])).reshape(shape)
+        return tensor
+
+    def count_not_finite(self, tensor: torch.Tensor, name: str) -> int:
+        """How many numbers of a tensor, as `read` returned it, are NaN or infinite."""
+        import torch
+
+        data = tensor.reshape(-1).view(torch.uint8).numpy()
+        return not_finite(data, self.tensors[name].dtype, infinite=_infinite_counts(name))
 
     def not_finite(self, names: Iterable[str] | None = None) -> dict[str, int]:
         """Tensors (of these names, or all) that hold NaN or infinity, and how many of each."""

@@ -109,7 +109,7 @@ def check_decodes(folder: Path, field: str = "source") -> None:
             f"in {CONFIG}: no layer has attention, and transformers generates with a cache only where one has.",
             field="layer_types",
             value=", ".join(sorted({*kinds})),
-            fix="Use a model that has such a layer. `verify=False` converts one without, since it generates nothing.",
+            fix="Use a model that has such a layer. `verify='none'` converts one without, since it generates nothing.",
         )
 
 

@@ -12,6 +12,7 @@ import yaml
 from smolmoe.core import units
 from smolmoe.families.engines import ENGINES, runs_in, support
 from smolmoe.hub.model_facts import ModelFacts, without_places
+from smolmoe.results.verification import QUICK_LEAVES_OUT
 
 MARK = "<!-- Written by smolmoe. Delete this line to keep your own changes. -->"
 _NO_DATA = "unknown: smolmoe has no data on this class"
@@ -132,12 +133,14 @@ def _claim(facts: ModelFacts) -> str:
         lines.append("It was not verified when it was written; `smolmoe verify DENSE MODEL` does that.")
         return "\n\n".join(lines)
     checks = verification.get("checks") or ()
+    is_quick = verification.get("mode") == "quick"
     held = "holds" if verification.get("passed") else "**does not hold**"
     against = "the dense model" if facts.stage == "upcycle" else "the MoE it was made from"
     said = f"the claim {held}" if claim.get("kind") != "none" else "there is no claim about its function"
     lines.append(
         f"Measured on the written files, reloaded by transformers, in float32, against {against}: {said}, "
         f"{sum(bool(check['passed']) for check in checks)} of {len(checks)} checks passed."
+        + (f" The verification was quick: it left out {QUICK_LEAVES_OUT}." if is_quick else "")
     )
     rows = [
         (_plain(check["meaning"]), _short(check["measured"]), _short(check["limit"]), _yes(check["passed"]))

@@ -6,8 +6,9 @@ measurements on the loaded model are valid for everyone who loads it with transf
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from contextlib import contextmanager, suppress
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -198,7 +199,7 @@ class Skeleton:
     at once. Buffers that no checkpoint holds (rotary frequencies) are real from the start.
 
     Args:
-        finite: refuse weights that are NaN or infinite when they are read.
+        finite: refuse weights that are NaN or infinite when they are read; else they are only counted.
 
     Attributes:
         model: the transformers model, its parameters on meta.
@@ -219,6 +220,8 @@ class Skeleton:
         self.folder = self._checkpoint.folder
         self.dtype = dtype
         self._finite = finite
+        self._scanned: set[str] = set()
+        self._not_finite: dict[str, int] = {}
         self.config = load_config(self.folder)
         kind = causal_lm_class(self.config)
         check_counts(self.config.to_dict())
@@ -250,13 +253,29 @@ class Skeleton:
         Args:
             stored_dtype: round to this dtype before casting to the model's own.
         """
-        on_disk = {name: _OnDisk(self._checkpoint, name, stored_dtype, finite=self._finite) for name in names}
-        self._convert(on_disk, device)
+        self._convert({name: _OnDisk(partial(self._read, name, stored_dtype)) for name in names}, device)
+
+    def _read(self, name: str, stored_dtype: torch.dtype | None) -> torch.Tensor:
+        tensor = self._checkpoint.read(name, finite=self._finite)
+        if not self._finite and name not in self._scanned:
+            self._scanned.add(name)
+            if count := self._checkpoint.count_not_finite(tensor, name):
+                self._not_finite[name] = count
+        rounds = stored_dtype is not None and tensor.is_floating_point()
+        return tensor.to(stored_dtype) if rounds else tensor
+
+    def not_finite_read(self) -> dict[str, str]:
+        """`not_finite`, of the tensors that `fill` has read so far: they are not read again."""
+        taken = set(self._taken())
+        return {name: self._describe(name, count) for name, count in self._not_finite.items() if name in taken}
 
     def not_finite(self) -> dict[str, str]:
         """Tensors on disk, of those that the model takes, with NaN or infinity, and how many of which file in words."""
         found = self._checkpoint.not_finite(self._taken())
-        return {name: self._checkpoint.describe_not_finite(name, count) for name, count in found.items()}
+        return {name: self._describe(name, count) for name, count in found.items()}
+
+    def _describe(self, name: str, count: int) -> str:
+        return self._checkpoint.describe_not_finite(name, count)
 
     def check_finite(self) -> None:
         """Check that the values the model loads are finite.
@@ -355,16 +374,11 @@ def names_in_class(model: Any, on_disk: Iterable[str]) -> dict[str, str]:
 class _OnDisk:
     """What transformers takes for a lazily read tensor: indexing it reads it."""
 
-    def __init__(self, checkpoint: Checkpoint, name: str, stored_dtype: torch.dtype | None, *, finite: bool):
-        self._checkpoint = checkpoint
-        self._name = name
-        self._stored_dtype = stored_dtype
-        self._finite = finite
+    def __init__(self, read: Callable[[], torch.Tensor]):
+        self._read = read
 
     def __getitem__(self, _: Any) -> torch.Tensor:
-        tensor = self._checkpoint.read(self._name, finite=self._finite)
-        rounds = self._stored_dtype is not None and tensor.is_floating_point()
-        return tensor.to(self._stored_dtype) if rounds else tensor
+        return self._read()
 
 
 @contextmanager

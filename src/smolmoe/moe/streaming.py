@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from functools import partial
+from functools import cached_property, partial
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -31,16 +31,17 @@ class StreamedModel:
             logits = streamed.model(input_ids).logits  # [B, S, V]
 
     Args:
-        folder: config and safetensors, in one file or in shards, of any dense or MoE causal LM.
-        dtype: of the parameters and the computation.
+        folder: config and safetensors, in one file or in shards, of any dense or MoE causal LM; or its skeleton, which
+            is then this model's.
+        dtype: of the parameters and the computation; a skeleton has its own.
         stored_dtype: round every tensor to this dtype first, as if it had been saved in it.
-        transform: (parameter name, tensor) -> tensor of the same shape, applied to each parameter after it was read.
-            A layer may be read several times: it must give the same each time.
+        memory: the same model in another dtype: decoder layers that it holds are cast, not read again.
         resident_bytes: memory for decoder layers, in bytes. One layer at least is always held.
         device: where the computation happens.
-        finite: refuse weights that are NaN or infinite.
+        finite: refuse weights that are NaN or infinite; a skeleton decides it itself.
 
     Attributes:
+        skeleton: what it is filled from.
         model: the transformers model.
         layers: its decoder layers, L modules.
         tokenizer: the folder's tokenizer, or None.
@@ -53,21 +54,22 @@ class StreamedModel:
 
     def __init__(
         self,
-        folder: str | Path,
+        folder: str | Path | Skeleton,
         *,
         dtype: torch.dtype = torch.float32,
         stored_dtype: torch.dtype | None = None,
-        transform: Transform | None = None,
+        memory: StreamedModel | None = None,
         resident_bytes: int = 8 * GIB,
         device: str = "cpu",
         finite: bool = True,
     ):
-        self._skeleton = Skeleton(folder, dtype=dtype, finite=finite)
-        self.model = self._skeleton.model
-        self.folder = self._skeleton.folder
-        self.tokenizer = load_tokenizer(self.folder)
+        self.skeleton = folder if isinstance(folder, Skeleton) else Skeleton(folder, dtype=dtype, finite=finite)
+        self.model = self.skeleton.model
+        self.folder = self.skeleton.folder
         self.current = 0
-        self._stored_dtype, self._transform, self._device = stored_dtype, transform, device
+        self._stored_dtype, self._memory, self._device = stored_dtype, memory, device
+        self._transform: Transform | None = None
+        self._originals: dict[int, dict[str, torch.Tensor]] = {}  # layer -> parameters that are transformed now
         path, self.layers = find_layers(self.model)
         self._prefixes = [f"{path}.{i}." for i in range(len(self.layers))]
         self._empty = [dict(layer.named_parameters()) for layer in self.layers]
@@ -95,6 +97,10 @@ class StreamedModel:
         self.model.to("meta")
         self._loaded.clear()
 
+    @cached_property
+    def tokenizer(self) -> Any | None:
+        return load_tokenizer(self.folder)
+
     @property
     def config(self) -> Any:
         return self.model.config
@@ -106,14 +112,30 @@ class StreamedModel:
 
     def stored_dtype(self) -> torch.dtype:
         """The dtype that the files are in."""
-        return self._skeleton.stored_dtype()
+        return self.skeleton.stored_dtype()
+
+    @contextmanager
+    def transformed(self, transform: Transform) -> Iterator[None]:
+        """Within, each decoder layer runs with what `transform` makes of its parameters; afterwards they are as before.
+
+        Args:
+            transform: (parameter name, tensor) -> tensor of the same shape. A layer may run several times: it must give
+                the same each time.
+        """
+        self._transform = transform
+        try:
+            yield
+        finally:
+            self._transform = None
 
     def mlp(self, index: int) -> tuple[nn.Module, ...]:
         """The modules whose outputs add up to layer `index`'s FFN output, see `ffn_parts`."""
         return ffn_parts(self.layers[index])
 
     @torch.no_grad()
-    def logits(self, batches: Sequence[Mapping[str, Any]]) -> Iterator[torch.Tensor]:
+    def logits(
+        self, batches: Sequence[Mapping[str, Any]], after_layer: Callable[[], None] = lambda: None
+    ) -> Iterator[torch.Tensor]:
         """The logits [B, S, V] of every batch in turn, each layer being read only once for all of them.
 
         Layer by layer, each batch runs through the model with the layers before replaced by what they gave. That is the
@@ -121,6 +143,7 @@ class StreamedModel:
 
         Args:
             batches: keyword arguments of the model's forward.
+            after_layer: called when all batches have passed a layer.
         """
         carried: list[Any] = [None] * len(batches)
         self._shared.clear()
@@ -128,6 +151,7 @@ class StreamedModel:
             for index, batch in enumerate(batches):
                 carried[index] = self._layer_output(depth, carried[index], index, batch)
             self._release(depth)
+            after_layer()
         for index, batch in enumerate(batches):
             with self._resuming(len(self.layers), carried[index], index):
                 logits = self.model(**batch, use_cache=False).logits
@@ -172,7 +196,7 @@ class StreamedModel:
         groups: list[list[str]] = [[] for _ in range(len(self.layers) + 1)]
         owner = {prefix: index for index, prefix in enumerate(self._prefixes)}
         depth = self._prefixes[0].count(".")
-        for disk, name in self._skeleton.names.items():
+        for disk, name in self.skeleton.names.items():
             prefix = ".".join(name.split(".")[:depth]) + "."
             groups[owner.get(prefix, len(self.layers))].append(disk)
         return groups
@@ -190,40 +214,53 @@ class StreamedModel:
 
     def _load_rest(self) -> None:
         self._fill(len(self.layers))
-        self.model.tie_weights(missing_keys=set(self._skeleton.missing), recompute_mapping=False)
-        inside = tuple(self._prefixes)
-        for name, parameter in self.model.named_parameters():
-            if not name.startswith(inside):
-                self._apply(name, parameter)
+        self.model.tie_weights(missing_keys=set(self.skeleton.missing), recompute_mapping=False)
+        self.model.requires_grad_(False)
         # Buffers are few and small, in layers or not.
         for name, buffer in self.model.named_buffers():
             parent, _, key = name.rpartition(".")
             setattr(self.model.get_submodule(parent), key, buffer.to(self._device))
 
     def _load_layer(self, index: int) -> None:
-        if index in self._loaded:
-            return
-        self._fill(index)
-        for name, parameter in self.layers[index].named_parameters():
-            self._apply(self._prefixes[index] + name, parameter)
-        self._loaded.add(index)
+        if index not in self._loaded:
+            if not self._take_from_memory(index):
+                self._fill(index)
+            self.layers[index].requires_grad_(False)
+            self._loaded.add(index)
+        if self._transform is not None and index not in self._originals:
+            parameters = dict(self.layers[index].named_parameters())
+            self._originals[index] = {name: parameter.data for name, parameter in parameters.items()}
+            for name, parameter in parameters.items():
+                parameter.data = self._transform(self._prefixes[index] + name, parameter.data)
+
+    def _take_from_memory(self, index: int) -> bool:
+        """Cast a layer that the same model in another dtype holds; False if it must be read."""
+        memory = self._memory
+        if memory is None or index not in memory._loaded:
+            return False
+        theirs = dict(memory.layers[index].named_parameters())
+        if memory.layers[index].state_dict().keys() - theirs.keys():  # buffers of the files are read with the layer
+            return False
+        for name, empty in self._empty[index].items():
+            self._set(index, name, nn.Parameter(theirs[name].data.to(empty.dtype), requires_grad=False))
+        return True
 
     def _fill(self, group: int) -> None:
-        self._skeleton.fill(self._on_disk[group], device=self._device, stored_dtype=self._stored_dtype)
-
-    def _apply(self, name: str, parameter: nn.Parameter) -> None:
-        if self._transform is not None:
-            parameter.data = self._transform(name, parameter.data)
-        parameter.requires_grad_(False)
+        self.skeleton.fill(self._on_disk[group], device=self._device, stored_dtype=self._stored_dtype)
 
     def _release(self, index: int) -> None:
+        parameters = dict(self.layers[index].named_parameters())
+        for name, original in self._originals.pop(index, {}).items():
+            parameters[name].data = original
         if self._stays[index] or index not in self._loaded:
             return
-        layer = self.layers[index]
         for name, parameter in self._empty[index].items():
-            path, _, key = name.rpartition(".")
-            setattr(layer.get_submodule(path), key, parameter)
+            self._set(index, name, parameter)
         self._loaded.discard(index)
+
+    def _set(self, index: int, name: str, parameter: nn.Parameter) -> None:
+        path, _, key = name.rpartition(".")
+        setattr(self.layers[index].get_submodule(path), key, parameter)
 
 
 class _LayerDone(Exception):  # noqa: N818 - a way out of the forward, no error
@@ -234,7 +271,11 @@ class _LayerDone(Exception):  # noqa: N818 - a way out of the forward, no error
 
 
 def random_like(names: Iterable[str], seed: int) -> Transform:
-    """A transform that resamples the named parameters from N(own mean, own standard deviation)."""
+    """A transform that resamples the named parameters from N(own mean, own standard deviation).
+
+    Of a stack of experts [E, ...] one is sampled and repeated: E times the numbers would take E times as long, and the
+    model would be no more random.
+    """
     import zlib
 
     chosen = frozenset(names)
@@ -244,9 +285,9 @@ def random_like(names: Iterable[str], seed: int) -> Transform:
             return tensor
         # By name, so that a layer that is read twice is the same both times.
         generator = torch.Generator().manual_seed(seed + zlib.crc32(name.encode()))
-        drawn = torch.randn(tensor.shape, generator=generator).to(tensor.device)
+        drawn = torch.randn(tensor.shape[-2:], generator=generator).to(tensor.device)
         values = tensor.float()
-        # In place: a stack of experts can be gigabytes.
-        return drawn.mul_(values.std()).add_(values.mean()).to(tensor.dtype)
+        drawn.mul_(values.std()).add_(values.mean())
+        return torch.empty_like(tensor).copy_(drawn)
 
     return redraw

@@ -9,6 +9,7 @@ from pydantic import Field, field_validator
 
 from smolmoe.recipe.base import Recipe
 from smolmoe.recipe.words import Seed
+from smolmoe.results.verification import QUICK_LEAVES_OUT, VerifyMode
 
 Shared = Literal["none", "full", "residual"] | int
 Diversify = Literal["none", "noise", "drop"]
@@ -69,7 +70,11 @@ class UpcycleRecipe(Recipe):
     revision: str | None = Field(None, description="hub revision of the source: commit, branch or tag")
     max_shard_size: str = Field("5GB", description="maximum size of a weight file, e.g. 500MB or 5GB")
     overwrite: bool = Field(False, description="replacement of an existing output folder")
-    verify: bool = Field(True, description="verification of the written files against the claim")
+    verify: VerifyMode | Literal["none"] = Field(
+        "full",
+        description="verification of the written files against the claim; quick uses 2 sequences of 6 and leaves out "
+        f"{QUICK_LEAVES_OUT}",
+    )
 
     @field_validator("runs_in", mode="before")
     @classmethod

@@ -8,6 +8,7 @@ from pydantic import Field
 
 from smolmoe.recipe.base import Recipe
 from smolmoe.recipe.words import Device, Seed
+from smolmoe.results.verification import QUICK_LEAVES_OUT, VerifyMode
 
 
 class DoctorRecipe(Recipe):
@@ -25,5 +26,8 @@ class VerifyRecipe(Recipe):
     dense: str = Field(description="folder of the dense model")
     moe: str = Field(description="folder of the MoE made from it")
     text: Path | None = Field(None, description="text to measure on, .txt or .jsonl (default: of this Python)")
+    verify: VerifyMode = Field(
+        "full", description=f"extent of the measurement; quick uses 2 sequences of 6 and leaves out {QUICK_LEAVES_OUT}"
+    )
     device: Device = "auto"
     seed: Seed = Field(0, description="random seed")

@@ -92,6 +92,7 @@ def _card(label: str, model: ModelFacts) -> Card:
         held = sum(bool(check["passed"]) for check in checks)
         tone = "good" if verification.get("passed") else "bad"
         verdict = f"{'holds' if tone == 'good' else 'does not hold'}: {held} of {len(checks)} checks"
+        verdict += " (quick)" if verification.get("mode") == "quick" else ""
     return Card(
         label,
         str(claim.get("kind")),

@@ -51,7 +51,8 @@ def _which(model: ModelFacts) -> str:
     checks = verification.get("checks") or ()
     held = sum(bool(check["passed"]) for check in checks)
     verdict = "verified" if verification.get("passed") else "which does not hold"
-    return f"a {model.architecture}. {said}: {verdict}, {held} of {len(checks)} checks on the files as written."
+    quick = " of the quick verification" if verification.get("mode") == "quick" else ""
+    return f"a {model.architecture}. {said}: {verdict}, {held} of {len(checks)} checks{quick} on the files as written."
 
 
 def _sound(model: ModelFacts) -> str:

@@ -7,11 +7,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from pydantic import computed_field
+from pydantic import Field, computed_field
 
 from smolmoe.core.claim import Claim
 from smolmoe.errors import VerificationError
 from smolmoe.results.base import Result
+
+VerifyMode = Literal["full", "quick"]
+QUICK_LEAVES_OUT = "padded batches, decoding with the KV cache and computation in 16 bits"
 
 
 @dataclass(frozen=True)
@@ -137,40 +140,66 @@ class HalfPrecision:
     incomplete_groups: float | None
 
 
+@dataclass(frozen=True)
+class ExpertsReached:
+    """Over all MoE layers: the routed experts that at least one token of the measurement reached, and their number."""
+
+    reached: int
+    total: int
+
+
+@dataclass(frozen=True)
+class PartSeconds:
+    """Duration of a part, and what it took of the processor, all threads together: other programs change it less."""
+
+    wall: float
+    cpu: float
+
+
 class Verification(Result):
     """The measurements of a conversion, and whether its claim holds.
 
     Attributes:
         dense, moe: the folders.
+        mode: "full", or "quick": on fewer sequences, without `padding`, `decoding` and `half`.
         claim: what the conversion claims.
         reference: what the MoE was compared with: the dense model, or its weights rounded to the MoE's dtype.
         dtype: of the stored MoE.
         text: source of the tokens.
         lengths: tokens of each sequence.
+        rounding: largest |difference of logits| that padding makes to the dense model itself.
+        padding, decoding: None in a quick verification.
+        control: on the shortest and the longest sequence, as are `padding` and `half`.
         ffn_error: per layer ||moe_ffn(x) - dense_ffn(x)|| / ||dense_ffn(x)|| in fp32, None for a layer without an FFN.
+        experts: how many of them were measured.
         incomplete_groups: as in HalfPrecision, in fp32.
-        half: the measurements in 16 bits, if the MoE is stored so.
+        half: the measurements in 16 bits, if the MoE is stored so and the verification is full.
         checks: the conditions; the verification passed if all hold.
         seconds: duration.
+        seconds_by_part: duration of each part: of opening the files ("open"), of each run of each model.
     """
 
     kind: Literal["verify"] = "verify"
     dense: str
     moe: str
+    mode: VerifyMode = "full"
     claim: Claim
     reference: str
     dtype: str
     text: str
     lengths: tuple[int, ...]
     logits: Difference
-    padding: Padding
-    decoding: Decoding
+    rounding: float = 0.0
+    padding: Padding | None
+    decoding: Decoding | None
     control: Control
     ffn_error: tuple[float | None, ...]
+    experts: ExpertsReached | None = None
     incomplete_groups: float | None
     half: HalfPrecision | None
     checks: tuple[Check, ...]
     seconds: float
+    seconds_by_part: dict[str, PartSeconds] = Field(default_factory=dict)
 
     @computed_field  # type: ignore[prop-decorator]
     @property

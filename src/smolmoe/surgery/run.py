@@ -18,6 +18,7 @@ from smolmoe.recipe import UpcycleRecipe, parse
 if TYPE_CHECKING:
     from smolmoe.core.checkpoint import Checkpoint
     from smolmoe.core.claim import Claim
+    from smolmoe.results.verification import VerifyMode
     from smolmoe.surgery.plan import Plan
     from smolmoe.surgery.router_init import RouterRows
     from smolmoe.verification.verify import Verification
@@ -31,7 +32,7 @@ class UpcycleResult:
         out: the folder written (with dry_run: that would be written).
         plan: the conversion, its claim with predictions.
         router: rows and predicted load, if the router was made from domains.
-        verification: measurements on the written files; None with dry_run or verify=False.
+        verification: measurements on the written files; None with dry_run or verify="none".
         seconds: wall time.
         dry_run: nothing was written.
     """
@@ -116,7 +117,7 @@ def _upcycle(recipe: UpcycleRecipe, base: Checkpoint, *, dry_run: bool, report: 
     from smolmoe.surgery.tensors.writer import check_sources
 
     start = time.monotonic()
-    if recipe.verify:
+    if recipe.verify != "none":
         check_decodes(base.folder)
     specialists = {name: open_checkpoint(path, field=f"expert {name}") for name, path in recipe.expert.items()}
     plan = make_plan(recipe, base, specialists)
@@ -124,7 +125,7 @@ def _upcycle(recipe: UpcycleRecipe, base: Checkpoint, *, dry_run: bool, report: 
     if dry_run:  # writing checks them itself
         check_sources(plan.tensors, {name: source.checkpoint for name, source in plan.sources.items()})
     router = _router_rows(plan, report)
-    if recipe.verify:
+    if recipe.verify != "none":
         plan = _predict(plan, router, report)
     if dry_run:
         return UpcycleResult(recipe.out, plan, router, None, time.monotonic() - start, True)
@@ -139,7 +140,7 @@ def _upcycle(recipe: UpcycleRecipe, base: Checkpoint, *, dry_run: bool, report: 
     out = convert(plan, rows=rows, router=router.to_json() if router else None, progress=progress)
     with locked(out):  # so that the measured files are the written ones
         write_card(out)
-        verification = _verify(plan, out, report) if recipe.verify else None
+        verification = None if recipe.verify == "none" else _verify(plan, out, recipe.verify, report)
     return UpcycleResult(recipe.out, plan, router, verification, time.monotonic() - start, False)
 
 
@@ -176,18 +177,19 @@ def _tokenizer(plan: Plan, why: str) -> Any:
             f"has no tokenizer, and {why}.",
             field="source",
             value=str(folder),
-            fix="Add the tokenizer files to the folder, or use `verify=False` with another router.",
+            fix="Add the tokenizer files to the folder, or use `verify='none'` with another router.",
         )
     return tokenizer
 
 
-def _verify(plan: Plan, out: Path, report: Progress) -> Verification:
+def _verify(plan: Plan, out: Path, mode: VerifyMode, report: Progress) -> Verification:
     from smolmoe.surgery.convert import record_verification
     from smolmoe.surgery.sources import BASE
     from smolmoe.verification.verify import verify
 
     report("verify", 0, 0)
-    verification = verify(plan.sources[BASE].checkpoint.folder, out, device=plan.recipe.device, seed=plan.recipe.seed)
+    options: dict[str, Any] = {"device": plan.recipe.device, "seed": plan.recipe.seed, "report": report}
+    verification = verify(plan.sources[BASE].checkpoint.folder, out, mode=mode, **options)
     record_verification(out, verification.to_json())
     write_card(out)
     if not verification.passed:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from pydantic import Field
 
-from smolmoe.core.progress import Progress
+from smolmoe.core.progress import Progress, silent
 from smolmoe.engines.registry import EngineName
 from smolmoe.recipe.bench import BenchRecipe
 from smolmoe.recipe.compare import CompareRecipe
@@ -17,6 +17,7 @@ from smolmoe.recipe.resolve import Given, values_of
 from smolmoe.recipe.sweep import SweepRecipe
 from smolmoe.recipe.verification import VerifyRecipe
 from smolmoe.recipe.words import Device, DryRun, Overwrite, RecipeGiven, Seed, Set
+from smolmoe.results.verification import VerifyMode
 from smolmoe.verbs.signature import said, spells_out, takes
 
 if TYPE_CHECKING:
@@ -43,6 +44,7 @@ def verify(
     ] = None,
     timeout: Annotated[float, Field(description="time limit for the engine, in seconds")] = 600.0,
     text: Annotated[Path | None, said(VerifyRecipe, "text")] = None,
+    verify: Annotated[VerifyMode, said(VerifyRecipe, "verify")] = "full",
     device: Device = "auto",
     seed: Seed = 0,
     report: Progress | None = None,
@@ -66,6 +68,9 @@ def verify(
         if moe is not None:
             fix = "Give the MoE's folder only."
             raise RequestError("an engine runs one folder.", field="moe", value=str(moe), fix=fix)
+        if verify != "full":
+            problem = "an engine is compared with transformers in one way only."
+            raise RequestError(problem, field="verify", value=verify, fix="Omit it.")
         asked: dict[str, Any] = {"python": python, "timeout": timeout, "text": text, "device": device, "seed": seed}
         return verify_in(engine, dense, **asked, report=report, **options)
     if moe is None:
@@ -73,7 +78,7 @@ def verify(
         raise RequestError("one folder is not enough without an engine.", fix=fix)
     from smolmoe.verification.verify import verify as run
 
-    return run(dense, moe, text=text, device=device, seed=seed, **options)
+    return run(dense, moe, mode=verify, text=text, device=device, seed=seed, report=report or silent, **options)
 
 
 def compare(

@@ -54,18 +54,17 @@ def _weights(not_finite: Mapping[str, str]) -> Check:
 
 def _sanity(found: Verification, finite: bool, same_tokens: bool | None) -> list[Check]:
     limit = SELF_TOLERANCE * found.logits.max_logit
-    checks = [
-        Check("finite", finite, float(not finite), 0.0, "Every logit of the MoE is finite."),
-        _at_most(
-            "padding (itself)",
-            max(found.padding.left_self, found.padding.right_self),
-            limit + DENSE_FACTOR * max(found.padding.left_dense, found.padding.right_dense),
-            "Padding a batch does not change the MoE's logits at real tokens, unless it changes the dense model's.",
-        ),
-        _at_most(
-            "cache (itself)", found.decoding.max_abs_self, limit, "The KV cache does not change the MoE's logits."
-        ),
-    ]
+    checks = [Check("finite", finite, float(not finite), 0.0, "Every logit of the MoE is finite.")]
+    if (padding := found.padding) is not None:
+        worst = max(padding.left_self, padding.right_self)
+        unless = limit + DENSE_FACTOR * max(padding.left_dense, padding.right_dense)
+        meaning = (
+            "Padding a batch does not change the MoE's logits at real tokens, unless it changes the dense model's."
+        )
+        checks.append(_at_most("padding (itself)", worst, unless, meaning))
+    if (decoding := found.decoding) is not None:
+        meaning = "The KV cache does not change the MoE's logits."
+        checks.append(_at_most("cache (itself)", decoding.max_abs_self, limit, meaning))
     if same_tokens is not None:
         meaning = "The MoE's tokenizer produces the same tokens as the dense model's."
         checks.append(Check("tokenizer", same_tokens, float(not same_tokens), 0.0, meaning))
@@ -73,40 +72,28 @@ def _sanity(found: Verification, finite: bool, same_tokens: bool | None) -> list
 
 
 def _exact(found: Verification) -> list[Check]:
-    logits, padding, decoding, control = found.logits, found.padding, found.decoding, found.control
-    limit = found.claim.tolerance * logits.max_logit + _rounding(found)
-    # If the dense model prefers one token to another by less than twice the tolerance, either token is correct.
-    close_call = decoding.margin is not None and decoding.margin <= 2 * limit
-    return [
-        _at_most("logits", logits.max_abs, limit, "The MoE's logits equal the dense model's."),
-        _at_most(
-            "padding",
-            max(padding.left, padding.right),
-            limit + max(padding.left_dense, padding.right_dense),
-            "The same in padded batches, at real tokens, up to what padding changes in the dense model.",
-        ),
-        _at_most("cache", decoding.max_abs, limit, "The same when decoding with the KV cache."),
-        Check(
-            "greedy tokens",
-            decoding.equal or close_call,
-            decoding.margin or 0.0,
-            2 * limit,
-            "Greedy decoding gives the dense model's tokens (measured: its logit gap at the first difference).",
-        ),
-        Check(
-            "control",
-            control.max_abs >= CONTROL_FACTOR * limit,
-            control.max_abs,
-            CONTROL_FACTOR * limit,
-            "With random experts the logits are far off, so the measurement is sensitive to the experts.",
-        ),
-    ]
+    limit = found.claim.tolerance * found.logits.max_logit + _rounding(found)
+    checks = [_at_most("logits", found.logits.max_abs, limit, "The MoE's logits equal the dense model's.")]
+    if (padding := found.padding) is not None:
+        worst = max(padding.left, padding.right)
+        unless = limit + max(padding.left_dense, padding.right_dense)
+        meaning = "The same in padded batches, at real tokens, up to what padding changes in the dense model."
+        checks.append(_at_most("padding", worst, unless, meaning))
+    if (decoding := found.decoding) is not None:
+        checks.append(_at_most("cache", decoding.max_abs, limit, "The same when decoding with the KV cache."))
+        # If the dense model prefers one token to another by less than twice the tolerance, either token is correct.
+        close_call = decoding.margin is not None and decoding.margin <= 2 * limit
+        meaning = "Greedy decoding gives the dense model's tokens (measured: its logit gap at the first difference)."
+        equal = decoding.equal or close_call
+        checks.append(Check("greedy tokens", equal, decoding.margin or 0.0, 2 * limit, meaning))
+    far, measured = CONTROL_FACTOR * limit, found.control.max_abs
+    meaning = "With random experts the logits are far off, so the measurement is sensitive to the experts."
+    return [*checks, Check("control", measured >= far, measured, far, meaning)]
 
 
 def _rounding(found: Verification) -> float:
     """What another order of summation changes in the dense model; 0 if padding changes it by more than rounding."""
-    change = max(found.padding.left_dense, found.padding.right_dense)
-    return change if change <= SELF_TOLERANCE * found.logits.max_logit else 0.0
+    return found.rounding if found.rounding <= SELF_TOLERANCE * found.logits.max_logit else 0.0
 
 
 def _ffn(claim: Claim, measured: tuple[float | None, ...]) -> list[Check]:

@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from smolmoe.core.devices import in_double
 from smolmoe.moe.routing import Routing, flipped, margin
 
+IN_CACHE = 1 << 18  # doubles
 CLOSE_CALL = 1e-4  # largest margin of a close call, relative to the layer's largest |score|
 
 
@@ -44,9 +45,7 @@ class Comparison:
         self.max_logit = max(self.max_logit, reference.abs().max().item())
         self._abs += in_double(difference).sum().item()
         self._values += difference.numel()
-        # In double precision: the KL of equal distributions must not be lost in rounding.
-        log_p, log_q = in_double(reference).log_softmax(-1), in_double(other).log_softmax(-1)
-        self._kl += F.kl_div(log_q, log_p, log_target=True, reduction="sum").item()
+        self._kl += _kl(reference, other)
         self._agree += int((reference.argmax(-1) == other.argmax(-1)).sum())
         self._tokens += len(ids)
         self._loss += in_double(next_token_losses(other, ids)).sum().item()
@@ -79,6 +78,20 @@ class Comparison:
     @property
     def reference_loss(self) -> float:
         return self._reference_loss / self._predicted
+
+
+def _kl(reference: torch.Tensor, other: torch.Tensor) -> float:
+    """The sum over tokens of KL(reference || other) of logits [S, V], in nats.
+
+    In double precision: the KL of equal distributions must not be lost in rounding. A few tokens at a time, so that the
+    doubles stay in the processor's cache: that is several times faster for a large V.
+    """
+    rows = max(1, IN_CACHE // reference.shape[-1])
+    total = 0.0
+    for a, b in zip(reference.split(rows), other.split(rows), strict=True):
+        log_p, log_q = in_double(a).log_softmax(-1), in_double(b).log_softmax(-1)
+        total += F.kl_div(log_q, log_p, log_target=True, reduction="sum").item()
+    return total
 
 
 def before_first_close_call(base: Sequence[Routing], other: Sequence[Routing]) -> torch.Tensor:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -13,10 +13,13 @@ from smolmoe.core.devices import in_double
 from smolmoe.moe.routing import Routing, RoutingCapture, find_routers
 from smolmoe.moe.streaming import StreamedModel
 from smolmoe.moe.structure import ffn_parts, find_layers
+from smolmoe.results.verification import ExpertsReached
 from smolmoe.verification.logits import Comparison, before_first_close_call, largest
 from smolmoe.verification.sample import Side, padded, plain, real_positions
+from smolmoe.verification.scope import Inputs
 
 SIDES: tuple[Side, ...] = ("left", "right")
+Step = Callable[[], None]  # called after each layer, or each decoded token
 
 
 @dataclass(frozen=True)
@@ -51,7 +54,6 @@ class DenseRun:
     logits: list[torch.Tensor]
     padding: dict[str, float]  # side -> largest |difference| that padding a batch makes to its logits at real tokens
     ffn: FfnTrace
-    decoded: Decoded
 
 
 @dataclass(frozen=True)
@@ -62,87 +64,91 @@ class MoeRun:
         plain: one sequence at a time.
         padded: side -> largest |difference| of a padded batch's logits at real tokens from the dense model's.
         padded_self: the same from the MoE's unpadded logits, without close calls of the router.
-        decoded: greedy decoding with the KV cache.
-        cached_self: largest |difference| of the cached logits from the MoE's uncached ones.
         ffn_error: per layer ||moe_ffn(x) - dense_ffn(x)|| / ||dense_ffn(x)||, None for a layer without an FFN module.
-        routing: each MoE layer's decisions on the plain sequences, in order.
+        routing: each MoE layer's decisions on each plain sequence.
+        experts: how many of them the plain sequences and the dense model's FFN inputs reached.
     """
 
     plain: Comparison
     padded: dict[str, float]
     padded_self: dict[str, float]
-    decoded: Decoded
-    cached_self: float
     ffn_error: tuple[float | None, ...]
-    routing: list[Routing]
+    routing: dict[int, list[Routing]]
+    experts: ExpertsReached
 
 
-def run_dense(
-    streamed: StreamedModel,
-    sequences: Sequence[torch.Tensor],
-    prompts: Sequence[torch.Tensor],
-    new_tokens: int,
-    device: str,
-) -> DenseRun:
-    """Run the dense model on each sequence [S_i] separately, padded on either side, and decode after the prompts."""
+def run_dense(streamed: StreamedModel, inputs: Inputs, after_layer: Step) -> DenseRun:
+    """Run the dense model on each sequence [S_i] separately, and padded on either side.
+
+    A quick verification pads it as well, on one side: the rounding that this shows belongs to the tolerance.
+    """
     trace = FfnTrace(centred=_has_plain_layernorms(streamed))
-    batches = [plain(sequence, device) for sequence in sequences]
-    batches += [padded(streamed.model, sequences, side, device) for side in SIDES]
+    sequences, sides = inputs.sequences, inputs.sides or SIDES[:1]
+    batches = [plain(sequence, inputs.device) for sequence in sequences]
+    batches += [padded(streamed.model, inputs.few_sequences, side, inputs.device) for side in sides]
     logits: list[torch.Tensor] = []
     padding: dict[str, float] = {}
     with _tracing(streamed, trace, len(sequences)):
-        for index, found in enumerate(streamed.logits(batches)):
+        for index, found in enumerate(streamed.logits(batches, after_layer)):
             if index < len(sequences):
                 logits.append(found[0])
             else:
-                side = SIDES[index - len(sequences)]
-                real = _unpadded(found, sequences, side)
-                padding[side] = max(largest(a - b) for a, b in zip(real, logits, strict=True))
-    return DenseRun(logits, padding, trace, decode(streamed, prompts, new_tokens, device))
+                side = sides[index - len(sequences)]
+                real = _unpadded(found, inputs.few_sequences, side)
+                padding[side] = max(largest(a - logits[b]) for a, b in zip(real, inputs.few, strict=True))
+    return DenseRun(logits, padding, trace)
 
 
-def run_moe(
-    streamed: StreamedModel,
-    dense: DenseRun,
-    sequences: Sequence[torch.Tensor],
-    prompts: Sequence[torch.Tensor],
-    device: str,
-) -> MoeRun:
-    """Run the MoE on the same: each sequence separately, padded on either side, and decoding."""
-    count = len(sequences)
-    batches = [plain(sequence, device) for sequence in sequences]
-    batches += [padded(streamed.model, sequences, side, device) for side in SIDES]
+def run_moe(streamed: StreamedModel, dense: DenseRun, inputs: Inputs, after_layer: Step) -> MoeRun:
+    """Run the MoE on the same: each sequence separately, and padded on either side."""
+    sequences, count = inputs.sequences, len(inputs.sequences)
+    batches = [plain(sequence, inputs.device) for sequence in sequences]
+    batches += [padded(streamed.model, inputs.few_sequences, side, inputs.device) for side in inputs.sides]
     comparison, own = Comparison(), []
     to_dense: dict[str, float] = {}
     to_itself: dict[str, float] = {}
     with RoutingCapture(streamed.model) as capture, _ffn_errors(streamed, dense.ffn, count) as errors:
-        for index, logits in enumerate(streamed.logits(batches)):
+        for index, logits in enumerate(streamed.logits(batches, after_layer)):
             if index < count:
                 comparison.add(dense.logits[index], logits[0], sequences[index])
                 own.append(logits[0])
             else:
-                side = SIDES[index - count]
-                real = _unpadded(logits, sequences, side)
-                to_dense[side] = max(largest(a - b) for a, b in zip(real, dense.logits, strict=True))
-                sure = _sure_when_padded(capture, sequences, index, side)
-                to_itself[side] = max(largest((a - b)[s]) for a, b, s in zip(real, own, sure, strict=True))
-    routing = [_plain_routing(capture, layer, sequences) for layer in capture.layers]
-    decoded, cached_self = _decode_both_ways(streamed, prompts, dense.decoded.tokens.shape[1], device)
-    return MoeRun(comparison, to_dense, to_itself, decoded, cached_self, tuple(errors), routing)
+                side = inputs.sides[index - count]
+                real = _unpadded(logits, inputs.few_sequences, side)
+                to_dense[side] = max(largest(a - dense.logits[b]) for a, b in zip(real, inputs.few, strict=True))
+                sure = _sure_when_padded(capture, inputs, index, side)
+                to_itself[side] = max(largest((a - own[b])[s]) for a, b, s in zip(real, inputs.few, sure, strict=True))
+    routing = {
+        layer: [_plain_call(capture, layer, index, sequence) for index, sequence in enumerate(sequences)]
+        for layer in capture.layers
+    }
+    reached = [joined_routing(capture.calls(layer)[:count]).chosen().any(0) for layer in capture.layers]
+    experts = ExpertsReached(sum(int(found.sum()) for found in reached), sum(map(len, reached)))
+    return MoeRun(comparison, to_dense, to_itself, tuple(errors), routing, experts)
 
 
-def run_plain(
-    streamed: StreamedModel, reference: Sequence[torch.Tensor], sequences: Sequence[torch.Tensor], device: str
-) -> Comparison:
-    """Run each sequence separately, and compare with the reference logits."""
+def run_plain(streamed: StreamedModel, reference: DenseRun, inputs: Inputs, after_layer: Step) -> Comparison:
+    """Run the few sequences separately, and compare with the reference logits."""
     comparison = Comparison()
-    batches = [plain(sequence, device) for sequence in sequences]
-    for index, logits in enumerate(streamed.logits(batches)):
-        comparison.add(reference[index], logits[0], sequences[index])
+    for index, logits in zip(inputs.few, few_logits(streamed, inputs, after_layer), strict=True):
+        comparison.add(reference.logits[index], logits, inputs.sequences[index])
     return comparison
 
 
-def decode(streamed: StreamedModel, prompts: Sequence[torch.Tensor], new_tokens: int, device: str) -> Decoded:
+def few_logits(streamed: StreamedModel, inputs: Inputs, after_layer: Step) -> Iterator[torch.Tensor]:
+    """Logits [S, V] of the few sequences, each run separately."""
+    batches = [plain(sequence, inputs.device) for sequence in inputs.few_sequences]
+    for logits in streamed.logits(batches, after_layer):
+        yield logits[0]
+
+
+def decode(
+    streamed: StreamedModel,
+    prompts: Sequence[torch.Tensor],
+    new_tokens: int,
+    device: str,
+    after_token: Step = lambda: None,
+) -> Decoded:
     """Exactly `new_tokens` greedy tokens after each prompt [S_i], by the model's own `generate`, padded on the left."""
     from transformers import GenerationConfig
 
@@ -157,10 +163,12 @@ def decode(streamed: StreamedModel, prompts: Sequence[torch.Tensor], new_tokens:
         return_dict_in_generate=True,
     )
     batch = padded(streamed.model, prompts, "left", device)
+    told = streamed.model.register_forward_hook(lambda *_: after_token())
     with torch.no_grad():
         out = streamed.model.generate(
             batch["input_ids"], attention_mask=batch["attention_mask"], generation_config=settings
         )
+    told.remove()
     return Decoded(out.sequences[:, batch["input_ids"].shape[1] :], torch.stack(out.logits, dim=1).float())
 
 
@@ -180,12 +188,11 @@ def expert_names(model: Any) -> list[str]:
     return names
 
 
-def _decode_both_ways(
-    streamed: StreamedModel, prompts: Sequence[torch.Tensor], new_tokens: int, device: str
-) -> tuple[Decoded, float]:
+def decode_both_ways(streamed: StreamedModel, inputs: Inputs, after_token: Step) -> tuple[Decoded, float]:
     """Decode with the KV cache, then run the whole text at once; the largest |difference| of the logits."""
+    prompts, new_tokens, device = inputs.prompts, inputs.new_tokens, inputs.device
     with RoutingCapture(streamed.model) as cached:
-        decoded = decode(streamed, prompts, new_tokens, device)
+        decoded = decode(streamed, prompts, new_tokens, device, after_token)
     whole = [torch.cat([prompt, new.cpu()]) for prompt, new in zip(prompts, decoded.tokens, strict=True)]
     with RoutingCapture(streamed.model) as uncached:
         logits = next(iter(streamed.logits([padded(streamed.model, whole, "left", device)])))
@@ -211,10 +218,10 @@ def _decoding_routing(capture: RoutingCapture, layer: int, row: int, rows: int, 
     count = len(first.indices) // rows
     skipped = len(whole.indices) - count - len(steps)
     parts = [whole.at(slice(0, skipped)), first.at(slice(row * count, (row + 1) * count))]
-    return _joined([*parts, *(step.at(slice(row, row + 1)) for step in steps)])
+    return joined_routing([*parts, *(step.at(slice(row, row + 1)) for step in steps)])
 
 
-def _joined(parts: Sequence[Routing]) -> Routing:
+def joined_routing(parts: Sequence[Routing]) -> Routing:
     return Routing(
         torch.cat([part.logits for part in parts]),
         torch.cat([part.weights for part in parts]),
@@ -228,19 +235,14 @@ def _plain_call(capture: RoutingCapture, layer: int, index: int, sequence: torch
     return capture.calls(layer)[index].at(slice(0, len(sequence)))
 
 
-def _plain_routing(capture: RoutingCapture, layer: int, sequences: Sequence[torch.Tensor]) -> Routing:
-    return _joined([_plain_call(capture, layer, index, sequence) for index, sequence in enumerate(sequences)])
-
-
-def _sure_when_padded(
-    capture: RoutingCapture, sequences: Sequence[torch.Tensor], call: int, side: Side
-) -> list[torch.Tensor]:
+def _sure_when_padded(capture: RoutingCapture, inputs: Inputs, call: int, side: Side) -> list[torch.Tensor]:
+    sequences = inputs.few_sequences
     longest = max(len(sequence) for sequence in sequences)
     sure = []
-    for row, sequence in enumerate(sequences):
+    for row, (index, sequence) in enumerate(zip(inputs.few, sequences, strict=True)):
         place = real_positions(len(sequence), longest, side)
         tokens = slice(row * longest + place.start, row * longest + place.stop)
-        base = [_plain_call(capture, layer, row, sequence) for layer in capture.layers]
+        base = [_plain_call(capture, layer, index, sequence) for layer in capture.layers]
         other = [capture.calls(layer)[call].at(tokens) for layer in capture.layers]
         sure.append(before_first_close_call(base, other).to(base[0].logits.device))
     return sure

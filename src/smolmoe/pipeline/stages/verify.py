@@ -18,8 +18,9 @@ def run(recipe: VerifyRecipe, folder: Path, report: Progress) -> Values:
     from smolmoe.results.verification import failure
     from smolmoe.verification.verify import verify
 
-    report("Measuring the MoE against the dense model", 0, 0)
-    found = verify(**recipe.model_dump())
+    options = recipe.model_dump()
+    mode = options.pop("verify")
+    found = verify(**options, mode=mode, report=report)
     if not found.passed:
         raise failure(found.checks, Path(recipe.moe))
     return found.to_json()
@@ -34,6 +35,7 @@ def verdict(verification: Values | None) -> str:
     if verification is None:
         return ""
     said = "verified" if verification["passed"] else "NOT verified"
+    said += ", quick" if verification.get("mode") == "quick" else ""
     return f"{said} ({verification['claim']['kind']}), max |Δlogit| {verification['logits']['max_abs']:.1e}"
 
 

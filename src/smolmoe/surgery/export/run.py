@@ -185,6 +185,6 @@ def _written(
     )
     report("verify", 0, 0)
     with locked(out):  # so that the measured files are the written ones
-        verification = verify(files.folder, out, claim=claim, device=device)
+        verification = verify(files.folder, out, claim=claim, device=device, report=report)
         record(out, {"measured": verification.to_json()})
     return verification
