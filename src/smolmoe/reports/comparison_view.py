@@ -35,7 +35,6 @@ def comparison_chart(found: Comparison, name: str) -> Chart | None:
         plot(Figure(name, "Loss differences between models", caption, [panel])),
         head=["pair", "text", f"difference (nats per {found.unit})", "95% low", "95% high", "p", "better"],
         rows=[row for pair in found.pairs for row in _rows(pair)],
-        height=150 + (26 * len(found.pairs) + 26) * len(panel.rows),
     )
 
 
