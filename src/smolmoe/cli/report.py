@@ -25,7 +25,7 @@ def show_report(made: Report, given: Given) -> None:
     """The files, the answers, and the missing sections; or the text alone if it goes to standard output."""
     from smolmoe.reports.overview_summary import answers
 
-    if given.get("markdown") == STDOUT:
+    if str(given.get("markdown")) == STDOUT:
         print(made.markdown, end="")
         return
     missing, count = _parts(made.found)
@@ -46,7 +46,7 @@ def _to_json(made: Report, given: Given) -> dict[str, Any]:
     if (page := made.files.get("out")) is not None:
         head |= {"page": str(page), "bytes": page.stat().st_size}
     head |= {field: str(file) for field, file in made.files.items() if field != "out"}
-    text = {"text": made.markdown} if given.get("markdown") == STDOUT else {}
+    text = {"text": made.markdown} if str(given.get("markdown")) == STDOUT else {}
     return head | {"answers": said, "found": made.found.to_json(), "missing": _parts(made.found)[0]} | text
 
 

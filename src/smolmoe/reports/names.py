@@ -7,8 +7,8 @@ from typing import Any
 
 # `page.css` has the same for the light theme, and lighter ones for the dark theme.
 COLOURS = (
-    *("#1f5fa8", "#b45309", "#1b8577", "#7b3294", "#6b6b6b"),
-    *("#a8325e", "#7a6a00", "#1f78a4", "#4a7a1e", "#8a4b2a"),
+    *("#1f5fa8", "#b45309", "#17776a", "#7b3294", "#6b6b6b"),
+    *("#a8325e", "#736400", "#1f78a4", "#4a7a1e", "#8a4b2a"),
 )
 DASHES = ("", "7 4", "9 4 2 4", "2 4", "12 4", "12 3 2 3 2 3")  # of SVG
 MARKERS = ("circle", "square", "triangle-up", "diamond", "triangle-down", "x")

@@ -198,7 +198,7 @@ def _series(series: Series, f: _Frame, *, by_row: bool, labels: Sequence[str]) -
             parts.append(form.format(Markup(_joined(places)), _dashes(series.place)))
         if series.dots or (not series.bare and len(kept) <= _MOST_MARKERS):
             parts += [_marker(series.place, x, y, hollow=series.hollow) for x, y in places]
-    form = Markup('<g class="series" style="--c:{}" data-name="{}" data-at="{}" data-tips="{}">{}</g>')
+    form = Markup('<g class="series" style="--c:{}" data-name="{}" data-points="{}" data-tips="{}">{}</g>')
     return form.format(_look(series), series.name, Markup(_joined(places)), "|".join(tips), Markup("").join(parts))
 
 

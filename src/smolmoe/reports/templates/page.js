@@ -122,9 +122,9 @@
   // The point of a chart that is nearest to the pointer, in the chart's units.
   function nearest(svg, x, y) {
     let best = null;
-    for (const series of svg.querySelectorAll(".series[data-at]")) {
+    for (const series of svg.querySelectorAll(".series[data-points]")) {
       const tips = series.dataset.tips.split("|");
-      series.dataset.at.split(" ").forEach(function (pair, place) {
+      series.dataset.points.split(" ").forEach(function (pair, place) {
         const [px, py] = pair.split(",").map(Number);
         const far = Math.hypot(px - x, py - y);
         if (!best || far < best.far) best = { far, px, py, series, tip: tips[place] };
