@@ -12,12 +12,13 @@ import browser
 import pytest
 import torch
 from devtools import Reader
+from markdown_it import MarkdownIt
 from probe_json import make_probe
 from safetensors.torch import save_file
 from tests.reports.overview_folder import EXAMPLES, upcycled, write_all, write_model, write_run
 
 from smolmoe.core.checkpoint import fingerprint, open_checkpoint
-from smolmoe.errors import CheckpointError, DataError, OutputError
+from smolmoe.errors import CheckpointError, DataError, OutputError, RequestError
 from smolmoe.reports.blocks import show
 from smolmoe.reports.figures import thinned
 from smolmoe.reports.markdown import markdown, summary_figure
@@ -375,6 +376,57 @@ def test_a_comparison_of_other_models_is_no_answer(tmp_path: Path, folder: Path)
     wins = answers(find([stranger, folder / "compare"]))[0]
     assert wins.headline == "Not compared with a dense model"
     assert wins.sentence.startswith("The comparisons below are of other models.")
+
+
+def test_without_a_report_stage_the_conversion_is_found_by_hashes(tmp_path: Path) -> None:
+    """A dense run, the MoE made of its model, two trainings of it in a row, and the dense model trained on."""
+
+    def trained(name: str, seed: int, source: Path | None, width: int) -> Path:
+        run = write_run(tmp_path / name, seed=seed)
+        record: dict[str, Any] = {"stage": "train"}
+        if source is not None:
+            record["source"] = {"folder": source.name, "sha256": fingerprint(open_checkpoint(source))}
+        write_dense(run / "model", width=width)
+        (run / "model" / "smolmoe.json").write_text(json.dumps({"schema_version": 1, **record}))
+        return run
+
+    dense = trained("dense", 1, None, 4)
+    dense_hash = fingerprint(open_checkpoint(dense / "model"))
+    moe = write_model(tmp_path / "moe", **upcycled() | {"sources": {"base": {"name": "dense", "sha256": dense_hash}}})
+    first = trained("stage-a", 2, moe, 12)
+    trained("stage-b", 3, first / "model", 16)
+    trained("dense-on", 4, dense / "model", 20)
+    (found,) = find([tmp_path]).boundaries
+    starts = {name: points[0][0] for name, points in found.curves.items()}
+    assert (found.before, found.at) == ("dense", 122_880)
+    assert starts == {"dense": 0, "stage-a": 122_880, "stage-b": 245_760, "dense-on": 122_880}
+    assert found.by_flops["stage-b"][0][0] == found.by_flops["stage-a"][-1][0] == 1e12
+    page = tmp_path / "report.html"
+    assert re.findall(r'<section id="(\w+)"', report([tmp_path], page) and page.read_text())[0] == "boundary"
+
+
+def test_a_summary_to_paste(folder: Path, tmp_path: Path) -> None:
+    made = report([folder], markdown=tmp_path / "notes" / "summary.md", png=tmp_path / "summary.png")
+    text = (tmp_path / "notes" / "summary.md").read_text()
+    assert text == made.markdown
+    assert "](<../summary.png>)" in text
+    assert (tmp_path / "summary.png").read_bytes().startswith(b"\x89PNG")
+    html = MarkdownIt("commonmark", {"html": False}).enable("table").render(text)
+    assert html.count("<table>") == 2
+    assert re.findall("<th>([^<]*)</th>", html)[:3] == ["model", "final loss", "verdict"]
+    shown = re.sub("<[^>]+>", "", html)
+    assert "dense, &lt;b&gt;same&lt;/b&gt; tokens" in shown
+    assert "&lt;i&gt;web&lt;/i&gt;" in shown
+    for question in ("What the experts do", "How sure this is", "What is not there"):
+        assert f"{question}: " in shown
+    report([folder], markdown=tmp_path / "notes" / "summary.md", png=tmp_path / "summary.png")  # files of ours
+    (tmp_path / "summary.png").write_bytes(b"a photograph")
+    with pytest.raises(OutputError, match="another file is there"):
+        report([folder], png=tmp_path / "summary.png")
+    with pytest.raises(RequestError, match="no output is named"):
+        report([folder])
+    with pytest.raises(RequestError, match="no conversion and no probe"):
+        report([folder / "compare"], png=tmp_path / "new.png")
 
 
 def test_records_and_the_points_of_a_sweep_are_no_runs(tmp_path: Path) -> None:

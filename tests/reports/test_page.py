@@ -300,6 +300,17 @@ def test_copies_come_first() -> None:
     assert "copies" not in third
 
 
+def test_a_loss_that_does_not_change_is_not_there() -> None:
+    """What the experts do names only domains whose loss without them is higher, beyond its interval."""
+    probe = make_probe(**SMALL)
+    probe["losses"]["knocked_out_gap"][1] = interval(0.01, 0.02)
+    first, _, third = said(probe)
+    each = "(+0.3400 [+0.2400, +0.4400], 30 documents)"
+    assert f"the loss is higher for math {each} and web {each}." in first
+    assert "no difference beyond chance for code (+0.0100 [−0.0100, +0.0300], 30 documents)" in third
+    assert "code" not in first.split("the loss is higher")[1]
+
+
 def test_a_domain_without_experts_of_its_own() -> None:
     probe = make_probe(**SMALL)
     probe["losses"]["own"] = [None, None, None]

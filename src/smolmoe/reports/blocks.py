@@ -118,8 +118,7 @@ class Grid:
 
     kind: ClassVar[str] = "grid"
     title: str
-    x: str
-    y: str
+    corner: str
     columns: Sequence[str]
     rows: Sequence[str]
     cells: Sequence[Sequence[Cell]]

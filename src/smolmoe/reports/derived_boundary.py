@@ -12,10 +12,12 @@ from smolmoe.core.provenance import read_provenance
 from smolmoe.hub.model_facts import ModelFacts
 from smolmoe.reports.boundary import Boundary
 from smolmoe.reports.figures import Points
-from smolmoe.reports.kinship import Kinship
+from smolmoe.reports.kinship import NO_KIN, Kinship
 
 if TYPE_CHECKING:
     from smolmoe.reports.overview import Training
+
+_COMPARABLE = (None, NO_KIN)  # the hashes of the models are the record of their kinship
 
 
 def derived_boundaries(
@@ -37,8 +39,8 @@ def derived_boundaries(
         moe = fingerprint(open_checkpoint(model.folder))
         before = next((run for run in runs if run.end == dense), None)
         after = [*_chain(moe, runs), *(run for run in _chain(dense, runs) if run is not before)]
-        after = [run for run in after if kin.why_apart(after[0].folder, run.folder) is None]
-        if before is not None and after and kin.why_apart(after[0].folder, before.folder) is not None:
+        after = [run for run in after if kin.why_apart(after[0].folder, run.folder) in _COMPARABLE]
+        if before is not None and after and kin.why_apart(after[0].folder, before.folder) not in _COMPARABLE:
             before = None
         if after and not any(run.folder.resolve() in shown for run in after):
             found.append(_boundary(name, model.folder.parent, (dense, moe), before, after))

@@ -13,7 +13,8 @@ from smolmoe.reports.blocks import Cell, Chart, Grid, Plot
 from smolmoe.reports.figures import Figure, Heat, Lines, Points, written
 from smolmoe.reports.svg import svg, swatch
 
-_WIDE, _NARROW, _PART = (860, 330), (380, 290), (400, 285)  # width and height: alone, on a phone, next to others
+# Width and height: alone, on a phone, next to one or two others.
+_WIDE, _NARROW, _PARTS = (860, 330), (380, 290), {2: (400, 285), 3: (320, 260)}
 
 
 def plot(figure: Figure, *, png: bool = False) -> Chart:
@@ -46,13 +47,12 @@ def _panel(panel: Lines | Heat, figure: Figure, at: int, columns: int) -> Plot |
     title = panel.title if len(figure.panels) > 1 and not (figure.slides and figure.states == 1) else ""
     if isinstance(panel, Lines):
         if columns > 1:
-            return Plot(title, svg(panel, *_PART))
+            return Plot(title, svg(panel, *_PARTS[min(columns, 3)]))
         return Plot(title, svg(panel, *_WIDE), svg(panel, *_NARROW))
     slides = [_cells(one) for one in figure.panels[at :: figure.states] if isinstance(one, Heat)]
     caption = f"{title}: {panel.bar}" if title else panel.bar
-    return Grid(
-        caption, f"{panel.x} →", panel.y, panel.columns, panel.rows, _cells(panel), slides if figure.slides else ()
-    )
+    corner = f"{panel.y} ↓ {panel.x} →"
+    return Grid(caption, corner, panel.columns, panel.rows, _cells(panel), slides if figure.slides else ())
 
 
 def _cells(panel: Heat) -> list[list[Cell]]:

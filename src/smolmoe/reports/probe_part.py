@@ -56,6 +56,7 @@ def details(after: Probed, figures: Sequence[Figure], *, png: bool = False) -> l
         return [plot(by_kind[kind], png=png) for kind in kinds if kind in by_kind]
 
     warned, documents = flags(after), documents_said(after)
+    effects = after.result.losses.summary if after.result.losses else ()
     folds = {
         "Routing compared with chance": [*pick("separation"), layer_table(after)],
         "Routing accuracy": [
@@ -64,6 +65,7 @@ def details(after: Probed, figures: Sequence[Figure], *, png: bool = False) -> l
         ],
         "Effect on the loss": [
             *([Words(warned, "flags")] if warned else []),
+            *([Words(effects)] if effects else []),
             *pick("losses"),
             *loss_table(after),
         ],

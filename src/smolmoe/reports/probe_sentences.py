@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from smolmoe.core.statistics import Interval, above_chance, enough_tokens, least_share, side, too_few
+from smolmoe.core.statistics import Interval, Side, above_chance, enough_tokens, least_share, shortly, side, too_few
 from smolmoe.core.words import listed
 from smolmoe.reports.specialisation_data import Probed
 from smolmoe.results.probe_findings import NOBODYS, copies_said
@@ -29,11 +29,12 @@ class Sentence:
 
 def sentences(after: Probed) -> list[Sentence]:
     """The three sentences of a probe."""
-    return [
-        Sentence("What the experts do", copies(after) or _shares(after)),
-        Sentence("How sure this is", " ".join([_read(after), _accuracy(after), _separation(after)])),
-        Sentence("What is not there", " ".join([_load(after), *_losses(after)])),
-    ]
+    parts = {
+        "What the experts do": [copies(after) or _shares(after), _needed(after)],
+        "How sure this is": [_read(after), _accuracy(after), _separation(after)],
+        "What is not there": [_load(after), *_not_needed(after)],
+    }
+    return [Sentence(question, " ".join(filter(None, said))) for question, said in parts.items()]
 
 
 def copies(after: Probed) -> str:
@@ -142,14 +143,37 @@ def _load(after: Probed) -> str:
     return f"No expert is dead{', ' + alike if alike else '.'}".strip()
 
 
-def _losses(after: Probed) -> Iterator[str]:
+def _without(after: Probed, wanted: Side) -> list[str]:
+    """Domains whose loss without their own experts is on this side, with their intervals; none of copies."""
+    found = after.result.losses
+    if found is None or not found.knocked_out_gap:
+        return []
+    gaps = zip(after.domains, found.own, found.knocked_out_gap, strict=True)
+    return [
+        f"{domain} ({shortly(gap, found.documents.get(domain, 0))})".replace("-", "−")
+        for domain, own, gap in gaps
+        if own is not None and gap is not None and domain not in found.copied
+        if side(gap, found.documents.get(domain, 0)) == wanted
+    ]
+
+
+def _needed(after: Probed) -> str:
+    higher = _without(after, "higher")
+    return f"Without its own experts, the loss is higher for {listed(higher)}." if higher else ""
+
+
+def _not_needed(after: Probed) -> Iterator[str]:
     found = after.result.losses
     if found is None:
         yield "The effect on the loss was not measured: no losses with experts forced or knocked out."
-    elif not any(own is not None for own in found.own):
+        return
+    if not any(own is not None for own in found.own):
         yield NOBODYS
-    else:
-        yield from found.summary or ["The effect on the loss has no intervals: this probe is of an earlier version."]
+    elif not found.knocked_out_gap:
+        yield "The effect on the loss has no intervals: this probe is of an earlier version."
+    if none := _without(after, "none"):
+        yield f"Without its own experts, the loss shows {WITHIN} for {listed(none)}."
+    yield from flags(after)
 
 
 # -- documents -------------------------------------------------------------------------------------------------------
