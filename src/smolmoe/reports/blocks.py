@@ -89,7 +89,7 @@ class Table:
 
 @dataclass(frozen=True)
 class Plot:
-    """A panel of lines or dots, drawn for a wide screen and for a narrow one; `narrow` is empty if one serves both."""
+    """A panel of lines or dots, as SVG for a wide screen and for a narrow one; `narrow` is empty if one serves both."""
 
     kind: ClassVar[str] = "plot"
     title: str

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from smolmoe import __version__
+from smolmoe.core.provenance import versions
 from smolmoe.hub.card import plain, table
 from smolmoe.reports.blocks import Table, show
 from smolmoe.reports.boundary import boundary_figure, boundary_table
@@ -35,7 +35,7 @@ def markdown(found: Overview, title: str, picture: str | None = None) -> str:
     parts += [_table(boundary_table(boundary)) for boundary in found.boundaries]
     parts.append("\n".join(f"- {fact.question}: **{plain(fact.headline)}**, {plain(fact.sentence)}" for fact in facts))
     parts += [_probe(probe) for probe in shown_probes(found)]
-    parts.append(f"Measured by smolmoe {__version__}; `smolmoe report` writes the page with all figures.")
+    parts.append(f"Measured by smolmoe {versions()['smolmoe']}; `smolmoe report` writes the page with all figures.")
     return "\n\n".join(parts) + "\n"
 
 

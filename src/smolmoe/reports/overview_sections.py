@@ -208,7 +208,7 @@ def _comparison(found: Overview) -> list[Block]:
     parts: list[tuple[str, Sequence[Block]]] = []
     for place, (label, one) in enumerate(found.comparisons):
         warned: list[Block] = [Words(one.warnings, "flags")] if one.warnings else []
-        chart = _some(comparison_chart(one, f"comparison-{place}"))
+        chart = _some(comparison_chart(one, f"comparison-{place}", found.looks))
         table = Table(*comparison_rows(one), "Models compared, with 95% intervals")
         parts.append((label, [Words(one.verdict, "summary"), *warned, *chart, table]))
     return _folded(parts)

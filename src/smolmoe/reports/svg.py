@@ -44,7 +44,11 @@ def svg(panel: Lines, width: int, height: int) -> Markup:
     marks = [_band(band, frame) for band in panel.bands]
     marks += [_series(one, frame, by_row=bool(panel.rows), labels=panel.labels) for one in panel.series if one.points]
     levels = [*panel.marks, *([replace(panel.level, name="")] if panel.level else [])]
-    parts = [*_axes(panel, frame), *(_level(level, frame, width) for level in levels), _inside_axes(marks, frame)]
+    parts = [
+        *_axes(panel, frame),
+        *(_level(level, frame, width, at) for at, level in enumerate(levels)),
+        _inside_axes(marks, frame),
+    ]
     parts += _names_at_the_end(panel, frame) if panel.direct else []
     form = Markup('<svg viewBox="0 0 {} {}" width="{}" height="{}" aria-hidden="true" focusable="false">{}</svg>')
     return form.format(width, height, width, height, Markup("").join(parts))
@@ -153,13 +157,15 @@ def _labelled(panel: Lines, f: _Frame, room: int) -> list[tuple[float, str]]:
     return [(f.x.at(place), panel.labels[place]) for place in range(0, len(panel.labels), step)]
 
 
-def _level(level: Level, f: _Frame, width: int) -> Markup:
-    """A dotted line across the panel, with its name."""
+def _level(level: Level, f: _Frame, width: int, at: int) -> Markup:
+    """A dotted line across the panel, with its name; names of several upright lines are below one another."""
     if level.upright:
         x = f.x.at(level.at)
         line = Markup('<path class="base" d="M{:.1f} {:.1f}V{:.1f}"/>').format(x, f.top, f.bottom)
         is_right = x + 8 + _CHARACTER * len(level.name) > width
-        words = _text(x + (-5 if is_right else 5), f.top + 11, level.name, "end" if is_right else "start", "mark")
+        words = _text(
+            x + (-5 if is_right else 5), f.top + 11 + 14 * at, level.name, "end" if is_right else "start", "mark"
+        )
         return line + words if level.name else line
     y = f.y.at(level.at)
     line = Markup('<path class="base" d="M{:.1f} {:.1f}H{:.1f}"/>').format(f.left, y, f.right)
