@@ -50,7 +50,13 @@ def test_a_report_of_what_was_really_written(folder: Path, tmp_path: Path) -> No
     html = page.read_text()
     for name in ("claim", "losses", "training", "balance", "provenance", "missing"):
         assert f'<section id="{name}">' in html
-    assert 'aria-label="Load balance and active experts over training.' in html
+    assert 'aria-label="Load balance and active experts over training, load balance.' in html
+
+
+def test_a_summary_on_standard_output_is_nothing_else(folder: Path) -> None:
+    text = printed("report", folder, "--markdown", "-")
+    assert text.startswith("<!-- Written by smolmoe report. -->\n\n## ")
+    assert "Missing" not in text
 
 
 def test_as_json(folder: Path, tmp_path: Path) -> None:
