@@ -176,6 +176,9 @@ def test_nothing_is_wider_than_a_telephone(page: Path, tmp_path: Path) -> None:
         small = """Array.from(document.querySelectorAll('.plot div > svg')).filter(s => s.clientWidth)
             .map(s => 12 * s.clientWidth / s.viewBox.baseVal.width)"""
         assert min(opened.js(small)) > 9.5, "pixels of a letter"
+        assert opened.js(
+            "Array.from(document.querySelectorAll('#routing-0 .wide')).every(w => w.scrollWidth <= w.clientWidth)"
+        )
         wide = "Array.from(document.querySelectorAll('table')).filter(t => !t.closest('.wide') && t.scrollWidth > 390)"
         assert opened.js(f"{wide}.length") == 0
 
@@ -485,8 +488,9 @@ def test_the_router_of_a_probe_has_the_colour_of_its_model(tmp_path: Path) -> No
     write_model(tmp_path / "moe", **upcycled())
     probe = make_probe(experts=4, layers=3, length=4)
     probe["model"]["folder"] = "moe"
-    (tmp_path / "probe").mkdir()
-    (tmp_path / "probe" / "probe.json").write_text(json.dumps(probe))
+    for name in ("probe", "again"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "probe.json").write_text(json.dumps(probe))
     found = find([tmp_path])
     page = next(part.html for part in sections(found) if part.name == "details")
     looks = set(re.findall(r'style="--c:([^"]*)" data-name="router"', page))

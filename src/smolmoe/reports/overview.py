@@ -56,9 +56,10 @@ class Training:
 
 @dataclass(frozen=True)
 class Probe:
-    """A probe, with an earlier one of the model, if any."""
+    """A probe of a model, with an earlier one, if any; `label` is unique, `model` is the name of the model."""
 
     label: str
+    model: str
     after: Probed
     before: Probed | None
 
@@ -282,7 +283,7 @@ def _probes(folders: Sequence[Path], label: Callable[[Path], str], kin: Kinship)
     shown = [(folder, before) for folder, before in kept if id(read[folder]) not in used]
     names = [_of_probe(folder, read[folder], label) for folder, _ in shown]
     return [
-        Probe(name if names.count(name) == 1 else f"{name} ({label(folder)})", read[folder], before)
+        Probe(name if names.count(name) == 1 else f"{name} ({label(folder)})", name, read[folder], before)
         for name, (folder, before) in zip(names, shown, strict=True)
     ]
 

@@ -176,7 +176,7 @@ def shown_probes(found: Overview) -> list[Probe]:
 def _probe_parts(found: Overview) -> list[tuple[Probe, list[Figure]]]:
     """The probes with their figures."""
     return [
-        (probe, in_report(probe_figures(probe.after, probe.before), probe.label, found.looks, place))
+        (probe, in_report(probe_figures(probe.after, probe.before), probe.model, found.looks, place))
         for place, probe in enumerate(shown_probes(found))
     ]
 
