@@ -484,7 +484,7 @@ def test_one_thing_has_one_name_and_one_colour(tmp_path: Path) -> None:
 
 
 def test_the_router_of_a_probe_has_the_colour_of_its_model(tmp_path: Path) -> None:
-    write_run(tmp_path / "dense", experts=0)
+    write_dense(tmp_path / "dense", width=4)
     write_model(tmp_path / "moe", **upcycled())
     probe = make_probe(experts=4, layers=3, length=4)
     probe["model"]["folder"] = "moe"
