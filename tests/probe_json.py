@@ -57,6 +57,7 @@ def make_probe(
         "load": load,
         "layers": [_layer(rng, place, load[place], domains) for place in range(layers)],
         "matrix": matrix,
+        "matrix_chance": None if nulls else _chance(matrix),
         "coactivation": _pairs(rng, layers, experts, 0.35),
         "token_types": {
             "names": TYPES,
@@ -146,6 +147,12 @@ def _matrix(rng: Any, domains: int, owner: list[list[int | None]], sharpness: fl
                 logits[layer, domain, expert] += sharpness * (0.3 + layer / len(owner))
     weights = np.exp(logits)
     return weights / weights.sum(-1, keepdims=True)
+
+
+def _chance(matrix: np.ndarray) -> dict[str, np.ndarray]:
+    """Every domain's share of an expert by chance: about the expert's load."""
+    load = np.broadcast_to(matrix.mean(1, keepdims=True), matrix.shape)
+    return {"low": np.clip(load - 0.1, 0, 1), "high": np.clip(load + 0.1, 0, 1)}
 
 
 def _layer(rng: Any, layer: int, load: np.ndarray, domains: tuple[str, ...]) -> dict[str, Any]:

@@ -12,7 +12,7 @@ from tests.training.runs import recipe
 from typer.testing import CliRunner, Result
 
 from smolmoe.cli import push, report
-from smolmoe.errors import DataError, OutputError
+from smolmoe.errors import DataError, OutputError, RequestError
 from smolmoe.surgery.run import upcycle
 from smolmoe.training.run import train
 
@@ -43,14 +43,20 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_a_report_of_what_was_really_written(folder: Path, tmp_path: Path) -> None:
     page = tmp_path / "new" / "report.html"
     text = printed("report", folder, "-o", page)
-    assert "MB, 5 of 12 sections" in text
+    assert "kB, 6 of 13 sections" in text
     assert "4 experts, top-2. moe: a MixtralForCausalLM. It computes what its dense model computes: verified" in text
-    assert "Does it win?        Not measured." in text
+    assert "Verdict        Not compared with a dense model." in text
     assert f"smolmoe probe {folder}/moe --data TAGGED.jsonl --out DIR" in " ".join(text.split())
     html = page.read_text()
     for name in ("claim", "losses", "training", "balance", "provenance", "missing"):
         assert f'<section id="{name}">' in html
-    assert 'aria-label="Load balance and active experts over training.' in html
+    assert 'aria-label="Load balance and active experts over training, load balance.' in html
+
+
+def test_a_summary_on_standard_output_is_nothing_else(folder: Path) -> None:
+    text = printed("report", folder, "--markdown", "-")
+    assert text.startswith("<!-- Written by smolmoe report. -->\n\n## ")
+    assert "Missing" not in text
 
 
 def test_as_json(folder: Path, tmp_path: Path) -> None:
@@ -60,7 +66,7 @@ def test_as_json(folder: Path, tmp_path: Path) -> None:
     assert found["found"]["models"] == ["run", "moe"]
     assert found["found"]["trainings"] == ["run"]
     assert found["missing"]["Comparison"].startswith("smolmoe compare")
-    assert set(found["answers"]) == {"What was made?", "What does it cost?", "Does it win?"}
+    assert set(found["answers"]) == {"Verdict", "What was made", "What it costs"}
 
 
 def test_a_trained_model_has_its_card(folder: Path) -> None:
@@ -75,7 +81,9 @@ def test_errors(folder: Path, tmp_path: Path) -> None:
     assert isinstance(run("report", tmp_path, "-o", tmp_path / "a.html").exception, DataError)
     (tmp_path / "mine.html").write_text("mine")
     assert isinstance(run("report", folder, "-o", tmp_path / "mine.html").exception, OutputError)
-    assert run("report", folder).exit_code == 2  # -o is missing
+    assert isinstance(run("report", folder).exception, RequestError)  # no output is named
+    (tmp_path / "mine.png").write_bytes(b"mine")
+    assert isinstance(run("report", folder, "--png", tmp_path / "mine.png").exception, OutputError)
 
 
 def test_push_to_a_folder(tmp_path: Path) -> None:

@@ -8,10 +8,12 @@ import pytest
 import torch
 
 from smolmoe.probing.separation import (
+    cell_chance,
     contrast,
     domain_information,
     permutation_baselines,
     separation,
+    shares,
     type_information,
     within_type_separation,
 )
@@ -122,3 +124,18 @@ def test_documents_with_a_taste_are_not() -> None:
         beyond += separation(domain_sums(counts, labels)).item() > baseline.p95
         assert baseline.mean < baseline.p95
     assert beyond <= 2
+
+
+def beyond_cells(counts: torch.Tensor, labels: list[int], seed: int = 0) -> int:
+    chance = cell_chance(counts, labels, draws=60, seed=seed)
+    found = shares(domain_sums(counts, labels))
+    return int(((found < torch.tensor(chance.low)[0]) | (found > torch.tensor(chance.high)[0])).sum())
+
+
+def test_shares_of_domains_with_a_taste_are_beyond_chance() -> None:
+    assert beyond_cells(*documents("domain")) >= 6  # of 12
+
+
+def test_no_share_of_documents_with_a_taste_is() -> None:
+    """A range for each cell alone would call one of twenty a finding; all cells together are in theirs."""
+    assert sum(beyond_cells(*documents("document", seed), seed) > 0 for seed in range(10)) <= 2

@@ -71,7 +71,8 @@ def write_run(
             "documents": 30,
         }
         sizes = {"total": 4_800_000, "active": 1_600_000 if experts else 4_800_000}
-        summary = {"tokens": 122_880, "flops": 1e12, "parameters": sizes, "held_out": held}
+        samples = [{"prompt": "Once <b>upon", "text": f" a time {HOSTILE} {experts}"}]
+        summary = {"samples": samples, "tokens": 122_880, "flops": 1e12, "parameters": sizes, "held_out": held}
         (folder / "summary.json").write_text(json.dumps(summary))
         documents = {"nll": [90.0] * 30, "tokens": [30] * 30, "domains": ["math", "code"] * 15, "text": text}
         (folder / "held_out.json").write_text(json.dumps(documents))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -14,9 +13,12 @@ from matplotlib.axes import Axes
 from matplotlib.colors import to_rgb
 from probe_json import interval, make_probe, probed, write_metrics
 
+from smolmoe.reports.blocks import Grid
 from smolmoe.reports.drawing import MAP, STYLES, Drawing, draw, look
 from smolmoe.reports.figures import percent
+from smolmoe.reports.page import Section
 from smolmoe.reports.plot import plot
+from smolmoe.reports.scales import Scale, spread
 from smolmoe.reports.specialisation import losses, panels_in_a_row, separation, specialisation_figures, token_types
 from smolmoe.reports.specialisation_experts import expert_figures
 from smolmoe.reports.training_curves import History, training_figures
@@ -106,12 +108,12 @@ def test_numbers_in_the_cells_can_be_read_on_their_shade(drawings: dict[str, Dra
 
 def test_cells_have_the_numbers_of_the_probe(drawings: dict[str, Drawing]) -> None:
     probe = make_probe(**SMALL)
-    after_at_clearest = [axes for _, axes in panels({"routing": drawings["routing"]})][2]
-    assert after_at_clearest.get_title(loc="left") == "layer 2, the clearest, after"
+    first, _, after_at_clearest = (axes for _, axes in panels({"routing": drawings["routing"]}))
+    assert after_at_clearest.get_title(loc="left") == "layer 2, after"
     shown = [text.get_text() for text in after_at_clearest.texts]
     assert shown == [percent(share) for row in probe["matrix"][2] for share in row]
-    assert [label.get_text() for label in after_at_clearest.get_yticklabels()] == probe["domains"]
-    labels = [label.get_text() for label in after_at_clearest.get_xticklabels()]
+    assert [label.get_text() for label in first.get_yticklabels()] == probe["domains"]
+    labels = [label.get_text() for label in first.get_xticklabels()]
     assert labels == ["0 math", "1 code", "2 web", "3"]
 
 
@@ -191,23 +193,34 @@ def test_a_page_and_a_picture_show_the_same_figure(drawings: dict[str, Drawing])
     """One definition of each: titles, cells and lines."""
     after, before = probed(make_probe(**SMALL)), probed(make_probe(**SMALL, sharpness=0.1, seed=1))
     found = {figure.name: figure for figure in specialisation_figures(after, before)}
-    chart = plot(found["routing"])
+    (_, shown) = plot(found["routing"]).panels
     pictured = [axes for _, axes in panels({"routing": drawings["routing"]})]
-    for trace, axes in zip(chart.traces, pictured, strict=True):
-        assert [text for row in trace["text"] for text in row] == [text.get_text() for text in axes.texts]
-    slid = plot(found["layers"])
-    assert [trace["z"][2] for trace in slid.traces][1] == np.round(100 * after.matrix[2], 4).tolist()
-    lines = {trace["name"]: trace["y"] for trace in plot(found["accuracy"]).traces}
+    assert isinstance(shown, Grid)
+    for slide, axes in zip(shown.slides, pictured, strict=True):
+        assert [cell.text for row in slide for cell in row] == [text.get_text() for text in axes.texts]
+    assert shown.cells == shown.slides[2]
+    head, *rows = zip(*plot(found["accuracy"]).rows, strict=True)
+    lines = dict(zip(plot(found["accuracy"]).head[1:], rows, strict=True))
     for line in drawings["accuracy"].figure.axes[0].lines:
         if line.get_label() in lines:
             assert list(line.get_ydata()) == pytest.approx(lines[line.get_label()], abs=1e-5)
+    assert len(head) == 3
 
 
 def test_names_in_a_chart_stay_text() -> None:
     probe = make_probe(("<b>math</b>", "code", "web"), **SMALL)
-    text = json.dumps([plot(figure).data for figure in specialisation_figures(probed(probe), None)])
+    charts = [plot(figure) for figure in specialisation_figures(probed(probe), None)]
+    text = Section("figures", "Figures", charts).html
     assert "&lt;b&gt;math" in text
     assert "<b>math" not in text
+
+
+def test_axes_have_round_ticks() -> None:
+    assert [label for _, label in Scale(0, 647_168, 0, 300).ticks(4)] == ["0", "200 K", "400 K", "600 K"]
+    assert [label for _, label in Scale(3.94, 4.5, 0, 300).ticks(5)] == ["4.0", "4.2", "4.4"]
+    assert [label for _, label in Scale(1e-6, 1, 0, 300, "ratio").ticks(3)] == ["10⁻⁶", "0.001", "1"]
+    assert spread([10, 11, 90], 15, 0, 100) == [10, 25, 90]
+    assert spread([95, 99], 15, 0, 100) == [85, 100]
 
 
 def test_small_helpers() -> None:

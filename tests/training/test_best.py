@@ -114,7 +114,7 @@ def test_the_report_shows_a_run_once(tmp_path: Path, moe: Path) -> None:
 
     result = train(recipe(tmp_path, moe, trainer=trainer(max_steps=2)))
     assert result.best is not None
-    assert len(report([result.out], tmp_path / "page.html").models) == 1
+    assert len(report([result.out], tmp_path / "page.html").found.models) == 1
     assert (result.best / "README.md").read_text() != (result.model / "README.md").read_text()
 
 

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from smolmoe.cli.calling import typed
 from smolmoe.cli.command import Command, Given
 from smolmoe.cli.output import print_rows
 from smolmoe.core import units
-from smolmoe.reports.run import report
+from smolmoe.reports.run import STDOUT, Report, report
 
 if TYPE_CHECKING:
     from smolmoe.reports.overview import Overview
@@ -23,26 +22,33 @@ def _parts(found: Overview) -> tuple[dict[str, str], int]:
     return {part.title: part.command for part in parts if not part.html}, len(parts)
 
 
-def show_report(found: Overview, given: Given) -> None:
-    """The page, its answers, and the missing sections."""
+def show_report(made: Report, given: Given) -> None:
+    """The files, the answers, and the missing sections; or the text alone if it goes to standard output."""
     from smolmoe.reports.overview_summary import answers
 
-    missing, count = _parts(found)
-    page = Path(given["out"])
-    print(f"{page}: {units.size(page.stat().st_size)}, {count - len(missing)} of {count} sections")
-    print_rows([(answer.question, f"{answer.headline}. {answer.sentence}") for answer in answers(found)])
+    if str(given.get("markdown")) == STDOUT:
+        print(made.markdown, end="")
+        return
+    missing, count = _parts(made.found)
+    for field, file in made.files.items():
+        parts = f", {count - len(missing)} of {count} sections" if field == "out" else ""
+        print(f"{file}: {units.size(file.stat().st_size)}{parts}")
+    print_rows([(answer.question, f"{answer.headline}. {answer.sentence}") for answer in answers(made.found)])
     if missing:
         print("Missing, and the command that adds it:")
         print_rows([(title, typed(command)) for title, command in missing.items()])
 
 
-def _to_json(found: Overview, given: Given) -> dict[str, Any]:
+def _to_json(made: Report, given: Given) -> dict[str, Any]:
     from smolmoe.reports.overview_summary import answers
 
-    said = {answer.question: f"{answer.headline}. {answer.sentence}" for answer in answers(found)}
-    page = Path(given["out"])
-    head = {"schema_version": 1, "kind": "report", "page": str(page), "bytes": page.stat().st_size}
-    return head | {"answers": said, "found": found.to_json(), "missing": _parts(found)[0]}
+    said = {answer.question: f"{answer.headline}. {answer.sentence}" for answer in answers(made.found)}
+    head: dict[str, Any] = {"schema_version": 1, "kind": "report"}
+    if (page := made.files.get("out")) is not None:
+        head |= {"page": str(page), "bytes": page.stat().st_size}
+    head |= {field: str(file) for field, file in made.files.items() if field != "out"}
+    text = {"text": made.markdown} if str(given.get("markdown")) == STDOUT else {}
+    return head | {"answers": said, "found": made.found.to_json(), "missing": _parts(made.found)[0]} | text
 
 
 COMMAND = Command(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
+from statistics import NormalDist
 from typing import TYPE_CHECKING, Literal
 
 if TYPE_CHECKING:
@@ -55,9 +56,13 @@ def enough_tokens(tokens: float, top_k: int, experts: int) -> bool:
     return tokens * top_k / experts >= ENOUGH_TOKENS
 
 
-def least_share(share: float, count: int) -> float:
-    """The low end of the 95% interval (Wilson's) of a share that was seen in so many."""
-    z = 1.96
+def least_share(share: float, count: int, comparisons: int = 1) -> float:
+    """The low end of the 95% interval (Wilson's) of a share that was seen in so many.
+
+    Args:
+        comparisons: shares that are judged at once; the interval is wider by Bonferroni's correction.
+    """
+    z = 1.96 if comparisons == 1 else NormalDist().inv_cdf(1 - 0.025 / comparisons)
     middle = share + z * z / (2 * count)
     return (middle - z * (share * (1 - share) / count + z * z / (4 * count**2)) ** 0.5) / (1 + z * z / count)
 

@@ -39,7 +39,7 @@ def card(facts: ModelFacts, *, name: str, comparison: Sequence[str] = ()) -> str
     parts = [
         f"---\n{_metadata(facts)}---",
         MARK,
-        f"# {_plain(name.rstrip('/').split('/')[-1])}",
+        f"# {plain(name.rstrip('/').split('/')[-1])}",
         _what(facts),
         _sizes(facts),
         _claim(facts),
@@ -117,7 +117,7 @@ def _sizes(facts: ModelFacts) -> str:
         "active_without_embeddings": "active without embeddings",
     }
     rows = [(words[key], f"{known[key]:,}") for key in words if key in known]
-    rows.append(("files", f"{_plain(' and '.join(facts.dtypes))}, {units.size(facts.nbytes)}"))
+    rows.append(("files", f"{plain(' and '.join(facts.dtypes))}, {units.size(facts.nbytes)}"))
     return "## Size\n\n" + table(("", ""), rows)
 
 
@@ -127,7 +127,7 @@ def _claim(facts: ModelFacts) -> str:
     claim = made.get("claim") or claim
     if not claim:
         return ""
-    kind, reason = _plain(str(claim.get("kind"))), _plain(claim.get("reason") or "")
+    kind, reason = plain(str(claim.get("kind"))), plain(claim.get("reason") or "")
     lines = [f"## Claim and verification\n\nClaimed: **{kind}**. {reason}"]
     if not verification:
         lines.append("It was not verified when it was written; `smolmoe verify DENSE MODEL` does that.")
@@ -143,7 +143,7 @@ def _claim(facts: ModelFacts) -> str:
         + (f" The verification was quick: it left out {QUICK_LEAVES_OUT}." if is_quick else "")
     )
     rows = [
-        (_plain(check["meaning"]), _short(check["measured"]), _short(check["limit"]), _yes(check["passed"]))
+        (plain(check["meaning"]), _short(check["measured"]), _short(check["limit"]), _yes(check["passed"]))
         for check in checks
     ]
     lines.append(table(("check", "measured", "limit", "passed"), rows))
@@ -154,7 +154,7 @@ def _losses(facts: ModelFacts, comparison: Sequence[str]) -> str:
     rows: list[tuple[str, str, str]] = []
     logits = (facts.provenance.get("verification") or {}).get("logits") or {}
     if "dense_loss" in logits:
-        text = _plain(str(facts.provenance["verification"].get("text", "sample text")))
+        text = plain(str(facts.provenance["verification"].get("text", "sample text")))
         rows += [
             ("dense model it was made from", f"{float(logits['dense_loss']):.4f}", text),
             ("this model", f"{float(logits['loss']):.4f}", text),
@@ -166,8 +166,8 @@ def _losses(facts: ModelFacts, comparison: Sequence[str]) -> str:
     if "loss" in held:
         rows.append(("this model", f"{float(held['loss']):.4f}", where))
         domains = (held.get("by_domain") or {}).items()
-        rows += [(f"… {_plain(name)}", f"{float(loss):.4f}", "") for name, loss in domains] if len(domains) > 1 else []
-    said = "\n".join(f"- {_plain(sentence)}" for sentence in comparison)
+        rows += [(f"… {plain(name)}", f"{float(loss):.4f}", "") for name, loss in domains] if len(domains) > 1 else []
+    said = "\n".join(f"- {plain(sentence)}" for sentence in comparison)
     if not rows and not said:
         return ""
     losses = table(("model", "loss, nats per token", "on"), rows) if rows else ""
@@ -179,7 +179,7 @@ def _use(facts: ModelFacts, name: str) -> str:
     parts = ["## Use"]
     for engine, snippet in _snippets(facts, name).items():
         known = runs[engine]
-        parts.append(f"**{engine}**: {_plain(known)}")
+        parts.append(f"**{engine}**: {plain(known)}")
         if not re.match(r"no(?![\w ])", known):
             parts.append(snippet)
     return "\n\n".join(parts)
@@ -219,11 +219,11 @@ def _made(facts: ModelFacts) -> str:
     values = without_places(dict(facts.provenance))
     if not values:
         return ""
-    rows = [(_plain(f"source, {key}"), f"{_code(name)}{_plain(extra)}") for key, name, extra in sources(values)]
-    rows += [("seed", _plain(str(values["seed"])))] if values.get("seed") is not None else []
+    rows = [(plain(f"source, {key}"), f"{_code(name)}{plain(extra)}") for key, name, extra in sources(values)]
+    rows += [("seed", plain(str(values["seed"])))] if values.get("seed") is not None else []
     if values.get("versions"):
-        rows.append(("versions", _plain(", ".join(f"{key} {found}" for key, found in values["versions"].items()))))
-    warnings = "\n".join(f"- {_plain(str(warning))}" for warning in values.get("warnings") or ())
+        rows.append(("versions", plain(", ".join(f"{key} {found}" for key, found in values["versions"].items()))))
+    warnings = "\n".join(f"- {plain(str(warning))}" for warning in values.get("warnings") or ())
     command = values.get("command")
     again = f"To reproduce it:\n\n{fence(command, 'sh')}" if command else ""
     everything = "`smolmoe.json` records the full request and all measurements."
@@ -257,7 +257,7 @@ def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
-def _plain(text: str) -> str:
+def plain(text: str) -> str:
     """Text with markdown and HTML escaped."""
     flat = _one_line(text).strip()
     flat = flat.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")

@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 
+from smolmoe.core.statistics import least_share
 from smolmoe.moe.balance import load_entropy, load_variation, max_violation
 from smolmoe.probing.counting import RoutingCounts
 from smolmoe.probing.separation import contrast, domain_information, separation, shares, type_information
@@ -15,6 +16,7 @@ from smolmoe.probing.token_types import TYPES, token_texts
 from smolmoe.results.probe import Baseline, LayerResult, TokenTypes, TopToken, Vocabulary
 
 TOP_TOKENS = 8
+_LOOKED_AT = 8  # times the tokens shown; rare ones with a high share by chance come first
 FEWEST = 10  # fewest occurrences of a token whose share is reported
 
 
@@ -75,7 +77,10 @@ def type_table(choices: torch.Tensor, first: torch.Tensor) -> TokenTypes:
 
 
 def vocabulary(counts: RoutingCounts, tokenizer: Any) -> Vocabulary:
-    """Which tokens each expert is the first choice of: N_ix / N_x (arXiv 2409.02060), of tokens seen ten times."""
+    """Which tokens each expert is the first choice of: N_ix / N_x (arXiv 2409.02060), of tokens seen ten times.
+
+    The tokens of an expert are those of which it gets more than of all tokens, beyond chance among all comparisons.
+    """
     special = [index for index in tokenizer.all_special_ids if index < counts.vocabulary.shape[1]]
     specialisation, top = [], []
     for table in counts.vocabulary:
@@ -85,16 +90,18 @@ def vocabulary(counts: RoutingCounts, tokenizer: Any) -> Vocabulary:
         often = torch.nonzero(seen >= FEWEST).flatten()
         table, seen = table[often], seen[often]
         specialisation.append((table.amax(1).sum() / seen.sum()).item() if len(often) else 0.0)
-        top.append([_top(table[:, expert], seen, often, tokenizer) for expert in range(counts.experts)])
+        top.append([_top(table, seen, often, expert, tokenizer) for expert in range(counts.experts)])
     return Vocabulary(specialisation, top, counts.vocabulary.shape[1])
 
 
-def _top(hits: torch.Tensor, seen: torch.Tensor, ids: torch.Tensor, tokenizer: Any) -> list[TopToken]:
-    """The tokens with the highest share; among equal shares, the more frequent ones."""
+def _top(table: torch.Tensor, seen: torch.Tensor, ids: torch.Tensor, expert: int, tokenizer: Any) -> list[TopToken]:
+    """The expert's tokens with the highest share; among equal shares, the more frequent ones."""
     if not len(ids):
         return []
-    share = hits.double() / seen
+    hits = table[:, expert]
+    share, usual = hits.double() / seen, (hits.sum() / seen.sum()).item()
     ranking = share + seen.double() / (seen.max() * math.exp(20))
-    best = [int(at) for at in ranking.topk(min(TOP_TOKENS, len(ids))).indices if hits[at] > 0]
+    first = map(int, ranking.topk(min(_LOOKED_AT * TOP_TOKENS, len(ids))).indices)
+    best = [at for at in first if least_share(share[at].item(), int(seen[at]), table.numel()) > usual][:TOP_TOKENS]
     texts = token_texts(tokenizer, [int(ids[at]) for at in best])
     return [TopToken(text, share[at].item(), int(seen[at])) for text, at in zip(texts, best, strict=True)]

@@ -35,7 +35,7 @@ from smolmoe.probing.routing_accuracy import (
     judge_routing,
     take_sides,
 )
-from smolmoe.probing.separation import permutation_baselines, shares, within_type_separation
+from smolmoe.probing.separation import cell_chance, permutation_baselines, shares, within_type_separation
 from smolmoe.probing.setup import BATCH_TOKENS, Subject, open_beside, open_subject
 from smolmoe.probing.similarity import expert_similarity
 from smolmoe.recipe.base import parse
@@ -105,6 +105,10 @@ def probe(
             dense_ceiling = judge_ceiling(subject, dense_inputs, dense_sample, sides)
     with clock("Shuffling domains"):
         layers = _layers(subject, counts, domains)
+        options, kept = subject.options, counts.kept
+        chance = cell_chance(
+            torch.stack(kept.choices), kept.labels(domains), draws=options.permutations, seed=options.seed
+        )
     losses, saturation = None, None
     if forced:
         with clock("Measuring losses", tell=False):  # reports its passes itself
@@ -117,6 +121,7 @@ def probe(
         model=subject.facts(),
         data=_what_was_read(subject, counts, data=data, fit_data=fit_data, dense=dense, against=against),
         layers=layers,
+        matrix_chance=chance,
         similarity=similarity,
         accuracy=accuracy,
         last_third=last_third,

@@ -11,7 +11,7 @@ from collections.abc import Iterator, Mapping, Sequence
 import torch
 
 from smolmoe.recipe.probe import DRAWS
-from smolmoe.results.probe import Baseline
+from smolmoe.results.probe import Baseline, CellChance
 
 FLOOR = 0.01  # lower bound of the denominator, so that a few choices do not decide
 FEWEST = 50  # fewest choices of a domain within one token type that count
@@ -124,8 +124,26 @@ def permutation_baselines(
     return {name: _baselines(torch.stack(values)) for name, values in found.items()}
 
 
+def cell_chance(choices: torch.Tensor, labels: Sequence[int], *, draws: int = DRAWS, seed: int = 0) -> CellChance:
+    """The range of each expert's share of a domain with the domains shuffled over the documents.
+
+    All cells of all layers are in their ranges at once in 95% of the shuffles, so that a cell beyond its range is a
+    finding however many cells there are: the range is the mean plus and minus q standard deviations, and q the 95th
+    percentile of the largest deviation of any cell, in its standard deviations.
+
+    Args:
+        choices: of N documents, [N, L, E].
+        labels: domain index of each document.
+    """
+    shuffles = _shuffled(choices.double()[None], torch.tensor(labels), draws, seed)
+    found = torch.stack([shares(counts[0]) for counts in shuffles])  # [draws, L, D, E]
+    mean, std = found.mean(0), found.std(0, correction=0).clamp_min(1e-9)
+    widest = ((found - mean).abs() / std).flatten(1).amax(1).quantile(0.95)
+    return CellChance((mean - widest * std).clamp_min(0).tolist(), (mean + widest * std).clamp_max(1).tolist())
+
+
 def _shuffled(counts: torch.Tensor, labels: torch.Tensor, draws: int, seed: int) -> Iterator[torch.Tensor]:
-    """Sums [2, L, D, E] of the counts [2, N, L, E] under shuffled labels."""
+    """Sums [S, L, D, E] of the counts [S, N, L, E] under shuffled labels."""
     generator = torch.Generator().manual_seed(seed)
     member = torch.nn.functional.one_hot(labels).double()  # [N, D]
     for _ in range(draws):

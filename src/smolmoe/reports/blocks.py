@@ -1,16 +1,13 @@
-"""The blocks of a page: words, tables, figures, cards, code. Their HTML is in `templates/blocks.html`.
-
-A chart's colours are names (`@1` ... `@10`, `@ink`, `@grey`, `@line`), which the page's script resolves for light and
-dark.
-"""
+"""The blocks of a page: words, tables, figures, cards, code. Their HTML is in `templates/blocks.html`."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
-from html import escape
 from typing import Any, ClassVar, Protocol
+
+from markupsafe import Markup
 
 _OPEN_ROWS = 400
 
@@ -45,8 +42,23 @@ class Words:
     shape: ClassVar[str] = "words"
     sentences: Sequence[str]
     look: str = ""
-    more: str = ""  # id of the section with the others
-    left: int = 0  # number of the others
+
+
+@dataclass(frozen=True)
+class Findings:
+    """Questions with a sentence each."""
+
+    shape: ClassVar[str] = "findings"
+    rows: Sequence[tuple[str, str]]
+
+
+@dataclass(frozen=True)
+class Texts:
+    """Continuations of one prompt, side by side: (model, text in the colour of its place)."""
+
+    shape: ClassVar[str] = "texts"
+    prompt: str
+    texts: Sequence[tuple[str, str, str]]  # name, colour, text
 
 
 @dataclass(frozen=True)
@@ -76,17 +88,60 @@ class Table:
 
 
 @dataclass(frozen=True)
+class Plot:
+    """A panel of lines or dots, as SVG for a wide screen and for a narrow one; `narrow` is empty if one serves both."""
+
+    kind: ClassVar[str] = "plot"
+    title: str
+    wide: Markup
+    narrow: Markup | str = ""
+
+
+@dataclass(frozen=True)
+class Cell:
+    """A cell of a heat map.
+
+    Attributes:
+        shade: in percent of the scale; None without a number.
+        text: the number.
+        look: "found" with a frame, "chance" if it is not a finding, or "".
+    """
+
+    shade: int | None
+    text: str
+    look: str = ""
+
+
+@dataclass(frozen=True)
+class Grid:
+    """A heat map: a table with shaded cells; `slides` has the cells of each layer of the figure's slider."""
+
+    kind: ClassVar[str] = "grid"
+    title: str
+    corner: str
+    columns: Sequence[str]
+    rows: Sequence[str]
+    cells: Sequence[Sequence[Cell]]
+    slides: Sequence[Sequence[Sequence[Cell]]] = field(default=())
+
+    @property
+    def data(self) -> list[Any]:
+        """The slides for the page's script: shade, text and look of each cell."""
+        return [[[cell.shade, cell.text, cell.look] for row in cells for cell in row] for cells in self.slides]
+
+
+@dataclass(frozen=True)
 class Chart:
-    """A figure for plotly, with caption and numbers.
+    """A figure with caption and numbers.
 
     Attributes:
         name: its id in the page.
         title, caption: what it shows, and how to read it.
-        traces, layout: of plotly; the page adds the shared settings.
-        head, rows: the numbers.
-        layers: labels of a slider; each trace's `z` is then a list with a matrix for each.
+        panels: in rows of `per_row`, below one another on a narrow screen.
+        legend: (picture, name) of each entry.
+        head, rows: the numbers; empty if the panels are tables themselves.
+        layers: labels of a slider.
         start: the label shown first.
-        height: in pixels.
         png: file of the same figure in the page's folder.
     """
 
@@ -94,41 +149,19 @@ class Chart:
     name: str
     title: str
     caption: str
-    traces: Sequence[Mapping[str, Any]]
-    layout: Mapping[str, Any]
+    panels: Sequence[Plot | Grid]
     head: Sequence[str]
     rows: Sequence[Sequence[Any]]
+    legend: Sequence[tuple[Markup, str]] = field(default=())
+    per_row: int = 1
     layers: Sequence[str] = field(default=())
     start: int = 0
-    height: int = 360
     png: str = ""
-
-    @property
-    def data(self) -> dict[str, Any]:
-        """The data for the page's script."""
-        traces = [_safe(trace) for trace in self.traces]
-        return {"data": traces, "layout": dict(self.layout), "layers": list(self.layers), "start": self.start}
 
     @property
     def table(self) -> Table:
         """The numbers."""
         return Table(self.head, self.rows)
-
-
-def plotted(text: str) -> str:
-    """Text without HTML or TeX for plotly."""
-    return escape(text).replace("$", "&#36;")
-
-
-def _safe(trace: Mapping[str, Any]) -> dict[str, Any]:
-    """plotly interprets HTML in labels; names are plain text."""
-    words: dict[str, Any] = {
-        key: plotted(trace[key]) for key in ("name", "legendgroup") if isinstance(trace.get(key), str)
-    }
-    for key in ("x", "y", "text"):
-        if key in trace:
-            words[key] = [plotted(value) if isinstance(value, str) else value for value in trace[key]]
-    return {**trace, **words}
 
 
 @dataclass(frozen=True)

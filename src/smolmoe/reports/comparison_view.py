@@ -10,19 +10,24 @@ from smolmoe.core.statistics import NO_DIFFERENCE
 from smolmoe.evaluation.compare.table import tables
 from smolmoe.reports.blocks import Chart
 from smolmoe.reports.figures import Figure, Level, Lines, Series, row_dots
+from smolmoe.reports.names import Looks
 from smolmoe.reports.plot import plot
 from smolmoe.results.comparison import Comparison, Difference, Pair
 
 
-def comparison_chart(found: Comparison, name: str) -> Chart | None:
-    """Loss differences of all pairs of models, with intervals."""
+def comparison_chart(found: Comparison, name: str, looks: Looks) -> Chart | None:
+    """Loss differences of all pairs of models, with intervals; a pair is not a model and has a separate colour."""
     if not found.pairs:
         return None
     panel = Lines(
         "",
         f"difference of losses (nats per {found.unit})",
         "",
-        [series for place, pair in enumerate(found.pairs) for series in _dots(pair, place, len(found.pairs))],
+        [
+            series
+            for place, pair in enumerate(found.pairs)
+            for series in _dots(pair, looks(_label(pair)), place, len(found.pairs))
+        ],
         marks=[Level("", 0, upright=True)],
         rows=["all", *found.pairs[0].by_domain],
     )
@@ -35,13 +40,12 @@ def comparison_chart(found: Comparison, name: str) -> Chart | None:
         plot(Figure(name, "Loss differences between models", caption, [panel])),
         head=["pair", "text", f"difference (nats per {found.unit})", "95% low", "95% high", "p", "better"],
         rows=[row for pair in found.pairs for row in _rows(pair)],
-        height=150 + (26 * len(found.pairs) + 26) * len(panel.rows),
     )
 
 
-def _dots(pair: Pair, place: int, of: int) -> list[Series]:
+def _dots(pair: Pair, look: int, place: int, of: int) -> list[Series]:
     found = enumerate([pair.loss, *pair.by_domain.values()])
-    return row_dots(_label(pair), [(d.value, row, _ends(d), not d.is_decided) for row, d in found], place, place, of)
+    return row_dots(_label(pair), [(d.value, row, _ends(d), not d.is_decided) for row, d in found], look, place, of)
 
 
 def _rows(pair: Pair) -> list[list[Any]]:

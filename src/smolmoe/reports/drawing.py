@@ -24,7 +24,8 @@ from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormat
 from smolmoe.core import units
 from smolmoe.core.files import replacing
 from smolmoe.reports.figures import PERCENT, Figure, Heat, Level, Lines, Series, written
-from smolmoe.reports.names import COLOURS, style
+from smolmoe.reports.names import COLOURS, SOFTWARE, style
+from smolmoe.reports.scales import spread
 
 WIDTH = 10.8  # inches of every figure
 DOTS = 150  # of a PNG, an inch
@@ -87,7 +88,9 @@ def new_figure(height: float) -> MplFigure:
 def save_png(drawing: Drawing, path: Path) -> None:
     """Write the figure to a temporary file, then rename it."""
     with replacing(path) as partial:
-        FigureCanvasAgg(drawing.figure).print_png(partial)  # `savefig` would draw everything twice
+        FigureCanvasAgg(drawing.figure).print_png(
+            partial, metadata={"Software": SOFTWARE}
+        )  # `savefig` would draw everything twice
 
 
 def _draw_heat(axes: Axes, panel: Heat, *, numbers: bool) -> Any:
@@ -104,9 +107,19 @@ def _draw_heat(axes: Axes, panel: Heat, *, numbers: bool) -> Any:
     if numbers:
         span = (high - low) or 1.0
         for (row, column), value in np.ndenumerate(values):
-            colour = "white" if (value - low) / span > 0.68 else INK
+            strong, pale = (value - low) / span > 0.68, (row, column) in panel.pale
+            colour = "white" if strong else GREY if pale and (value - low) / span < 0.4 else INK
             shown = written(value, panel.form)
-            text = axes.text(column, row, shown, ha="center", va="center", fontsize=6.5, color=colour)
+            text = axes.text(
+                column,
+                row,
+                shown,
+                ha="center",
+                va="center",
+                fontsize=6.5,
+                color=colour,
+                weight="bold" if (row, column) in panel.frames else "normal",
+            )
             text.set_in_layout(False)
     for row, column in panel.frames:
         for colour, width in ((INK, 2.6), ("white", 1.0)):  # seen on light and on dark
@@ -159,7 +172,10 @@ def draw(figure: Figure, *, titled: bool = False) -> Drawing:
     heats = [panel for panel in panels if isinstance(panel, Heat)]
     width = (WIDTH - 1.6) / figure.per_row
     cell = 0.8 * (WIDTH - 1.4) / max(figure.per_row, 2) / len(panels[0].rows) if figure.square else 0.27
-    drawn = new_figure(rows * max([_height(panel, cell) for panel in heats] or [figure.inches]) + _below(panels))
+    drawn = new_figure(
+        rows * max([_height(panel, cell) for panel in heats] + [figure.inches] * (len(heats) < len(panels)))
+        + _below(panels)
+    )
     grid = drawn.subplots(rows, figure.per_row, squeeze=False, width_ratios=_widths(panels[: figure.per_row]))
     axes = list(grid.flat)
     for one in axes[len(panels) :]:
@@ -186,11 +202,15 @@ def draw(figure: Figure, *, titled: bool = False) -> Drawing:
             colour_bar(drawn, image, one, panel.bar, in_percent=panel.form == PERCENT)
     if shared:
         colour_bar(drawn, image, grid, heats[0].bar, in_percent=heats[0].form == PERCENT)
-    if not heats and not by_row and len(panels) > 1:
+    if not heats and not by_row and len(panels) > 1 and not any(_is_direct(panel) for panel in panels):
         _legend_below(drawn, axes[: len(panels)])
     if titled:
         drawn.suptitle(figure.title, x=0.01, ha="left", fontsize=10)
     return Drawing(figure.name, figure.title, figure.caption, drawn)
+
+
+def _is_direct(panel: Lines | Heat) -> bool:
+    return isinstance(panel, Lines) and panel.direct
 
 
 def save_figure(figure: Figure, path: Path) -> None:
@@ -248,9 +268,39 @@ def _draw_lines(axes: Axes, panel: Lines, *, alone: bool) -> None:
     axes.set_xlabel(panel.x)
     axes.set_ylabel(panel.y)
     axes.grid(axis="y" if panel.labels or panel.rows else "both")
-    if (alone or panel.rows) and any(series.name for series in panel.series):
+    if panel.direct:
+        _names_at_the_end(axes, panel)
+    elif (alone or panel.rows) and any(series.name for series in panel.series):
         beside: dict[str, Any] = {"loc": "center left", "bbox_to_anchor": (1.01, 0.5)}
         axes.legend(**({"loc": "lower left"} if panel.scale else beside))
+
+
+def _names_at_the_end(axes: Axes, panel: Lines) -> None:
+    """Each line's name in its colour: at the right, or below the end of a line that ends early."""
+    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, position: units.count(value) if value else "0"))
+    named = [series for series in panel.series if series.name and series.points]
+    (left, right), (low, high) = axes.get_xlim(), axes.get_ylim()
+    late = [series for series in named if series.points[-1][0] >= left + 0.8 * (right - left)]
+    heights = spread([series.points[-1][1] for series in late], 0.075 * (high - low), low, high)
+    for series, y in zip(late, heights, strict=True):
+        look: dict[str, Any] = {"color": _colour(series), "va": "center", "weight": "bold"}
+        axes.text(1.02, y, series.name, transform=axes.get_yaxis_transform(), **look)
+    for series in named:
+        if series not in late:
+            x, y = series.points[-1]
+            axes.annotate(
+                series.name,
+                (x, y),
+                (-6, -10),
+                textcoords="offset points",
+                ha="right",
+                color=_colour(series),
+                weight="bold",
+            )
+
+
+def _colour(series: Series) -> str:
+    return INK if series.place is None else str(style(series.place)["color"])
 
 
 def _scale(axes: Axes, scale: str) -> None:

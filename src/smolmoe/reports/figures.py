@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 import numpy as np
 
 Points = Sequence[tuple[float, float]]
 Dot = tuple[float, float, tuple[float, float], bool]  # x, row, interval of x, hollow
+MOST_POINTS = 240  # of a line
 PERCENT, CHANGE, RATIO = "percent", "change", "ratio"  # formats of the numbers in a heat map
 
 
@@ -73,6 +76,7 @@ class Lines:
         shaded: a range of x that is marked.
         scale: of x: "log" for token counts, "ratio" for factors, "steps" for a logarithm that begins at 0; empty if
             linear.
+        direct: each line has its name at its end, instead of a legend.
     """
 
     title: str
@@ -89,6 +93,10 @@ class Lines:
     left: float | None = None
     shaded: tuple[float, float] | None = None
     scale: str = ""
+    direct: bool = False
+
+    def titled(self, title: str) -> Lines:
+        return replace(self, title=title)
 
 
 @dataclass(frozen=True)
@@ -103,6 +111,7 @@ class Heat:
         low, high: ends of the scale.
         form: format of a number.
         frames: (row, column) of cells with a frame.
+        pale: (row, column) of cells that are no finding.
     """
 
     title: str
@@ -115,7 +124,11 @@ class Heat:
     low: float
     high: float
     form: str = PERCENT
-    frames: Sequence[tuple[int, int]] = field(default=())
+    frames: Collection[tuple[int, int]] = field(default=())
+    pale: Collection[tuple[int, int]] = field(default=())
+
+    def titled(self, title: str) -> Heat:
+        return replace(self, title=title)
 
 
 @dataclass(frozen=True)
@@ -148,6 +161,20 @@ class Figure:
         """The same with another id, because a page may have several figures of this kind."""
         return replace(self, name=name, title=title or self.title)
 
+    def placed(self, places: Mapping[int, int]) -> Figure:
+        """The same with other places in the page's `Looks`, because a page has one colour for each model."""
+
+        def of(part: Any) -> Any:
+            return part if part.place is None else replace(part, place=places.get(part.place, part.place))
+
+        panels = [
+            replace(panel, series=[of(one) for one in panel.series], bands=[of(one) for one in panel.bands])
+            if isinstance(panel, Lines)
+            else panel
+            for panel in self.panels
+        ]
+        return replace(self, panels=panels)
+
 
 def row_dots(name: str, points: Sequence[Dot], place: int, at: int = 0, of: int = 1) -> list[Series]:
     """Dots with intervals in a panel with `rows`, next to those of others.
@@ -164,6 +191,14 @@ def row_dots(name: str, points: Sequence[Dot], place: int, at: int = 0, of: int 
         for part in parts
         if part
     ]
+
+
+def thinned(points: Points) -> Points:
+    """Evenly thinned points, with the last one."""
+    if len(points) <= MOST_POINTS:
+        return points
+    step = math.ceil(len(points) / MOST_POINTS)
+    return [*points[:-1:step], points[-1]]
 
 
 def written(value: float, form: str) -> str:

@@ -7,14 +7,13 @@ from typing import Any
 
 # `page.css` has the same for the light theme, and lighter ones for the dark theme.
 COLOURS = (
-    *("#1f5fa8", "#c8640a", "#1b8577", "#7b3294", "#6b6b6b"),
-    *("#a8325e", "#7a6a00", "#2a9fd0", "#5b8c2a", "#8a4b2a"),
+    *("#1f5fa8", "#b45309", "#17776a", "#7b3294", "#6b6b6b"),
+    *("#a8325e", "#736400", "#1f78a4", "#4a7a1e", "#8a4b2a"),
 )
-DASHES = ("solid", "dash", "dashdot", "dot", "longdash", "longdashdot")
+DASHES = ("", "7 4", "9 4 2 4", "2 4", "12 4", "12 3 2 3 2 3")  # of SVG
 MARKERS = ("circle", "square", "triangle-up", "diamond", "triangle-down", "x")
 _LINES: tuple[Any, ...] = ("-", "--", "-.", ":", (0, (5, 1, 1, 1, 1, 1)), (0, (8, 2)))
 _SHAPES = ("o", "s", "^", "D", "v", "x")
-_HOLLOW = ("s", "D")
 
 # In every figure of a probe, the model, its earlier state and the baselines have the same looks.
 ROUTER, BEFORE, LINEAR_PROBE, DENSE_PROBE, DOCUMENTS, OTHER = range(6)
@@ -26,6 +25,7 @@ PROBE_NAMES = {
     DOCUMENTS: "router, majority over a document",
 }
 CHANCE = "chance"
+SOFTWARE = "smolmoe"  # in a PNG, which is known as ours by it
 
 
 class Looks:
@@ -35,6 +35,11 @@ class Looks:
         self._places: dict[str, int] = {}
         for name in names:
             self(name)
+
+    @property
+    def names(self) -> list[str]:
+        """All names in order of their places."""
+        return list(self._places)
 
     def __call__(self, name: str) -> int:
         return self._places.setdefault(name, len(self._places))
@@ -51,18 +56,12 @@ def shape(place: int) -> int:
 
 
 def colour(place: int) -> str:
-    """A colour name that the page's script resolves for the light and the dark theme."""
-    return f"@{place % len(COLOURS) + 1}"
-
-
-def marker(place: int, size: float = 10) -> dict[str, Any]:
-    """plotly's marker."""
-    return {"color": colour(place), "size": size, "symbol": MARKERS[shape(place)]}
+    """A colour of the page's style sheet, which has one for the light and one for the dark theme."""
+    return f"var(--c{place % len(COLOURS) + 1})"
 
 
 def style(place: int) -> dict[str, Any]:
     """matplotlib's line style, with the same colour, dash and marker as in the page."""
     form = _SHAPES[shape(place)]
-    hollow = {"markerfacecolor": "white"} if form in _HOLLOW else {}
     line = {"color": COLOURS[place % len(COLOURS)], "linestyle": _LINES[dash(place)]}
-    return {**line, "marker": form, "markersize": 4.5 if form == "D" else 5.5, **hollow}
+    return {**line, "marker": form, "markersize": 4.5 if form == "D" else 5.5}

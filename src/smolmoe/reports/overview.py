@@ -15,7 +15,8 @@ from smolmoe.errors import DataError
 from smolmoe.evaluation.compare.text import nearby
 from smolmoe.evaluation.held_out import DocumentLosses
 from smolmoe.hub.model_facts import ModelFacts
-from smolmoe.reports.figures import Points
+from smolmoe.reports.boundary import Boundary, is_training, read_boundary
+from smolmoe.reports.derived_boundary import derived_boundaries
 from smolmoe.reports.kinship import Kinship
 from smolmoe.reports.names import Looks
 from smolmoe.reports.renaming import under_names
@@ -55,39 +56,12 @@ class Training:
 
 @dataclass(frozen=True)
 class Probe:
-    """A probe, with an earlier one of the model, if any."""
+    """A probe of a model, with an earlier one, if any; `label` is unique, `model` is the name of the model."""
 
     label: str
+    model: str
     after: Probed
     before: Probed | None
-
-
-@dataclass(frozen=True)
-class Boundary:
-    """The held-out loss across a conversion.
-
-    Attributes:
-        label: of the pipeline.
-        folder: of the pipeline.
-        runs: folders of the compared runs, if on record.
-        curves: label -> (training tokens, held-out loss); runs after the conversion include the tokens before it.
-        at: tokens at the conversion.
-        rows: label -> known numbers of the runs after it: `final`, `jump`, `tokens`, `flops`, `difference`.
-        reference: label of the baseline run.
-        documents, tokens: held out.
-        by_domain: label -> domain (`all` first) -> loss, if known.
-    """
-
-    label: str
-    folder: Path
-    runs: Sequence[Path]
-    curves: Mapping[str, Sequence[tuple[float, float]]]
-    at: float
-    rows: Mapping[str, Mapping[str, Any]]
-    reference: str | None
-    documents: int
-    tokens: int
-    by_domain: Mapping[str, Mapping[str, float]]
 
 
 @dataclass(frozen=True)
@@ -183,21 +157,24 @@ def find(paths: Sequence[Path]) -> Overview:
     models = [
         (label(folder), ModelFacts.read(folder)) for folder in folders if _is_model(folder) and not _is_best(folder)
     ]
-    trainings = [_training(folder, label(folder)) for folder in folders if _is_training(folder)]
+    trainings = [_training(folder, label(folder)) for folder in folders if is_training(folder)]
+    boundaries = [read_boundary(folder, label, values) for folder in folders if (values := _report(folder)) is not None]
+    boundaries += derived_boundaries(models, trainings, kin, boundaries)
+    across = [
+        name for boundary in boundaries for name in boundary.curves
+    ]  # in the order of the pictures of their stages
     return Overview(
         folders=list(paths),
         models=models,
         trainings=trainings,
         probes=_probes([folder for folder in folders if (folder / "probe.json").is_file()], label, kin),
-        boundaries=[
-            _of_pipeline(folder, label, values) for folder in folders if (values := _report(folder)) is not None
-        ],
+        boundaries=boundaries,
         comparisons=[
             (file.parent.name, _named(file, found, label)) for file, found in results if isinstance(found, Comparison)
         ],
         sweeps=[found for _, found in results if isinstance(found, Sweep)],
         benches=[_named_bench(file, found, label) for file, found in results if isinstance(found, BenchResult)],
-        looks=Looks([*(name for name, _ in models), *(run.label for run in trainings)]),
+        looks=Looks([*across, *(name for name, _ in models), *(run.label for run in trainings)]),
         kin=kin,
     )
 
@@ -232,7 +209,7 @@ def _holds(place: Path) -> bool:
     return (
         bool(_results(place))
         or _is_model(place)
-        or _is_training(place)
+        or is_training(place)
         or (place / "probe.json").is_file()
         or _report(place) is not None
     )
@@ -251,10 +228,6 @@ def _is_best(folder: Path) -> bool:
 
 def _is_model(folder: Path) -> bool:
     return (folder / "config.json").is_file() and (folder / PROVENANCE_FILE).is_file()
-
-
-def _is_training(folder: Path) -> bool:
-    return (folder / "run.json").is_file() and (folder / "metrics.jsonl").is_file()
 
 
 def _labels(paths: Sequence[Path]) -> Callable[[Path], str]:
@@ -310,7 +283,7 @@ def _probes(folders: Sequence[Path], label: Callable[[Path], str], kin: Kinship)
     shown = [(folder, before) for folder, before in kept if id(read[folder]) not in used]
     names = [_of_probe(folder, read[folder], label) for folder, _ in shown]
     return [
-        Probe(name if names.count(name) == 1 else f"{name} ({label(folder)})", read[folder], before)
+        Probe(name if names.count(name) == 1 else f"{name} ({label(folder)})", name, read[folder], before)
         for name, (folder, before) in zip(names, shown, strict=True)
     ]
 
@@ -342,7 +315,7 @@ def _named(file: Path, found: Comparison, label: Callable[[Path], str]) -> Compa
 
 
 def _is_named(place: Path) -> bool:
-    return _is_model(place) or _is_training(place)
+    return _is_model(place) or is_training(place)
 
 
 def _named_bench(file: Path, found: BenchResult, label: Callable[[Path], str]) -> Bench:
@@ -355,41 +328,3 @@ def _named_bench(file: Path, found: BenchResult, label: Callable[[Path], str]) -
             model = replace(model, name=label(place))
         models.append(model)
     return Bench(found.model_copy(update={"models": tuple(models)}), folders)
-
-
-def _of_pipeline(folder: Path, label: Callable[[Path], str], values: Mapping[str, Any]) -> Boundary:
-    before, folders = values.get("before"), values.get("runs") or {}
-    at = float(before["tokens"]) if before else 0.0
-
-    def name(words: str) -> str:
-        """The label of a run, if its folder is on record."""
-        run = folder.parent / str(folders.get(words, words))
-        return label(run) if _is_training(run) else words
-
-    curves: dict[str, list[tuple[float, float]]] = {}
-    if before:
-        points = _held_out(folder.parent / before["label"]) or [(0, before["first"]), (1, before["loss"])]
-        last = points[-1][0] or 1
-        curves[name(before["label"])] = [(at * step / last, loss) for step, loss in points]
-    for words, row in values["after"].items():
-        steps = sorted((int(step), loss) for step, loss in row["losses"].items())
-        last = steps[-1][0] or 1
-        curves[name(words)] = [(at + row["tokens"] * step / last, loss) for step, loss in steps]
-    rows = {name(words): {key: row[key] for key in row if key != "losses"} for words, row in values["after"].items()}
-    tokens, reference = values["held_out_tokens"], values.get("reference")
-    words = [*([before["label"]] if before else []), *values["after"]]
-    runs = [run for each in words if _is_training(run := folder.parent / str(folders.get(each, each)))]
-    named = None if reference is None else name(reference)
-    domains = {name(each): _by_domain(folder.parent / str(folders.get(each, each))) for each in words}
-    by_domain = {label: found for label, found in domains.items() if len(found) > 2}  # `all`, and more than one domain
-    return Boundary(label(folder), folder.parent, runs, curves, at, rows, named, values["documents"], tokens, by_domain)
-
-
-def _by_domain(run: Path) -> dict[str, float]:
-    """The final held-out losses of a run: `all` first, then each domain."""
-    held_out = read_plain(run / "summary.json")["held_out"] if (run / "summary.json").is_file() else {}
-    return {"all": held_out["loss"], **held_out["by_domain"]} if "by_domain" in held_out else {}
-
-
-def _held_out(folder: Path) -> Points:
-    return History.read("run", folder).points("held_out", "loss") if (folder / "metrics.jsonl").is_file() else []

@@ -11,32 +11,10 @@ from smolmoe.core.statistics import FEWEST_DOCUMENTS, Interval, evidence, no_fin
 from smolmoe.evaluation.held_out import paired_difference
 from smolmoe.hub.model_facts import ModelFacts
 from smolmoe.reports.blocks import Chart
-from smolmoe.reports.figures import Dot, Figure, Level, Lines, Series, row_dots
+from smolmoe.reports.figures import Dot, Figure, Level, Lines, row_dots
 from smolmoe.reports.names import Looks
-from smolmoe.reports.overview import Boundary, Training
+from smolmoe.reports.overview import Training
 from smolmoe.reports.plot import plot
-
-
-def boundary_figure(boundary: Boundary, name: str, looks: Looks) -> Figure:
-    """Held-out loss over training tokens, with the conversion marked."""
-    seen = [loss for points in boundary.curves.values() for tokens, loss in points if tokens >= boundary.at / 2]
-    room = 0.08 * (max(seen, default=0.0) - min(seen, default=0.0) or 1)
-    panel = Lines(
-        "",
-        "training tokens",
-        "held-out loss (nats per token)",
-        [Series(label, points, looks(label)) for label, points in boundary.curves.items()],
-        marks=[Level("conversion", boundary.at, upright=True)] if boundary.at else [],
-        bottom=min(seen) - room if seen else None,  # without the steep first steps of training from scratch
-        top=max(seen) + room if seen else None,
-    )
-    return Figure(
-        name,
-        f"Held-out loss across the conversion: {boundary.label}",
-        f"{boundary.tokens:,} tokens of {boundary.documents:,} documents, lower is better. An exact conversion leaves "
-        "no step at the line; after it, all models train on the same tokens.",
-        [panel],
-    )
 
 
 def claim_chart(models: Sequence[tuple[str, ModelFacts]], looks: Looks) -> Chart | None:
@@ -101,7 +79,6 @@ def final_chart(done: Sequence[Training], name: str, looks: Looks) -> Chart | No
         plot(Figure(name, f"Final held-out loss: {', '.join(run.label for run in done)}", caption, [panel])),
         head=[*head, "all, above the lowest"],
         rows=[[*row, _said(above(run, "all", done), run)] for row, run in zip(rows, done, strict=True)],
-        height=150 + (30 + 7 * min(len(done), 12)) * len(kinds) + 20 * (len(done) // 4),
     )
 
 
@@ -165,9 +142,3 @@ def final_rows(runs: Sequence[Training]) -> tuple[list[str], list[list[Any]]]:
 def _cost(run: Training) -> list[Any]:
     sizes = run.summary.get("parameters") or {}
     return [sizes.get("total"), sizes.get("active"), run.summary.get("tokens"), run.summary.get("flops")]
-
-
-def by_domain_rows(boundary: Boundary) -> tuple[list[str], list[list[Any]]]:
-    """Final held-out losses of the runs in each domain."""
-    domains = list(next(iter(boundary.by_domain.values())))
-    return ["model", *domains], [[label, *map(found.get, domains)] for label, found in boundary.by_domain.items()]

@@ -11,16 +11,16 @@ from smolmoe.core import units
 from smolmoe.hub.card import engines, sources
 from smolmoe.hub.model_facts import ModelFacts, without_places
 from smolmoe.reports.bench_view import bench_figure, bench_label, bench_machine, bench_tables
-from smolmoe.reports.blocks import Block, Card, Cards, Chart, Code, Fold, Note, Pairs, Table, Words
+from smolmoe.reports.blocks import Block, Card, Cards, Chart, Code, Fold, Note, Pairs, Table, Texts, Words
+from smolmoe.reports.boundary import boundary_blocks, by_domain_table
 from smolmoe.reports.comparison_view import comparison_chart, comparison_rows
 from smolmoe.reports.figures import Figure
-from smolmoe.reports.names import Looks
-from smolmoe.reports.overview import Boundary, Overview, Probe, Training
-from smolmoe.reports.overview_charts import boundary_figure, by_domain_rows, claim_chart, final_chart, final_rows
+from smolmoe.reports.names import Looks, colour
+from smolmoe.reports.overview import Overview, Probe, Training
+from smolmoe.reports.overview_charts import claim_chart, final_chart, final_rows
 from smolmoe.reports.page import Section
-from smolmoe.reports.page_summary import flags, headlines, loss_table
 from smolmoe.reports.plot import plot
-from smolmoe.reports.specialisation import accuracy, layer_maps, separation
+from smolmoe.reports.probe_part import details, first_screen, in_report, probe_figures
 from smolmoe.reports.sweep_view import needs_chart, sweep_chart, sweep_tables, sweep_words
 from smolmoe.reports.tokens import Tokens
 from smolmoe.reports.training_curves import History, balance_figure, loss_figure
@@ -35,17 +35,18 @@ def sections(found: Overview) -> list[Section]:
     """All sections in the order of the page, including missing ones."""
     probe = "smolmoe probe MODEL --data TAGGED.jsonl --out DIR"
     parts: list[tuple[str, str, Callable[[Overview], Sequence[Block]], str]] = [
-        ("claim", "Claim and verification", _claim, "smolmoe upcycle DENSE OUT --experts 8 --top-k 2"),
         ("boundary", "Across the conversion", _boundaries, "smolmoe run fair-baselines"),
+        ("experts", "What the experts do", _experts, probe),
+        ("tokens", "Token by token", _tokens, probe),
+        ("details", "Details on the experts", _details, probe),
+        ("comparison", "Comparison", _comparison, "smolmoe compare dense=DENSE moe=MOE --data DATA --out DIR"),
         ("losses", "Losses compared with the dense baselines", _losses, "smolmoe train RECIPE"),
         ("training", "Training", _training, "smolmoe train RECIPE"),
         ("balance", "Load balance and active experts", _balance, "smolmoe train RECIPE --set model.path=MOE"),
-        ("routing", "Routing, before and after", _routing, probe),
-        ("layers", "Specialisation by layer", _layers, probe),
-        ("tokens", "Token by token", _tokens, probe),
-        ("comparison", "Comparison", _comparison, "smolmoe compare dense=DENSE moe=MOE --data DATA --out DIR"),
         ("sweep", "Loss by training tokens", _sweep, "smolmoe sweep RECIPE --tokens 0.5M,1M,2M,4M,8M"),
         ("speed", "Speed", _speed, "smolmoe bench MODEL --against DENSE --out bench.json"),
+        ("claim", "Claim and verification", _claim, "smolmoe upcycle DENSE OUT --experts 8 --top-k 2"),
+        ("samples", "Samples", _samples, "smolmoe train RECIPE --set samples.prompts='[Once upon a time]'"),
         ("provenance", "Provenance", _provenance, "smolmoe upcycle DENSE OUT"),
     ]
     return [Section(name, title, make(found), _named(command, found)) for name, title, make, command in parts]
@@ -116,30 +117,8 @@ def _size(model: ModelFacts) -> str:
 
 def _boundaries(found: Overview) -> list[Block]:
     return _folded(
-        [(b.label, _boundary(b, f"boundary-{place}", found.looks)) for place, b in enumerate(found.boundaries)]
+        [(b.label, boundary_blocks(b, f"boundary-{place}", found.looks)) for place, b in enumerate(found.boundaries)]
     )
-
-
-def _boundary(boundary: Boundary, name: str, looks: Looks) -> list[Block]:
-    columns: list[tuple[str, Callable[[Mapping[str, Any]], Any]]] = [
-        ("final loss (nats per token)", lambda row: row.get("final")),
-        ("jump at the conversion", lambda row: _signed(row.get("jump"))),
-        (f"difference from {boundary.reference or 'the reference'}", lambda row: _interval(row.get("difference"))),
-        ("tokens", lambda row: None if row.get("tokens") is None else units.tokens(row["tokens"])),
-        ("FLOPs", lambda row: None if row.get("flops") is None else units.flops(row["flops"])),
-    ]
-    kept = [(name, of) for name, of in columns if any(of(row) is not None for row in boundary.rows.values())]
-    rows = [[label, *(of(row) for _, of in kept)] for label, row in boundary.rows.items()]
-    table = Table(["model", *(name for name, _ in kept)], rows, "Held-out loss (nats per token)")
-    return [plot(boundary_figure(boundary, name, looks)), table]
-
-
-def _signed(value: float | None) -> str | None:
-    return None if value is None else f"{value:+.1e}" if value else "0"
-
-
-def _interval(found: Mapping[str, float] | None) -> str | None:
-    return None if not found else f"{found['value']:+.4f} [{found['low']:+.4f}, {found['high']:+.4f}]"
 
 
 def _losses(found: Overview) -> list[Block]:
@@ -151,7 +130,7 @@ def _losses(found: Overview) -> list[Block]:
         blocks.append(Table(*final_rows(alone), "Runs without a comparable run"))
     for boundary in found.boundaries:
         if boundary.by_domain:
-            blocks.append(Table(*by_domain_rows(boundary), f"{boundary.label}: held-out loss (nats per token)"))
+            blocks.append(by_domain_table(boundary))
     return blocks
 
 
@@ -190,36 +169,37 @@ def _balance(found: Overview) -> list[Block]:
 # -- probes ----------------------------------------------------------------------------------------------------------
 
 
-def _routing(found: Overview) -> list[Block]:
-    return _folded(
-        [
-            (p.label, [plot(layer_maps(p.after, p.before).named(f"routing-{place}", f"Routing by domain: {p.label}"))])
-            for place, p in enumerate(found.probes)
-        ]
-    )
+def shown_probes(found: Overview) -> list[Probe]:
+    """The probes, one of a model with named experts first: only the tokens of the first are shown."""
+    return sorted(found.probes, key=lambda probe: not any(probe.after.names))
 
 
-def _layers(found: Overview) -> list[Block]:
-    return _folded([(p.label, _layer_part(p, place)) for place, p in enumerate(found.probes)])
-
-
-def _layer_part(probe: Probe, place: int) -> list[Block]:
-    after, before = probe.after, probe.before
-    flagged = flags(after)
+def _probe_parts(found: Overview) -> list[tuple[Probe, list[Figure]]]:
+    """The probes with their figures."""
     return [
-        Words(headlines(after, before)),
-        *([Words(flagged, "flags")] if flagged else []),
-        plot(separation(after, before).named(f"layers-{place}", f"Dependence on the domain by layer: {probe.label}")),
-        plot(accuracy(after, before).named(f"accuracy-{place}", f"Routing accuracy by layer: {probe.label}")),
-        *loss_table(after),
+        (probe, in_report(probe_figures(probe.after, probe.before), probe.model, found.looks, place))
+        for place, probe in enumerate(shown_probes(found))
     ]
 
 
+def _experts(found: Overview) -> list[Block]:
+    items: list[tuple[str, Sequence[Block]]] = [
+        (probe.label, [Note(f"Probe of {probe.label}.", "hint"), *first_screen(probe.after, figures)])
+        for probe, figures in _probe_parts(found)
+    ]
+    return _folded(items)
+
+
 def _tokens(found: Overview) -> list[Block]:
-    """The token view of the first probe with named experts, else of the first with texts."""
-    probes = [probe for probe in found.probes if probe.after.result.text]
-    shown = next((probe for probe in probes if any(probe.after.names)), next(iter(probes), None))
-    return [] if shown is None else [Note(shown.label, "hint"), Tokens(shown.after)]
+    shown = next((probe for probe, _ in _probe_parts(found) if probe.after.result.text), None)
+    return [] if shown is None else [Note(f"Probe of {shown.label}.", "hint"), Tokens(shown.after)]
+
+
+def _details(found: Overview) -> list[Block]:
+    parts = _probe_parts(found)
+    if len(parts) == 1:
+        return details(parts[0][0].after, parts[0][1])
+    return [Fold(probe.label, details(probe.after, figures)) for probe, figures in parts]
 
 
 # -- results ---------------------------------------------------------------------------------------------------------
@@ -229,7 +209,7 @@ def _comparison(found: Overview) -> list[Block]:
     parts: list[tuple[str, Sequence[Block]]] = []
     for place, (label, one) in enumerate(found.comparisons):
         warned: list[Block] = [Words(one.warnings, "flags")] if one.warnings else []
-        chart = _some(comparison_chart(one, f"comparison-{place}"))
+        chart = _some(comparison_chart(one, f"comparison-{place}", found.looks))
         table = Table(*comparison_rows(one), "Models compared, with 95% intervals")
         parts.append((label, [Words(one.verdict, "summary"), *warned, *chart, table]))
     return _folded(parts)
@@ -249,6 +229,20 @@ def _speed(found: Overview) -> list[Block]:
         chart = plot(bench_figure(one, f"speed-{place}", found.looks))
         parts.append((bench_label(one), [Note(bench_machine(one), "hint"), chart, *bench_tables(one)]))
     return _folded(parts)
+
+
+# -- samples ---------------------------------------------------------------------------------------------------------
+
+
+def _samples(found: Overview) -> list[Block]:
+    """The continuations of each prompt by all runs that recorded one, side by side."""
+    texts: dict[str, list[tuple[str, str, str]]] = {}
+    names = [*found.looks.names, *(run.label for run in found.trainings)]
+    for run in sorted(found.trainings, key=lambda run: names.index(run.label)):
+        for sample in run.summary.get("samples") or ():
+            texts.setdefault(sample["prompt"], []).append((run.label, colour(found.looks(run.label)), sample["text"]))
+    hint = Note("Greedy continuations at the end of each training; an example, not a measurement.", "hint")
+    return [hint, *(Texts(prompt, said) for prompt, said in texts.items())] if texts else []
 
 
 # -- provenance ------------------------------------------------------------------------------------------------------

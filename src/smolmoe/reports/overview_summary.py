@@ -1,27 +1,28 @@
-"""The answers at the top of the report: what was made, what it costs, whether it wins."""
+"""The answers at the top of the report: the verdict, what was made, what it costs."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
 from smolmoe.core import units
-from smolmoe.core.statistics import Interval, evidence, no_finding, side
+from smolmoe.core.statistics import NO_DIFFERENCE, evidence, side
 from smolmoe.hub.model_facts import ModelFacts
 from smolmoe.reports.bench_view import bench_answer
 from smolmoe.reports.blocks import Answer
+from smolmoe.reports.boundary import VERDICTS, Boundary
 from smolmoe.reports.comparison_view import rivals
-from smolmoe.reports.overview import Bench, Boundary, Overview, Training
+from smolmoe.reports.overview import Bench, Overview, Training
 from smolmoe.reports.overview_charts import above
 from smolmoe.results.comparison import Comparison
 
 
 def answers(found: Overview) -> list[Answer]:
-    """The three answers of the page."""
-    return [_made(found), _costs(found), _wins(found)]
+    """The three answers of the page, the verdict first."""
+    return [_verdict(found), _made(found), _costs(found)]
 
 
 def _made(found: Overview) -> Answer:
-    question = "What was made?"
+    question = "What was made"
     main = found.main
     if main is None:
         probe = next(iter(found.probes), None)
@@ -61,7 +62,7 @@ def _sound(model: ModelFacts) -> str:
 
 
 def _costs(found: Overview) -> Answer:
-    question = "What does it cost?"
+    question = "What it costs"
     main = found.main
     if main is None:
         return Answer(question, "Not known", "No model's files are here.", "open")
@@ -101,15 +102,15 @@ def _is_about(found: Overview, model: ModelFacts, bench: Bench) -> bool:
     return any(found.kin.together(folder, model.folder) for folder in bench.folders) or len(found.moes) == 0
 
 
-def _wins(found: Overview) -> Answer:
-    question = "Does it win?"
+def _verdict(found: Overview) -> Answer:
+    question = "Verdict"
     main = found.main
     for _, comparison in found.comparisons:
         if comparison.verdict and (main is None or comparison.hashes & found.kin.of(main[1].folder)):
             headline, tone = _who(comparison)
             return Answer(question, headline, comparison.verdict[0], tone)
     for boundary in found.boundaries:
-        if boundary.reference and (main is None or _is_across(found, boundary, main[1])):
+        if boundary.differences and (main is None or _is_across(found, boundary, main[1])):
             return _of_boundary(question, boundary)
     for group in found.groups:
         done = [run for run in group if run.documents is not None and run.summary.get("held_out")]
@@ -118,7 +119,7 @@ def _wins(found: Overview) -> Answer:
     others = "The comparisons below are of other models. " if found.comparisons or found.boundaries else ""
     return Answer(
         question,
-        "Not measured",
+        "Not compared with a dense model",
         f"{others}Nothing here compares this model with a related one (a recorded common ancestor) on the same "
         "held-out text. Use `smolmoe compare`.",
         "open",
@@ -140,29 +141,44 @@ def _who(found: Comparison) -> tuple[str, str]:
         return "Compared", ""
     if len(won) > 1:
         return "It depends", "open"
-    return {"moe": ("Yes", "good"), "dense": ("No", "bad")}.get(won.pop() or "", ("No difference seen", "open"))
+    return {"moe": ("The MoE is better", "good"), "dense": ("The dense model is better", "bad")}.get(
+        won.pop() or "", ("No difference beyond chance", "open")
+    )
 
 
 def _of_boundary(question: str, boundary: Boundary) -> Answer:
-    label, row = next((pair for pair in boundary.rows.items() if pair[1].get("difference")), ("", {}))
-    difference = row.get("difference")
-    if not difference:
-        return Answer(question, "Not measured", "The runs were not compared.", "open")
-    gap = Interval(*(difference[key] for key in ("value", "low", "high")))
-    headline, tone, verdict = {
-        "few": ("Too few documents", "open", "compared with"),
-        "none": ("No difference seen", "open", "compared with"),
-        "lower": ("On equal tokens, yes", "good", "is better than"),
-        "higher": ("Not on equal tokens", "bad", "is worse than"),
-    }[side(gap, boundary.documents)]
-    shown = no_finding(gap, boundary.documents) or evidence(gap, boundary.documents)
+    """The first compared run, with a sentence on each of the others."""
+    (label, gap), *others = boundary.differences
+    reference = boundary.reference or "the reference"
+    found = side(gap, boundary.documents)
+    headline, tone = {
+        "few": (f"Too few documents to compare {label} with {reference}", "open"),
+        "none": (f"No difference beyond chance between {label} and {reference}", "open"),
+        "lower": (f"{label} is better than {reference}", "good"),
+        "higher": (f"{label} is worse than {reference}", "bad"),
+    }[found]
+    rest = [f"{name} is {VERDICTS[side(other, boundary.documents)]}" for name, other in others]
+    rest = [words.replace(f"is {NO_DIFFERENCE}", f"shows {NO_DIFFERENCE.removesuffix(' seen')}") for words in rest]
+    also = f" Compared with {reference} too: {'; '.join(rest)}." if rest else ""
     return Answer(
         question,
         headline,
-        f"{label} {verdict} “{boundary.reference}” on held-out text after the same number of further tokens: "
-        f"{shown}, one seed{_cost_of_winning(boundary, label)}.",
+        f"Held-out loss{_budget(boundary, label)}: {evidence(gap, boundary.documents)}, one seed.{also}",
         tone,
     )
+
+
+def _budget(boundary: Boundary, label: str) -> str:
+    """The training of a run compared with the reference's."""
+    row, other = boundary.rows[label], boundary.rows.get(boundary.reference or "", {})
+    said = ""
+    if row.get("tokens") and other.get("tokens"):
+        same = row["tokens"] == other["tokens"]
+        each = "each" if same else f"and {units.tokens(other['tokens'])}"
+        said = f" after {units.tokens(row['tokens'])} more training tokens {each}"
+    if row.get("flops") and other.get("flops"):
+        said += f", at {row['flops'] / other['flops']:.2f} times the FLOPs"
+    return said
 
 
 def _of_runs(question: str, runs: Sequence[Training]) -> Answer:
@@ -170,25 +186,19 @@ def _of_runs(question: str, runs: Sequence[Training]) -> Answer:
     best, second = sorted(runs, key=lambda run: run.summary["held_out"]["loss"])[:2]
     gap = above(second, "all", (best, second))
     if gap is None or best.documents is None:
-        return Answer(question, "Not measured", "The runs were not compared.", "open")
+        return Answer(question, "Not compared", "The runs were not compared.", "open")
     documents = len(best.documents.tokens)
-    headline = {"few": "Too few documents", "none": "No difference seen"}.get(side(gap, documents))
+    found = side(gap, documents)
+    headline = {
+        "few": f"Too few documents to compare {best.label} with {second.label}",
+        "none": f"No difference beyond chance between {best.label} and {second.label}",
+    }.get(found, f"{best.label} ends below {second.label}")
     budgets = " and ".join(units.tokens(tokens) for run in (best, second) if (tokens := run.summary.get("tokens")))
-    trained = f" after {budgets} of training" if budgets else ""
+    trained = f" after {budgets} training tokens" if budgets else ""
     return Answer(
         question,
-        headline or "One run ends lower",
-        f"Of {len(runs)} runs with a common ancestor “{best.label}” has the lowest held-out loss, followed by "
-        f"“{second.label}”{trained}: {no_finding(gap, documents) or evidence(gap, documents)}, one seed each.",
-        "open" if headline else "",
+        headline,
+        f"Held-out losses of the two lowest of {len(runs)} runs with a common ancestor{trained}, {second.label} minus "
+        f"{best.label}: {evidence(gap, documents)}, one seed each.",
+        "open" if found in ("few", "none") else "",
     )
-
-
-def _cost_of_winning(boundary: Boundary, label: str) -> str:
-    """The cost of the win, and the run with the lowest loss if it is another one."""
-    rows, reference = boundary.rows, boundary.rows.get(boundary.reference or "", {})
-    flops, other = rows[label].get("flops"), reference.get("flops")
-    said = f", at {flops / other:.2f} times its FLOPs" if flops and other else ""
-    ends = {name: row["final"] for name, row in rows.items() if row.get("final") is not None}
-    best = min(ends, key=lambda name: ends[name])
-    return said + (f"; the lowest loss is that of “{best}”, {ends[best]:.4f}" if best != label else "")

@@ -14,7 +14,7 @@ from importlib.resources import files
 from jinja2 import Environment, PackageLoader
 from markupsafe import Markup
 
-from smolmoe.reports.blocks import Answer, Block, Chart, show
+from smolmoe.reports.blocks import Answer, Block, show
 from smolmoe.reports.tokens import Tokens, script_json, token_styles
 
 MARK = '<meta name="generator" content="smolmoe">'
@@ -48,8 +48,7 @@ class Page:
     Attributes:
         kicker, title: above and in the heading; `window` is the browser's title.
         about: the line below the heading.
-        answers: at the top.
-        intro: blocks below the answers.
+        answers: at the top, the verdict first.
         sections: including missing ones.
     """
 
@@ -60,7 +59,6 @@ class Page:
     sections: Sequence[Section]
     footer: str
     answers: Sequence[Answer] = field(default=())
-    intro: Sequence[Block] = field(default=())
 
     def html(self) -> str:
         """The complete file."""
@@ -75,7 +73,6 @@ class Page:
                 there=[section for section in self.sections if section.blocks],
                 missing=[section for section in self.sections if not section.blocks],
                 css=Markup(f"{asset('page.css')}\n{token_styles(experts)}"),
-                plotly=_plotly() if any(isinstance(block, Chart) for block in blocks) else "",
                 script=Markup(asset("page.js")),
             )
         )
@@ -102,9 +99,3 @@ def _code(text: str) -> Markup:
     """Text with code between backticks."""
     parts = [Markup("<code>{}</code>").format(part) if at % 2 else part for at, part in enumerate(text.split("`"))]
     return Markup("").join(parts)
-
-
-def _plotly() -> Markup:
-    from plotly.offline import get_plotlyjs
-
-    return Markup(get_plotlyjs())

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from smolmoe.core.statistics import Interval, side
+from smolmoe.core.statistics import Interval, side, too_few
 from smolmoe.reports.figures import CHANGE, Band, Figure, Heat, Level, Lines, Points, Series, finite_range
 from smolmoe.reports.names import BEFORE, CHANCE, DENSE_PROBE, DOCUMENTS, LINEAR_PROBE, OTHER, PROBE_NAMES, ROUTER
 from smolmoe.reports.specialisation_data import Probed, array
@@ -19,7 +19,6 @@ def specialisation_figures(after: Probed, before: Probed | None) -> list[Figure]
     """All figures that a probe has numbers for, in the order of the page; `before` is an earlier probe."""
     found = [
         routing(after, before),
-        layer_maps(after, before),
         separation(after, before),
         accuracy(after, before),
         accuracy_by_domain(after),
@@ -34,38 +33,25 @@ def _states(after: Probed, before: Probed | None) -> list[tuple[str, Probed]]:
 
 
 def routing(after: Probed, before: Probed | None) -> Figure:
-    """Domain x expert at the clearest layer and on average; `before` above `after`."""
-    chosen = after.clearest
-    clearest, mean = f"layer {after.layers[chosen]}, the clearest", f"mean over {len(after.layers)} layers"
-    panels = [
-        (f"{kind}{state}", values)
-        for state, probed in _states(after, before)
-        for kind, values in ((clearest, probed.matrix[chosen]), (mean, probed.matrix.mean(0)))
-    ]
-    return Figure(
-        "routing",
-        "Routing of each domain" + (", before and after" if before is not None else ""),
-        "Each row is one domain and adds up to 100%. A strong cell is an expert that takes much of the domain; an even "
-        "row is a domain that no expert specialises in.",
-        _shares(panels, after.domains, "domain", after.labels),
-        per_row=2 if after.experts <= 24 else 1,
-    )
-
-
-def layer_maps(after: Probed, before: Probed | None) -> Figure:
-    """Domain x expert of every layer; in a page, before and after."""
+    """Domain x expert of every layer; in a page, a layer at a time, before and after."""
     states = _states(after, before)
     panels = [
-        (f"{title}{state}" if before is not None else title, probed.matrix[place])
+        (f"{title}{state}" if before is not None else title, probed.matrix[place], probed.beyond[place])
         for place, title in enumerate(after.layer_titles())
         for state, probed in states
     ]
+    known = after.chance is not None or bool(too_few(after.result.documents))
+    framed = (
+        " Framed: beyond the range of shuffled domains, at the 95% level for all layers, domains and experts together; "
+        "a pale number is within it."
+    )
+    few = " Pale numbers are no findings: there are too few documents of some domain."
     return Figure(
-        "layers",
-        "Routing of each domain by layer",
-        "Share of each domain's choices, in percent, all layers on one scale. A column that is strong in every layer "
-        "is an expert with one task.",
-        _shares(panels, after.domains, "domain", after.labels),
+        "routing",
+        "Routing of each domain" + (", before and after" if before is not None else ""),
+        "Share of each domain's choices that goes to each expert, in percent: a row adds up to 100."
+        + (few if too_few(after.result.documents) else framed if known else ""),
+        _shares(panels, after.domains, "domain", after.labels, known=known),
         per_row=panels_in_a_row(len(after.layers), 3 if after.experts <= 10 else 2 if after.experts <= 24 else 1),
         slides=after.layer_titles(),
         states=len(states),
@@ -82,25 +68,46 @@ def token_types(after: Probed) -> Figure | None:
     matrix = array(types.matrix)[:, seen]
     chosen = after.clearest
     panels = [
-        (f"layer {after.layers[chosen]}", matrix[chosen]),
-        (f"mean over {len(after.layers)} layers", matrix.mean(0)),
+        (f"layer {after.layers[chosen]}", matrix[chosen], None),
+        (f"mean over {len(after.layers)} layers", matrix.mean(0), None),
     ]
     return Figure(
         "token-types",
         "Routing of each token type",
-        "Rows that differ here mean that experts also divide the text by token type. Compare with the domains above "
-        "before calling an expert a specialist of its domain.",
+        "Experts may divide the text by token type and not by domain: compare with the domains. These shares have no "
+        "range of chance.",
         _shares(panels, [types.names[place] for place in seen], "token type", after.labels),
         per_row=2 if after.experts <= 24 else 1,
     )
 
 
 def _shares(
-    panels: Sequence[tuple[str, np.ndarray]], rows: Sequence[str], y: str, columns: Sequence[str]
+    panels: Sequence[tuple[str, np.ndarray, np.ndarray | None]],
+    rows: Sequence[str],
+    y: str,
+    columns: Sequence[str],
+    *,
+    known: bool = False,
 ) -> list[Heat]:
-    """Heat maps of shares on one scale, whose end is the highest share, rounded up to a tenth."""
-    top = math.ceil(10 * finite_range(*(values for _, values in panels))[1]) / 10 or 1.0
-    return [Heat(title, values, rows, columns, "expert", y, SHARE, 0, top) for title, values in panels]
+    """Heat maps of shares on one scale, whose end is the highest share, rounded up to a tenth.
+
+    Args:
+        panels: title, shares, and which of them are beyond chance.
+        known: the range of chance is known.
+    """
+    top = math.ceil(10 * finite_range(*(values for _, values, _ in panels))[1]) / 10 or 1.0
+
+    def cells(mask: np.ndarray | None) -> set[tuple[int, int]]:
+        return set() if mask is None or not known else {(int(row), int(column)) for row, column in np.argwhere(mask)}
+
+    return [
+        Heat(
+            *(title, values, rows, columns, "expert", y, SHARE, 0, top),
+            frames=cells(beyond),
+            pale=cells(None if beyond is None else ~beyond),
+        )
+        for title, values, beyond in panels
+    ]
 
 
 def separation(after: Probed, before: Probed | None) -> Figure:

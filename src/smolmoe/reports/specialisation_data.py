@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from smolmoe.core.statistics import too_few
 from smolmoe.errors import RequestError
 from smolmoe.results.probe import Baseline, ProbeResult, read_result
 
@@ -65,6 +66,20 @@ class Probed:
     def matrix(self) -> np.ndarray:
         """[L, D, E]: shares of each domain's choices."""
         return array(self.result.matrix)
+
+    @property
+    def chance(self) -> tuple[np.ndarray, np.ndarray] | None:
+        """Low and high end of the shares by chance, each [L, D, E]; None for a probe of an earlier version."""
+        found = self.result.matrix_chance
+        return None if found is None else (array(found.low), array(found.high))
+
+    @property
+    def beyond(self) -> np.ndarray:
+        """[L, D, E]: whether a share is beyond its range by chance; of few documents, none is."""
+        if self.chance is None or too_few(self.result.documents):
+            return np.zeros(self.matrix.shape, dtype=bool)
+        low, high = self.chance
+        return np.asarray((self.matrix < low) | (self.matrix > high))
 
     @property
     def clearest(self) -> int:

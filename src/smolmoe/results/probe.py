@@ -25,6 +25,17 @@ class Baseline:
 
 
 @dataclass(frozen=True)
+class CellChance:
+    """Range of each expert's share of a domain with the domain labels shuffled over the documents.
+
+    All cells are in their ranges in 95% of the shuffles, so one beyond its range is a finding among all of them.
+    """
+
+    low: list[list[list[float]]]  # [L][D][E]
+    high: list[list[list[float]]]  # [L][D][E]
+
+
+@dataclass(frozen=True)
 class ModelFacts:
     """The probed model; `names` of its experts, if any, and `named_layers` if only some layers were guided."""
 
@@ -216,6 +227,7 @@ class ProbeResult(Result):
         tokens, documents: read, per domain.
         load: share of each expert in all choices.
         matrix: share of each expert in each domain's choices.
+        matrix_chance: range of these shares by chance; None in files of earlier versions.
         coactivation: N_ij / N_i, the share of the tokens of expert i that chose j as well.
         within_type_separation: `separation` between domains within one token type, mean over types.
         saturation: |E_t ∩ E_T| / K against another checkpoint on the same tokens.
@@ -242,6 +254,7 @@ class ProbeResult(Result):
     losses: Losses | None
     text: list[Excerpt]
     seconds: dict[str, float]
+    matrix_chance: CellChance | None = None
     format: int = FORMAT
 
     def to_json(self) -> dict[str, Any]:

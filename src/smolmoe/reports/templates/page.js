@@ -102,119 +102,16 @@
   view.dataset.ready = "true";
 })();
 
-// The report: figures drawn by plotly in the page's colours, light and dark, layers on a slider, commands copied.
+// The page: what a point of a chart is, layers on a slider, the theme, commands to copy, the section in view.
 (function () {
   "use strict";
   const root = document.documentElement;
   const toggle = document.getElementById("theme");
   const system = window.matchMedia("(prefers-color-scheme: dark)");
-  const probe = document.createElement("span");
-  probe.hidden = true;
-  document.body.appendChild(probe);
-
   const dark = () => (root.dataset.theme ? root.dataset.theme === "dark" : system.matches);
-
-  // "@2" is the second colour of the page, "@2/0.15" the same with an opacity.
-  function colour(name) {
-    const [key, opacity] = name.slice(1).split("/");
-    probe.style.color = "var(--" + (/^\d+$/.test(key) ? "c" + key : key) + ")";
-    const found = getComputedStyle(probe).color;
-    return opacity ? found.replace(/^rgb\((.*)\)$/, "rgba($1, " + opacity + ")") : found;
-  }
-
-  function coloured(value) {
-    if (typeof value === "string") return /^@[a-z0-9]+(\/[\d.]+)?$/.test(value) ? colour(value) : value;
-    if (Array.isArray(value)) return value.map(coloured);
-    if (value === null || typeof value !== "object") return value;
-    return Object.fromEntries(Object.entries(value).map(([key, inner]) => [key, coloured(inner)]));
-  }
-
-  function layout(given) {
-    const font = { family: getComputedStyle(document.body).fontFamily, size: 12.5, color: colour("@ink") };
-    const made = coloured(given);
-    for (const key of Object.keys(made)) {
-      if (!/^[xy]axis\d*$/.test(key)) continue;
-      const grid = made[key].showgrid === false ? {} : { gridcolor: colour("@line") };
-      made[key] = {
-        linecolor: colour("@line"), zeroline: false, exponentformat: "power", automargin: true, tickfont: { color: colour("@grey") },
-        ...grid, ...made[key], title: { standoff: 10, ...made[key].title },
-      };
-    }
-    const titles = (made.annotations || []).some((note) => note.yref === "paper" && note.yanchor === "bottom");
-    return {
-      paper_bgcolor: "rgba(0,0,0,0)", plot_bgcolor: "rgba(0,0,0,0)", font, hovermode: "closest",
-      margin: { l: 60, r: 16, t: titles ? 44 : 16, b: 56 },
-      legend: { orientation: "h", y: -0.2, yanchor: "top", x: 0, bgcolor: "rgba(0,0,0,0)" },
-      hoverlabel: { bgcolor: colour("@paper"), bordercolor: colour("@grey"), font: { color: colour("@ink") } },
-      dragmode: false,
-      modebar: { bgcolor: "rgba(0,0,0,0)", color: colour("@grey"), activecolor: colour("@ink") }, ...made,
-    };
-  }
-
-  // Panels that are too narrow side by side go below one another.
-  function stacked(given, width) {
-    const panels = Object.keys(given).filter((key) => /^xaxis\d*$/.test(key) && given[key].domain);
-    if (width > 620 || panels.length < 2) return { given, factor: 1 };
-    const made = structuredClone(given);
-    const rows = new Set(panels.map((key) => String((given["y" + key.slice(1)].domain || [])[0]))).size;
-    const gap = 0.16, each = (1 - gap * (panels.length - 1)) / panels.length;
-    panels.forEach(function (key, place) {
-      const low = 1 - (place + 1) * each - place * gap;
-      made[key].domain = [0, 1];
-      Object.assign(made["y" + key.slice(1)], { domain: [low, low + each], showticklabels: true });
-      Object.assign(made.annotations[place], { x: 0, y: low + each, yshift: 4 });
-    });
-    return { given: made, factor: (0.72 * panels.length) / rows };
-  }
-
-  const config = {
-    displaylogo: false, displayModeBar: "hover", showTips: false, scrollZoom: false,
-    // Named one by one: among the others is one that sends the figure to a server.
-    modeBarButtons: [["toImage", "zoomIn2d", "zoomOut2d", "resetScale2d"]], plotlyServerURL: "",
-  };
-
-  function traces(spec, layer) {
-    return spec.data.map(function (trace) {
-      const made = coloured(trace);
-      if (spec.layers.length) Object.assign(made, { z: trace.z[layer] }, trace.text && { text: trace.text[layer] });
-      return made;
-    });
-  }
-
-  function draw(figure) {
-    const box = figure.querySelector(".plot");
-    if (box.offsetParent === null) return;
-    const spec = figure.spec || (figure.spec = JSON.parse(figure.querySelector(".chart-data").textContent));
-    const slider = figure.querySelector("input[type=range]");
-    const base = figure.base || (figure.base = parseInt(box.style.height, 10));
-    const { given, factor } = stacked(spec.layout, box.clientWidth);
-    box.style.height = Math.round(base * factor) + "px";
-    const made = layout(given);
-    Object.assign(made, { width: box.clientWidth, height: Math.round(base * factor) });
-    made.legend.y = factor === 1 ? -62 / (base - 72) : -0.08;
-    Plotly.react(box, traces(spec, slider ? Number(slider.value) : spec.start), made, config);
-    figure.dataset.drawn = dark() ? "dark" : "light";
-  }
-
-  const figures = Array.from(document.querySelectorAll(".chart"));
-  const drawAll = () => figures.forEach(draw);
-
-  for (const figure of figures) {
-    const slider = figure.querySelector("input[type=range]");
-    if (!slider) continue;
-    slider.addEventListener("input", function () {
-      const words = figure.spec.layers[Number(slider.value)];
-      figure.querySelector("output").textContent = words;
-      slider.setAttribute("aria-valuetext", words);
-      draw(figure);
-    });
-  }
-  for (const part of document.querySelectorAll("details.more"))
-    part.addEventListener("toggle", () => part.open && part.querySelectorAll(".chart").forEach(draw));
 
   function themed() {
     toggle.setAttribute("aria-pressed", String(dark()));
-    drawAll();
   }
   toggle.addEventListener("click", function () {
     root.dataset.theme = dark() ? "light" : "dark";
@@ -222,13 +119,59 @@
   });
   system.addEventListener("change", themed);
 
-  const main = document.getElementById("main");
-  let width = main.clientWidth;
-  new ResizeObserver(function () {
-    if (main.clientWidth === width) return;
-    width = main.clientWidth;
-    requestAnimationFrame(drawAll);
-  }).observe(main);
+  // The point of a chart that is nearest to the pointer, in the chart's units.
+  function nearest(svg, x, y) {
+    let best = null;
+    for (const series of svg.querySelectorAll(".series[data-points]")) {
+      const tips = series.dataset.tips.split("|");
+      series.dataset.points.split(" ").forEach(function (pair, place) {
+        const [px, py] = pair.split(",").map(Number);
+        const far = Math.hypot(px - x, py - y);
+        if (!best || far < best.far) best = { far, px, py, series, tip: tips[place] };
+      });
+    }
+    return best && best.far < 40 ? best : null;
+  }
+
+  const tip = document.createElement("div");
+  tip.id = "point";
+  tip.hidden = true;
+  document.body.appendChild(tip);
+
+  function point(event) {
+    const svg = event.target.closest ? event.target.closest(".plot div > svg:not(.inside)") : null;
+    const box = svg && svg.getBoundingClientRect();
+    const scale = svg && box.width / svg.viewBox.baseVal.width;
+    const found = svg && nearest(svg, (event.clientX - box.left) / scale, (event.clientY - box.top) / scale);
+    tip.hidden = !found;
+    if (!found) return;
+    tip.textContent = (found.series.dataset.name ? found.series.dataset.name + ": " : "") + found.tip;
+    tip.style.borderColor = found.series.style.getPropertyValue("--c");
+    const left = box.left + found.px * scale, width = tip.getBoundingClientRect().width;
+    tip.style.left = Math.max(4, Math.min(left - width / 2, root.clientWidth - width - 4)) + window.scrollX + "px";
+    tip.style.top = box.top + found.py * scale - 38 + window.scrollY + "px";
+  }
+  document.addEventListener("pointermove", point);
+  document.addEventListener("pointerdown", point);
+
+  for (const figure of document.querySelectorAll(".chart")) {
+    const slider = figure.querySelector("input[type=range]");
+    if (!slider) continue;
+    const spec = JSON.parse(figure.querySelector(".slides").textContent);
+    const tables = figure.querySelectorAll("table.heat");
+    slider.addEventListener("input", function () {
+      const layer = Number(slider.value);
+      figure.querySelector("output").textContent = spec.layers[layer];
+      slider.setAttribute("aria-valuetext", spec.layers[layer]);
+      tables.forEach((table, panel) =>
+        table.querySelectorAll("td").forEach(function (cell, at) {
+          const [shade, text, look] = spec.panels[panel][layer][at];
+          cell.style.setProperty("--v", shade || 0);
+          cell.textContent = text;
+          cell.className = look;
+        }));
+    });
+  }
 
   for (const button of document.querySelectorAll(".copy"))
     button.addEventListener("click", async function () {
