@@ -7,13 +7,14 @@ from __future__ import annotations
 
 import argparse
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from real_runs import LENGTH, domain_files, record, say, summary, trained
 
 ROUTER_STEPS, ROUTER_BATCH = 32, 8
-JOINT_STEPS, JOINT_BATCH = 48, 16
+JOINT_STEPS, JOINT_BATCH = 36, 16
 TRAININGS = ("routers", "joint", "dense")
 LOOKS = ("before", "after-routers", "after")
 # Short documents, so that there are many of them.
@@ -72,8 +73,8 @@ def router_stage(names: dict[str, list[int]]) -> dict[str, Any]:
 def joint_trainer() -> dict[str, Any]:
     return {
         "max_steps": JOINT_STEPS,
-        "per_device_train_batch_size": JOINT_BATCH,
-        "gradient_accumulation_steps": 1,
+        "per_device_train_batch_size": JOINT_BATCH // 4,
+        "gradient_accumulation_steps": 4,
         "learning_rate": 1e-4,
         "warmup_steps": 4,
         "save_steps": JOINT_STEPS // 2,

@@ -17,6 +17,8 @@ from real_runs import record, say
 ARMS: dict[str, dict[str, Any] | None] = {"dense": None, "moe": {"experts": 4, "top_k": 2}}
 STAGES = ("sft", "dpo")
 PAIRS = 240
+NEW_TOKENS = 96
+SCORES = "scores.json"
 
 
 def run(arguments: argparse.Namespace) -> None:
@@ -26,51 +28,80 @@ def run(arguments: argparse.Namespace) -> None:
     folder = arguments.out / "grammar"
     folder.mkdir(parents=True, exist_ok=True)
     files = split(arguments.rows, folder)
-    for arm in arguments.arms or ARMS:
+    for arm in arguments.arms or ("before", *ARMS):
+        if arm == "before":
+            scored(arguments.model, files, folder / "before")
+            continue
         model, request = arguments.model, ARMS[arm]
         if request is not None:
-            model = folder / arm / "model"
+            model = folder / arm / "moe"
             if not (model / "smolmoe.json").is_file():
                 upcycle(arguments.model, model, **request, seed=arguments.seed, overwrite=True)
         run_pipeline(pipeline(files, model, folder / arm / "stages", arguments.seed), report=say)
-    record("grammar", {"arms": {arm: found for arm in ARMS if (found := read(folder / arm / "stages"))}})
+        for stage in STAGES:
+            scored(folder / arm / "stages" / stage / "model", files, folder / arm / f"{stage}-scores")
+    record("grammar", figures(folder))
+
+
+def scored(model: Path, files: dict[str, str], out: Path) -> None:
+    """The held-out rows corrected by a model, through its chat template."""
+    from smolmoe import score_corrections
+
+    if not (out / SCORES).is_file():
+        asked = {"max_new_tokens": NEW_TOKENS, "batch_size": 29}
+        score_corrections(model, data=files["held-out"], chat=True, **asked, out=out, overwrite=True, report=say)
 
 
 def pipeline(files: dict[str, str], model: Path, out: Path, seed: int) -> dict[str, Any]:
     """The shipped pipeline with our rows and rates."""
     from smolmoe.recipe.files import load, merge
 
-    everywhere = {"seed": seed, "device": "cpu", "answers": 1000, "beta": 0.1}
+    everywhere = {"seed": seed, "device": "cpu", "answers": 0}  # scored afterwards, each model once
     quiet = {"report_to": "none", "save_strategy": "no", "lr_scheduler_type": "cosine", "adam_beta2": 0.99}
     texts = {"length": 256, "chat": True}
     sft = {
         "model": {"path": str(model)},
         "data": {"train": [files["train"]], "validation": [files["held-out"]], **texts},
-        "trainer": {**quiet, "learning_rate": 1e-4, "warmup_steps": 6},
+        "trainer": {**quiet, **_batch(12, 4), "learning_rate": 1e-4, "warmup_steps": 6},
     }
     dpo = {
+        "beta": 0.1,
         "data": {"corrections": files["held-out"], "held_out": 0.1, **texts},
-        "trainer": {**quiet, "learning_rate": 5e-6, "warmup_steps": 2},
+        "trainer": {**quiet, **_batch(8, 4), "learning_rate": 5e-6, "warmup_steps": 2},
     }
     pairs = {"data": files["train"], "prompts": PAIRS, "chat": True, "seed": seed, "device": "cpu"}
     changes = {
-        "sft": {"align": merge({key: everywhere[key] for key in everywhere if key != "beta"}, sft)},
-        "pairs": {"pairs": {**pairs, "max_new_tokens": 96}},
+        "sft": {"align": merge(everywhere, sft)},
+        "pairs": {"pairs": {**pairs, "max_new_tokens": NEW_TOKENS}},
         "dpo": {"align": merge(everywhere, dpo)},
     }
     return merge(load("gec-sft-dpo", [f"out={out}"]), {"stages": changes})
 
 
-def read(stages: Path) -> dict[str, Any]:
-    """What the finished stages of one model wrote, without the texts."""
-    found = {}
-    for stage in STAGES:
-        file = stages / stage / "summary.json"
-        if file.is_file():
-            summary = json.loads(file.read_text(encoding="utf-8"))
-            kept = ("steps", "train_seconds", "before", "after", "drift", "corrections")
-            found[stage] = {key: summary.get(key) for key in kept}
-    report = stages / "pairs" / "report.json"
-    if report.is_file():
-        found["pairs"] = json.loads(report.read_text(encoding="utf-8"))
+def _batch(rows: int, at_once: int) -> dict[str, int]:
+    """The rows of a step, a few at once to save memory."""
+    return {"per_device_train_batch_size": at_once, "gradient_accumulation_steps": rows // at_once}
+
+
+def figures(folder: Path) -> dict[str, Any]:
+    """What the finished stages and scores found, without the texts."""
+    found: dict[str, Any] = {"scores": {}, "trainings": {}, "pairs": {}, "rows": {}}
+    for side in ("train", "held-out"):
+        found["rows"][side] = len((folder / f"{side}.jsonl").read_text(encoding="utf-8").splitlines())
+    names = {"before": folder / "before"}
+    names |= {f"{arm}-{stage}": folder / arm / f"{stage}-scores" for arm in ARMS for stage in STAGES}
+    found["scores"] = {name: _json(out / SCORES) for name, out in names.items() if (out / SCORES).is_file()}
+    for arm in ARMS:
+        stages = folder / arm / "stages"
+        for stage in STAGES:
+            if (stages / stage / "summary.json").is_file():
+                summary = _json(stages / stage / "summary.json")
+                kept = ("steps", "train_seconds", "before", "after", "drift")
+                found["trainings"][f"{arm}-{stage}"] = {key: summary.get(key) for key in kept}
+        if (stages / "pairs" / "report.json").is_file():
+            found["pairs"][arm] = _json(stages / "pairs" / "report.json")
     return found
+
+
+def _json(file: Path) -> dict[str, Any]:
+    return dict(json.loads(file.read_text(encoding="utf-8")))

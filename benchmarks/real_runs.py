@@ -27,7 +27,7 @@ def domain_files(arguments: argparse.Namespace) -> dict[str, Path]:
 
 
 def trained(arguments: argparse.Namespace, out: Path, model: Path, changes: dict[str, Any]) -> Path:
-    """One training with an equal share of tokens for each domain; a finished one is left, an interrupted one resumes."""
+    """One training with an equal share of tokens for each domain; a finished one is left, another resumes."""
     from smolmoe import train
     from smolmoe.recipe.files import merge
     from smolmoe.training.checkpoints import whole_checkpoints

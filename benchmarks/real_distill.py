@@ -1,0 +1,75 @@
+"""An MoE whose experts were partly re-initialised recovers: from the text alone, or from the dense model's logits."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+from typing import Any
+
+from real_runs import LENGTH, domain_files, record, say, summary, trained
+
+CHARACTERS = 30_000  # of each domain
+REQUEST = {"experts": 2, "top_k": 1, "diversify": "drop", "drop_ratio": 0.25}
+STEPS, BATCH = 16, 8
+ARMS = ("text", "logits")
+COMPARED = {"length": LENGTH, "document_tokens": 128, "tokens": 1500, "by": "domain", "speed": False}
+
+
+def run(arguments: argparse.Namespace) -> None:
+    from smolmoe import compare, distill, upcycle
+
+    folder = arguments.out / "distill"
+    folder.mkdir(parents=True, exist_ok=True)
+    text, moe, cache = few(arguments, folder / "text.jsonl"), folder / "moe", folder / "cache"
+    if not (moe / "smolmoe.json").is_file():
+        upcycle(arguments.model, moe, **REQUEST, seed=arguments.seed, overwrite=True)
+    file = folder / "cache.json"
+    if not file.is_file():
+        made = distill(str(arguments.model), [str(text)], cache, device="cpu", batch_tokens=2048, overwrite=True)
+        file.write_text(json.dumps(made.to_json()), encoding="utf-8")
+    for arm in ARMS:
+        taught = {"distill": {"cache": str(cache), "weight": 1.0}} if arm == "logits" else {}
+        trained(arguments, folder / arm, moe, stage(text) | taught)
+    if not (folder / "compare" / "compare.json").is_file():
+        models = {"teacher": arguments.model, "MoE before": moe}
+        models |= {f"MoE, from the {arm}": folder / arm / "model" for arm in ARMS}
+        validation = arguments.text / "validation.jsonl"
+        compare(models, validation, **COMPARED, out=folder / "compare", overwrite=True, report=say)
+    record("distill", figures(folder))
+
+
+def few(arguments: argparse.Namespace, out: Path) -> Path:
+    """The first documents of each domain, as many characters of each."""
+    if not out.is_file():
+        kept = []
+        for domain in domain_files(arguments).values():
+            characters = 0
+            for line in domain.read_text(encoding="utf-8").splitlines():
+                if characters < CHARACTERS:
+                    kept.append(line)
+                    characters += len(json.loads(line)["text"])
+        out.write_text("".join(f"{line}\n" for line in kept), encoding="utf-8")
+    return out
+
+
+def stage(text: Path) -> dict[str, Any]:
+    return {
+        "data": {"sources": [{"path": str(text)}]},
+        "trainer": {
+            "max_steps": STEPS,
+            "per_device_train_batch_size": BATCH,
+            "learning_rate": 1e-4,
+            "warmup_steps": 2,
+            "save_strategy": "no",
+        },
+    }
+
+
+def figures(folder: Path) -> dict[str, Any]:
+    return {
+        "request": REQUEST,
+        "cache": json.loads((folder / "cache.json").read_text()),
+        "trainings": {arm: summary(folder / arm) for arm in ARMS},
+        "compare": json.loads((folder / "compare" / "compare.json").read_text()),
+    }
