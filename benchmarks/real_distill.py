@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -17,26 +18,50 @@ COMPARED = {"length": LENGTH, "document_tokens": 128, "tokens": 1500, "by": "dom
 
 
 def run(arguments: argparse.Namespace) -> None:
-    from smolmoe import compare, distill, upcycle
-
     folder = arguments.out / "distill"
     folder.mkdir(parents=True, exist_ok=True)
-    text, moe, cache = few(arguments, folder / "text.jsonl"), folder / "moe", folder / "cache"
-    if not (moe / "smolmoe.json").is_file():
-        upcycle(arguments.model, moe, **REQUEST, seed=arguments.seed, overwrite=True)
+    text = few(arguments, folder / "text.jsonl")
+    taught = {"distill": {"cache": str(folder / "cache"), "weight": 1.0}}
+    stages: dict[str, Callable[[], object]] = {
+        "moe": lambda: converted(arguments, folder / "moe"),
+        "cache": lambda: cached(arguments, text, folder),
+        "text": lambda: trained(arguments, folder / "text", folder / "moe", stage(text)),
+        "logits": lambda: trained(arguments, folder / "logits", folder / "moe", stage(text) | taught),
+        "compare": lambda: compared(arguments, folder),
+    }
+    for name in arguments.arms or stages:
+        print(f"== {name}", flush=True)
+        stages[name]()
+    if (folder / "compare" / "compare.json").is_file():
+        record("distill", figures(folder))
+
+
+def converted(arguments: argparse.Namespace, out: Path) -> None:
+    from smolmoe import upcycle
+
+    if not (out / "smolmoe.json").is_file():
+        upcycle(arguments.model, out, **REQUEST, seed=arguments.seed, overwrite=True)
+
+
+def cached(arguments: argparse.Namespace, text: Path, folder: Path) -> None:
+    from smolmoe import distill
+
     file = folder / "cache.json"
     if not file.is_file():
-        made = distill(str(arguments.model), [str(text)], cache, device="cpu", batch_tokens=2048, overwrite=True)
+        made = distill(
+            str(arguments.model), [str(text)], folder / "cache", device="cpu", batch_tokens=2048, overwrite=True
+        )
         file.write_text(json.dumps(made.to_json()), encoding="utf-8")
-    for arm in ARMS:
-        taught = {"distill": {"cache": str(cache), "weight": 1.0}} if arm == "logits" else {}
-        trained(arguments, folder / arm, moe, stage(text) | taught)
+
+
+def compared(arguments: argparse.Namespace, folder: Path) -> None:
+    from smolmoe import compare
+
     if not (folder / "compare" / "compare.json").is_file():
-        models = {"teacher": arguments.model, "MoE before": moe}
+        models = {"teacher": arguments.model, "MoE before": folder / "moe"}
         models |= {f"MoE, from the {arm}": folder / arm / "model" for arm in ARMS}
         validation = arguments.text / "validation.jsonl"
         compare(models, validation, **COMPARED, out=folder / "compare", overwrite=True, report=say)
-    record("distill", figures(folder))
 
 
 def few(arguments: argparse.Namespace, out: Path) -> Path:

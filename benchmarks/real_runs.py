@@ -72,8 +72,19 @@ def summary(run: Path) -> dict[str, Any]:
 
 def record(part: str, figures: dict[str, Any]) -> None:
     FIGURES.mkdir(parents=True, exist_ok=True)
-    whole = {"machine": describe(), **figures}
+    whole = {"machine": describe(), **without_places(figures)}
     (FIGURES / f"{part}.json").write_text(json.dumps(whole, indent=1) + "\n", encoding="utf-8")
+
+
+def without_places(values: Any) -> Any:
+    """The same figures without this machine's folders: of a path, its last part; no commands."""
+    if isinstance(values, dict):
+        return {key: without_places(value) for key, value in values.items() if key not in ("command", "python")}
+    if isinstance(values, list | tuple):
+        return [without_places(value) for value in values]
+    if isinstance(values, Path) or (isinstance(values, str) and values.startswith("/")):
+        return Path(values).name
+    return values
 
 
 def read(part: str) -> dict[str, Any] | None:
