@@ -74,12 +74,12 @@ def _converted(name: str, request: Values) -> str:
     logits, checks = request["logits"], request["checks"]
     failed = [check["name"] for check in checks if not check["passed"]]
     holds = f"yes, {len(checks)} of {len(checks)} checks" if not failed else f"**no**: {', '.join(failed)}"
-    if request["claim"]["level"] == "none":
+    if request["claim"]["kind"] == "none":
         holds = "nothing is claimed"
     return row(
         name,
         request["target"],
-        request["claim"]["level"],
+        request["claim"]["kind"],
         f"{request['parameters']['moe']['total'] / 1e6:.0f} M",
         f"{logits['max_abs'] / logits['max_logit']:.1e} of the largest",
         f"{logits['delta_loss']:+.1e}" if abs(logits["delta_loss"]) < 1e-4 else f"{logits['delta_loss']:+.4f}",

@@ -63,7 +63,7 @@ def test_failed_checks_and_refusals_are_shown(real: Any) -> None:
     logits = {"max_abs": 1.0, "max_logit": 10.0, "delta_loss": 0.25, "top1": 0.5}
     made = {
         "target": "mixtral",
-        "claim": {"level": "exact"},
+        "claim": {"kind": "exact"},
         "parameters": {"moe": {"total": 2_000_000}},
         "logits": logits,
         "checks": [{"name": "logits", "passed": False}, {"name": "loss", "passed": True}],
