@@ -108,10 +108,13 @@ def write_results() -> None:
 def show() -> str:
     found = {name: json.loads((ROOT / "stages" / name / "summary.json").read_text()) for name in STAGES}
     first = found["sft"]["corrections"]["before"]
-    rows = [_row("copying the input", first["copy"]), _row("a person, against the others", first["human"])]
+    rows = [
+        _row("copying the input", first["copy"]),
+        _row("a person, compared with the other references", first["human"]),
+    ]
     rows.append(_row("the MoE before", first["model"]))
     rows += [_row(name.upper(), summary["corrections"]["after"]["model"]) for name, summary in found.items()]
-    lines = [f"| | {' | '.join(METRICS.values())} | left as it was |", "| --- |" + " --- |" * (len(METRICS) + 1)]
+    lines = [f"| | {' | '.join(METRICS.values())} | unchanged |", "| --- |" + " --- |" * (len(METRICS) + 1)]
     return "\n".join([*lines, *(row for row in rows if row), "", *_training(found)])
 
 

@@ -232,12 +232,12 @@ def grammar(found: Values) -> list[str]:
         f"**Grammar correction.** {rows['train']} training rows, {rows['held-out']} held out; percent, with 95% "
         "intervals over rows.",
         "",
-        *head("", *METRICS.values(), "left as it was"),
+        *head("", *METRICS.values(), "unchanged"),
     ]
     first = next(iter(scores.values()))
     lines.append(_scored("copying the input", first["copy"]))
     if first["human"] is not None:
-        lines.append(_scored("a person, against the others", first["human"]))
+        lines.append(_scored("a person, compared with the other references", first["human"]))
     lines += [_scored(name, scores[key]["model"]) for key, name in GRAMMAR.items() if key in scores]
     lines += ["", "Minus copying, on the same rows:", "", *head("", *METRICS.values())]
     for key, name in GRAMMAR.items():
