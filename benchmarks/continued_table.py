@@ -47,7 +47,8 @@ def _held_out_tokens(runs: dict[str, dict[int, Run]]) -> int:
 def _main_table(runs: dict[str, dict[int, Run]]) -> list[str]:
     dense, equal = runs["dense"], runs.get("dense-equal-flops", {})
     lines = [
-        "| | tokens | FLOPs | loss before | loss after | difference from dense, same tokens | difference from dense, same FLOPs |",
+        "| | tokens | FLOPs | loss before | loss after "
+        "| difference from dense, same tokens | difference from dense, same FLOPs |",
         "| --- | --- | --- | --- | --- | --- | --- |",
     ]
     for arm, found in runs.items():

@@ -83,7 +83,8 @@ def steps_to(losses: dict[int, float], target: float) -> float | None:
 
 def _choices(root: Path, runs: dict[str, Runs]) -> list[str]:
     lines = [
-        "| selected by | documents | tokens | length, relative to the domain's mean | rank correlation of score and length |",
+        "| selected by | documents | tokens | length, relative to the domain's mean "
+        "| rank correlation of score and length |",
         "| --- | --- | --- | --- | --- |",
     ]
     for arm in runs:
