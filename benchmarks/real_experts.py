@@ -18,9 +18,9 @@ JOINT_STEPS, JOINT_BATCH = 36, 16
 TRAININGS = ("routers", "joint", "dense")
 LOOKS = ("before", "after-routers", "after")
 # Short documents, so that there are many of them.
-PROBE = {"length": LENGTH, "document_tokens": 128, "tokens": 3000, "probe_tokens": 256, "loss_tokens": 1500}
-COMPARED = {"length": LENGTH, "document_tokens": LENGTH, "tokens": 4000, "by": "domain", "speed": False}
-ROUTED, PROMPT = 10, 400  # documents of each domain, and characters of each, that `route` reads
+PROBE = {"length": LENGTH, "document_tokens": 128, "tokens": 2000, "probe_tokens": 128, "loss_tokens": 900}
+COMPARED = {"length": LENGTH, "document_tokens": LENGTH, "tokens": 3000, "by": "domain", "speed": False}
+ROUTED, PROMPT = 8, 400  # documents of each domain, and characters of each, that `route` reads
 
 
 def run(arguments: argparse.Namespace) -> None:

@@ -9,8 +9,8 @@ from typing import Any
 
 from real_runs import LENGTH, record, say
 
-EXPERTS = ("code", "stories")
-COMPARED = {"length": LENGTH, "document_tokens": 128, "tokens": 2000, "by": "domain", "speed": False}
+EXPERTS = ("code",)
+COMPARED = {"length": LENGTH, "document_tokens": 128, "tokens": 1200, "by": "domain", "speed": False}
 
 
 def run(arguments: argparse.Namespace) -> None:

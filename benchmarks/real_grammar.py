@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import random
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ from real_runs import record, say
 # Eager experts and attention of the MoE as the pipeline has them; four copies, two of them a token.
 ARMS: dict[str, dict[str, Any] | None] = {"dense": None, "moe": {"experts": 4, "top_k": 2}}
 STAGES = ("sft", "dpo")
-PAIRS = 240
+TRAINED, MEASURED, PAIRS = 600, 48, 160  # rows of SFT, rows of the held-out loss, prompts of the pairs
 NEW_TOKENS = 96
 SCORES = "scores.json"
 
@@ -27,7 +28,7 @@ def run(arguments: argparse.Namespace) -> None:
 
     folder = arguments.out / "grammar"
     folder.mkdir(parents=True, exist_ok=True)
-    files = split(arguments.rows, folder)
+    files = cut(split(arguments.rows, folder))
     for arm in arguments.arms or ("before", *ARMS):
         if arm == "before":
             scored(arguments.model, files, folder / "before")
@@ -41,6 +42,15 @@ def run(arguments: argparse.Namespace) -> None:
         for stage in STAGES:
             scored(folder / arm / "stages" / stage / "model", files, folder / arm / f"{stage}-scores")
     record("grammar", figures(folder))
+
+
+def cut(files: dict[str, str]) -> dict[str, str]:
+    """As many rows as the time allows; all held-out rows are scored."""
+    for name, side, rows in (("train", "train", TRAINED), ("measured", "held-out", MEASURED)):
+        lines = Path(files[side]).read_text(encoding="utf-8").splitlines(keepends=True)
+        files[name] = str(Path(files[side]).with_name(f"{name}-{rows}.jsonl"))
+        Path(files[name]).write_text("".join(random.Random(0).sample(lines, rows)), encoding="utf-8")
+    return files
 
 
 def scored(model: Path, files: dict[str, str], out: Path) -> None:
@@ -61,13 +71,19 @@ def pipeline(files: dict[str, str], model: Path, out: Path, seed: int) -> dict[s
     texts = {"length": 256, "chat": True}
     sft = {
         "model": {"path": str(model)},
-        "data": {"train": [files["train"]], "validation": [files["held-out"]], **texts},
+        "data": {"train": [files["train"]], "validation": [files["measured"]], **texts},
         "trainer": {**quiet, **_batch(12, 4), "learning_rate": 1e-4, "warmup_steps": 6},
     }
     dpo = {
         "beta": 0.1,
         "data": {"corrections": files["held-out"], "held_out": 0.1, **texts},
-        "trainer": {**quiet, **_batch(8, 4), "learning_rate": 5e-6, "warmup_steps": 2},
+        "trainer": {
+            **quiet,
+            **_batch(8, 4),
+            "learning_rate": 5e-6,
+            "warmup_steps": 2,
+            "precompute_ref_log_probs": True,
+        },
     }
     pairs = {"data": files["train"], "prompts": PAIRS, "chat": True, "seed": seed, "device": "cpu"}
     changes = {
@@ -86,8 +102,8 @@ def _batch(rows: int, at_once: int) -> dict[str, int]:
 def figures(folder: Path) -> dict[str, Any]:
     """What the finished stages and scores found, without the texts."""
     found: dict[str, Any] = {"scores": {}, "trainings": {}, "pairs": {}, "rows": {}}
-    for side in ("train", "held-out"):
-        found["rows"][side] = len((folder / f"{side}.jsonl").read_text(encoding="utf-8").splitlines())
+    for file in (f"train-{TRAINED}", "held-out"):
+        found["rows"][file.split("-")[0]] = len((folder / f"{file}.jsonl").read_text(encoding="utf-8").splitlines())
     names = {"before": folder / "before"}
     names |= {f"{arm}-{stage}": folder / arm / f"{stage}-scores" for arm in ARMS for stage in STAGES}
     found["scores"] = {name: _json(out / SCORES) for name, out in names.items() if (out / SCORES).is_file()}

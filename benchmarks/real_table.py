@@ -229,7 +229,7 @@ GRAMMAR = {
 def grammar(found: Values) -> list[str]:
     scores, rows = found["scores"], found["rows"]
     lines = [
-        f"**Grammar correction.** {rows['train']} training rows, {rows['held-out']} held out; percent, with 95% "
+        f"**Grammar correction.** {rows['train']} training rows, {rows['held']} held out; percent, with 95% "
         "intervals over rows.",
         "",
         *head("", *METRICS.values(), "unchanged"),
