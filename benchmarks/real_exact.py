@@ -49,26 +49,28 @@ def run(arguments: argparse.Namespace) -> None:
 def measured(arguments: argparse.Namespace, request: dict[str, Any], name: str, out: Path) -> dict[str, Any]:
     """One conversion: what it claims, and what its files are measured to do; or what it says where it refuses."""
     from smolmoe import upcycle, verify
-    from smolmoe.errors import SmolmoeError
+    from smolmoe.errors import SmolmoeError, VerificationError
 
-    asked = dict(request)
+    asked = {**request, "seed": arguments.seed, "overwrite": True}
     if asked.get("router") == "domains":
         asked["router_data"] = arguments.text / "train.jsonl"
     if name == "two specialists":
         asked["expert"] = {"before": str(arguments.model), "after": str(arguments.out / "experts" / "dense" / "model")}
     try:
-        made = upcycle(arguments.model, out, **asked, seed=arguments.seed, verify=False, overwrite=True)
-        found = verify(arguments.model, out, seed=arguments.seed)
+        sizes = upcycle(arguments.model, out, **asked, dry_run=True).to_json()
+        try:
+            found = upcycle(arguments.model, out, **asked).verification
+        except VerificationError:  # the files are kept
+            found = verify(arguments.model, out, seed=arguments.seed)
     except SmolmoeError as error:
         return {"request": request, "refused": str(error)}
     finally:
         shutil.rmtree(out, ignore_errors=True)
-    sizes = made.to_json()
+    assert found is not None
     result = found.to_json()
-    kept = ("claim", "reference", "logits", "ffn_error", "padding", "decoding", "half", "checks", "passed", "seconds")
+    kept = ("claim", "reference", "lengths", "logits", "ffn_error", "half", "checks", "passed", "seconds")
     return {
         "request": request,
         **{key: sizes[key] for key in ("target", "parameters", "bytes")},
-        "lengths": result["lengths"],
         **{key: result[key] for key in kept},
     }
