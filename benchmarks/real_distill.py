@@ -24,7 +24,7 @@ def run(arguments: argparse.Namespace) -> None:
     taught = {"distill": {"cache": str(folder / "cache"), "weight": 1.0}}
     stages: dict[str, Callable[[], object]] = {
         "moe": lambda: converted(arguments, folder / "moe"),
-        "cache": lambda: cached(arguments, text, folder),
+        "cache": lambda: cached(arguments, text, folder / "cache"),
         "text": lambda: trained(arguments, folder / "text", folder / "moe", stage(text)),
         "logits": lambda: trained(arguments, folder / "logits", folder / "moe", stage(text) | taught),
         "compare": lambda: compared(arguments, folder),
@@ -43,15 +43,11 @@ def converted(arguments: argparse.Namespace, out: Path) -> None:
         upcycle(arguments.model, out, **REQUEST, seed=arguments.seed, overwrite=True)
 
 
-def cached(arguments: argparse.Namespace, text: Path, folder: Path) -> None:
+def cached(arguments: argparse.Namespace, text: Path, out: Path) -> None:
     from smolmoe import distill
 
-    file = folder / "cache.json"
-    if not file.is_file():
-        made = distill(
-            str(arguments.model), [str(text)], folder / "cache", device="cpu", batch_tokens=2048, overwrite=True
-        )
-        file.write_text(json.dumps(made.to_json()), encoding="utf-8")
+    if not (out / "cache.json").is_file():
+        distill(str(arguments.model), [str(text)], out, device="cpu", batch_tokens=2048, overwrite=True)
 
 
 def compared(arguments: argparse.Namespace, folder: Path) -> None:
@@ -94,7 +90,7 @@ def stage(text: Path) -> dict[str, Any]:
 def figures(folder: Path) -> dict[str, Any]:
     return {
         "request": REQUEST,
-        "cache": json.loads((folder / "cache.json").read_text()),
+        "cache": json.loads((folder / "cache" / "cache.json").read_text()),
         "trainings": {arm: summary(folder / arm) for arm in ARMS},
         "compare": json.loads((folder / "compare" / "compare.json").read_text()),
     }
