@@ -12,9 +12,9 @@ from real_runs import LENGTH, domain_files, record, say, summary, trained
 
 CHARACTERS = 30_000  # of each domain
 REQUEST = {"experts": 2, "top_k": 1, "diversify": "drop", "drop_ratio": 0.25}
-STEPS, BATCH = 12, 8
+STEPS, BATCH = 8, 8
 ARMS = ("text", "logits")
-COMPARED = {"length": LENGTH, "document_tokens": 128, "tokens": 1000, "by": "domain", "speed": False}
+COMPARED = {"length": LENGTH, "document_tokens": 128, "tokens": 700, "by": "domain", "speed": False}
 
 
 def run(arguments: argparse.Namespace) -> None:
