@@ -47,7 +47,8 @@ def _held_out_tokens(runs: dict[str, dict[int, Run]]) -> int:
 def _main_table(runs: dict[str, dict[int, Run]]) -> list[str]:
     dense, equal = runs["dense"], runs.get("dense-equal-flops", {})
     lines = [
-        "| | tokens | FLOPs | loss before | loss after | against dense, same tokens | against dense, same FLOPs |",
+        "| | tokens | FLOPs | loss before | loss after "
+        "| difference from dense, same tokens | difference from dense, same FLOPs |",
         "| --- | --- | --- | --- | --- | --- | --- |",
     ]
     for arm, found in runs.items():
@@ -108,7 +109,7 @@ def _mean(arm: str, found: dict[int, Run]) -> Run:
 
 
 def _explored_table(tried: dict[str, dict[int, Run]]) -> list[str]:
-    lines = ["| tried, seed 0 | tokens | loss before | loss after |", "| --- | --- | --- | --- |"]
+    lines = ["| variant, seed 0 | tokens | loss before | loss after |", "| --- | --- | --- | --- |"]
     for arm, found in tried.items():
         run: Any = found[min(found)]
         lines.append(f"| {arm} | {run.tokens / 1e6:.2f} M | {run.losses[0]:.4f} | {run.final:.4f} |")

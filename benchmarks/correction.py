@@ -43,14 +43,14 @@ def run(arguments: argparse.Namespace) -> None:
 
     torch.set_num_threads(1)
     ROOT.mkdir(parents=True, exist_ok=True)
-    files = split(arguments.data)
+    files = split(arguments.data, ROOT)
     if not (ROOT / "moe" / "smolmoe.json").is_file():
         upcycle(arguments.model, ROOT / "moe", experts=8, top_k=2, seed=arguments.seed, overwrite=True)
     run_pipeline(parse(PipelineRecipe, pipeline(files, arguments.seed)))
 
 
-def split(data: list[Path]) -> dict[str, str]:
-    """The rows in two files; texts with a correction of their own in both sources are taken once."""
+def split(data: list[Path], folder: Path) -> dict[str, str]:
+    """The rows in two files of a folder; texts with a correction of their own in both sources are taken once."""
     from smolmoe.data.embedded import is_held_out
 
     lines: dict[str, list[str]] = {"train": [], "held-out": []}
@@ -61,7 +61,7 @@ def split(data: list[Path]) -> dict[str, str]:
             if text not in seen:
                 lines["held-out" if is_held_out(text, HELD_OUT) else "train"].append(line)
             seen.add(text)
-    files = {side: ROOT / f"{side}.jsonl" for side in lines}
+    files = {side: folder / f"{side}.jsonl" for side in lines}
     for side, file in files.items():
         file.write_text("".join(f"{line}\n" for line in lines[side]), encoding="utf-8")
     return {side: str(file) for side, file in files.items()}
@@ -108,10 +108,13 @@ def write_results() -> None:
 def show() -> str:
     found = {name: json.loads((ROOT / "stages" / name / "summary.json").read_text()) for name in STAGES}
     first = found["sft"]["corrections"]["before"]
-    rows = [_row("copying the input", first["copy"]), _row("a person, against the others", first["human"])]
+    rows = [
+        _row("copying the input", first["copy"]),
+        _row("a person, compared with the other references", first["human"]),
+    ]
     rows.append(_row("the MoE before", first["model"]))
     rows += [_row(name.upper(), summary["corrections"]["after"]["model"]) for name, summary in found.items()]
-    lines = [f"| | {' | '.join(METRICS.values())} | left as it was |", "| --- |" + " --- |" * (len(METRICS) + 1)]
+    lines = [f"| | {' | '.join(METRICS.values())} | unchanged |", "| --- |" + " --- |" * (len(METRICS) + 1)]
     return "\n".join([*lines, *(row for row in rows if row), "", *_training(found)])
 
 

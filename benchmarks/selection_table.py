@@ -31,7 +31,7 @@ def _losses(runs: dict[str, Runs]) -> list[str]:
     first = next(iter(base.values()))
     domains = sorted(_by_domain(first))
     lines = [
-        f"| chosen by | loss | against {BASE} | {' | '.join(domains)} | steps to the loss of {first.steps} of {BASE} |",
+        f"| selected by | loss | difference from {BASE} | {' | '.join(domains)} | steps to {BASE}'s final loss |",
         "| --- |" + " --- |" * (len(domains) + 3),
     ]
     before = statistics.mean(run.first for run in base.values())
@@ -48,9 +48,9 @@ def _losses(runs: dict[str, Runs]) -> list[str]:
     about = (
         f"Nats a token on {held_out:,} held-out tokens (before: {before:.4f}), domain by domain; "
         f"{first.tokens / 1e6:.3f} M tokens in {first.steps} steps; means of seeds {seeds}. "
-        f"Against {BASE}: paired over seeds, with 95% of Student's t; below 0 is better. Steps: where the held-out "
-        f"curve, with straight lines between measurements, comes to the last loss of {BASE}; where it does not, the "
-        f"steps in which {BASE} comes to the arm's."
+        f"Differences from {BASE} are paired over seeds, with 95% intervals of Student's t; below 0 is better. Steps: "
+        f"where the held-out curve, interpolated linearly, reaches {BASE}'s final loss; if it does not, the number of "
+        f"steps in which {BASE} reaches the arm's final loss."
     )
     return [*lines, "", about]
 
@@ -67,7 +67,7 @@ def _steps(found: Sequence[Run], base: Sequence[Run]) -> str:
     theirs = [steps_to(other.losses, run.final) for run, other in zip(found, base, strict=True)]
     if all(steps is not None for steps in theirs):
         return f"not reached ({BASE}: {statistics.mean(steps for steps in theirs if steps is not None):.0f})"
-    return "reached with some seeds"
+    return "reached in some seeds"
 
 
 def steps_to(losses: dict[int, float], target: float) -> float | None:
@@ -83,7 +83,8 @@ def steps_to(losses: dict[int, float], target: float) -> float | None:
 
 def _choices(root: Path, runs: dict[str, Runs]) -> list[str]:
     lines = [
-        "| chosen by | documents | tokens | length, of the domains' mean | rank correlation of score and length |",
+        "| selected by | documents | tokens | length, relative to the domain's mean "
+        "| rank correlation of score and length |",
         "| --- | --- | --- | --- | --- |",
     ]
     for arm in runs:

@@ -46,7 +46,7 @@ def _named(runs: Runs) -> list[str]:
     domains = runs[0]["domains"]
     last = [run["last_third"] for run in runs]
     lines = [
-        f"**By name**, layers {', '.join(map(str, last[0]['layers']))}, the last third, {len(runs)} seeds: mean "
+        f"**Named experts**, layers {', '.join(map(str, last[0]['layers']))}, the last third, {len(runs)} seeds: mean "
         "(lowest to highest).",
         "",
         "| | macro | " + " | ".join(domains) + " |",
@@ -62,7 +62,7 @@ def _named(runs: Runs) -> list[str]:
         lines.append(f"| {label} | {_mean([span[macro] for span in last])} | {' | '.join(parts)} |")
     majority = [_mean([span["document_majority"][d] for span in last]) for d in range(len(domains))]
     macro = _mean([statistics.mean(span["document_majority"]) for span in last])
-    lines.append(f"| documents, by the majority of their tokens | {macro} | {' | '.join(majority)} |")
+    lines.append(f"| documents, by majority of their tokens | {macro} | {' | '.join(majority)} |")
     return [*lines, ""]
 
 
@@ -103,7 +103,7 @@ def _losses(root: Path, runs: Runs) -> list[str]:
 def _knocked_out(runs: Runs) -> list[str]:
     domains, labels = runs[0]["domains"], runs[0]["losses"]["labels"]
     lines = [
-        "Loss added to each domain by taking an expert out, means over seeds (bold: the domain that it hurts most):",
+        "Loss added to each domain by removing one expert, means over seeds (bold: the domain that suffers most):",
         "",
         "| without | " + " | ".join(domains) + " |",
         "| --- |" + " --- |" * len(domains),
@@ -121,8 +121,8 @@ def _knocked_out(runs: Runs) -> list[str]:
 
 def _emergent(runs: Runs) -> list[str]:
     lines = [
-        f"**By themselves**: {runs[0]['model']['experts']} experts, {len(runs)} seeds: mean (lowest to highest). "
-        "By chance: 95th percentile when the domains are shuffled over the documents.",
+        f"**Emergent experts**: {runs[0]['model']['experts']} experts, {len(runs)} seeds: mean (lowest to highest). "
+        "By chance: 95th percentile with domain labels shuffled over documents.",
         "",
         "| layer | separation, bits | by chance | contrast | by chance | information, bits | evenness of the load |",
         "| --- | --- | --- | --- | --- | --- | --- |",

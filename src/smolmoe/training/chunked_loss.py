@@ -65,7 +65,8 @@ def head_loss(model: Any) -> HeadLoss | None:
     head = model.get_output_embeddings()
     if type(head) is not nn.Linear or type(head.weight) is not nn.Parameter:
         return None
-    owners = [m for m in model.modules() if hasattr(m, "loss_function") and _head_of(m) is head]
+    # In this order: transformers warns where a module without a loss is asked for its `loss_function`.
+    owners = [m for m in model.modules() if _head_of(m) is head and hasattr(m, "loss_function")]
     found = HeadLoss(head, owners)
     try:
         reason = _difference(model, found, head, owners)
