@@ -208,7 +208,7 @@ def verify(setting: Setting, dense: Path, folder: Path, name: str, request: dict
     import smolmoe
 
     out = folder / name.replace(" ", "-")
-    smolmoe.upcycle(source=str(dense), out=str(out), verify=False, **{"experts": 4, "top_k": 2, **request})
+    smolmoe.upcycle(source=str(dense), out=str(out), verify="none", **{"experts": 4, "top_k": 2, **request})
     found: dict[str, Any] = {"request": request}
     for where in dict.fromkeys(("cpu", setting.device)):
         begun = time.perf_counter()

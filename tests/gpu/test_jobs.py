@@ -75,7 +75,7 @@ def test_carried_moments_train(tmp_path: Path, optim: str, device: str) -> None:
     dense = dense_folder(tmp_path / "dense")
     values = recipe(tmp_path, dense, device=device, trainer=trainer(save_steps=6, **same))
     run = train({**values, "out": str(tmp_path / "dense-run")}).out
-    upcycle(run / "model", tmp_path / "moe", experts=4, verify=False)
+    upcycle(run / "model", tmp_path / "moe", experts=4, verify="none")
     onward = recipe(tmp_path, tmp_path / "moe", device=device, carry={"optimizer": str(run)}, trainer=trainer(**same))
     losses = [row["ce"] for row in rows(train({**onward, "out": str(tmp_path / "moe-run")}).out, "step")]
     assert losses[0] < rows(run, "step")[0]["ce"]
@@ -85,7 +85,7 @@ def test_carried_moments_train(tmp_path: Path, optim: str, device: str) -> None:
 @pytest.mark.parametrize("request_", [{}, {"granularity": 2, "top_k": 2}, {"shared": "residual"}], ids=str)
 def test_a_conversion_is_verified(tmp_path: Path, request_: dict[str, Any], device: str) -> None:
     dense = dense_folder(tmp_path / "dense")
-    upcycle(dense, tmp_path / "moe", experts=4, verify=False, **request_)
+    upcycle(dense, tmp_path / "moe", experts=4, verify="none", **request_)
     found = verify(dense, tmp_path / "moe", device=device)
     assert found.passed, [check for check in found.checks if not check.passed]
 
@@ -93,7 +93,7 @@ def test_a_conversion_is_verified(tmp_path: Path, request_: dict[str, Any], devi
 def test_a_wrong_conversion_is_not(tmp_path: Path, device: str) -> None:
     """Nor does TF32, where someone turned it on, fail a right one."""
     dense = dense_folder(tmp_path / "dense")
-    upcycle(dense, tmp_path / "moe", experts=4, verify=False)
+    upcycle(dense, tmp_path / "moe", experts=4, verify="none")
     backend = torch.backends.cuda.matmul
     before, backend.fp32_precision = backend.fp32_precision, "tf32"
     try:
