@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from smolmoe.cli.calling import typed
 from smolmoe.cli.command import Command, Given
 from smolmoe.core.yaml_text import parse_yaml
 from smolmoe.pipeline.specialise import init
@@ -11,7 +12,7 @@ from smolmoe.recipe.files import COMMANDS, kind_of
 
 
 def _show(out: Path, given: Given) -> None:
-    command = COMMANDS[kind_of(parse_yaml(out.read_text(encoding="utf-8")))]
+    command = typed(COMMANDS[kind_of(parse_yaml(out.read_text(encoding="utf-8")))])
     print(f"{out}\nrun it with `{command} {out}`, or look first: `{command} {out} --dry-run`")
 
 

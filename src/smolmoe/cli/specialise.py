@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from smolmoe.cli.calling import me
 from smolmoe.cli.command import Command, Given
 from smolmoe.cli.output import print_rows, table
 from smolmoe.core import units
@@ -40,12 +41,12 @@ def _show(found: Specialisation, given: Given) -> None:
     print("\nwritten")
     print_rows([("model", found.model), ("report", found.page), ("recipe", found.out / "recipe.yaml")])
     print("next")
-    expert = [("one expert", f"smolmoe extract {found.model} {found.out}/{domain} --expert {domain}")] if domain else []
+    expert = [("one expert", f"{me()} extract {found.model} {found.out}/{domain} --expert {domain}")] if domain else []
     print_rows(
         [
-            ("try it", f'smolmoe generate {found.model} --prompt "..."' + (" --experts auto" if expert else "")),
+            ("try it", f'{me()} generate {found.model} --prompt "..."' + (" --experts auto" if expert else "")),
             *(expert if found.accuracy is not None else []),
-            ("publish", f"smolmoe push {found.model} me/my-moe"),
+            ("publish", f"{me()} push {found.model} me/my-moe"),
         ]
     )
 
