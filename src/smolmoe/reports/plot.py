@@ -51,7 +51,7 @@ def _panel(panel: Lines | Heat, figure: Figure, at: int, columns: int) -> Plot |
         return Plot(title, svg(panel, *_WIDE), svg(panel, *_NARROW))
     slides = [_cells(one) for one in figure.panels[at :: figure.states] if isinstance(one, Heat)]
     caption = f"{title}: {panel.bar}" if title else panel.bar
-    corner = f"{panel.y} ↓ {panel.x} →"
+    corner = f"{panel.y}\u00a0↓ {panel.x}\u00a0→"
     return Grid(caption, corner, panel.columns, panel.rows, _cells(panel), slides if figure.slides else ())
 
 
