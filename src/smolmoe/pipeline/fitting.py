@@ -35,7 +35,8 @@ PURPOSES = {
     "dense": "the baseline: the dense model on the same text in the same order",
     "probe": "what the experts do: routing by domain, experts forced and removed",
     "compare": "all models on the held-out text",
-    "report": "curves, and one page on all of it",
+    "report": "the held-out losses of both trainings",
+    "page": "one page on all of it",
 }
 
 
@@ -337,7 +338,7 @@ def _costs(subject: Subject, text: Survey, shape: Shape, schedule: Schedule, nam
     if named:
         costs.append(Cost("probe", "probing", 0, 0, 0.45 * measuring, PROCESS_BYTES + 5 * moe, 0))
     costs.append(Cost("compare", "comparing", 0, 0, (0.3 if named else 0.85) * measuring, PROCESS_BYTES + 5 * moe, 0))
-    costs.append(Cost("report", "drawing", 0, 0, 5.0, 0, 3_000_000))
+    costs += [Cost(stage, "drawing", 0, 0, 3.0, 0, 1_000_000) for stage in ("report", "page")]
     return tuple(costs)
 
 
