@@ -57,8 +57,8 @@ def test_training_says_what_came_out(smolmoe: Call, recipe: Path) -> None:
     assert lines[4].startswith("  change         better: -")
     assert lines[6].startswith("  best           runs/mine/best (step 4, held-out loss ")
     assert "\n--- the sum" in done.out
-    assert lines[-3:] == [
-        "next:",
+    assert lines[-5] == "What to type next"
+    assert lines[-4::2] == [
         "  smolmoe generate runs/mine/model --prompt 'Once upon a time'",
         "  smolmoe report runs/mine --out runs/mine/report.html",
     ]

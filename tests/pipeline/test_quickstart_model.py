@@ -28,7 +28,7 @@ CHANGES = [
     "stages.named.train.trainer.per_device_train_batch_size=16",
     "stages.named.train.trainer.learning_rate=0.01",
     *(f"stages.{name}.probe.{key}=200" for name in ("before", "after") for key in ("tokens", "probe_tokens")),
-    "stages.answers.generate.new_tokens=4",
+    "stages.answers.generate.max_new_tokens=4",
 ]
 STAGES = ["corpus", "moe", "before", "named", "after", "answers", "page"]
 

@@ -187,7 +187,7 @@ def test_untagged_text_gives_experts_without_names(place: Path, tmp_path: Path) 
     found = go(place, tmp_path / "run", str(place / "two.jsonl"), experts=4)
     assert found.result is not None
     assert found.accuracy is None
-    assert list(found.result.stages) == ["text", "moe", "experts", "dense", "compare", "report"]
+    assert list(found.result.stages) == ["text", "moe", "experts", "dense", "compare", "report", "page"]
     assert "the experts get no names" in found.notes[0]
     config = read_json(found.model / "config.json")
     assert (config["num_local_experts"], config["num_experts_per_tok"]) == (4, 2)
@@ -218,6 +218,16 @@ def test_text_that_does_not_fit_is_refused(place: Path, tmp_path: Path) -> None:
     with pytest.raises(RequestError, match="is given in hours too"):
         go(place, tmp_path / "run", hours=1, dry_run=True)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_mistake_leaves_no_folder_that_is_in_the_way_of_its_correction(place: Path, tmp_path: Path) -> None:
+    with pytest.raises(DataError):
+        go(place, tmp_path / "runs" / "mine", str(tmp_path / "nothing.jsonl"))
+    assert not (tmp_path / "runs").exists()
+    (tmp_path / "there").mkdir()
+    with pytest.raises(DataError):
+        go(place, tmp_path / "there", str(tmp_path / "nothing.jsonl"))
+    assert not list((tmp_path / "there").iterdir())
 
 
 def test_a_full_disk_is_seen_before(place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

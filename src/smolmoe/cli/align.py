@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from smolmoe.cli.calling import print_next
 from smolmoe.cli.command import Given
-from smolmoe.cli.outcome import print_next, took
+from smolmoe.cli.outcome import after_run, took
 from smolmoe.cli.output import print_rows, table
 from smolmoe.core import units
 
@@ -66,7 +67,7 @@ def show_aligned(result: AlignResult, given: Given) -> None:
         print(Finding(**found))
     if "corrections" in summary:
         _show_corrections(summary["corrections"])
-    print_next(result, has_text=False)
+    print_next(after_run(result, has_text=False))
 
 
 def _not_used(ignored: dict[str, int]) -> list[tuple[str, object]]:

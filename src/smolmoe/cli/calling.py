@@ -8,6 +8,7 @@ import shlex
 import shutil
 import sys
 import sysconfig
+from collections.abc import Iterable, Sequence
 from functools import cache
 from pathlib import Path
 
@@ -35,6 +36,17 @@ def as_typed(text: str) -> str:
 def typed(command: str) -> str:
     """A command, `smolmoe verb ...`, as it calls this program."""
     return f"{me()}{command.removeprefix(NAME)}"
+
+
+def print_next(commands: Iterable[tuple[Sequence[object], str]]) -> None:
+    """The end of a long command: what to type next.
+
+    Args:
+        commands: the words after the program's name, and their purpose.
+    """
+    print("\nWhat to type next")
+    for words, purpose in commands:
+        print(f"  {me()} {shlex.join(map(str, words))}\n      {purpose}")
 
 
 def _is(path: str, script: Path) -> bool:

@@ -177,7 +177,7 @@ def _to_json(chat: Chat, given: Given) -> list[Any]:
 def _open(given: dict[str, Any], as_json: bool) -> Chat:
     with speaking():
         chat = understand.chat(**given)
-    for about in about_experts(chat.experts, None, given.get("device", "cpu")):
+    for about in about_experts(chat.experts, None, ""):
         print(about, file=sys.stderr)
     return chat
 

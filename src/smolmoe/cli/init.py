@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from pathlib import Path
 
 from smolmoe.cli.calling import typed
@@ -13,7 +14,8 @@ from smolmoe.recipe.files import COMMANDS, kind_of
 
 def _show(out: Path, given: Given) -> None:
     command = typed(COMMANDS[kind_of(parse_yaml(out.read_text(encoding="utf-8")))])
-    print(f"{out}\nrun it with `{command} {out}`, or look first: `{command} {out} --dry-run`")
+    file = shlex.quote(str(out))
+    print(f"{out}\nrun it with `{command} {file}`, or look first: `{command} {file} --dry-run`")
 
 
 COMMAND = Command(

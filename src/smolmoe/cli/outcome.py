@@ -1,11 +1,10 @@
-"""How training commands end: what changed, what it took, and what to type next."""
+"""How training commands end: what it took, and what to type next."""
 
 from __future__ import annotations
 
-import shlex
+from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
-from smolmoe.cli.calling import me
 from smolmoe.core import units
 
 if TYPE_CHECKING:
@@ -20,17 +19,14 @@ def took(outcome: Outcome) -> str:
     return f"{units.tokens(outcome.tokens)} in {units.duration(outcome.seconds)}{speed}"
 
 
-def print_next(result: RunResult, *, has_text: bool) -> None:
-    """The commands that use the model, ready to copy.
+def after_run(result: RunResult, *, has_text: bool) -> Iterator[tuple[tuple[object, ...], str]]:
+    """The commands that use the model, for `print_next`.
 
     Args:
         has_text: the run's folder names held-out text, on which models are compared.
     """
     out, source = result.out, result.source
-    commands: list[tuple[object, ...]] = [("generate", result.model, "--prompt", "Once upon a time")]
+    yield ("generate", result.model, "--prompt", "Once upon a time"), "a text by the model"
     if has_text and source is not None:
-        commands.append(("compare", f"before={source}", f"after={out}", "--data", out))
-    commands.append(("report", out, "--out", out / "report.html"))
-    print("\nnext:")
-    for command in commands:
-        print(f"  {me()} {shlex.join(map(str, command))}")
+        yield ("compare", f"before={source}", f"after={out}", "--data", out), "both models on the held-out text"
+    yield ("report", out, "--out", out / "report.html"), "one page on the run"

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import shlex
 from collections.abc import Iterator
 from pathlib import Path
 from textwrap import fill
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from smolmoe.cli.calling import me
+from smolmoe.cli.calling import print_next
 from smolmoe.cli.command import Command, Given
 from smolmoe.cli.output import table
 from smolmoe.pipeline.quickstart import quickstart
@@ -37,31 +36,33 @@ def show_quickstart(result: PipelineResult, given: Given) -> None:
         print(fill(sentence, WIDTH, initial_indent="- ", subsequent_indent="  "))
     print("\nThe page, to open in a browser")
     print(f"  {_address(lessons.page(result.stages))}")
-    print("\nWhat to type next")
-    for command, purpose in _next(result, is_own="model" in given):
-        print(f"  {me()} {command}\n      {purpose}")
+    print_next(_next(result, given.get("model")))
 
 
 def _address(page: str | None) -> str:
     return "" if page is None else Path(page).resolve().as_uri()
 
 
-def _next(result: PipelineResult, *, is_own: bool) -> Iterator[tuple[str, str]]:
-    """Commands without the program, and their purpose."""
+def _next(result: PipelineResult, model: Any) -> Iterator[tuple[tuple[object, ...], str]]:
+    """Commands without the program, and their purpose.
+
+    Args:
+        model: the user's, if any.
+    """
     out = result.out
-    if not is_own:
-        yield f"quickstart --model {EXAMPLE}", "the same on a real model, in about ten minutes (270 MB to download)"
-        yield f"doctor {_word(out / 'moe-trained' / 'model')}", "the state of its routers and experts"
-        yield "recipes", "longer trainings that run as they are"
+    if model is None:
+        yield ("quickstart", "--model", EXAMPLE), "the same on a real model, in about ten minutes (270 MB to download)"
+        yield ("doctor", out / "moe-trained" / "model"), "the state of its routers and experts"
+        yield ("recipes",), "longer trainings that run as they are"
         return
-    model = _word(out / "named" / "model")
-    yield f"route {model} {shlex.quote(PROMPT)}", "the expert for a text"
-    yield f"generate {model} --prompt {shlex.quote(PROMPT)}", "a text by the whole model"
-    yield "recipes copy specialise", "the recipe that trains the experts themselves, to be edited and run"
-
-
-def _word(path: Path) -> str:
-    return shlex.quote(str(path))
+    named = out / "named" / "model"
+    dense = out / "model" if "model" in result.stages else model  # a GGUF file was imported
+    yield ("route", named, PROMPT), "the expert for a text"
+    if result.stages["answers"]["result"]["chat"]:
+        yield ("chat", named), "a conversation with the MoE"
+    else:
+        yield ("generate", named, "--prompt", PROMPT), "a text by the MoE"
+    yield ("specialise", dense, "--data", "TEXT", "--dry-run"), "what it takes to train the experts on your own text"
 
 
 COMMAND = Command(
@@ -69,4 +70,5 @@ COMMAND = Command(
     show_quickstart,
     only=("out", "model", "minutes", "seed", "overwrite"),
     as_options=("out",),
+    names={"out": ("--out", "-o")},
 )

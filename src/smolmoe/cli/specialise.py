@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
-from smolmoe.cli.calling import me
+from collections.abc import Iterator
+
+from smolmoe.cli.calling import print_next
 from smolmoe.cli.command import Command, Given
 from smolmoe.cli.output import print_rows, table
 from smolmoe.core import units
 from smolmoe.pipeline.specialise import Specialisation, specialise
+
+PROMPT = "What is this?"
 
 
 def _show_forecast(found: Specialisation, given: Given) -> None:
@@ -37,18 +41,20 @@ def _show(found: Specialisation, given: Given) -> None:
         print(f"routing: {found.accuracy:.1%} of held-out tokens go to the expert of their domain")
     for sentence in found.verdict:
         print(sentence)
-    domain = next((name for name in found.losses if name != "all"), None)
     print("\nwritten")
     print_rows([("model", found.model), ("report", found.page), ("recipe", found.out / "recipe.yaml")])
-    print("next")
-    expert = [("one expert", f"{me()} extract {found.model} {found.out}/{domain} --expert {domain}")] if domain else []
-    print_rows(
-        [
-            ("try it", f'{me()} generate {found.model} --prompt "..."' + (" --experts auto" if expert else "")),
-            *(expert if found.accuracy is not None else []),
-            ("publish", f"{me()} push {found.model} me/my-moe"),
-        ]
-    )
+    print_next(_next(found))
+
+
+def _next(found: Specialisation) -> Iterator[tuple[tuple[object, ...], str]]:
+    model = found.model
+    is_named = found.accuracy is not None
+    yield ("generate", model, "--prompt", PROMPT, *(("--experts", "auto") if is_named else ())), "an answer by it"
+    if is_named:
+        domain = next(name for name in found.losses if name != "all")
+        dense = found.out / f"{domain}-dense"
+        yield ("extract", model, dense, "--expert", domain), f"the expert {domain} as a dense model"
+    yield ("push", model, "me/my-moe", "--dry-run"), "what publishing it would send"
 
 
 def _losses(found: Specialisation) -> tuple[list[str], list[list[str]]]:

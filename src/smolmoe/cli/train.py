@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from smolmoe.cli.calling import print_next
 from smolmoe.cli.command import Command, Given
-from smolmoe.cli.outcome import print_next, took
+from smolmoe.cli.outcome import after_run, took
 from smolmoe.cli.output import print_rows
 from smolmoe.core import units
 from smolmoe.verbs import train
@@ -63,7 +64,7 @@ def _show_trained(result: TrainResult, given: Given) -> None:
         print(Finding(**found))
     for sample in summary["samples"]:
         print(f"\n--- {sample['prompt']}{sample['text']}")
-    print_next(result, has_text=True)
+    print_next(after_run(result, has_text=True))
 
 
 def _change_rows(summary: dict[str, Any]) -> list[tuple[str, object]]:

@@ -6,14 +6,11 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from smolmoe.data.messages import render
+from smolmoe.data.messages import ROLES, render
 from smolmoe.data.text import Document, is_empty
 from smolmoe.errors import DataError
 
 Row = Mapping[str, Any]
-
-_USER = {"prompter": "user", "human": "user"}
-_ROLES = {"user": "User", "prompter": "User", "human": "User", "assistant": "Assistant", "system": "System"}
 
 
 @dataclass(frozen=True)
@@ -91,7 +88,7 @@ def read(
 def _rendered(form: Form, rows: Iterable[Row], tokenizer: Any) -> Iterator[Document | None]:
     assert form.conversations is not None
     for number, one in enumerate(form.conversations(rows), 1):
-        messages = [{"role": _USER.get(role, role), "content": text} for role, text in one.turns if text]
+        messages = [{"role": ROLES.get(role, role), "content": text} for role, text in one.turns if text]
         yield Document(render(tokenizer, messages, f"row {number}"), one.domain) if one.is_whole else None
 
 
@@ -148,4 +145,4 @@ def answered(question: Sequence[str], answer: str, domain: str) -> Conversations
 
 def dialogue(turns: Sequence[tuple[str, str]]) -> str:
     """A conversation as plain text, with the speaker before each turn."""
-    return "\n".join(f"{_ROLES.get(role, role.capitalize())}: {text}" for role, text in turns if text)
+    return "\n".join(f"{ROLES.get(role, role).capitalize()}: {text}" for role, text in turns if text)

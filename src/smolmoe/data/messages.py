@@ -12,7 +12,7 @@ from smolmoe.data.tally import Tally, whole_text
 from smolmoe.errors import DataError, RequestError
 
 Message = dict[str, Any]
-_ROLES = {
+ROLES = {  # of all schemas, as chat templates name them
     "human": "user",
     "prompter": "user",
     "gpt": "assistant",
@@ -46,6 +46,11 @@ class Unused:
 
     def to_json(self) -> dict[str, int]:
         return {**self.counts, **{f"texts with {reason}": count for reason, count in self.tally.counts.items()}}
+
+
+def has_template(tokenizer: Any) -> bool:
+    """Whether the tokenizer has a chat template."""
+    return bool(getattr(tokenizer, "chat_template", None))
 
 
 def is_chat(value: Any) -> bool:
@@ -100,7 +105,7 @@ def _message(item: Any, where: str, unused: Unused) -> Message:
     if not isinstance(role, str) or not there:
         keys = ", ".join(map(str, item)) or "none"
         raise bad(where, f"a message without role and content (or from and value); its keys: {keys}")
-    role = _ROLES.get(role, role)
+    role = ROLES.get(role, role)
     content = item.get("content")
     text = _text(item.get("value") if content is None else content, where, unused)
     if "tool_calls" in further:
@@ -168,7 +173,7 @@ def render(
     """
     from jinja2 import TemplateError
 
-    if template is None and not getattr(tokenizer, "chat_template", None):
+    if template is None and not has_template(tokenizer):
         raise RequestError(
             f"{where} is a chat, but the tokenizer has no chat template.",
             field="data.chat_template",

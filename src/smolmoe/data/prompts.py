@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from smolmoe.core.vocabulary import UnknownTokenError
+from smolmoe.data.messages import has_template
 from smolmoe.data.tally import Tally, whole_text
 from smolmoe.data.text import is_empty, read_rows
 from smolmoe.errors import DataError, RequestError, SourceError
@@ -88,7 +89,7 @@ def prompt_ids(tokenizer: Any, prompt: str | Messages, where: str = "") -> list[
 
 def check_chat(tokenizer: Any) -> None:
     """Raise SourceError if the tokenizer has no chat template."""
-    if not getattr(tokenizer, "chat_template", None):
+    if not has_template(tokenizer):
         raise SourceError(
             "the model's tokenizer has no chat template.", field="chat", value=True, fix="Use a template only."
         )

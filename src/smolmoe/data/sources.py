@@ -21,6 +21,7 @@ from smolmoe.data.folders import NAMED, DataFiles, find_files, say_unread
 from smolmoe.data.formats import FORM, WHOLE, check_columns, rows_of, suffix_of
 from smolmoe.data.forms import Form
 from smolmoe.data.forms import read as read_form
+from smolmoe.data.messages import has_template
 from smolmoe.data.presets import EMBEDDED, documents_of, find_form, find_preset, form_of
 from smolmoe.data.tally import NO_DOMAIN, NO_TEXT, Tally, whole
 from smolmoe.data.text import Document, is_empty
@@ -259,7 +260,7 @@ def template_of(recipe: SourceRecipe) -> Any:
     from smolmoe.moe.loading import find_tokenizer
 
     tokenizer = find_tokenizer(recipe.chat_template)
-    if not getattr(tokenizer, "chat_template", None):
+    if not has_template(tokenizer):
         raise RequestError(
             "its tokenizer has no chat template.",
             field="chat_template",

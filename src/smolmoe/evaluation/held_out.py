@@ -17,6 +17,8 @@ if TYPE_CHECKING:
     from smolmoe.moe.routing import RoutingCapture
 
 IGNORED = -100
+WINDOWS = 16  # at once
+LOGITS = 1 << 25  # of one model in a batch, so that a large vocabulary does not fill the memory
 
 
 @dataclass(frozen=True)
@@ -147,7 +149,7 @@ def document_losses(
     model: Any,
     held_out: HeldOut,
     *,
-    batch: int = 16,
+    batch: int = WINDOWS,
     capture: RoutingCapture | None = None,
     report: Callable[[int, int], None] | None = None,
 ) -> DocumentLosses:
@@ -157,6 +159,7 @@ def document_losses(
     not counted.
 
     Args:
+        batch: the most windows at once; fewer if the logits of so many would fill the memory.
         capture: of the model's routers, not active; with it the choices of experts are counted too.
         report: called with the number of windows done and their total.
     """
@@ -168,7 +171,7 @@ def document_losses(
     was_training = model.training
     model.eval()
     with torch.no_grad():
-        for chosen, inputs, targets in batches(held_out, batch, model.device):
+        for chosen, inputs, targets in batches(held_out, at_once(model, held_out, batch), model.device):
             with _counting(capture, targets != IGNORED, counts):
                 logits = model(input_ids=inputs, use_cache=False).logits.float()
             sums = in_double(token_losses(logits, targets)).sum(dim=1).tolist()
@@ -183,14 +186,25 @@ def document_losses(
     return DocumentLosses(tuple(nll), tokens, held_out.domains, chosen_counts, held_out.sha256)  # type: ignore[arg-type]
 
 
-def batches(held_out: HeldOut, at_once: int, device: Any) -> Iterator[tuple[list[int], torch.Tensor, torch.Tensor]]:
+def windows_at_once(length: int, vocabulary: int, most: int = WINDOWS) -> int:
+    """How many windows of `length` tokens share a batch."""
+    return max(1, min(most, LOGITS // (length * vocabulary)))
+
+
+def at_once(model: Any, held_out: HeldOut, most: int = WINDOWS) -> int:
+    """How many held-out windows of a model share a batch."""
+    longest = max(map(len, held_out.windows), default=1)
+    return windows_at_once(longest, model.config.get_text_config().vocab_size, most)
+
+
+def batches(held_out: HeldOut, size: int, device: Any) -> Iterator[tuple[list[int], torch.Tensor, torch.Tensor]]:
     """Windows of similar length: their places, inputs and targets [B, S], padded on the right."""
     import torch
     from torch.nn.utils.rnn import pad_sequence
 
     order = sorted(range(len(held_out.windows)), key=lambda index: len(held_out.windows[index]))
-    for first in range(0, len(order), at_once):
-        chosen = order[first : first + at_once]
+    for first in range(0, len(order), size):
+        chosen = order[first : first + size]
         windows = [torch.tensor(held_out.windows[index]) for index in chosen]
         inputs = pad_sequence([window[:-1] for window in windows], batch_first=True)
         targets = pad_sequence([window[1:] for window in windows], batch_first=True, padding_value=IGNORED)

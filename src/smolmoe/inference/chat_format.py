@@ -9,6 +9,7 @@ from typing import Any
 
 from jinja2 import TemplateError
 
+from smolmoe.data.messages import has_template
 from smolmoe.data.prompts import Messages, prompt_ids
 from smolmoe.errors import DataError, RequestError
 
@@ -25,10 +26,6 @@ def use_template(tokenizer: Any, file: Path) -> None:
         tokenizer.chat_template = file.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         raise RequestError(f"cannot be read: {error}.", field="template", value=str(file)) from error
-
-
-def has_template(tokenizer: Any) -> bool:
-    return bool(getattr(tokenizer, "chat_template", None))
 
 
 def user_message(text: str, system: str | None) -> Messages:

@@ -13,8 +13,9 @@ from transformers import StoppingCriteriaList
 from smolmoe.core.checkpoint import open_checkpoint
 from smolmoe.core.devices import kind, pick_device
 from smolmoe.core.model_config import check_decodes
+from smolmoe.data.messages import has_template
 from smolmoe.errors import RequestError
-from smolmoe.inference.chat_format import TurnEnd, has_template, turn_end, use_template
+from smolmoe.inference.chat_format import TurnEnd, turn_end, use_template
 from smolmoe.inference.decoding import fast_decoding
 from smolmoe.inference.expert_choice import labels, load_experts
 from smolmoe.inference.kept_cache import KeptCache

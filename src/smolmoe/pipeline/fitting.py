@@ -17,13 +17,12 @@ from smolmoe.pipeline.subject import Machine, Subject, study, this_machine
 from smolmoe.recipe import UpcycleRecipe, parse
 from smolmoe.recipe.files import change, load
 from smolmoe.surgery.plan import NO_ROUTER_GRADIENT
-from smolmoe.training.estimate import PROCESS_BYTES
+from smolmoe.training.estimate import PROCESS_BYTES, STATE_BYTES, WEIGHT_BYTES
 
 NAME = "specialise-model"
 EXPERTS = 8  # without domains
 LEFT_OUT = ("before", "routers", "probe")  # without domains
 CHECKPOINT_BYTES = 12  # per parameter: the weight and both moments
-MODEL_BYTES = 4
 SAVED_EVERY = 600  # seconds
 BALANCED = {"load_balance": 0.01, "z_loss": 0.001}
 PURPOSES = {
@@ -35,7 +34,8 @@ PURPOSES = {
     "dense": "the baseline: the dense model on the same text in the same order",
     "probe": "what the experts do: routing by domain, experts forced and removed",
     "compare": "all models on the held-out text",
-    "report": "curves, and one page on all of it",
+    "report": "the held-out losses of both trainings",
+    "page": "one page on all of it",
 }
 
 
@@ -324,20 +324,20 @@ def _costs(subject: Subject, text: Survey, shape: Shape, schedule: Schedule, nam
     ]
 
     def training(stage: str, what: str, steps: int, blocks: int, seconds: float, size: int, memory: int) -> None:
-        states = MODEL_BYTES if stage == "routers" else CHECKPOINT_BYTES
-        disk = size * (2 * MODEL_BYTES + states)
+        states = WEIGHT_BYTES if stage == "routers" else CHECKPOINT_BYTES
+        disk = size * (2 * WEIGHT_BYTES + states)
         costs.append(Cost(stage, what, steps * blocks * shape.length, steps, steps * seconds, memory, disk))
 
     if named:
         costs.append(Cost("before", "probing", 0, 0, 0.1 * measuring, PROCESS_BYTES + 5 * moe, 0))
-        router = MODEL_BYTES * moe + shape.memory - 16 * moe if shape.optimizer.startswith("adamw") else shape.memory
+        router = shape.memory - (STATE_BYTES[shape.optimizer.partition("_")[0]] - WEIGHT_BYTES) * moe
         training("routers", "training", schedule.router_steps, schedule.router_blocks, each["routers"], moe, router)
     training("experts", "training", schedule.steps, schedule.blocks, each["joint"], moe, shape.memory)
     training("dense", "training", schedule.steps, schedule.blocks, each["dense"], dense, dense_memory)
     if named:
         costs.append(Cost("probe", "probing", 0, 0, 0.45 * measuring, PROCESS_BYTES + 5 * moe, 0))
     costs.append(Cost("compare", "comparing", 0, 0, (0.3 if named else 0.85) * measuring, PROCESS_BYTES + 5 * moe, 0))
-    costs.append(Cost("report", "drawing", 0, 0, 5.0, 0, 3_000_000))
+    costs += [Cost(stage, "drawing", 0, 0, 3.0, 0, 1_000_000) for stage in ("report", "page")]
     return tuple(costs)
 
 

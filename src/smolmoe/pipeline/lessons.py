@@ -38,7 +38,7 @@ def answers(records: Records) -> list[Mapping[str, Any]]:
 
 def page(records: Records) -> str | None:
     """The last page that was written."""
-    pages = [record["result"]["page"] for _, record in records.items() if "page" in (record["result"] or {})]
+    pages = [record["result"]["page"] for _, record in _of_kind(records, "page")]
     return pages[-1] if pages else None
 
 

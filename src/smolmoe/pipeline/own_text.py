@@ -8,6 +8,7 @@ from typing import Any
 
 from smolmoe.core.files import expanded
 from smolmoe.core.progress import Progress
+from smolmoe.data.messages import has_template
 from smolmoe.data.presets import EMBEDDED, PRESETS
 from smolmoe.data.sources import holds_conversations
 from smolmoe.data.survey import Survey, survey
@@ -57,7 +58,7 @@ def look(
     Conversations get the model's chat template. Several paths whose documents have no domains are one domain each, by
     their names.
     """
-    if getattr(tokenizer, "chat_template", None):
+    if has_template(tokenizer):
         sources, validation = (
             [one | ({"chat_template": model} if holds_conversations(parse(SourceRecipe, one)) else {}) for one in side]
             for side in (sources, validation)

@@ -101,6 +101,7 @@ def _check(recipe: PipelineRecipe, model: str) -> None:
         RequestError, SourceError: as `quickstart`.
     """
     from smolmoe.core import units
+    from smolmoe.core.devices import pick_device
     from smolmoe.core.machine import free_memory
     from smolmoe.pipeline.forecast import forecast
 
@@ -108,7 +109,7 @@ def _check(recipe: PipelineRecipe, model: str) -> None:
         costs = [stage.costs for stage in forecast(recipe) if stage.costs is not None]
     except SourceError as error:
         raise _with_import(error, model) from None
-    needed, free = max(cost.memory_bytes for cost in costs), free_memory("cpu")
+    needed, free = max(cost.memory_bytes for cost in costs), free_memory(pick_device("auto"))
     if needed > free:
         raise RequestError(
             f"it needs about {units.size(needed)} of memory, and {units.size(free)} are free.",

@@ -59,7 +59,7 @@ class _Writer:
             if key == "name":
                 continue
             where, kind = f"stages.{name}.{key}", STAGES.get(key)
-            if kind is None:
+            if kind is None or not value:  # an empty section is {}; without it YAML reads null
                 yield from _line(f"{key}: {_flow(value)}", self._note(where, StageRecipe, key), depth + 1)
                 continue
             yield from _line(f"{key}:", "", depth + 1)

@@ -9,7 +9,7 @@ from smolmoe.core import units
 from smolmoe.data.survey import Survey
 from smolmoe.errors import RequestError
 from smolmoe.pipeline.subject import Machine, Subject
-from smolmoe.training.estimate import ACTIVATION_BYTES, LOGIT_BYTES, PROCESS_BYTES, STATE_BYTES
+from smolmoe.training.estimate import PROCESS_BYTES, STATE_BYTES, pass_bytes
 from smolmoe.training.rate import Rate
 
 LENGTHS = (64, 128, 256, 512, 1024, 2048)
@@ -151,6 +151,7 @@ def _fitting(subject: Subject, best: int, machine: Machine) -> tuple[str, int, i
     AdamW comes before the best length, and shorter blocks before an error.
     """
     room = MEMORY * machine.memory
+    sizes = (subject.layers, subject.hidden, subject.vocabulary)
     lengths = [best, *(length for length in reversed(LENGTHS) if SHORTEST <= length < best)]
     for optimizer in ("adamw_torch_fused", "adafactor"):
         state = STATE_BYTES[optimizer.partition("_")[0]] * subject.total
@@ -158,7 +159,7 @@ def _fitting(subject: Subject, best: int, machine: Machine) -> tuple[str, int, i
         for length in lengths:
             batch = 1 << (max(1, (16 if machine.on_gpu else 4) * 1024 // length).bit_length() - 1)
             while batch:
-                needed = state + _activations(subject, batch * length)
+                needed = state + pass_bytes(*sizes, batch=batch, length=length)
                 if needed <= room:
                     return optimizer, length, batch, needed
                 batch //= 2
@@ -171,11 +172,6 @@ def _fitting(subject: Subject, best: int, machine: Machine) -> tuple[str, int, i
         fix="Use a smaller model, a machine with more memory, fewer experts (`experts`, or fewer domains), or several "
         "GPUs (`smolmoe init`, then `accelerate launch` with parallel: fsdp).",
     )
-
-
-def _activations(subject: Subject, tokens: int) -> int:
-    """Bytes of a forward pass, with the logits."""
-    return tokens * (subject.layers * subject.hidden * ACTIVATION_BYTES + subject.vocabulary * LOGIT_BYTES)
 
 
 def choose_schedule(

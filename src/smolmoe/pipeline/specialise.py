@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 from pydantic import Field
 
 from smolmoe.core import units
-from smolmoe.core.files import place, write_text
+from smolmoe.core.files import followed, made, place, write_text
 from smolmoe.core.progress import Progress
 from smolmoe.core.run_folder import RECORDS, begin_folder
 from smolmoe.errors import RequestError
@@ -103,7 +103,7 @@ class Specialisation:
     @property
     def page(self) -> Path | None:
         """The report."""
-        found = self._of("report", "page")
+        found = self._of("page", "page")
         return None if found is None else Path(found)
 
     @property
@@ -164,22 +164,9 @@ def specialise(
     )
     if dry_run:
         return _specialisation(out, fit(request, out, report=report))
-    begin_folder(
-        out,
-        request.to_json(),
-        what="a specialisation",
-        record=REQUEST,
-        made=(RECIPE, CHOICES) if overwrite else (),
-        overwrite=overwrite,
-    )
+    with made(followed(out)):
+        found = _begin(out, request, overwrite=overwrite, report=report)
     (out / RECORDS).mkdir(exist_ok=True)
-    if (out / RECIPE).is_file() and (out / CHOICES).is_file():
-        found = _known(out)
-        logger.info("%s: continues with its recipe", out)
-    else:
-        fitted = fit(request, out, report=report)
-        found = _specialisation(out, fitted)
-        _write(out, request, fitted, found)
     for line in found_lines(found):
         logger.info("%s", line)
     recipe = parse(PipelineRecipe, load(str(out / RECIPE), kind="pipeline") | {"out": str(out)})
@@ -188,6 +175,34 @@ def specialise(
     start = recipe.stages[0].name if overwrite else None
     result = run(recipe, start=start, report=report)
     return Specialisation(out, found.choices, found.costs, found.notes, result)
+
+
+def _begin(out: Path, request: Request, *, overwrite: bool, report: Progress | None) -> Specialisation:
+    """Write the recipe, or read it if an earlier run did; a new folder is left empty if that fails."""
+    from smolmoe.core.contents import remove
+    from smolmoe.pipeline.fitting import fit
+
+    is_new = not (out / REQUEST).is_file()
+    begin_folder(
+        out,
+        request.to_json(),
+        what="a specialisation",
+        record=REQUEST,
+        made=(RECIPE, CHOICES) if overwrite else (),
+        overwrite=overwrite,
+    )
+    if (out / RECIPE).is_file() and (out / CHOICES).is_file():
+        logger.info("%s: continues with its recipe", out)
+        return _known(out)
+    try:
+        fitted = fit(request, out, report=report)
+        found = _specialisation(out, fitted)
+        _write(out, request, fitted, found)
+    except BaseException:  # an interruption too
+        if is_new:
+            remove(out, REQUEST, CHOICES, RECIPE)
+        raise
+    return found
 
 
 def _request(

@@ -30,7 +30,6 @@ class ReportRecipe(Recipe):
     boundary: int = Field(
         0, ge=0, description="step of those stages to show in detail: 0 is the conversion, tie_groups the untying"
     )
-    page: bool = Field(False, description="one page on all stages of the pipeline: index.html")
 
     @model_validator(mode="after")
     def _reference_is_a_label(self) -> Self:

@@ -14,6 +14,7 @@ from accelerate import init_empty_weights
 from smolmoe.core.devices import kind as kind_of
 from smolmoe.core.devices import pick_device
 from smolmoe.data.sources import look_at
+from smolmoe.evaluation.held_out import windows_at_once
 from smolmoe.moe.kernels.linear_cross_entropy import AT_ONCE
 from smolmoe.moe.loading import Skeleton, causal_lm_class
 from smolmoe.moe.size import ModelSize, size_of
@@ -39,7 +40,6 @@ STATE_BYTES = {"adamw": 16, "adafactor": 8, "sgd": 8}  # a parameter: weight, gr
 WEIGHT_BYTES = 4  # a frozen parameter, in fp32
 ACTIVATION_BYTES = 100  # per token, layer and unit of hidden size, kept for the backward pass
 LOGIT_BYTES = 12  # per token and vocabulary entry: logits, their fp32 copy, their gradient
-MEASURED_WINDOWS = 16  # held-out windows at once, see `evaluate.held_out`
 PROCESS_BYTES = 450_000_000  # of Python, torch and transformers; not on a GPU
 
 
@@ -96,16 +96,24 @@ def cost_of(
     tokens = steps * blocks_a_step * length
     flops = tokens * size.flops_per_token(length)
     kind = next((name for name in STATE_BYTES if optimizer.startswith(name)), "adamw")
-    at_once = micro_batch * length
-    logits = at_once * config.vocab_size
-    training = at_once * size.layers * config.hidden_size * ACTIVATION_BYTES
-    training += (logits if whole_logits else min(logits, AT_ONCE)) * LOGIT_BYTES
-    measuring = MEASURED_WINDOWS * length * config.vocab_size * LOGIT_BYTES  # at another time
+    sizes = (size.layers, config.hidden_size, config.vocab_size)
+    passes = pass_bytes(*sizes, batch=micro_batch, length=length, whole_logits=whole_logits)
     trained = size.total if trained is None else trained
     state = STATE_BYTES[kind] * trained + WEIGHT_BYTES * (size.total - trained)
     process = 0 if kind_of(device) == "cuda" else PROCESS_BYTES
-    memory = state + process + max(training, measuring)
+    memory = state + process + passes
     return Estimate(size, steps, tokens, flops, int(memory), flops / (EFFICIENCY * product_rate(device, bf16)))
+
+
+def pass_bytes(
+    layers: int, hidden: int, vocabulary: int, *, batch: int, length: int, whole_logits: bool = False
+) -> int:
+    """Bytes of a training pass over `batch` blocks of `length`, or of a measurement if that takes more."""
+    logits = batch * length * vocabulary
+    training = batch * length * layers * hidden * ACTIVATION_BYTES
+    training += (logits if whole_logits else min(logits, AT_ONCE)) * LOGIT_BYTES
+    measuring = windows_at_once(length, vocabulary) * length * vocabulary * LOGIT_BYTES
+    return max(training, measuring)
 
 
 @cache  # all stages of a pipeline are estimated with one value

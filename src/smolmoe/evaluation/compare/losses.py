@@ -9,10 +9,7 @@ from typing import Any
 import torch
 
 from smolmoe.core.devices import in_double
-from smolmoe.evaluation.held_out import IGNORED, HeldOut, batches, token_losses
-
-WINDOWS = 16  # at once
-LOGITS = 1 << 25  # of one model in a batch, so that a large vocabulary does not fill the memory
+from smolmoe.evaluation.held_out import IGNORED, HeldOut, at_once, batches, token_losses
 
 
 @dataclass(frozen=True)
@@ -45,11 +42,9 @@ def read_held_out(
         on_window: called with the number of windows done.
     """
     sums = torch.zeros(3, len(held_out.domains), dtype=torch.float64)
-    longest = max(map(len, held_out.windows))
-    at_once = max(1, min(WINDOWS, LOGITS // (model.config.get_text_config().vocab_size * longest)))
     done = 0
     with torch.inference_mode():
-        for chosen, inputs, targets in batches(held_out, at_once, model.device):
+        for chosen, inputs, targets in batches(held_out, at_once(model, held_out), model.device):
             logits = model(input_ids=inputs, use_cache=False).logits.float()
             found = [token_losses(logits, targets)]
             if base is not None:

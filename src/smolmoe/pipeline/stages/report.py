@@ -10,19 +10,16 @@ from smolmoe.core.progress import Progress
 from smolmoe.pipeline.stage import Row, Stage, Values
 from smolmoe.recipe.pipeline import ReportRecipe
 
-PAGE = "index.html"
-
 
 def run(recipe: ReportRecipe, folder: Path, report: Progress) -> Values:
     from smolmoe.evaluation.held_out import DocumentLosses, paired_difference
     from smolmoe.reports.growth import write_report
-    from smolmoe.reports.run import report as write_page
 
     def compare(a: Mapping[str, Any], b: Mapping[str, Any]) -> tuple[float, float, float]:
         return paired_difference(DocumentLosses.from_json(a), DocumentLosses.from_json(b))
 
     report("Plotting", 0, 0)
-    found = write_report(
+    return write_report(
         folder,
         None if recipe.before is None else folder.parent / recipe.before,
         {label: folder.parent / name for label, name in recipe.after.items()},
@@ -30,15 +27,10 @@ def run(recipe: ReportRecipe, folder: Path, report: Progress) -> Values:
         boundary=recipe.boundary,
         compare=compare,
     )
-    if not recipe.page:
-        return found
-    write_page(folder.parent, folder / PAGE, overwrite=True)
-    return found | {"page": str(folder / PAGE)}
 
 
 def row(result: Values, folder: Path) -> Row:
-    shown = result.get("page", folder / "growth.png")
-    return Row(text=f"{shown}\n{result['text']}")
+    return Row(text=f"{folder / 'growth.png'}\n{result['text']}")
 
 
 def follows(values: Values) -> list[str]:
@@ -49,7 +41,7 @@ STAGE = Stage(
     ReportRecipe,
     run,
     row,
-    writes=lambda: ("report.json", "growth.png", PAGE),
+    writes=lambda: ("report.json", "growth.png"),
     follows=follows,
     origin=lambda recipe: ", ".join(recipe.after.values()),
 )
