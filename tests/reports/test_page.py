@@ -259,7 +259,7 @@ def test_copies_come_first() -> None:
     assert "copies" not in " ".join(headlines(probed(probe), None))
     probe["similarity"]["cka"] = np.ones((3, 4, 4)).tolist()
     said = headlines(probed(probe), None)
-    assert said[1].startswith("In every layer all 4 experts are copies of each other (CKA at least 0.995)")
+    assert said[1].startswith("In every layer all 4 experts are copies of each other (CKA at least 0.99999)")
 
 
 def test_a_domain_without_experts_of_its_own() -> None:
