@@ -212,7 +212,7 @@ def _knocked_out(look: Values) -> list[str]:
         if gap is not None
     ]
     lines += ["", f"Its own expert taken from each domain, with 95% intervals over documents: {', '.join(gaps)}."]
-    return [*lines, "", *(f"- {flag}" for flag in found["flags"])] if found["flags"] else lines
+    return lines
 
 
 # -- grammar ---------------------------------------------------------------------------------------------------------
@@ -341,25 +341,32 @@ def plot_routing(path: Path, found: Values) -> None:
 
 
 def plot_losses(path: Path, comparison: Values) -> None:
-    """Change of each domain's held-out loss, of the MoE and of the dense model, with intervals."""
+    """Change of each domain's held-out loss, and what of it the MoE gains over the dense model, with intervals."""
     from matplotlib.figure import Figure
 
     domains = [*sorted(comparison["text"]["documents"]), "all"]
     base = comparison["models"][0]["name"]
-    pairs = [pair for pair in comparison["pairs"] if pair["second"] == base]
-    figure = Figure(figsize=(8, 3.6), layout="constrained")
-    axes = figure.subplots()
-    for place, pair in enumerate(pairs):
-        gaps = [pair["loss"] if domain == "all" else pair["by_domain"][domain] for domain in domains]
-        values = [gap["value"] for gap in gaps]
-        ends = [
-            [value - gap["documents"]["low"] for value, gap in zip(values, gaps, strict=True)],
-            [gap["documents"]["high"] - value for value, gap in zip(values, gaps, strict=True)],
-        ]
-        at = [index + (place - (len(pairs) - 1) / 2) * 0.2 for index in range(len(domains))]
-        axes.errorbar(at, values, yerr=ends, fmt="o", capsize=3, label=pair["first"])
-    axes.axhline(0, color="grey", linestyle=":", linewidth=1)
-    axes.set_xticks(range(len(domains)), domains)
-    axes.set_ylabel("change of the loss, nats per token")
-    axes.legend()
+    figure = Figure(figsize=(10, 3.6), layout="constrained")
+    left, right = figure.subplots(1, 2)
+    trained = [pair for pair in comparison["pairs"] if pair["second"] == base]
+    for place, pair in enumerate(trained):
+        _dots(left, pair, domains, (place - (len(trained) - 1) / 2) * 0.2, pair["first"], 1)
+    left.legend()
+    left.set(title="after training minus before", ylabel="held-out loss, nats per token")
+    between = next(pair for pair in comparison["pairs"] if base not in (pair["first"], pair["second"]))
+    _dots(right, between, domains, 0, "", -1)
+    right.set(title=f"{between['second']} minus {between['first']}")
+    for axes in (left, right):
+        axes.axhline(0, color="grey", linestyle=":", linewidth=1)
+        axes.set_xticks(range(len(domains)), domains)
     figure.savefig(path, dpi=120)
+
+
+def _dots(axes: Any, pair: Values, domains: Sequence[str], shift: float, label: str, sign: int) -> None:
+    """One dot a domain, with its interval; `sign` -1 turns the difference round."""
+    gaps = [pair["loss"] if domain == "all" else pair["by_domain"][domain] for domain in domains]
+    values = [sign * gap["value"] for gap in gaps]
+    ends = [sorted(sign * gap["documents"][end] for end in ("low", "high")) for gap in gaps]
+    reach = [[value - low for value, (low, _) in zip(values, ends, strict=True)]]
+    reach.append([high - value for value, (_, high) in zip(values, ends, strict=True)])
+    axes.errorbar([at + shift for at in range(len(domains))], values, yerr=reach, fmt="o", capsize=3, label=label)

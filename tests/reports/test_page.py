@@ -296,7 +296,7 @@ def test_copies_come_first() -> None:
     assert "no two experts of a layer are copies" in said(probe)[2].lower()
     probe["similarity"]["cka"] = np.ones((3, 4, 4)).tolist()
     first, _, third = said(probe)
-    assert first.startswith("In every layer all 4 experts are copies of each other (CKA at least 0.995)")
+    assert first.startswith("In every layer all 4 experts are copies of each other (CKA at least 0.99999)")
     assert "copies" not in third
 
 
