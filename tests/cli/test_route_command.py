@@ -44,7 +44,7 @@ def test_generate_prints_the_text_alone_and_says_on_stderr_what_it_loaded(smolmo
     assert done.out.startswith(PROMPT)
     lines = {line.split()[0].rstrip(":"): line for line in done.err.splitlines()}
     assert "cpu" in lines["device"]
-    assert list(lines) == ["format", "device", "sampling", "experts", "offloaded", "5"]
+    assert list(lines) == ["device", "format", "sampling", "experts", "offloaded", "5"]
     first, second = lines["experts"], lines["offloaded"]
     assert first.startswith("experts: maths, expert 3;")
     assert " read and " in first

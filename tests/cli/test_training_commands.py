@@ -15,6 +15,8 @@ from helpers import tiny_tokenizer
 from tests.cli.calls import Call
 from tests.training.runs import write_text
 
+from smolmoe.cli.calling import as_typed, me
+
 HEAVY = """
 import sys
 from smolmoe.cli import main
@@ -59,8 +61,8 @@ def test_training_says_what_came_out(smolmoe: Call, recipe: Path) -> None:
     assert "\n--- the sum" in done.out
     assert lines[-5] == "What to type next"
     assert lines[-4::2] == [
-        "  smolmoe generate runs/mine/model --prompt 'Once upon a time'",
-        "  smolmoe report runs/mine --out runs/mine/report.html",
+        f"  {me()} generate runs/mine/model --prompt 'Once upon a time'",
+        f"  {me()} report runs/mine --out runs/mine/report.html",
     ]
     for stage in ("Reading the model", "Tokenising", "Training", "Writing the model"):
         assert f"{stage} ..." in done.err
@@ -123,7 +125,7 @@ def test_bad_input(smolmoe: Call, recipe: Path, arguments: list[str], said: list
     assert done.code == 2
     assert done.out == ""
     for part in said:
-        assert part in done.err
+        assert as_typed(part) in done.err
     assert not Path("runs/mine/summary.json").exists()
 
 

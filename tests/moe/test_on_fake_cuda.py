@@ -1,7 +1,7 @@
 """The code that runs on a GPU, with tensors that have a device and no values.
 
 A tensor made on the CPU, a value read off the device, or a kernel that CUDA refuses fails here; numbers are tested in
-`tests/gpu`, on a GPU.
+`tests/on_gpu`, on a GPU.
 """
 
 from __future__ import annotations

@@ -188,7 +188,7 @@ def test_references_are_folders_and_numbers(tmp_path: Path) -> None:
 
 
 def test_one_stage_has_one_kind_and_a_name_of_its_own(tmp_path: Path) -> None:
-    with pytest.raises(RequestError, match="exactly one of train, upcycle, probe, select"):
+    with pytest.raises(RequestError, match="exactly one of import_model, train, upcycle, probe, select"):
         parse(PipelineRecipe, pipeline(tmp_path, {"name": "a"}))
     with pytest.raises(RequestError, match="two stages are called 'dense'"):
         parse(PipelineRecipe, pipeline(tmp_path, trained("dense", "x")))

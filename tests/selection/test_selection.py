@@ -275,7 +275,10 @@ def test_rows_of_a_preset_have_the_columns_of_its_data_set(shared: Path) -> None
     assert set(found[0].values) == {*rows[0].values, "domain"}
     assert found[0].values["text"] == rows[0].values["text"].strip()
     dolly = Row("set", 4, {"instruction": "Why?", "context": "", "response": "Because.", "category": "qa"}, "text")
-    assert next(with_documents("dolly", iter([dolly]))).values["text"] == "User: Why?\nAssistant: Because."
+    assert (
+        next(with_documents("dolly", iter([dolly]), SourceRecipe(preset="dolly"))).values["text"]
+        == "User: Why?\nAssistant: Because."
+    )
     assert PRESETS["wikitext"].joins_rows
 
 

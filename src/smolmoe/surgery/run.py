@@ -97,9 +97,8 @@ def run_upcycle(recipe: UpcycleRecipe, *, dry_run: bool = False, report: Progres
 
     report = report or silent
     report("plan", 0, 0)
-    device = pick_device(recipe.device)
-    if "device" in recipe.model_fields_set:  # an omitted option stays omitted in the record
-        recipe = recipe.model_copy(update={"device": device})
+    if recipe.device != "auto":  # a device that is not there is refused before anything is written
+        recipe = recipe.model_copy(update={"device": pick_device(recipe.device)})
     with plain_checkpoint(
         recipe.source,
         recipe.out,
