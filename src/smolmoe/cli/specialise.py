@@ -10,8 +10,6 @@ from smolmoe.cli.output import print_rows, table
 from smolmoe.core import units
 from smolmoe.pipeline.specialise import Specialisation, specialise
 
-PROMPT = "What is this?"
-
 
 def _show_forecast(found: Specialisation, given: Given) -> None:
     table("", ["chosen", "value", "why"], [[one["name"], one["shown"], one["why"]] for one in found.choices])
@@ -49,11 +47,12 @@ def _show(found: Specialisation, given: Given) -> None:
 def _next(found: Specialisation) -> Iterator[tuple[tuple[object, ...], str]]:
     model = found.model
     is_named = found.accuracy is not None
-    yield ("generate", model, "--prompt", PROMPT, *(("--experts", "auto") if is_named else ())), "an answer by it"
+    yield ("generate", model, "--prompt", "Once upon a time"), "a text by it"
     if is_named:
+        yield ("route", model, "Once upon a time"), "the expert for a text"
         domain = next(name for name in found.losses if name != "all")
         dense = found.out / f"{domain}-dense"
-        yield ("extract", model, dense, "--expert", domain), f"the expert {domain} as a dense model"
+        yield ("extract", model, dense, "--expert", domain), "that expert as a dense model"
     yield ("push", model, "me/my-moe", "--dry-run"), "what publishing it would send"
 
 

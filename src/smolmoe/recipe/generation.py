@@ -51,11 +51,13 @@ class GenerationRecipe(Recipe):
     stop: str | Sequence[str] = Field((), description="text that ends an answer, and is left out of it")
     seed: Seed = 0
     experts: str | Sequence[str | int] | None = Field(
-        None, description="names or indices of the experts to load, or auto to choose by the prompt (default: all)"
+        None, description="names or indices of the experts to load; auto chooses them by a single prompt (default: all)"
     )
     offload_experts: bool = Field(False, description="experts kept on the CPU and moved as they are routed to")
     expert_memory: int | None = Field(
-        None, description="memory for offloaded experts on the device (default: one layer and one token)"
+        None,
+        description="memory for offloaded experts on the device, in bytes, or in MB on the command line "
+        "(default: one layer and one token)",
     )
     device: Device = "auto"
 
