@@ -8,12 +8,14 @@ import sys
 import pytest
 from tests.cli.calls import Call, Done
 
-from smolmoe.cli import main
+from smolmoe.cli import calling, main
 
 
 @pytest.fixture
 def smolmoe(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Call:
     """`smolmoe("upcycle", ...)` does what the command does."""
+
+    monkeypatch.setattr(calling, "me", lambda: "smolmoe")  # whether or not this environment is on the PATH
 
     def call(*arguments: object) -> Done:
         monkeypatch.setattr(sys, "argv", ["smolmoe", *map(str, arguments)])
