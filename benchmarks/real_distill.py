@@ -14,7 +14,7 @@ CHARACTERS = 30_000  # of each domain
 REQUEST = {"experts": 2, "top_k": 1, "diversify": "drop", "drop_ratio": 0.25}
 STEPS, BATCH = 8, 8
 ARMS = ("text", "logits")
-COMPARED = {"length": LENGTH, "document_tokens": 128, "tokens": 700, "by": "domain", "speed": False}
+COMPARED = {"length": LENGTH, "document_tokens": 128, "tokens": 600, "by": "domain", "speed": False}
 
 
 def run(arguments: argparse.Namespace) -> None:
@@ -77,9 +77,11 @@ def few(arguments: argparse.Namespace, out: Path) -> Path:
 def stage(text: Path) -> dict[str, Any]:
     return {
         "data": {"sources": [{"path": str(text)}]},
+        "evaluation": {"every": 1000, "tokens": 200, "per_document": 100},
         "trainer": {
             "max_steps": STEPS,
-            "per_device_train_batch_size": BATCH,
+            "per_device_train_batch_size": BATCH // 4,
+            "gradient_accumulation_steps": 4,
             "learning_rate": 1e-4,
             "warmup_steps": 2,
             "save_strategy": "no",
