@@ -32,8 +32,7 @@ def run(arguments: argparse.Namespace) -> None:
     for name in arguments.arms or stages:
         print(f"== {name}", flush=True)
         stages[name]()
-    if (folder / "compare" / "compare.json").is_file():
-        record("distill", figures(folder))
+    record("distill", figures(folder))
 
 
 def converted(arguments: argparse.Namespace, out: Path) -> None:
@@ -90,9 +89,9 @@ def stage(text: Path) -> dict[str, Any]:
 
 
 def figures(folder: Path) -> dict[str, Any]:
-    return {
-        "request": REQUEST,
-        "cache": json.loads((folder / "cache" / "cache.json").read_text()),
-        "trainings": {arm: summary(folder / arm) for arm in ARMS},
-        "compare": json.loads((folder / "compare" / "compare.json").read_text()),
-    }
+    """What the finished stages found."""
+    found: dict[str, Any] = {"request": REQUEST}
+    files = {"cache": folder / "cache" / "cache.json", "compare": folder / "compare" / "compare.json"}
+    found |= {name: json.loads(file.read_text()) for name, file in files.items() if file.is_file()}
+    done = {arm: summary(folder / arm) for arm in ARMS if (folder / arm / "summary.json").is_file()}
+    return found | {"trainings": done}
