@@ -14,7 +14,7 @@ CHARACTERS = 30_000  # of each domain
 REQUEST = {"experts": 2, "top_k": 1, "diversify": "drop", "drop_ratio": 0.25}
 STEPS, BATCH = 8, 8
 ARMS = ("text", "logits")
-COMPARED = {"length": LENGTH, "document_tokens": 128, "tokens": 700, "by": "domain", "speed": False}
+COMPARED = {"length": LENGTH, "document_tokens": 128, "tokens": 600, "by": "domain", "speed": False}
 
 
 def run(arguments: argparse.Namespace) -> None:
@@ -32,8 +32,7 @@ def run(arguments: argparse.Namespace) -> None:
     for name in arguments.arms or stages:
         print(f"== {name}", flush=True)
         stages[name]()
-    if (folder / "compare" / "compare.json").is_file():
-        record("distill", figures(folder))
+    record("distill", figures(folder))
 
 
 def converted(arguments: argparse.Namespace, out: Path) -> None:
@@ -77,9 +76,11 @@ def few(arguments: argparse.Namespace, out: Path) -> Path:
 def stage(text: Path) -> dict[str, Any]:
     return {
         "data": {"sources": [{"path": str(text)}]},
+        "evaluation": {"every": 1000, "tokens": 200, "per_document": 100},
         "trainer": {
             "max_steps": STEPS,
-            "per_device_train_batch_size": BATCH,
+            "per_device_train_batch_size": BATCH // 4,
+            "gradient_accumulation_steps": 4,
             "learning_rate": 1e-4,
             "warmup_steps": 2,
             "save_strategy": "no",
@@ -88,9 +89,9 @@ def stage(text: Path) -> dict[str, Any]:
 
 
 def figures(folder: Path) -> dict[str, Any]:
-    return {
-        "request": REQUEST,
-        "cache": json.loads((folder / "cache" / "cache.json").read_text()),
-        "trainings": {arm: summary(folder / arm) for arm in ARMS},
-        "compare": json.loads((folder / "compare" / "compare.json").read_text()),
-    }
+    """What the finished stages found."""
+    found: dict[str, Any] = {"request": REQUEST}
+    files = {"cache": folder / "cache" / "cache.json", "compare": folder / "compare" / "compare.json"}
+    found |= {name: json.loads(file.read_text()) for name, file in files.items() if file.is_file()}
+    done = {arm: summary(folder / arm) for arm in ARMS if (folder / arm / "summary.json").is_file()}
+    return found | {"trainings": done}

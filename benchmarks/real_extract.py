@@ -10,7 +10,7 @@ from typing import Any
 from real_runs import LENGTH, record, say
 
 EXPERTS = ("code",)
-COMPARED = {"length": LENGTH, "document_tokens": 128, "tokens": 800, "by": "domain", "speed": False}
+COMPARED = {"length": LENGTH, "document_tokens": 128, "tokens": 600, "by": "domain", "speed": False}
 
 
 def run(arguments: argparse.Namespace) -> None:

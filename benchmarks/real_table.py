@@ -267,23 +267,28 @@ def _alignments(trainings: Values) -> list[str]:
 
 
 def distill(found: Values) -> list[str]:
-    request, steps = found["request"], found["trainings"]["text"]
-    comparison = found["compare"]
+    request, cache = found["request"], found["cache"]
     lines = [
-        f"**Distillation.** {request['experts']} experts, one per token, a share of {request['drop_ratio']} of each "
-        f"re-initialised; {steps['tokens']:,} tokens each.",
+        f"**Distillation.** The dense model's {cache['size']} largest probabilities for {cache['tokens']:,} tokens: "
+        f"{cache['bytes_per_token']:.0f} bytes per token, {cache['left_over']:.1%} of the probability outside."
+    ]
+    if "compare" not in found:
+        return [f"{lines[0]} The trainings with them have not been measured."]
+    tokens, comparison = found["trainings"]["text"]["tokens"], found["compare"]
+    lines += [
+        f"{request['experts']} experts, one per token, a share of {request['drop_ratio']} of each re-initialised; "
+        f"{tokens:,} tokens per training.",
         "",
         *head("", "held-out loss", "KL from the teacher, nats per token", "top-1 agreement with the teacher"),
     ]
     for model in comparison["models"]:
         agreement = model["agreement"]
-        same = (
-            ("", "") if agreement is None else (f"{agreement['kl']['value']:.4f}", f"{agreement['top1']['value']:.1%}")
-        )
+        same = ("", "")
+        if agreement is not None:
+            same = (f"{agreement['kl']['value']:.4f}", f"{agreement['top1']['value']:.1%}")
         lines.append(row(model["name"], f"{model['loss']['value']:.4f}", *same))
     pair = comparison["pairs"][-1]
-    lines += ["", f"{pair['first']} minus {pair['second']}: {_difference(pair['loss'])} nats per token."]
-    return lines
+    return [*lines, "", f"{pair['first']} minus {pair['second']}: {_difference(pair['loss'])} nats per token."]
 
 
 def extract(found: Values) -> list[str]:
