@@ -112,7 +112,7 @@ class Command:
 
     def _run(self, given: dict[str, Any], *, as_json: bool, show: bool) -> Any:
         if self.display is not None:
-            with quiet_libraries():
+            with quiet_libraries(), tell(show):
                 return self.display(given, as_json)
         reports = "report" in inspect.signature(self.verb).parameters
         show = show and (reports or self.doing is not None)

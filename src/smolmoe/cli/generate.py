@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 from pydantic import Field
 
 from smolmoe.cli.command import Command, Given
-from smolmoe.cli.output import tell, unescaped
+from smolmoe.cli.output import unescaped
 from smolmoe.core import units
 from smolmoe.verbs import understand
 
@@ -106,8 +106,8 @@ def _say_how(results: tuple[Generation, ...], given: Given) -> None:
 
 @contextmanager
 def speaking() -> Iterator[None]:
-    """Show smolmoe's own messages, and no warning of another library, which would be inside of the text."""
-    with warnings.catch_warnings(), tell(show=True):
+    """Show no warning of another library, which would be inside of the text."""
+    with warnings.catch_warnings():
         if not sys.warnoptions:
             warnings.simplefilter("ignore")
         yield
