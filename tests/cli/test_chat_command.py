@@ -16,8 +16,8 @@ from types import TracebackType
 import pytest
 from helpers import chat_model, dense_llama, random_moe, save
 from tests.cli.calls import Call
+from tests.processes import PATIENCE, Child
 
-from processes import PATIENCE, Child
 from smolmoe.inference.generate import generate
 
 _ON_TERMINAL = """

@@ -15,7 +15,7 @@ from helpers import tiny_tokenizer
 from tests.cli.calls import Call
 from tests.training.runs import write_text
 
-from smolmoe.cli.calling import as_typed, me
+from smolmoe.cli.calling import as_typed
 
 HEAVY = """
 import sys
@@ -61,8 +61,8 @@ def test_training_says_what_came_out(smolmoe: Call, recipe: Path) -> None:
     assert "\n--- the sum" in done.out
     assert lines[-5] == "What to type next"
     assert lines[-4::2] == [
-        f"  {me()} generate runs/mine/model --prompt 'Once upon a time'",
-        f"  {me()} report runs/mine --out runs/mine/report.html",
+        "  smolmoe generate runs/mine/model --prompt 'Once upon a time'",
+        "  smolmoe report runs/mine --out runs/mine/report.html",
     ]
     for stage in ("Reading the model", "Tokenising", "Training", "Writing the model"):
         assert f"{stage} ..." in done.err
