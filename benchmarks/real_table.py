@@ -314,7 +314,7 @@ def gguf(found: Values) -> list[str]:
             f"{difference['greedy_equal']} of {difference['greedy_tokens']} greedy tokens equal."
         )
     sizes = ", ".join(f"{quant} {size / 1e6:.0f} MB" for quant, size in found["bytes"].items())
-    return [*lines, "", f"File sizes: {sizes}."]
+    return [*lines, "", f"File sizes: {sizes}."] if sizes else lines
 
 
 # -- figures ---------------------------------------------------------------------------------------------------------
