@@ -51,7 +51,7 @@ def _next(result: PipelineResult, model: Any) -> Iterator[tuple[tuple[object, ..
     """
     out = result.out
     if model is None:
-        yield ("quickstart", "--model", EXAMPLE), "the same on a real model, in about ten minutes (270 MB to download)"
+        yield ("quickstart", "--model", EXAMPLE), "the same on a real model, in about two minutes (270 MB to download)"
         yield ("doctor", out / "moe-trained" / "model"), "the state of its routers and experts"
         yield ("recipes",), "longer trainings that run as they are"
         return

@@ -25,6 +25,7 @@ logger = logging.getLogger(__name__)
 # What moving a parameter costs compared with computing: reading and casting it, sampling it, and streaming it from
 # memory for a few tokens. Measured with SmolLM2-135M; they only serve the estimate and the weights of the progress.
 READ_FLOPS, REDRAW_FLOPS, STREAM_FLOPS = 250, 100, 40
+EFFICIENCY = 0.55  # of the speed of products alone, which the layers reach
 OPENING = 1.5  # seconds: tokenizers, the sample, and what else does not depend on the model
 
 
@@ -115,7 +116,7 @@ class Work:
     def announce(self, device: str) -> None:
         """Say how long it will take, from a measurement of this machine that takes milliseconds."""
         flops = sum(part.steps * part.flops for part in self._parts.values())
-        logger.info("Verification takes about %s.", units.duration(_rounded(OPENING + flops / _speed(device))))
+        logger.info("Verification takes about %s.", units.duration(_rounded(OPENING + flops / (EFFICIENCY * _speed(device)))))
         self._report("verify", 0, self._total)
 
     @contextmanager
