@@ -116,7 +116,9 @@ class Work:
     def announce(self, device: str) -> None:
         """Say how long it will take, from a measurement of this machine that takes milliseconds."""
         flops = sum(part.steps * part.flops for part in self._parts.values())
-        logger.info("Verification takes about %s.", units.duration(_rounded(OPENING + flops / (EFFICIENCY * _speed(device)))))
+        logger.info(
+            "Verification takes about %s.", units.duration(_rounded(OPENING + flops / (EFFICIENCY * _speed(device))))
+        )
         self._report("verify", 0, self._total)
 
     @contextmanager
