@@ -18,7 +18,7 @@ from smolmoe.reports.drawing import MAP, STYLES, Drawing, draw, look
 from smolmoe.reports.figures import percent
 from smolmoe.reports.page import Section
 from smolmoe.reports.plot import plot
-from smolmoe.reports.scales import Scale, spread
+from smolmoe.reports.scales import Scale, room_around, spread
 from smolmoe.reports.specialisation import losses, panels_in_a_row, separation, specialisation_figures, token_types
 from smolmoe.reports.specialisation_experts import expert_figures
 from smolmoe.reports.training_curves import History, training_figures
@@ -226,3 +226,10 @@ def test_axes_have_round_ticks() -> None:
 def test_small_helpers() -> None:
     assert [percent(value) for value in (0.0, 0.001, 0.126, 1.0)] == ["0", "<1", "13", "100"]
     assert [panels_in_a_row(count, 4) for count in (1, 4, 5, 6, 8, 9)] == [1, 4, 3, 3, 4, 3]
+
+
+def test_rounding_is_not_drawn_as_a_change() -> None:
+    loss = 2.6674070
+    assert room_around(loss - 6e-8, loss, 0.06) == pytest.approx(0.05 * loss)
+    assert room_around(loss - 0.1, loss, 0.06) == pytest.approx(0.006)
+    assert room_around(0.0, 0.0, 0.06) == 1.0

@@ -25,7 +25,7 @@ from smolmoe.core import units
 from smolmoe.core.files import replacing
 from smolmoe.reports.figures import PERCENT, Figure, Heat, Level, Lines, Series, written
 from smolmoe.reports.names import COLOURS, SOFTWARE, style
-from smolmoe.reports.scales import spread
+from smolmoe.reports.scales import room_around, spread
 
 WIDTH = 10.8  # inches of every figure
 DOTS = 150  # of a PNG, an inch
@@ -263,6 +263,9 @@ def _draw_lines(axes: Axes, panel: Lines, *, alone: bool) -> None:
         label_rows(axes, panel.rows)
         axes.set_ylim(len(panel.rows) - 0.5, -0.5)
     else:
+        low, high = axes.get_ylim()
+        room = room_around(low, high, 0)
+        axes.set_ylim(low - room, high + room)
         axes.set_ylim(bottom=panel.bottom, top=panel.top)
     axes.set_xlim(left=panel.left) if panel.left is not None else None
     axes.set_xlabel(panel.x)

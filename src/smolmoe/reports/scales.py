@@ -10,6 +10,7 @@ from smolmoe.core import units
 
 _RAISED = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
 _STEPS = (1, 2, 2.5, 5, 10)
+FLAT = 1e-5  # of the values: a smaller range is rounding, which would look like a change
 
 
 @dataclass(frozen=True)
@@ -47,6 +48,12 @@ class Scale:
         if self.kind == "steps":
             return math.log10(1 + max(value, 0))
         return math.log10(max(value, 1e-12)) if self.kind else value
+
+
+def room_around(low: float, high: float, share: float) -> float:
+    """What an axis adds on either side: a share of the range, more for values that are equal up to rounding."""
+    is_flat = high - low <= FLAT * max(abs(low), abs(high))
+    return abs(high) * 0.05 or 1.0 if is_flat else (high - low) * share
 
 
 def _round_values(low: float, high: float, count: int) -> tuple[list[float], float]:

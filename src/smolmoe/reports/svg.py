@@ -10,7 +10,7 @@ from markupsafe import Markup
 
 from smolmoe.reports.figures import Band, Level, Lines, Series, thinned
 from smolmoe.reports.names import DASHES, MARKERS, colour, dash, shape
-from smolmoe.reports.scales import Scale, spread
+from smolmoe.reports.scales import Scale, room_around, spread
 
 _CHARACTER = 6.6  # mean width of a letter, in units of the picture
 _BOLD = 7.8  # of a bold one
@@ -115,7 +115,7 @@ def _padded(values: Sequence[float], share: float, *, logarithmic: bool = False)
     if logarithmic:
         room = (high / low) ** share if high > low else 2.0
         return low / room, high * room
-    room = (high - low) * share or abs(high) * 0.05 or 1.0
+    room = room_around(low, high, share)
     return (low if low == 0 and share < 0.02 else low - room), high + room
 
 
