@@ -13,6 +13,7 @@ from smolmoe.reports.blocks import Block, Table
 from smolmoe.reports.figures import Figure, Level, Lines, Points, Series
 from smolmoe.reports.names import Looks
 from smolmoe.reports.plot import plot
+from smolmoe.reports.scales import room_around
 from smolmoe.reports.training_curves import History
 from smolmoe.results.base import read_plain
 
@@ -162,7 +163,7 @@ def boundary_figure(boundary: Boundary, name: str, looks: Looks) -> Figure:
 
 def _panel(title: str, x: str, curves: Mapping[str, Points], at: float, looks: Looks) -> Lines:
     seen = [loss for points in curves.values() for where, loss in points if where >= at / 2]
-    room = 0.08 * (max(seen, default=0.0) - min(seen, default=0.0) or 1)
+    room = room_around(min(seen, default=0.0), max(seen, default=0.0), 0.08)
     return Lines(
         title,
         x,
