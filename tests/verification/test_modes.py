@@ -28,18 +28,6 @@ SMALL: dict[str, Any] = {"sequences": 3, "length": 32, "new_tokens": 4}
 LAYER = "model.layers.1.block_sparse_moe"
 
 
-@pytest.fixture(scope="module")
-def text(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    file = tmp_path_factory.mktemp("text") / "text.txt"
-    file.write_text("\n\n".join(f"def f_{n}(a): return a + {n}  # the sum of both, as ever" for n in range(30)))
-    return file
-
-
-@pytest.fixture
-def dense(tmp_path: Path) -> Path:
-    return save(dense_llama(), tmp_path / "dense")
-
-
 @pytest.fixture
 def moe(tmp_path: Path) -> Path:
     """Two shards of each FFN: a router that splits the groups changes the function."""

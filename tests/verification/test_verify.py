@@ -23,18 +23,6 @@ Edit = Callable[[dict[str, torch.Tensor]], None]
 EXPERT = "model.layers.1.block_sparse_moe.experts.0"
 
 
-@pytest.fixture(scope="module")
-def text(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    file = tmp_path_factory.mktemp("text") / "text.txt"
-    file.write_text("\n\n".join(f"def f_{n}(a): return a + {n}  # the sum of both, as ever" for n in range(30)))
-    return file
-
-
-@pytest.fixture
-def dense(tmp_path: Path) -> Path:
-    return save(dense_llama(), tmp_path / "dense")
-
-
 def check(result: Verification, name: str) -> bool:
     return next(check.passed for check in result.checks if check.name == name)
 

@@ -121,9 +121,12 @@ def _check(recipe: PipelineRecipe, model: str) -> None:
 
 def _with_import(error: SourceError, model: str) -> SourceError:
     """An error whose remedy is an option of `smolmoe import`, with that command."""
-    options = {"`text_model=True`": "--text-model", "`dequantise=True`": "--dequantise"}
-    option = next((option for word, option in options.items() if word in (error.fix or "")), None)
-    if option is None:
+    commands = {
+        "`text_model=True`": f"smolmoe import {model} FOLDER --text-model",
+        "`dequantise=True`": f"smolmoe import {model} FOLDER --dequantise",
+    }
+    command = next((command for word, command in commands.items() if word in (error.fix or "")), None)
+    if command is None:
         return error
-    fix = f"Import it first, and use that folder: `smolmoe import {model} FOLDER {option}`."
+    fix = f"Import it first, and use that folder: `{command}`."
     return SourceError(error.message, field=error.field, value=error.value, fix=fix)

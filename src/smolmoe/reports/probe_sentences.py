@@ -78,8 +78,8 @@ def _cell(after: Probed, layer: int, domain: int, expert: int) -> str:
     assert after.chance is not None
     low, high = (end[layer, domain, expert] for end in after.chance)
     share = after.matrix[layer, domain, expert]
-    where = f"{_share(share, 0)} of {after.domains[domain]}"
-    return f"{where} (shuffled domains: {100 * low:.0f}–{_share(high, 0)})"
+    where = f"{share_of(share, 0)} of {after.domains[domain]}"
+    return f"{where} (shuffled domains: {100 * low:.0f}–{share_of(high, 0)})"
 
 
 # -- how sure --------------------------------------------------------------------------------------------------------
@@ -100,8 +100,8 @@ def _accuracy(after: Probed) -> str:
     found, guess, judged = last.interval, 1 / len(after.domains), sum(documents.values())
     words = {"higher": "more than", "lower": "less than"}.get(side(_minus(found, guess), judged), f"{WITHIN} from")
     return (
-        f"In the last third of the layers, the first-choice expert gives away the domain of {_share(last.accuracy)} of "
-        f"held-out tokens [{_share(found.low)}, {_share(found.high)}], {words} the {_share(guess)} of a guess; "
+        f"In the last third of the layers, the first-choice expert gives away the domain of "
+        f"{share_of(last.accuracy)} of held-out tokens [{share_of(found.low)}, {share_of(found.high)}], {words} the {share_of(guess)} of a guess; "
         f"{gap_to(found, last.ceiling, judged, 'a linear probe on the same input')}."
     )
 
@@ -112,7 +112,7 @@ def gap_to(found: Interval, ceiling: float, documents: int, name: str) -> str:
     words = {"lower": "the router is below it", "higher": "the router is above it"}.get(side(gap, documents), WITHIN)
     ends = ", ".join(f"{100 * end:+.1f}" for end in (gap.low, gap.high))
     shown = f"{words}, {100 * gap.value:+.1f} points [{ends}] over {documents:,} documents".replace("-", "−")
-    return f"{name} reaches {_share(ceiling)} ({shown})"
+    return f"{name} reaches {share_of(ceiling)} ({shown})"
 
 
 def _separation(after: Probed) -> str:
@@ -187,7 +187,7 @@ def documents_said(after: Probed) -> str:
     parts = []
     for domain, share in zip(after.domains, shares, strict=True):
         low, high = least_share(share, documents[domain]), 1 - least_share(1 - share, documents[domain])
-        parts.append(f"{domain} {_share(share, 0)} [{100 * low:.0f}, {100 * high:.0f}]")
+        parts.append(f"{domain} {share_of(share, 0)} [{100 * low:.0f}, {100 * high:.0f}]")
     return f"Documents classified correctly by the majority of their tokens in these layers: {listed(parts)}."
 
 
@@ -195,5 +195,5 @@ def _minus(found: Interval, value: float) -> Interval:
     return Interval(found.value - value, found.low - value, found.high - value)
 
 
-def _share(value: float, digits: int = 1) -> str:
+def share_of(value: float, digits: int = 1) -> str:
     return f"{100 * value:.{digits}f}%"

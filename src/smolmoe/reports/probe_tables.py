@@ -9,6 +9,7 @@ from markupsafe import Markup
 
 from smolmoe.core.statistics import Interval, signed
 from smolmoe.reports.blocks import Fold, Table
+from smolmoe.reports.probe_sentences import share_of
 from smolmoe.reports.specialisation_data import Probed
 from smolmoe.reports.tokens import visible
 from smolmoe.results.probe import Baseline, LayerResult, Losses, TopToken
@@ -46,7 +47,7 @@ def vocabulary_tables(after: Probed) -> list[Fold]:
     head = ["expert", "tokens routed to it more than others, beyond chance (share of their occurrences, occurrences)"]
     return [
         Fold(
-            f"Layer {layer}: vocabulary specialisation {_share(found.specialisation[place])}",
+            f"Layer {layer}: vocabulary specialisation {share_of(found.specialisation[place])}",
             [
                 Table(
                     head,
@@ -94,16 +95,12 @@ def _tokens(top: Sequence[TopToken]) -> Markup:
     if not top:
         return Markup("none beyond chance")
     form = Markup('<span class="tok">{}</span>&nbsp;<span class="n">{},&nbsp;{}</span>&ensp;')
-    return Markup(" ").join(form.format(visible(item.token), _share(item.share, 0), item.count) for item in top)
+    return Markup(" ").join(form.format(visible(item.token), share_of(item.share, 0), item.count) for item in top)
 
 
 def _over(value: float, chance: Baseline, digits: int = 3) -> str:
     """A number with the chance baseline in brackets."""
     return f"{value:.{digits}f} ({chance.p95:.{digits}f})"
-
-
-def _share(value: float, digits: int = 1) -> str:
-    return f"{100 * value:.{digits}f}%"
 
 
 def _signed(value: float) -> str:
