@@ -100,8 +100,9 @@ def _accuracy(after: Probed) -> str:
     found, guess, judged = last.interval, 1 / len(after.domains), sum(documents.values())
     words = {"higher": "more than", "lower": "less than"}.get(side(_minus(found, guess), judged), f"{WITHIN} from")
     return (
-        f"In the last third of the layers, the first-choice expert gives away the domain of "
-        f"{share_of(last.accuracy)} of held-out tokens [{share_of(found.low)}, {share_of(found.high)}], {words} the {share_of(guess)} of a guess; "
+        "In the last third of the layers, the first-choice expert gives away the domain of "
+        f"{share_of(last.accuracy)} of held-out tokens [{share_of(found.low)}, {share_of(found.high)}], "
+        f"{words} the {share_of(guess)} of a guess; "
         f"{gap_to(found, last.ceiling, judged, 'a linear probe on the same input')}."
     )
 
