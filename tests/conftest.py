@@ -6,12 +6,12 @@ import gc
 import logging
 import os
 import re
-import tempfile
 from pathlib import Path
 from typing import Any
 
 import hypothesis
 import pytest
+from tests import scratch
 
 # Before torch or transformers is imported anywhere: workers share the cores, and nothing may ask the network.
 os.environ["OMP_NUM_THREADS"] = "1"
@@ -19,8 +19,7 @@ os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["TOKENIZERS_PARALLELISM"] = "false"
 os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
 # Code that comes with checkpoints goes into a folder of this process and its children.
-_modules = tempfile.TemporaryDirectory(prefix="modules-")
-os.environ["HF_MODULES_CACHE"] = _modules.name
+os.environ["HF_MODULES_CACHE"] = str(scratch.new_folder("modules"))
 
 hypothesis.settings.register_profile("any machine", deadline=None)
 hypothesis.settings.load_profile("any machine")
@@ -31,6 +30,10 @@ SHARED = Path(__file__).resolve().parents[1] / "../shared"
 def pytest_sessionstart(session: pytest.Session) -> None:
     if os.environ.get("CI") == "true" and not SHARED.is_dir():
         raise pytest.UsageError(f"CI=true, but {SHARED} is not there: the tests on real checkpoints would be skipped")
+
+
+def pytest_unconfigure() -> None:
+    scratch.remove()
 
 
 # The Hugging Face libraries log what pyproject.toml's filters would make an error, and their level is set to silence.

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import functools
-import tempfile
 from pathlib import Path
 from typing import Any
 
 import torch
 from tests.helpers import SIZES, save
+from tests.scratch import new_folder
 
 D, F, LAYERS = 32, 48, 3
 _COMMON = {**SIZES, "num_hidden_layers": LAYERS, "intermediate_size": F}
@@ -313,5 +313,4 @@ def build(name: str, *, seed: int = 0, **config: Any) -> Any:
 @functools.cache
 def folder(name: str, seed: int = 0, dtype: str = "float32") -> Path:
     """A saved model of the zoo with the tiny tokenizer; built once per process."""
-    path = Path(tempfile.mkdtemp(prefix=f"zoo-{name}-"))
-    return save(build(name, seed=seed).to(getattr(torch, dtype)), path)
+    return save(build(name, seed=seed).to(getattr(torch, dtype)), new_folder(f"zoo-{name}"))

@@ -5,13 +5,13 @@ from __future__ import annotations
 import functools
 import json
 import shutil
-import tempfile
 from pathlib import Path
 from typing import Any
 
 import pytest
 from tests import zoo
 from tests.helpers import save
+from tests.scratch import new_folder
 
 import smolmoe
 from smolmoe.engines.process import find_python, run_engine
@@ -29,7 +29,7 @@ SHORT: dict[str, Any] = {"sequences": 2, "length": 48}
 @functools.cache
 def moe(source: str, target: str) -> Path:
     """An MoE of the zoo whose experts differ, as `upcycle` writes it."""
-    work = Path(tempfile.mkdtemp(prefix=f"engine-{source}-{target}-"))
+    work = new_folder(f"engine-{source}-{target}")
     dense = save(zoo.build(source, **SIZES), work / "dense")
     different = {"experts": 4, "top_k": 2, "diversify": "noise", "noise_std": 0.2}
     smolmoe.upcycle(dense, work / "moe", target=target, verify="none", **different)
