@@ -137,6 +137,9 @@ class EvaluationRecipe(Recipe):
     at: tuple[Index, ...] = Field(default=(), description="additional evaluation steps")
     tokens: int = Field(default=10_000, ge=1, description="held-out tokens per domain")
     per_document: int = Field(default=1024, ge=2, description="maximum number of held-out tokens per document")
+    by_document: bool = Field(
+        default=False, description="losses of each document at every evaluation, for intervals of a whole curve"
+    )
 
 
 class SamplesRecipe(Recipe):

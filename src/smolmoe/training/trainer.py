@@ -261,7 +261,9 @@ class MoeTrainer(RunTrainer, Trainer):
                 row |= self._routing(found.counts)
                 beta = self.recipe.objective.beta
                 row["balanced_perplexity"] = losses.balanced_perplexity(found.loss, row["balance"], beta)
-            self.metrics.add("held_out", self.state.global_step, seconds=round(self.clock.read(), 3), **row)
+            documents = {"nll": [round(nll, 4) for nll in found.nll]} if self.recipe.evaluation.by_document else {}
+            seconds = round(self.clock.read(), 3)
+            self.metrics.add("held_out", self.state.global_step, seconds=seconds, **row, **documents)
             logger.info("step %d of %d: held-out loss %.4f", self.state.global_step, self.state.max_steps, found.loss)
             self.show_step()
             metrics = {f"eval_{name}": value for name, value in flatten(row).items()}
