@@ -1,14 +1,14 @@
-"""Does upcycling pay? MoEs from a dense model that still learns, beside that model on the same tokens and the same FLOPs.
+"""Does upcycling pay? MoEs from a dense model that still learns, beside it on the same tokens and on the same FLOPs.
 
     python benchmarks/pays.py text --data TRAIN.jsonl --validation VALIDATION.jsonl
-    python benchmarks/pays.py base              train the dense model in its stable phase
-    python benchmarks/pays.py pilot             a fifth of the length, seed 0: choices are made here
-    python benchmarks/pays.py run               the arms, three seeds
-    python benchmarks/pays.py table             tables, curves and crossing points
+    python benchmarks/pays.py base       train the dense model in its stable phase
+    python benchmarks/pays.py pilot      choices, at a fifth of the length on seed 0
+    python benchmarks/pays.py run        the arms, three seeds
+    python benchmarks/pays.py table      tables, curves and crossing points
 
-Everything is in --work (runs/pays): finished runs are skipped, interrupted ones go on. Arms of one seed see the same
-blocks in the same order. Every process uses one thread; --workers says how many run beside each other. What was
-decided before the runs is in docs/explanation/pays.md.
+Everything is in --work: finished runs are skipped, interrupted ones go on. Arms of one seed see the same blocks in the
+same order. Every process uses one thread; --workers says how many run beside each other. What was decided before the
+runs is in docs/explanation/pays.md.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ import argparse
 import hashlib
 import json
 import os
+import re
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -33,6 +34,50 @@ DECAY = 0.3  # the last share of a continued training, in which the rate falls t
 EVALUATED = 12_000  # held-out tokens per domain
 SEEDS = (0, 1, 2)
 
+# The more important half of the neurons shared, and copies of the other half with gates that are 1 at zero logits.
+HALF = {"shared": 256, "shared_by": "importance", "gates": "independent"}
+BALANCED = {
+    "objective": {"bias_rate": {0: 0.01, 300: 0.001}},
+    "routing": {"sample": {"linear": {0: 1.0, 200: 0.0}}},
+}
+# name -> (upcycle options or None for the dense model, what the recipe says differently)
+Arm = tuple[dict[str, Any] | None, dict[str, Any]]
+ARMS: dict[str, Arm] = {
+    "dense": (None, {}),
+    "half-16": ({**HALF, "experts": 16, "top_k": 1}, BALANCED),
+    "half-8": ({**HALF, "experts": 8, "top_k": 1}, BALANCED),
+    "copies-8": ({"experts": 8, "top_k": 2, "target": "generic"}, BALANCED),
+    "dense-copies": (None, {}),
+    "half-16-top-2": ({**HALF, "gates": "normalised", "target": "glm4_moe", "experts": 16, "top_k": 2}, BALANCED),
+    "dense-top-2": (None, {}),
+    "subsets-16": ({**HALF, "granularity": 2, "subsets": "random", "experts": 16, "top_k": 2}, BALANCED),
+    "copies-16": ({"experts": 16, "top_k": 2, "target": "generic"}, BALANCED),
+}
+# Dense arms that run for as many FLOPs as an MoE takes.
+SAME_FLOPS = {"dense-copies": "copies-8", "dense-top-2": "half-16-top-2"}
+
+
+def _half(changes: dict[str, Any], **options: Any) -> Arm:
+    from smolmoe.recipe.files import merge
+
+    return {**HALF, "experts": 16, "top_k": 1, **options}, merge(BALANCED, changes)
+
+
+# Tried by the pilot beside the arms.
+PILOT: dict[str, Arm] = {
+    "half-16, first neurons shared": _half({}, shared_by="first"),
+    "half-16, zero router": _half({}, router="zero"),
+    "half-16, router std .02": _half({}, router_std=0.02),
+    "half-16, no sampling": _half({"routing": {"sample": False}}),
+    "half-16, sampling for 600 steps": _half({"routing": {"sample": {"linear": {0: 1.0, 600: 0.0}}}}),
+    "half-16, bias .01": _half({"objective": {"bias_rate": 0.01}}),
+    "half-16, bias .001": _half({"objective": {"bias_rate": 0.001}}),
+    "half-16, load-balancing loss .01": _half({"objective": {"bias_rate": 0.0, "load_balance": 0.01}}),
+    "half-16, experts' rate x 2": _half({"expert_learning_rate": 2 * RATE}),
+    "half-32": _half({}, experts=32),
+    "copies-8, load-balancing loss .01": ({"experts": 8, "top_k": 2}, {"objective": {"load_balance": 0.01}}),
+}
+
 
 def main() -> None:
     arguments = _arguments()
@@ -41,6 +86,16 @@ def main() -> None:
         split_text(work / "text", arguments.data, arguments.validation)
     elif arguments.what == "base":
         train(base_recipe(work))
+    elif arguments.what == "one":
+        train(arm_recipe(work, arguments.arms[0], arguments.seeds[0], pilot=arguments.pilot))
+    elif arguments.what == "pilot":
+        run_all(work, arguments.arms or [*ARMS, *PILOT], [0], arguments.workers, pilot=True)
+    elif arguments.what == "run":
+        run_all(work, arguments.arms or list(ARMS), arguments.seeds, arguments.workers, pilot=False)
+    else:
+        from pays_table import write_results
+
+        write_results(work)
 
 
 def _arguments() -> argparse.Namespace:
@@ -49,7 +104,26 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--work", type=Path, default=Path("runs/pays"), help="folder of texts and runs")
     parser.add_argument("--data", type=Path, help="rows of text, domain and source to train on")
     parser.add_argument("--validation", type=Path, help="rows from other files")
+    parser.add_argument("--arms", nargs="+", choices=[*ARMS, *PILOT])
+    parser.add_argument("--seeds", nargs="+", type=int, default=list(SEEDS))
+    parser.add_argument("--workers", type=int, default=2)
+    parser.add_argument("--pilot", action="store_true", help="one: a run of the pilot")
     return parser.parse_args()
+
+
+def run_all(work: Path, arms: Sequence[str], seeds: Sequence[int], workers: int, *, pilot: bool) -> None:
+    """Each arm and seed in a process of one thread, and print what each said last."""
+
+    def start(job: tuple[int, str]) -> None:
+        seed, arm = job
+        command = [sys.executable, __file__, "one", "--work", str(work), "--arms", arm, "--seeds", str(seed)]
+        command += ["--pilot"] if pilot else []
+        done = subprocess.run(command, env={**os.environ, "OMP_NUM_THREADS": "1"}, capture_output=True, text=True)
+        said = [*done.stdout.strip().splitlines(), *done.stderr.strip().splitlines()] if done.returncode else []
+        print(f"{arm} seed {seed}: {said[-1] if said else done.stdout.strip().splitlines()[-1]}", flush=True)
+
+    with ThreadPoolExecutor(workers) as pool:
+        list(pool.map(start, [(seed, arm) for seed in seeds for arm in arms]))
 
 
 # -- text ---------------------------------------------------------------------------------------------------------
@@ -108,6 +182,65 @@ def base_recipe(work: Path) -> dict[str, Any]:
         "device": "cpu",
         "out": str(work / "base"),
     }
+
+
+# -- what follows ---------------------------------------------------------------------------------------------------
+
+
+def arm_recipe(work: Path, arm: str, seed: int, *, pilot: bool) -> dict[str, Any]:
+    """The continued training of one arm, its MoE made beforehand."""
+    from smolmoe.recipe.files import merge
+
+    options, changes = {**ARMS, **PILOT}[arm]
+    start = work / "base" / "checkpoints" / f"checkpoint-{PILOT_STEPS}" if pilot else work / "base" / "model"
+    steps = PILOT_STEPS if pilot else BASE_STEPS
+    folder = work / ("pilot" if pilot else "runs") / folder_name(arm) / f"seed-{seed}"
+    model = start if options is None else converted(work, start, folder.parent / f"moe-{seed}", seed, options)
+    recipe = merge(
+        {
+            "model": {"path": str(model), "attention": "eager"},
+            "tokenizer": str(work / "base" / "tokenizer"),
+            "data": _data(work, "continued", "pilot" if pilot else "final", seed),
+            "carry": {"optimizer": str(start if pilot else work / "base")},
+            "evaluation": {"every": steps // 20, "tokens": EVALUATED, "by_document": True},
+            "trainer": {**_trainer(steps), "save_total_limit": 1},
+            "seed": seed,
+            "device": "cpu",
+            "out": str(folder),
+        },
+        changes,
+    )
+    if arm in SAME_FLOPS:
+        other = arm_recipe(work, SAME_FLOPS[arm], seed, pilot=pilot)
+        recipe["trainer"]["max_steps"] = steps = _equal_steps(recipe, other)
+        recipe["evaluation"]["every"] = steps // 20
+    recipe["trainer"] |= {
+        "lr_scheduler_type": "warmup_stable_decay",
+        "lr_scheduler_kwargs": {"num_decay_steps": round(DECAY * steps), "decay_type": "linear"},
+        "warmup_steps": 0,
+    }
+    return recipe
+
+
+def folder_name(arm: str) -> str:
+    return re.sub(r"[^a-z0-9.-]+", "-", arm)
+
+
+def converted(work: Path, dense: Path, out: Path, seed: int, options: dict[str, Any]) -> Path:
+    import smolmoe
+
+    if not (out / "smolmoe.json").is_file():
+        calibration = {"calibration": work / "text" / "base.jsonl"} if options.get("shared_by") == "importance" else {}
+        smolmoe.upcycle(dense, out, seed=seed, overwrite=True, verify="quick", **options, **calibration)
+    return out
+
+
+def _equal_steps(dense: dict[str, Any], moe: dict[str, Any]) -> int:
+    """Steps of the dense model that cost what the MoE's training costs."""
+    from smolmoe.recipe import TrainRecipe, parse
+    from smolmoe.training.estimate import estimate, steps_for_flops
+
+    return steps_for_flops(parse(TrainRecipe, dense), estimate(parse(TrainRecipe, moe)).flops)
 
 
 def _data(work: Path, text: str, held_out: str, seed: int) -> dict[str, Any]:
