@@ -385,7 +385,9 @@ def _smolmoe(router: Any) -> GateSpec:
         renormalise=router.norm_topk_prob,
         epsilon=1e-20,
         fp32_logits=router.scoring_func == "sigmoid",
-        top_p=getattr(router, "top_p", None),  # a checkpoint may carry an older copy of the code
+        # A checkpoint may carry an older copy of the code.
+        scale=getattr(router, "routed_scaling_factor", 1.0),
+        top_p=getattr(router, "top_p", None),
         capacity_factor=getattr(router, "capacity_factor", None),
     )
 

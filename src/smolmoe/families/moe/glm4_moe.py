@@ -34,8 +34,7 @@ def routed(sizes: MoeSizes) -> dict[str, Any]:
         "n_shared_experts": sizes.shared_width // sizes.width,
         "intermediate_size": sizes.dense_width,
         "first_k_dense_replace": len(sizes.dense_layers),
-        "norm_topk_prob": True,
-        "routed_scaling_factor": 1.0,
+        **sizes.gates,
         "n_group": 1,
         "topk_group": 1,
         "num_nextn_predict_layers": 0,
@@ -78,6 +77,7 @@ TARGET = MoeTarget(
     shared_multiple=True,
     dense_layers="prefix",
     scoring="sigmoid",
+    independent_gates=True,
     min_experts=2,  # its router sums the two best scores of each expert group
     count="n_routed_experts",
     engines={
