@@ -28,6 +28,7 @@ from smolmoe.training.metrics import flatten, peak_memory, perplexity
 from smolmoe.training.objective import Objective
 from smolmoe.training.optim import expert_names, install_moments
 from smolmoe.training.own_config import OwnConfig
+from smolmoe.training.preset_bias import KIND, preset_biases
 from smolmoe.training.run_trainer import RunTrainer, Step, StepCallback
 
 logger = logging.getLogger(__name__)
@@ -225,6 +226,17 @@ class MoeTrainer(RunTrainer, Trainer):
             )
         self._collapsed = set(collapsed)
 
+    def preset_biases(self, tokens: int) -> None:
+        """Set the selection biases on the first `tokens` of the training text, before the first step."""
+        blocks: Any = self.train_dataset
+        count = min(len(blocks), -(-tokens // self.recipe.data.length))
+        size = self.args.per_device_train_batch_size
+        parts = (range(first, min(first + size, count)) for first in range(0, count, size))
+        batches = (default_data_collator([blocks[index] for index in part]) for part in parts)
+        assert self.objective.capture is not None  # `check_terms` saw routers
+        model = self.accelerator.unwrap_model(self.model)
+        self.metrics.add(KIND, 0, **preset_biases(model, self.objective.capture, batches))
+
     @contextmanager
     def as_stored(self) -> Iterator[Any]:
         """Within, the model computes in the dtype of its weights: accelerate's autocast is off.
@@ -301,8 +313,12 @@ class _Watch(StepCallback):
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         trainer = self.trainer
         trainer._window_from = (state.global_step, trainer.clock.read())
-        if 0 in trainer.measured_at and state.global_step == 0:
+        if state.global_step:
+            return
+        if 0 in trainer.measured_at:
             trainer.evaluate()
+        if trainer.recipe.objective.preset_bias:
+            trainer.preset_biases(trainer.recipe.objective.preset_bias)
 
     def on_optimizer_step(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         self.trainer._rate = self.trainer._get_learning_rate()  # before the schedule advances
