@@ -53,7 +53,13 @@ ARMS: dict[str, Arm] = {
     "dense-top-2": (None, {}),
     "subsets-16": ({**HALF, "granularity": 2, "subsets": "random", "experts": 16, "top_k": 2}, BALANCED),
     "copies-16": ({"experts": 16, "top_k": 2, "target": "generic"}, BALANCED),
+    # Branch-Train-MiX (arXiv 2403.07816): a specialist of each domain, merged, and a joint stage.
+    "btx": ({"top_k": 2, "target": "generic"}, {"objective": BALANCED["objective"]}),
 }
+# What the joint stage of Branch-Train-MiX is of the other arms' steps. The specialists share out what is left of the
+# dense model's FLOPs.
+JOINT = 0.3
+JOINT_WARMUP = 50  # no dense run had the merged experts' state of Adam
 # Dense arms that run for as many FLOPs as an MoE takes.
 SAME_FLOPS = {"dense-copies": "copies-8", "dense-top-2": "half-16-top-2"}
 
@@ -140,7 +146,14 @@ def split_text(out: Path, data: Path, validation: Path) -> None:
     files = {name: (out / f"{name}.jsonl").open("w", encoding="utf-8") for name in names}
     with data.open(encoding="utf-8") as lines:
         for line in lines:
-            files["base" if _tenth(json.loads(line)["source"]) < 3 else "continued"].write(line)
+            row = json.loads(line)
+            name = "base" if _tenth(row["source"]) < 3 else "continued"
+            files[name].write(line)
+            if name == "continued":  # for specialists
+                domain = f"domain-{row['domain']}"
+                if domain not in files:
+                    files[domain] = (out / f"{domain}.jsonl").open("w", encoding="utf-8")
+                files[domain].write(line)
     with validation.open(encoding="utf-8") as lines:
         for index, line in enumerate(lines):
             files["final" if index % 2 else "pilot"].write(line)
@@ -196,30 +209,73 @@ def arm_recipe(work: Path, arm: str, seed: int, *, pilot: bool) -> dict[str, Any
     start = work / "base" / "checkpoints" / f"checkpoint-{PILOT_STEPS}" if pilot else work / "base" / "model"
     steps = PILOT_STEPS if pilot else BASE_STEPS
     folder = work / ("pilot" if pilot else "runs") / folder_name(arm) / f"seed-{seed}"
-    model = start if options is None else converted(work, start, folder.parent / f"moe-{seed}", seed, options)
-    recipe = merge(
-        {
-            "model": {"path": str(model), "attention": "eager"},
-            "tokenizer": str(work / "base" / "tokenizer"),
-            "data": _data(work, "continued", "pilot" if pilot else "final", seed),
-            "carry": {"optimizer": str(start if pilot else work / "base")},
-            "evaluation": {"every": steps // 20, "tokens": EVALUATED, "by_document": True},
-            "trainer": {**_trainer(steps), "save_total_limit": 1},
-            "seed": seed,
-            "device": "cpu",
-            "out": str(folder),
-        },
-        changes,
-    )
+    common = {
+        "model": {"path": str(start), "attention": "eager"},
+        "tokenizer": str(work / "base" / "tokenizer"),
+        "data": _data(work, "continued", "pilot" if pilot else "final", seed),
+        "carry": {"optimizer": str(start if pilot else work / "base")},
+        "evaluation": {"every": steps // 20, "tokens": EVALUATED, "by_document": True},
+        "trainer": {**_trainer(steps), "save_total_limit": 1},
+        "seed": seed,
+        "device": "cpu",
+        "out": str(folder),
+    }
+    if arm == "btx":
+        return joint_recipe(work, common, steps)
+    if options is not None:
+        model = converted(work, start, folder.parent / f"moe-{seed}", seed, options)
+        common["model"]["path"] = str(model)
+    recipe = merge(common, changes)
     if arm in SAME_FLOPS:
         other = arm_recipe(work, SAME_FLOPS[arm], seed, pilot=pilot)
         recipe["trainer"]["max_steps"] = steps = _equal_steps(recipe, other)
         recipe["evaluation"]["every"] = steps // 20
-    recipe["trainer"] |= {
+    recipe["trainer"] |= _stable_then_falling(steps, DECAY)
+    return recipe
+
+
+def _stable_then_falling(steps: int, decay: float, warmup: int = 0) -> dict[str, Any]:
+    return {
         "lr_scheduler_type": "warmup_stable_decay",
-        "lr_scheduler_kwargs": {"num_decay_steps": round(DECAY * steps), "decay_type": "linear"},
-        "warmup_steps": 0,
+        "lr_scheduler_kwargs": {"num_decay_steps": round(decay * steps), "decay_type": "linear"},
+        "warmup_steps": warmup,
     }
+
+
+def joint_recipe(work: Path, common: dict[str, Any], steps: int) -> dict[str, Any]:
+    """Branch-Train-MiX: specialists trained apart on a domain each, merged; the recipe of the joint stage.
+
+    Together they take the FLOPs of the dense model's `steps`. Specialists keep the base's rate and state of Adam, and
+    the joint stage has the decay.
+    """
+    from smolmoe.recipe.files import merge
+
+    options, changes = ARMS["btx"]
+    seed, folder = common["seed"], Path(common["out"])
+    texts = sorted((work / "text").glob("domain-*.jsonl"))
+    joint = round(JOINT * steps)
+    recipe = merge(common, changes)
+    recipe.pop("carry")
+    recipe["trainer"] |= {"max_steps": joint, **_stable_then_falling(joint, 0.9, JOINT_WARMUP)}
+    recipe["evaluation"]["every"] = joint // 6
+    model = folder.parent / f"moe-{seed}"
+    untrained = {f"e{i}": common["model"]["path"] for i in range(len(texts))}  # tells the costs
+    cost = converted(
+        work, Path(common["model"]["path"]), folder.parent / "cost", seed, {**options, "expert": untrained}
+    )
+    left = steps - _equal_steps(common, merge(recipe, {"model": {"path": str(cost)}}))
+    experts = {}
+    for text in texts:
+        name = text.stem.removeprefix("domain-")
+        out = folder.parent / f"{name}-{seed}"
+        each = left // len(texts)
+        values = {"max_steps": each, "lr_scheduler_type": "constant", "warmup_steps": 0}
+        specialist = merge(common, {"trainer": values, "evaluation": {"every": each}, "out": str(out)})
+        train(merge(specialist, {"data": _data(work, text.stem, "pilot", seed)}))
+        experts[name] = str(out / "model")
+    recipe["model"]["path"] = str(
+        converted(work, Path(common["model"]["path"]), model, seed, {**options, "expert": experts})
+    )
     return recipe
 
 
