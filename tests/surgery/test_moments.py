@@ -86,12 +86,12 @@ BY_HAND: list[tuple[str, dict[str, Any], dict[str, tuple[float, float]]]] = [
         {"gate_up_proj": (1 / 2, 1 / 2), "experts.down_proj": (1 / 6 / 3, 1 / 18 / 9)},
     ),
     (  # rho 1/8, c 1: the gate at the start
-        "qwen3",
+        "llama_untied",
         {"experts": 8, "top_k": 1, "shared": 24, "gates": "independent"},
         {"experts.gate_up_proj": (1 / 8, 1 / 8), "experts.down_proj": (1 / 8, 1 / 8)},
     ),
     (  # rho 1/2, c 1/4: half of two gates of 1/2 each
-        "llama",
+        "llama_untied",
         {"experts": 4, "top_k": 2, "shared": "full", "gates": "independent", "target": "glm4_moe"},
         {
             "experts.gate_up_proj": (1 / 8, 1 / 32),
