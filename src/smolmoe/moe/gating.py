@@ -62,6 +62,12 @@ class GateSpec:
     capacity_factor: float | None = None
 
     @property
+    def constant_sum(self) -> bool:
+        """Whether a token's gates have the same sum, whatever the router computes."""
+        everything = self.scoring == "softmax" and self.top_k == self.experts
+        return self.renormalise or (self.over_chosen and self.scoring == "softmax") or everything
+
+    @property
     def fixed_gates(self) -> bool:
         """Whether the gate of a token's single expert is constant, whatever the router computes."""
         return self.top_k == 1 and self.renormalise

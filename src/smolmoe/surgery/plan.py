@@ -206,13 +206,18 @@ def _check_unique(tensors: tuple[OutTensor, ...]) -> None:
             raise CheckpointError("the blocks of a tensor do not fill it.", field="tensor", value=tensor.name)
 
 
+def _tied(layout: Layout) -> str:
+    rest = layout.experts - layout.top_k
+    tied = f"A zero router ties all {layout.experts} experts: every token goes to the same {layout.top_k}"
+    breaks = "`routing.sample` or `routing.noise` for the first steps, or loss-free balancing, breaks the tie"
+    if layout.gate_scale is None:
+        return f"{tied}, and the other {rest} stay dead. Use a random router, unless {breaks}."
+    return f"{tied} until training moves their rows, so the other {rest} start late. In training {breaks}."
+
+
 def _warnings(recipe: UpcycleRecipe, layout: Layout) -> Iterator[str]:
     if recipe.router == "zero" and layout.top_k < layout.experts:
-        yield (
-            f"A zero router ties all {layout.experts} experts: every token goes to the same {layout.top_k}, and the "
-            f"other {layout.experts - layout.top_k} stay dead. Use a random router unless training breaks the tie: "
-            "`routing.sample` or `routing.noise` for the first steps, or loss-free balancing."
-        )
+        yield _tied(layout)
     if layout.top_k == 1 and layout.gate_scale is None:
         yield NO_ROUTER_GRADIENT
     if recipe.shared == "residual" and recipe.diversify == "none":

@@ -1,4 +1,5 @@
-"""Glm4Moe: sigmoid scores with a selection bias (loss-free balancing), renormalised, always an ungated shared expert.
+"""Glm4Moe: sigmoid scores with a selection bias (loss-free balancing), renormalised or not, always an ungated shared
+expert.
 
 It counts its shared expert in multiples of the expert width, and keeps only a prefix of the layers dense.
 """
@@ -82,7 +83,8 @@ TARGET = MoeTarget(
     count="n_routed_experts",
     engines={
         "vLLM": Support(own_head=True, activations=("silu",)),
-        "SGLang": Support(activations=("silu",)),
+        # Its kernel for at most 32 experts divides by the sum without being asked to.
+        "SGLang": Support(normalises=True, activations=("silu",)),
         "llama.cpp": Support("glm4moe", windows=False, rope=LLAMA_CPP_ROPE, activations=("silu",)),
         "mlx-lm": Support(own_head=True, windows=False, rope=("default",), activations=("silu",), lone_gate=False),
     },
