@@ -67,7 +67,9 @@ def test_matrices_of_the_layers_and_nothing_else(kind: str) -> None:
     layouts = muon_layouts(model)
     routers = {id(p) for _, router in find_routers(model) for p in router.parameters()}
     for name, parameter in model.named_parameters():
-        special = any(word in name for word in ("embed", "lm_head", "norm", "bias", "conv1d", "conv.conv", "expert_gate"))
+        special = any(
+            word in name for word in ("embed", "lm_head", "norm", "bias", "conv1d", "conv.conv", "expert_gate")
+        )
         is_left = special or id(parameter) in routers or parameter.ndim == 1
         assert (name in layouts) != is_left, name
         fused = name.endswith(("gate_up_proj", "input_linear.weight"))
