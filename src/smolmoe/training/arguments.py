@@ -116,8 +116,18 @@ def _builder(recipe: TrainRecipe, *, steps: int, every: int) -> Callable[[Mappin
         metric_for_best_model="eval_loss",
         greater_is_better=False,
     )
-    # transformers does not know Muon; the trainer makes it.
-    return lambda given: build({**given, "optim": muon.BASE} if given.get("optim") == muon.NAME else given)
+    return lambda given: build(_as_transformers_takes(given, steps))
+
+
+def _as_transformers_takes(given: Mapping[str, Any], steps: int) -> dict[str, Any]:
+    """Without Muon, which the trainer makes, and with the decay of a schedule in steps where it is a share of them."""
+    values = dict(given)
+    if values.get("optim") == muon.NAME:
+        values["optim"] = muon.BASE
+    schedule = values.get("lr_scheduler_kwargs")
+    if isinstance(schedule, Mapping) and 0 < (share := schedule.get("num_decay_steps") or 0) < 1:
+        values["lr_scheduler_kwargs"] = {**schedule, "num_decay_steps": max(1, round(share * steps))}
+    return values
 
 
 def own_optimizer(recipe: TrainRecipe, arguments: TrainingArguments) -> tuple[Any, dict[str, Any]] | None:

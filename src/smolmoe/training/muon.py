@@ -58,17 +58,17 @@ class Muon(torch.optim.AdamW):
         for group in groups:
             for parameter in group["params"] if group.get("muon") else ():
                 if parameter.grad is not None:
-                    self._step_matrices(parameter, group)
+                    self._step_matrices(parameter, parameter.grad, group)
         return loss
 
-    def _step_matrices(self, parameter: torch.Tensor, group: dict[str, Any]) -> None:
+    def _step_matrices(self, parameter: torch.Tensor, gradient: torch.Tensor, group: dict[str, Any]) -> None:
         state = self.state[parameter]
         if not state:
             state["step"] = torch.tensor(0.0)
             state["momentum_buffer"] = torch.zeros_like(parameter)
         state["step"] += 1
         view = _MATRICES[group["muon"]]
-        weight, grad, mean = view(parameter), view(parameter.grad), view(state["momentum_buffer"])
+        weight, grad, mean = view(parameter), view(gradient), view(state["momentum_buffer"])
         used = (grad != 0).any(-1, keepdim=True).any(-2, keepdim=True)  # [..., 1, 1]
         mean.lerp_(grad, (1 - self.momentum) * used)
         update = orthogonalise(grad.lerp(mean, self.momentum), self.ns_steps)
