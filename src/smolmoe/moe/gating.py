@@ -74,7 +74,7 @@ class GateSpec:
 
     @property
     def most(self) -> int:
-        """How many experts a token can choose at most: those of its best groups."""
+        """The number of experts that one token can choose at most: those of its best groups."""
         return self.experts // self.groups * self.top_groups
 
     def choosing(self, top_k: int) -> GateSpec:

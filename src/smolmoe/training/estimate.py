@@ -38,7 +38,8 @@ from smolmoe.training.optim import router_names
 
 # A training step of a small model reaches this share of the speed of large matrix products, on CPUs and GPUs.
 EFFICIENCY = 0.3
-STATE_BYTES = {"adamw": 16, "adafactor": 8, "sgd": 8}  # a parameter: weight, gradient, optimiser state, in fp32
+# Of a parameter: weight, gradient, optimiser state, in fp32.
+STATE_BYTES = {"adamw": 16, "adafactor": 8, "sgd": 8, "muon": 12}
 WEIGHT_BYTES = 4  # a frozen parameter, in fp32
 ACTIVATION_BYTES = 100  # per token, layer and unit of hidden size, kept for the backward pass
 LOGIT_BYTES = 12  # per token and vocabulary entry: logits, their fp32 copy, their gradient

@@ -227,6 +227,8 @@ def check_gradients(norms: Mapping[str, float], terms: Mapping[str, torch.Tensor
         if name not in terms or norm != 0:  # NaN is reported by the gradient norm
             continue
         detached = not terms[name].requires_grad
+        if not detached and terms[name].item() == 0:  # at its minimum, such as the z-loss of sigmoids of 0
+            continue
         raise TrainingError(
             "the term is configured but gives the routers no gradient: "
             + (

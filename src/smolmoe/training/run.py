@@ -26,11 +26,12 @@ from smolmoe.moe.loading import Skeleton, load_tokenizer
 from smolmoe.moe.size import size_of
 from smolmoe.recipe import TrainRecipe, parse
 from smolmoe.results.outcome import Outcome, outcome, training_measured
-from smolmoe.surgery.moments import Moments, carry_moments, learning_rate_scales, plan_of
-from smolmoe.training import distributed, models, text
-from smolmoe.training.arguments import check_trainer, training_arguments
+from smolmoe.surgery.moments import carry_moments, learning_rate_scales, plan_of
+from smolmoe.training import distributed, models, muon, text
+from smolmoe.training.arguments import check_trainer, own_optimizer, training_arguments
 from smolmoe.training.best import find_best, losses_before, write_best
-from smolmoe.training.checkpoints import read_adam, room_for, step_of
+from smolmoe.training.carried import read_moments
+from smolmoe.training.checkpoints import room_for, step_of
 from smolmoe.training.distillation import open_distillation
 from smolmoe.training.estimate import Estimate, blocks_a_step, skeleton, top_k_of, training_flops
 from smolmoe.training.estimate import estimate as cost
@@ -212,7 +213,7 @@ class _Run:
         if self.checkpoint is not None:
             load_training_state(self.model, self.checkpoint)
         if recipe.parallel == "fsdp" and arguments.world_size > 1:
-            distributed.check_optimizer(arguments.optim.value)
+            distributed.check_optimizer(recipe.trainer.get("optim", arguments.optim.value))
             distributed.shard(self.model, arguments.device.type, bf16=arguments.bf16)
         return MoeTrainer(
             recipe=recipe,
@@ -228,20 +229,18 @@ class _Run:
             distillation=self.distillation,
             model=self.model,
             args=arguments,
+            optimizer_cls_and_kwargs=own_optimizer(recipe, arguments),
             processing_class=self.tokenizer,
             train_dataset=self._blocks(corpus, steps * blocks_a_step(recipe)),
         )
 
     def _carried(self) -> tuple[dict[str, Any], dict[str, float]]:
-        """The dense source's Adam moments by MoE parameter, and the learning-rate factors of scaled tensors."""
+        """The dense source's moments by MoE parameter, and the learning-rate factors of scaled tensors."""
         carry = self.recipe.carry
         if carry is None:
             return {}, {}
         assert self.source is not None  # see `check_fits`
-        dense = {
-            name: Moments(state["exp_avg"].float(), state["exp_avg_sq"].float(), float(state["step"]))
-            for name, state in read_adam(Path(carry.optimizer)).items()
-        }
+        dense = read_moments(Path(carry.optimizer), muon=self.recipe.trainer.get("optim") == muon.NAME)
         if self.provenance.get("stage") != "upcycle":  # the state is of this very model
             return dense, {}
         plan = plan_of(self.source)

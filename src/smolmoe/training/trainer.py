@@ -18,6 +18,7 @@ from smolmoe.moe import balance, losses
 from smolmoe.moe.control import without_training_state
 from smolmoe.moe.loading import no_progress_bar
 from smolmoe.moe.routing import RoutingCapture
+from smolmoe.moe.similarity import similarity_statistics
 from smolmoe.recipe import TrainRecipe
 from smolmoe.training.allocator import kept_memory
 from smolmoe.training.chunked_loss import HeadLoss, head_loss
@@ -271,6 +272,7 @@ class MoeTrainer(RunTrainer, Trainer):
             row["by_domain"] = found.by_domain
             if found.counts is not None:
                 row |= self._routing(found.counts)
+                row |= {} if self.is_sharded else similarity_statistics(self.model)
                 beta = self.recipe.objective.beta
                 row["balanced_perplexity"] = losses.balanced_perplexity(found.loss, row["balance"], beta)
             documents = {"nll": [round(nll, 4) for nll in found.nll]} if self.recipe.evaluation.by_document else {}
