@@ -37,10 +37,7 @@ SEEDS = (0, 1, 2)
 # The generic model keeps the output head tied, as the dense model has it; native classes that engines serve may not.
 # The more important half of the neurons shared, and copies of the other half with gates that are 1 at zero logits.
 HALF = {"target": "generic", "shared": 256, "shared_by": "importance", "gates": "independent"}
-BALANCED = {
-    "objective": {"bias_rate": {0: 0.01, 300: 0.001}},
-    "routing": {"sample": {"linear": {0: 1.0, 200: 0.0}}},
-}
+BALANCED = {"objective": {"bias_rate": {0: 0.01, 300: 0.001}}}
 # name -> (upcycle options or None for the dense model, what the recipe says differently)
 Arm = tuple[dict[str, Any] | None, dict[str, Any]]
 ARMS: dict[str, Arm] = {
@@ -70,17 +67,24 @@ def _half(changes: dict[str, Any], **options: Any) -> Arm:
     return {**HALF, "experts": 16, "top_k": 1, **options}, merge(BALANCED, changes)
 
 
+def _sampled(steps: int) -> dict[str, Any]:
+    """Experts chosen at random by their probabilities, less and less so."""
+    return {"routing": {"sample": {"linear": {0: 1.0, steps: 0.0}}}}
+
+
 # Tried by the pilot beside the arms.
 PILOT: dict[str, Arm] = {
-    "half-16, first neurons shared": _half({}, shared_by="first"),
-    "half-16, zero router": _half({}, router="zero"),
+    "half-16, sampled for 200 steps": _half(_sampled(200)),
+    "half-8, sampled for 200 steps": _half(_sampled(200), experts=8),
+    "half-16, sampled for 30 steps": _half(_sampled(30)),
+    "half-16, biases preset": _half({"objective": {"preset_bias": 200_000}}),
     "half-16, router std .02": _half({}, router_std=0.02),
-    "half-16, no sampling": _half({"routing": {"sample": False}}),
-    "half-16, sampling for 600 steps": _half({"routing": {"sample": {"linear": {0: 1.0, 600: 0.0}}}}),
+    "half-16, first neurons shared": _half({}, shared_by="first"),
     "half-16, bias .01": _half({"objective": {"bias_rate": 0.01}}),
     "half-16, bias .001": _half({"objective": {"bias_rate": 0.001}}),
     "half-16, load-balancing loss .01": _half({"objective": {"bias_rate": 0.0, "load_balance": 0.01}}),
     "half-16, experts' rate x 2": _half({"expert_learning_rate": 2 * RATE}),
+    "half-16, experts' moments fresh": _half({"carry": {"experts": False}}),
     "half-32": _half({}, experts=32),
     "copies-8, load-balancing loss .01": ({"experts": 8, "top_k": 2}, {"objective": {"load_balance": 0.01}}),
 }
@@ -230,14 +234,14 @@ def arm_recipe(work: Path, arm: str, seed: int, *, pilot: bool) -> dict[str, Any
         other = arm_recipe(work, SAME_FLOPS[arm], seed, pilot=pilot)
         recipe["trainer"]["max_steps"] = steps = _equal_steps(recipe, other)
         recipe["evaluation"]["every"] = steps // 20
-    recipe["trainer"] |= _stable_then_falling(steps, DECAY)
+    recipe["trainer"] |= _stable_then_falling(DECAY)
     return recipe
 
 
-def _stable_then_falling(steps: int, decay: float, warmup: int = 0) -> dict[str, Any]:
+def _stable_then_falling(decay: float, warmup: int = 0) -> dict[str, Any]:
     return {
         "lr_scheduler_type": "warmup_stable_decay",
-        "lr_scheduler_kwargs": {"num_decay_steps": round(decay * steps), "decay_type": "linear"},
+        "lr_scheduler_kwargs": {"num_decay_steps": decay, "decay_type": "linear"},
         "warmup_steps": warmup,
     }
 
@@ -256,7 +260,7 @@ def joint_recipe(work: Path, common: dict[str, Any], steps: int) -> dict[str, An
     joint = round(JOINT * steps)
     recipe = merge(common, changes)
     recipe.pop("carry")
-    recipe["trainer"] |= {"max_steps": joint, **_stable_then_falling(joint, 0.9, JOINT_WARMUP)}
+    recipe["trainer"] |= {"max_steps": joint, **_stable_then_falling(0.9, JOINT_WARMUP)}
     recipe["evaluation"]["every"] = joint // 6
     model = folder.parent / f"moe-{seed}"
     untrained = {f"e{i}": common["model"]["path"] for i in range(len(texts))}  # tells the costs
