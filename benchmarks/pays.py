@@ -72,12 +72,19 @@ def _sampled(steps: int) -> dict[str, Any]:
     return {"routing": {"sample": {"linear": {0: 1.0, steps: 0.0}}}}
 
 
+def _preset(**trainer: Any) -> dict[str, Any]:
+    return {"objective": {"preset_bias": 200_000, "bias_rate": 0.001}, "trainer": trainer}
+
+
 # Tried by the pilot beside the arms.
 PILOT: dict[str, Arm] = {
     "half-16, sampled for 200 steps": _half(_sampled(200)),
     "half-8, sampled for 200 steps": _half(_sampled(200), experts=8),
     "half-16, sampled for 30 steps": _half(_sampled(30)),
-    "half-16, biases preset": _half({"objective": {"preset_bias": 200_000}}),
+    "half-16, biases preset": _half(_preset()),
+    "half-16, biases preset, no weight decay": _half(_preset(weight_decay=0.0)),
+    "half-16, biases preset, experts' rate / 2": _half({**_preset(), "expert_learning_rate": RATE / 2}),
+    "dense, no weight decay": (None, {"trainer": {"weight_decay": 0.0}}),
     "half-16, router std .02": _half({}, router_std=0.02),
     "half-16, first neurons shared": _half({}, shared_by="first"),
     "half-16, bias .01": _half({"objective": {"bias_rate": 0.01}}),
