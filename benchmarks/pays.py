@@ -85,6 +85,10 @@ PILOT: dict[str, Arm] = {
     "half-16, biases preset, no weight decay": _half(_preset(weight_decay=0.0)),
     "half-16, biases preset, experts' rate / 2": _half({**_preset(), "expert_learning_rate": RATE / 2}),
     "dense, no weight decay": (None, {"trainer": {"weight_decay": 0.0}}),
+    "half-16, biases preset, routers of k-means": _half(_preset(), router="domains", router_centroids="kmeans"),
+    "half-8, biases preset, routers of k-means": _half(
+        _preset(), experts=8, router="domains", router_centroids="kmeans"
+    ),
     "half-16, router std .02": _half({}, router_std=0.02),
     "half-16, first neurons shared": _half({}, shared_by="first"),
     "half-16, bias .01": _half({"objective": {"bias_rate": 0.01}}),
@@ -298,8 +302,10 @@ def converted(work: Path, dense: Path, out: Path, seed: int, options: dict[str, 
     import smolmoe
 
     if not (out / "smolmoe.json").is_file():
-        calibration = {"calibration": work / "text" / "base.jsonl"} if options.get("shared_by") == "importance" else {}
-        smolmoe.upcycle(dense, out, seed=seed, overwrite=True, verify="quick", **options, **calibration)
+        text = work / "text" / "base.jsonl"
+        read = {"calibration": text} if options.get("shared_by") == "importance" else {}
+        read |= {"router_data": text} if options.get("router") == "domains" else {}
+        smolmoe.upcycle(dense, out, seed=seed, overwrite=True, verify="quick", **options, **read)
     return out
 
 
