@@ -20,6 +20,7 @@ import torch
 from smolmoe.core.checkpoint import open_checkpoint
 from smolmoe.data.text import read_documents
 from smolmoe.errors import RequestError
+from smolmoe.families.spec import read_spec
 from smolmoe.moe.loading import load_model, load_tokenizer
 from smolmoe.recipe import UpcycleRecipe, parse
 from smolmoe.surgery.convert import convert
@@ -31,6 +32,13 @@ REQUESTS: dict[str, dict[str, Any]] = {
     "split, E 8, K 2, G 2": {"granularity": 2},
     "split, E 16, K 8, G 4": {"experts": 16, "top_k": 8, "granularity": 4},
     "shared full, E 8, K 2": {"shared": "full"},
+    "shared half, independent, E 8, K 1": {"shared": "half", "top_k": 1, "gates": "independent"},
+    "the same, complementary quarters, K 2": {
+        "shared": "half",
+        "gates": "independent",
+        "granularity": 2,
+        "subsets": "complementary",
+    },
     "drop 0.5, E 8, K 2": {"diversify": "drop"},
 }
 
@@ -64,6 +72,8 @@ def gradient_moments(model: Any, data: list[torch.Tensor]) -> dict[str, Moments]
 
 
 def made(model: Path, out: Path, **options: Any) -> Plan:
+    if options.get("shared") == "half":
+        options["shared"] = read_spec(model).ffn_size // 2
     recipe = parse(UpcycleRecipe, {"source": str(model), "out": out, "dtype": "float32", **options})
     plan = make_plan(recipe, open_checkpoint(model))
     convert(plan)

@@ -32,6 +32,7 @@ SOURCES: dict[str, tuple[str, dict[str, Any]]] = {
     "beam": ("gemma3", {}),
     "cohere2_moe": ("cohere2", {"shared": "full"}),
     "deepseek_v3": ("youtu", {"shared": "full"}),
+    "dots1": ("qwen3_mixed", {"shared": "full"}),
     "ernie4_5_moe": ("ernie4_5", {"shared": "full"}),
     "flex_olmo": ("olmo2", {}),
     "glm4_moe": ("qwen3", {"shared": "full"}),

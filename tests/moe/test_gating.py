@@ -152,7 +152,15 @@ def test_a_subclass_is_its_parent_unless_it_computes_otherwise() -> None:
 
 @pytest.mark.parametrize(
     "bad",
-    [{"noise": -1.0}, {"noise": "much"}, {"temperature": 0.0}, {"expert_dropout": 1.0}, {"granularity": 0}],
+    [
+        {"noise": -1.0},
+        {"noise": "much"},
+        {"temperature": 0.0},
+        {"expert_dropout": 1.0},
+        {"granularity": 0},
+        {"sample": -1.0},
+        {"top_k": 0},
+    ],
     ids=str,
 )
 def test_values_out_of_range_are_refused(bad: dict[str, Any]) -> None:
@@ -229,6 +237,57 @@ def test_sampling_draws_by_probability_and_leaves_gates_true(name: str) -> None:
         assert torch.equal(gates, scores[chosen])
     more = run(filled(stock_router(name)), Intervention(sample=True))[2]
     assert all(len(set(row)) == K for row in more.tolist())
+
+
+@pytest.mark.parametrize("name", ["MixtralTopKRouter", "GraniteMoeTopKRouter", "DeepseekV3TopkRouter"])
+def test_sampling_fades_into_the_plain_choice(name: str) -> None:
+    router, x = filled(stock_router(name)), tokens()
+    plain = run(router, None, x=x)[2].sort(-1).values
+
+    def chosen(scale: float, seed: int = 0) -> torch.Tensor:
+        torch.manual_seed(seed)
+        return run(router, Intervention(sample=scale), x=x)[2].sort(-1).values
+
+    assert torch.equal(chosen(0), plain)
+    assert torch.equal(chosen(1), chosen(True))
+    flipped = [(chosen(scale) != plain).any(-1).float().mean().item() for scale in (0, 0.01, 0.1, 0.3, 1)]
+    assert flipped == sorted(flipped)
+    assert flipped[1] < 0.2 < 0.5 < flipped[-1]
+
+
+@pytest.mark.parametrize("scale", [0.25, 0.5])
+def test_half_the_noise_samples_by_the_square_of_the_probabilities(scale: float) -> None:
+    """argmax(log p + s g) with Gumbel g is a sample of p^(1/s), normalised."""
+    weight = torch.randn(E, D) * 0.05
+    logits, _, chosen = route(
+        tokens()[:1].expand(40_000, D), weight, None, GateSpec(E, 1), Intervention(sample=scale), training=True
+    )
+    share = torch.bincount(chosen.flatten(), minlength=E) / len(chosen)
+    torch.testing.assert_close(share, (logits[0] / scale).softmax(-1), atol=0.01, rtol=0)
+
+
+@pytest.mark.parametrize("options", OPTIONS.values(), ids=OPTIONS)
+@pytest.mark.parametrize("name", MODULES)
+def test_another_number_of_experts_gives_equal_experts_the_same_weight(name: str, options: dict[str, Any]) -> None:
+    """With equal logits, whatever the router does with its gates: copies compute what they did with K."""
+    router = filled(stock_router(name, **options))
+    spec, x = gate_spec(router), tokens()
+    with torch.no_grad():
+        router_weight(router).copy_(router_weight(router)[:1].expand_as(router_weight(router)).clone())
+    total = run(router, None, x=x)[1].sum(-1)
+    for top_k in (1, 3, spec.most):
+        logits, gates, chosen = run(router, Intervention(top_k=top_k), x=x)
+        assert chosen.shape == gates.shape == (T, top_k)
+        assert all(len(set(row)) == top_k for row in chosen.tolist())
+        torch.testing.assert_close(gates.sum(-1), total, rtol=0, atol=1e-3)  # LFM2 adds an epsilon of 1e-6
+        assert torch.equal(route(x, router_weight(router), None, spec, Intervention(top_k=top_k))[0], logits)
+
+
+def test_another_number_of_experts_acts_in_training_only() -> None:
+    router = filled(stock_router("Glm4MoeTopkRouter"))
+    act = Intervention(top_k=E)
+    assert run(router, act)[2].shape[-1] == E
+    assert route(tokens(), router.weight, selection_bias(router), gate_spec(router), act)[2].shape[-1] == K
 
 
 @pytest.mark.parametrize("name", ["Qwen3MoeTopKRouter", "GraniteMoeTopKRouter", "Glm4MoeTopkRouter"])

@@ -66,6 +66,17 @@ def test_z_loss_by_hand() -> None:
     assert z_loss(torch.tensor([[50.0, 0, 0, 0]]).bfloat16()).item() == pytest.approx(2500)
 
 
+def test_z_loss_of_sigmoids_leaves_them_at_a_half() -> None:
+    logits = torch.zeros(3, E, requires_grad=True)
+    assert z_loss(torch.tensor([[3.0, -1.0], [0.0, 2.0]]), "sigmoid").item() == pytest.approx(14 / 4)
+    value = z_loss(logits, "sigmoid")
+    value.backward()
+    assert (value.item(), logits.grad.abs().max().item()) == (0, 0)  # type: ignore[union-attr]
+    assert torch.autograd.grad(z_loss(logits), logits)[0].min() > 0  # logsumexp: all of them down
+    stacked = torch.randn(2, 5, E)
+    torch.testing.assert_close(z_loss(stacked, "sigmoid")[1], z_loss(stacked[1], "sigmoid"))
+
+
 def test_layers_may_be_stacked() -> None:
     logits = torch.randn(3, 10, E)
     load = torch.stack([load_of(layer) for layer in logits])

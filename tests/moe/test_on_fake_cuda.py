@@ -154,9 +154,9 @@ def test_the_loss_from_the_head_stays_on_the_gpu(dtype: torch.dtype, with_bias: 
 def test_router_terms_are_computed_on_the_gpu_without_waiting() -> None:
     model = random_moe("glm4_moe")
     weights = {loss.name: 0.1 for loss in losses.ROUTER_LOSSES}
-    recipe = SimpleNamespace(**weights, balance_scope="batch", bias_rate=1e-3, beta=1.0)
+    recipe = SimpleNamespace(**weights, balance_scope="batch", bias_rate=1e-3, preset_bias=0, beta=1.0)
     routing = SimpleNamespace(
-        noise=0.1, temperature=1.0, sample=False, expert_dropout=0.1, fp32=False, tie_groups=0, reserved=()
+        noise=0.1, temperature=1.0, sample=False, top_k=None, expert_dropout=0.1, fp32=False, tie_groups=0, reserved=()
     )
     objective = Objective(model, recipe, routing)  # type: ignore[arg-type]
     with fake_cuda():
@@ -165,7 +165,7 @@ def test_router_terms_are_computed_on_the_gpu_without_waiting() -> None:
         with objective.recording():
             model(input_ids=torch.empty(2, 12, dtype=torch.int64, device="cuda"), use_cache=False)
         terms = objective.terms()
-        objective.after_step()
+        objective.after_step(0)
         counts = objective.take_counts()
     assert set(terms) == set(weights)
     assert counts is not None

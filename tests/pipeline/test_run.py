@@ -187,6 +187,19 @@ def test_references_are_folders_and_numbers(tmp_path: Path) -> None:
     assert values["further"]["data"]["skip"] == 2 * 6 * 4
 
 
+def test_the_model_to_begin_with_is_named_once(tmp_path: Path) -> None:
+    values = pipeline(tmp_path, upcycle(), trained("on", "{source}"))
+    values |= {"source": "owner/model", "stages": values["stages"][1:]}
+    values["stages"][0]["upcycle"]["source"] = "{source}"
+    found = resolved(parse(PipelineRecipe, values))
+    assert found["moe"]["source"] == found["on"]["model"]["path"] == "owner/model"
+    with pytest.raises(RequestError, match="no stage can be called 'source'"):
+        parse(PipelineRecipe, {**values, "stages": [*values["stages"], trained("source", "{moe}")]})
+    del values["source"]
+    with pytest.raises(RequestError, match="no stage before this one has the name 'source'"):
+        resolved(parse(PipelineRecipe, values))
+
+
 def test_one_stage_has_one_kind_and_a_name_of_its_own(tmp_path: Path) -> None:
     with pytest.raises(RequestError, match="exactly one of import_model, train, upcycle, probe, select"):
         parse(PipelineRecipe, pipeline(tmp_path, {"name": "a"}))

@@ -133,7 +133,8 @@ def _is_flag(model: type[Recipe], path: tuple[str, ...]) -> bool:
         section = _section_of(model.model_fields[name].annotation)
         assert section is not None
         model = section
-    return model.model_fields[path[-1]].annotation is bool
+    annotation = model.model_fields[path[-1]].annotation
+    return bool in (annotation, *get_args(annotation))
 
 
 # `surgery.request` holds these against the source.

@@ -31,6 +31,10 @@ REQUESTS: dict[str, dict[str, Any]] = {
     "full split": {"shared": "full", "granularity": 2, "experts": 4},
     "width": {"shared": 16, "experts": 4},
     "width split": {"shared": 16, "granularity": 2, "top_k": 2},
+    "independent": {"experts": 4, "gates": "independent", "router": "zero"},
+    "independent full": {"experts": 4, "gates": "independent", "router": "zero", "shared": "full"},
+    "independent width": {"experts": 4, "gates": "independent", "router": "zero", "shared": 24, "top_k": 1},
+    "independent thirds": {"experts": 6, "gates": "independent", "router": "zero", "shared": 24, "top_k": 3},
     "residual": {"shared": "residual", "experts": 4},
     "residual noise": {"shared": "residual", "experts": 4, "diversify": "noise"},
     "residual split": {"shared": "residual", "granularity": 2, "experts": 4, "top_k": 3},
@@ -40,7 +44,7 @@ REQUESTS: dict[str, dict[str, Any]] = {
 }
 # One family of each native target in full; the others by default only what differs between them.
 FULL = ("llama", "qwen2", "qwen3", "olmo2", "mistral_window", "gpt2")
-QUICK = ("split", "full", "width")
+QUICK = ("split", "full", "width", "independent width")
 NATIVE = [name for name in MOE_TARGETS if name != "generic"]
 
 _CHILD = """

@@ -85,6 +85,32 @@ BY_HAND: list[tuple[str, dict[str, Any], dict[str, tuple[float, float]]]] = [
         {"experts": 6, "top_k": 3, "granularity": 3},
         {"gate_up_proj": (1 / 2, 1 / 2), "experts.down_proj": (1 / 6 / 3, 1 / 18 / 9)},
     ),
+    (  # rho 1/8, c 1: the gate at the start
+        "llama_untied",
+        {"experts": 8, "top_k": 1, "shared": 24, "gates": "independent"},
+        {"experts.gate_up_proj": (1 / 8, 1 / 8), "experts.down_proj": (1 / 8, 1 / 8)},
+    ),
+    (  # rho 1/2, c 1/4: half of two gates of 1/2 each
+        "llama_untied",
+        {"experts": 4, "top_k": 2, "shared": "full", "gates": "independent", "target": "glm4_moe"},
+        {
+            "experts.gate_up_proj": (1 / 8, 1 / 32),
+            "experts.down_proj": (1 / 8, 1 / 32),
+            "shared_experts.gate_proj": (1 / 2, 1 / 4),
+            "shared_experts.up_proj": (1 / 2, 1 / 4),
+            "shared_experts.down_proj": (2, 4),
+        },
+    ),
+    (  # rho 1/4; gates of 1 hold the factor of 2 that renormalised ones leave to down
+        "gpt2",
+        {"experts": 8, "top_k": 2, "granularity": 2, "subsets": "complementary", "gates": "independent"},
+        {"experts.up_proj": (1 / 4, 1 / 4), "experts.down_proj_bias": (1 / 2, 1), "experts.down_proj": (1 / 4, 1 / 4)},
+    ),
+    (  # rho 1/4, c 1/2 on down, which is scaled by 2, so 1 on gate and up
+        "phi3",
+        {"experts": 8, "top_k": 2, "granularity": 2, "subsets": "random"},
+        {"gate_up_proj": (1 / 4, 1 / 4), "experts.down_proj": (1 / 8 / 2, 1 / 16 / 4)},
+    ),
     (  # the routed experts' down starts at 0
         "llama_untied",
         {"experts": 4, "top_k": 2, "shared": "residual", "target": "glm4_moe", "layers": "all"},
@@ -294,7 +320,13 @@ def dense_averages(shared: Path) -> dict[str, Moments]:
 
 @pytest.mark.parametrize(
     ("options", "low"),
-    [({}, 0.9), ({"shared": "full"}, 0.9), ({"shared": 84, "granularity": 2}, 0.85)],
+    [
+        ({}, 0.9),
+        ({"shared": "full"}, 0.9),
+        ({"shared": 84, "granularity": 2}, 0.85),
+        # Rows that tell tokens apart and leave every gate at its value at zero logits.
+        ({"shared": 84, "top_k": 1, "gates": "independent", "router_std": 1e-6}, 0.85),
+    ],
 )
 def test_real_gradients_are_as_predicted(options: dict[str, Any], low: float, shared: Path, tmp_path: Path) -> None:
     source, data = shared / SMALL, stories(shared)[:20]

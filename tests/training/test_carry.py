@@ -13,7 +13,8 @@ from tests.training.runs import dense_folder, recipe, rows, trainer
 
 from smolmoe.errors import CheckpointError, RequestError
 from smolmoe.surgery.run import upcycle
-from smolmoe.training.checkpoints import find_checkpoint, read_adam
+from smolmoe.training.carried import read_state_of
+from smolmoe.training.checkpoints import find_checkpoint
 from smolmoe.training.run import train
 
 CONSTANT = {"lr_scheduler_type": "constant", "warmup_steps": 0, "bf16": False, "max_grad_norm": 0.0}
@@ -118,13 +119,13 @@ def test_a_run_that_kept_no_checkpoint_has_no_state(trained: Path, tmp_path: Pat
 
 def test_state_of_a_checkpoint_folder_is_checked_as_that_of_a_run(trained: Path, tmp_path: Path) -> None:
     whole = find_checkpoint(trained / "dense-run", "latest")
-    expected = read_adam(trained / "dense-run")
-    assert read_adam(whole).keys() == expected.keys()
+    expected = read_state_of(trained / "dense-run")
+    assert read_state_of(whole).keys() == expected.keys()
     for file in ("optimizer.pt", "scheduler.pt"):
         folder = Path(shutil.copytree(whole, tmp_path / file))
         (folder / file).write_bytes((folder / file).read_bytes()[:-1] + b"x")
         with pytest.raises(CheckpointError, match=f"{file}.*checksum"):
-            read_adam(folder)
+            read_state_of(folder)
 
 
 def test_state_of_no_adam(trained: Path, tmp_path: Path) -> None:

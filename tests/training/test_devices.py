@@ -24,7 +24,7 @@ from tests.training.runs import moe_folder, recipe, rows, trainer, write_text
 from transformers import AutoModelForCausalLM
 
 from smolmoe.recipe import TrainRecipe, parse
-from smolmoe.training.checkpoints import read_adam
+from smolmoe.training.carried import read_state_of
 from smolmoe.training.run import train
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -182,7 +182,7 @@ def test_fsdp_trains_as_one_process(tmp_path: Path) -> None:
     alone = train(values(tmp_path, moe, "handed on", 4, **terms), resume="latest").out
     assert apart(alone, one, "ce", "load_balance") < TIGHT
     # The optimiser's state is written as one process writes it.
-    states = [read_adam(run) for run in (two, one)]
+    states = [read_state_of(run) for run in (two, one)]
     assert states[0].keys() == states[1].keys()
     for name, state in states[0].items():
         torch.testing.assert_close(state["exp_avg"], states[1][name]["exp_avg"], atol=1e-5, rtol=1e-3)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -47,6 +48,14 @@ def test_a_run_from_scratch(tmp_path: Path) -> None:
     assert model.config.max_position_embeddings == 32
     assert result.summary["samples"][0]["prompt"] == "the sum"
     assert set(result.summary["held_out"]["by_domain"]) == {"code", "prose"}
+
+
+def test_the_losses_of_each_document_are_kept_on_request(tmp_path: Path, dense: Path) -> None:
+    result = train(recipe(tmp_path, dense, evaluation={"by_document": True}, trainer=trainer(max_steps=2)))
+    final = json.loads((result.out / "held_out.json").read_text())
+    first, *_, last = rows(result.out, "held_out")
+    assert last["nll"] == pytest.approx(final["nll"], abs=1e-4)
+    assert sum(first["nll"]) / sum(final["tokens"]) == pytest.approx(first["loss"], abs=1e-4)
 
 
 def test_the_resolved_recipe_says_everything_and_can_be_run_again(tmp_path: Path, dense: Path) -> None:

@@ -82,6 +82,17 @@ def test_copies_under_a_random_router_part_at_the_first_step(examine: Callable[.
     assert not torch.equal(gradient[0], gradient[1])
 
 
+def test_copies_with_independent_gates_teach_the_router(examine: Callable[..., Diagnosis]) -> None:
+    model = random_moe("glm4_moe", norm_topk_prob=False, num_experts_per_tok=1)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if ".experts." in name:
+                parameter.copy_(parameter[:1].expand_as(parameter))
+    diagnosis = examine(model)
+    assert "scaled-copies" in codes(diagnosis)
+    assert not codes(diagnosis) & {"copies", "top-1", "router-gradient"}
+
+
 def test_copies_under_a_zero_router_are_an_error(examine: Callable[..., Diagnosis]) -> None:
     diagnosis = examine(moe_of(dense_llama(), router_std=0.0))
     finding = diagnosis.findings[0]

@@ -40,6 +40,14 @@ def differing(model: Any) -> Any:
     return model
 
 
+def alike(model: Any) -> Any:
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if ".experts." in name:
+                parameter.copy_(parameter[:1].expand_as(parameter))
+    return model
+
+
 MODELS: dict[str, tuple[Any, set[str]]] = {
     "copies": (lambda: moe_of(dense_llama()), set()),
     "top-1": (lambda: moe_of(dense_llama(), top_k=1), {"top-1"}),
@@ -47,6 +55,10 @@ MODELS: dict[str, tuple[Any, set[str]]] = {
     "top-1, not renormalised": (
         lambda: random_moe("qwen3_moe", num_experts_per_tok=1, norm_topk_prob=False),
         set(),
+    ),
+    "zero router, copies, independent": (
+        lambda: zeroed(alike(random_moe("glm4_moe", norm_topk_prob=False, num_experts_per_tok=1))),
+        {"tied-router"},
     ),
     "zero router, copies": (lambda: zeroed(moe_of(dense_llama())), {"zero-router"}),
     "zero router, shards": (lambda: zeroed(moe_of(dense_llama(), granularity=2)), {"zero-router"}),

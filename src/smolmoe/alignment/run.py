@@ -29,7 +29,7 @@ from smolmoe.recipe.align import BETA, AlignRecipe
 from smolmoe.results.outcome import Outcome, alignment_measured, outcome
 from smolmoe.training.arguments import precision
 from smolmoe.training.checkpoints import room_for, step_of
-from smolmoe.training.estimate import cost_of
+from smolmoe.training.estimate import cost_of, top_k_of
 from smolmoe.training.folder import ADAPTERS, MODEL, SUMMARY, RunResult, begin, check_step, check_there, open_folder
 from smolmoe.training.models import run_provenance
 from smolmoe.training.optim import router_names
@@ -266,6 +266,7 @@ class _Run(AlignJob):
             device=self.device,
             bf16=bool(recipe.trainer.get("bf16", precision(self.device, recipe.trainer)["bf16"])),
             whole_logits=True,
+            top_k=top_k_of(recipe),
         )
         frozen = router_names(model) if recipe.router == "frozen" else set()
         if recipe.lora is not None:

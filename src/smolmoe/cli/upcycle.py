@@ -12,6 +12,7 @@ from smolmoe.verbs import convert
 
 if TYPE_CHECKING:
     from smolmoe.surgery.run import UpcycleResult
+    from smolmoe.surgery.shared_neurons import SharedNeurons
 
 
 def _show_upcycled(result: UpcycleResult) -> None:
@@ -47,6 +48,8 @@ def _show_upcycled(result: UpcycleResult) -> None:
                 f"{units.duration(costs['seconds'])} and the time to verify",
             )
         )
+    if result.shared_neurons is not None:
+        rows.append(("shared neurons", _shared_neurons(result.shared_neurons, layout.shared_width, plan.spec.ffn_size)))
     rows.append(("claim", f"{plan.claim.kind}. {plan.claim.reason}"))
     if plan.claim.predicted_ffn_error:
         errors = [error for error in plan.claim.predicted_ffn_error if error is not None]
@@ -63,6 +66,14 @@ def _show_upcycled(result: UpcycleResult) -> None:
         print()
         show_verification(result.verification)
     print(f"\n{'Planned' if result.dry_run else 'Done'} in {units.duration(result.seconds)}.")
+
+
+def _shared_neurons(ranked: SharedNeurons, width: int, ffn: int) -> str:
+    held = list(ranked.held.values())
+    return (
+        f"{width / ffn:.0%} of each FFN, by {ranked.by} on {ranked.tokens:,} tokens, of which they have "
+        f"{sum(held) / len(held):.0%} ({min(held):.0%} to {max(held):.0%} in a layer)"
+    )
 
 
 def _show_router(result: UpcycleResult) -> None:

@@ -62,6 +62,8 @@ def _request_refusals(target: MoeTarget, spec: DenseSpec, sizes: MoeSizes) -> li
         )
     if sizes.shared_width and target.shared_same and sizes.shared_width != sizes.width:
         reasons.append(f"its shared width is the expert width {sizes.width}, not {sizes.shared_width}")
+    if sizes.gate_scale is not None and not target.independent_gates:
+        reasons.append("its gates always sum to 1 (gates: normalised)")
     if sizes.experts < target.min_experts:
         reasons.append(f"its router needs at least {target.min_experts} experts")
     if sizes.dense_layers and target.dense_layers == "none":

@@ -54,7 +54,8 @@ def _windows(target: MoeTarget) -> str:
 
 
 def _router(target: MoeTarget) -> str:
-    return f"{target.scoring}, renormalised{', selection bias' if target.names.selection_bias else ''}"
+    gates = "renormalised or independent" if target.independent_gates else "renormalised"
+    return f"{target.scoring}, {gates}{', selection bias' if target.names.selection_bias else ''}"
 
 
 def _markdown(columns: tuple[str, ...], rows: Sequence[tuple[str, ...]]) -> str:

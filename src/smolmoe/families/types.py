@@ -205,7 +205,8 @@ class MoeNames:
 class MoeSizes:
     """The sizes of a request: E experts of width I, K per token, a shared expert of width W (0: none).
 
-    `dense_width` is the source's F, `dense_layers` the indices of the layers that stay dense.
+    `dense_width` is the source's F, `dense_layers` the indices of the layers that stay dense. `gate_scale`: gates are
+    this times the sigmoid of their logits; None: they are renormalised to sum to 1.
     """
 
     experts: int
@@ -214,6 +215,15 @@ class MoeSizes:
     shared_width: int
     dense_width: int
     dense_layers: list[int]
+    gate_scale: float | None = None
+
+    @property
+    def gates(self) -> dict[str, Any]:
+        """The settings of the gates that most classes with sigmoid scores have."""
+        return {
+            "norm_topk_prob": self.gate_scale is None,
+            "routed_scaling_factor": 1.0 if self.gate_scale is None else self.gate_scale,
+        }
 
 
 LLAMA_CPP_ROPE = ("default", "linear", "yarn")  # the kinds of rotary scaling that it has for every class
@@ -290,9 +300,10 @@ class MoeTarget:
         shared_multiple: the shared width must be a multiple of the expert width.
         shared_same: the shared width must be the expert width.
         dense_layers: which layers may stay dense: "none", "any", "prefix" or "ends" (the first and the last ones).
-        scoring: "softmax" or "sigmoid"; every target renormalises the chosen gates to sum 1.
+        scoring: "softmax" or "sigmoid"; every target renormalises the chosen gates to sum 1 if asked to.
         scoring_key: the config's key of it, if there is a choice.
         renormalises: it always does so, whatever the config says.
+        independent_gates: its gates may be a constant times the sigmoid of their logits.
         gate_epsilon: added to the sum of the chosen scores that they are divided by.
         averages: the config's key whose value "average" halves the sum of routed and shared output; None: no such key.
         count, top_k: the config's keys of the numbers of experts and of experts per token.
@@ -322,6 +333,7 @@ class MoeTarget:
     scoring: str = "softmax"
     scoring_key: str | None = None
     renormalises: bool = False
+    independent_gates: bool = False
     gate_epsilon: float = 0.0
     averages: str | None = None
     count: str = "num_experts"

@@ -54,6 +54,15 @@ class RouterControl:
             self.model._keys_to_ignore_on_save = set(_ignored(self.model)) - self._hidden_keys
             self._hidden_keys = set()
 
+    def change(self, **values: Any) -> None:
+        """Set values of the intervention in every router. Learned noise cannot be turned on or off."""
+        changed = replace(self.intervention, **values)
+        if changed == self.intervention:
+            return
+        self.intervention = changed
+        for _, router in self.routers:
+            router.smolmoe_gating = replace(router.smolmoe_gating, intervention=changed)
+
     @torch.no_grad()
     def fold(self) -> None:
         """Fold the temperature into the router weights, W / temperature, permanently. No output changes.
@@ -62,7 +71,7 @@ class RouterControl:
         """
         for _, router in self.routers:
             router_weight(router).div_(self.intervention.temperature)
-        self._set_temperature(1.0)
+        self.change(temperature=1.0)
 
     @contextmanager
     def folded(self) -> Iterator[None]:
@@ -79,7 +88,7 @@ class RouterControl:
             with torch.no_grad():
                 for (_, router), weight in zip(self.routers, before, strict=True):
                     router_weight(router).copy_(weight)
-            self._set_temperature(temperature)
+            self.change(temperature=temperature)
 
     def _attach(self, router: Any) -> None:
         gating = _Gating(gate_spec(router), self.intervention)
@@ -88,11 +97,6 @@ class RouterControl:
         router.smolmoe_gating = gating
         # A bound method, so that a deep copy of the model routes with its own weights.
         router.forward = MethodType(_controlled_forward, router)
-
-    def _set_temperature(self, temperature: float) -> None:
-        self.intervention = replace(self.intervention, temperature=temperature)
-        for _, router in self.routers:
-            router.smolmoe_gating = replace(router.smolmoe_gating, intervention=self.intervention)
 
     def _hide_from_saving(self) -> None:
         ours = {id(router.get_parameter(NOISE)) for _, router in self.routers}

@@ -62,9 +62,24 @@ class GateSpec:
     capacity_factor: float | None = None
 
     @property
+    def constant_sum(self) -> bool:
+        """Whether a token's gates have the same sum, whatever the router computes."""
+        everything = self.scoring == "softmax" and self.top_k == self.experts
+        return self.renormalise or (self.over_chosen and self.scoring == "softmax") or everything
+
+    @property
     def fixed_gates(self) -> bool:
         """Whether the gate of a token's single expert is constant, whatever the router computes."""
         return self.top_k == 1 and self.renormalise
+
+    @property
+    def most(self) -> int:
+        """The number of experts that one token can choose at most: those of its best groups."""
+        return self.experts // self.groups * self.top_groups
+
+    def choosing(self, top_k: int) -> GateSpec:
+        """The same with another K, for which equal experts give the same output."""
+        return replace(self, top_k=top_k, scale=self.scale if self.renormalise else self.scale * self.top_k / top_k)
 
 
 @dataclass(frozen=True)
@@ -78,8 +93,11 @@ class Intervention:
         noise: std of Gaussian noise on the logits, for choice and gates, or "learned": N(0, 1) * (softplus(x W_noise)
             + 1e-2) per token and expert (noisy top-k, arXiv 1701.06538).
         temperature: logits are divided by it.
-        sample: the K experts are sampled without replacement, by their probabilities (Gumbel top-k, arXiv 1903.06059);
-            the gates are not affected.
+        sample: scale of the Gumbel noise on the logarithms of the scores by which experts are chosen. 1: the K experts
+            are sampled without replacement, by their probabilities (Gumbel top-k, arXiv 1903.06059); 0: the top K. The
+            gates are not affected.
+        top_k: number of experts instead of K. Gates that are not renormalised are scaled by K / top_k, so that equal
+            experts give the same output.
         expert_dropout: probability that an expert cannot be chosen during a call of its router. K always can; scores
             are those of a router without the others.
         fp32: logits and scores in fp32, whatever the model's type.
@@ -91,7 +109,8 @@ class Intervention:
 
     noise: float | Literal["learned"] = 0.0
     temperature: float = 1.0
-    sample: bool = False
+    sample: float = 0.0
+    top_k: int | None = None
     expert_dropout: float = 0.0
     fp32: bool = False
     granularity: int = 1
@@ -100,6 +119,8 @@ class Intervention:
         ranges = {
             "noise": 0 <= self.noise < math.inf if isinstance(self.noise, int | float) else self.noise == "learned",
             "temperature": 0 < self.temperature < math.inf,
+            "sample": 0 <= self.sample < math.inf,
+            "top_k": self.top_k is None or self.top_k >= 1,
             "expert_dropout": 0 <= self.expert_dropout < 1,
             "granularity": self.granularity >= 1,
         }
@@ -182,12 +203,13 @@ def route(
     weight = weight if act.temperature == 1 else weight / act.temperature
     if not training:
         logits = _logits(x, weight, spec)
-        gates, chosen = _choose(logits, bias, spec, available)
+        gates, chosen = choose(logits, bias, spec, available)
         return logits, _typed(gates, spec, logits.dtype, x.dtype), chosen
+    spec = spec if act.top_k is None else spec.choosing(act.top_k)
     logits = _fp32_logits(x, weight) if act.fp32 else _logits(x, weight, spec)
     if act.expert_dropout:
         available = _both(_available(spec, act, logits), available)
-    gates, chosen = _choose(_noisy(logits, x, act, noise_weight), bias, spec, available, act)
+    gates, chosen = choose(_noisy(logits, x, act, noise_weight), bias, spec, available, act)
     if spec.fixed_gates and not x.requires_grad:  # a gradient of zero: without it a frozen model needs no backward pass
         gates = gates.detach()
     return logits, _typed(gates, spec, _served_type(x, spec) if act.fp32 else logits.dtype, x.dtype), chosen
@@ -218,19 +240,17 @@ def _typed(gates: torch.Tensor, spec: GateSpec, logits: torch.dtype, x: torch.dt
     return gates if spec.weights_like == "scores" else gates.to(logits if spec.weights_like == "logits" else x)
 
 
-def _choose(
+def choose(
     logits: torch.Tensor,
     bias: torch.Tensor | None,
     spec: GateSpec,
     available: torch.Tensor | None = None,
     act: Intervention | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Gates and chosen experts, [T, K] each. `available`: [E] bool."""
+    """Gates and chosen experts, [T, K] each, of logits [T, E]; `bias` and `available` as in `route`."""
     if available is not None:
         logits = logits.masked_fill(~available, float("-inf"))
-    scores = logits
-    if not spec.over_chosen:
-        scores = logits.softmax(-1, dtype=torch.float32) if spec.scoring == "softmax" else logits.sigmoid()
+    scores = router_scores(logits, spec)
     ranking = (scores if bias is None else scores + bias).detach()
     if available is not None:
         # Finite, so that a group with a single expert left ranks above one with none.
@@ -241,11 +261,18 @@ def _choose(
     if act is not None and act.sample:
         # Biased scores serve as probabilities; those that the bias makes negative are practically never sampled.
         log_chance = ranking if spec.over_chosen else ranking.float().clamp_min(1e-30).log()
-        ranking = log_chance - _shared(torch.Tensor.exponential_, log_chance, act.granularity).log()
+        ranking = log_chance - act.sample * _shared(torch.Tensor.exponential_, log_chance, act.granularity).log()
     if allowed is not None:
         ranking = ranking.masked_fill(~allowed, float("-inf"))
     chosen = ranking.topk(spec.top_k, dim=-1, sorted=spec.ordered).indices
     return _gates(scores, chosen, spec), chosen
+
+
+def router_scores(logits: torch.Tensor, spec: GateSpec) -> torch.Tensor:
+    """[T, E], by which a router chooses, without its bias."""
+    if spec.over_chosen:
+        return logits
+    return logits.softmax(-1, dtype=torch.float32) if spec.scoring == "softmax" else logits.sigmoid()
 
 
 def _gates(scores: torch.Tensor, chosen: torch.Tensor, spec: GateSpec) -> torch.Tensor:
@@ -385,7 +412,9 @@ def _smolmoe(router: Any) -> GateSpec:
         renormalise=router.norm_topk_prob,
         epsilon=1e-20,
         fp32_logits=router.scoring_func == "sigmoid",
-        top_p=getattr(router, "top_p", None),  # a checkpoint may carry an older copy of the code
+        # A checkpoint may carry an older copy of the code.
+        scale=getattr(router, "routed_scaling_factor", 1.0),
+        top_p=getattr(router, "top_p", None),
         capacity_factor=getattr(router, "capacity_factor", None),
     )
 

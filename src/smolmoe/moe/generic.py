@@ -52,7 +52,8 @@ class SmolMoeConfig(PreTrainedConfig):
         moe_layers: the layers whose FFN is an MoE; all where not given.
         num_experts (E), num_experts_per_tok (K), moe_intermediate_size (I; 0 for the dense width): routed experts.
         shared_expert_intermediate_size: width W of the expert that every token passes, ungated; 0 for none.
-        scoring_func: "softmax" or "sigmoid" router scores; norm_topk_prob makes the K chosen ones sum to 1.
+        scoring_func: "softmax" or "sigmoid" router scores; norm_topk_prob makes the K chosen ones sum to 1;
+            they are multiplied by routed_scaling_factor.
         router_top_p: dynamic top-k (arXiv 2403.07652): of the K experts, in order of choice, only as many as it takes
             for their probabilities to reach this; the others get weight 0. None for always K. (Not called `top_p`,
             which transformers would take for a setting of text generation.)
@@ -83,6 +84,7 @@ class SmolMoeConfig(PreTrainedConfig):
     shared_expert_intermediate_size: int = 0
     scoring_func: str = "softmax"
     norm_topk_prob: bool = True
+    routed_scaling_factor: float = 1.0
     router_top_p: float | None = None
     capacity_factor: float | None = None
     router_aux_loss_coef: float = 0.001
@@ -125,6 +127,7 @@ class SmolMoeConfig(PreTrainedConfig):
             "moe_intermediate_size": self.moe_intermediate_size >= 1,
             "shared_expert_intermediate_size": self.shared_expert_intermediate_size >= 0,
             "scoring_func": self.scoring_func in ("softmax", "sigmoid"),
+            "routed_scaling_factor": 0 < self.routed_scaling_factor < math.inf,
             "router_top_p": self.router_top_p is None or 0 < self.router_top_p <= 1,
             "capacity_factor": self.capacity_factor is None or 0 < self.capacity_factor < math.inf,
             "hidden_act": self.hidden_act in ACT2FN,
@@ -151,6 +154,7 @@ class SmolMoeRouter(nn.Module):
         self.num_experts = config.num_experts
         self.top_k = config.num_experts_per_tok
         self.norm_topk_prob = config.norm_topk_prob
+        self.routed_scaling_factor = config.routed_scaling_factor
         self.scoring_func = config.scoring_func
         self.top_p = config.router_top_p
         self.capacity_factor = config.capacity_factor
@@ -180,6 +184,8 @@ class SmolMoeRouter(nn.Module):
             weights = weights * first_to_reach(self.top_p, weights / scores.sum(dim=-1, keepdim=True))
         if self.norm_topk_prob:
             weights = weights / (weights.sum(dim=-1, keepdim=True) + 1e-20)
+        if self.routed_scaling_factor != 1:
+            weights = weights * self.routed_scaling_factor
         if self.capacity_factor is not None:
             weights = weights * within_capacity(self.capacity_factor, chosen, weights != 0, self.num_experts)
         return logits, weights.to(logits.dtype), chosen

@@ -96,11 +96,15 @@ def load_balance(probabilities: torch.Tensor, load: torch.Tensor) -> torch.Tenso
     return probabilities.shape[-1] * (load.detach().to(probabilities) * probabilities.mean(-2)).sum(-1)
 
 
-def z_loss(logits: torch.Tensor) -> torch.Tensor:
+def z_loss(logits: torch.Tensor, scoring: str = "softmax") -> torch.Tensor:
     """Mean over tokens of logsumexp(logits)^2 of a layer (ST-MoE, arXiv 2202.08906): a scalar, or [L].
 
     It keeps logits small and knows nothing of balance: (ln E)^2 for logits of 0, about l^2 at collapse onto a logit l.
+    Under sigmoids it is the mean of logit^2 over tokens and experts, 0 for logits of 0 and l^2 / E at collapse: there a
+    common shift of the logits moves every gate, and logsumexp would push all of them towards 0.
     """
+    if scoring == "sigmoid":
+        return logits.float().square().mean((-2, -1))
     return logits.float().logsumexp(-1).square().mean(-1)
 
 
@@ -187,7 +191,12 @@ ROUTER_LOSSES = (
         value=_balance,
         balances=True,
     ),
-    RouterLoss("z_loss", "router z", "weight of the router z-loss", value=lambda routed: z_loss(routed.logits)),
+    RouterLoss(
+        "z_loss",
+        "router z",
+        "weight of the router z-loss",
+        value=lambda routed: z_loss(routed.logits, routed.scoring),
+    ),
 )
 
 

@@ -24,17 +24,20 @@ class Ffn:
 
     def __call__(self, x: Tensor, act: Activation) -> Tensor:
         """down(act(gate(x)) * up(x)), or down(act(up(x))): [T, D] to [T, D]."""
+        return torch.nn.functional.linear(self.hidden(x, act), self.down, self.down_bias)
+
+    def hidden(self, x: Tensor, act: Activation) -> Tensor:
+        """What `down` reads, the activations of the neurons: [T, D] to [T, I]."""
         linear = torch.nn.functional.linear
         up = linear(x, self.up, self.up_bias)
-        hidden = act(up) if self.gate is None else act(linear(x, self.gate, self.gate_bias)) * up
-        return linear(hidden, self.down, self.down_bias)
+        return act(up) if self.gate is None else act(linear(x, self.gate, self.gate_bias)) * up
 
 
-def choose(logits: Tensor, top_k: int, scoring: str = "softmax") -> tuple[Tensor, Tensor]:
-    """Renormalised gates and expert indices, both [T, K], of router logits [T, E]."""
+def choose(logits: Tensor, top_k: int, scoring: str = "softmax", scale: float | None = None) -> tuple[Tensor, Tensor]:
+    """Gates and expert indices, both [T, K], of router logits [T, E]; gates are renormalised, or scores x `scale`."""
     scores = logits.float().softmax(-1) if scoring == "softmax" else logits.float().sigmoid()
     gates, indices = scores.topk(top_k, dim=-1)
-    return gates / gates.sum(-1, keepdim=True), indices
+    return (gates / gates.sum(-1, keepdim=True) if scale is None else gates * scale), indices
 
 
 def routed_output(x: Tensor, gates: Tensor, indices: Tensor, experts: Sequence[Ffn], act: Activation) -> Tensor:

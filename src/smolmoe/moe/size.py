@@ -39,8 +39,12 @@ class ModelSize:
         return asdict(self)
 
 
-def size_of(model: Any) -> ModelSize:
-    """Sizes of a causal LM, on whatever device (meta is enough)."""
+def size_of(model: Any, top_k: int | None = None) -> ModelSize:
+    """Sizes of a causal LM, on whatever device (meta is enough).
+
+    Args:
+        top_k: experts per token, if it is not the model's K.
+    """
     tied_names = set(getattr(model, "all_tied_weights_keys", None) or ())
     total = sum(p.numel() for name, p in model.named_parameters() if name not in tied_names)
     _, layers = find_layers(model)
@@ -48,7 +52,7 @@ def size_of(model: Any) -> ModelSize:
     for index, router in find_routers(model):
         spec = gate_spec(router)
         routed = sum(tensor.numel() for tensor in expert_parameters(layers[index], router, spec.experts).values())
-        idle += routed - routed * spec.top_k // spec.experts
+        idle += routed - routed * (top_k or spec.top_k) // spec.experts
     config = model.config.get_text_config()
     embedding = model.get_input_embeddings().weight.numel()
     heads = config.num_attention_heads

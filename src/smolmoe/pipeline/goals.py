@@ -81,7 +81,7 @@ def _values(
         return {"model": model, **{k: v for k, v in common.items() if k != "model"}, "out": str(folder)}, why[""]
     values = load("fair-baselines")
     upcycle = {
-        "source": request.model,
+        "source": "{source}",
         "experts": request.experts or GROW["moe"],
         "top_k": request.top_k or GROW["top_k"],
         "seed": request.seed,
@@ -93,9 +93,8 @@ def _values(
         {
             "defaults": common,
             "out": str(folder),
+            "source": request.model,
             "stages.moe.upcycle": upcycle,
-            "stages.dense-continued.train.model.path": request.model,
-            "stages.dense-equal-flops.train.model.path": request.model,
         },
     )
     return values, why["defaults."]

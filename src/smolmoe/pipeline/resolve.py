@@ -6,7 +6,6 @@ import re
 from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from smolmoe.errors import RequestError
@@ -14,6 +13,7 @@ from smolmoe.pipeline.stage import Values
 from smolmoe.pipeline.stages import STAGES
 from smolmoe.recipe import PipelineRecipe, Recipe, StageRecipe, TrainRecipe, parse
 from smolmoe.recipe.files import merge
+from smolmoe.recipe.pipeline import SOURCE
 
 BLOCKS = "blocks"  # of a training: a number; other references are paths
 _WORDS = sorted({BLOCKS, *(word for kind in STAGES.values() for word in kind.leaves if word)})
@@ -85,7 +85,7 @@ def _values(stage: StageRecipe, recipe: PipelineRecipe, before: Mapping[str, _Kn
     own: Values = given.model_dump() if isinstance(given, Recipe) else given
     for name in (*([stage.match_flops] if stage.match_flops is not None else []), *kind.follows(own)):
         _require(name, before, ("train",))
-    values = _fill(merge(kind.shares(recipe.defaults), own), recipe.out, before)
+    values = _fill(merge(kind.shares(recipe.defaults), own), recipe, before)
     if isinstance(given, Recipe):
         values = {**own, **values}  # `merge` leaves out None
     if "out" in kind.recipe.model_fields:
@@ -108,21 +108,23 @@ def _require(name: str, before: Mapping[str, _Known], wanted: tuple[str, ...]) -
     return before[name]
 
 
-def _fill(value: Any, out: Path, before: Mapping[str, _Known]) -> Any:
-    """The value with `{stage}`, `{stage.run}` and the like replaced by paths and numbers."""
+def _fill(value: Any, recipe: PipelineRecipe, before: Mapping[str, _Known]) -> Any:
+    """The value with `{source}`, `{stage}`, `{stage.run}` and the like replaced by paths and numbers."""
     if isinstance(value, dict):
-        return {key: _fill(inner, out, before) for key, inner in value.items()}
+        return {key: _fill(inner, recipe, before) for key, inner in value.items()}
     if isinstance(value, list | tuple):
-        return [_fill(inner, out, before) for inner in value]
+        return [_fill(inner, recipe, before) for inner in value]
     if not isinstance(value, str):
         return value
 
     def found(match: re.Match[str]) -> str:
         name, word = match[1], match[2] or ""
+        if name == SOURCE and not word and recipe.source is not None:
+            return recipe.source
         if word == BLOCKS:
             return str(_blocks(name, _require(name, before, ("train",))))
         stage = _require(name, before, tuple(kind for kind, one in STAGES.items() if word in one.leaves))
-        return str(out / name / STAGES[stage.kind].leaves[word])
+        return str(recipe.out / name / STAGES[stage.kind].leaves[word])
 
     return _REFERENCE.sub(found, value)
 

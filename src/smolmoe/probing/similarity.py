@@ -11,7 +11,8 @@ from torch import nn
 
 from smolmoe.errors import SourceError
 from smolmoe.moe.routing import find_routers
-from smolmoe.moe.structure import expert_parameters, find_layers
+from smolmoe.moe.similarity import weight_cosine
+from smolmoe.moe.structure import find_layers
 from smolmoe.results.probe import Similarity
 
 TOKENS = 512
@@ -37,7 +38,7 @@ def expert_similarity(model: Any, inputs: Sequence[torch.Tensor], experts: int) 
         outputs = expert_outputs(layers[index], router, few, experts)
         found["cka"].append(linear_cka(outputs).tolist())
         found["output_cosine"].append(output_cosine(outputs).tolist())
-        found["weight_cosine"].append(_weight_cosine(layers[index], router, experts).tolist())
+        found["weight_cosine"].append(weight_cosine(layers[index], router, experts).tolist())
     return Similarity(**found, tokens=min(TOKENS, *(len(x) for x in inputs)))
 
 
@@ -75,16 +76,6 @@ def output_cosine(outputs: torch.Tensor) -> torch.Tensor:
     """[E, E] of outputs [E, T, D]: the mean over tokens of the cosine of two experts' outputs."""
     unit = torch.nn.functional.normalize(outputs.double(), dim=-1)
     return torch.einsum("etd,ftd->ef", unit, unit) / outputs.shape[1]
-
-
-def _weight_cosine(layer: nn.Module, router: nn.Module, experts: int) -> torch.Tensor:
-    """[E, E]: of all weights of an expert as one vector."""
-    products = torch.zeros(experts, experts, dtype=torch.float64)
-    for tensor in expert_parameters(layer, router, experts).values():
-        flat = tensor.detach().float().flatten(1)
-        products += (flat @ flat.T).cpu().double()
-    norms = products.diagonal().sqrt().clamp_min(1e-30)
-    return products / norms[:, None] / norms[None, :]
 
 
 def _experts_beside(layer: nn.Module, router: nn.Module) -> nn.Module:

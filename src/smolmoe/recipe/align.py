@@ -128,6 +128,8 @@ class AlignRecipe(Recipe):
         terms = [name for name in names if getattr(self.objective, name)]
         if self.router in ("frozen", "free") and terms:
             raise ValueError(f"`router: {self.router}` and `objective.{terms[0]}` exclude each other")
+        if self.objective.preset_bias:
+            raise ValueError("`objective.preset_bias` belongs to a training: an aligned model's biases were trained")
         if self.router == "frozen" and self.routing.temperature != 1:
             raise ValueError(
                 "`router: frozen` and `routing.temperature`, which is folded into the weights, exclude each other"

@@ -9,6 +9,8 @@ from pydantic import Field, model_validator
 
 from smolmoe.recipe.base import Recipe
 
+SOURCE = "source"  # its reference in stages
+
 
 class BudgetRecipe(Recipe):
     """Time budget of all trainings of a pipeline."""
@@ -41,7 +43,7 @@ class ReportRecipe(Recipe):
 class StageRecipe(Recipe):
     """One stage: exactly one of its kinds.
 
-    In any value, `{name}` is the model folder that stage `name` wrote, the file of the rows or pairs that it wrote, or
+    In any value, `{source}` is the pipeline's `source`, and `{name}` is the model folder that stage `name` wrote, the file of the rows or pairs that it wrote, or
     the folder of its corpus. Of a training, `{name.run}` is the run folder, and `{name.blocks}` the
     number of blocks that it has read or skipped at its end. `{name.probe}` is the folder of a probe, and
     `{name.held_out}` the file of the rows that a selection kept out.
@@ -91,6 +93,7 @@ class PipelineRecipe(Recipe):
 
     defaults: dict[str, Any] = Field(default_factory=dict, description="values that all training stages share")
     budget: BudgetRecipe | None = Field(None, description="time budget of all trainings")
+    source: str | None = Field(None, description="folder or hub id of the model to begin with, {source} in stages")
     stages: tuple[StageRecipe, ...] = Field(min_length=1, description="stages, in order")
     out: Path = Field(description="output folder of the pipeline")
 
@@ -100,4 +103,6 @@ class PipelineRecipe(Recipe):
         twice = next((name for name in names if names.count(name) > 1), None)
         if twice is not None:
             raise ValueError(f"two stages are called {twice!r}")
+        if self.source is not None and SOURCE in names:
+            raise ValueError(f"no stage can be called {SOURCE!r} beside the key of this name")
         return self

@@ -10,6 +10,7 @@ from pydantic import Field, create_model, model_validator
 from smolmoe.moe.losses import ROUTER_LOSSES
 from smolmoe.recipe.base import Index, Recipe, Vocabulary
 from smolmoe.recipe.data import DataRecipe
+from smolmoe.recipe.schedule import Schedule, at_least_zero, scheduled, whole
 from smolmoe.recipe.trainer import TrainerValues
 from smolmoe.recipe.words import Device, Seed
 
@@ -47,8 +48,14 @@ class ObjectiveRecipe(RouterLosses):
         default="batch",
         description="tokens whose load counts: all of the step's (ranks, accumulation so far), or one batch's",
     )
-    bias_rate: float = Field(
-        default=0.0, ge=0, description="step of the loss-free balancing bias, if the class has one"
+    bias_rate: Annotated[float | Schedule, *scheduled(at_least_zero)] = Field(
+        default=0.0, description="step of the loss-free balancing bias, if the class has one; may change by step"
+    )
+    preset_bias: int = Field(
+        default=0,
+        ge=0,
+        description="training tokens on which the balancing biases are set before the first step, so that loads are "
+        "even from there on; 0: they stay as they are",
     )
     beta: float = Field(
         default=1.0, ge=0, description="beta of balanced perplexity, exp(CE) * exp(beta * (1 - balance))"
@@ -107,8 +114,15 @@ class RoutingRecipe(Recipe):
     temperature: float = Field(
         default=1.0, gt=0, description="router logits are divided by it; folded into the saved weights"
     )
-    sample: bool = Field(
-        default=False, description="choose experts at random by their probabilities instead of the top K"
+    sample: Annotated[bool | float | Schedule, *scheduled(at_least_zero)] = Field(
+        default=False,
+        description="choose experts at random by their probabilities instead of the top K; a number is the scale of "
+        "the randomness (1: by the probabilities, 0: top K) and may change by step",
+    )
+    top_k: Annotated[int | Schedule, *scheduled(whole)] | None = Field(
+        default=None,
+        description="number of experts per token by step, ending with the model's K; gates that are not renormalised "
+        "are scaled by K / top_k",
     )
     expert_dropout: float = Field(
         default=0.0, ge=0, lt=1, description="probability that an expert cannot be chosen in a step"
@@ -137,6 +151,9 @@ class EvaluationRecipe(Recipe):
     at: tuple[Index, ...] = Field(default=(), description="additional evaluation steps")
     tokens: int = Field(default=10_000, ge=1, description="held-out tokens per domain")
     per_document: int = Field(default=1024, ge=2, description="maximum number of held-out tokens per document")
+    by_document: bool = Field(
+        default=False, description="losses of each document at every evaluation, for intervals of a whole curve"
+    )
 
 
 class SamplesRecipe(Recipe):
@@ -180,3 +197,11 @@ class TrainRecipe(Recipe):
     device: Device = "auto"
     seed: Seed = 0
     out: Path = Field(description="output folder of the run")
+
+    @model_validator(mode="after")
+    def _is_consistent(self) -> Self:
+        if self.guidance is not None and self.objective.preset_bias:
+            raise ValueError(
+                "`guidance` and `objective.preset_bias` exclude each other: loads of named experts follow the text"
+            )
+        return self

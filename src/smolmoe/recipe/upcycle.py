@@ -12,6 +12,9 @@ from smolmoe.recipe.words import Seed
 from smolmoe.results.verification import QUICK_LEAVES_OUT, VerifyMode
 
 Shared = Literal["none", "full", "residual"] | int
+SharedBy = Literal["first", "importance", "rate"]
+Subsets = Literal["groups", "complementary", "random"]
+Gates = Literal["normalised", "independent"]
 Diversify = Literal["none", "noise", "drop"]
 Router = Literal["random", "zero", "domains"]
 Centroids = Literal["mean", "kmeans"]
@@ -29,7 +32,26 @@ class UpcycleRecipe(Recipe):
     granularity: int = Field(
         1, description="granularity G: each expert is 1/G of the FFN; groups of G are selected together"
     )
+    subsets: Subsets = Field(
+        "groups",
+        description="neurons of experts that are 1/G of the FFN: groups (consecutive shards, chosen together; exact), "
+        "complementary (every G experts share out the neurons at random) or random (drawn for each expert); experts of "
+        "the latter two are chosen one by one",
+    )
     shared: Shared = Field("none", description="shared expert: none, full, residual, or its width in neurons")
+    shared_by: SharedBy = Field(
+        "first",
+        description="choice of the shared neurons (shared: a width): first, importance (mean |activation| x norm of "
+        "the neuron's down column) or rate (share of tokens on which it is active), on text",
+    )
+    calibration: Path | None = Field(
+        None, description="documents that shared neurons are ranked on (default: text from this Python installation)"
+    )
+    gates: Gates = Field(
+        "normalised",
+        description="gates of the chosen experts: normalised to sum to 1, or independent (a constant x sigmoid of each "
+        "logit), which sum to 1 at zero logits and give a single chosen expert a router gradient",
+    )
     diversify: Diversify = Field(
         "none", description="method that makes the expert copies differ: none, noise or drop (Drop-Upcycling)"
     )
@@ -48,7 +70,11 @@ class UpcycleRecipe(Recipe):
     attention: Attention = Field(
         "average", description="source of all other weights in a merge: average of the specialists, or base"
     )
-    router: Router = Field("random", description="router initialisation: random (std 0.02), zero or domains")
+    router: Router = Field("random", description="router initialisation: random, zero or domains")
+    router_std: float | None = Field(
+        None,
+        description="standard deviation of a random router's rows (default: 0.02, or 0.002 with independent gates)",
+    )
     router_data: Path | None = Field(
         None, description='JSONL file with "text" and "domain" in each row (router: domains)'
     )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import re
+from collections.abc import Iterator
 
 from smolmoe.core.claim import Claim
 from smolmoe.families import DenseSpec, MoeTarget
@@ -25,10 +26,10 @@ def make_claim(
     limits = adaptation(spec, target).limits
     if recipe.expert:
         return Claim("none", " ".join((_merge_reason(recipe), *limits)), dtypes, layout.granularity)
-    perturbed = recipe.diversify != "none" and recipe.shared != "residual"
-    if perturbed:
-        reason = " ".join((WAYS[recipe.diversify].reason(recipe), *limits))
-        return Claim("deviates", reason, dtypes, layout.granularity)
+    deviations = [] if recipe.shared == "residual" else list(_deviations(recipe, layout))
+    if deviations:
+        said = "The error is predicted from the dense model."
+        return Claim("deviates", " ".join((*deviations, said, *limits)), dtypes, layout.granularity)
     rounded = [tensor for tensor in tensors if _rounds(tensor)]
     if rounded:
         experts = {tensor.dtype for tensor in rounded if tensor.role != "kept"}
@@ -46,6 +47,24 @@ def make_claim(
         dtypes,
         layout.granularity,
     )
+
+
+def _deviations(recipe: UpcycleRecipe, layout: Layout) -> Iterator[str]:
+    """What in the request changes the function, one sentence each."""
+    if recipe.diversify != "none":
+        yield WAYS[recipe.diversify].reason(recipe)
+    if layout.parts > 1 and recipe.subsets != "groups":
+        times = layout.top_k / layout.parts
+        drawn = "drawn for it alone" if recipe.subsets == "random" else f"which every {layout.parts} experts share out"
+        yield (
+            f"Each expert holds a random 1/{layout.parts} of {layout.routed_width} neurons, {drawn}, and is chosen "
+            f"alone, so a token gets each neuron {'once' if times == 1 else f'{times:g} times'} on average, not exactly."
+        )
+    if layout.gate_scale is not None and recipe.router != "zero":
+        yield (
+            f"Gates are {layout.gate_scale:g} x sigmoid(logit): {layout.gate:g} at a logit of 0, but the router's rows "
+            "give other logits."
+        )
 
 
 def _rounds(tensor: OutTensor) -> bool:
@@ -83,7 +102,7 @@ def _place(name: str) -> str:
 
 def _per_dtype(layout: Layout, target: MoeTarget) -> dict[str, str]:
     low = "equal up to the dtype's own rounding noise (the dense model in it, against itself in float32)"
-    if layout.granularity > 1 and target.scoring == "softmax":
+    if layout.granularity > 1 and target.scoring == "softmax" and layout.gate_scale is None:
         low += (
             "; routers of this class compute logits in it, where groups can tie and a token can get parts of two groups"
             " (0.2-0.5% of tokens have been seen)"
@@ -97,9 +116,12 @@ def _exact_reason(recipe: UpcycleRecipe, layout: Layout) -> str:
     experts = (
         "copies of the FFN"
         if layout.granularity == 1
-        else (f"shards of 1/{layout.granularity}, chosen in whole groups, down scaled by {layout.granularity}")
+        else f"shards of 1/{layout.granularity}, chosen in whole groups, down scaled by {layout.granularity}"
     )
-    routed = f"The chosen gates sum to 1 and the routed experts are {experts}"
+    gates = "The chosen gates sum to 1"
+    if layout.gate_scale is not None:
+        gates = f"With a zero router each chosen gate is {layout.gate_scale:g} x sigmoid(0) = {layout.gate:g}"
+    routed = f"{gates} and the routed experts are {experts}"
     if recipe.shared == "full":
         return f"{routed}; shared and routed output are each weighted by one half."
     if recipe.shared != "none":
@@ -108,7 +130,7 @@ def _exact_reason(recipe: UpcycleRecipe, layout: Layout) -> str:
 
 
 def _epsilon(recipe: UpcycleRecipe, target: MoeTarget) -> str:
-    if not target.gate_epsilon or recipe.shared == "residual":
+    if not target.gate_epsilon or recipe.shared == "residual" or recipe.gates == "independent":
         return ""
     return (
         f" The class adds {target.gate_epsilon:g} to the sum S of the chosen scores (about K / 2 at the start), so the "

@@ -27,6 +27,6 @@ def moe_config(
     config |= settings(spec, target, layout.sizes(spec))
     if recipe.expert:
         config["expert_names"] = [
-            list(recipe.expert)[e // layout.granularity % len(recipe.expert)] for e in range(layout.experts)
+            list(recipe.expert)[e // layout.parts % len(recipe.expert)] for e in range(layout.experts)
         ]
     return config

@@ -17,6 +17,7 @@ from smolmoe.core.model_code import TOKENIZER_FILES, put_code
 from smolmoe.core.model_folder import check_output, check_replaceable
 from smolmoe.core.provenance import PROVENANCE_FILE, SCHEMA_VERSION, command, origin, read_provenance, versions
 from smolmoe.surgery.plan import Plan
+from smolmoe.surgery.shared_neurons import to_hex
 from smolmoe.surgery.sources import BASE
 from smolmoe.surgery.tensors.tokenizer import keep_tokenizer
 from smolmoe.surgery.tensors.writer import Progress, parse_size, write_tensors
@@ -116,6 +117,8 @@ def provenance(plan: Plan, router: dict[str, Any] | None) -> dict[str, Any]:
             "expert_width": layout.width,
             "shared_width": layout.shared_width,
             "moe_layers": list(layout.moe_layers),
+            "gate_scale": layout.gate_scale,
+            **({"shared_neurons": to_hex(layout.shared_neurons)} if layout.shared_neurons else {}),
         },
         "sources": {
             name: {

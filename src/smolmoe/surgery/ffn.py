@@ -1,6 +1,6 @@
 """The algebra: a dense FFN becomes routed experts, a shared expert and a router, as blocks of the tensor program.
 
-Every target's gates sum to 1 over the chosen experts, so for ANY router
+Gates that are renormalised sum to 1 over the chosen experts, so for ANY router
 
 - copies give the dense output: sum_e g_e FFN(x) = FFN(x);
 - with granularity G, expert e holds shard e mod G, the G experts of a group share their router row and are chosen
@@ -10,23 +10,32 @@ Every target's gates sum to 1 over the chosen experts, so for ANY router
 - a shared width W: its W neurons are always active, the routed experts are made from the other F - W;
 - residual: the shared expert is the dense FFN, routed down projections are 0.
 
+Independent gates, c sigmoid(logit), sum to 1 only at zero logits, where each is c / 2. Their c holds the factors above
+(c = 2 G / K, half of it beside a full shared expert), so that no routed weight is scaled or rounded.
+
+Subsets that are drawn (`subsets: random, complementary`) are chosen one by one: a token gets each neuron once on
+average, not exactly.
+
 A sigmoid gate with zero weights halves the shared expert, which its down projection compensates for. Only
 down projections are scaled. Biases of down follow their own sums: gates sum to 1, so a routed bias is not scaled.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 
 from smolmoe.families import DenseSpec, ExpertNames, MoeTarget, Slot
 from smolmoe.recipe import UpcycleRecipe
 from smolmoe.surgery.request import Layout
 from smolmoe.surgery.sources import BASE, Source
 from smolmoe.surgery.tensors.diversify import WAYS, Perturb, drop
+from smolmoe.surgery.tensors.initialisers import generator
 from smolmoe.surgery.tensors.program import Block, OutTensor, Read, Region, Role
 
-ROUTER_STD = 0.02
+# Of random rows. Independent gates change the function by what the logits are away from zero.
+ROUTER_STD = {"normalised": 0.02, "independent": 0.002}
 RESIDUAL_DROP = 0.5
 
 
@@ -39,8 +48,22 @@ class Scales:
     shared: float
 
 
-def scales(shared: str | int, granularity: int, gated: bool) -> Scales:
-    """The factors that preserve the function; see the module. `gated`: the shared expert is halved by its gate."""
+def scales(shared: str | int, parts: int, gated: bool, *, independent: bool = False) -> Scales:
+    """The factors that preserve the function; see the module.
+
+    Args:
+        shared: as in the recipe.
+        parts: G, each routed expert is 1/G of the routed neurons.
+        gated: the shared expert is halved by its gate.
+        independent: the gates carry the factor on routed experts.
+    """
+    found = _scales(shared, parts, gated)
+    if not independent or not found.routed:
+        return found
+    return Scales(routed=1.0, routed_bias=found.routed_bias / found.routed, shared=found.shared)
+
+
+def _scales(shared: str | int, granularity: int, gated: bool) -> Scales:
     undo_gate = 2.0 if gated else 1.0
     if shared == "none":
         return Scales(routed=float(granularity), routed_bias=1.0, shared=0.0)
@@ -118,18 +141,43 @@ class MoeLayer:
         repeat = 1 if self.recipe.shared == "residual" else self.layout.granularity
         fill = {"random": "normal", "zero": "zeros", "domains": "rows"}[self.recipe.router]
         shape = (self.layout.experts, self.spec.hidden_size)
-        return Block(shape, fill=fill, std=ROUTER_STD, repeat=repeat, stream=f"layer.{self.layer}.router")  # type: ignore[arg-type]
+        std = ROUTER_STD[self.recipe.gates] if self.recipe.router_std is None else self.recipe.router_std
+        return Block(shape, fill=fill, std=std, repeat=repeat, stream=f"layer.{self.layer}.router")  # type: ignore[arg-type]
 
     # -- routed experts ---------------------------------------------------------------------------------------
 
     def _expert_source(self, expert: int) -> str:
         """Specialists take turns over groups: group g comes from specialist g mod N."""
         names = [name for name in self.sources if name != BASE] or [BASE]
-        return names[expert // self.layout.granularity % len(names)]
+        return names[expert // self.layout.parts % len(names)]
 
-    def _expert_span(self, expert: int) -> tuple[int, int]:
-        start = self.layout.routed_neurons[0] + expert % self.layout.granularity * self.layout.width
-        return start, start + self.layout.width
+    @property
+    def _ranked(self) -> Sequence[int] | None:
+        return self.layout.shared_neurons[self.layer] if self.layout.shared_neurons else None
+
+    @cached_property
+    def _shared_neurons(self) -> Sequence[int]:
+        return self._ranked or range(self.layout.shared_width)
+
+    @cached_property
+    def _routed_neurons(self) -> Sequence[int]:
+        """The neurons that routed experts are made from, ascending."""
+        if not isinstance(self.recipe.shared, int):
+            return range(self.spec.ffn_size)
+        held = set(self._shared_neurons)
+        return _as_run([i for i in range(self.spec.ffn_size) if i not in held])
+
+    def expert_neurons(self, expert: int) -> Sequence[int]:
+        """The neurons of the dense FFN that a routed expert holds, ascending."""
+        parts, width, neurons = self.layout.parts, self.layout.width, self._routed_neurons
+        part = expert % parts
+        if parts > 1 and self.recipe.subsets != "groups":
+            drawn = expert if self.recipe.subsets == "random" else expert // parts
+            part = 0 if self.recipe.subsets == "random" else part
+            rng = generator(self.recipe.seed, f"layer.{self.layer}.subset.{drawn}")
+            places = rng.permutation(len(neurons))[part * width : (part + 1) * width]
+            return _as_run([neurons[i] for i in sorted(places.tolist())])
+        return neurons[part * width : (part + 1) * width]
 
     def _perturb(self, expert: int, slot: str, *, bias: bool) -> Perturb | None:
         recipe, axis, name = self.recipe, int(slot == "down"), f"layer.{self.layer}.expert.{expert}"
@@ -142,9 +190,8 @@ class MoeLayer:
 
     def projection(self, expert: int, name: str, *, bias: bool = False) -> Block:
         """One projection ("gate", "up", "down") of one routed expert."""
-        factors = scales(self.recipe.shared, self.layout.granularity, self.target.shared_gated)
-        down = name == "down"
-        block = self._copy(self._expert_source(expert), name, self._expert_span(expert), bias=bias)
+        factors, down = self._scales, name == "down"
+        block = self._copy(self._expert_source(expert), name, self.expert_neurons(expert), bias=bias)
         factor = (factors.routed_bias if bias else factors.routed) if down else 1.0
         if factor == 0.0:
             return Block(block.shape)
@@ -156,13 +203,18 @@ class MoeLayer:
             stream=f"layer.{self.layer}.expert.{expert}.{name}{'.bias' if bias else ''}" if perturb else "",
         )
 
+    @property
+    def _scales(self) -> Scales:
+        independent = self.layout.gate_scale is not None
+        return scales(self.recipe.shared, self.layout.parts, self.target.shared_gated, independent=independent)
+
     def dense_projection(self, name: str, *, bias: bool = False) -> Block:
         """The base's projection, complete and unchanged."""
-        return self._copy(BASE, name, (0, self.spec.ffn_size), bias=bias)
+        return self._copy(BASE, name, range(self.spec.ffn_size), bias=bias)
 
-    def _copy(self, source: str, name: str, span: tuple[int, int], *, bias: bool = False) -> Block:
-        """Neurons `span` of a dense projection, oriented [out, in]; a bias of down has no neurons: used in full."""
-        mlp, d, width = self.spec.mlp, self.spec.hidden_size, span[1] - span[0]
+    def _copy(self, source: str, name: str, neurons: Sequence[int], *, bias: bool = False) -> Block:
+        """Neurons of a dense projection, oriented [out, in]; a bias of down has no neurons: used in full."""
+        mlp, d, width = self.spec.mlp, self.spec.hidden_size, len(neurons)
         slot: Slot | None = {"gate": mlp.gate, "up": mlp.up, "down": mlp.down}[name]
         assert slot is not None
         origin = self.sources[source]
@@ -170,14 +222,17 @@ class MoeLayer:
         if bias and name == "down":
             return Block((d,), (read,))
         offset = slot.half * self.spec.ffn_size if slot.half else 0
-        part: tuple[int, int] | None = (span[0] + offset, span[1] + offset)
-        if slot.half is None and width == self.spec.ffn_size:
+        run = isinstance(neurons, range)
+        first, last = (neurons[0], neurons[-1] + 1) if run else (0, self.spec.ffn_size)
+        part: tuple[int, int] | None = (first + offset, last + offset)
+        if slot.half is None and last - first == self.spec.ffn_size:
             part = None  # the whole matrix: it is copied unchanged, whichever axis its neurons are on
+        order = None if run else tuple(neurons)
         if bias:
-            return Block((width,), (read,), span=part)
+            return Block((width,), (read,), span=part, order=order)
         shape = (d, width) if name == "down" else (width, d)
         centred = 0 if name == "down" and self._centred else None
-        return Block(shape, (read,), int(name == "down"), part, mlp.transposed, centred=centred)
+        return Block(shape, (read,), int(name == "down"), part, mlp.transposed, order, centred=centred)
 
     def _routed(self) -> Iterator[OutTensor]:
         names = self.target.names.experts
@@ -219,13 +274,9 @@ class MoeLayer:
     # -- shared expert ----------------------------------------------------------------------------------------
 
     def shared_projection(self, name: str, *, bias: bool = False) -> Block:
-        """One projection ("gate", "up", "down") of the shared expert: the first W neurons of the base's FFN."""
-        block = self._copy(BASE, name, (0, self.layout.shared_width), bias=bias)
-        if name != "down":
-            return block
-        return replace(
-            block, scale=scales(self.recipe.shared, self.layout.granularity, self.target.shared_gated).shared
-        )
+        """One projection ("gate", "up", "down") of the shared expert: W neurons of the base's FFN."""
+        block = self._copy(BASE, name, self._shared_neurons, bias=bias)
+        return replace(block, scale=self._scales.shared) if name == "down" else block
 
     def _shared(self) -> Iterator[OutTensor]:
         names, width, d = self.target.names.shared, self.layout.shared_width, self.spec.hidden_size
@@ -244,6 +295,12 @@ class MoeLayer:
         if self.spec.mlp.gated and names.gate_up:
             return [(names.gate_up, inner)]
         return [(str(getattr(names, part)), (part,)) for part in inner]
+
+
+def _as_run(neurons: list[int]) -> Sequence[int]:
+    """As a range where they follow each other, which is copied without reordering; otherwise a tuple."""
+    run = range(neurons[0], neurons[-1] + 1)
+    return run if len(run) == len(neurons) else tuple(neurons)
 
 
 def _as_bias(name: str) -> str:

@@ -11,7 +11,16 @@ from smolmoe.core.devices import pick_device
 if TYPE_CHECKING:
     from torch import Tensor
 
+SEQUENCE = 256  # tokens of the texts that initialisers read
 Consumer = Callable[[int, "list[Tensor]"], None]
+
+
+def sequence_length(folder: Path) -> int:
+    """Tokens of a sequence: SEQUENCE, or the model's context if that is shorter."""
+    from smolmoe.moe.loading import load_config
+
+    config = load_config(folder).get_text_config()
+    return min(SEQUENCE, getattr(config, "max_position_embeddings", None) or SEQUENCE)
 
 
 def each_layers_inputs(

@@ -6,7 +6,8 @@ gradient comes through. A share rho of the tokens reaches an expert, so
 
     m' = rho * c * m        v' = rho * c^2 * v
 
-with rho = K/E and gate 1/K for routed experts, rho = 1 for shared ones. m' is exact over the sum of the experts; v'
+with rho = K/E and the gate at the start for routed experts (1/K renormalised, c sigmoid(0) independent), rho = 1 for
+shared ones. m' is exact over the sum of the experts; v'
 holds where the noise of single tokens makes up the second moment. A norm shifted from 1 + w to w keeps its moments;
 weight decay, which the Trainer does not apply to norms, would pull it to 0 instead of 1. Derivation and measurements:
 docs/explanation/boundary.md.
@@ -25,6 +26,7 @@ from smolmoe.core.provenance import PROVENANCE_FILE, read_provenance
 from smolmoe.errors import CheckpointError, RequestError
 from smolmoe.recipe import UpcycleRecipe, parse
 from smolmoe.surgery.plan import Plan, make_plan
+from smolmoe.surgery.shared_neurons import from_hex
 from smolmoe.surgery.sources import BASE
 from smolmoe.surgery.tensors.program import Block, OutTensor, Role
 from smolmoe.surgery.tensors.values import gathered
@@ -99,7 +101,15 @@ def plan_of(moe_folder: Path) -> Plan:
                 fix="Restore the original files, or upcycle again.",
             )
         checkpoints[name] = checkpoint
-    return make_plan(recipe, checkpoints.pop(BASE), checkpoints)
+    neurons = (provenance.get("layout") or {}).get("shared_neurons") or {}
+    if recipe.shared_by != "first" and not neurons:
+        raise CheckpointError(
+            f"the {PROVENANCE_FILE} lacks the shared neurons, which were chosen on text.",
+            field="model",
+            value=str(moe_folder),
+            fix="Upcycle again.",
+        )
+    return make_plan(recipe, checkpoints.pop(BASE), checkpoints, shared_neurons=from_hex(neurons))
 
 
 def _read_provenance(folder: Path) -> dict[str, Any]:
@@ -261,7 +271,7 @@ class _Carrier:
         if role not in ("expert", "shared"):
             return 1.0, 1 / block.scale  # the same step of the function takes a step scaled with the weights
         layout, target = self.plan.layout, self.plan.target
-        share, gate = (layout.top_k / layout.experts, 1 / layout.top_k) if role == "expert" else (1.0, 1.0)
+        share, gate = (layout.top_k / layout.experts, layout.gate) if role == "expert" else (1.0, 1.0)
         if role == "shared" and target.shared_gated:
             gate = 0.5  # sigmoid of a zero gate
         return share, gate if block.reads[0].tensor in self._downs else gate * self._down_scales[role]

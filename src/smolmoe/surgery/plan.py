@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
@@ -35,7 +35,7 @@ from smolmoe.surgery.tensors.tokenizer import same_tokenizer
 
 NO_ROUTER_GRADIENT = (
     "Top-1 with renormalised gates: the single gate is always 1, so the router gets no gradient from the "
-    "language-model loss. Use top_k=2, or train with another router signal."
+    "language-model loss. Use `top_k=2` or `gates='independent'`, or train with another router signal."
 )
 
 
@@ -95,6 +95,15 @@ class Plan:
         return Parameters(total, total - idle // self.layout.experts, embedding)
 
     @property
+    def scoring(self) -> str:
+        """How the router's logits become scores: "softmax" or "sigmoid"."""
+        return self.target.scoring if self.layout.gate_scale is None else "sigmoid"
+
+    def layer(self, index: int) -> MoeLayer:
+        """The MoE of one layer, as blocks."""
+        return MoeLayer(self.recipe, self.spec, self.target, self.layout, self.sources, index)
+
+    @property
     def runs_in(self) -> dict[str, list[str]]:
         """For each engine the reasons why it cannot run the result; empty where it can."""
         return runs_in(self.config)
@@ -116,20 +125,28 @@ def _is_embedding(name: str) -> bool:
     )
 
 
-def make_plan(recipe: UpcycleRecipe, base: Checkpoint, specialists: dict[str, Checkpoint] | None = None) -> Plan:
+def make_plan(
+    recipe: UpcycleRecipe,
+    base: Checkpoint,
+    specialists: dict[str, Checkpoint] | None = None,
+    *,
+    shared_neurons: Mapping[int, tuple[int, ...]] | None = None,
+) -> Plan:
     """Plan a conversion.
 
     Args:
         recipe: the request.
         base: the dense source.
         specialists: checkpoint of each name in `recipe.expert`.
+        shared_neurons: by MoE layer, the neurons of the shared expert in ascending order, where the request ranks them
+            on text (`ranked_neurons`); without them the plan is that of the first neurons.
 
     Raises:
         SmolmoeError: a subclass that states what is wrong with the source or the request.
     """
     sources = {BASE: source_tensors(base, read_spec(base.folder), BASE)}
     spec = sources[BASE].spec
-    layout = lay_out(recipe, spec)
+    layout = replace(lay_out(recipe, spec), shared_neurons=shared_neurons or None)
     target = resolve(recipe.target, spec, layout.sizes(spec), recipe.runs_in)
     check_kernel(recipe, layout, sources[BASE])
     said = list(source_warnings(sources[BASE], BASE))
@@ -189,13 +206,19 @@ def _check_unique(tensors: tuple[OutTensor, ...]) -> None:
             raise CheckpointError("the blocks of a tensor do not fill it.", field="tensor", value=tensor.name)
 
 
+def _tied(layout: Layout) -> str:
+    rest = layout.experts - layout.top_k
+    tied = f"A zero router ties all {layout.experts} experts: every token goes to the same {layout.top_k}"
+    breaks = "`routing.sample` or `routing.noise` for the first steps, or loss-free balancing, breaks the tie"
+    if layout.gate_scale is None:
+        return f"{tied}, and the other {rest} stay dead. Use a random router, unless {breaks}."
+    return f"{tied} until training moves their rows, so the other {rest} start late. In training {breaks}."
+
+
 def _warnings(recipe: UpcycleRecipe, layout: Layout) -> Iterator[str]:
-    if recipe.router == "zero":
-        yield (
-            f"A zero router ties all {layout.experts} experts: every token goes to the same {layout.top_k}, and the "
-            f"other {layout.experts - layout.top_k} stay dead. Use a random router unless training breaks the tie."
-        )
-    if layout.top_k == 1:
+    if recipe.router == "zero" and layout.top_k < layout.experts:
+        yield _tied(layout)
+    if layout.top_k == 1 and layout.gate_scale is None:
         yield NO_ROUTER_GRADIENT
     if recipe.shared == "residual" and recipe.diversify == "none":
         yield "Residual experts must differ to be useful: half of the gate and up neurons of each are re-initialised."

@@ -59,14 +59,14 @@ def _layer_error(plan: Plan, layer: int, x: Tensor, rows: Mapping[str, Tensor]) 
 
     from smolmoe.moe.reference import choose, routed_output
 
-    moe = MoeLayer(plan.recipe, plan.spec, plan.target, plan.layout, plan.sources, layer)
+    moe = plan.layer(layer)
     act = ACT2FN[plan.spec.mlp.activation]
     router = _values(plan, moe.router_rows(), rows)
-    gates, indices = choose(x @ router.T, plan.layout.top_k, plan.target.scoring)
+    gates, indices = choose(x @ router.T, plan.layout.top_k, plan.scoring, plan.layout.gate_scale)
     out = routed_output(x, gates, indices, [_expert(plan, moe, e) for e in range(plan.layout.experts)], act)
     if plan.layout.shared_width:
         out = out + _shared(plan, moe)(x, act) * (0.5 if plan.target.shared_gated else 1.0)
-    dense = _dense(plan, moe)(x, act)
+    dense = dense_ffn(plan, layer)(x, act)
     return float((out - dense).norm() / dense.norm())
 
 
@@ -96,5 +96,6 @@ def _shared(plan: Plan, moe: MoeLayer) -> Ffn:
     return _ffn(plan, moe.shared_projection)
 
 
-def _dense(plan: Plan, moe: MoeLayer) -> Ffn:
-    return _ffn(plan, moe.dense_projection)
+def dense_ffn(plan: Plan, layer: int) -> Ffn:
+    """The base's FFN of a layer, rounded to the files' dtype."""
+    return _ffn(plan, plan.layer(layer).dense_projection)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from smolmoe.errors import RequestError
@@ -17,24 +19,36 @@ class Layout:
     """The sizes of a request, checked against the source.
 
     Attributes:
-        experts, top_k, granularity: E, K, G.
+        experts, top_k: E, K.
+        parts: the routed experts hold 1/parts of the routed neurons each.
+        granularity: G, experts that are chosen together: `parts`, or 1 where experts are chosen one by one.
         width: neurons I of one routed expert.
-        routed_neurons: the neurons (start, stop) of the dense FFN that the routed experts are made from.
+        routed_width: neurons of the dense FFN that the routed experts are made from.
         shared_width: neurons of the shared expert; 0 without a shared expert.
         moe_layers: indices of the layers that become MoE layers.
+        gate_scale: gates are this times the sigmoid of their logits; None: they are renormalised to sum to 1.
+        shared_neurons: by MoE layer, the neurons of the shared expert in ascending order; None: the first ones.
     """
 
     experts: int
     top_k: int
+    parts: int
     granularity: int
     width: int
-    routed_neurons: tuple[int, int]
+    routed_width: int
     shared_width: int
     moe_layers: tuple[int, ...]
+    gate_scale: float | None = None
+    shared_neurons: Mapping[int, tuple[int, ...]] | None = None
+
+    @property
+    def gate(self) -> float:
+        """The gate of a chosen expert where all logits are zero; with renormalised gates, their mean."""
+        return 1 / self.top_k if self.gate_scale is None else self.gate_scale / 2
 
     def sizes(self, spec: DenseSpec) -> MoeSizes:
         dense = [i for i in range(spec.layers) if i not in self.moe_layers]
-        return MoeSizes(self.experts, self.top_k, self.width, self.shared_width, spec.ffn_size, dense)
+        return MoeSizes(self.experts, self.top_k, self.width, self.shared_width, spec.ffn_size, dense, self.gate_scale)
 
 
 def lay_out(recipe: UpcycleRecipe, spec: DenseSpec) -> Layout:
@@ -61,14 +75,27 @@ def lay_out(recipe: UpcycleRecipe, spec: DenseSpec) -> Layout:
     _check_router(recipe)
     _check_diversify(recipe)
     return Layout(
-        experts,
-        recipe.top_k,
-        g,
-        routed // g,
-        (start, spec.ffn_size),
-        shared_width,
-        parse_layers(recipe.layers, spec.layers),
+        experts=experts,
+        top_k=recipe.top_k,
+        parts=g,
+        granularity=g if recipe.subsets == "groups" else 1,
+        width=routed // g,
+        routed_width=routed,
+        shared_width=shared_width,
+        moe_layers=parse_layers(recipe.layers, spec.layers),
+        gate_scale=_gate_scale(recipe),
     )
+
+
+def _gate_scale(recipe: UpcycleRecipe) -> float | None:
+    """The factor of independent gates that makes the routed experts count as much as renormalised ones do.
+
+    At zero logits K gates of scale / 2 each give every neuron the weight 1 (1/2 beside a full shared expert): a token
+    gets K / G copies of it.
+    """
+    if recipe.gates == "normalised":
+        return None
+    return 2 * recipe.granularity / recipe.top_k * (0.5 if recipe.shared == "full" else 1.0)
 
 
 def check_kernel(recipe: UpcycleRecipe, layout: Layout, base: Source) -> None:
@@ -83,11 +110,10 @@ def check_kernel(recipe: UpcycleRecipe, layout: Layout, base: Source) -> None:
     multiple = 4 if dtype == "float32" else 8
     if layout.width % multiple == 0:
         return
-    start, stop = layout.routed_neurons
-    good = [g for g in range(1, 65) if (stop - start) % (g * multiple) == 0]
+    good = [g for g in range(1, 65) if layout.routed_width % (g * multiple) == 0]
     ways = [f"`granularity={', '.join(map(str, good))}`"] if good else []
     ways += ["`dtype='float32'`"] if multiple == 8 and layout.width % 4 == 0 else []
-    ways += ["another shared width"] if start else []
+    ways += ["another shared width"] if isinstance(recipe.shared, int) else []
     raise RequestError(
         f"experts of width {layout.width} in {dtype} cannot run: transformers' kernel needs a multiple of {multiple}.",
         field="granularity",
@@ -103,6 +129,10 @@ def _check_unused(recipe: UpcycleRecipe) -> None:
             for name, way in WAYS.items()
             for field in way.settings
         },
+        "subsets": (recipe.granularity > 1, "`granularity=2`"),
+        "shared_by": (isinstance(recipe.shared, int), "`shared=WIDTH`"),
+        "calibration": (recipe.shared_by != "first", "`shared_by='importance'`"),
+        "router_std": (recipe.router == "random", "`router='random'`"),
         "router_data": (recipe.router == "domains", "`router='domains'`"),
         "router_centroids": (recipe.router == "domains", "`router='domains'`"),
         "attention": (bool(recipe.expert), "`expert={'NAME': 'PATH'}`"),
@@ -145,19 +175,19 @@ def _check_counts(recipe: UpcycleRecipe, experts: int) -> None:
             value=k,
             fix=f"Use at most {experts}.",
         )
-    if experts % g:
+    if experts % g and recipe.subsets != "random":
         raise RequestError(
             f"does not divide the {experts} experts into whole groups.",
             field="granularity",
             value=g,
             fix=f"Use `experts={-(-experts // g) * g}`.",
         )
-    if k % g and recipe.shared != "residual":
+    if k % g and recipe.subsets == "groups" and recipe.shared != "residual":
         raise RequestError(
             f"a token must get whole groups of {g} experts, so K must be a multiple of it (K is {k}).",
             field="granularity",
             value=g,
-            fix=f"Use `top_k={max(1, round(k / g)) * g}`.",
+            fix=f"Use `top_k={max(1, round(k / g)) * g}`, or `subsets='complementary'`.",
         )
 
 
@@ -184,12 +214,17 @@ def _shared_width(recipe: UpcycleRecipe, spec: DenseSpec) -> int:
 
 
 def _check_router(recipe: UpcycleRecipe) -> None:
-    if recipe.router == "zero" and recipe.granularity > 1 and recipe.shared != "residual":
+    grouped = recipe.granularity > 1 and recipe.subsets == "groups"
+    if recipe.router == "zero" and grouped and recipe.shared != "residual":
         raise RequestError(
             "a zero router ties all experts, so the chosen K are not whole groups and the function is not preserved.",
             field="router",
             value="zero",
             fix="Use `router='random'` or domains with `granularity` above 1.",
+        )
+    if recipe.router_std is not None and not 0 < recipe.router_std < math.inf:
+        raise RequestError(
+            "must be positive.", field="router_std", value=recipe.router_std, fix="Use `router='zero'` for zeros."
         )
     if recipe.router == "domains" and recipe.router_data is None:
         raise RequestError(

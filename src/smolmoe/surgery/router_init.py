@@ -2,7 +2,8 @@
 
 Rows come from centroids of the FFN's actual inputs on domain-tagged text (compare the cluster centroids
 of arXiv 2604.13508). A stock router has no bias, so a row that points along the mean input would favour its expert on
-every token: the mean's direction is removed. Rows of a layer are then scaled jointly so that logits have std 1.
+every token: the mean's direction is removed. Rows of a layer are then scaled jointly so that logits have std 1, or 0.05
+with independent gates, which are to stay near their value at zero logits.
 """
 
 from __future__ import annotations
@@ -13,8 +14,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from smolmoe.errors import DataError
-from smolmoe.surgery.ffn import MoeLayer
-from smolmoe.surgery.ffn_inputs import each_layers_inputs
+from smolmoe.surgery.ffn_inputs import each_layers_inputs, sequence_length
 from smolmoe.surgery.plan import Plan
 from smolmoe.surgery.sources import BASE
 from smolmoe.surgery.tensors.initialisers import generator
@@ -26,7 +26,7 @@ logger = logging.getLogger(__name__)
 
 TOKENS_PER_DOMAIN = 2048
 UNTAGGED_TOKENS = 8192  # of documents without a domain, for k-means
-SEQUENCE = 256
+LOGIT_STD = {"normalised": 1.0, "independent": 0.05}
 _KMEANS_ROUNDS = 20
 UNTAGGED = "untagged"  # documents without a domain, which k-means reads too
 
@@ -69,7 +69,7 @@ def domain_rows(plan: Plan, tokenizer: Any) -> RouterRows:
     if untagged and by_domain:
         logger.warning("%s: %d documents without a domain are skipped.", plan.recipe.router_data, untagged)
     owners = _owners(plan, sorted(by_domain))
-    length = _sequence(plan)
+    length = sequence_length(plan.sources[BASE].checkpoint.folder)
     sequences: list[list[int]] = []
     tags: list[int] = []
     for index, domain in enumerate(sorted(by_domain)):
@@ -84,14 +84,6 @@ def domain_rows(plan: Plan, tokenizer: Any) -> RouterRows:
         sequences += ids
         tags += [index] * len(ids)
     return _rows_of_layers(plan, sequences, tags, owners, sorted(by_domain))
-
-
-def _sequence(plan: Plan) -> int:
-    """Tokens of a sequence: at most the model's context."""
-    from smolmoe.moe.loading import load_config
-
-    config = load_config(plan.sources[BASE].checkpoint.folder).get_text_config()
-    return min(SEQUENCE, getattr(config, "max_position_embeddings", None) or SEQUENCE)
 
 
 def _owners(plan: Plan, domains: list[str]) -> list[int]:
@@ -116,8 +108,7 @@ def _owners(plan: Plan, domains: list[str]) -> list[int]:
 
 
 def _row_count(plan: Plan) -> int:
-    layer = MoeLayer(plan.recipe, plan.spec, plan.target, plan.layout, plan.sources, plan.layout.moe_layers[0])
-    return plan.layout.experts // layer.router_rows().repeat
+    return plan.layout.experts // plan.layer(plan.layout.moe_layers[0]).router_rows().repeat
 
 
 def _rows_of_layers(
@@ -133,15 +124,15 @@ def _rows_of_layers(
     def consume(layer: int, inputs: list[Tensor]) -> None:
         if layer not in plan.layout.moe_layers:
             return
-        block = MoeLayer(plan.recipe, plan.spec, plan.target, plan.layout, plan.sources, layer).router_rows()
+        block = plan.layer(layer).router_rows()
         x = torch.cat(inputs)
         tag = torch.cat([torch.full((len(part),), t) for part, t in zip(inputs, tags, strict=True)])
         rng = generator(plan.recipe.seed, block.stream)
         whole = plan.recipe.router_centroids == "kmeans"
         centroids = kmeans(x, len(owners), rng) if whole else _centroids_by_domain(x, tag, owners, rng)
-        rows[block.stream] = rows_from_centroids(x, centroids)
+        rows[block.stream] = rows_from_centroids(x, centroids) * LOGIT_STD[plan.recipe.gates]
         logits = x @ rows[block.stream].repeat_interleave(block.repeat, 0).T
-        _, chosen = choose(logits, plan.layout.top_k, plan.target.scoring)
+        _, chosen = choose(logits, plan.layout.top_k, plan.scoring)
         load[layer] = expert_load(chosen, plan.layout.experts).tolist()
 
     each_layers_inputs(plan.sources[BASE].checkpoint.folder, sequences, consume, device=plan.recipe.device)

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from smolmoe.results.verification import VerifyMode
     from smolmoe.surgery.plan import Plan
     from smolmoe.surgery.router_init import RouterRows
+    from smolmoe.surgery.shared_neurons import SharedNeurons
     from smolmoe.verification.verify import Verification
 
 
@@ -32,6 +33,7 @@ class UpcycleResult:
         out: the folder written (with dry_run: that would be written).
         plan: the conversion, its claim with predictions.
         router: rows and predicted load, if the router was made from domains.
+        shared_neurons: the neurons of the shared expert, if they were ranked on text.
         verification: measurements on the written files; None with dry_run or verify="none".
         seconds: wall time.
         dry_run: nothing was written.
@@ -40,6 +42,7 @@ class UpcycleResult:
     out: Path
     plan: Plan
     router: RouterRows | None
+    shared_neurons: SharedNeurons | None
     verification: Verification | None
     seconds: float
     dry_run: bool
@@ -66,6 +69,7 @@ class UpcycleResult:
             "runs_in": plan.runs_in,
             "warnings": list(plan.warnings),
             "router": None if self.router is None else self.router.to_json(),
+            "shared_neurons": None if self.shared_neurons is None else self.shared_neurons.to_json(),
             "verification": None if self.verification is None else self.verification.to_json(),
             "seconds": round(self.seconds, 2),
         }
@@ -123,11 +127,14 @@ def _upcycle(recipe: UpcycleRecipe, base: Checkpoint, *, dry_run: bool, report: 
     check_room(plan)
     if dry_run:  # writing checks them itself
         check_sources(plan.tensors, {name: source.checkpoint for name, source in plan.sources.items()})
+    ranked = _shared_neurons(plan, report)
+    if ranked is not None:
+        plan = make_plan(recipe, base, specialists, shared_neurons=ranked.neurons)
     router = _router_rows(plan, report)
     if recipe.verify != "none":
         plan = _predict(plan, router, report)
     if dry_run:
-        return UpcycleResult(recipe.out, plan, router, None, time.monotonic() - start, True)
+        return UpcycleResult(recipe.out, plan, router, ranked, None, time.monotonic() - start, True)
     done = 0
 
     def progress(nbytes: int) -> None:
@@ -140,7 +147,16 @@ def _upcycle(recipe: UpcycleRecipe, base: Checkpoint, *, dry_run: bool, report: 
     with locked(out):  # so that the measured files are the written ones
         write_card(out)
         verification = None if recipe.verify == "none" else _verify(plan, out, recipe.verify, report)
-    return UpcycleResult(recipe.out, plan, router, verification, time.monotonic() - start, False)
+    return UpcycleResult(recipe.out, plan, router, ranked, verification, time.monotonic() - start, False)
+
+
+def _shared_neurons(plan: Plan, report: Progress) -> SharedNeurons | None:
+    if plan.recipe.shared_by == "first":
+        return None
+    from smolmoe.surgery.shared_neurons import rank_neurons
+
+    report("rank neurons", 0, 0)
+    return rank_neurons(plan, _tokenizer(plan, "neurons are ranked on text"))
 
 
 def _router_rows(plan: Plan, report: Progress) -> RouterRows | None:
@@ -176,7 +192,7 @@ def _tokenizer(plan: Plan, why: str) -> Any:
             f"has no tokenizer, and {why}.",
             field="source",
             value=str(folder),
-            fix="Add the tokenizer files to the folder, or use `verify='none'` with another router.",
+            fix="Add the tokenizer files to the folder, or use `verify='none'` and ask for nothing made from text.",
         )
     return tokenizer
 

@@ -13,6 +13,7 @@ from transformers import TrainingArguments
 from smolmoe.core.devices import kind, pick_device
 from smolmoe.recipe import AlignRecipe, TrainRecipe
 from smolmoe.recipe.base import check_passed_on, new_names
+from smolmoe.training import muon
 from smolmoe.training.checks import check_combinations, refused_by, try_out
 
 DEFAULTS: dict[str, Any] = {
@@ -106,7 +107,7 @@ def training_arguments(recipe: TrainRecipe, *, steps: int, every: int) -> Traini
 
 
 def _builder(recipe: TrainRecipe, *, steps: int, every: int) -> Callable[[Mapping[str, Any]], TrainingArguments]:
-    return builder(
+    build = builder(
         recipe,
         TrainingArguments,
         {"save_steps": every, **DEFAULTS},
@@ -115,6 +116,26 @@ def _builder(recipe: TrainRecipe, *, steps: int, every: int) -> Callable[[Mappin
         metric_for_best_model="eval_loss",
         greater_is_better=False,
     )
+    return lambda given: build(_as_transformers_takes(given, steps))
+
+
+def _as_transformers_takes(given: Mapping[str, Any], steps: int) -> dict[str, Any]:
+    """Without Muon, which the trainer makes, and with the decay of a schedule in steps where it is a share of them."""
+    values = dict(given)
+    if values.get("optim") == muon.NAME:
+        values["optim"] = muon.BASE
+    schedule = values.get("lr_scheduler_kwargs")
+    if isinstance(schedule, Mapping) and 0 < (share := schedule.get("num_decay_steps") or 0) < 1:
+        values["lr_scheduler_kwargs"] = {**schedule, "num_decay_steps": max(1, round(share * steps))}
+    return values
+
+
+def own_optimizer(recipe: TrainRecipe, arguments: TrainingArguments) -> tuple[Any, dict[str, Any]] | None:
+    """The class and the arguments of an optimiser that is not one of transformers; None for all others."""
+    if recipe.trainer.get("optim") != muon.NAME:
+        return None
+    betas = (arguments.adam_beta1, arguments.adam_beta2)
+    return muon.Muon, {"lr": arguments.learning_rate, "betas": betas, "eps": arguments.adam_epsilon, "fused": True}
 
 
 def check_values(

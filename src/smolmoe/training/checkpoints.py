@@ -9,7 +9,6 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-import torch
 from safetensors import SafetensorError
 
 from smolmoe.core import units
@@ -257,30 +256,3 @@ def optimizer_names(model: Any, optimizer: Any) -> list[str]:
     """Names of the parameters in the order of the optimiser's state."""
     names = {id(parameter): name for name, parameter in model.named_parameters()}
     return [names[id(parameter)] for group in optimizer.param_groups for parameter in group["params"]]
-
-
-def read_adam(run: Path) -> dict[str, dict[str, Any]]:
-    """The last Adam state of a run: parameter name -> `exp_avg`, `exp_avg_sq`, `step`.
-
-    Args:
-        run: a run folder, or one of its checkpoints.
-
-    Raises:
-        CheckpointError: no checkpoint, one of its files was changed, or its optimiser was not Adam.
-    """
-    if not (run / NAMES).is_file() and not whole_checkpoints(run):
-        raise CheckpointError(
-            "has no complete checkpoint, and so no state of an optimiser.",
-            field="carry.optimizer",
-            value=str(run),
-            fix="Train the dense model with `trainer.save_strategy: steps` (the default).",
-        )
-    folder = find_checkpoint(run, str(run) if (run / NAMES).is_file() else "latest")
-    names = read_json(folder / NAMES, list)
-    with using(folder / OPTIMIZER):
-        state = torch.load(folder / OPTIMIZER, map_location="cpu", weights_only=True)["state"]
-    if not state or "exp_avg_sq" not in next(iter(state.values())):
-        raise CheckpointError(
-            "has no Adam state.", field="carry.optimizer", value=str(run), fix="Train the dense model with AdamW."
-        )
-    return {names[index]: entry for index, entry in state.items()}

@@ -43,7 +43,7 @@ _UNFIT = {
 }
 # Arguments in `optim_args` that transformers reads; it ignores others silently.
 _ARGUMENTS: dict[str, tuple[str, ...]] = {
-    **dict.fromkeys(("adamw_torch", "adamw_torch_fused", "adafactor"), ()),
+    **dict.fromkeys(("adamw_torch", "adamw_torch_fused", "adafactor", "muon"), ()),
     "sgd": ("momentum", "dampening", "weight_decay", "nesterov"),
     "adagrad": ("lr_decay", "weight_decay", "eps"),
     "rmsprop": ("momentum", "alpha", "eps", "weight_decay", "centered"),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections import Counter
 from dataclasses import asdict, dataclass
 from functools import cache
 from pathlib import Path
@@ -18,7 +19,8 @@ from smolmoe.evaluation.held_out import windows_at_once
 from smolmoe.moe.kernels.linear_cross_entropy import AT_ONCE
 from smolmoe.moe.loading import Skeleton, causal_lm_class
 from smolmoe.moe.size import ModelSize, size_of
-from smolmoe.recipe import TrainRecipe
+from smolmoe.recipe import AlignRecipe, TrainRecipe
+from smolmoe.recipe.schedule import Schedule, schedule_of
 from smolmoe.training.arguments import DEFAULTS, check_trainer, precision
 from smolmoe.training.distillation import open_distillation
 from smolmoe.training.distributed import world_size
@@ -36,7 +38,8 @@ from smolmoe.training.optim import router_names
 
 # A training step of a small model reaches this share of the speed of large matrix products, on CPUs and GPUs.
 EFFICIENCY = 0.3
-STATE_BYTES = {"adamw": 16, "adafactor": 8, "sgd": 8}  # a parameter: weight, gradient, optimiser state, in fp32
+# Of a parameter: weight, gradient, optimiser state, in fp32.
+STATE_BYTES = {"adamw": 16, "adafactor": 8, "sgd": 8, "muon": 12}
 WEIGHT_BYTES = 4  # a frozen parameter, in fp32
 ACTIVATION_BYTES = 100  # per token, layer and unit of hidden size, kept for the backward pass
 LOGIT_BYTES = 12  # per token and vocabulary entry: logits, their fp32 copy, their gradient
@@ -81,6 +84,7 @@ def cost_of(
     bf16: bool,
     whole_logits: bool,
     trained: int | None = None,
+    top_k: Schedule | None = None,
 ) -> Estimate:
     """The cost of a run of a model, which may be on the meta device.
 
@@ -90,11 +94,12 @@ def cost_of(
         optimizer: its name in transformers.
         whole_logits: whether a batch's logits are all in memory; else at most those of `linear_cross_entropy`.
         trained: parameters with a gradient and an optimiser state (default: all).
+        top_k: experts per token by step (default: the model's K).
     """
     size = size_of(model)
     config = model.config.get_text_config()
     tokens = steps * blocks_a_step * length
-    flops = tokens * size.flops_per_token(length)
+    flops = training_flops(model, steps, blocks_a_step, length, top_k)
     kind = next((name for name in STATE_BYTES if optimizer.startswith(name)), "adamw")
     sizes = (size.layers, config.hidden_size, config.vocab_size)
     passes = pass_bytes(*sizes, batch=micro_batch, length=length, whole_logits=whole_logits)
@@ -162,8 +167,28 @@ def estimate(recipe: TrainRecipe) -> Estimate:
         device=device,
         bf16=bool(trainer.get("bf16", precision(device, trainer)["bf16"])),
         trained=_trained(model, recipe.trainable),
+        top_k=top_k_of(recipe),
         whole_logits=bool(recipe.distill or recipe.parallel == "fsdp" or trainer.get("label_smoothing_factor")),
     )
+
+
+def training_flops(model: Any, steps: int, blocks_a_step: int, length: int, top_k: Schedule | None = None) -> float:
+    """FLOPs of so many optimiser steps, see `ModelSize.flops_per_token`.
+
+    Args:
+        top_k: experts per token by step (default: the model's K).
+    """
+    begun = 0 if top_k is None else min(steps, top_k.settled)
+    experts = Counter(round(top_k.at(step)) for step in range(begun)) if top_k is not None else Counter()
+    per_token = sum(count * size_of(model, k).flops_per_token(length) for k, count in experts.items())
+    per_token += (steps - begun) * size_of(model).flops_per_token(length)
+    return per_token * blocks_a_step * length
+
+
+def top_k_of(recipe: TrainRecipe | AlignRecipe) -> Schedule | None:
+    """The recipe's number of experts per token by step; None if it is always the model's K."""
+    given = recipe.routing.top_k
+    return None if given is None else schedule_of(given)
 
 
 def _trained(model: Any, trainable: str) -> int | None:
@@ -175,8 +200,11 @@ def _trained(model: Any, trainable: str) -> int | None:
 
 def steps_for_flops(recipe: TrainRecipe, flops: float) -> int:
     """The number of steps of this run that take so many FLOPs."""
-    length = recipe.data.length
-    return max(1, round(flops / (size_of(skeleton(recipe)).flops_per_token(length) * blocks_a_step(recipe) * length)))
+    model, blocks, length, top_k = skeleton(recipe), blocks_a_step(recipe), recipe.data.length, top_k_of(recipe)
+    a_step = training_flops(model, 1, blocks, length)
+    begun = 0 if top_k is None else top_k.settled  # steps with another number of experts
+    more = training_flops(model, begun, blocks, length, top_k) - begun * a_step
+    return max(1, round((flops - more) / a_step))
 
 
 def skeleton(recipe: TrainRecipe) -> Any:

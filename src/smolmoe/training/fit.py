@@ -12,6 +12,7 @@ from smolmoe.moe.gating import gate_spec
 from smolmoe.moe.losses import ROUTER_LOSSES
 from smolmoe.moe.routing import find_routers
 from smolmoe.recipe import TrainRecipe
+from smolmoe.recipe.schedule import Schedule, schedule_of
 from smolmoe.recipe.train import ObjectiveRecipe, RoutingRecipe
 from smolmoe.training.guidance import Guidance, check_named
 
@@ -68,14 +69,15 @@ def check_terms(
                 "the model is dense: it has no routers.", field=field, value=value, fix="Remove it, or use an MoE."
             )
         return
-    if objective.bias_rate and not has_selection_bias(model):
-        biased = [name for name, target in MOE_TARGETS.items() if target.names.selection_bias]
-        raise RequestError(
-            f"{type(model).__name__} has no selection bias to balance with.",
-            field="objective.bias_rate",
-            value=objective.bias_rate,
-            fix=f"Use objective.load_balance, or a class that has one: {', '.join(biased)}.",
-        )
+    for name in ("bias_rate", "preset_bias"):
+        if getattr(objective, name) and not has_selection_bias(model):
+            biased = [name for name, target in MOE_TARGETS.items() if target.names.selection_bias]
+            raise RequestError(
+                f"{type(model).__name__} has no selection bias to balance with.",
+                field=f"objective.{name}",
+                value=getattr(objective, name),
+                fix=f"Use objective.load_balance, or a class that has one: {', '.join(biased)}.",
+            )
     if routing.tie_groups and granularity < 2:
         raise RequestError(
             "the experts form no groups (granularity 1).",
@@ -83,6 +85,8 @@ def check_terms(
             value=routing.tie_groups,
             fix="Remove it.",
         )
+    if routing.top_k is not None:
+        _check_top_k(schedule_of(routing.top_k), routers, granularity if routing.tie_groups else 1)
     experts = gate_spec(routers[0]).experts
     beyond = [expert for expert in routing.reserved if expert >= experts]
     if beyond or len({*routing.reserved}) >= experts:
@@ -92,6 +96,23 @@ def check_terms(
             value=beyond or list(routing.reserved),
             fix="Remove it, or reserve fewer experts.",
         )
+
+
+def _check_top_k(schedule: Schedule, routers: Sequence[Any], granularity: int) -> None:
+    """Raises RequestError for a number of experts per token that these routers cannot choose."""
+    specs = [gate_spec(router) for router in routers]
+    most, k = min(spec.most for spec in specs), specs[0].top_k
+    wrong = next(
+        (value for value in sorted(schedule.whole_values()) if not (value <= most and value % granularity == 0)), None
+    )
+    problem = fix = None
+    if wrong is not None:
+        problem = f"{wrong} of {most} experts cannot be chosen"
+        fix = f"Use at most {most}." if granularity == 1 else f"Use multiples of {granularity}, whole groups."
+    elif any(spec.top_k != schedule.last for spec in specs):
+        problem, fix = f"the model chooses {k} experts, but the schedule ends at {schedule.last:g}", f"End it with {k}."
+    if problem is not None:
+        raise RequestError(f"{problem}.", field="routing.top_k", value=schedule.plain(), fix=fix)
 
 
 def check_balance(objective: ObjectiveRecipe, guidance: Guidance) -> None:

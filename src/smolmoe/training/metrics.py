@@ -25,7 +25,7 @@ class MetricsFile:
     """`metrics.jsonl`: one JSON object per line, each with its `kind` and `step`.
 
     Kinds: "step" (losses of one step), "window" (routing, speed and memory since the last window), "held_out",
-    "gradients" (of each term on the routers), "alarm".
+    "gradients" (of each term on the routers), "alarm", "preset_bias" (the load before the first step).
 
     Args:
         after: keep rows up to this step and append: a resumed run rewrites the later ones.

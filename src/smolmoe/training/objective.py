@@ -22,6 +22,7 @@ from smolmoe.moe.control import control_routers
 from smolmoe.moe.gating import Intervention, gate_spec, router_weight
 from smolmoe.moe.routing import Routing, RoutingCapture, find_routers, selection_biases
 from smolmoe.moe.ties import GroupTies
+from smolmoe.recipe.schedule import schedule_of
 from smolmoe.recipe.train import ObjectiveRecipe, RoutingRecipe
 from smolmoe.training.distillation import Distillation
 from smolmoe.training.fit import check_balance, check_terms
@@ -58,13 +59,15 @@ class Objective:
         weights = {loss: getattr(objective, loss.name) for loss in losses.ROUTER_LOSSES}
         self.weights = {loss: weight for loss, weight in weights.items() if weight}
         self.scope = objective.balance_scope
-        self.bias_rate = objective.bias_rate
+        self.bias_rate = schedule_of(objective.bias_rate)
         self.routers: list[Any] = [router for _, router in find_routers(model)]
         self.guidance = guidance
         check_terms(model, objective, routing, self.routers, granularity)
         if guidance is not None:
             check_balance(objective, guidance)
         self.tied_steps = routing.tie_groups
+        self.sample = schedule_of(routing.sample)
+        self.top_k = None if routing.top_k is None else schedule_of(routing.top_k)
         self.capture: RoutingCapture | None = None
         if not self.routers:
             return
@@ -79,6 +82,7 @@ class Objective:
         self.counts = torch.zeros(len(self.routers), self.experts, dtype=torch.int64)
         self.load = self.counts.float()
         self.hits = torch.zeros(1 if guidance is None else len(guidance.layers) + 1, dtype=torch.int64)
+        self.begin_step(0)
 
     @contextmanager
     def recording(self) -> Iterator[None]:
@@ -142,21 +146,28 @@ class Objective:
         counts = totals.view(-1, self.domains, self.experts).sum(1)
         return (counts / counts.sum(-1, keepdim=True).clamp_min(1)).float()
 
+    def begin_step(self, step: int) -> None:
+        """Before the forward pass of step number `step`, counted from 0: take the values that schedules have for it."""
+        if self.capture is not None:
+            top_k = None if self.top_k is None else round(self.top_k.at(step))
+            self.control.change(sample=self.sample.at(step), top_k=top_k)
+
     def before_step(self, step: int) -> None:
         """Between the backward pass and the optimiser's step number `step`, counted from 0."""
         if self.capture is not None and self.ties is not None and step < self.tied_steps:
             self.ties.apply()
 
-    def after_step(self) -> None:
-        """After the optimiser's step: move selection biases and reset the counts."""
+    def after_step(self, step: int) -> None:
+        """After the optimiser's step number `step`: move selection biases and reset the counts."""
         if self.capture is None:
             return
-        if self.bias_rate:
+        rate = self.bias_rate.at(step)
+        if rate:
             means = [None] * len(self.load) if self.guidance is None else self.guidance.mean_load(self.load)
             biases = selection_biases(self.control.model).values()
             for bias, load, mean in zip(biases, self.load, means, strict=True):
                 assert bias is not None  # `check_terms` saw it
-                update_selection_bias(bias, load, self.bias_rate, mean)
+                update_selection_bias(bias, load, rate, mean)
         self.counter.reset()
 
     @contextmanager
@@ -216,6 +227,8 @@ def check_gradients(norms: Mapping[str, float], terms: Mapping[str, torch.Tensor
         if name not in terms or norm != 0:  # NaN is reported by the gradient norm
             continue
         detached = not terms[name].requires_grad
+        if not detached and terms[name].item() == 0:  # at its minimum, such as the z-loss of sigmoids of 0
+            continue
         raise TrainingError(
             "the term is configured but gives the routers no gradient: "
             + (
@@ -231,7 +244,6 @@ def _intervention(routing: RoutingRecipe, granularity: int) -> Intervention:
     return Intervention(
         noise=routing.noise,
         temperature=routing.temperature,
-        sample=routing.sample,
         expert_dropout=routing.expert_dropout,
         fp32=routing.fp32,
         # While a group's rows are tied its experts must be sampled together, or they are not chosen together.
@@ -322,11 +334,14 @@ class RouterCallback(TrainerCallback):
         if self.objective.capture is not None:
             remember_choices(kwargs["model"])
 
+    def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        self.objective.begin_step(state.global_step)
+
     def on_pre_optimizer_step(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         self.objective.before_step(state.global_step)
 
     def on_optimizer_step(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        self.objective.after_step()
+        self.objective.after_step(state.global_step)
 
 
 class NotFiniteError(TrainingError):

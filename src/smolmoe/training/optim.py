@@ -1,4 +1,4 @@
-"""Parameter groups with separate learning rates, router warm-up, and carried Adam moments."""
+"""Parameter groups with separate learning rates, router warm-up, and carried moments."""
 
 from __future__ import annotations
 
@@ -59,6 +59,7 @@ def split_groups(
     factors: Mapping[str, float],
     scales: Mapping[str, float],
     slow: Collection[str],
+    muon: Mapping[str, str] | None = None,
 ) -> None:
     """Split an optimiser's groups so that each has one learning rate. In place, before training.
 
@@ -67,18 +68,20 @@ def split_groups(
         scales: s of tensors that a conversion scaled. Adam moves an entry by about lr whatever its size, so the rate is
             scaled as well; weight decay, which is multiplied by the rate, is divided by s.
         slow: parameters that `slow_start` acts on.
+        muon: for `Muon`, the layouts of the parameters that are not AdamW's.
     """
     names = {id(parameter): name for name, parameter in model.named_parameters()}
     groups = []
     for group in optimizer.param_groups:
-        parts: dict[tuple[bool, float, float], list[Any]] = {}
+        parts: dict[tuple[bool, float, float, str], list[Any]] = {}
         for parameter in group["params"]:
             name = names[id(parameter)]
-            key = name in slow, factors.get(name, 1.0), scales.get(name, 1.0)
+            key = name in slow, factors.get(name, 1.0), scales.get(name, 1.0), (muon or {}).get(name, "")
             parts.setdefault(key, []).append(parameter)
-        for (is_slow, factor, scale), parameters in sorted(parts.items(), key=lambda part: part[0]):
+        for (is_slow, factor, scale, layout), parameters in sorted(parts.items(), key=lambda part: part[0]):
             rates = {"lr": group["lr"] * factor * scale, "weight_decay": group.get("weight_decay", 0.0) / scale}
-            groups.append({**group, "params": parameters, **rates, "slow": is_slow})
+            marks = {"slow": is_slow} if muon is None else {"slow": is_slow, "muon": layout}
+            groups.append({**group, "params": parameters, **rates, **marks})
     optimizer.param_groups[:] = groups
 
 
@@ -111,13 +114,17 @@ def slow_start(scheduler: Any, optimizer: Any, *, freeze: int, warmup: int) -> N
 
 
 def install_moments(optimizer: Any, model: Any, moments: Mapping[str, Any]) -> int:
-    """Give parameters their carried Adam state and return how many got one; the others start from zero.
+    """Give parameters their carried state and return how many got one; the others start from zero.
+
+    A parameter that Muon trains takes the mean of the gradients alone. One that Muon trained and AdamW trains now has
+    no mean of their squares (NaN) and starts from zero.
 
     Raises:
         RequestError: the state is of another model.
     """
     parameters = dict(model.named_parameters())
     on_device = {id(p) for group in optimizer.param_groups if _counts_on_device(group) for p in group["params"]}
+    by_muon = {id(p) for group in optimizer.param_groups if group.get("muon") for p in group["params"]}
     for name, moment in moments.items():
         parameter = parameters.get(name)
         if parameter is None or parameter.shape != moment.exp_avg.shape:
@@ -127,12 +134,13 @@ def install_moments(optimizer: Any, model: Any, moments: Mapping[str, Any]) -> i
                 value=name,
                 fix="Use the run that trained this model, or the dense model it was made from.",
             )
-        optimizer.state[parameter] = {
-            "step": torch.tensor(float(moment.step), device=parameter.device if id(parameter) in on_device else "cpu"),
-            "exp_avg": moment.exp_avg.to(parameter).contiguous(),
-            "exp_avg_sq": moment.exp_avg_sq.to(parameter).contiguous(),
-        }
-    return len(moments)
+        mean, squares = moment.exp_avg.to(parameter).contiguous(), moment.exp_avg_sq.to(parameter).contiguous()
+        if id(parameter) in by_muon:
+            optimizer.state[parameter] = {"step": torch.tensor(float(moment.step)), "momentum_buffer": mean}
+        elif not squares.isnan().any():
+            step = torch.tensor(float(moment.step), device=parameter.device if id(parameter) in on_device else "cpu")
+            optimizer.state[parameter] = {"step": step, "exp_avg": mean, "exp_avg_sq": squares}
+    return len(optimizer.state)
 
 
 def _counts_on_device(group: Mapping[str, Any]) -> bool:

@@ -15,6 +15,7 @@ import torch
 from smolmoe.core.devices import facts
 from smolmoe.core.files import place, write_json
 from smolmoe.core.folders import move_into_place
+from smolmoe.core.json_text import read_rows
 from smolmoe.core.progress import Progress, silent
 from smolmoe.data.corpus import TokenCorpus
 from smolmoe.evaluation.held_out import DocumentLosses, HeldOut, change, document_losses
@@ -25,13 +26,14 @@ from smolmoe.moe.loading import Skeleton, load_tokenizer
 from smolmoe.moe.size import size_of
 from smolmoe.recipe import TrainRecipe, parse
 from smolmoe.results.outcome import Outcome, outcome, training_measured
-from smolmoe.surgery.moments import Moments, carry_moments, learning_rate_scales, plan_of
-from smolmoe.training import distributed, models, text
-from smolmoe.training.arguments import check_trainer, training_arguments
+from smolmoe.surgery.moments import carry_moments, learning_rate_scales, plan_of
+from smolmoe.training import distributed, models, muon, text
+from smolmoe.training.arguments import check_trainer, own_optimizer, training_arguments
 from smolmoe.training.best import find_best, losses_before, write_best
-from smolmoe.training.checkpoints import read_adam, room_for, step_of
+from smolmoe.training.carried import read_moments
+from smolmoe.training.checkpoints import room_for, step_of
 from smolmoe.training.distillation import open_distillation
-from smolmoe.training.estimate import Estimate, blocks_a_step, skeleton
+from smolmoe.training.estimate import Estimate, blocks_a_step, skeleton, top_k_of, training_flops
 from smolmoe.training.estimate import estimate as cost
 from smolmoe.training.fit import check_fits
 from smolmoe.training.folder import (
@@ -47,6 +49,7 @@ from smolmoe.training.folder import (
     open_folder,
 )
 from smolmoe.training.guidance import resolve
+from smolmoe.training.metrics import FILE as METRICS
 from smolmoe.training.models import (
     find_tokenizer,
     granularity_of,
@@ -56,6 +59,7 @@ from smolmoe.training.models import (
 )
 from smolmoe.training.objective import Objective
 from smolmoe.training.optim import freeze
+from smolmoe.training.preset_bias import KIND
 from smolmoe.training.saved_state import load_training_state, model_of
 from smolmoe.training.trainer import MoeTrainer
 from smolmoe.verification.findings import Finding
@@ -209,7 +213,7 @@ class _Run:
         if self.checkpoint is not None:
             load_training_state(self.model, self.checkpoint)
         if recipe.parallel == "fsdp" and arguments.world_size > 1:
-            distributed.check_optimizer(arguments.optim.value)
+            distributed.check_optimizer(recipe.trainer.get("optim", arguments.optim.value))
             distributed.shard(self.model, arguments.device.type, bf16=arguments.bf16)
         return MoeTrainer(
             recipe=recipe,
@@ -225,20 +229,18 @@ class _Run:
             distillation=self.distillation,
             model=self.model,
             args=arguments,
+            optimizer_cls_and_kwargs=own_optimizer(recipe, arguments),
             processing_class=self.tokenizer,
             train_dataset=self._blocks(corpus, steps * blocks_a_step(recipe)),
         )
 
     def _carried(self) -> tuple[dict[str, Any], dict[str, float]]:
-        """The dense source's Adam moments by MoE parameter, and the learning-rate factors of scaled tensors."""
+        """The dense source's moments by MoE parameter, and the learning-rate factors of scaled tensors."""
         carry = self.recipe.carry
         if carry is None:
             return {}, {}
         assert self.source is not None  # see `check_fits`
-        dense = {
-            name: Moments(state["exp_avg"].float(), state["exp_avg_sq"].float(), float(state["step"]))
-            for name, state in read_adam(Path(carry.optimizer)).items()
-        }
+        dense = read_moments(Path(carry.optimizer), muon=self.recipe.trainer.get("optim") == muon.NAME)
         if self.provenance.get("stage") != "upcycle":  # the state is of this very model
             return dense, {}
         plan = plan_of(self.source)
@@ -259,13 +261,14 @@ class _Run:
         summary: dict[str, Any] = {
             "steps": steps,
             "tokens": tokens,
-            "flops": tokens * size.flops_per_token(length),
+            "flops": training_flops(self.model, steps, blocks_a_step(self.recipe), length, top_k_of(self.recipe)),
             "parameters": size.to_json(),
             "held_out": {**last.to_json(), "documents": len(last.tokens)},
             **({} if start is None else {"before": start.to_json(), "change": self._change(start, last)}),
             "train_seconds": round(trainer.clock.seconds, 2),
             "device": facts(str(trainer.args.device)),
             **self._flips(corpus),
+            **({"preset_bias": preset} if (preset := self._preset_bias()) else {}),
             **({"findings": [asdict(found) for found in self.findings]} if self.findings else {}),
             "data": corpus.summary(),
         }
@@ -279,6 +282,12 @@ class _Run:
             return summary
 
         return TrainResult(out, distributed.on_main(write), self.recipe.model.path)
+
+    def _preset_bias(self) -> dict[str, Any] | None:
+        """The load that the preset selection biases gave, of the run's start; None without them."""
+        rows = read_rows(self.recipe.out / METRICS) if self.recipe.objective.preset_bias and self.writes else ()
+        row = next((row for row in rows if row["kind"] == KIND), None)
+        return None if row is None else {key: value for key, value in row.items() if key not in ("kind", "step")}
 
     def _change(self, before: DocumentLosses, after: DocumentLosses) -> dict[str, Any]:
         found = change(before, after)

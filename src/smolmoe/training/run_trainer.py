@@ -15,6 +15,7 @@ from smolmoe.moe.loading import no_progress_bar
 from smolmoe.training.checkpoints import AtomicCheckpoints
 from smolmoe.training.distributed import whole_state
 from smolmoe.training.metrics import FILE, Clock, MetricsFile
+from smolmoe.training.muon import Muon, muon_layouts
 from smolmoe.training.objective import NotFiniteError, Objective, RoutedTraining, RouterCallback
 from smolmoe.training.optim import learning_rate_factors, router_names, slow_start, split_groups
 from smolmoe.training.own_config import OwnConfig
@@ -96,7 +97,8 @@ class RunTrainer(RoutedTraining, AtomicCheckpoints):
     def set_up_optimizer(self, optimizer: Any, model: Any) -> None:
         """Give every parameter of a new optimiser its learning rate."""
         factors = learning_rate_factors(model, self.args.learning_rate, self.recipe)
-        split_groups(optimizer, model, factors, self.scales, self.slow_parameters(model))
+        muon = muon_layouts(model) if isinstance(optimizer, Muon) else None
+        split_groups(optimizer, model, factors, self.scales, self.slow_parameters(model), muon)
 
     def slow_parameters(self, model: Any) -> set[str]:
         """Names of the parameters that `routing.freeze` and `routing.warmup_steps` act on."""

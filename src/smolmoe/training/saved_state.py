@@ -53,6 +53,7 @@ _STATE_TYPES: dict[str, tuple[type, ...]] = {
     "stateful_callbacks": (dict,),
 }
 _ADAM = ("step", "exp_avg", "exp_avg_sq")
+_MUON = ("step", "momentum_buffer")
 # Tensor of the optimiser's state -> its shape, from the parameter's shape.
 _SHAPES: dict[str, Callable[[tuple[int, ...]], tuple[int, ...]]] = {
     **dict.fromkeys(("exp_avg", "exp_avg_sq", "max_exp_avg_sq", "momentum_buffer"), lambda shape: shape),
@@ -262,8 +263,9 @@ def check_optimizer_fits(folder: Path, model: Any, optimizer: Any, names: Sequen
     shapes = {name: tuple(parameter.shape) for name, parameter in model.named_parameters()}
     if not found["state"] and _is_adam(optimizer):
         wrong(file, "lacks the state of a parameter")
+    by_muon = [bool(group.get("muon")) for group in found["param_groups"] for _ in group["params"]]
     for index, entry in found["state"].items():
-        for key in _ADAM if _is_adam(optimizer) else ():
+        for key in _MUON if by_muon[index] else _ADAM if _is_adam(optimizer) else ():
             if not hasattr(entry.get(key), "shape"):
                 wrong(file, f"holds {_shown(entry.get(key))} for {key!r} of {names[index]}")
         for key, shape_of in _SHAPES.items():

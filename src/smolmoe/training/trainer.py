@@ -18,6 +18,7 @@ from smolmoe.moe import balance, losses
 from smolmoe.moe.control import without_training_state
 from smolmoe.moe.loading import no_progress_bar
 from smolmoe.moe.routing import RoutingCapture
+from smolmoe.moe.similarity import similarity_statistics
 from smolmoe.recipe import TrainRecipe
 from smolmoe.training.allocator import kept_memory
 from smolmoe.training.chunked_loss import HeadLoss, head_loss
@@ -28,6 +29,7 @@ from smolmoe.training.metrics import flatten, peak_memory, perplexity
 from smolmoe.training.objective import Objective
 from smolmoe.training.optim import expert_names, install_moments
 from smolmoe.training.own_config import OwnConfig
+from smolmoe.training.preset_bias import KIND, preset_biases
 from smolmoe.training.run_trainer import RunTrainer, Step, StepCallback
 
 logger = logging.getLogger(__name__)
@@ -225,6 +227,17 @@ class MoeTrainer(RunTrainer, Trainer):
             )
         self._collapsed = set(collapsed)
 
+    def preset_biases(self, tokens: int) -> None:
+        """Set the selection biases on the first `tokens` of the training text, before the first step."""
+        blocks: Any = self.train_dataset
+        count = min(len(blocks), -(-tokens // self.recipe.data.length))
+        size = self.args.per_device_train_batch_size
+        parts = (range(first, min(first + size, count)) for first in range(0, count, size))
+        batches = (default_data_collator([blocks[index] for index in part]) for part in parts)
+        assert self.objective.capture is not None  # `check_terms` saw routers
+        model = self.accelerator.unwrap_model(self.model)
+        self.metrics.add(KIND, 0, **preset_biases(model, self.objective.capture, batches))
+
     @contextmanager
     def as_stored(self) -> Iterator[Any]:
         """Within, the model computes in the dtype of its weights: accelerate's autocast is off.
@@ -259,9 +272,12 @@ class MoeTrainer(RunTrainer, Trainer):
             row["by_domain"] = found.by_domain
             if found.counts is not None:
                 row |= self._routing(found.counts)
+                row |= {} if self.is_sharded else similarity_statistics(self.model)
                 beta = self.recipe.objective.beta
                 row["balanced_perplexity"] = losses.balanced_perplexity(found.loss, row["balance"], beta)
-            self.metrics.add("held_out", self.state.global_step, seconds=round(self.clock.read(), 3), **row)
+            documents = {"nll": [round(nll, 4) for nll in found.nll]} if self.recipe.evaluation.by_document else {}
+            seconds = round(self.clock.read(), 3)
+            self.metrics.add("held_out", self.state.global_step, seconds=seconds, **row, **documents)
             logger.info("step %d of %d: held-out loss %.4f", self.state.global_step, self.state.max_steps, found.loss)
             self.show_step()
             metrics = {f"eval_{name}": value for name, value in flatten(row).items()}
@@ -299,8 +315,12 @@ class _Watch(StepCallback):
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         trainer = self.trainer
         trainer._window_from = (state.global_step, trainer.clock.read())
-        if 0 in trainer.measured_at and state.global_step == 0:
+        if state.global_step:
+            return
+        if 0 in trainer.measured_at:
             trainer.evaluate()
+        if trainer.recipe.objective.preset_bias:
+            trainer.preset_biases(trainer.recipe.objective.preset_bias)
 
     def on_optimizer_step(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         self.trainer._rate = self.trainer._get_learning_rate()  # before the schedule advances

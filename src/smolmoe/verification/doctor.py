@@ -115,7 +115,9 @@ def _by_severity(findings: Iterable[Finding]) -> tuple[Finding, ...]:
 def _codes(layer: LayerVitals, vitals: Vitals, granularity: int) -> list[str]:
     """The codes of the findings of one layer."""
     copies = layer.distinct is not None and layer.distinct <= granularity < layer.experts
-    if (same_scores := constant_router(layer.experts, layer.top_k, layer.constant, copies)) is not None:
+    taught = layer.router_gradient > GRADIENT_NOISE * layer.expert_gradient
+    learns = taught and granularity == 1  # parts of groups give a gradient, too
+    if (same_scores := constant_router(layer.experts, layer.top_k, layer.constant, copies and not learns)) is not None:
         return [same_scores]
     codes = []
     if least_share(layer.tied, vitals.tokens) > TIES:
@@ -125,10 +127,10 @@ def _codes(layer: LayerVitals, vitals: Vitals, granularity: int) -> list[str]:
         codes.append(without_signal)
     elif layer.silent:
         codes.append("silent-experts")
-    elif not copies and layer.router_gradient <= GRADIENT_NOISE * layer.expert_gradient:
+    elif not copies and not taught:
         codes.append("router-gradient")
     if copies:
-        codes.append("copies" if granularity == 1 else "shards")
+        codes.append(("scaled-copies" if taught else "copies") if granularity == 1 else "shards")
     elif layer.distinct is not None and layer.distinct < layer.experts:
         codes.append("some-copies")
     if layer.unreached:

@@ -112,6 +112,13 @@ _WORDS: dict[str, tuple[Severity, str, str, str]] = {
         "router learns.",
         "Nothing to do; experts that differ from the start (diversify) let the router learn at once.",
     ),
+    "scaled-copies": (
+        "info",
+        "The experts are bit-identical copies with gates of no constant sum; the router's gradient is {ratio}.",
+        "Normal after upcycling with independent gates. The router learns how much an expert counts from the first "
+        "step, and which one suits a token as they diverge.",
+        "Nothing to do; if every token goes to the same experts, draw the choice for the first steps (routing.sample).",
+    ),
     "shards": (
         "info",
         "The experts are {distinct} shards, repeated, and chosen in whole groups by a shared router row.",

@@ -22,7 +22,8 @@ def constant_router(experts: int, top_k: int, constant: bool, copies: bool) -> s
 
     Args:
         constant: every token gets the same scores for all experts.
-        copies: the experts are copies of each other, or groups of shards are.
+        copies: the experts are copies of each other, or groups of shards are, and their gates have a constant sum: no
+            gradient of the router tells them apart.
     """
     if not constant or experts == 1:
         return None
@@ -63,7 +64,8 @@ def findings_at_start(
         codes = [None if guided else fixed_gates(spec.top_k, spec.fixed_gates, balanced)]
         if not (guided or balanced or drawn) and _is_constant(router, biases[index]):
             stacks = expert_parameters(layers[index], router, spec.experts)
-            codes.append(constant_router(spec.experts, spec.top_k, True, _are_copies(stacks, granularity)))
+            copies = spec.constant_sum and _are_copies(stacks, granularity)
+            codes.append(constant_router(spec.experts, spec.top_k, True, copies))
         for code in codes:
             if code is not None:
                 by_code.setdefault(code, []).append((index, spec))

@@ -25,8 +25,7 @@ def _config(spec: DenseSpec, sizes: MoeSizes) -> dict[str, Any]:
         "moe_intermediate_size": sizes.width,
         "intermediate_size": sizes.dense_width,
         "mlp_layer_types": ["dense" if i in sizes.dense_layers else "sparse" for i in range(spec.layers)],
-        "norm_topk_prob": True,
-        "routed_scaling_factor": 1.0,
+        **sizes.gates,
         "n_group": 1,
         "topk_group": 1,
     }
@@ -67,5 +66,6 @@ TARGET = MoeTarget(
     windows="layers",
     dense_layers="any",
     scoring="sigmoid",
+    independent_gates=True,
     min_experts=2,  # its router sums the two best scores of each expert group
 )

@@ -36,6 +36,7 @@ TARGET = MoeTarget(
     shared_multiple=True,
     dense_layers="prefix",
     scoring="sigmoid",
+    independent_gates=True,
     min_experts=2,
     count="n_routed_experts",
     engines={

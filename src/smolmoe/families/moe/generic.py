@@ -23,8 +23,8 @@ def _config(spec: DenseSpec, sizes: MoeSizes) -> dict[str, Any]:
         "num_experts_per_tok": sizes.top_k,
         "moe_intermediate_size": sizes.width,
         "shared_expert_intermediate_size": sizes.shared_width,
-        "scoring_func": "softmax",
-        "norm_topk_prob": True,
+        "scoring_func": "softmax" if sizes.gate_scale is None else "sigmoid",
+        **sizes.gates,
     }
 
 
@@ -51,4 +51,5 @@ TARGET = MoeTarget(
     # vLLM's Transformers backend builds the dense model by transformers, and computes all experts with SiLU.
     engines={"vLLM": Support(activations=("silu",), plain_ffn=False, needs="--trust-remote-code")},
     scoring_key="scoring_func",
+    independent_gates=True,
 )

@@ -1,4 +1,5 @@
-"""Glm4Moe: sigmoid scores with a selection bias (loss-free balancing), renormalised, always an ungated shared expert.
+"""Glm4Moe: sigmoid scores with a selection bias (loss-free balancing), renormalised or not, always an ungated shared
+expert.
 
 It counts its shared expert in multiples of the expert width, and keeps only a prefix of the layers dense.
 """
@@ -34,8 +35,7 @@ def routed(sizes: MoeSizes) -> dict[str, Any]:
         "n_shared_experts": sizes.shared_width // sizes.width,
         "intermediate_size": sizes.dense_width,
         "first_k_dense_replace": len(sizes.dense_layers),
-        "norm_topk_prob": True,
-        "routed_scaling_factor": 1.0,
+        **sizes.gates,
         "n_group": 1,
         "topk_group": 1,
         "num_nextn_predict_layers": 0,
@@ -78,11 +78,13 @@ TARGET = MoeTarget(
     shared_multiple=True,
     dense_layers="prefix",
     scoring="sigmoid",
+    independent_gates=True,
     min_experts=2,  # its router sums the two best scores of each expert group
     count="n_routed_experts",
     engines={
         "vLLM": Support(own_head=True, activations=("silu",)),
-        "SGLang": Support(activations=("silu",)),
+        # Its kernel for at most 32 experts divides by the sum without being asked to.
+        "SGLang": Support(normalises=True, activations=("silu",)),
         "llama.cpp": Support("glm4moe", windows=False, rope=LLAMA_CPP_ROPE, activations=("silu",)),
         "mlx-lm": Support(own_head=True, windows=False, rope=("default",), activations=("silu",), lone_gate=False),
     },

@@ -19,9 +19,8 @@ def _config(spec: DenseSpec, sizes: MoeSizes) -> dict[str, Any]:
         "moe_intermediate_size": sizes.width,
         "intermediate_size": sizes.dense_width,
         "num_dense_layers": len(sizes.dense_layers),
-        "norm_topk_prob": True,
+        **sizes.gates,
         "use_expert_bias": True,
-        "routed_scaling_factor": 1.0,
     }
 
 
@@ -44,6 +43,7 @@ TARGET = MoeTarget(
     attention_bias=("none",),
     dense_layers="prefix",
     scoring="sigmoid",
+    independent_gates=True,
     gate_epsilon=1e-6,
     engines={
         # vLLM 0.32 loads it and computes something else.

@@ -284,6 +284,7 @@ class _Adding:
             "shared_expert_intermediate_size": shared,
             "scoring_func": "sigmoid" if files.sigmoid else "softmax",
             "norm_topk_prob": True,
+            "routed_scaling_factor": 1.0,
             **{key: files.config[key] for key in ("expert_layers",) if key in files.config},
         }
 

@@ -82,7 +82,7 @@ class Way:
 
 
 def _noise_reason(recipe: UpcycleRecipe) -> str:
-    return f"N(0, {recipe.noise_std:g}) is added to every expert weight; the error is predicted from the dense model."
+    return f"N(0, {recipe.noise_std:g}) is added to every expert weight."
 
 
 def drop(ratio: float, expert: str, axis: int, slot: str = "") -> Drop:
@@ -96,10 +96,7 @@ def _drop(recipe: UpcycleRecipe, expert: str, slot: str, axis: int) -> Drop:
 
 def _drop_reason(recipe: UpcycleRecipe) -> str:
     which = "independently for gate, up and down" if recipe.drop_independent else "the same for gate, up and down"
-    return (
-        f"Drop-Upcycling re-initialises {recipe.drop_ratio:.0%} of each expert's neurons, {which}; error predicted "
-        "from the dense model."
-    )
+    return f"Drop-Upcycling re-initialises {recipe.drop_ratio:.0%} of each expert's neurons, {which}."
 
 
 WAYS: dict[str, Way] = {

@@ -35,7 +35,7 @@ class Block:
     Attributes:
         shape: of the block; the blocks of a tensor follow each other in its flattened order.
         transposed: the source stores [in, out].
-        order: for each row of the block, the row of the source (within `span`).
+        order: for each index of the block along `axis`, the index in the source (within `span`).
         centred: axis along which the mean is subtracted.
         offset: added to copied values, and to the zeros of a filled block.
         fill: for a block that copies nothing: "zeros", "normal" (N(0, std)) or "rows" (supplied to the writer by name,

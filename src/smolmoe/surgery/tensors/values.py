@@ -55,7 +55,8 @@ def gathered(block: Block, sources: Mapping[str, Readable]) -> Tensor:
 
     values = [_read(sources[read.source], read.tensor, block).float() for read in block.reads]
     mean = values[0] if len(values) == 1 else torch.stack(values).mean(0)
-    return (mean if block.order is None else mean[list(block.order)]).reshape(block.shape)
+    ordered = mean if block.order is None else mean.index_select(block.axis, torch.tensor(block.order))
+    return ordered.reshape(block.shape)
 
 
 def _read(checkpoint: Readable, tensor: str, block: Block) -> Tensor:
