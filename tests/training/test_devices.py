@@ -161,6 +161,7 @@ def test_fsdp_trains_as_one_process(tmp_path: Path) -> None:
         values(tmp_path, moe, "handed on", 2, **terms, **fsdp, **short),
         {**values(tmp_path, moe, "not sharded", 2, **terms, **fsdp), "break": True},
         values(tmp_path, moe, "adafactor", 2, **fsdp, trainer={"optim": "adafactor"}),
+        values(tmp_path, moe, "muon", 2, **fsdp, trainer={"optim": "muon"}),
     ]
     told = in_two_processes(tmp_path, jobs)
     one = train(values(tmp_path, moe, "one", 4, **terms)).out
@@ -170,6 +171,7 @@ def test_fsdp_trains_as_one_process(tmp_path: Path) -> None:
         assert process["jobs"][:4] == [None] * 4
         assert "is not sharded across processes" in process["jobs"][4]
         assert process["jobs"][5].startswith("trainer.optim='adafactor'")
+        assert process["jobs"][6].startswith("trainer.optim='muon'")
         assert process["parameters"] == ["DTensor"]
         assert process["wrapped"] == "FSDPMixtralForCausalLM"
     whole = sum(tensor.numel() for tensor in load_file(moe / "model.safetensors").values())
@@ -197,7 +199,7 @@ def test_fsdp_with_all_that_is_done_to_routers(tmp_path: Path) -> None:
     (tied / "smolmoe.json").write_text(json.dumps({"stage": "upcycle", "layout": {"granularity": 2}}))
     noisy = {"objective": {"load_balance": 0.1}, "routing": {"noise": "learned", "temperature": 2.0}}
     parts = {"trainer": {"gradient_accumulation_steps": 2}}
-    biased = {"objective": {"bias_rate": 0.01, "load_balance": 0.01}, **parts}
+    biased = {"objective": {"bias_rate": {0: 0.05, 3: 0.01}, "preset_bias": 100, "load_balance": 0.01}, **parts}
     # Adam makes a full step of a gradient that is 0 but for rounding, as that of some router weights of equal experts.
     again = {
         "optim": "sgd",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -44,6 +45,18 @@ def _moments(state: dict[str, Any]) -> Moments:
         mean = state["momentum_buffer"].float()
         return Moments(mean, torch.tensor(torch.nan).expand_as(mean), float(state["step"]))
     return Moments(state["exp_avg"].float(), state["exp_avg_sq"].float(), float(state["step"]))
+
+
+def complete(moments: Mapping[str, Moments], by_muon: Collection[str]) -> dict[str, Moments]:
+    """Without the parameters that Muon trained and AdamW trains now: they have no mean of squares and start from zero.
+
+    Args:
+        moments: by parameter name.
+        by_muon: parameters that Muon would train.
+    """
+    return {
+        name: moment for name, moment in moments.items() if name in by_muon or not bool(moment.exp_avg_sq.isnan().any())
+    }
 
 
 def read_state_of(run: Path) -> dict[str, dict[str, Any]]:

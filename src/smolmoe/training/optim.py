@@ -116,8 +116,7 @@ def slow_start(scheduler: Any, optimizer: Any, *, freeze: int, warmup: int) -> N
 def install_moments(optimizer: Any, model: Any, moments: Mapping[str, Any]) -> int:
     """Give parameters their carried state and return how many got one; the others start from zero.
 
-    A parameter that Muon trains takes the mean of the gradients alone. One that Muon trained and AdamW trains now has
-    no mean of their squares (NaN) and starts from zero.
+    A parameter that Muon trains takes the mean of the gradients alone.
 
     Raises:
         RequestError: the state is of another model.
@@ -137,10 +136,10 @@ def install_moments(optimizer: Any, model: Any, moments: Mapping[str, Any]) -> i
         mean, squares = moment.exp_avg.to(parameter).contiguous(), moment.exp_avg_sq.to(parameter).contiguous()
         if id(parameter) in by_muon:
             optimizer.state[parameter] = {"step": torch.tensor(float(moment.step)), "momentum_buffer": mean}
-        elif not squares.isnan().any():
+        else:
             step = torch.tensor(float(moment.step), device=parameter.device if id(parameter) in on_device else "cpu")
             optimizer.state[parameter] = {"step": step, "exp_avg": mean, "exp_avg_sq": squares}
-    return len(optimizer.state)
+    return len(moments)
 
 
 def _counts_on_device(group: Mapping[str, Any]) -> bool:

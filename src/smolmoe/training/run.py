@@ -27,10 +27,10 @@ from smolmoe.moe.size import size_of
 from smolmoe.recipe import TrainRecipe, parse
 from smolmoe.results.outcome import Outcome, outcome, training_measured
 from smolmoe.surgery.moments import carry_moments, learning_rate_scales, plan_of
-from smolmoe.training import distributed, models, muon, text
+from smolmoe.training import distributed, models, text
 from smolmoe.training.arguments import check_trainer, own_optimizer, training_arguments
 from smolmoe.training.best import find_best, losses_before, write_best
-from smolmoe.training.carried import read_moments
+from smolmoe.training.carried import complete, read_moments
 from smolmoe.training.checkpoints import room_for, step_of
 from smolmoe.training.distillation import open_distillation
 from smolmoe.training.estimate import Estimate, blocks_a_step, skeleton, top_k_of, training_flops
@@ -57,6 +57,8 @@ from smolmoe.training.models import (
     parent_provenance,
     run_provenance,
 )
+from smolmoe.training.muon import NAME as MUON
+from smolmoe.training.muon import muon_layouts
 from smolmoe.training.objective import Objective
 from smolmoe.training.optim import freeze
 from smolmoe.training.preset_bias import KIND
@@ -240,11 +242,12 @@ class _Run:
         if carry is None:
             return {}, {}
         assert self.source is not None  # see `check_fits`
-        dense = read_moments(Path(carry.optimizer), muon=self.recipe.trainer.get("optim") == muon.NAME)
+        dense = read_moments(Path(carry.optimizer), muon=self.recipe.trainer.get("optim") == MUON)
         if self.provenance.get("stage") != "upcycle":  # the state is of this very model
             return dense, {}
         plan = plan_of(self.source)
-        return carry_moments(plan, dense, experts=carry.experts), learning_rate_scales(plan)
+        moments = complete(carry_moments(plan, dense, experts=carry.experts), muon_layouts(self.model))
+        return moments, learning_rate_scales(plan)
 
     # -- results -------------------------------------------------------------------------------------------------
 
