@@ -37,7 +37,8 @@ SEEDS = (0, 1, 2)
 # The generic model keeps the output head tied, as the dense model has it; native classes that engines serve may not.
 # The more important half of the neurons shared, and copies of the other half with gates that are 1 at zero logits.
 HALF = {"target": "generic", "shared": 256, "shared_by": "importance", "gates": "independent"}
-BALANCED = {"objective": {"bias_rate": {0: 0.01, 300: 0.001}}}
+# Biases that make the load even before the first step, and follow fast at first.
+BALANCED = {"objective": {"preset_bias": 200_000, "bias_rate": {0: 0.01, 300: 0.002}}}
 # name -> (upcycle options or None for the dense model, what the recipe says differently)
 Arm = tuple[dict[str, Any] | None, dict[str, Any]]
 ARMS: dict[str, Arm] = {
@@ -72,30 +73,20 @@ def _sampled(steps: int) -> dict[str, Any]:
     return {"routing": {"sample": {"linear": {0: 1.0, steps: 0.0}}}}
 
 
-def _preset(**trainer: Any) -> dict[str, Any]:
-    return {"objective": {"preset_bias": 200_000, "bias_rate": 0.001}, "trainer": trainer}
-
-
 # Tried by the pilot beside the arms.
 PILOT: dict[str, Arm] = {
-    "half-16, sampled for 200 steps": _half(_sampled(200)),
-    "half-8, sampled for 200 steps": _half(_sampled(200), experts=8),
-    "half-16, sampled for 30 steps": _half(_sampled(30)),
-    "half-16, biases preset": _half(_preset()),
-    "half-16, biases preset, no weight decay": _half(_preset(weight_decay=0.0)),
-    "half-16, biases preset, experts' rate / 2": _half({**_preset(), "expert_learning_rate": RATE / 2}),
     "dense, no weight decay": (None, {"trainer": {"weight_decay": 0.0}}),
-    "half-16, biases preset, routers of k-means": _half(_preset(), router="domains", router_centroids="kmeans"),
-    "half-8, biases preset, routers of k-means": _half(
-        _preset(), experts=8, router="domains", router_centroids="kmeans"
-    ),
-    "half-16, router std .02": _half({}, router_std=0.02),
-    "half-16, first neurons shared": _half({}, shared_by="first"),
-    "half-16, bias .01": _half({"objective": {"bias_rate": 0.01}}),
-    "half-16, bias .001": _half({"objective": {"bias_rate": 0.001}}),
-    "half-16, load-balancing loss .01": _half({"objective": {"bias_rate": 0.0, "load_balance": 0.01}}),
+    "half-16, routers' rate / 10": _half({"routing": {"learning_rate": RATE / 10}}),
+    "half-16, experts' rate / 2": _half({"expert_learning_rate": RATE / 2}),
     "half-16, experts' rate x 2": _half({"expert_learning_rate": 2 * RATE}),
     "half-16, experts' moments fresh": _half({"carry": {"experts": False}}),
+    "half-16, no weight decay": _half({"trainer": {"weight_decay": 0.0}}),
+    "half-16, routers of k-means": _half({}, router="domains", router_centroids="kmeans"),
+    "half-16, router std .02": _half({}, router_std=0.02),
+    "half-16, first neurons shared": _half({}, shared_by="first"),
+    "half-16, bias .001, not preset": _half({"objective": {"bias_rate": 0.001, "preset_bias": 0}}),
+    "half-16, load-balancing loss .01": _half({"objective": {"bias_rate": 0, "preset_bias": 0, "load_balance": 0.01}}),
+    "half-8, sampled for 200 steps": _half(_sampled(200), experts=8),
     "half-32": _half({}, experts=32),
     "copies-8, load-balancing loss .01": ({"experts": 8, "top_k": 2}, {"objective": {"load_balance": 0.01}}),
 }
