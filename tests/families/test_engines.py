@@ -9,12 +9,16 @@ from typing import Any
 import pytest
 from safetensors.torch import load_file
 from tests import zoo
+from tests.helpers import edit_tensors
 from tests.surgery.test_request import plan
 
+from smolmoe.engines.run import known_against
 from smolmoe.errors import RequestError, TargetError
 from smolmoe.families import MOE_TARGETS
 from smolmoe.families.engines import ENGINES, engine_name, runs_in
 from smolmoe.families.table import targets_table
+from smolmoe.hub.card import engines
+from smolmoe.hub.model_facts import ModelFacts
 from smolmoe.recipe import UpcycleRecipe, parse
 from smolmoe.surgery.convert import convert
 
@@ -124,3 +128,24 @@ def test_mlx_does_not_renormalise_a_single_gate(top_k: int, runs: bool) -> None:
         made = plan(name, experts=4, top_k=top_k, shared="full", **({"target": "glm4_moe"} if name == "qwen3" else {}))
         assert not made.runs_in["mlx-lm"] if runs else "single chosen expert" in " ".join(made.runs_in["mlx-lm"])
         assert not made.runs_in["vLLM"]
+
+
+@pytest.mark.parametrize(("moved", "matters"), [((0.0, 0.0), False), ((0.5, 0.5), False), ((0.5, 0.0), True)])
+def test_a_selection_bias_that_training_moved_counts(moved: tuple[float, float], matters: bool, tmp_path: Path) -> None:
+    """mlx-lm ignores that of Ernie4_5_Moe; one that is the same for all experts changes nothing."""
+    made = plan("ernie4_5", target="ernie4_5_moe")
+    object.__setattr__(made.recipe, "out", tmp_path / "moe")
+
+    def move(tensors: dict[str, Any]) -> None:
+        for bias in (tensor for name, tensor in tensors.items() if name.endswith("e_score_correction_bias")):
+            bias.fill_(moved[0])[0, -1] = moved[1]
+
+    edit_tensors(convert(made), move)
+    facts, says = (
+        ModelFacts.read(tmp_path / "moe"),
+        "it ignores the routers' selection biases, which training has moved",
+    )
+    assert facts.runs_in["vLLM"] == []
+    assert facts.runs_in["mlx-lm"] == ([says] if matters else [])
+    assert engines(facts)["mlx-lm"] == (f"no: {says}" if matters else "yes")
+    assert known_against("mlx", tmp_path / "moe") == tuple(facts.runs_in["mlx-lm"])

@@ -72,12 +72,13 @@ def _letters(name: str) -> str:
     return "".join(filter(str.isalpha, name.lower()))
 
 
-def reasons_against(engine: str, settings: Settings) -> list[str]:
+def reasons_against(engine: str, settings: Settings, *, biased: bool = False) -> list[str]:
     """Why an engine cannot compute this model; empty if it can.
 
     Args:
         engine: one of `ENGINES`.
         settings: the MoE's config; settings that it leaves out are taken to be no obstacle.
+        biased: the selection biases of its routers, zero after a conversion, are not all the same.
     """
     model_type = str(settings["model_type"])
     if engine == "transformers":
@@ -85,12 +86,14 @@ def reasons_against(engine: str, settings: Settings) -> list[str]:
     found = support(engine, model_type)
     if found is None:
         return ["it is not known to run this class"]
-    return [*_routing(found, model_type, settings), *_rest(found, settings)]
+    ignored = ["it ignores the routers' selection biases, which training has moved"]
+    bias = ignored if biased and not found.selection_bias else []
+    return [*bias, *_routing(found, model_type, settings), *_rest(found, settings)]
 
 
-def runs_in(settings: Settings) -> dict[str, list[str]]:
+def runs_in(settings: Settings, *, biased: bool = False) -> dict[str, list[str]]:
     """For each engine the reasons why it cannot compute this model."""
-    return {engine: reasons_against(engine, settings) for engine in ENGINES}
+    return {engine: reasons_against(engine, settings, biased=biased) for engine in ENGINES}
 
 
 def by_reason(runs: Mapping[str, Sequence[str]]) -> dict[str, list[str]]:
