@@ -329,7 +329,10 @@ def engine_cell(folder: Path, engine: str, timeout: float) -> Cell | None:
 
 
 def unconvertible(folder: Path) -> str | None:
-    """The last line of llama.cpp's own converter if it fails."""
+    """The last line of llama.cpp's own converter if it fails, unless that is the fault of the model given to the tool.
+
+    The random models borrow a tokenizer that transformers loads as Qwen2's: llama.cpp knows no such mixture.
+    """
     from smolmoe.engines.run import gguf_converter
 
     with tempfile.TemporaryDirectory() as work:
@@ -337,7 +340,8 @@ def unconvertible(folder: Path) -> str | None:
         try:
             run([sys.executable, gguf_converter() / "convert_hf_to_gguf.py", folder, "--outfile", out], log)
         except RuntimeError as error:
-            return last_line(str(error))
+            said = last_line(str(error))
+            return None if "pre-tokenizer was not recognized" in said else said
     return None
 
 
