@@ -111,6 +111,8 @@ def rows(work: Path, *, one: bool = False) -> list[Row]:
             for with_shared in {"never": (False,), "optional": (False, True), "required": (True,)}[shared]:
                 if target == "generic" and with_shared:
                     continue  # no engine's support depends on it
+                if target == "granitemoeshared" and not with_shared:
+                    continue  # `auto` writes granitemoe
                 if one and any((row.target, row.shared) == (target, with_shared) for row in found.values()):
                     continue
                 folder = work / f"{name}-{target}{'-shared' if with_shared else ''}"

@@ -46,7 +46,8 @@ def test_names_as_people_write_them() -> None:
     [
         ("llama", ("vllm", "llama.cpp", "mlx"), "mixtral"),
         ("llama_rope3", ("vllm", "llama.cpp"), "mixtral"),
-        ("qwen2", (), "granitemoeshared"),
+        ("qwen2", (), "granitemoe"),
+        ("qwen2", ("llama.cpp", "mlx"), "granitemoe"),
         ("qwen3", ("llama.cpp",), "qwen3_moe"),
         ("qwen3_mixed", ("vllm",), "mellum"),
         ("smollm3_window", ("vllm",), "generic"),
