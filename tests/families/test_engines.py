@@ -12,6 +12,7 @@ from tests import zoo
 from tests.helpers import edit_tensors
 from tests.surgery.test_request import plan
 
+from smolmoe.core import units
 from smolmoe.engines.run import known_against
 from smolmoe.errors import RequestError, TargetError
 from smolmoe.families import MOE_TARGETS
@@ -106,6 +107,7 @@ def test_a_tied_head_is_written_where_an_engine_ignores_the_tie(target: str, wri
     if written:
         assert f"{300 * zoo.D:,} more parameters" in said[0]
         assert "vLLM" in said[0]
+        assert said[1] == f"The separate output head adds {units.size(4 * 300 * zoo.D)} to the files."
 
 
 def test_the_generic_model_runs_in_vllm_where_its_experts_are_gated_silu() -> None:
