@@ -13,6 +13,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import re
 import shutil
 import sys
 import tempfile
@@ -234,7 +235,7 @@ def _cell(cell: dict[str, Any] | None, reasons: list[str]) -> str:
         return f"**differs**, {found['max_abs']:.2g}, perplexity {found['engine_perplexity']:.5g} for " + (
             f"{found['perplexity']:.5g}{greedy}"
         )
-    reason = cell["reason"].replace("|", "/")
+    reason = re.sub(r"/\S+/", "", cell["reason"].replace("|", "/"))  # without folders of this machine
     reason = reason if len(reason) <= SHORT else f"{reason[:SHORT]} ..."
     if reason not in reasons:
         reasons.append(reason)

@@ -105,7 +105,7 @@ def show(result: Verification | EngineVerification, given: Given) -> None:
 COMMAND = Command(
     measure.verify,
     show,
-    doing="Reading both checkpoints",
+    doing="Reading the models",
     names={"engine": ("--in",)},
     exit_code=lambda result, given: 0 if result.passed else 1,
 )
