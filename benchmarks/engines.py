@@ -36,6 +36,7 @@ SIZES = {"hidden_size": 128, "head_dim": 32, "intermediate_size": 192}
 OTHER_HEAD_DIM = 64
 REQUEST = {"experts": 4, "top_k": 2, "diversify": "noise", "noise_std": 0.2}
 SHARED = 96  # of the 192 neurons, so that the experts have as many, which glm4_moe needs
+SPARE = 4  # tokens
 BIAS = 0.25  # of the last expert, and minus that of the first
 SHORT = 240  # characters of a reason in the page
 
@@ -162,9 +163,13 @@ def _dense(name: str, work: Path) -> Path:
     from tests import zoo
     from tests.helpers import save
 
-    folder = work / name
+    from smolmoe.families import DENSE_FAMILIES, MOE_TARGETS
+
+    folder, family = work / name, DENSE_FAMILIES.get(zoo.ZOO[name][0])
     if not folder.is_dir():
         sizes = SIZES | ({"head_dim": OTHER_HEAD_DIM} if "head_dim" in zoo.ZOO[name][1] else {})
+        if family and (family.own_tokenizer or any(MOE_TARGETS[one].own_tokenizer for one in family.targets)):
+            sizes["vocab_size"] = SPARE + zoo.SIZES["vocab_size"]  # the class adds a token to the tests' tokenizer
         try:
             model = zoo.build(name, **sizes)
             model(input_ids=torch.tensor([[1, 2, 3]]))
