@@ -118,6 +118,12 @@ def test_the_generic_model_runs_in_vllm_where_its_experts_are_gated_silu() -> No
     assert "its experts have a gate and no biases" in plan("gpt2").runs_in["vLLM"]
 
 
+def test_an_output_head_of_its_own_may_be_too_much() -> None:
+    says = ["its output head is always the embedding, but the model has one of its own"]
+    assert plan("lfm2").runs_in["mlx-lm"] == plan("lfm2").runs_in["llama.cpp"] == []
+    assert plan("lfm2_untied").runs_in["mlx-lm"] == plan("lfm2_untied").runs_in["llama.cpp"] == says
+
+
 def test_windows_on_some_layers_alone_may_be_too_much() -> None:
     mixed = plan("qwen2_window", target="qwen2_moe", shared="full").runs_in
     assert any("mixes both" in reason for reason in mixed["vLLM"])

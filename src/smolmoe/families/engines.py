@@ -109,6 +109,7 @@ def limits(found: Support) -> str:
     """What a model must do without in an engine, for the table of targets."""
     said = [
         {True: "always renormalises the gates", False: "never renormalises the gates", None: ""}[found.normalises],
+        "" if found.untied else "tied embeddings",
         "" if found.selection_bias else "no selection bias",
         "" if found.windows else "no sliding window",
         "" if found.mixed_windows else "one sliding window for all layers or none",
@@ -176,6 +177,8 @@ def _rest(found: Support, settings: Settings) -> Iterator[str]:
         yield "it needs as many key heads as query heads"
     if not found.attention_bias and settings.get("attention_bias"):
         yield "it does not support attention biases in this class"
+    if not found.untied and settings.get("tie_word_embeddings") is False:
+        yield "its output head is always the embedding, but the model has one of its own"
     if found.eps is not None and settings.get("rms_norm_eps") != found.eps:
         yield f"it assumes {found.eps:g} for the norms' epsilon, but the model has a different value"
     if settings.get("clip_qkv") is not None:
