@@ -119,7 +119,7 @@ def test_the_generic_model_runs_in_vllm_where_its_experts_are_gated_silu() -> No
 
 
 def test_an_output_head_of_its_own_may_be_too_much() -> None:
-    says = ["its output head is always the embedding, but the model has one of its own"]
+    says = ["its output head is always the embedding, but the model has a separate one"]
     assert plan("lfm2").runs_in["mlx-lm"] == plan("lfm2").runs_in["llama.cpp"] == []
     assert plan("lfm2_untied").runs_in["mlx-lm"] == plan("lfm2_untied").runs_in["llama.cpp"] == says
 

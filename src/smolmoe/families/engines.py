@@ -178,7 +178,7 @@ def _rest(found: Support, settings: Settings) -> Iterator[str]:
     if not found.attention_bias and settings.get("attention_bias"):
         yield "it does not support attention biases in this class"
     if not found.untied and settings.get("tie_word_embeddings") is False:
-        yield "its output head is always the embedding, but the model has one of its own"
+        yield "its output head is always the embedding, but the model has a separate one"
     if found.eps is not None and settings.get("rms_norm_eps") != found.eps:
         yield f"it assumes {found.eps:g} for the norms' epsilon, but the model has a different value"
     if settings.get("clip_qkv") is not None:

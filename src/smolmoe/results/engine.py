@@ -47,7 +47,7 @@ class EngineVerification(Result):
         verdict: "equal", "differs", "does not load", or "does not run" (it fails after loading, or hangs).
         reason: why, unless it is equal.
         known: why the engine is known not to compute this model. Some shows only in a longer text, so it may stand
-            beside "equal".
+            next to "equal".
         difference: None where there are no numbers.
         last_lines: of the engine's output, where it failed.
         seconds: of the engine, loading included.
