@@ -13,6 +13,8 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import re
+import shutil
 import sys
 import tempfile
 from collections.abc import Iterator, Sequence
@@ -34,6 +36,8 @@ SIZES = {"hidden_size": 128, "head_dim": 32, "intermediate_size": 192}
 OTHER_HEAD_DIM = 64
 REQUEST = {"experts": 4, "top_k": 2, "diversify": "noise", "noise_std": 0.2}
 SHARED = 96  # of the 192 neurons, so that the experts have as many, which glm4_moe needs
+SPARE = 4  # tokens
+BIAS = 0.25  # of the last expert, and minus that of the first
 SHORT = 240  # characters of a reason in the page
 
 
@@ -71,8 +75,30 @@ def _setting(key: str, value: Any) -> str:
     return key if value is True else f"{key} {value}"
 
 
+def features(config: dict[str, Any]) -> str:
+    """A config by what engines may support or not: two that differ only in their numbers are the same.
+
+    0 and 1 stay, which switch multipliers off, and so does whether a head is as wide as its share of the hidden size.
+    """
+    heads, width, head = (config.get(key) for key in ("num_attention_heads", "hidden_size", "head_dim"))
+    kept = {key: _feature(value) for key, value in config.items() if not key.endswith(("_token_id", "_dropout"))}
+    return json.dumps([kept, bool(heads and head) and heads * head == width], sort_keys=True)
+
+
+def _feature(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _feature(one) for key, one in value.items()}
+    if isinstance(value, list):
+        return sorted({json.dumps(_feature(one)) for one in value})
+    number = isinstance(value, int | float) and not isinstance(value, bool)
+    return "number" if number and value not in (0, 1) else value
+
+
 def rows(work: Path, *, one: bool = False) -> list[Row]:
-    """All models, written; with `one` the first of each target. Sources whose MoEs have the same config are one row."""
+    """All models, written; with `one` the first of each target. Sources whose MoEs have the same features are one row.
+
+    The first of each target that has selection biases is there once more, with biases that differ as after training.
+    """
     from tests.zoo import ZOO
 
     from smolmoe.families import DENSE_FAMILIES, MOE_TARGETS
@@ -87,15 +113,36 @@ def rows(work: Path, *, one: bool = False) -> list[Row]:
             for with_shared in {"never": (False,), "optional": (False, True), "required": (True,)}[shared]:
                 if target == "generic" and with_shared:
                     continue  # no engine's support depends on it
+                if target == "granitemoeshared" and not with_shared:
+                    continue  # `auto` writes granitemoe
                 if one and any((row.target, row.shared) == (target, with_shared) for row in found.values()):
                     continue
                 folder = work / f"{name}-{target}{'-shared' if with_shared else ''}"
                 if not _upcycle(name, target, with_shared, folder):
                     continue
                 config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-                row = found.setdefault(json.dumps(config, sort_keys=True), Row(target, with_shared, folder))
-                row.sources.append(said(name))
+                row = found.setdefault(f"{features(config)} {with_shared}", Row(target, with_shared, folder))
+                if said(name) not in row.sources:
+                    row.sources.append(said(name))
+    firsts = {row.target: row for row in reversed(found.values())}
+    found |= {name: _biased(row) for name, row in firsts.items() if MOE_TARGETS[name].names.selection_bias}
     return sorted(found.values(), key=lambda row: (row.target == "generic", list(MOE_TARGETS).index(row.target)))
+
+
+def _biased(row: Row) -> Row:
+    """A copy whose routers prefer the last experts."""
+    from safetensors.torch import load_file, save_file
+
+    from smolmoe.families import MOE_TARGETS
+
+    folder = row.folder.with_name(f"{row.folder.name}-biased")
+    shutil.copytree(row.folder, folder)
+    tensors = load_file(folder / "model.safetensors")
+    for name, bias in tensors.items():
+        if name.endswith(f".{MOE_TARGETS[row.target].names.selection_bias}"):
+            bias.copy_(torch.linspace(-BIAS, BIAS, bias.shape[-1]))
+    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+    return Row(row.target, row.shared, folder, [f"{row.sources[0]}, selection biases moved"])
 
 
 def _upcycle(name: str, target: str, shared: bool, folder: Path) -> bool:
@@ -116,9 +163,13 @@ def _dense(name: str, work: Path) -> Path:
     from tests import zoo
     from tests.helpers import save
 
-    folder = work / name
+    from smolmoe.families import DENSE_FAMILIES, MOE_TARGETS
+
+    folder, family = work / name, DENSE_FAMILIES.get(zoo.ZOO[name][0])
     if not folder.is_dir():
         sizes = SIZES | ({"head_dim": OTHER_HEAD_DIM} if "head_dim" in zoo.ZOO[name][1] else {})
+        if family and (family.own_tokenizer or any(MOE_TARGETS[one].own_tokenizer for one in family.targets)):
+            sizes["vocab_size"] = SPARE + zoo.SIZES["vocab_size"]  # the class adds a token to the tests' tokenizer
         try:
             model = zoo.build(name, **sizes)
             model(input_ids=torch.tensor([[1, 2, 3]]))
@@ -189,7 +240,7 @@ def _cell(cell: dict[str, Any] | None, reasons: list[str]) -> str:
         return f"**differs**, {found['max_abs']:.2g}, perplexity {found['engine_perplexity']:.5g} for " + (
             f"{found['perplexity']:.5g}{greedy}"
         )
-    reason = cell["reason"].replace("|", "/")
+    reason = re.sub(r"/\S+/", "", cell["reason"].replace("|", "/"))  # without folders of this machine
     reason = reason if len(reason) <= SHORT else f"{reason[:SHORT]} ..."
     if reason not in reasons:
         reasons.append(reason)

@@ -307,7 +307,7 @@ def engine_cell(folder: Path, engine: str, timeout: float) -> Cell | None:
         found = verify(folder, engine=engine, timeout=timeout, **SERVED_TEXT)
     except (SourceError, CheckpointError) as error:  # transformers has no such class: what does the engine say?
         if engine == "llama.cpp":
-            refusal = unconvertible(folder)
+            refusal = why_no_gguf(folder, error.message)
             return {"verdict": "does not load" if refusal else "converts", "reason": refusal, "version": None}
         job = {"model": str(folder), "sequences": [[1, 2, 3, 4]], "prompts": [[1, 2]], "new_tokens": 2, "trust": True}
         answer = run_engine(python, runner, job, timeout).found
@@ -316,7 +316,7 @@ def engine_cell(folder: Path, engine: str, timeout: float) -> Cell | None:
         return {"verdict": verdict, "reason": reason, "version": answer.get("version")}
     reason = found.reason
     if engine == "llama.cpp" and found.verdict == "does not load":  # smolmoe may be at fault: what does llama.cpp say?
-        reason = unconvertible(folder) or f"smolmoe does not export it: {reason}"
+        reason = why_no_gguf(folder, reason) or f"smolmoe does not export it: {reason}"
     perplexities = found.difference and (found.difference.engine_perplexity, found.difference.perplexity)
     return {
         "verdict": found.verdict,
@@ -326,6 +326,15 @@ def engine_cell(folder: Path, engine: str, timeout: float) -> Cell | None:
         "version": found.engine_version,
         "tokens": sum(found.lengths),
     }
+
+
+def why_no_gguf(folder: Path, ours: str | None) -> str | None:
+    """What llama.cpp's converter says; smolmoe's reason if the converter fails because of the model given to the tool.
+
+    The random models borrow a tokenizer that transformers loads as Qwen2's: llama.cpp knows no such mixture.
+    """
+    said = unconvertible(folder)
+    return f"smolmoe does not export it: {ours}" if said and "pre-tokenizer was not recognized" in said else said
 
 
 def unconvertible(folder: Path) -> str | None:

@@ -44,7 +44,7 @@ def test_inspect(smolmoe: Call) -> None:
     run = smolmoe("inspect", zoo.folder("qwen2_window"))
     assert run.code == 0
     assert "8 in 2 of 3 layers" in run.out
-    assert "not glm4_moe, granitemoeshared: it has no sliding window." in run.out
+    assert "not glm4_moe, granitemoe, granitemoeshared: it has no sliding window." in run.out
     data = json.loads(smolmoe("inspect", zoo.folder("qwen2_window"), "--json").out)
     assert {t["target"]: t["shared"] for t in data["targets"]}["qwen2_moe"] is True
 

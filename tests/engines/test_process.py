@@ -125,6 +125,10 @@ def test_a_python_is_found_in_order(engine: str, tmp_path: Path, monkeypatch: py
     made = tmp_path / engine / "bin" / "python"
     made.parent.mkdir(parents=True)
     made.symlink_to(HERE)
+    if importlib.util.find_spec(module.MODULE) is None:  # half made
+        with pytest.raises(RequestError, match="no Python with this engine"):
+            find_python(engine, module, None)
+    (tmp_path / engine / ".ready").touch()
     assert find_python(engine, module, None) == made
     monkeypatch.setenv(module.VARIABLE, str(HERE))
     assert find_python(engine, module, None) == HERE

@@ -9,12 +9,17 @@ from typing import Any
 import pytest
 from safetensors.torch import load_file
 from tests import zoo
+from tests.helpers import edit_tensors
 from tests.surgery.test_request import plan
 
+from smolmoe.core import units
+from smolmoe.engines.run import known_against
 from smolmoe.errors import RequestError, TargetError
 from smolmoe.families import MOE_TARGETS
 from smolmoe.families.engines import ENGINES, engine_name, runs_in
 from smolmoe.families.table import targets_table
+from smolmoe.hub.card import engines
+from smolmoe.hub.model_facts import ModelFacts
 from smolmoe.recipe import UpcycleRecipe, parse
 from smolmoe.surgery.convert import convert
 
@@ -42,7 +47,8 @@ def test_names_as_people_write_them() -> None:
     [
         ("llama", ("vllm", "llama.cpp", "mlx"), "mixtral"),
         ("llama_rope3", ("vllm", "llama.cpp"), "mixtral"),
-        ("qwen2", (), "granitemoeshared"),
+        ("qwen2", (), "granitemoe"),
+        ("qwen2", ("llama.cpp", "mlx"), "granitemoe"),
         ("qwen3", ("llama.cpp",), "qwen3_moe"),
         ("qwen3_mixed", ("vllm",), "mellum"),
         ("smollm3_window", ("vllm",), "generic"),
@@ -101,6 +107,7 @@ def test_a_tied_head_is_written_where_an_engine_ignores_the_tie(target: str, wri
     if written:
         assert f"{300 * zoo.D:,} more parameters" in said[0]
         assert "vLLM" in said[0]
+        assert said[1] == f"The separate output head adds {units.size(4 * 300 * zoo.D)} to the files."
 
 
 def test_the_generic_model_runs_in_vllm_where_its_experts_are_gated_silu() -> None:
@@ -109,6 +116,12 @@ def test_the_generic_model_runs_in_vllm_where_its_experts_are_gated_silu() -> No
         "its experts use silu, the model uses gelu_pytorch_tanh"
     ]
     assert "its experts have a gate and no biases" in plan("gpt2").runs_in["vLLM"]
+
+
+def test_an_output_head_of_its_own_may_be_too_much() -> None:
+    says = ["its output head is always the embedding, but the model has a separate one"]
+    assert plan("lfm2").runs_in["mlx-lm"] == plan("lfm2").runs_in["llama.cpp"] == []
+    assert plan("lfm2_untied").runs_in["mlx-lm"] == plan("lfm2_untied").runs_in["llama.cpp"] == says
 
 
 def test_windows_on_some_layers_alone_may_be_too_much() -> None:
@@ -124,3 +137,24 @@ def test_mlx_does_not_renormalise_a_single_gate(top_k: int, runs: bool) -> None:
         made = plan(name, experts=4, top_k=top_k, shared="full", **({"target": "glm4_moe"} if name == "qwen3" else {}))
         assert not made.runs_in["mlx-lm"] if runs else "single chosen expert" in " ".join(made.runs_in["mlx-lm"])
         assert not made.runs_in["vLLM"]
+
+
+@pytest.mark.parametrize(("moved", "matters"), [((0.0, 0.0), False), ((0.5, 0.5), False), ((0.5, 0.0), True)])
+def test_a_selection_bias_that_training_moved_counts(moved: tuple[float, float], matters: bool, tmp_path: Path) -> None:
+    """mlx-lm ignores that of Ernie4_5_Moe; one that is the same for all experts changes nothing."""
+    made = plan("ernie4_5", target="ernie4_5_moe")
+    object.__setattr__(made.recipe, "out", tmp_path / "moe")
+
+    def move(tensors: dict[str, Any]) -> None:
+        for bias in (tensor for name, tensor in tensors.items() if name.endswith("e_score_correction_bias")):
+            bias.fill_(moved[0])[0, -1] = moved[1]
+
+    edit_tensors(convert(made), move)
+    facts, says = (
+        ModelFacts.read(tmp_path / "moe"),
+        "it ignores the routers' selection biases, which training has moved",
+    )
+    assert facts.runs_in["vLLM"] == []
+    assert facts.runs_in["mlx-lm"] == ([says] if matters else [])
+    assert engines(facts)["mlx-lm"] == (f"no: {says}" if matters else "yes")
+    assert known_against("mlx", tmp_path / "moe") == tuple(facts.runs_in["mlx-lm"])

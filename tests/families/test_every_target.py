@@ -36,6 +36,7 @@ SOURCES: dict[str, tuple[str, dict[str, Any]]] = {
     "ernie4_5_moe": ("ernie4_5", {"shared": "full"}),
     "flex_olmo": ("olmo2", {}),
     "glm4_moe": ("qwen3", {"shared": "full"}),
+    "granitemoe": ("granite", {}),
     "granitemoe_swa": ("smollm3_window", {"shared": "full"}),
     "granitemoehybrid": ("granitemoehybrid", {"shared": "full"}),
     "granitemoeshared": ("granite", {"shared": "full"}),

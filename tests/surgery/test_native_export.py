@@ -61,6 +61,7 @@ def refusal(source: Path, to: str) -> TargetError:
 @pytest.mark.parametrize(
     ("source", "config", "target"),
     [
+        ("mixtral", {}, "granitemoe"),
         ("mixtral", {}, "granitemoeshared"),
         ("mixtral", {}, "qwen2_moe"),
         ("mixtral", {"num_experts_per_tok": 1, "sliding_window": None}, "glm4_moe"),
@@ -122,7 +123,7 @@ def test_what_cannot_be_kept_is_refused_with_the_reason_and_what_can(tmp_path: P
     softmax = made("mixtral", tmp_path / "softmax", sliding_window=None)
     error = refusal(softmax, "glm4_moe")
     assert "scores are the sigmoid of the logits, the source uses the softmax" in error.message
-    assert error.fix == "These can: granitemoeshared, qwen2_moe, generic."
+    assert error.fix == "These can: granitemoe, granitemoeshared, qwen2_moe, generic."
     assert "norms differ" in refusal(softmax, "qwen3_moe").message
     assert "already has this class" in refusal(softmax, "mixtral").message
     assert "no such class" in refusal(softmax, "mixtrall").message

@@ -252,7 +252,7 @@ def test_the_mode_is_shown_and_recorded(tmp_path: Path) -> None:
     ran = _upcycled(dense, tmp_path / "moe", "--verify", "quick")
     assert ran.exit_code == 0, ran.output
     assert "Verified on the files as written (quick)" in ran.output
-    assert QUICK_LEAVES_OUT in ran.output
+    assert f"{QUICK_LEAVES_OUT}; --verify full does" in ran.output
     record = json.loads((tmp_path / "moe" / "smolmoe.json").read_text())
     assert record["verification"]["mode"] == "quick"
     assert f"it left out {QUICK_LEAVES_OUT}" in (tmp_path / "moe" / "README.md").read_text()
@@ -272,12 +272,21 @@ def test_other_modes_are_refused(tmp_path: Path) -> None:
     assert "quick" in str(caught.value)
 
 
+def test_verify_has_the_mode_as_an_option(dense: Path, moe: Path) -> None:
+    from smolmoe.cli import app
+
+    ran = CliRunner().invoke(app, ["verify", str(dense), str(moe), "--mode", "quick"])
+    assert "Verified on the files as written (quick)" in ran.output, ran.output
+    assert f"{QUICK_LEAVES_OUT}; --mode full does" in ran.output
+    assert "No such option" in CliRunner().invoke(app, ["verify", str(dense), str(moe), "--verify", "quick"]).output
+
+
 def test_the_public_function_and_a_pipeline_take_the_mode(dense: Path, moe: Path, tmp_path: Path) -> None:
     from smolmoe.pipeline.stages.verify import STAGE, verdict
     from smolmoe.recipe.verification import VerifyRecipe
 
-    assert smolmoe.verify(dense, moe, verify="quick", **SMALL).mode == "quick"
-    recipe = VerifyRecipe(dense=str(dense), moe=str(moe), verify="quick")
+    assert smolmoe.verify(dense, moe, mode="quick", **SMALL).mode == "quick"
+    recipe = VerifyRecipe(dense=str(dense), moe=str(moe), mode="quick")
     found = STAGE.run(recipe, tmp_path, lambda *report: None)
     assert found["mode"] == "quick"
     assert verdict(found).startswith("verified, quick (none)")

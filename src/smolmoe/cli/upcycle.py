@@ -64,7 +64,7 @@ def _show_upcycled(result: UpcycleResult) -> None:
         _show_router(result)
     if result.verification is not None:
         print()
-        show_verification(result.verification)
+        show_verification(result.verification, "--verify")
     print(f"\n{'Planned' if result.dry_run else 'Done'} in {units.duration(result.seconds)}.")
 
 

@@ -14,8 +14,12 @@ if TYPE_CHECKING:
     from smolmoe.verification.verify import Verification
 
 
-def show_verification(result: Verification) -> None:
-    """The measurements, and at the end the verdict."""
+def show_verification(result: Verification, option: str = "--mode") -> None:
+    """The measurements, and at the end the verdict.
+
+    Args:
+        option: of the command, that sets the extent of the measurement.
+    """
     logits, control = result.logits, result.control
     tokens = f"{sum(result.lengths)} tokens in {len(result.lengths)} sequences of {result.text}"
     print(f"Verified on the files as written ({result.mode}): against {result.reference}, in float32, {tokens}")
@@ -51,7 +55,7 @@ def show_verification(result: Verification) -> None:
             )
         )
     if result.mode == "quick":
-        rows.append(("not checked", f"{QUICK_LEAVES_OUT}; --verify full does"))
+        rows.append(("not checked", f"{QUICK_LEAVES_OUT}; {option} full does"))
     print_rows(rows)
     failed = [check for check in result.checks if not check.passed]
     for check in failed:
@@ -84,6 +88,8 @@ def show_engine(result: EngineVerification) -> None:
             ("greedy tokens", f"{found.greedy_equal} of {found.greedy_tokens} equal{close}"),
         ]
         print_rows(rows)
+    if result.known:
+        print(f"  known of {result.engine}: {'; '.join(result.known)}")
     if result.last_lines:
         print("  last lines of the engine:")
         print("\n".join(f"    {line}" for line in result.last_lines))
@@ -99,7 +105,7 @@ def show(result: Verification | EngineVerification, given: Given) -> None:
 COMMAND = Command(
     measure.verify,
     show,
-    doing="Reading both checkpoints",
+    doing="Reading the models",
     names={"engine": ("--in",)},
     exit_code=lambda result, given: 0 if result.passed else 1,
 )

@@ -21,6 +21,7 @@ from smolmoe.core.files import expanded
 from smolmoe.errors import RequestError
 
 FOLDER = "SMOLMOE_ENGINES"  # holds one environment per engine, as `make engines` makes them
+READY = ".ready"  # in an environment that `make engines` has finished
 DRIVER = Path(__file__).parent / "runners" / "driver.py"
 # -I: the engine sees neither the folder of the driver, whose files are named as the engines, nor this Python's path.
 # The others: what it printed and where it was is kept if it crashes.
@@ -61,7 +62,7 @@ def find_python(engine: str, runner: ModuleType, python: str | Path | None) -> P
             raise RequestError("is not a Python that can be run.", field=field, value=str(named), fix=fix)
         return Path(program).absolute()  # not resolved: an environment's Python is a link
     made = engine_folder(engine) / "bin" / "python"
-    if made.is_file():
+    if made.is_file() and (engine_folder(engine) / READY).is_file():
         return made
     if find_spec(runner.MODULE) is not None:
         return Path(sys.executable)

@@ -93,6 +93,7 @@ def verify_in(
         lengths=tuple(map(len, reference.sequences)),
         verdict=verdict,
         reason=reason,
+        known=known_against(engine, reference.folder),
         difference=difference,
         last_lines=() if difference is not None else answer.last_lines,
         seconds=round(time.monotonic() - started, 1),
@@ -222,6 +223,14 @@ def judge(reference: Reference, answer: Answer) -> tuple[Verdict, str | None, En
         return "equal", None, difference
     rounding = f"float32 rounding explains {difference.limit:.2g}"
     return "differs", f"by up to {difference.max_abs:.2g} nats per token, {rounding}", difference
+
+
+def known_against(engine: str, folder: Path) -> tuple[str, ...]:
+    """What is known to make this engine compute the folder wrongly."""
+    from smolmoe.families.engines import engine_name
+    from smolmoe.hub.model_facts import ModelFacts
+
+    return tuple(ModelFacts.read(folder).runs_in.get(engine_name(engine), ()))
 
 
 def compare(

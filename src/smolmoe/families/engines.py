@@ -72,12 +72,13 @@ def _letters(name: str) -> str:
     return "".join(filter(str.isalpha, name.lower()))
 
 
-def reasons_against(engine: str, settings: Settings) -> list[str]:
+def reasons_against(engine: str, settings: Settings, *, biased: bool = False) -> list[str]:
     """Why an engine cannot compute this model; empty if it can.
 
     Args:
         engine: one of `ENGINES`.
         settings: the MoE's config; settings that it leaves out are taken to be no obstacle.
+        biased: the selection biases of its routers, zero after a conversion, are not all the same.
     """
     model_type = str(settings["model_type"])
     if engine == "transformers":
@@ -85,12 +86,14 @@ def reasons_against(engine: str, settings: Settings) -> list[str]:
     found = support(engine, model_type)
     if found is None:
         return ["it is not known to run this class"]
-    return [*_routing(found, model_type, settings), *_rest(found, settings)]
+    ignored = ["it ignores the routers' selection biases, which training has moved"]
+    bias = ignored if biased and not found.selection_bias else []
+    return [*bias, *_routing(found, model_type, settings), *_rest(found, settings)]
 
 
-def runs_in(settings: Settings) -> dict[str, list[str]]:
+def runs_in(settings: Settings, *, biased: bool = False) -> dict[str, list[str]]:
     """For each engine the reasons why it cannot compute this model."""
-    return {engine: reasons_against(engine, settings) for engine in ENGINES}
+    return {engine: reasons_against(engine, settings, biased=biased) for engine in ENGINES}
 
 
 def by_reason(runs: Mapping[str, Sequence[str]]) -> dict[str, list[str]]:
@@ -106,6 +109,7 @@ def limits(found: Support) -> str:
     """What a model must do without in an engine, for the table of targets."""
     said = [
         {True: "always renormalises the gates", False: "never renormalises the gates", None: ""}[found.normalises],
+        "" if found.untied else "tied embeddings",
         "" if found.selection_bias else "no selection bias",
         "" if found.windows else "no sliding window",
         "" if found.mixed_windows else "one sliding window for all layers or none",
@@ -173,6 +177,8 @@ def _rest(found: Support, settings: Settings) -> Iterator[str]:
         yield "it needs as many key heads as query heads"
     if not found.attention_bias and settings.get("attention_bias"):
         yield "it does not support attention biases in this class"
+    if not found.untied and settings.get("tie_word_embeddings") is False:
+        yield "its output head is always the embedding, but the model has a separate one"
     if found.eps is not None and settings.get("rms_norm_eps") != found.eps:
         yield f"it assumes {found.eps:g} for the norms' epsilon, but the model has a different value"
     if settings.get("clip_qkv") is not None:

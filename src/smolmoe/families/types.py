@@ -237,6 +237,7 @@ class Support:
         name: the engine's own name of the class, where it has one.
         normalises: whether the chosen gates are renormalised to sum to 1: always, never, or (None) as the config says.
         own_head: the output head must be a separate tensor: `tie_word_embeddings` is ignored.
+        untied: the output head may be a separate tensor.
         selection_bias: the bias that affects only the choice of experts is used.
         windows: sliding windows are used.
         mixed_windows: some layers may have a window and others none.
@@ -258,6 +259,7 @@ class Support:
     name: str = ""
     normalises: bool | None = None
     own_head: bool = False
+    untied: bool = True
     selection_bias: bool = True
     windows: bool = True
     mixed_windows: bool = True

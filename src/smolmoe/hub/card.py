@@ -10,7 +10,7 @@ from typing import Any
 import yaml
 
 from smolmoe.core import units
-from smolmoe.families.engines import ENGINES, runs_in, support
+from smolmoe.families.engines import ENGINES, support
 from smolmoe.hub.model_facts import ModelFacts, without_places
 from smolmoe.results.verification import QUICK_LEAVES_OUT
 
@@ -191,7 +191,7 @@ def engines(facts: ModelFacts) -> dict[str, str]:
         dense = "yes, if it runs this dense class" if not facts.experts else _NO_DATA
         return {"transformers": "yes", **dict.fromkeys(list(ENGINES)[1:], dense)}
     said = {}
-    for engine, why in runs_in({**facts.config, "model_type": facts.target.name}).items():
+    for engine, why in facts.runs_in.items():
         found = support(engine, facts.target.name)
         able = f"yes, with {found.needs}" if found and found.needs else "yes"
         said[engine] = f"no: {'; '.join(why)}" if why else able

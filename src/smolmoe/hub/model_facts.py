@@ -15,6 +15,7 @@ from smolmoe.core.model_config import expert_counts, read_config
 from smolmoe.core.provenance import read_provenance
 from smolmoe.families import MOE_TARGETS, MoeTarget
 from smolmoe.families.architecture import architecture_of
+from smolmoe.families.engines import runs_in
 
 # A path from the root, a home or a drive; not after a scheme or inside a relative path.
 _PATH = re.compile(r"(?<![\w.:/\\<-])(?:~?/|[A-Za-z]:[\\/])[^\s'\"`,;|<>()\[\]{}]*[^\s'\"`,;|<>()\[\]{}.]")
@@ -109,6 +110,23 @@ class ModelFacts:
     def measured(self) -> Mapping[str, Any]:
         """Later measurements."""
         return self.provenance.get("measured") or {}
+
+    @cached_property
+    def runs_in(self) -> dict[str, list[str]]:
+        """For each engine the reasons why it cannot compute this model; empty for a class that we do not write."""
+        if self.target is None:
+            return {}
+        return runs_in({**self.config, "model_type": self.target.name}, biased=self.biased)
+
+    @property
+    def biased(self) -> bool:
+        """Whether the selection biases of some router differ, so that they affect the choice of experts."""
+        name = self.target and self.target.names.selection_bias
+        if not name:
+            return False
+        checkpoint = open_checkpoint(self.folder, field="model")
+        biases = (checkpoint.read(found) for found in checkpoint.tensors if found.endswith(f".{name}"))
+        return any(bool((bias != bias.flatten()[0]).any()) for bias in biases)
 
     @property
     def stage(self) -> str | None:

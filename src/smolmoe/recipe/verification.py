@@ -26,7 +26,7 @@ class VerifyRecipe(Recipe):
     dense: str = Field(description="folder of the dense model")
     moe: str = Field(description="folder of the MoE made from it")
     text: Path | None = Field(None, description="text to measure on, .txt or .jsonl (default: of this Python)")
-    verify: VerifyMode = Field(
+    mode: VerifyMode = Field(
         "full", description=f"extent of the measurement; quick uses 2 sequences of 6 and leaves out {QUICK_LEAVES_OUT}"
     )
     device: Device = "auto"

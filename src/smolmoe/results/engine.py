@@ -46,6 +46,8 @@ class EngineVerification(Result):
         text, lengths: where the tokens are from, and how many each sequence has.
         verdict: "equal", "differs", "does not load", or "does not run" (it fails after loading, or hangs).
         reason: why, unless it is equal.
+        known: why the engine is known not to compute this model. Some shows only in a longer text, so it may stand
+            next to "equal".
         difference: None where there are no numbers.
         last_lines: of the engine's output, where it failed.
         seconds: of the engine, loading included.
@@ -62,6 +64,7 @@ class EngineVerification(Result):
     lengths: tuple[int, ...]
     verdict: Verdict
     reason: str | None = None
+    known: tuple[str, ...] = ()
     difference: EngineDifference | None = None
     last_lines: tuple[str, ...] = ()
     seconds: float

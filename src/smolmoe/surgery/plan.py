@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
+from smolmoe.core import units
 from smolmoe.core.checkpoint import Checkpoint
 from smolmoe.core.claim import Claim
 from smolmoe.errors import CheckpointError, SourceError
@@ -165,7 +166,12 @@ def make_plan(
         tensors,
         moe_config(recipe, spec, target, layout, sources[BASE]),
         claim,
-        (*said, *adaptation(spec, target, layout.sizes(spec)).notes, *_warnings(recipe, layout)),
+        (
+            *said,
+            *adaptation(spec, target, layout.sizes(spec)).notes,
+            *_own_head(spec, tensors),
+            *_warnings(recipe, layout),
+        ),
     )
 
 
@@ -195,6 +201,13 @@ def _kept(spec: DenseSpec, target: MoeTarget, layout: Layout, base: Source) -> K
     shapes = {name: info.shape for name, info in base.tensors.items() if name not in ffn}
     found = changed(kept(shapes), adaptation(spec, target, layout.sizes(spec)).changes)
     return {name: found[name] for name in sorted(found, key=lambda name: natural(name, spec))}
+
+
+def _own_head(spec: DenseSpec, tensors: tuple[OutTensor, ...]) -> Iterator[str]:
+    """What it costs that the tie between embedding and output head is undone."""
+    for head in tensors if spec.tied else ():
+        if head.name == "lm_head.weight":
+            yield f"The separate output head adds {units.size(head.nbytes)} to the files."
 
 
 def _check_unique(tensors: tuple[OutTensor, ...]) -> None:

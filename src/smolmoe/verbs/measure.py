@@ -44,7 +44,7 @@ def verify(
     ] = None,
     timeout: Annotated[float, Field(description="time limit for the engine, in seconds")] = 600.0,
     text: Annotated[Path | None, said(VerifyRecipe, "text")] = None,
-    verify: Annotated[VerifyMode, said(VerifyRecipe, "verify")] = "full",
+    mode: Annotated[VerifyMode, said(VerifyRecipe, "mode")] = "full",
     device: Device = "auto",
     seed: Seed = 0,
     report: Progress | None = None,
@@ -68,9 +68,9 @@ def verify(
         if moe is not None:
             fix = "Give the MoE's folder only."
             raise RequestError("an engine runs one folder.", field="moe", value=str(moe), fix=fix)
-        if verify != "full":
+        if mode != "full":
             problem = "an engine is compared with transformers in one way only."
-            raise RequestError(problem, field="verify", value=verify, fix="Omit it.")
+            raise RequestError(problem, field="mode", value=mode, fix="Omit it.")
         asked: dict[str, Any] = {"python": python, "timeout": timeout, "text": text, "device": device, "seed": seed}
         return verify_in(engine, dense, **asked, report=report, **options)
     if moe is None:
@@ -78,7 +78,7 @@ def verify(
         raise RequestError("one folder is not enough without an engine.", fix=fix)
     from smolmoe.verification.verify import verify as run
 
-    return run(dense, moe, mode=verify, text=text, device=device, seed=seed, report=report or silent, **options)
+    return run(dense, moe, mode=mode, text=text, device=device, seed=seed, report=report or silent, **options)
 
 
 def compare(

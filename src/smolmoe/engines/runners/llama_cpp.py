@@ -15,6 +15,7 @@ NOTES = (
     "Keys and values are kept in float32, without flash attention: by default llama.cpp rounds them to float16.",
     "Its server sums probabilities in float32: with 49152 tokens all log-probabilities are shifted by 1e-4.",
     "Its file is written with llama.cpp's converter, in the source archive of llama-cpp-python.",
+    "For ernie4_5_moe the converter needs a SentencePiece tokenizer, which these models do not have.",
 )
 FORCED = 1e4  # added to the logit of the token that the server must choose; it reports those of the model
 EVERY = 1 << 30  # so many log-probabilities at most

@@ -14,7 +14,7 @@ def _adapt(spec: DenseSpec, target: str) -> Adaptation:
     scale = math.sqrt(spec.hidden_size)
     changes: list[Change] = [shifted("norm.weight")]
     config: dict[str, object] = {}
-    if target == "granitemoeshared":
+    if target in ("granitemoe", "granitemoeshared"):
         config["embedding_multiplier"] = scale
     else:
         changes += [untied, scaled("embed_tokens.weight", by=scale)]
@@ -33,7 +33,7 @@ FAMILY = DenseFamily(
     model_type="gemma",
     examples="Gemma 1, CodeGemma",
     mlp=replace(LLAMA_MLP, activation="gelu_pytorch_tanh"),
-    targets=("granitemoeshared", "mixtral", "qwen2_moe", "glm4_moe"),
+    targets=("granitemoe", "granitemoeshared", "mixtral", "qwen2_moe", "glm4_moe"),
     attention_bias="config",
     adapt=_adapt,
     by_class=True,

@@ -7,7 +7,10 @@ FAMILY = DenseFamily(
     model_type="granite",
     examples="Granite 2, 3.0 to 3.3",
     mlp=LLAMA_MLP,
-    targets=("granitemoeshared",),
+    targets=(
+        "granitemoe",
+        "granitemoeshared",
+    ),
     attention_bias="config",
     mlp_bias="mlp_bias",
     multipliers=True,

@@ -7,7 +7,7 @@ FAMILY = DenseFamily(
     model_type="mistral",
     examples="Mistral 7B",
     mlp=LLAMA_MLP,
-    targets=("mixtral", "granitemoeshared", "qwen2_moe", "glm4_moe"),
+    targets=("mixtral", "granitemoe", "granitemoeshared", "qwen2_moe", "glm4_moe"),
     windows="global",
     defaults={
         **COMMON_DEFAULTS,

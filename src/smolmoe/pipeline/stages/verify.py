@@ -18,9 +18,7 @@ def run(recipe: VerifyRecipe, folder: Path, report: Progress) -> Values:
     from smolmoe.results.verification import failure
     from smolmoe.verification.verify import verify
 
-    options = recipe.model_dump()
-    mode = options.pop("verify")
-    found = verify(**options, mode=mode, report=report)
+    found = verify(**recipe.model_dump(), report=report)
     if not found.passed:
         raise failure(found.checks, Path(recipe.moe))
     return found.to_json()

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from smolmoe.core.checkpoint import Checkpoint, open_checkpoint
+from smolmoe.core.config_writer import complete_config
 from smolmoe.core.files import expanded, place, write_json
 from smolmoe.core.folders import whole_or_nothing, workshop
 from smolmoe.core.links import copy_files
@@ -113,6 +114,7 @@ def import_model(
         else:
             types = _write_plain(checkpoint, work, text_model=text_model, dequantise=dequantise, dtype=dtype)
             copy_files(folder, work, (*CARRIED, "README.md"))
+        complete_config(work)
         write_json(
             work / PROVENANCE_FILE,
             {

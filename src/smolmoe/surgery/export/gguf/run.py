@@ -137,7 +137,8 @@ def find_route(files: MoeFiles) -> Route:
     from smolmoe.moe.loading import load_config
     from smolmoe.surgery.export.native_forms import able, subject_of
 
-    reasons = {files.kind: reasons_against("llama.cpp", load_config(files.folder).to_dict())}
+    biased = not files.equal_biases
+    reasons = {files.kind: reasons_against("llama.cpp", load_config(files.folder).to_dict(), biased=biased)}
     found = None if reasons[files.kind] else files.kind
     if found is None:
         try:
@@ -145,7 +146,7 @@ def find_route(files: MoeFiles) -> Route:
         except TargetError:
             others = []  # no other class has its attention
         for other in others:
-            reasons[other] = reasons_against("llama.cpp", _settings_as(files, other))
+            reasons[other] = reasons_against("llama.cpp", _settings_as(files, other), biased=biased)
             if not reasons[other]:
                 found = other
                 break
