@@ -25,6 +25,12 @@ def plan(name: str = "llama", **options: Any) -> Any:
     return make_plan(recipe, open_checkpoint(recipe.source), specialists)
 
 
+def test_half_of_the_neurons_can_be_shared_whatever_their_number() -> None:
+    half, number = plan(shared="half", top_k=1), plan(shared=24, top_k=1)
+    assert half.tensors == number.tensors
+    assert half.recipe.shared == half.layout.shared_width == half.layout.width == 24
+
+
 @pytest.mark.parametrize(
     ("options", "field", "says"),
     [

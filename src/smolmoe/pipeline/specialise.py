@@ -47,7 +47,9 @@ Hours = Annotated[float | None, Field(gt=0, description="hours for everything (d
 Minutes = Annotated[float | None, Field(gt=0, description="the same in minutes")]
 Experts = Annotated[int | None, Field(ge=2, description="number of experts (default: one per domain)")]
 TopK = Annotated[int | None, Field(ge=1, description="experts per token (default: 1; without domains 2)")]
-SharedExpert = Annotated[Shared, Field(description="shared expert: none, full, residual, or its width in neurons")]
+SharedExpert = Annotated[
+    Shared, Field(description="shared expert: none, full, residual, half of the neurons, or its width in neurons")
+]
 
 
 @dataclass(frozen=True)

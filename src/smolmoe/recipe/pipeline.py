@@ -43,10 +43,10 @@ class ReportRecipe(Recipe):
 class StageRecipe(Recipe):
     """One stage: exactly one of its kinds.
 
-    In any value, `{source}` is the pipeline's `source`, and `{name}` is the model folder that stage `name` wrote, the file of the rows or pairs that it wrote, or
-    the folder of its corpus. Of a training, `{name.run}` is the run folder, and `{name.blocks}` the
-    number of blocks that it has read or skipped at its end. `{name.probe}` is the folder of a probe, and
-    `{name.held_out}` the file of the rows that a selection kept out.
+    In any value, `{source}` is the pipeline's `source`, and `{name}` is the model folder that stage `name` wrote, the
+    file of the rows or pairs that it wrote, or the folder of its corpus. Of a training, `{name.run}` is the run folder,
+    and `{name.blocks}` the number of blocks that it has read or skipped at its end. `{name.probe}` is the folder of a
+    probe, and `{name.held_out}` the file of the rows that a selection kept out.
     """
 
     name: str = Field(pattern=r"^[a-z0-9][a-z0-9_-]*$", description="name of the stage and its folder")

@@ -11,7 +11,7 @@ from smolmoe.recipe.base import Recipe
 from smolmoe.recipe.words import Seed
 from smolmoe.results.verification import QUICK_LEAVES_OUT, VerifyMode
 
-Shared = Literal["none", "full", "residual"] | int
+Shared = Literal["none", "full", "residual", "half"] | int
 SharedBy = Literal["first", "importance", "rate"]
 Subsets = Literal["groups", "complementary", "random"]
 Gates = Literal["normalised", "independent"]
@@ -38,7 +38,9 @@ class UpcycleRecipe(Recipe):
         "complementary (every G experts share out the neurons at random) or random (drawn for each expert); experts of "
         "the latter two are chosen one by one",
     )
-    shared: Shared = Field("none", description="shared expert: none, full, residual, or its width in neurons")
+    shared: Shared = Field(
+        "none", description="shared expert: none, full, residual, half of the neurons, or its width in neurons"
+    )
     shared_by: SharedBy = Field(
         "first",
         description="choice of the shared neurons (shared: a width): first, importance (mean |activation| x norm of "

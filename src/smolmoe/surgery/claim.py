@@ -58,7 +58,8 @@ def _deviations(recipe: UpcycleRecipe, layout: Layout) -> Iterator[str]:
         drawn = "drawn for it alone" if recipe.subsets == "random" else f"which every {layout.parts} experts share out"
         yield (
             f"Each expert holds a random 1/{layout.parts} of {layout.routed_width} neurons, {drawn}, and is chosen "
-            f"alone, so a token gets each neuron {'once' if times == 1 else f'{times:g} times'} on average, not exactly."
+            f"alone, so a token gets each neuron {'once' if times == 1 else f'{times:g} times'} on average, "
+            "not exactly."
         )
     if layout.gate_scale is not None and recipe.router != "zero":
         yield (

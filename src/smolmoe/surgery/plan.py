@@ -21,7 +21,7 @@ from smolmoe.recipe import UpcycleRecipe
 from smolmoe.surgery.claim import make_claim
 from smolmoe.surgery.configs import moe_config
 from smolmoe.surgery.ffn import MoeLayer
-from smolmoe.surgery.request import Layout, check_kernel, lay_out
+from smolmoe.surgery.request import Layout, check_kernel, in_numbers, lay_out
 from smolmoe.surgery.sources import (
     BASE,
     Source,
@@ -147,6 +147,7 @@ def make_plan(
     """
     sources = {BASE: source_tensors(base, read_spec(base.folder), BASE)}
     spec = sources[BASE].spec
+    recipe = in_numbers(recipe, spec)
     layout = replace(lay_out(recipe, spec), shared_neurons=shared_neurons or None)
     target = resolve(recipe.target, spec, layout.sizes(spec), recipe.runs_in)
     check_kernel(recipe, layout, sources[BASE])

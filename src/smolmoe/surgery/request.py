@@ -51,6 +51,11 @@ class Layout:
         return MoeSizes(self.experts, self.top_k, self.width, self.shared_width, spec.ffn_size, dense, self.gate_scale)
 
 
+def in_numbers(recipe: UpcycleRecipe, spec: DenseSpec) -> UpcycleRecipe:
+    """The recipe with a shared width where it says half of the neurons."""
+    return recipe.model_copy(update={"shared": spec.ffn_size // 2}) if recipe.shared == "half" else recipe
+
+
 def lay_out(recipe: UpcycleRecipe, spec: DenseSpec) -> Layout:
     """Check a recipe against its source and compute the sizes.
 
