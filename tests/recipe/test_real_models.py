@@ -17,7 +17,8 @@ from smolmoe.surgery.run import upcycle
 pytestmark = pytest.mark.slow
 STEPS = 4
 SHORT = 300  # characters of a row of corrections
-TRAINED = {"cosmopedia-smollm": ["moe-trained"], "fair-baselines": ["moe-trained", "dense-continued"]}
+BOTH = ["moe-trained", "dense-continued"]
+TRAINED = {"cosmopedia-smollm": BOTH[:1], "fair-baselines": BOTH, "grow": BOTH}
 ALIGNED = {"gec-sft-dpo": "dpo", "gec-sft-cpo": "cpo"}
 HUB_MODEL = "HuggingFaceTB/"
 
@@ -62,7 +63,7 @@ def test_a_training_lowers_the_held_out_loss_from_its_first_step(
         train["data"] |= {"length": 256, "cache": str(tmp_path / "cache")}
         train["evaluation"] = {"tokens": 3000, "at": [0, 1, STEPS], "every": STEPS}
         train["samples"], train["device"] = {}, "cpu"
-        warm = {"warmup_steps": 2} if name == "fair-baselines" else {}
+        warm = {"warmup_steps": 2} if name != "cosmopedia-smollm" else {}
         train.setdefault("trainer", {}).update(
             max_steps=STEPS, per_device_train_batch_size=4, gradient_accumulation_steps=2, save_strategy="no", **warm
         )

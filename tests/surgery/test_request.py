@@ -53,7 +53,7 @@ def test_half_of_the_neurons_can_be_shared_whatever_their_number() -> None:
         ({"gates": "sum"}, "gates", "normalised"),
         ({"shared": 48}, "shared", "shared='full'"),
         ({"shared": 0}, "shared", "between 1 and 47"),
-        ({"shared": "half"}, "shared", "none, full, residual"),
+        ({"shared": "third"}, "shared", "none, full, residual, half"),
         ({"router": "domains"}, "router", "router_data="),
         ({"router_data": "x.jsonl"}, "router_data", "router='domains'"),
         ({"noise_std": 0.1}, "noise_std", "diversify='noise'"),

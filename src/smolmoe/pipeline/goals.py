@@ -14,9 +14,8 @@ from smolmoe.pipeline.recipe_text import recipe_text
 from smolmoe.pipeline.sizes import Choice
 from smolmoe.recipe.files import COMMANDS, change, kind_of, load
 
-GROW = {"moe": 8, "top_k": 2}
 # goal -> the shipped recipe
-SHIPPED = {"specialise": NAME, "grow": "fair-baselines", "continue": None}
+SHIPPED = {"specialise": NAME, "grow": "grow", "continue": None}
 
 
 def write_recipe(request: Request | None, out: Path, goal: str, report: Progress | None) -> Path:
@@ -52,8 +51,8 @@ def _values(
     """The values of a goal's recipe, and why."""
     purposes = {f"stages.{name}": text for name, text in PURPOSES.items()} if goal == "specialise" else {}
     if fitted is None or request is None:
-        values = load(SHIPPED[goal] or "fair-baselines") | {"out": str(folder)}
-        return (values if SHIPPED[goal] else _training(values["stages"][-3]["train"], values, folder)), purposes
+        values = load(SHIPPED[goal] or "grow") | {"out": str(folder)}
+        return (values if SHIPPED[goal] else _training(values["stages"][-2]["train"], values, folder)), purposes
     if goal == "specialise":
         return fitted.values, fitted.why
     stages = {stage["name"]: stage for stage in fitted.values["stages"]}
@@ -79,22 +78,17 @@ def _values(
     if goal == "continue":
         model = {"path": request.model, **defaults.get("model", {})}
         return {"model": model, **{k: v for k, v in common.items() if k != "model"}, "out": str(folder)}, why[""]
-    values = load("fair-baselines")
-    upcycle = {
-        "source": "{source}",
-        "experts": request.experts or GROW["moe"],
-        "top_k": request.top_k or GROW["top_k"],
-        "seed": request.seed,
-    }
-    if request.shared != "none":
-        upcycle["shared"] = request.shared
+    values = load("grow")
+    schedule = {key: value for key, value in values["defaults"]["trainer"].items() if key.startswith("lr_scheduler")}
+    asked = {"experts": request.experts, "top_k": request.top_k, "seed": request.seed}
+    asked |= {"shared": request.shared} if request.shared != "none" else {}
     change(
         values,
         {
-            "defaults": common,
+            "defaults": common | {"trainer": trainer | schedule},
             "out": str(folder),
             "source": request.model,
-            "stages.moe.upcycle": upcycle,
+            **{f"stages.moe.upcycle.{key}": value for key, value in asked.items() if value is not None},
         },
     )
     return values, why["defaults."]
