@@ -141,7 +141,7 @@ def test_mlx_does_not_renormalise_a_single_gate(top_k: int, runs: bool) -> None:
 
 @pytest.mark.parametrize(("moved", "matters"), [((0.0, 0.0), False), ((0.5, 0.5), False), ((0.5, 0.0), True)])
 def test_a_selection_bias_that_training_moved_counts(moved: tuple[float, float], matters: bool, tmp_path: Path) -> None:
-    """mlx-lm ignores that of Ernie4_5_Moe; one that is the same for all experts changes nothing."""
+    """vLLM and mlx-lm ignore that of Ernie4_5_Moe; one that is the same for all experts changes nothing."""
     made = plan("ernie4_5", target="ernie4_5_moe")
     object.__setattr__(made.recipe, "out", tmp_path / "moe")
 
@@ -154,7 +154,7 @@ def test_a_selection_bias_that_training_moved_counts(moved: tuple[float, float],
         ModelFacts.read(tmp_path / "moe"),
         "it ignores the routers' selection biases, which training has moved",
     )
-    assert facts.runs_in["vLLM"] == []
-    assert facts.runs_in["mlx-lm"] == ([says] if matters else [])
+    assert facts.runs_in["llama.cpp"] == []
+    assert facts.runs_in["vLLM"] == facts.runs_in["mlx-lm"] == ([says] if matters else [])
     assert engines(facts)["mlx-lm"] == (f"no: {says}" if matters else "yes")
     assert known_against("mlx", tmp_path / "moe") == tuple(facts.runs_in["mlx-lm"])

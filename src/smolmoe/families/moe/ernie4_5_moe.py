@@ -54,7 +54,7 @@ TARGET = MoeTarget(
     count="moe_num_experts",
     top_k="moe_k",
     engines={
-        "vLLM": Support(),
+        "vLLM": Support(selection_bias=False),
         # Its converter takes intermediate_size / num_key_value_heads for the shared expert's width.
         "llama.cpp": Support(
             "ernie4_5-moe", shared=False, last_dense=False, rope=LLAMA_CPP_ROPE, activations=("silu",)

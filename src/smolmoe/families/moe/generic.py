@@ -49,7 +49,9 @@ TARGET = MoeTarget(
     shared="optional",
     dense_layers="any",
     # vLLM's Transformers backend builds the dense model by transformers, and computes all experts with SiLU.
-    engines={"vLLM": Support(activations=("silu",), plain_ffn=False, needs="--trust-remote-code")},
+    engines={
+        "vLLM": Support(selection_bias=False, activations=("silu",), plain_ffn=False, needs="--trust-remote-code")
+    },
     scoring_key="scoring_func",
     independent_gates=True,
 )
