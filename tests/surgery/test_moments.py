@@ -88,17 +88,17 @@ BY_HAND: list[tuple[str, dict[str, Any], dict[str, tuple[float, float]]]] = [
     (  # rho 1/8, c 1: the gate at the start
         "llama_untied",
         {"experts": 8, "top_k": 1, "shared": 24, "gates": "independent"},
-        {"experts.gate_up_proj": (1 / 8, 1 / 8), "experts.down_proj": (1 / 8, 1 / 8)},
+        {"shared_experts": (1, 1), "experts.gate_up_proj": (1 / 8, 1 / 8), "experts.down_proj": (1 / 8, 1 / 8)},
     ),
     (  # rho 1/2, c 1/4: half of two gates of 1/2 each
         "llama_untied",
         {"experts": 4, "top_k": 2, "shared": "full", "gates": "independent", "target": "glm4_moe"},
         {
-            "experts.gate_up_proj": (1 / 8, 1 / 32),
-            "experts.down_proj": (1 / 8, 1 / 32),
             "shared_experts.gate_proj": (1 / 2, 1 / 4),
             "shared_experts.up_proj": (1 / 2, 1 / 4),
             "shared_experts.down_proj": (2, 4),
+            "experts.gate_up_proj": (1 / 8, 1 / 32),
+            "experts.down_proj": (1 / 8, 1 / 32),
         },
     ),
     (  # rho 1/4; gates of 1 hold the factor of 2 that renormalised ones leave to down
