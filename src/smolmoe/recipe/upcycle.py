@@ -35,7 +35,7 @@ class UpcycleRecipe(Recipe):
     subsets: Subsets = Field(
         "groups",
         description="neurons of experts that are 1/G of the FFN: groups (consecutive shards, chosen together; exact), "
-        "complementary (every G experts share out the neurons at random) or random (sampled for each expert); the latter "
+        "complementary (every G experts share out the neurons at random) or random (sampled for each expert); the last "
         "two choose experts one by one",
     )
     shared: Shared = Field("none", description="shared expert: none, full, residual, or its width in neurons")
