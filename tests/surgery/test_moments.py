@@ -180,6 +180,20 @@ def test_learning_rates_follow_the_scales(name: str, options: dict[str, Any], sc
         assert scale == next(value for key, value in scales.items() if key in parameter)
 
 
+def test_a_low_rank_difference_of_its_own_for_every_expert(tmp_path: Path) -> None:
+    made = converted(tmp_path / "moe", "llama", experts=4, diversify="lora", lora_rank=3, lora_std=0.01)
+    moe, dense = load_model(tmp_path / "moe"), load_model(zoo.folder("llama"))
+    difference = moe.model.layers[1].mlp.experts.down_proj.detach() - dense.model.layers[1].mlp.down_proj.weight
+    for one in difference:
+        values = torch.linalg.svdvals(one)
+        assert values[2] > 100 * values[3]  # the rest is rounding
+        assert float(one.std()) == pytest.approx(0.01, rel=0.3)
+    assert not torch.allclose(difference[0], difference[1])
+    state = state_of_weights(dense)
+    carried = carry_moments(made, state)["model.layers.1.mlp.experts.down_proj"].exp_avg[2]
+    torch.testing.assert_close(carried, state["model.layers.1.mlp.down_proj.weight"].exp_avg / 4)
+
+
 def test_neurons_drawn_anew_start_with_the_mean_of_the_others() -> None:
     made = plan(diversify="drop", drop_ratio=0.25, seed=3)
     state = {
