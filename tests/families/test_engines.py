@@ -124,3 +124,14 @@ def test_mlx_does_not_renormalise_a_single_gate(top_k: int, runs: bool) -> None:
         made = plan(name, experts=4, top_k=top_k, shared="full", **({"target": "glm4_moe"} if name == "qwen3" else {}))
         assert not made.runs_in["mlx-lm"] if runs else "single chosen expert" in " ".join(made.runs_in["mlx-lm"])
         assert not made.runs_in["vLLM"]
+
+
+def test_engines_that_always_renormalise_do_not_run_independent_gates() -> None:
+    half = {"experts": 4, "top_k": 1, "shared": 24, "gates": "independent"}
+    glm = plan("llama", **half, router_std=0.1).runs_in
+    assert {engine for engine, why in glm.items() if not why} == {"transformers", "vLLM", "llama.cpp", "mlx-lm"}
+    assert "always renormalises" in glm["SGLang"][0]
+    lfm2 = plan("lfm2", experts=4, gates="independent").runs_in
+    assert not lfm2["mlx-lm"]
+    assert "always renormalises" in lfm2["llama.cpp"][0]
+    assert plan("lfm2", experts=4).runs_in["llama.cpp"] == []
