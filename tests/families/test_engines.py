@@ -135,3 +135,5 @@ def test_engines_that_always_renormalise_do_not_run_independent_gates() -> None:
     assert not lfm2["mlx-lm"]
     assert "always renormalises" in lfm2["llama.cpp"][0]
     assert plan("lfm2", experts=4).runs_in["llama.cpp"] == []
+    generic = plan("llama", **half, target="generic").runs_in
+    assert "only softmax scores" in generic["vLLM"][0]

@@ -48,8 +48,9 @@ TARGET = MoeTarget(
     windows="layers",
     shared="optional",
     dense_layers="any",
-    # vLLM's Transformers backend builds the dense model by transformers, and computes all experts with SiLU.
-    engines={"vLLM": Support(activations=("silu",), plain_ffn=False, needs="--trust-remote-code")},
+    # vLLM's Transformers backend builds the dense model by transformers, replaces the router by its own, and computes
+    # all experts with SiLU.
+    engines={"vLLM": Support(scores="softmax", activations=("silu",), plain_ffn=False, needs="--trust-remote-code")},
     scoring_key="scoring_func",
     independent_gates=True,
 )
