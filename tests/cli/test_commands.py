@@ -108,7 +108,7 @@ def test_a_claim_that_does_not_hold_fails_the_command(
 ) -> None:
     """A writer that errs is caught by the files themselves."""
     real = ffn.scales
-    monkeypatch.setattr(ffn, "scales", lambda *a: ffn.Scales(real(*a).routed * 1.01, 1.0, real(*a).shared))
+    monkeypatch.setattr(ffn, "scales", lambda *a, **k: ffn.Scales(real(*a, **k).routed * 1.01, 1.0, 0.0))
     run = smolmoe("upcycle", zoo.folder("llama"), tmp_path / "moe")
     assert run.code == 1
     assert "logits: measured" in run.err

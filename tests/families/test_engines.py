@@ -158,3 +158,16 @@ def test_a_selection_bias_that_training_moved_counts(moved: tuple[float, float],
     assert facts.runs_in["vLLM"] == facts.runs_in["mlx-lm"] == ([says] if matters else [])
     assert engines(facts)["mlx-lm"] == (f"no: {says}" if matters else "yes")
     assert known_against("mlx", tmp_path / "moe") == tuple(facts.runs_in["mlx-lm"])
+
+
+def test_engines_that_always_renormalise_do_not_run_independent_gates() -> None:
+    half = {"experts": 4, "top_k": 1, "shared": 24, "gates": "independent"}
+    glm = plan("llama", **half, router_std=0.1).runs_in
+    assert {engine for engine, why in glm.items() if not why} == {"transformers", "vLLM", "llama.cpp", "mlx-lm"}
+    assert "always renormalises" in glm["SGLang"][0]
+    lfm2 = plan("lfm2", experts=4, gates="independent").runs_in
+    assert not lfm2["mlx-lm"]
+    assert "always renormalises" in lfm2["llama.cpp"][0]
+    assert plan("lfm2", experts=4).runs_in["llama.cpp"] == []
+    generic = plan("llama", **half, target="generic").runs_in
+    assert "only softmax scores" in generic["vLLM"][0]

@@ -139,7 +139,8 @@ def _is_flag(model: type[Recipe], path: tuple[str, ...]) -> bool:
 
 # `surgery.request` holds these against the source.
 LEFT_TO_THE_PLAN = {
-    (UpcycleRecipe, (name,)) for name in ("experts", "top_k", "granularity", "shared", "noise_std", "drop_ratio")
+    *((UpcycleRecipe, (name,)) for name in ("experts", "top_k", "granularity", "shared", "router_std")),
+    *((UpcycleRecipe, (name,)) for name in ("noise_std", "drop_ratio", "lora_rank", "lora_std")),
 }
 
 

@@ -88,17 +88,17 @@ BY_HAND: list[tuple[str, dict[str, Any], dict[str, tuple[float, float]]]] = [
     (  # rho 1/8, c 1: the gate at the start
         "llama_untied",
         {"experts": 8, "top_k": 1, "shared": 24, "gates": "independent"},
-        {"experts.gate_up_proj": (1 / 8, 1 / 8), "experts.down_proj": (1 / 8, 1 / 8)},
+        {"shared_experts": (1, 1), "experts.gate_up_proj": (1 / 8, 1 / 8), "experts.down_proj": (1 / 8, 1 / 8)},
     ),
     (  # rho 1/2, c 1/4: half of two gates of 1/2 each
         "llama_untied",
         {"experts": 4, "top_k": 2, "shared": "full", "gates": "independent", "target": "glm4_moe"},
         {
-            "experts.gate_up_proj": (1 / 8, 1 / 32),
-            "experts.down_proj": (1 / 8, 1 / 32),
             "shared_experts.gate_proj": (1 / 2, 1 / 4),
             "shared_experts.up_proj": (1 / 2, 1 / 4),
             "shared_experts.down_proj": (2, 4),
+            "experts.gate_up_proj": (1 / 8, 1 / 32),
+            "experts.down_proj": (1 / 8, 1 / 32),
         },
     ),
     (  # rho 1/4; gates of 1 hold the factor of 2 that renormalised ones leave to down
@@ -178,6 +178,20 @@ def test_learning_rates_follow_the_scales(name: str, options: dict[str, Any], sc
     assert len(found) == zoo.LAYERS * len(scales)
     for parameter, scale in found.items():
         assert scale == next(value for key, value in scales.items() if key in parameter)
+
+
+def test_a_low_rank_difference_of_its_own_for_every_expert(tmp_path: Path) -> None:
+    made = converted(tmp_path / "moe", "llama", experts=4, diversify="lora", lora_rank=3, lora_std=0.01)
+    moe, dense = load_model(tmp_path / "moe"), load_model(zoo.folder("llama"))
+    difference = moe.model.layers[1].mlp.experts.down_proj.detach() - dense.model.layers[1].mlp.down_proj.weight
+    for one in difference:
+        values = torch.linalg.svdvals(one)
+        assert values[2] > 100 * values[3]  # the rest is rounding
+        assert float(one.std()) == pytest.approx(0.01, rel=0.3)
+    assert not torch.allclose(difference[0], difference[1])
+    state = state_of_weights(dense)
+    carried = carry_moments(made, state)["model.layers.1.mlp.experts.down_proj"].exp_avg[2]
+    torch.testing.assert_close(carried, state["model.layers.1.mlp.down_proj.weight"].exp_avg / 4)
 
 
 def test_neurons_drawn_anew_start_with_the_mean_of_the_others() -> None:

@@ -150,13 +150,17 @@ def test_a_trained_gate_on_the_shared_expert_stays_where_it_is(tmp_path: Path) -
 
 
 def test_a_scale_that_is_no_power_of_two_rounds_half_precision(tmp_path: Path) -> None:
-    model = random_moe("glm4_moe", **WHOLE_HEADS, routed_scaling_factor=2.5)
+    """In a class without a setting for it; the gate of a single expert is the scale."""
+    one = {"num_experts_per_tok": 1, "first_k_dense_replace": 0}
+    model = random_moe("glm4_moe", **WHOLE_HEADS, **one, routed_scaling_factor=2.5)
     folder = save(model.to(torch.bfloat16), tmp_path / "moe", tokenizer=False)
-    program, claim = native_export(read_moe(folder), "generic")
+    program, claim = native_export(read_moe(folder), "granitemoeshared")
     assert claim.kind == "rounded"
-    assert claim.predicted_ffn_error[0] is None  # the first layer is dense
     assert claim.predicted_ffn_error[1] == pytest.approx(2**-9 / 3**0.5)
-    assert {tensor.dtype for tensor in program.tensors} == {"bfloat16", "float32"}
+    assert {tensor.dtype for tensor in program.tensors} == {"bfloat16"}
+    program, claim = native_export(read_moe(folder), "generic")
+    assert claim.kind == "exact"
+    assert program.config["routed_scaling_factor"] == 2.5
 
 
 def test_a_model_that_no_native_class_is_like(tmp_path: Path) -> None:

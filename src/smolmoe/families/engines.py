@@ -110,6 +110,7 @@ def limits(found: Support) -> str:
     said = [
         {True: "always renormalises the gates", False: "never renormalises the gates", None: ""}[found.normalises],
         "" if found.untied else "tied embeddings",
+        "" if found.scores is None else f"{found.scores} scores",
         "" if found.selection_bias else "no selection bias",
         "" if found.windows else "no sliding window",
         "" if found.mixed_windows else "one sliding window for all layers or none",
@@ -137,6 +138,9 @@ def _routing(found: Support, model_type: str, settings: Settings) -> Iterator[st
     if found.normalises is not None and found.normalises != normalised and not everything:
         always, whereas = ("always", "does not") if found.normalises else ("never", "does")
         yield f"it {always} renormalises the chosen gates of this class to sum to 1, but the model {whereas}"
+    scores = settings.get("scoring_func")
+    if found.scores is not None and scores not in (None, found.scores):
+        yield f"it computes only {found.scores} scores in this class, the model uses {scores}"
     if not found.lone_gate and normalised and top_k == 1:
         yield "it does not renormalise the gate of a single chosen expert to 1"
     groups = settings.get("n_group") or 1

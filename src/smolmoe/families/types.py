@@ -236,6 +236,7 @@ class Support:
     Attributes:
         name: the engine's own name of the class, where it has one.
         normalises: whether the chosen gates are renormalised to sum to 1: always, never, or (None) as the config says.
+        scores: the only scores that it computes, where the class has a choice; None: all.
         own_head: the output head must be a separate tensor: `tie_word_embeddings` is ignored.
         untied: the output head may be a separate tensor.
         selection_bias: the bias that affects only the choice of experts is used.
@@ -258,6 +259,7 @@ class Support:
 
     name: str = ""
     normalises: bool | None = None
+    scores: str | None = None
     own_head: bool = False
     untied: bool = True
     selection_bias: bool = True

@@ -15,7 +15,7 @@ Shared = Literal["none", "full", "residual", "half"] | int
 SharedBy = Literal["first", "importance", "rate"]
 Subsets = Literal["groups", "complementary", "random"]
 Gates = Literal["normalised", "independent"]
-Diversify = Literal["none", "noise", "drop"]
+Diversify = Literal["none", "noise", "drop", "lora"]
 Router = Literal["random", "zero", "domains"]
 Centroids = Literal["mean", "kmeans"]
 Attention = Literal["average", "base"]
@@ -35,8 +35,8 @@ class UpcycleRecipe(Recipe):
     subsets: Subsets = Field(
         "groups",
         description="neurons of experts that are 1/G of the FFN: groups (consecutive shards, chosen together; exact), "
-        "complementary (every G experts share out the neurons at random) or random (drawn for each expert); experts of "
-        "the latter two are chosen one by one",
+        "complementary (every G experts share out the neurons at random) or random (sampled for each expert); the last "
+        "two choose experts one by one",
     )
     shared: Shared = Field(
         "none", description="shared expert: none, full, residual, half of the neurons, or its width in neurons"
@@ -55,10 +55,16 @@ class UpcycleRecipe(Recipe):
         "logit), which sum to 1 at zero logits and give a single chosen expert a router gradient",
     )
     diversify: Diversify = Field(
-        "none", description="method that makes the expert copies differ: none, noise or drop (Drop-Upcycling)"
+        "none",
+        description="method that makes the expert copies differ: none, noise, drop (Drop-Upcycling) or lora (a random "
+        "low-rank difference)",
     )
     noise_std: float = Field(
         0.02, description="standard deviation of the noise added to expert weights (diversify: noise)"
+    )
+    lora_rank: int = Field(8, description="rank of the difference added to each expert matrix (diversify: lora)")
+    lora_std: float = Field(
+        0.002, description="standard deviation of the difference added to expert weights (diversify: lora)"
     )
     drop_ratio: float = Field(
         0.5, description="fraction of each expert's neurons that are re-initialised (diversify: drop)"

@@ -54,12 +54,13 @@ def _deviations(recipe: UpcycleRecipe, layout: Layout) -> Iterator[str]:
     if recipe.diversify != "none":
         yield WAYS[recipe.diversify].reason(recipe)
     if layout.parts > 1 and recipe.subsets != "groups":
-        times = layout.top_k / layout.parts
-        drawn = "drawn for it alone" if recipe.subsets == "random" else f"which every {layout.parts} experts share out"
+        times = f"{layout.top_k / layout.parts:g} times"
+        origin = (
+            "sampled for it alone" if recipe.subsets == "random" else f"which every {layout.parts} experts share out"
+        )
         yield (
-            f"Each expert holds a random 1/{layout.parts} of {layout.routed_width} neurons, {drawn}, and is chosen "
-            f"alone, so a token gets each neuron {'once' if times == 1 else f'{times:g} times'} on average, "
-            "not exactly."
+            f"Each expert holds a random 1/{layout.parts} of {layout.routed_width} neurons, {origin}, and is chosen "
+            f"alone, so a token gets each neuron {'once' if times == '1 times' else times} on average, not exactly."
         )
     if layout.gate_scale is not None and recipe.router != "zero":
         yield (

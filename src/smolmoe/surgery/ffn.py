@@ -11,9 +11,9 @@ Gates that are renormalised sum to 1 over the chosen experts, so for ANY router
 - residual: the shared expert is the dense FFN, routed down projections are 0.
 
 Independent gates, c sigmoid(logit), sum to 1 only at zero logits, where each is c / 2. Their c holds the factors above
-(c = 2 G / K, half of it beside a full shared expert), so that no routed weight is scaled or rounded.
+(c = 2 G / K, half of it with a full shared expert), so that no routed weight is scaled or rounded.
 
-Subsets that are drawn (`subsets: random, complementary`) are chosen one by one: a token gets each neuron once on
+Random subsets (`subsets: random, complementary`) are chosen one by one: a token gets each neuron once on
 average, not exactly.
 
 A sigmoid gate with zero weights halves the shared expert, which its down projection compensates for. Only

@@ -95,7 +95,7 @@ def lay_out(recipe: UpcycleRecipe, spec: DenseSpec) -> Layout:
 def _gate_scale(recipe: UpcycleRecipe) -> float | None:
     """The factor of independent gates that makes the routed experts count as much as renormalised ones do.
 
-    At zero logits K gates of scale / 2 each give every neuron the weight 1 (1/2 beside a full shared expert): a token
+    At zero logits K gates of scale / 2 each give every neuron the weight 1 (1/2 with a full shared expert): a token
     gets K / G copies of it.
     """
     if recipe.gates == "normalised":

@@ -22,8 +22,8 @@ def constant_router(experts: int, top_k: int, constant: bool, copies: bool) -> s
 
     Args:
         constant: every token gets the same scores for all experts.
-        copies: the experts are copies of each other, or groups of shards are, and their gates have a constant sum: no
-            gradient of the router tells them apart.
+        copies: the experts are copies of each other, or groups of shards are, and their gates have a constant sum: the
+            gradient of the router does not distinguish them.
     """
     if not constant or experts == 1:
         return None

@@ -48,9 +48,16 @@ TARGET = MoeTarget(
     windows="layers",
     shared="optional",
     dense_layers="any",
-    # vLLM's Transformers backend builds the dense model by transformers, and computes all experts with SiLU.
+    # vLLM's Transformers backend builds the dense model by transformers, replaces the router by its own, and computes
+    # all experts with SiLU.
     engines={
-        "vLLM": Support(selection_bias=False, activations=("silu",), plain_ffn=False, needs="--trust-remote-code")
+        "vLLM": Support(
+            scores="softmax",
+            selection_bias=False,
+            activations=("silu",),
+            plain_ffn=False,
+            needs="--trust-remote-code",
+        )
     },
     scoring_key="scoring_func",
     independent_gates=True,

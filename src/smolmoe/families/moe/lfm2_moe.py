@@ -47,7 +47,7 @@ TARGET = MoeTarget(
     gate_epsilon=1e-6,
     engines={
         # vLLM 0.32 loads it and computes something else.
-        "llama.cpp": Support("lfm2moe", untied=False, rope=LLAMA_CPP_ROPE, free_head_dim=False),
+        "llama.cpp": Support("lfm2moe", normalises=True, untied=False, rope=LLAMA_CPP_ROPE, free_head_dim=False),
         "mlx-lm": Support(untied=False, rope=("default",), free_head_dim=False),
     },
 )

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from smolmoe.recipe import UpcycleRecipe
-from smolmoe.surgery.tensors.initialisers import add_noise, choose_neurons, generator, redraw_neurons
+from smolmoe.surgery.tensors.initialisers import add_low_rank, add_noise, choose_neurons, generator, redraw_neurons
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -42,6 +42,17 @@ class Noise(Perturb):
 
     def applied(self, values: Tensor, seed: int, stream: str) -> Tensor:
         return add_noise(values, self.std, generator(seed, stream))
+
+
+@dataclass(frozen=True)
+class LowRank(Perturb):
+    """Adds B A of a rank and standard deviation, as a LoRA adapter that is merged would (arXiv 2106.09685)."""
+
+    rank: int
+    std: float
+
+    def applied(self, values: Tensor, seed: int, stream: str) -> Tensor:
+        return add_low_rank(values, self.rank, self.std, generator(seed, stream))
 
 
 @dataclass(frozen=True)
@@ -85,6 +96,10 @@ def _noise_reason(recipe: UpcycleRecipe) -> str:
     return f"N(0, {recipe.noise_std:g}) is added to every expert weight."
 
 
+def _lora_reason(recipe: UpcycleRecipe) -> str:
+    return f"A random matrix of rank {recipe.lora_rank} and std {recipe.lora_std:g} is added to every expert matrix."
+
+
 def drop(ratio: float, expert: str, axis: int, slot: str = "") -> Drop:
     """Drop for one projection of an expert; `slot` names the projection where each chooses its own neurons."""
     return Drop(axis, ratio, f"{expert}.drop" + (f".{slot}" if slot else ""))
@@ -104,6 +119,15 @@ WAYS: dict[str, Way] = {
         {"noise_std": (lambda value: value > 0, "must be positive.")},
         lambda recipe, expert, slot, axis: Noise(axis, recipe.noise_std),
         _noise_reason,
+        biases=False,
+    ),
+    "lora": Way(
+        {
+            "lora_rank": (lambda value: value >= 1, "must be at least 1."),
+            "lora_std": (lambda value: value > 0, "must be positive."),
+        },
+        lambda recipe, expert, slot, axis: LowRank(axis, recipe.lora_rank, recipe.lora_std),
+        _lora_reason,
         biases=False,
     ),
     "drop": Way(

@@ -35,6 +35,15 @@ def add_noise(values: Tensor, std: float, rng: np.random.Generator) -> Tensor:
     return values + torch.from_numpy(normal(tuple(values.shape), rng)) * std
 
 
+def add_low_rank(values: Tensor, rank: int, std: float, rng: np.random.Generator) -> Tensor:
+    """values + B A for a matrix [out, in], with B [out, rank] and A [rank, in] Gaussian and entries of B A of std."""
+    import torch
+
+    rows, columns = values.shape
+    b, a = (torch.from_numpy(normal(shape, rng)) for shape in ((rows, rank), (rank, columns)))
+    return values + b @ a * (std / rank**0.5)
+
+
 def choose_neurons(count: int, ratio: float, rng: np.random.Generator) -> Tensor:
     """floor(ratio * count) of the neurons 0..count-1, ascending."""
     import torch
