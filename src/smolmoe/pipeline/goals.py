@@ -80,7 +80,7 @@ def _values(
         return {"model": model, **{k: v for k, v in common.items() if k != "model"}, "out": str(folder)}, why[""]
     values = load("grow")
     schedule = {key: value for key, value in values["defaults"]["trainer"].items() if key.startswith("lr_scheduler")}
-    asked = {"experts": request.experts, "top_k": request.top_k, "seed": request.seed}
+    asked: dict[str, Any] = {"experts": request.experts, "top_k": request.top_k, "seed": request.seed}
     asked |= {"shared": request.shared} if request.shared != "none" else {}
     change(
         values,

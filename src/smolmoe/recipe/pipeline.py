@@ -104,5 +104,5 @@ class PipelineRecipe(Recipe):
         if twice is not None:
             raise ValueError(f"two stages are called {twice!r}")
         if self.source is not None and SOURCE in names:
-            raise ValueError(f"no stage can be called {SOURCE!r} beside the key of this name")
+            raise ValueError(f"no stage can be called {SOURCE!r} together with the key of this name")
         return self
