@@ -203,6 +203,20 @@ def cells(models: Sequence[Row], engine: str, timeout: float) -> Iterator[tuple[
         yield row.key, cell
 
 
+def told(folder: Path) -> dict[str, list[str]]:
+    """For each engine, what `upcycle` and the model card say against running this model there."""
+    from smolmoe.engines.registry import ENGINES
+    from smolmoe.families.engines import engine_name
+    from smolmoe.hub.model_facts import ModelFacts
+
+    runs_in = ModelFacts.read(folder).runs_in
+    return {engine: runs_in[engine_name(engine)] for engine in ENGINES}
+
+
+def write(results: dict[str, Any]) -> None:
+    RESULTS.write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
+
+
 def _read() -> dict[str, Any]:
     return json.loads(RESULTS.read_text(encoding="utf-8")) if RESULTS.is_file() else {"cells": {}}
 
@@ -276,6 +290,8 @@ def main() -> None:
             models = rows(Path(work), one=given.one)
             earlier = results.get("rows", []) if given.one else []
             about = {"rows": [*dict.fromkeys([*earlier, *(row.key for row in models)])], "machine": machine.describe()}
+            about["told"] = {**results.get("told", {}), **{row.key: told(row.folder) for row in models}}
+            write(_read() | about)
             targets = [row.target for row in models]
             order = {row.key: targets[:index].count(row.target) for index, row in enumerate(models)}
             models.sort(key=lambda row: order[row.key])  # the first source of every target first
@@ -286,7 +302,8 @@ def main() -> None:
                 for key, cell in cells(left, engine, given.timeout):
                     results = _read() | about  # another process may measure another engine
                     results["cells"].setdefault(engine, {})[key] = cell
-                    RESULTS.write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
+                    write(results)
+        results = _read()
     machine.put_between(PAGE, "engines", page(results))
 
 
