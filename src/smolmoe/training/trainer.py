@@ -19,7 +19,7 @@ from smolmoe.moe.control import without_training_state
 from smolmoe.moe.loading import no_progress_bar
 from smolmoe.moe.routing import RoutingCapture
 from smolmoe.recipe import TrainRecipe
-from smolmoe.training.allocator import kept_memory
+from smolmoe.core.allocator import kept_memory
 from smolmoe.training.chunked_loss import HeadLoss, head_loss
 from smolmoe.training.distillation import Distillation
 from smolmoe.training.distributed import is_sharded, load_optimizer, place_moments, whole_state
