@@ -9,6 +9,8 @@ from typing import Any
 
 from machine import in_words, put_between
 from real_runs import read
+from smolmoe.reports import drawing
+from smolmoe.reports.names import style
 
 DOCS = Path(__file__).resolve().parents[1] / "docs"
 METRICS = {"bleu": "BLEU", "gleu": "GLEU", "sari": "SARI", "exact_match": "exact match"}
@@ -351,27 +353,33 @@ def plot_losses(path: Path, comparison: Values) -> None:
 
     domains = [*sorted(comparison["text"]["documents"]), "all"]
     base = comparison["models"][0]["name"]
-    figure = Figure(figsize=(10, 3.6), layout="constrained")
-    left, right = figure.subplots(1, 2)
+    with drawing.look():
+        figure = Figure(figsize=(10, 3.6), layout="constrained")
+        _panels(figure.subplots(1, 2), comparison, domains, base)
+        figure.savefig(path, dpi=120)
+
+
+def _panels(both: Any, comparison: Values, domains: Sequence[str], base: str) -> None:
+    left, right = both
     trained = [pair for pair in comparison["pairs"] if pair["second"] == base]
     for place, pair in enumerate(trained):
-        _dots(left, pair, domains, (place - (len(trained) - 1) / 2) * 0.2, pair["first"], 1)
+        _dots(left, pair, domains, (place - (len(trained) - 1) / 2) * 0.2, pair["first"], 1, place)
     left.legend()
     left.set(title="after training minus before", ylabel="held-out loss, nats per token")
     between = next(pair for pair in comparison["pairs"] if base not in (pair["first"], pair["second"]))
-    _dots(right, between, domains, 0, "", -1)
+    _dots(right, between, domains, 0, "", -1, 0)
     right.set(title=f"{between['second']} minus {between['first']}")
     for axes in (left, right):
         axes.axhline(0, color="grey", linestyle=":", linewidth=1)
         axes.set_xticks(range(len(domains)), domains)
-    figure.savefig(path, dpi=120)
 
 
-def _dots(axes: Any, pair: Values, domains: Sequence[str], shift: float, label: str, sign: int) -> None:
+def _dots(axes: Any, pair: Values, domains: Sequence[str], shift: float, label: str, sign: int, place: int) -> None:
     """One dot a domain, with its interval; `sign` -1 turns the difference round."""
     gaps = [pair["loss"] if domain == "all" else pair["by_domain"][domain] for domain in domains]
     values = [sign * gap["value"] for gap in gaps]
     ends = [sorted(sign * gap["documents"][end] for end in ("low", "high")) for gap in gaps]
     reach = [[value - low for value, (low, _) in zip(values, ends, strict=True)]]
     reach.append([high - value for value, (_, high) in zip(values, ends, strict=True)])
-    axes.errorbar([at + shift for at in range(len(domains))], values, yerr=reach, fmt="o", capsize=3, label=label)
+    places = [at + shift for at in range(len(domains))]
+    axes.errorbar(places, values, yerr=reach, capsize=3, label=label, **{**style(place), "linestyle": "none"})

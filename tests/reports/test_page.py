@@ -297,7 +297,9 @@ def test_copies_come_first() -> None:
     probe["similarity"]["output_cosine"] = np.ones((3, 4, 4)).tolist()
     first, _, third = said(probe)
     assert "shares" not in first
-    assert first.startswith("In every layer all 4 experts are copies of each other (cosine of their outputs at least 0.99999)")
+    assert first.startswith(
+        "In every layer all 4 experts are copies of each other (cosine of their outputs at least 0.99999)"
+    )
     assert "copies" not in third
 
 
