@@ -16,8 +16,8 @@ _SIDES = {
     "none": NO_DIFFERENCE,
     "few": f"too few documents for a finding (at least {FEWEST_DOCUMENTS})",
 }
-# Cosine of their outputs from which two experts are copies, up to rounding. Not their CKA: a few large directions, such as
-# those of early layers of pretrained models, make it .99999 for experts with a cosine of .9998. Experts that a short
+# Cosine of their outputs from which two experts are copies, up to rounding. Not their CKA: a few large directions, as in
+# early layers of pretrained models, make it .99999 for experts with a cosine of .9998. Experts that a short
 # training specialised differ no more, and removing one costs its domain up to .18 nats (benchmarks/real.py).
 COPIES = 0.99999
 NOT_OF_COPIES = "no specialisation is claimed for copies."
