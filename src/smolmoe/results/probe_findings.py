@@ -16,7 +16,7 @@ _SIDES = {
     "none": NO_DIFFERENCE,
     "few": f"too few documents for a finding (at least {FEWEST_DOCUMENTS})",
 }
-# Cosine of their outputs from which two experts are copies, up to rounding. Not their CKA: a few large directions, as in
+# Cosine of their outputs from which two experts are copies, up to rounding. Not their CKA: a few large directions, in
 # early layers of pretrained models, make it .99999 for experts with a cosine of .9998. Experts that a short
 # training specialised differ no more, and removing one costs its domain up to .18 nats (benchmarks/real.py).
 COPIES = 0.99999
