@@ -279,7 +279,8 @@ def distill(found: Values) -> list[str]:
     tokens, comparison = found["trainings"]["text"]["tokens"], found["compare"]
     lines += [
         f"{request['experts']} experts, one per token, a share of {request['drop_ratio']} of each re-initialised; "
-        f"{tokens:,} tokens per training.",
+        f"{tokens:,} tokens per training, {sum(comparison['text']['tokens'].values()):,} tokens of "
+        f"{sum(comparison['text']['documents'].values())} documents held out, with 95% intervals over documents.",
         "",
         *head("", "held-out loss", "KL from the teacher, nats per token", "top-1 agreement with the teacher"),
     ]
@@ -287,10 +288,14 @@ def distill(found: Values) -> list[str]:
         agreement = model["agreement"]
         same = ("", "")
         if agreement is not None:
-            same = (f"{agreement['kl']['value']:.4f}", f"{agreement['top1']['value']:.1%}")
+            same = (_over_documents(agreement["kl"], ".3f"), _over_documents(agreement["top1"], ".1%"))
         lines.append(row(model["name"], f"{model['loss']['value']:.4f}", *same))
     pair = comparison["pairs"][-1]
     return [*lines, "", f"{pair['first']} minus {pair['second']}: {_difference(pair['loss'])} nats per token."]
+
+
+def _over_documents(found: Values, form: str) -> str:
+    return spanned(found["value"], found["documents"]["low"], found["documents"]["high"], form)
 
 
 def extract(found: Values) -> list[str]:

@@ -43,7 +43,7 @@ def copies(after: Probed) -> str:
 
 
 def flags(after: Probed) -> list[str]:
-    """Findings on the losses that speak against the specialisation; `copies` are said elsewhere."""
+    """Findings on the losses that speak against the specialisation, without that on copies, which `copies` states."""
     found = after.result.losses.flags if after.result.losses else ()
     return [flag for flag in found if not flag.endswith(NOT_OF_COPIES)]
 
