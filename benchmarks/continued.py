@@ -60,12 +60,12 @@ def main() -> None:
 
 
 def write_results() -> None:
-    """Put tables and curves into docs/reference/results.md, between the markers there."""
+    """Put the tables into docs/reference/results.md, between the markers there; `figures.py` draws them."""
     from continued_table import machine_line, show
     from machine import describe, put_between
 
     docs = Path(__file__).resolve().parents[1] / "docs"
-    text = show(ROOT, list(ARMS), list(EXPLORED), docs / "images" / "continued.png")
+    text = show(ROOT, list(ARMS), list(EXPLORED))
     where = describe()
     text += f"\n\nMeasured on {where['cpu']}, one thread a run; {machine_line(ROOT)}."
     put_between(docs / "reference" / "results.md", "continued", text)

@@ -1,4 +1,4 @@
-"""Tables and curves of `continued.py`, from what its runs wrote."""
+"""Tables of `continued.py`, from what its runs wrote."""
 
 from __future__ import annotations
 
@@ -9,21 +9,14 @@ from pathlib import Path
 from typing import Any
 
 from smolmoe.evaluation.held_out import DocumentLosses, paired_difference
-from smolmoe.reports.growth import Run, plot_growth, read_run
+from smolmoe.reports.growth import Run, read_run
 
 T_95 = {2: 12.706, 3: 4.303, 4: 3.182, 5: 2.776}  # of Student's t for that many seeds
 
 
-def show(root: Path, arms: Sequence[str], explored: Sequence[str], picture: Path) -> str:
-    """The findings in Markdown; the mean curves of the arms go to `picture`."""
-    runs = {arm: found for arm in arms if (found := read_arm(root, arm))}
-    lines = _main_table(runs)
-    means = [_mean(arm, found) for arm, found in runs.items()]
-    tokens = _held_out_tokens(runs)
-    plot_growth(picture.with_stem(f"{picture.stem}-all"), None, means, tokens)
-    lowest = min(run.losses[0] for run in means)
-    # Arms that begin far above the others would leave these in one line.
-    plot_growth(picture, None, [run for run in means if run.losses[0] < lowest + 0.1], tokens)
+def show(root: Path, arms: Sequence[str], explored: Sequence[str]) -> str:
+    """The findings in Markdown."""
+    lines = _main_table({arm: found for arm in arms if (found := read_arm(root, arm))})
     tried = {arm: found for arm in explored if (found := read_arm(root, arm))}
     if tried:
         lines += ["", *_explored_table(tried)]
@@ -100,12 +93,6 @@ def _domains(runs: dict[str, dict[int, Run]]) -> list[str]:
     domains = sorted(next(iter(table.values())))
     lines = ["| loss after | " + " | ".join(domains) + " |", "| --- |" + " --- |" * len(domains)]
     return lines + [f"| {arm} | " + " | ".join(f"{row[d]:.4f}" for d in domains) + " |" for arm, row in table.items()]
-
-
-def _mean(arm: str, found: dict[int, Run]) -> Run:
-    runs = list(found.values())
-    losses = {step: statistics.mean(run.losses[step] for run in runs) for step in runs[0].losses}
-    return Run(arm, losses, runs[0].tokens, runs[0].steps, runs[0].flops, runs[0].documents)
 
 
 def _explored_table(tried: dict[str, dict[int, Run]]) -> list[str]:

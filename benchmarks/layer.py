@@ -32,7 +32,7 @@ from typing import Any, NamedTuple
 
 from grid import options, results, show
 from machine import HERE
-from smolmoe.training.allocator import kept_memory
+from smolmoe.core.allocator import kept_memory
 
 RESULTS = HERE / "results" / "layer.json"
 TOKENS = (1, 4, 16, 64, 512, 4096)

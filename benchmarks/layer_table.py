@@ -7,6 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from layer import SHAPES, STOCK, TOKENS
+from smolmoe.reports.drawing import look
+from smolmoe.reports.names import style
 
 Cases = dict[str, dict[str, Any]]
 DIRECTIONS = {"forward": "forward", "both": "forward and backward"}
@@ -91,26 +93,32 @@ def plot(path: Path, cases: Cases) -> None:
 
     threads = min(case["threads"] for case in cases.values())
     chosen = [case for case in cases.values() if case["threads"] == threads and _shape(case) == SHAPES[0]]
-    figure = Figure(figsize=(9, 6.4), layout="constrained")
-    grid = figure.subplots(2, 2, sharex=True, sharey=True)
+    with look():
+        figure = Figure(figsize=(9, 6.4), layout="constrained")
+        _panels(figure.subplots(2, 2, sharex=True, sharey=True), chosen)
+        path.parent.mkdir(exist_ok=True)
+        figure.savefig(path, dpi=120)
+
+
+def _panels(grid: Any, chosen: list[dict[str, Any]]) -> None:
     for row, (direction, words) in zip(grid, DIRECTIONS.items(), strict=True):
         for axes, dtype in zip(row, ("bf16", "fp32"), strict=True):
             _curves(axes, [case for case in chosen if case["dtype"] == dtype and case["direction"] == direction])
             axes.set(xscale="log", yscale="log", title=f"{dtype}, {words}")
+            for axis in (axes.xaxis, axes.yaxis):
+                axis.set_major_formatter("{x:g}")
         row[0].set_ylabel("time over that of the dense FFN")
     for axes in grid[1]:
         axes.set_xlabel("tokens T")
     grid[0][0].legend()
-    path.parent.mkdir(exist_ok=True)
-    figure.savefig(path, dpi=120)
 
 
 def _curves(axes: Any, cases: list[dict[str, Any]]) -> None:
-    for name in ("smolmoe", *STOCK):
+    for place, name in enumerate(("smolmoe", *STOCK)):
         points = [(c["tokens"], c["seconds"][name] / c["seconds"]["dense"]) for c in cases if name in c["seconds"]]
         if points:
-            width = 3 if name == "smolmoe" else 1
-            axes.plot(*zip(*sorted(points), strict=True), marker="o", linewidth=width, label=name)
+            width = 3 if name == "smolmoe" else 1.5
+            axes.plot(*zip(*sorted(points), strict=True), **style(place), linewidth=width, label=name)
     axes.axhline(1, color="grey", linestyle=":", linewidth=1)
 
 

@@ -11,10 +11,10 @@ from typing import Any
 from real_runs import LENGTH, domain_files, record, say, summary, trained
 
 CHARACTERS = 30_000  # of each domain
-REQUEST = {"experts": 2, "top_k": 1, "diversify": "drop", "drop_ratio": 0.25}
-STEPS, BATCH = 8, 8
+REQUEST = {"experts": 2, "top_k": 1, "diversify": "drop", "drop_ratio": 0.1}
+STEPS, BATCH = 16, 8
 ARMS = ("text", "logits")
-COMPARED = {"length": LENGTH, "document_tokens": 128, "tokens": 600, "by": "domain", "speed": False}
+COMPARED = {"length": LENGTH, "document_tokens": 128, "tokens": 2000, "by": "domain", "speed": False}
 
 
 def run(arguments: argparse.Namespace) -> None:
@@ -81,7 +81,7 @@ def stage(text: Path) -> dict[str, Any]:
             "max_steps": STEPS,
             "per_device_train_batch_size": BATCH // 4,
             "gradient_accumulation_steps": 4,
-            "learning_rate": 1e-4,
+            "learning_rate": 2e-4,
             "warmup_steps": 2,
             "save_strategy": "no",
         },

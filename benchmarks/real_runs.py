@@ -59,8 +59,8 @@ def trained(arguments: argparse.Namespace, out: Path, model: Path, changes: dict
     return out
 
 
-def say(stage: str, done: int, total: int) -> None:
-    print(stage, done, total, flush=True)
+def say(stage: str, done: int, total: int, detail: str = "", /) -> None:
+    print(stage, done, total, detail, flush=True)
 
 
 def summary(run: Path) -> dict[str, Any]:

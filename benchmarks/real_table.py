@@ -9,6 +9,8 @@ from typing import Any
 
 from machine import in_words, put_between
 from real_runs import read
+from smolmoe.reports import drawing
+from smolmoe.reports.names import style
 
 DOCS = Path(__file__).resolve().parents[1] / "docs"
 METRICS = {"bleu": "BLEU", "gleu": "GLEU", "sari": "SARI", "exact_match": "exact match"}
@@ -277,7 +279,8 @@ def distill(found: Values) -> list[str]:
     tokens, comparison = found["trainings"]["text"]["tokens"], found["compare"]
     lines += [
         f"{request['experts']} experts, one per token, a share of {request['drop_ratio']} of each re-initialised; "
-        f"{tokens:,} tokens per training.",
+        f"{tokens:,} tokens per training, {sum(comparison['text']['tokens'].values()):,} tokens of "
+        f"{sum(comparison['text']['documents'].values())} documents held out, with 95% intervals over documents.",
         "",
         *head("", "held-out loss", "KL from the teacher, nats per token", "top-1 agreement with the teacher"),
     ]
@@ -285,10 +288,14 @@ def distill(found: Values) -> list[str]:
         agreement = model["agreement"]
         same = ("", "")
         if agreement is not None:
-            same = (f"{agreement['kl']['value']:.4f}", f"{agreement['top1']['value']:.1%}")
+            same = (_over_documents(agreement["kl"], ".3f"), _over_documents(agreement["top1"], ".1%"))
         lines.append(row(model["name"], f"{model['loss']['value']:.4f}", *same))
     pair = comparison["pairs"][-1]
     return [*lines, "", f"{pair['first']} minus {pair['second']}: {_difference(pair['loss'])} nats per token."]
+
+
+def _over_documents(found: Values, form: str) -> str:
+    return spanned(found["value"], found["documents"]["low"], found["documents"]["high"], form)
 
 
 def extract(found: Values) -> list[str]:
@@ -351,27 +358,33 @@ def plot_losses(path: Path, comparison: Values) -> None:
 
     domains = [*sorted(comparison["text"]["documents"]), "all"]
     base = comparison["models"][0]["name"]
-    figure = Figure(figsize=(10, 3.6), layout="constrained")
-    left, right = figure.subplots(1, 2)
+    with drawing.look():
+        figure = Figure(figsize=(10, 3.6), layout="constrained")
+        _panels(figure.subplots(1, 2), comparison, domains, base)
+        figure.savefig(path, dpi=120)
+
+
+def _panels(both: Any, comparison: Values, domains: Sequence[str], base: str) -> None:
+    left, right = both
     trained = [pair for pair in comparison["pairs"] if pair["second"] == base]
     for place, pair in enumerate(trained):
-        _dots(left, pair, domains, (place - (len(trained) - 1) / 2) * 0.2, pair["first"], 1)
+        _dots(left, pair, domains, (place - (len(trained) - 1) / 2) * 0.2, pair["first"], 1, place)
     left.legend()
     left.set(title="after training minus before", ylabel="held-out loss, nats per token")
     between = next(pair for pair in comparison["pairs"] if base not in (pair["first"], pair["second"]))
-    _dots(right, between, domains, 0, "", -1)
+    _dots(right, between, domains, 0, "", -1, 0)
     right.set(title=f"{between['second']} minus {between['first']}")
     for axes in (left, right):
         axes.axhline(0, color="grey", linestyle=":", linewidth=1)
         axes.set_xticks(range(len(domains)), domains)
-    figure.savefig(path, dpi=120)
 
 
-def _dots(axes: Any, pair: Values, domains: Sequence[str], shift: float, label: str, sign: int) -> None:
+def _dots(axes: Any, pair: Values, domains: Sequence[str], shift: float, label: str, sign: int, place: int) -> None:
     """One dot a domain, with its interval; `sign` -1 turns the difference round."""
     gaps = [pair["loss"] if domain == "all" else pair["by_domain"][domain] for domain in domains]
     values = [sign * gap["value"] for gap in gaps]
     ends = [sorted(sign * gap["documents"][end] for end in ("low", "high")) for gap in gaps]
     reach = [[value - low for value, (low, _) in zip(values, ends, strict=True)]]
     reach.append([high - value for value, (_, high) in zip(values, ends, strict=True)])
-    axes.errorbar([at + shift for at in range(len(domains))], values, yerr=reach, fmt="o", capsize=3, label=label)
+    places = [at + shift for at in range(len(domains))]
+    axes.errorbar(places, values, yerr=reach, capsize=3, label=label, **{**style(place), "linestyle": "none"})

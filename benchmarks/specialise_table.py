@@ -17,14 +17,13 @@ DOCS = Path(__file__).resolve().parents[1] / "docs"
 
 
 def write_results(root: Path) -> None:
-    """Put the tables into docs/reference/results.md, between its markers, and a seed's figures into docs/images."""
+    """Put the tables into docs/reference/results.md, between its markers, and a seed's matrix into docs/images."""
     named, emergent = (_probes(root / arm) for arm in ("named", "emergent"))
     lines = _named(named) + _losses(root, named) + _knocked_out(named) + _emergent(emergent)
     text = "\n".join(lines)
     text += f"\n\nMeasured on {describe()['cpu']}, one thread a run; {machine_line(root)}."
     put_between(DOCS / "reference" / "results.md", "specialise", text)
-    for figure in ("routing", "accuracy"):
-        shutil.copyfile(named[0]["folder"] / "after" / f"{figure}.png", DOCS / "images" / f"specialise-{figure}.png")
+    shutil.copyfile(named[0]["folder"] / "after" / "routing.png", DOCS / "images" / "specialise-routing.png")
     print(text)
 
 

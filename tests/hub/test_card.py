@@ -20,7 +20,7 @@ from smolmoe.core.provenance import PROVENANCE_FILE, read_provenance
 from smolmoe.errors import CheckpointError
 from smolmoe.families import MOE_TARGETS
 from smolmoe.families.engines import ENGINES, support
-from smolmoe.hub.card import MARK
+from smolmoe.hub.card import MARK, prose
 from smolmoe.hub.card_writer import card_text, finish_model, write_card
 from smolmoe.hub.model_facts import ModelFacts, places, without_places
 from smolmoe.surgery.run import upcycle
@@ -325,3 +325,9 @@ def test_a_card_of_a_verification_that_failed_beyond_measure(tmp_path: Path) -> 
     text = card_text(folder)
     assert "| Equal. | inf | 1e-05 | **no** |" in text
     assert "| this model | nan |" in text
+
+
+def test_commands_in_a_sentence_are_code_and_the_rest_is_escaped() -> None:
+    said = "`smolmoe compare` of a*b*c and <i>; `x | y`"
+    html = MarkdownIt().enable("table").render(prose(said))
+    assert "<code>smolmoe compare</code> of a*b*c and &lt;i&gt;" in html

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import os
 import signal
@@ -18,6 +19,7 @@ from smolmoe.pipeline.forecast import forecast
 from smolmoe.pipeline.resolve import resolved
 from smolmoe.pipeline.run import PipelineResult, run
 from smolmoe.recipe import PipelineRecipe, parse
+from smolmoe.training.trainer import MoeTrainer
 
 LLAMA = {
     "model_type": "llama",
@@ -78,6 +80,17 @@ def test_what_is_done_is_not_done_again(tmp_path: Path) -> None:
     assert made(again) == []
     assert {path: path.stat().st_mtime_ns for path in (tmp_path / "run").rglob("*")} == written
     assert again.stages["moe-trained"]["result"] == json.loads(json.dumps(first.stages["moe-trained"]["result"]))
+
+
+def test_a_finished_stage_leaves_no_model_in_memory(tmp_path: Path) -> None:
+    """A Trainer and its model refer to each other: without collection they stay while the next stage runs."""
+    gc.disable()
+    try:
+        go(pipeline(tmp_path))
+        trainers = [found for found in gc.get_objects() if isinstance(found, MoeTrainer)]
+    finally:
+        gc.enable()
+    assert trainers == []
 
 
 def test_from_a_stage_on_all_is_done_again(tmp_path: Path) -> None:

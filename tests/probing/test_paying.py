@@ -126,7 +126,7 @@ def similarity(moe: Any) -> Similarity:
 def test_copies_are_said_to_be_copies_first_and_nothing_is_claimed_for_them() -> None:
     moe = moe_of(dense_llama(), experts=4, top_k=2)
     found = measure_losses(moe, held_out(), DOMAINS, groups(), 4, similarity=similarity(moe), layers=[0, 1])
-    first = "In every layer all 4 experts are copies of each other (CKA at least 0.99999): "
+    first = "In every layer all 4 experts are copies of each other (cosine of their outputs at least 0.99999): "
     assert found.flags == [f"{first}no specialisation is claimed for copies."]
     assert found.copied == DOMAINS
     assert found.summary[0].endswith("not judged for code and web, whose own experts are copies of others.")
@@ -141,7 +141,7 @@ def test_experts_that_differ_a_little_are_no_copies() -> None:
         down = layer.mlp.experts.down_proj
         down += 0.02 * down.std() * torch.randn_like(down)
     alike = similarity(moe)
-    assert 0.999 < min(map(min, alike.cka[0])) < 0.99999
+    assert 0.999 < min(map(min, alike.output_cosine[0])) < 0.99999
     found = measure_losses(moe, held_out(), DOMAINS, groups(), 4, similarity=alike, layers=[0, 1])
     assert found.copied == []
     assert "copies" not in " ".join([*found.flags, *found.summary])

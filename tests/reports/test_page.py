@@ -294,9 +294,23 @@ def test_of_few_documents_and_tokens_nothing_is_found() -> None:
 def test_copies_come_first() -> None:
     probe = make_probe(**SMALL)
     assert "no two experts of a layer are copies" in said(probe)[2].lower()
-    probe["similarity"]["cka"] = np.ones((3, 4, 4)).tolist()
+    probe["similarity"]["output_cosine"] = np.ones((3, 4, 4)).tolist()
     first, _, third = said(probe)
-    assert first.startswith("In every layer all 4 experts are copies of each other (CKA at least 0.99999)")
+    assert "shares" not in first
+    assert first.startswith(
+        "In every layer all 4 experts are copies of each other (cosine of their outputs at least 0.99999)"
+    )
+    assert "copies" not in third
+
+
+def test_copies_in_one_layer_leave_the_other_layers_their_findings() -> None:
+    """And findings of an earlier version on copies are not said twice."""
+    probe = make_probe(**SMALL)
+    probe["similarity"]["output_cosine"][1] = np.ones((4, 4)).tolist()
+    probe["losses"]["flags"] = ["In every layer all 4 experts are copies: no specialisation is claimed for copies."]
+    first, _, third = said(probe)
+    assert first.startswith("In layer 1 all 4 experts are copies")
+    assert "shares are beyond chance" in first
     assert "copies" not in third
 
 

@@ -187,7 +187,7 @@ def test_the_first_step_of_an_expert_that_comes_back(beta2: float, least: float,
 MEMORY = """
 import json, resource
 import torch
-from smolmoe.training.allocator import kept_memory
+from smolmoe.core.allocator import kept_memory
 
 def held():
     with open("/proc/self/statm") as file:

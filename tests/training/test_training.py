@@ -351,9 +351,12 @@ def test_held_out_losses_are_measured_in_the_type_of_the_weights(tmp_path: Path,
 def test_samples_fit_into_the_positions(tmp_path: Path, dense: Path, caplog: Any) -> None:
     values = recipe(tmp_path, dense, trainer=trainer(max_steps=1))
     values["samples"] = {"prompts": ["the sum", "see " * 200], "new_tokens": 500}
-    samples = train(values).summary["samples"]
+    with caplog.at_level("INFO"):
+        samples = train(values).summary["samples"]
     assert [sample["prompt"] for sample in samples] == ["the sum"]
     assert "leaves no room" in caplog.text
+    assert "format: " not in caplog.text
+    assert "sampling: " not in caplog.text
 
 
 def test_a_wrong_recipe_costs_no_run(tmp_path: Path, dense: Path) -> None:

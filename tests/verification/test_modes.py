@@ -114,6 +114,17 @@ def test_experts_that_no_token_reaches_are_counted(dense: Path, text: Path, tmp_
     assert found.reached <= 5
 
 
+def test_ffns_are_compared_on_all_sequences_if_their_errors_are_predicted() -> None:
+    """A prediction holds for the mean over the text; what is only shown takes the shortest and the longest."""
+    sequences = [torch.arange(length) for length in (9, 5, 8, 7)]
+
+    def probed(*, predicted: bool) -> list[int]:
+        return [*Inputs.of(sequences, SCOPES["full"], 2, None, "cpu", predicted=predicted).probed]
+
+    assert probed(predicted=True) == [0, 1, 2, 3]
+    assert probed(predicted=False) == [0, 1]
+
+
 # Work
 
 

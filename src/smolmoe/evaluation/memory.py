@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import ctypes
-import gc
 import resource
 import sys
 from pathlib import Path
 
 import torch
+
+from smolmoe.core.allocator import release_memory
 
 
 class PeakMemory:
@@ -26,14 +26,13 @@ class PeakMemory:
 
     def reset(self) -> None:
         """Release free memory, and start measuring."""
-        gc.collect()
+        release_memory()
         if self._device.type == "cuda":
             torch.cuda.synchronize(self._device)
             torch.cuda.empty_cache()
             torch.cuda.reset_peak_memory_stats(self._device)
             self.held = torch.cuda.memory_allocated(self._device)
             return
-        _trim()
         if _STATUS.is_file():
             _reset_mark()
             self.held = _status("VmRSS")
@@ -66,11 +65,3 @@ def _reset_mark() -> None:
 def _largest() -> int:
     unit = 1 if sys.platform == "darwin" else 1024
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
-
-
-def _trim() -> None:
-    """Return freed memory that glibc keeps, which would count as held."""
-    if sys.platform == "linux":
-        trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
-        if trim is not None:
-            trim(0)

@@ -259,8 +259,17 @@ def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 
 def plain(text: str) -> str:
     """Text with markdown and HTML escaped."""
-    flat = _one_line(text).strip()
-    flat = flat.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
+    return _escaped(_one_line(text).strip())
+
+
+def prose(text: str) -> str:
+    """The same, except that what stands between backticks is code."""
+    parts = re.split("`([^`]+)`", _one_line(text).strip())
+    return "".join(_code(part) if place % 2 else _escaped(part) for place, part in enumerate(parts))
+
+
+def _escaped(text: str) -> str:
+    flat = text.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
     return re.sub(r"([\\`*_\[\]|#~$])", r"\\\1", flat)
 
 

@@ -93,6 +93,7 @@ def generate_all(
     num: int = 1,
     batch_size: int = 16,
     on_text: OnText | None = None,
+    announce: bool = True,
     **options: Any,
 ) -> tuple[Generation, ...]:
     """Answer or continue each prompt `num` times, in the dtype that the model is stored in.
@@ -107,6 +108,7 @@ def generate_all(
         batch_size: prompts at once.
         on_text: is passed the text piece by piece as it is written, for one prompt and num=1; a raw text begins with
             its prompt.
+        announce: log the format and the sampling.
         **options: the fields of `GenerationRecipe`. With `experts` only those are loaded; "auto" chooses them by the
             prompt (see `secretary`), for one prompt only. The result is that of the model restricted to them. With
             `offload_experts` experts stay on the CPU, and those that a layer's router chooses are copied to the device;
@@ -123,14 +125,17 @@ def generate_all(
     _check(prompts, recipe, num, batch_size, on_text)
     prepared = Prepared(model, recipe)
     _check_variety(num, prepared.sampling)
-    as_chat = _format(prepared, chat, recipe)
+    as_chat, reason = _format(prepared, chat, recipe)
     encoded = [
         _encode(prepared.tokenizer, prompt, number, recipe.system, chat=as_chat)
         for number, prompt in enumerate(prompts)
     ]
     most = room_for(max(map(len, encoded)), recipe, CHAT_TOKENS if as_chat else RAW_TOKENS, prepared.context)
+    if announce:
+        logger.info("format: %s", reason)
     writer = prepared.load(prompts[0])
-    logger.info("sampling: %s", prepared.sampling)
+    if announce:
+        logger.info("sampling: %s", prepared.sampling)
     stops = (*recipe.stops, *([prepared.turn_end.text] if as_chat and prepared.turn_end.text else []))
     if on_text is not None and not as_chat:
         on_text(prompts[0])
@@ -146,16 +151,15 @@ def generate_all(
     return tuple(found)
 
 
-def _format(prepared: Prepared, chat: bool | None, recipe: GenerationRecipe) -> bool:
-    """Whether prompts are messages."""
+def _format(prepared: Prepared, chat: bool | None, recipe: GenerationRecipe) -> tuple[bool, str]:
+    """Whether prompts are messages, and why, in words."""
     if chat is False:
         for name in ("system", "template"):
             if getattr(recipe, name) is not None:
                 raise RequestError(
                     "is for the chat format.", field=name, value=getattr(recipe, name), fix="Leave out `chat=False`."
                 )
-        logger.info("format: raw text, as asked")
-        return False
+        return False, "raw text, as asked"
     if not prepared.has_template:
         if chat or recipe.system is not None:
             raise RequestError(
@@ -164,13 +168,10 @@ def _format(prepared: Prepared, chat: bool | None, recipe: GenerationRecipe) -> 
                 value=True if chat else recipe.system,
                 fix="Use `chat=False`, which continues the text, or a file with a `template`.",
             )
-        logger.info("format: raw text, which the model continues (it has no chat template)")
-        return False
+        return False, "raw text, which the model continues (it has no chat template)"
     if chat:
-        logger.info("format: chat, as asked")
-    else:
-        logger.info("format: chat, since the model has a chat template (raw would continue the text)")
-    return True
+        return True, "chat, as asked"
+    return True, "chat, since the model has a chat template (raw would continue the text)"
 
 
 def _encode(tokenizer: Any, prompt: str, number: int, system: str | None, *, chat: bool) -> list[int]:

@@ -46,7 +46,7 @@ class Request:
     model: str
     data: Named
     validation: Named
-    domain_field: str
+    domain_column: str
     text: str
     by_folder: bool
     minutes: float | None
@@ -119,7 +119,7 @@ def fit(request: Request, out: Path, *, report: Progress | None = None) -> Fitte
     report = report or silent
     first = study(parse(UpcycleRecipe, {"source": request.model, "out": out / "moe", "experts": 2, "top_k": 1}))
     tokenizer = find_tokenizer(str(first.folder))
-    options = {"text": request.text, "domain_column": request.domain_field, "by_folder": request.by_folder}
+    options = {"text": request.text, "domain_column": request.domain_column, "by_folder": request.by_folder}
     defaults = {"text": "text", "domain_column": "domain", "by_folder": False}
     options = {key: value for key, value in options.items() if value != defaults[key]}
     sources = sources_of(request.data, options)

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from smolmoe.core.allocator import release_memory
 from smolmoe.core.contents import check_no_others, emptied
 from smolmoe.core.files import write_json
 from smolmoe.core.json_text import BAD_FILE, read_json, read_object
@@ -180,6 +181,7 @@ class _Pipeline:
         result = (
             kind.run(parsed, folder, report) if kind.collective else on_main(lambda: kind.run(parsed, folder, report))
         )
+        release_memory()  # else the next stage's model would stand next to this one's
         spent = {
             "wall_seconds": round(time.perf_counter() - begun, 2),
             "cpu_seconds": round(time.process_time() - worked, 2),

@@ -40,7 +40,7 @@ Data = Annotated[
     ),
 ]
 Validation = Annotated[Named, Field(description="separate held-out text, as the data (default: a share of the data)")]
-DomainField = Annotated[str, Field(description="column with the domain of a row")]
+DomainColumn = Annotated[str, Field(description="column with the domain of a row")]
 TextColumn = Annotated[str, Field(description="column with the text of a row")]
 ByFolder = Annotated[bool, Field(description="domain of each file from the subfolder that it is in")]
 Hours = Annotated[float | None, Field(gt=0, description="hours for everything (default: one pass over the text)")]
@@ -133,7 +133,7 @@ def specialise(
     out: Annotated[str | Path, Field(description="output folder")] = Path("runs/specialise"),
     *,
     validation: Validation = (),
-    domain_field: DomainField = "domain",
+    domain_column: DomainColumn = "domain",
     text: TextColumn = "text",
     by_folder: ByFolder = False,
     hours: Hours = None,
@@ -162,7 +162,7 @@ def specialise(
 
     out = Path(out)
     request = _request(
-        model, data, validation, domain_field, text, by_folder, hours, minutes, experts, top_k, shared, seed
+        model, data, validation, domain_column, text, by_folder, hours, minutes, experts, top_k, shared, seed
     )
     if dry_run:
         return _specialisation(out, fit(request, out, report=report))
@@ -211,7 +211,7 @@ def _request(
     model: str | Path,
     data: Named,
     validation: Named,
-    domain_field: str,
+    domain_column: str,
     text: str,
     by_folder: bool,
     hours: float | None,
@@ -229,7 +229,7 @@ def _request(
     if minutes is not None and minutes <= 0:
         raise RequestError("must be above 0.", field="minutes", value=minutes)
     shared = int(shared) if str(shared).isdecimal() else shared
-    return Request(str(model), data, validation, domain_field, text, by_folder, minutes, experts, top_k, shared, seed)
+    return Request(str(model), data, validation, domain_column, text, by_folder, minutes, experts, top_k, shared, seed)
 
 
 def _specialisation(out: Path, fitted: Fitted) -> Specialisation:
@@ -301,7 +301,7 @@ def init(
     *,
     goal: Annotated[str, Field(description="what it does: specialise, grow or continue")] = "specialise",
     validation: Validation = (),
-    domain_field: DomainField = "domain",
+    domain_column: DomainColumn = "domain",
     text: TextColumn = "text",
     by_folder: ByFolder = False,
     hours: Hours = None,
@@ -325,7 +325,7 @@ def init(
     request = None
     if model is not None and data:
         request = _request(
-            model, data, validation, domain_field, text, by_folder, hours, minutes, experts, top_k, shared, seed
+            model, data, validation, domain_column, text, by_folder, hours, minutes, experts, top_k, shared, seed
         )
     elif model is not None or data:
         missing = "data" if model is not None else "model"

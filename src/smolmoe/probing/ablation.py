@@ -128,7 +128,7 @@ def measure_losses(
         ],
         dense=None if of_dense is None else of_dense.by_domain,
         tokens={domain: sum(base.part(domain).tokens) for domain in domains},
-        flags=flags(paid, None if similarity is None else copies_said(similarity.cka, layers)),
+        flags=flags(paid, None if similarity is None else copies_said(similarity.output_cosine, layers)),
         documents={one.domain: one.documents for one in paid},
         forced_gap=[one.forced_gap for one in paid],
         knocked_out_gap=[one.knocked_out_gap for one in paid],

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from smolmoe.core.provenance import versions
-from smolmoe.hub.card import plain, table
+from smolmoe.hub.card import plain, prose, table
 from smolmoe.reports.blocks import Table, show
 from smolmoe.reports.boundary import boundary_figure, boundary_table
 from smolmoe.reports.figures import Figure, Heat, Lines
@@ -28,12 +28,12 @@ def markdown(found: Overview, title: str, picture: str | None = None) -> str:
         picture: address of the PNG of `summary_figure`, which the text then shows.
     """
     verdict, *facts = answers(found)
-    parts = [MARK, f"## {plain(title)}", f"**{plain(verdict.headline)}.** {plain(verdict.sentence)}"]
+    parts = [MARK, f"## {plain(title)}", f"**{prose(verdict.headline)}.** {prose(verdict.sentence)}"]
     if picture:
         words = " and ".join(panel.title for panel in summary_figure(found).panels)
         parts.append(f"![{plain(words)}](<{picture}>)")
     parts += [_table(boundary_table(boundary)) for boundary in found.boundaries]
-    parts.append("\n".join(f"- {fact.question}: **{plain(fact.headline)}**, {plain(fact.sentence)}" for fact in facts))
+    parts.append("\n".join(f"- {fact.question}: **{prose(fact.headline)}**, {prose(fact.sentence)}" for fact in facts))
     parts += [_probe(probe) for probe in shown_probes(found)]
     parts.append(f"Measured by smolmoe {versions()['smolmoe']}; `smolmoe report` writes the page with all figures.")
     return "\n\n".join(parts) + "\n"
@@ -41,7 +41,7 @@ def markdown(found: Overview, title: str, picture: str | None = None) -> str:
 
 def _probe(probe: Probe) -> str:
     """The matrix and the three sentences."""
-    said = "\n".join(f"- {sentence.question}: {plain(sentence.text)}" for sentence in sentences(probe.after))
+    said = "\n".join(f"- {sentence.question}: {prose(sentence.text)}" for sentence in sentences(probe.after))
     parts = [f"### What the experts of {plain(probe.label)} do"]
     if probe.after.experts <= _MOST_EXPERTS:
         parts.append(_matrix(probe))

@@ -13,7 +13,7 @@ import numpy as np
 from smolmoe.core.statistics import Interval, Side, above_chance, enough_tokens, least_share, shortly, side, too_few
 from smolmoe.core.words import listed
 from smolmoe.reports.specialisation_data import Probed
-from smolmoe.results.probe_findings import NOBODYS, copies_said
+from smolmoe.results.probe_findings import NOBODYS, NOT_OF_COPIES, copies_alone, copies_said
 
 BEYOND, WITHIN = "beyond chance", "no difference beyond chance"
 _SHOWN = 3  # cells that a sentence names
@@ -30,7 +30,7 @@ class Sentence:
 def sentences(after: Probed) -> list[Sentence]:
     """The three sentences of a probe."""
     parts = {
-        "What the experts do": [copies(after) or _shares(after), _needed(after)],
+        "What the experts do": [copies(after), _shares(after), _needed(after)],
         "How sure this is": [_read(after), _accuracy(after), _separation(after)],
         "What is not there": [_load(after), *_not_needed(after)],
     }
@@ -39,19 +39,21 @@ def sentences(after: Probed) -> list[Sentence]:
 
 def copies(after: Probed) -> str:
     """The sentence on copies, for which no specialisation is claimed; empty without copies."""
-    return copies_said(after.result.similarity.cka, after.layers) or ""
+    return copies_said(after.result.similarity.output_cosine, after.layers) or ""
 
 
 def flags(after: Probed) -> list[str]:
-    """Findings on the losses that speak against the specialisation."""
-    said = copies(after)
-    return [flag for flag in (after.result.losses.flags if after.result.losses else ()) if flag != said]
+    """Findings on the losses that speak against the specialisation, without that on copies, which `copies` states."""
+    found = after.result.losses.flags if after.result.losses else ()
+    return [flag for flag in found if not flag.endswith(NOT_OF_COPIES)]
 
 
 # -- what the experts do ---------------------------------------------------------------------------------------------
 
 
 def _shares(after: Probed) -> str:
+    if copies_alone(after.result.similarity.output_cosine):
+        return ""
     few = too_few(after.result.documents)
     if few:
         return f"Nothing is claimed: {few}."

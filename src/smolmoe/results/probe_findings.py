@@ -16,9 +16,11 @@ _SIDES = {
     "none": NO_DIFFERENCE,
     "few": f"too few documents for a finding (at least {FEWEST_DOCUMENTS})",
 }
-# CKA from which two experts are copies, up to rounding. Experts of a pretrained model that a short training specialised
-# have a CKA of .9993 or more, and removing one costs its domain up to .18 nats (benchmarks/real.py).
+# Cosine of their outputs from which two experts are copies, up to rounding. Not their CKA: a few large directions, in
+# early layers of pretrained models, make it .99999 for experts with a cosine of .9998. Experts that a short
+# training specialised differ no more, and removing one costs its domain up to .18 nats (benchmarks/real.py).
 COPIES = 0.99999
+NOT_OF_COPIES = "no specialisation is claimed for copies."
 
 
 @dataclass(frozen=True)
@@ -52,14 +54,14 @@ class Paid:
     copies: bool
 
 
-def copies_among(cka: Sequence[Sequence[float]]) -> list[set[int]]:
+def copies_among(cosine: Sequence[Sequence[float]]) -> list[set[int]]:
     """The sets of experts of a layer that are copies of each other.
 
     Args:
-        cka: of every two experts, [E][E].
+        cosine: of the outputs of every two experts, [E][E].
     """
     found: list[set[int]] = []
-    for expert, row in enumerate(cka):
+    for expert, row in enumerate(cosine):
         alike = {other for other, value in enumerate(row) if other != expert and value >= COPIES}
         if alike and not any(expert in one for one in found):
             found.append({expert, *alike})
@@ -69,35 +71,45 @@ def copies_among(cka: Sequence[Sequence[float]]) -> list[set[int]]:
 def are_copies(experts: dict[int, tuple[int, ...]], similarity: Similarity, places: dict[int, int]) -> bool:
     """Whether these experts of each layer are all copies of experts outside the set."""
     return bool(experts) and all(
-        any(member in one and not one <= set(members) for one in copies_among(similarity.cka[places[layer]]))
+        any(member in one and not one <= set(members) for one in copies_among(similarity.output_cosine[places[layer]]))
         for layer, members in experts.items()
         for member in members
     )
 
 
-def copies_said(cka: Sequence[Sequence[Sequence[float]]], layers: Sequence[int]) -> str | None:
+def copies_alone(cosine: Sequence[Sequence[Sequence[float]]]) -> bool:
+    """Whether all experts of every layer are copies of each other.
+
+    Args:
+        cosine: of the outputs of every two experts of each layer, [L][E][E].
+    """
+    return all(any(len(one) == len(layer) for one in copies_among(layer)) for layer in cosine)
+
+
+def copies_said(cosine: Sequence[Sequence[Sequence[float]]], layers: Sequence[int]) -> str | None:
     """A sentence on the layers whose experts are copies; None without copies.
 
     Args:
-        cka: of every two experts of each layer, [L][E][E].
+        cosine: of the outputs of every two experts of each layer, [L][E][E].
     """
-    experts = len(cka[0]) if cka else 0
+    experts = len(cosine[0]) if cosine else 0
     all_alike, some = [], []
     for place, layer in enumerate(layers):
-        sets = copies_among(cka[place])
+        sets = copies_among(cosine[place])
         if any(len(one) == experts for one in sets):
             all_alike.append(layer)
         elif sets:
             some.append(f"layer {layer}: {'; '.join(listed(sorted(one)) for one in sets)}")
     said = []
     if all_alike:
-        where = "every layer" if len(all_alike) == len(layers) else f"layers {listed(all_alike)}"
+        named = f"layer{'s' * (len(all_alike) > 1)} {listed(all_alike)}"
+        where = "every layer" if len(all_alike) == len(layers) else named
         said.append(f"in {where} all {experts} experts are copies of each other")
     if some:
         said.append(f"some experts are copies of each other ({', '.join(some)})")
     if not said:
         return None
-    sentence = f"{' and '.join(said)} (CKA at least {COPIES}): no specialisation is claimed for copies."
+    sentence = f"{' and '.join(said)} (cosine of their outputs at least {COPIES}): {NOT_OF_COPIES}"
     return sentence[0].upper() + sentence[1:]
 
 

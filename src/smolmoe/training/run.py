@@ -344,7 +344,7 @@ class _Run:
                 continue
             new = int(min(samples.new_tokens, room))
             plain = {"chat": False, "temperature": 0.0, "repetition_penalty": 1.0}
-            result = generate(self.recipe.out / MODEL, prompt, max_new_tokens=new, **plain)
+            result = generate(self.recipe.out / MODEL, prompt, max_new_tokens=new, announce=False, **plain)
             found.append({"prompt": prompt, "text": result.texts[0]})
         return found
 

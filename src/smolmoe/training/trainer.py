@@ -12,6 +12,7 @@ import torch
 from transformers import Trainer, default_data_collator
 from transformers.trainer import OPTIMIZER_NAME, SCHEDULER_NAME
 
+from smolmoe.core.allocator import kept_memory
 from smolmoe.core.config_writer import complete_config
 from smolmoe.core.files import write_json
 from smolmoe.moe import balance, losses
@@ -20,7 +21,6 @@ from smolmoe.moe.loading import no_progress_bar
 from smolmoe.moe.routing import RoutingCapture
 from smolmoe.moe.similarity import similarity_statistics
 from smolmoe.recipe import TrainRecipe
-from smolmoe.training.allocator import kept_memory
 from smolmoe.training.chunked_loss import HeadLoss, head_loss
 from smolmoe.training.distillation import Distillation
 from smolmoe.training.distributed import is_sharded, load_optimizer, place_moments, whole_state

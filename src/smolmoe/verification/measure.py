@@ -20,6 +20,7 @@ from smolmoe.verification.scope import Inputs
 
 SIDES: tuple[Side, ...] = ("left", "right")
 Step = Callable[[], None]  # called after each layer, or each decoded token
+BySequence = dict[int, torch.Tensor]
 
 
 @dataclass(frozen=True)
@@ -32,14 +33,14 @@ class Decoded:
 
 @dataclass
 class FfnTrace:
-    """FFN inputs and outputs [1, S, D], by layer and sequence.
+    """FFN inputs and outputs [1, S, D], by layer and probed sequence.
 
     `centred`: the model's LayerNorms subtract the mean of an output over D, which a conversion may leave out.
     """
 
     centred: bool = False
-    inputs: dict[int, list[torch.Tensor]] = field(default_factory=dict)
-    outputs: dict[int, list[torch.Tensor]] = field(default_factory=dict)
+    inputs: dict[int, BySequence] = field(default_factory=dict)
+    outputs: dict[int, BySequence] = field(default_factory=dict)
 
     def forget(self) -> None:
         """Release the memory."""
@@ -88,7 +89,7 @@ def run_dense(streamed: StreamedModel, inputs: Inputs, after_layer: Step) -> Den
     batches += [padded(streamed.model, inputs.few_sequences, side, inputs.device) for side in sides]
     logits: list[torch.Tensor] = []
     padding: dict[str, float] = {}
-    with _tracing(streamed, trace, len(sequences)):
+    with _tracing(streamed, trace, inputs.probed):
         for index, found in enumerate(streamed.logits(batches, after_layer)):
             if index < len(sequences):
                 logits.append(found[0])
@@ -107,7 +108,7 @@ def run_moe(streamed: StreamedModel, dense: DenseRun, inputs: Inputs, after_laye
     comparison, own = Comparison(), []
     to_dense: dict[str, float] = {}
     to_itself: dict[str, float] = {}
-    with RoutingCapture(streamed.model) as capture, _ffn_errors(streamed, dense.ffn, count) as errors:
+    with RoutingCapture(streamed.model) as capture, _ffn_errors(streamed, dense.ffn) as errors:
         for index, logits in enumerate(streamed.logits(batches, after_layer)):
             if index < count:
                 comparison.add(dense.logits[index], logits[0], sequences[index])
@@ -261,9 +262,9 @@ def _has_plain_layernorms(streamed: StreamedModel) -> bool:
 
 
 @contextmanager
-def _tracing(streamed: StreamedModel, trace: FfnTrace, count: int) -> Iterator[None]:
+def _tracing(streamed: StreamedModel, trace: FfnTrace, probed: Sequence[int]) -> Iterator[None]:
     handles = [
-        part.register_forward_hook(_tracer(trace, layer, streamed, count))
+        part.register_forward_hook(_tracer(trace, layer, streamed, probed))
         for layer in range(len(streamed.layers))
         for part in streamed.mlp(layer)
     ]
@@ -274,28 +275,28 @@ def _tracing(streamed: StreamedModel, trace: FfnTrace, count: int) -> Iterator[N
             handle.remove()
 
 
-def _tracer(trace: FfnTrace, layer: int, streamed: StreamedModel, count: int) -> Any:
+def _tracer(trace: FfnTrace, layer: int, streamed: StreamedModel, probed: Sequence[int]) -> Any:
     def hook(module: torch.nn.Module, args: tuple[torch.Tensor, ...], output: Any) -> None:
-        if streamed.current >= count:
+        if (index := streamed.current) not in probed:
             return
-        inputs, outputs = trace.inputs.setdefault(layer, []), trace.outputs.setdefault(layer, [])
-        if len(inputs) == streamed.current:
-            inputs.append(args[0])
-            outputs.append(_tensor(output))
-        else:  # a second part of the same FFN
-            outputs[streamed.current] = outputs[streamed.current] + _tensor(output)
+        outputs = trace.outputs.setdefault(layer, {})
+        if index in outputs:  # a second part of the same FFN
+            outputs[index] = outputs[index] + _tensor(output)
+        else:
+            trace.inputs.setdefault(layer, {})[index] = args[0]
+            outputs[index] = _tensor(output)
 
     return hook
 
 
 @contextmanager
-def _ffn_errors(streamed: StreamedModel, trace: FfnTrace, count: int) -> Iterator[list[float | None]]:
+def _ffn_errors(streamed: StreamedModel, trace: FfnTrace) -> Iterator[list[float | None]]:
     """Run every FFN on the dense FFN's inputs as well; the list contains each layer's error after the block."""
-    remainders: dict[int, list[torch.Tensor]] = {layer: list(outputs) for layer, outputs in trace.outputs.items()}
+    remainders = {layer: dict(outputs) for layer, outputs in trace.outputs.items()}
     handles: list[Any] = []
     for layer in remainders:
         for part in streamed.mlp(layer):
-            handles += _probe(streamed, part, trace.inputs[layer], remainders[layer], count)
+            handles += _probe(streamed, part, trace.inputs[layer], remainders[layer])
     errors: list[float | None] = []
     try:
         yield errors
@@ -311,17 +312,16 @@ def _ffn_errors(streamed: StreamedModel, trace: FfnTrace, count: int) -> Iterato
 def _probe(
     streamed: StreamedModel,
     part: torch.nn.Module,
-    inputs: list[torch.Tensor],
-    remainder: list[torch.Tensor],
-    count: int,
+    inputs: BySequence,
+    remainder: BySequence,
 ) -> list[Any]:
     def before(module: torch.nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...] | None:
-        if streamed.current >= count:
+        if streamed.current not in inputs:
             return None
         return (torch.cat([args[0], inputs[streamed.current]]), *args[1:])
 
     def after(module: torch.nn.Module, args: tuple[Any, ...], output: Any) -> Any:
-        if streamed.current >= count:
+        if streamed.current not in inputs:
             return None
         own, dense = _tensor(output).chunk(2)
         remainder[streamed.current] = remainder[streamed.current] - dense
@@ -330,9 +330,9 @@ def _probe(
     return [part.register_forward_pre_hook(before), part.register_forward_hook(after)]
 
 
-def _relative(difference: Sequence[torch.Tensor], reference: Sequence[torch.Tensor], centred: bool) -> float:
-    def norm(tensors: Sequence[torch.Tensor]) -> float:
-        doubles = map(in_double, tensors)
+def _relative(difference: BySequence, reference: BySequence, centred: bool) -> float:
+    def norm(tensors: BySequence) -> float:
+        doubles = map(in_double, tensors.values())
         kept = (x - x.mean(-1, keepdim=True) if centred else x for x in doubles)
         return sum(x.square().sum().item() for x in kept) ** 0.5
 

@@ -46,6 +46,7 @@ class Inputs:
         sequences: [S_i], of unequal lengths.
         prompts: [S_i], none without decoding.
         new_tokens: decoded after each prompt.
+        probed: the sequences whose FFN inputs in the dense model both models' FFNs are compared on, by index.
     """
 
     sequences: Sequence[torch.Tensor]
@@ -53,11 +54,27 @@ class Inputs:
     prompts: Sequence[torch.Tensor]
     new_tokens: int
     device: str
+    probed: Sequence[int] = ()
 
     @classmethod
-    def of(cls, sequences: Sequence[torch.Tensor], scope: Scope, new_tokens: int, config: Any, device: str) -> Inputs:
-        """Those of a scope; the prompts are the beginnings of the few sequences."""
+    def of(
+        cls,
+        sequences: Sequence[torch.Tensor],
+        scope: Scope,
+        new_tokens: int,
+        config: Any,
+        device: str,
+        *,
+        predicted: bool = False,
+    ) -> Inputs:
+        """Those of a scope; the prompts are the beginnings of the few sequences.
+
+        Args:
+            predicted: the claim predicts the FFNs' errors, which takes all sequences to measure; else they are only
+                shown, and the few sequences are enough.
+        """
         inputs = cls(sequences, scope.sides, (), new_tokens, device)
+        inputs = replace(inputs, probed=range(len(sequences)) if predicted else inputs.few)
         prompts = [sequence[: max(2, len(sequence) // 4)] for sequence in inputs.few_sequences if scope.decodes]
         return replace(inputs, prompts=_on_one_side(prompts, new_tokens, config))
 

@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 
+from smolmoe.core.allocator import kept_memory
 from smolmoe.core.claim import Claim, read_claim
 from smolmoe.core.devices import pick_device
 from smolmoe.core.model_config import check_decodes
@@ -52,6 +53,7 @@ __all__ = ["Verification", "verify"]
 
 
 @full_precision()
+@kept_memory()
 def verify(
     dense: str | Path,
     moe: str | Path,
@@ -101,7 +103,8 @@ def verify(
     count = scope.sequences if sequences is None else sequences
     sample = draw_sample(tokenizer, config, text, count=count, length=length, seed=seed, reserve=new_tokens)
     same_tokens = _same_tokens(tokenizer, pair.moe.folder, sample)
-    inputs = Inputs.of(sample.sequences, scope, new_tokens, config, device)
+    predicted = bool(claim.predicted_ffn_error)
+    inputs = Inputs.of(sample.sequences, scope, new_tokens, config, device, predicted=predicted)
     half = scope.half and pair.dtype != torch.float32
     work = Work(parts_of(pair.dense, pair.moe, inputs, half=half), report)
     work.seconds["open"] = clock.read()

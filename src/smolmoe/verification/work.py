@@ -71,6 +71,7 @@ def parts_of(dense: Skeleton, moe: Skeleton, inputs: Inputs, *, half: bool) -> l
     a, b = _Shape.of(dense), _Shape.of(moe)
     tokens = sum(map(len, inputs.sequences))
     few = sum(map(len, inputs.few_sequences))
+    probed = sum(len(inputs.sequences[index]) for index in inputs.probed)
     padded = len(inputs.few) * max(map(len, inputs.few_sequences)) * len(inputs.sides)
     rows = len(inputs.prompts)
     decoded = a.layer * a.layers, min(b.layer, b.used * max(1, rows)) * b.layers
@@ -79,7 +80,7 @@ def parts_of(dense: Skeleton, moe: Skeleton, inputs: Inputs, *, half: bool) -> l
         parts.append(Part("dense model, decoding", inputs.new_tokens, decoded[0] * STREAM_FLOPS))
     if half:
         parts.append(Part("dense model, 16 bits", a.layers, a.layer * 2 * few))
-    parts.append(Part("MoE", b.layers, b.layer * READ_FLOPS + 2 * (b.used * (tokens + padded) + b.used_ffn * tokens)))
+    parts.append(Part("MoE", b.layers, b.layer * READ_FLOPS + 2 * (b.used * (tokens + padded) + b.used_ffn * probed)))
     if rows:
         parts.append(Part("MoE, decoding", inputs.new_tokens, decoded[1] * STREAM_FLOPS))
     if half:

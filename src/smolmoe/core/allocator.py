@@ -1,8 +1,9 @@
-"""Keep memory that one training step frees for the next one, instead of returning it to the kernel."""
+"""Memory that a process frees: kept for its next tensors, or returned to the kernel."""
 
 from __future__ import annotations
 
 import ctypes
+import gc
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -16,8 +17,8 @@ _LARGEST = 2**25  # the value that glibc, which adapts its thresholds until they
 def kept_memory() -> Iterator[None]:
     """Within, this process keeps its freed memory; only Linux with glibc is affected.
 
-    The tensors of every step have the same sizes. glibc returns each large one to the kernel, which then clears every
-    page of the next: on a CPU that takes longer than the writes themselves.
+    The tensors of every training step, or decoder layer, have the same sizes. glibc returns each large one to the
+    kernel, which then clears every page of the next: on a CPU that takes longer than the writes themselves.
     """
     libc = _glibc()
     if libc is None:
@@ -31,6 +32,13 @@ def kept_memory() -> Iterator[None]:
         libc.mallopt(_MMAP_MAX, _USUAL_MMAPS)
         libc.mallopt(_MMAP_THRESHOLD, _LARGEST)
         libc.mallopt(_TRIM_THRESHOLD, 2 * _LARGEST)
+        libc.malloc_trim(0)
+
+
+def release_memory() -> None:
+    """Free what only cycles of references hold, such as a Trainer and its model, and return it to the kernel."""
+    gc.collect()
+    if (libc := _glibc()) is not None:
         libc.malloc_trim(0)
 
 
