@@ -206,7 +206,7 @@ def _changes(
     request: Request, conversion: dict[str, Any], text: Survey, shape: Shape, schedule: Schedule, machine: Machine
 ) -> dict[str, Any]:
     """The shipped recipe's values for this model, text and machine."""
-    model, experts = request.model, conversion["experts"]
+    experts = conversion["experts"]
     names = {
         name: [expert for expert in range(experts) if expert % len(text.names) == at]
         for at, name in enumerate(text.names)
@@ -221,13 +221,12 @@ def _changes(
         "defaults.trainer.gradient_accumulation_steps": max(1, schedule.blocks // shape.batch),
         "defaults.trainer.optim": shape.optimizer,
         "defaults.trainer.bf16": machine.bf16,
-        "stages.moe.upcycle": conversion,
+        "source": request.model,
+        "stages.moe.upcycle": {**conversion, "source": "{source}"},
         "stages.routers.train.guidance.experts": names,
-        "stages.dense.train.model.path": model,
-        "stages.compare.compare.models.source": model,
         "stages.compare.compare.tokens": measured["compare"],
         "stages.compare.compare.length": shape.length,
-        "stages.probe.probe.dense": model,
+        "stages.probe.probe.dense": "{source}",
     }
     if shape.attention is not None:
         changes["defaults.model"] = {"attention": shape.attention}
