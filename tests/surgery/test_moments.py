@@ -183,7 +183,9 @@ def test_learning_rates_follow_the_scales(name: str, options: dict[str, Any], sc
 def test_a_low_rank_difference_of_its_own_for_every_expert(tmp_path: Path) -> None:
     made = converted(tmp_path / "moe", "llama", experts=4, diversify="lora", lora_rank=3, lora_std=0.01)
     moe, dense = load_model(tmp_path / "moe"), load_model(zoo.folder("llama"))
-    difference = moe.model.layers[1].mlp.experts.down_proj.detach() - dense.model.layers[1].mlp.down_proj.weight
+    difference = (
+        moe.model.layers[1].mlp.experts.down_proj.detach() - dense.model.layers[1].mlp.down_proj.weight.detach()
+    )
     for one in difference:
         values = torch.linalg.svdvals(one)
         assert values[2] > 100 * values[3]  # the rest is rounding
