@@ -39,6 +39,7 @@ SEEDS = (0, 1, 2)
 HALF = {"target": "generic", "shared": 256, "shared_by": "importance", "gates": "independent"}
 # Biases that make the load even before the first step, and follow fast at first.
 BALANCED = {"objective": {"preset_bias": 200_000, "bias_rate": {0: 0.01, 300: 0.002}}}
+NOT_PRESET = {"objective": {"preset_bias": 0, "bias_rate": {0: 0.01, 300: 0.001}}}
 # name -> (upcycle options or None for the dense model, what the recipe says differently)
 Arm = tuple[dict[str, Any] | None, dict[str, Any]]
 ARMS: dict[str, Arm] = {
@@ -86,8 +87,10 @@ PILOT: dict[str, Arm] = {
     "half-16, first neurons shared": _half({}, shared_by="first"),
     "half-16, bias .001, not preset": _half({"objective": {"bias_rate": 0.001, "preset_bias": 0}}),
     "half-16, load-balancing loss .01": _half({"objective": {"bias_rate": 0, "preset_bias": 0, "load_balance": 0.01}}),
-    "half-8, sampled for 200 steps": _half(_sampled(200), experts=8),
+    "half-8, not preset, sampled for 200 steps": _half({**NOT_PRESET, **_sampled(200)}, experts=8),
+    "half-4": _half({}, experts=4),
     "half-32": _half({}, experts=32),
+    "copies-8, not preset": ({"experts": 8, "top_k": 2, "target": "generic"}, NOT_PRESET),
     "copies-8, load-balancing loss .01": ({"experts": 8, "top_k": 2}, {"objective": {"load_balance": 0.01}}),
 }
 

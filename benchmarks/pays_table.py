@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from continued_table import interval, machine_line
+from continued_table import interval
 from machine import HERE, describe, in_words, put_between
 from smolmoe.core.json_text import read_object, read_rows
 from smolmoe.core.statistics import ends, resample
@@ -94,8 +94,7 @@ def write_results(work: Path) -> None:
         figures["pilot"] = pilot
         parts += ["", "### The pilot", "", *_pilot_table(pilot)]
     machine = describe()
-    root = work / ("runs" if arms else "pilot")
-    text = "\n".join(parts) + f"\n\nMeasured on: {in_words(machine)}, one thread a run; {machine_line(root)}."
+    text = "\n".join(parts) + f"\n\nMeasured on: {in_words(machine)}, one thread per run."
     (HERE / "results" / "pays.json").write_text(json.dumps({**figures, "machine": machine}, indent=1) + "\n")
     put_between(docs / "explanation" / "pays.md", "pays", text)
     print(text)
@@ -123,7 +122,7 @@ def _row(arm: str, arms: Mapping[str, Mapping[int, Curve]], same_flops: str) -> 
     if any("max_violation" in found for found in late):
         row |= {
             "max_violation": _mean(found["max_violation"] for found in late if found["kind"] == "window"),
-            "dead_experts": max(found["dead_experts"] for found in late if found["kind"] == "held_out"),
+            "dead_experts": max(round(found["dead_experts"]) for found in late if found["kind"] == "held_out"),
             "experts": _most_experts(late),
             "similarity": {
                 share: found
@@ -139,7 +138,7 @@ def _row(arm: str, arms: Mapping[str, Mapping[int, Curve]], same_flops: str) -> 
 
 
 def _most_experts(rows: Sequence[Mapping[str, Any]]) -> int:
-    return max(row["active_experts"] + row["dead_experts"] for row in rows if "active_experts" in row)
+    return max(round(row["active_experts"] + row["dead_experts"]) for row in rows if "active_experts" in row)
 
 
 def _similarity(runs: Any, share: float) -> float | None:
