@@ -43,8 +43,8 @@ TARGET = MoeTarget(
     independent_gates=True,
     min_experts=2,
     count="n_routed_experts",
-    # vLLM has removed the class.
     engines={
+        "vLLM": Support(),  # by its Transformers backend
         "llama.cpp": Support(
             "dots1",
             own_head=True,

@@ -22,6 +22,7 @@ TARGET = replace(
     shared="never",
     engines={
         **SHARED.engines,
+        "OpenVINO": Support(),
         "mlx-lm": Support(free_head_dim=False, rope=("default",), activations=("silu",)),
     },
 )
