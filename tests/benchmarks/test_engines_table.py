@@ -20,6 +20,11 @@ EXPLAINED = {
     ): "`export --to gguf` writes it as an equivalent class",
     ("llama.cpp", "`granitemoe` | llama, head_dim 64"): "`export --to gguf` writes it as an equivalent class",
     ("llama.cpp", "`generic` | llama"): "`export --to gguf` writes it as an equivalent class",
+    (
+        "llama.cpp",
+        "`glm4_moe` + shared | phi3, rope_parameters default",
+    ): "llama.cpp cannot read the tests' tokenizer here",
+    ("llama.cpp", "`mellum` | qwen3"): "`export --to gguf` writes it as an equivalent class",
     ("llama.cpp", "tokenizer.model"): "its converter wants SentencePiece's file, which the tests' tokenizer has not",
     ("vllm", "Head dimension 20"): "the heads of the tiny model, not those of real ones",
     (

@@ -128,7 +128,8 @@ def test_every_class_says_where_it_does_not_run(name: str, moe: Path, tmp_path: 
     write_card(folder)
     _, text = card_of(folder)
     for engine, command in ENGINES.items():
-        runs_there = support(engine, name) is not None
+        # llama.cpp's Dots1 has as many key heads as query heads, and this model has fewer.
+        runs_there = support(engine, name) is not None and (engine, name) != ("llama.cpp", "dots1")
         assert f"**{engine}**: {'yes' if runs_there else 'no'}" in text
         assert (command.split("{model}")[0] in text) == runs_there
     assert ("trust_remote_code=True" in text.split("**vLLM**")[0]) == (name == "generic")

@@ -50,6 +50,7 @@ TARGET = MoeTarget(
             own_head=True,
             windows=False,
             rope=LLAMA_CPP_ROPE,
+            free_kv_heads=False,
             attention_bias=False,
             activations=("silu",),
         ),
