@@ -84,6 +84,7 @@ LONG = "word " * 60
     [
         (f'def f(x):\n    """{LONG}\n\n    more\n    """\n    return x\n', "def f(x):\n    return x\n"),
         (f'def f():\n    """{LONG}"""\n', "def f():\n    pass\n"),
+        (f'x = 1\n\f\ndef f(y):\n    """{LONG}"""\n    return y\n', "x = 1\n\f\ndef f(y):\n    return y\n"),
         (f'class A: "{LONG}"\n', "class A: pass\n"),
         (f'class A: "{LONG}"; x = 1\n', "class A: x = 1\n"),
         (f'def f():\n    r"""{LONG}"""  # why\n    return 1\n', "def f():\n    # why\n    return 1\n"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import re
 from collections.abc import Iterator
@@ -37,10 +38,11 @@ SECTIONS = [
 TAB, ENTER, RIGHT, LEFT = ("Tab", 9), ("Enter", 13), ("ArrowRight", 39), ("ArrowLeft", 37)
 
 
-@pytest.fixture(autouse=True)
-def elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.fixture(scope="module", autouse=True)
+def elsewhere(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     """Paths in the examples lead nowhere, also where a checkout holds runs of these names."""
-    monkeypatch.chdir(tmp_path)
+    with contextlib.chdir(tmp_path_factory.mktemp("elsewhere")):  # before the page is written
+        yield
 
 
 @pytest.fixture(scope="module")

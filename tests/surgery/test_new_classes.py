@@ -33,12 +33,14 @@ def test_layers_that_reuse_the_keys_of_others_are_verified(tmp_path: Path) -> No
 
 def test_a_class_that_padding_changes_is_verified_within_that(tmp_path: Path) -> None:
     """Linear attention of Qwen3.5 is sensitive to padding on the left, in the dense model too."""
-    made = smolmoe.upcycle(zoo.folder("qwen3_5"), tmp_path / "moe", experts=4, shared="full")
+    dense, moe = zoo.folder("qwen3_5"), tmp_path / "moe"
+    made = smolmoe.upcycle(dense, moe, experts=4, shared="full", verify="none")
     assert (made.target, made.claim.kind) == ("qwen3_5_moe_text", "exact")
-    assert made.verification is not None
-    assert made.verification.passed
-    tolerance = made.claim.tolerance * made.verification.logits.max_logit
-    assert made.verification.padding.left_dense > tolerance  # else this test shows nothing
+    # It depends on the text, which is to be the same on every machine.
+    (tmp_path / "text.txt").write_text(" ".join(f"{4 * i % 97} is the sum" for i in range(400)))
+    found = smolmoe.verify(dense, moe, text=tmp_path / "text.txt")
+    assert found.passed
+    assert found.padding.left_dense > made.claim.tolerance * found.logits.max_logit  # else this test shows nothing
 
 
 def test_a_class_that_padding_changes_by_more_than_rounding_is_verified_too(tmp_path: Path) -> None:

@@ -100,7 +100,8 @@ def test_the_ranking(by: str) -> None:
             tenth = zoo.F // 10
             score = (size >= size.topk(tenth, dim=1).values[:, -1:]).float().mean(0)
         best = score.topk(W)
-        assert set(found.neurons[layer]) == set(best.indices.tolist())
+        # Not their indices: several neurons may be active on as many tokens as the last one.
+        assert sorted(score[list(found.neurons[layer])].tolist(), reverse=True) == best.values.tolist()
         assert found.held[layer] == pytest.approx(float(best.values.sum() / score.sum()), rel=1e-3)
 
 

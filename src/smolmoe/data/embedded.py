@@ -14,6 +14,7 @@ import ast
 import hashlib
 import importlib
 import inspect
+import io
 import logging
 import os
 import random
@@ -186,7 +187,7 @@ def split_docstrings(source: str) -> tuple[str, list[str]]:
     Raises:
         SyntaxError, ValueError: `source` is not Python.
     """
-    lines = source.splitlines(keepends=True)
+    lines = list(io.StringIO(source, newline=""))  # Python's lines; `splitlines` also ends them at form feeds
     docstrings: list[str] = []
     for node in ast.walk(ast.parse(source)):
         if not isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef) or not node.body:

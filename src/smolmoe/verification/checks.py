@@ -72,7 +72,7 @@ def _sanity(found: Verification, finite: bool, same_tokens: bool | None) -> list
 
 
 def _exact(found: Verification) -> list[Check]:
-    limit = found.claim.tolerance * found.logits.max_logit + _rounding(found)
+    limit = found.claim.tolerance * found.logits.max_logit + rounding_allowed(found.rounding, found.logits.max_logit)
     checks = [_at_most("logits", found.logits.max_abs, limit, "The MoE's logits equal the dense model's.")]
     if (padding := found.padding) is not None:
         worst = max(padding.left, padding.right)
@@ -91,9 +91,9 @@ def _exact(found: Verification) -> list[Check]:
     return [*checks, Check("control", measured >= far, measured, far, meaning)]
 
 
-def _rounding(found: Verification) -> float:
-    """What another order of summation changes in the dense model; 0 if padding changes it by more than rounding."""
-    return found.rounding if found.rounding <= SELF_TOLERANCE * found.logits.max_logit else 0.0
+def rounding_allowed(rounding: float, max_logit: float) -> float:
+    """What another order of summation changes in the reference; 0 if padding changes it by more than rounding."""
+    return rounding if rounding <= SELF_TOLERANCE * max_logit else 0.0
 
 
 def _ffn(claim: Claim, measured: tuple[float | None, ...]) -> list[Check]:

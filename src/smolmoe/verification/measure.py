@@ -95,7 +95,7 @@ def run_dense(streamed: StreamedModel, inputs: Inputs, after_layer: Step) -> Den
                 logits.append(found[0])
             else:
                 side = sides[index - len(sequences)]
-                real = _unpadded(found, inputs.few_sequences, side)
+                real = unpadded(found, inputs.few_sequences, side)
                 padding[side] = max(largest(a - logits[b]) for a, b in zip(real, inputs.few, strict=True))
     return DenseRun(logits, padding, trace)
 
@@ -115,7 +115,7 @@ def run_moe(streamed: StreamedModel, dense: DenseRun, inputs: Inputs, after_laye
                 own.append(logits[0])
             else:
                 side = inputs.sides[index - count]
-                real = _unpadded(logits, inputs.few_sequences, side)
+                real = unpadded(logits, inputs.few_sequences, side)
                 to_dense[side] = max(largest(a - dense.logits[b]) for a, b in zip(real, inputs.few, strict=True))
                 sure = _sure_when_padded(capture, inputs, index, side)
                 to_itself[side] = max(largest((a - own[b])[s]) for a, b, s in zip(real, inputs.few, sure, strict=True))
@@ -249,7 +249,8 @@ def _sure_when_padded(capture: RoutingCapture, inputs: Inputs, call: int, side: 
     return sure
 
 
-def _unpadded(logits: torch.Tensor, sequences: Sequence[torch.Tensor], side: Side) -> list[torch.Tensor]:
+def unpadded(logits: torch.Tensor, sequences: Sequence[torch.Tensor], side: Side) -> list[torch.Tensor]:
+    """The logits of each sequence at its own tokens, [S_i, V]."""
     return [logits[row, real_positions(len(sequence), logits.shape[1], side)] for row, sequence in enumerate(sequences)]
 
 
