@@ -192,7 +192,7 @@ def cells(models: Sequence[Row], engine: str, timeout: float) -> Iterator[tuple[
             return
         cell = {
             "verdict": result.verdict,
-            "reason": result.reason,
+            "reason": result.reason and re.sub(r"/\S+/", "", result.reason),  # without folders of this machine
             "difference": None if result.difference is None else asdict(result.difference),
             "version": result.engine_version,
             "transformers": result.versions["transformers"],
@@ -254,7 +254,7 @@ def _cell(cell: dict[str, Any] | None, reasons: list[str]) -> str:
         return f"**differs**, {found['max_abs']:.2g}, perplexity {found['engine_perplexity']:.5g} for " + (
             f"{found['perplexity']:.5g}{greedy}"
         )
-    reason = re.sub(r"/\S+/", "", cell["reason"].replace("|", "/"))  # without folders of this machine
+    reason = cell["reason"].replace("|", "/")
     reason = reason if len(reason) <= SHORT else f"{reason[:SHORT]} ..."
     if reason not in reasons:
         reasons.append(reason)
