@@ -268,6 +268,12 @@ def test_init_without_a_model_has_the_shipped_values(tmp_path: Path) -> None:
     }
 
 
+def test_a_training_without_a_model_names_the_shipped_one(tmp_path: Path) -> None:
+    values = parse_yaml(init(out=tmp_path / "a.yaml", goal="continue").read_text(encoding="utf-8"))
+    assert values["model"] == {"path": load("grow")["source"]}
+    assert "{" not in values["model"]["path"]
+
+
 @pytest.mark.slow
 def test_a_real_model_is_specialised(shared: Path, tmp_path: Path) -> None:
     text, held_out = (shared / "data/mix" / name for name in ("train.jsonl", "validation.jsonl"))

@@ -107,4 +107,4 @@ def _under(fitted: Fitted) -> dict[str, dict[str, str]]:
 
 def _training(train: dict[str, Any], values: dict[str, Any], folder: Path) -> dict[str, Any]:
     """One training of a shipped pipeline as a recipe."""
-    return {**train, **values["defaults"], "out": str(folder)}
+    return {**train, **values["defaults"], "model": {"path": values["source"]}, "out": str(folder)}
