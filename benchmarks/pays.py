@@ -16,12 +16,8 @@ from __future__ import annotations
 import argparse
 import hashlib
 import json
-import os
 import re
-import subprocess
-import sys
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -128,18 +124,9 @@ def _arguments() -> argparse.Namespace:
 
 
 def run_all(work: Path, arms: Sequence[str], seeds: Sequence[int], workers: int, *, pilot: bool) -> None:
-    """Each arm and seed in a process of one thread, and print what each said last."""
+    from workers import run_each
 
-    def start(job: tuple[int, str]) -> None:
-        seed, arm = job
-        command = [sys.executable, __file__, "one", "--work", str(work), "--arms", arm, "--seeds", str(seed)]
-        command += ["--pilot"] if pilot else []
-        done = subprocess.run(command, env={**os.environ, "OMP_NUM_THREADS": "1"}, capture_output=True, text=True)
-        said = [*done.stdout.strip().splitlines(), *done.stderr.strip().splitlines()] if done.returncode else []
-        print(f"{arm} seed {seed}: {said[-1] if said else done.stdout.strip().splitlines()[-1]}", flush=True)
-
-    with ThreadPoolExecutor(workers) as pool:
-        list(pool.map(start, [(seed, arm) for seed in seeds for arm in arms]))
+    run_each(__file__, arms, seeds, workers, ["--work", str(work), *(["--pilot"] if pilot else [])])
 
 
 # -- text ---------------------------------------------------------------------------------------------------------

@@ -32,14 +32,19 @@ def parse_arguments(about: str | None, arms: Sequence[str], further: Sequence[st
 
 def run_all(script: str, arguments: argparse.Namespace) -> None:
     """Call the script's `one` for every arm and seed, and print what each said last."""
+    files = [f"--{name}={getattr(arguments, name)}" for name in FILES]
+    run_each(script, arguments.arms, arguments.seeds, arguments.workers, files)
 
-    def start(job: tuple[str, int]) -> None:
-        arm, seed = job
-        files = [f"--{name}={getattr(arguments, name)}" for name in FILES]
-        command = [sys.executable, script, "one", *files, "--arms", arm, "--seeds", str(seed)]
+
+def run_each(script: str, arms: Sequence[str], seeds: Sequence[int], workers: int, options: Sequence[str]) -> None:
+    """`run_all` with these options of the script."""
+
+    def start(job: tuple[int, str]) -> None:
+        seed, arm = job
+        command = [sys.executable, script, "one", *options, "--arms", arm, "--seeds", str(seed)]
         done = subprocess.run(command, env={**os.environ, "OMP_NUM_THREADS": "1"}, capture_output=True, text=True)
-        said = done.stdout.strip() or done.stderr.strip().splitlines()[-1]
-        print(f"{arm} seed {seed}: {said}", flush=True)
+        said = done.stdout if done.stdout.strip() and not done.returncode else done.stderr
+        print(f"{arm} seed {seed}: {said.strip().splitlines()[-1]}", flush=True)
 
-    with ThreadPoolExecutor(arguments.workers) as pool:
-        list(pool.map(start, [(arm, seed) for seed in arguments.seeds for arm in arguments.arms]))
+    with ThreadPoolExecutor(workers) as pool:
+        list(pool.map(start, [(seed, arm) for seed in seeds for arm in arms]))
